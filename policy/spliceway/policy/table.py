@@ -1,0 +1,116 @@
+"""The immutable PolicyTable: the only hand-off from policy to kernel and proxy.
+
+`policy` compiles it; `bpf` turns it into map rows; `xds` turns its rule sets into listeners and routes. Neither of the
+two ever sees YAML. Everything in a table is fully resolved: deny has already won, overlapping port ranges are disjoint
+prefixes, and the longest matching prefix is the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
+from typing import NamedTuple
+
+import msgspec
+
+from spliceway.policy.verdict import Direction, Protocol, Reason, Verdict
+
+IPNetwork = IPv4Network | IPv6Network
+
+#: Class of the peers that no rule of a policy treats specially. A class map without an entry means this class.
+OTHER_PEERS = 0
+
+
+class ClassKey(NamedTuple):
+    """Key of the class map: how does this policy class an identity?"""
+
+    policy_id: int
+    direction: Direction
+    identity: int
+
+
+class RowKey(NamedTuple):
+    """Key of a policy row.
+
+    `port` is in host order with the bits beyond `port_bits` zero; `port_bits` counts from the most significant bit
+    (0: every port, 16: one port). For ICMP the port is `type << 8 | code`. Protocol.ANY implies `port_bits == 0`.
+    Rows of a named protocol are more specific than rows of Protocol.ANY.
+    """
+
+    policy_id: int
+    direction: Direction
+    class_id: int
+    protocol: Protocol
+    port: int
+    port_bits: int
+
+
+class Row(msgspec.Struct, frozen=True):
+    """Value of a policy row. `rule_set` is 0 unless verdict is REDIRECT; `rule` is 0 when no rule made it."""
+
+    verdict: Verdict
+    reason: Reason
+    rule: int
+    rule_set: int = 0
+
+
+class RuleRef(msgspec.Struct, frozen=True):
+    """Where a rule was written: `CiliumNetworkPolicy default/api`, `spec.ingress[0].toPorts[0].rules.http[1]`."""
+
+    policy: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.policy} {self.path}"
+
+
+class HttpRule(msgspec.Struct, frozen=True):
+    """One HTTP rule of a rule set. Empty `method` or `path` match everything; both are RE2, whole, Latin-1.
+
+    `path` is matched against `:path`, query included, as Cilium does.
+    """
+
+    rule: int
+    method: str = ""
+    path: str = ""
+
+
+class RuleSet(msgspec.Struct, frozen=True):
+    """The L7 rules that one class of connections meets. A request passes when any rule matches.
+
+    `id` and `name` stay the same when only the rules change, so that the listener stays and live connections see the
+    new rules at their next request.
+    """
+
+    id: int
+    name: str
+    rules: tuple[HttpRule, ...]
+
+
+class EndpointPolicy(msgspec.Struct, frozen=True):
+    """What the kernel must know of a local endpoint: its identity and which policy it has.
+
+    `ingress`/`egress`: whether a policy selects the endpoint in that direction (otherwise everything passes).
+    """
+
+    identity: int
+    policy_id: int
+    ingress: bool
+    egress: bool
+
+
+class PolicyTable(msgspec.Struct, frozen=True):
+    """All verdicts of one node at one revision.
+
+    `endpoints` is keyed by «namespace/name» of the local pods; `ipcache` maps prefixes to identities and always has
+    an entry for 0.0.0.0/0 and ::/0; `identities` gives the labels of every identity that appears anywhere in it.
+    """
+
+    revision: int
+    identities: Mapping[int, tuple[str, ...]]
+    ipcache: Mapping[IPNetwork, int]
+    endpoints: Mapping[str, EndpointPolicy]
+    classes: Mapping[ClassKey, int]
+    rows: Mapping[RowKey, Row]
+    rule_sets: Mapping[int, RuleSet]
+    rules: Mapping[int, RuleRef]
