@@ -1,0 +1,188 @@
+"""Values that cross the border between the datapath and the agent. No I/O here."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+import msgspec
+
+from spliceway.policy.verdict import Reason, Verdict
+
+IPAddress = IPv4Address | IPv6Address
+
+
+class Hook(IntEnum):
+    """Where in the kernel a verdict was made."""
+
+    FROM_POD = 0
+    TO_POD = 1
+    FROM_NETWORK = 2
+    SK_MSG = 3
+    SK_LOOKUP = 4
+
+    @property
+    def label(self) -> str:
+        """Kebab-case name, as in flows and metrics."""
+        return self.name.lower().replace("_", "-")
+
+
+class Leg(IntEnum):
+    """Which connection of a path a socket or packet belongs to."""
+
+    DIRECT = 0  # pod to peer, no proxy between
+    DOWNSTREAM = 1  # client to proxy
+    UPSTREAM = 2  # proxy to server
+
+    @property
+    def label(self) -> str:
+        """Lower-case name."""
+        return self.name.lower()
+
+
+class SpliceState(IntEnum):
+    """State word of a connection that may be spliced (see `redirect.bpf.c`)."""
+
+    UNDECIDED = 0
+    ACTIVE_IN = 1
+    SPLICED = 2
+    TCP_ONLY = 3
+    REVOKED = 4
+
+    @property
+    def label(self) -> str:
+        """Kebab-case name."""
+        return self.name.lower().replace("_", "-")
+
+
+class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the datapath needs to know of the node. Paths are absolute, marks and tables are numbers.
+
+    `mark`/`mark_mask`: packets that are steered to the proxy; `route_table`/`rule_priority`: the policy route that
+    delivers them locally; `pods_cgroup` and `proxy_cgroup`: cgroup2 directories whose sockets are the pods' and the
+    proxy's; `listener_ports`: first and last port that listeners may have.
+    """
+
+    bpffs: Path
+    pods_cgroup: Path
+    proxy_cgroup: Path
+    uplinks: tuple[str, ...] = ()
+    mark: int = 0x5000
+    mark_mask: int = 0xF000
+    route_table: int = 2480
+    rule_priority: int = 48
+    listener_ports: tuple[int, int] = (14000, 14999)
+    splice: bool = True
+    max_connections: int = 262_144
+    max_ipcache: int = 524_288
+    max_rows: int = 262_144
+    max_endpoints: int = 1024
+    event_buffer_bytes: int = 4 << 20
+
+
+class LocalEndpoint(msgspec.Struct, frozen=True):
+    """A pod of this node and its veth. `name` is «namespace/name», `interface` the host side of the veth."""
+
+    name: str
+    interface: str
+    netns: Path
+    addresses: tuple[IPAddress, ...]
+
+
+class KernelFlow(msgspec.Struct, frozen=True):
+    """One verdict of the kernel, from the ring buffer. `time` is CLOCK_MONOTONIC in nanoseconds.
+
+    `rule`, `rule_set` and the identities are numbers of the PolicyTable. `port` 0 when the protocol has none; ICMP: type.
+    """
+
+    time: int
+    hook: Hook
+    verdict: Verdict
+    reason: Reason
+    rule: int
+    rule_set: int
+    source: IPAddress
+    source_port: int
+    source_identity: int
+    destination: IPAddress
+    destination_port: int
+    destination_identity: int
+    protocol: int
+    length: int
+    leg: Leg
+    reply: bool = False
+
+
+class CtEntry(msgspec.Struct, frozen=True):
+    """One conntrack entry, in the perspective of the endpoint's own end. Age in seconds."""
+
+    endpoint: IPAddress
+    endpoint_port: int
+    peer: IPAddress
+    peer_port: int
+    protocol: int
+    leg: Leg
+    endpoint_is_client: bool
+    verdict: Verdict
+    reason: Reason
+    rule: int
+    rule_set: int
+    generation: int
+    idle_seconds: float
+    packets: int
+    bytes: int
+
+
+class SockEntry(msgspec.Struct, frozen=True):
+    """One redirected connection: spliced or not, why not, and the bytes each way.
+
+    `to_proxy_bytes`/`from_proxy_bytes`: redirected bytes from the pod's socket to the proxy's and back.
+    """
+
+    endpoint: IPAddress
+    endpoint_port: int
+    peer: IPAddress
+    peer_port: int
+    leg: Leg
+    state: SpliceState
+    why: str
+    rule_set: int
+    to_proxy_bytes: int
+    to_proxy_messages: int
+    from_proxy_bytes: int
+    from_proxy_messages: int
+
+
+class ReasonCount(msgspec.Struct, frozen=True):
+    """Packets and bytes (or messages) judged with one reason at one hook, all CPUs summed."""
+
+    hook: Hook
+    verdict: Verdict
+    reason: Reason
+    packets: int
+    bytes: int
+
+
+class SpliceCounters(msgspec.Struct, frozen=True):
+    """Node-wide splice counters since load: bytes redirected, bytes that a member sent by TCP, outcomes."""
+
+    redirected_bytes: int
+    redirected_messages: int
+    tcp_bytes: int
+    tcp_messages: int
+    spliced: int
+    tcp_only: int
+    revoked: int
+
+
+class DatapathStatus(msgspec.Struct, frozen=True):
+    """What is loaded and attached. `problems` are sentences for people, empty when all is well."""
+
+    abi: int
+    generation: int
+    taken_over: bool
+    programs: dict[str, str]
+    attached: tuple[str, ...]
+    lost_events: int
+    problems: tuple[str, ...]
