@@ -59,8 +59,9 @@ class SpliceState(IntEnum):
 class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What the datapath needs to know of the node. Paths are absolute, marks and tables are numbers.
 
-    `mark`/`mark_mask`: packets that are steered to the proxy; `route_table`/`rule_priority`: the policy route that
-    delivers them locally; `pods_cgroup` and `proxy_cgroup`: cgroup2 directories whose sockets are the pods' and the
+    `mark`/`mark_mask`: packets that are steered to the proxy; `proxy_mark`, under the same mask: what the proxy puts on
+    its own upstream sockets; `route_table`/`rule_priority`: the policy route that delivers steered packets locally.
+    docs/configuration.md tells why these numbers, and whose they stay clear of. `pods_cgroup` and `proxy_cgroup`: cgroup2 directories whose sockets are the pods' and the
     proxy's; `listener_ports`: first and last port that listeners may have.
     """
 
@@ -68,11 +69,12 @@ class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
     pods_cgroup: Path
     proxy_cgroup: Path
     uplinks: tuple[str, ...] = ()
-    mark: int = 0x5000
-    mark_mask: int = 0xF000
+    mark: int = 0x1000
+    mark_mask: int = 0x1002
+    proxy_mark: int = 0x1002
     route_table: int = 2480
-    rule_priority: int = 48
-    listener_ports: tuple[int, int] = (14000, 14999)
+    rule_priority: int = 7
+    listener_ports: tuple[int, int] = (23000, 23999)
     splice: bool = True
     max_connections: int = 262_144
     max_ipcache: int = 524_288
