@@ -61,8 +61,9 @@ class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `mark`/`mark_mask`: packets that are steered to the proxy; `proxy_mark`, under the same mask: what the proxy puts on
     its own upstream sockets; `route_table`/`rule_priority`: the policy route that delivers steered packets locally.
-    docs/configuration.md tells why these numbers, and whose they stay clear of. `pods_cgroup` and `proxy_cgroup`: cgroup2 directories whose sockets are the pods' and the
-    proxy's; `listener_ports`: first and last port that listeners may have.
+    docs/configuration.md tells why these numbers, and whose they stay clear of. `pods_cgroup` and `proxy_cgroup`:
+    cgroup2 directories whose sockets are the pods' and the proxy's; `listener_ports`: first and last port that
+    listeners may have.
     """
 
     bpffs: Path
