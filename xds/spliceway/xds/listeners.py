@@ -1,0 +1,151 @@
+"""The listener of a rule set. Everything that changes with the rules is in its route configuration, not here.
+
+Changing a listener drains its connections; changing routes reaches live connections at their next request.
+"""
+
+from __future__ import annotations
+
+from envoy.config.accesslog.v3 import accesslog_pb2
+from envoy.config.listener.v3 import listener_pb2
+from envoy.extensions.access_loggers.grpc.v3 import als_pb2
+from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
+from envoy.extensions.filters.http.router.v3 import router_pb2
+from envoy.extensions.filters.listener.original_dst.v3 import original_dst_pb2
+from envoy.extensions.filters.listener.original_src.v3 import original_src_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as network_rbac_pb2
+
+from spliceway.xds.clusters import preserve_case
+from spliceway.xds.names import (
+    ACCESS_LOG,
+    CLUSTER_AGENT,
+    FILTER_AMBIGUOUS,
+    FILTER_POLICY,
+    FILTER_ROUTER,
+    TAG_CONNECTION,
+    listener_name,
+)
+from spliceway.xds.packing import seconds, typed
+from spliceway.xds.rbac import deny_all, deny_ambiguous, deny_own_addresses
+from spliceway.xds.settings import ResourceSettings
+
+_Manager = http_connection_manager_pb2.HttpConnectionManager
+_STATS = "spliceway"  # one prefix for all: counters for each listener cost memory that nobody reads
+_NEVER = seconds(0)
+
+
+def rule_set_listener(rule_set: int, port: int, settings: ResourceSettings) -> listener_pb2.Listener:
+    """The listener of `rule_set` on 127.0.0.1 and [::1] port `port`."""
+    addresses = [{"socket_address": {"address": ip, "port_value": port}} for ip in ("127.0.0.1", "::1")]
+    name = listener_name(rule_set)
+    return listener_pb2.Listener(
+        name=name,
+        stat_prefix=_STATS,
+        address=addresses[0],
+        additional_addresses=[{"address": addresses[1]}] if settings.ipv6 else [],
+        transparent={"value": True},
+        enable_reuse_port={"value": settings.reuse_port},
+        tcp_backlog_size={"value": 4096},
+        per_connection_buffer_limit_bytes={"value": settings.buffer_limit},
+        listener_filters=[
+            typed("envoy.filters.listener.original_dst", original_dst_pb2.OriginalDst()),
+            typed("envoy.filters.listener.original_src", original_src_pb2.OriginalSrc(mark=settings.upstream_mark)),
+        ],
+        filter_chains=[
+            {
+                "filters": [
+                    typed("envoy.filters.network.rbac", _never_to_oneself()),
+                    typed("envoy.filters.network.http_connection_manager", _manager(name, settings)),
+                ]
+            }
+        ],
+    )
+
+
+def _never_to_oneself() -> network_rbac_pb2.RBAC:
+    return network_rbac_pb2.RBAC(rules=deny_own_addresses(), stat_prefix=f"{_STATS}_own_address.")
+
+
+def _manager(name: str, settings: ResourceSettings) -> _Manager:
+    return _Manager(
+        stat_prefix=_STATS,
+        codec_type=_Manager.AUTO,
+        rds={
+            "config_source": {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": _NEVER},
+            "route_config_name": name,
+        },
+        http_filters=[
+            typed(FILTER_AMBIGUOUS, http_rbac_pb2.RBAC(rules=deny_ambiguous())),
+            typed(FILTER_POLICY, http_rbac_pb2.RBAC(rules=deny_all())),
+            typed(FILTER_ROUTER, router_pb2.Router(suppress_envoy_headers=True)),
+        ],
+        access_log=[typed("envoy.access_loggers.http_grpc", _access_log(settings))],
+        **_same_meaning(),
+        **_transparent(settings),
+        **_limits(settings),
+    )
+
+
+def _same_meaning() -> dict[str, object]:
+    """One reading of a request: what is matched is what is sent on."""
+    return {
+        "normalize_path": {"value": True},
+        "merge_slashes": True,
+        "path_with_escaped_slashes_action": _Manager.REJECT_REQUEST,
+        "http_protocol_options": {"accept_http_10": True, "header_key_format": preserve_case()},
+    }
+
+
+def _transparent(settings: ResourceSettings) -> dict[str, object]:
+    """Head and answer as they came: neither end should see that a proxy is there."""
+    return {
+        "use_remote_address": {"value": False},
+        "skip_xff_append": True,
+        "generate_request_id": {"value": False},
+        "server_header_transformation": _Manager.PASS_THROUGH,
+        "upgrade_configs": [{"upgrade_type": "websocket"}],
+        # Otherwise Envoy answers 100 by itself, before the verdict.
+        "proxy_100_continue": True,
+        "local_reply_config": {
+            "mappers": [
+                {
+                    "filter": {
+                        "status_code_filter": {
+                            "comparison": {
+                                "op": accesslog_pb2.ComparisonFilter.EQ,
+                                "value": {"default_value": 403, "runtime_key": "spliceway.denied_status"},
+                            }
+                        }
+                    },
+                    "body": {"inline_string": settings.denied_body},
+                }
+            ]
+        },
+    }
+
+
+def _limits(settings: ResourceSettings) -> dict[str, object]:
+    return {
+        "stream_idle_timeout": _NEVER,
+        "request_timeout": _NEVER,
+        "request_headers_timeout": seconds(settings.headers_timeout),
+        "max_request_headers_kb": {"value": settings.max_head_kib},
+        "common_http_protocol_options": {
+            "idle_timeout": seconds(settings.idle_timeout),
+            "max_headers_count": {"value": settings.max_headers},
+        },
+    }
+
+
+def _access_log(settings: ResourceSettings) -> als_pb2.HttpGrpcAccessLogConfig:
+    return als_pb2.HttpGrpcAccessLogConfig(
+        common_config={
+            "log_name": ACCESS_LOG,
+            "transport_api_version": "V3",
+            "grpc_service": {"envoy_grpc": {"cluster_name": CLUSTER_AGENT}},
+            "buffer_flush_interval": seconds(settings.log_flush_interval),
+            "custom_tags": [
+                {"tag": TAG_CONNECTION, "value": "%CONNECTION_ID%"},
+            ],
+        }
+    )

@@ -1,0 +1,62 @@
+"""From rule sets to a snapshot: one listener and one route configuration each, and the one cluster. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from spliceway.policy.table import RuleSet
+from spliceway.xds.clusters import original_cluster
+from spliceway.xds.errors import ResourceError
+from spliceway.xds.listeners import rule_set_listener
+from spliceway.xds.names import CLUSTER_ORIGINAL, listener_name
+from spliceway.xds.packing import serialized
+from spliceway.xds.routes import rule_set_routes
+from spliceway.xds.settings import ResourceSettings
+from spliceway.xds.snapshot import Snapshot
+from spliceway.xds.typeurls import CLUSTER, LISTENER, ROUTE
+
+
+def build_snapshot(
+    rule_sets: Mapping[int, RuleSet],
+    ports: Mapping[int, int],
+    settings: ResourceSettings,
+    version: str,
+    previous: Snapshot | None = None,
+) -> Snapshot:
+    """Build a node's snapshot from its rule sets (by id) and their listeners' ports (rule set id -> port).
+
+    What is equal in `previous` keeps its version. The result is checked with `consistent()`.
+
+    Raises:
+        ResourceError: a rule set without a port or with another id than its key, a port out of range or used twice,
+            no rules, a pattern that Envoy would refuse.
+        InconsistentSnapshotError: the resources don't fit together.
+    """
+    _check_ports(rule_sets, ports)
+    return Snapshot.of(
+        version,
+        {
+            CLUSTER: {CLUSTER_ORIGINAL: serialized(original_cluster(settings))},
+            LISTENER: {
+                listener_name(key): serialized(rule_set_listener(key, ports[key], settings)) for key in rule_sets
+            },
+            ROUTE: {listener_name(key): serialized(rule_set_routes(rule_set)) for key, rule_set in rule_sets.items()},
+        },
+        previous,
+    ).consistent()
+
+
+def _check_ports(rule_sets: Mapping[int, RuleSet], ports: Mapping[int, int]) -> None:
+    used: dict[int, int] = {}
+    for key, rule_set in rule_sets.items():
+        where = f"rule set {key} ({rule_set.name})"
+        if rule_set.id != key or key <= 0:
+            raise ResourceError(f"{where}: has the id {rule_set.id}; ids are positive and equal to their key")
+        port = ports.get(key)
+        if port is None:
+            raise ResourceError(f"{where}: no listener port")
+        if not 0 < port < 65536:
+            raise ResourceError(f"{where}: listener port {port} is not a port")
+        if port in used:
+            raise ResourceError(f"{where}: listener port {port} is that of rule set {used[port]}")
+        used[port] = key

@@ -1,0 +1,29 @@
+"""What the resources and the bootstrap need to know of the node."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ResourceSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of the listeners and of the upstream side. Times in seconds, sizes in bytes.
+
+    `upstream_mark`: socket mark of the proxy's upstream connections; it must not be the mark that steers packets to
+    the proxy. `ipv6`: listen on [::1] too. `reuse_port`: a listening socket for each worker; needs Linux 6.6 when a
+    TC program assigns packets to them. `connect_timeout`: until an upstream connection is there. `idle_timeout`: a
+    connection without requests, 0 never. `headers_timeout`: from a request's first byte to the end of its head.
+    `buffer_limit`: for each connection and direction. `max_head_kib`, `max_headers`: larger heads get a 431.
+    `denied_body`: body of a 403. `log_flush_interval`: how long an access log entry may wait for company.
+    """
+
+    upstream_mark: int = 0x1002
+    ipv6: bool = True
+    reuse_port: bool = True
+    connect_timeout: float = 10.0
+    idle_timeout: float = 3600.0
+    headers_timeout: float = 60.0
+    buffer_limit: int = 1 << 20
+    max_head_kib: int = 64
+    max_headers: int = 100
+    denied_body: str = "Access denied"
+    log_flush_interval: float = 0.1
