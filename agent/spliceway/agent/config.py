@@ -1,0 +1,280 @@
+"""The agent's configuration: camelCase YAML, every field typed, an unknown field is an error.
+
+Every field and the reason for its default is in docs/configuration.md.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct, field
+
+from spliceway.agent.errors import ConfigError
+from spliceway.bpf.types import DatapathSettings
+
+#: A configuration file has a few dozen lines; more than this is the wrong file.
+MAX_CONFIG_BYTES = 256 << 10
+
+Mark = Annotated[int, Meta(ge=1, le=0xFFFF_FFFF)]
+Positive = Annotated[int, Meta(ge=1)]
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+
+
+class PortRange:
+    """Listener ports «first-last», both included."""
+
+    __slots__ = ("first", "last")
+
+    def __init__(self, first: int, last: int) -> None:
+        if not 1 <= first <= last <= 65535:
+            raise ValueError(f"{first}-{last} is not a range of ports (1 to 65535, first-last)")
+        self.first = first
+        self.last = last
+
+    @classmethod
+    def parse(cls, text: str) -> PortRange:
+        """Read «23000-23999». Raises ValueError."""
+        match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", text)
+        if match is None:
+            raise ValueError(f"{text!r} is not a range of ports (write 23000-23999)")
+        return cls(int(match[1]), int(match[2]))
+
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PortRange) and (self.first, self.last) == (other.first, other.last)
+
+    def __hash__(self) -> int:
+        return hash((self.first, self.last))
+
+    def __repr__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """A mapping of the file."""
+
+
+class NodeConfig(_Section, frozen=True):
+    """Which node this is; `name` is what `spec.nodeName` of its pods says."""
+
+    name: str = ""
+
+
+class CgroupsConfig(_Section, frozen=True):
+    """cgroup2 directories: whose sockets are pods', whose are the proxy's. Never the root cgroup."""
+
+    pods: Path
+    proxy: Path
+
+
+class SourceConfig(_Section, frozen=True):
+    """Where policies and manifests come from."""
+
+    directory: Path
+
+
+class AdminConfig(_Section, frozen=True):
+    """The admin API's Unix socket, mode 0600."""
+
+    socket: Path = Path("/run/spliceway/agent.sock")
+
+
+class ProxyConfig(_Section, frozen=True):
+    """The HTTP proxy: which, where, how many workers (0: one for each core), and the ports its listeners may have."""
+
+    kind: Literal["envoy"] = "envoy"
+    binary: Path | None = None
+    workers: Annotated[int, Meta(ge=0, le=256)] = 0
+    listener_ports: PortRange = field(default_factory=lambda: PortRange(23000, 23999))
+
+
+class SpliceConfig(_Section, frozen=True):
+    """`auto`: splice what can be spliced; `off`: never."""
+
+    mode: Literal["auto", "off"] = "auto"
+
+
+class DatapathConfig(_Section, frozen=True):
+    """Numbers that the node's other network software must not share, and map sizes."""
+
+    mark: Mark = 0x1000
+    mark_mask: Mark = 0x1002
+    proxy_mark: Mark = 0x1002
+    route_table: Annotated[int, Meta(ge=1, le=0xFFFF_FFFF)] = 2480
+    rule_priority: Annotated[int, Meta(ge=1, le=32765)] = 7
+    max_connections: Annotated[int, Meta(ge=1024)] = 262_144
+    max_ipcache: Positive = 524_288
+    max_rows: Positive = 262_144
+    max_endpoints: Annotated[int, Meta(ge=1, le=65_535)] = 1024
+    event_buffer_bytes: Annotated[int, Meta(ge=4096)] = 4 << 20
+
+
+class MetricsConfig(_Section, frozen=True):
+    """`listen`: host:port of a Prometheus endpoint over TCP; empty: only `/metrics` of the admin socket."""
+
+    listen: str = ""
+
+
+class FlowsConfig(_Section, frozen=True):
+    """`buffer_size`: how many of the latest flows the agent remembers."""
+
+    buffer_size: Annotated[int, Meta(ge=1, le=1_000_000)] = 8192
+
+
+class Config(_Section, frozen=True):
+    """The whole file."""
+
+    cgroups: CgroupsConfig
+    source: SourceConfig
+    node: NodeConfig = NodeConfig()
+    state_dir: Path = Path("/var/lib/spliceway")
+    bpffs: Path = Path("/sys/fs/bpf/spliceway")
+    uplinks: tuple[str, ...] = ()
+    admin: AdminConfig = AdminConfig()
+    proxy: ProxyConfig = ProxyConfig()
+    splice: SpliceConfig = SpliceConfig()
+    datapath: DatapathConfig = DatapathConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    flows: FlowsConfig = FlowsConfig()
+
+    @property
+    def node_name(self) -> str:
+        """The configured name, or the host's (lower case, as Kubernetes does)."""
+        return self.node.name or socket.gethostname().lower()
+
+    def datapath_settings(self) -> DatapathSettings:
+        """What the datapath needs of it."""
+        ports = self.proxy.listener_ports
+        return DatapathSettings(
+            bpffs=self.bpffs,
+            pods_cgroup=self.cgroups.pods,
+            proxy_cgroup=self.cgroups.proxy,
+            uplinks=self.uplinks,
+            listener_ports=(ports.first, ports.last),
+            splice=self.splice.mode == "auto",
+            **msgspec.structs.asdict(self.datapath),
+        )
+
+
+def parse_config(text: str, file: str) -> Config:
+    """Check and read a configuration. Raises ConfigError with file, field path and reason."""
+    try:
+        raw = yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(file, "", f"broken YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(file, "", "is not a mapping of fields")
+    try:
+        config = msgspec.convert(raw, Config, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise ConfigError(file, *_split(str(error))) from error
+    _check(config, file)
+    return config
+
+
+def load_config(path: Path) -> Config:
+    """Read a configuration file. Raises ConfigError, also when it can't be read."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(str(path), "", f"can't be read: {error.strerror}") from error
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ConfigError(str(path), "", f"is larger than {MAX_CONFIG_BYTES >> 10} KiB")
+    try:
+        return parse_config(data.decode(), str(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(path), "", f"is not UTF-8 (byte {error.start})") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader in which only true and false are booleans (YAML 1.2: `mode: off` is text) and a key comes once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|false"), list("tf"))
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if not isinstance(value, str):
+        raise TypeError(f"Expected `str`, got `{type(value).__name__}`")
+    if kind is PortRange:
+        return PortRange.parse(value)
+    if kind is Path:
+        path = Path(value)
+        if not path.is_absolute():
+            raise ValueError(f"{value!r} is not an absolute path")
+        return path
+    raise NotImplementedError(f"no decoder for {kind}")
+
+
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.+?)`(?: - at `\$\.?(?P<at>.*?)`)?")
+_MISSING = re.compile(r"Object missing required field `(?P<field>.+?)`(?: - at `\$\.?(?P<at>.*?)`)?")
+_AT = re.compile(r"(?P<reason>.*?)(?: - at `\$\.?(?P<at>.*)`)?", re.DOTALL)
+
+
+def _split(message: str) -> tuple[str, str]:
+    """Take msgspec's message apart: (field path, reason)."""
+    for pattern, reason in ((_UNKNOWN, "unknown field"), (_MISSING, "is required")):
+        if match := pattern.fullmatch(message):
+            return ".".join(part for part in (match["at"], match["field"]) if part), reason
+    match = _AT.fullmatch(message)
+    assert match is not None  # the pattern matches every text
+    return match["at"] or "", match["reason"].replace("`", "")
+
+
+def _check(config: Config, file: str) -> None:
+    """Refuse what types can't: relations between fields."""
+    datapath = config.datapath
+    if not _NAME.fullmatch(config.node_name):
+        raise ConfigError(file, "node.name", f"{config.node_name!r} is not a node name")
+    if datapath.mark & ~datapath.mark_mask:
+        raise ConfigError(
+            file, "datapath.mark", f"{datapath.mark:#x} has bits outside markMask {datapath.mark_mask:#x}"
+        )
+    if datapath.proxy_mark & ~datapath.mark_mask:
+        reason = f"{datapath.proxy_mark:#x} has bits outside markMask {datapath.mark_mask:#x}"
+        raise ConfigError(file, "datapath.proxyMark", reason)
+    if datapath.proxy_mark == datapath.mark:
+        raise ConfigError(
+            file, "datapath.proxyMark", "is the same as mark: the proxy's own packets would be steered to it"
+        )
+    if datapath.route_table in (253, 254, 255):
+        raise ConfigError(file, "datapath.routeTable", f"{datapath.route_table} is a table of the kernel's own")
+    size = datapath.event_buffer_bytes
+    if size & (size - 1):
+        raise ConfigError(file, "datapath.eventBufferBytes", f"{size} is not a power of two")
+    for index, uplink in enumerate(config.uplinks):
+        if not re.fullmatch(r"[^\s/:]{1,15}", uplink):
+            raise ConfigError(file, f"uplinks[{index}]", f"{uplink!r} is not an interface name")
+        if uplink == "lo":
+            raise ConfigError(file, f"uplinks[{index}]", "lo is not an uplink")
+    if config.cgroups.pods == config.cgroups.proxy:
+        raise ConfigError(file, "cgroups.proxy", "is the same as cgroups.pods")
+    if config.metrics.listen:
+        listen_address(config.metrics.listen, file)
+
+
+def listen_address(text: str, file: str) -> tuple[str, int]:
+    """Split «host:port» or «[v6]:port» of `metrics.listen`. Raises ConfigError."""
+    match = re.fullmatch(r"(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<host>[^:\s]*)):(?P<port>\d{1,5})", text)
+    if match is None or not 1 <= int(match["port"]) <= 65535:
+        raise ConfigError(file, "metrics.listen", f"{text!r} is not host:port")
+    return match["v6"] or match["host"] or "0.0.0.0", int(match["port"])

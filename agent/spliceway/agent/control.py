@@ -1,0 +1,48 @@
+"""The two sides that reconciliation drives. `bpf.Datapath` is one, `proxy_control` adapts `xds` to the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Protocol
+
+from spliceway.bpf.types import LocalEndpoint
+from spliceway.policy.table import PolicyTable, RuleSet
+
+
+class Acceptance(Enum):
+    """What the proxy says of a rule set's listener and routes, as they were published last."""
+
+    WAITING = "waiting"
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    PORT_TAKEN = "port-taken"
+
+
+class DatapathControl(Protocol):
+    """The kernel side. Every method raises DatapathError and then has changed nothing that is in force."""
+
+    async def set_endpoints(self, endpoints: Sequence[LocalEndpoint]) -> None:
+        """Attach to these endpoints and to no others. What is in no table yet drops NOT_READY."""
+
+    async def apply(self, table: PolicyTable) -> int:
+        """Bring all rows of a table into force in one step; the kernel generation."""
+
+    async def set_listeners(self, ports: Mapping[int, int]) -> None:
+        """Rule set id → port: where rows may steer to."""
+
+    async def listening(self, port: int) -> bool:
+        """Whether a socket listens on this port, for IPv4 and IPv6."""
+
+
+class ProxyControl(Protocol):
+    """The proxy side."""
+
+    def publish(self, rule_sets: Mapping[int, RuleSet], ports: Mapping[int, int]) -> None:
+        """Have the proxy serve these rule sets on these ports, and no others. Returns before the proxy answered.
+
+        Raises XdsError when that can't be expressed; then the proxy keeps what it has.
+        """
+
+    def acceptance(self, rule_set: int) -> Acceptance:
+        """What the proxy says of this rule set as it was published last."""

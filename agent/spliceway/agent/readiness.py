@@ -1,0 +1,63 @@
+"""Which rule sets may be steered to: the proxy accepted listener and routes, and the socket listens.
+
+Ready once, a rule set stays ready for as long as its proxy process lives: a new version of its routes, or a lost xDS
+stream, doesn't close a listener.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from spliceway.agent.control import Acceptance, DatapathControl, ProxyControl
+
+
+class Readiness:
+    """Keeps the ready rule sets and since when the others are awaited."""
+
+    def __init__(self, carried: Iterable[int] = ()) -> None:
+        """Begin with nothing ready.
+
+        `carried`: rule sets that had a listener under the last agent; if the socket still listens, they are ready
+        without waiting for the proxy to reconnect.
+        """
+        self._ready: set[int] = set()
+        self._carried = set(carried)
+        self._since: dict[int, float] = {}
+
+    def __repr__(self) -> str:
+        return f"Readiness(ready={sorted(self._ready)}, waiting={sorted(self._since)})"
+
+    @property
+    def ready(self) -> frozenset[int]:
+        """Rule sets that may be steered to."""
+        return frozenset(self._ready)
+
+    def proxy_gone(self) -> None:
+        """The proxy process ended, and all its sockets with it."""
+        self._ready.clear()
+        self._carried.clear()
+        self._since.clear()
+
+    async def refresh(
+        self, ports: Mapping[int, int], proxy: ProxyControl, datapath: DatapathControl, now: float
+    ) -> None:
+        """Look at every published rule set. `now` is the event loop's time in seconds."""
+        self._ready &= ports.keys()
+        self._carried &= ports.keys()
+        for rule_set, port in ports.items():
+            if rule_set in self._ready:
+                continue
+            accepted = proxy.acceptance(rule_set) is Acceptance.ACCEPTED
+            if (accepted or rule_set in self._carried) and await datapath.listening(port):
+                self._ready.add(rule_set)
+            self._carried.discard(rule_set)
+        self._since = {rule_set: self._since.get(rule_set, now) for rule_set in ports.keys() - self._ready}
+
+    def waiting(self, now: float, patience: float) -> frozenset[int]:
+        """Rule sets that are awaited for less than `patience` seconds: worth holding something back for."""
+        return frozenset(rule_set for rule_set, since in self._since.items() if now - since < patience)
+
+    def next_deadline(self, now: float, patience: float) -> float | None:
+        """When the patience with the oldest awaited rule set ends, None when none is awaited with patience."""
+        deadlines = [since + patience for since in self._since.values() if now - since < patience]
+        return min(deadlines, default=None)

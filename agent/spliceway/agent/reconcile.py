@@ -1,0 +1,326 @@
+"""One task that makes kernel and proxy what the latest cluster says, in the contract's order.
+
+Numbers are persisted → endpoints are attached → the proxy gets new listeners and routes → those that are accepted and
+listen become known to the kernel → rows flip → what is no longer steered to is removed, in reverse. It is driven by
+levels, not by events: each pass looks at what is wanted and what is there, does what can be done now, and is run again
+when something new is known. So events coalesce, and an answer that comes late is no special case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+
+import msgspec
+import structlog
+
+from spliceway.agent.control import Acceptance, DatapathControl, ProxyControl
+from spliceway.agent.ports import PortAllocator
+from spliceway.agent.readiness import Readiness
+from spliceway.agent.staging import hold_back, same_rows, steered
+from spliceway.agent.state import Held
+from spliceway.bpf.types import LocalEndpoint
+from spliceway.policy.errors import SplicewayError
+from spliceway.policy.model import Cluster
+from spliceway.policy.table import PolicyTable, RuleSet
+
+#: How long a policy stays as it was while its listener is on its way. A healthy proxy answers in milliseconds.
+PATIENCE_SECONDS = 2.0
+#: Between ACK and listen(2) of the proxy's workers: first and longest pause between two looks.
+LISTEN_POLL_SECONDS = (0.002, 0.1)
+#: After a failure: first and longest pause before the next attempt. A new intent is tried at once.
+RETRY_SECONDS = (0.5, 30.0)
+
+log = structlog.get_logger(__name__)
+
+
+class Intent(msgspec.Struct, frozen=True):
+    """What shall be in force. `seen`: time.monotonic() of the change; `held`: what a restart needs of the source."""
+
+    cluster: Cluster
+    endpoints: tuple[LocalEndpoint, ...]
+    held: Held
+    seen: float
+
+
+class ReconcileStatus(msgspec.Struct, frozen=True, rename="camel"):
+    """Where the node is. `revision` is in force in the kernel, `wanted` is what the source says.
+
+    `waiting`: rule sets that drop NO_LISTENER or keep an older policy in force, with what the proxy says of each.
+    `error`: why the last attempt failed, empty when it did not; `applied`: how often rows were flipped.
+    """
+
+    revision: int
+    wanted: int
+    generation: int
+    rule_sets: int
+    rows: int
+    waiting: dict[str, str]
+    error: str
+    endpoint_error: str
+    failures: int
+    applied: int
+
+
+class Reconciler:
+    """See the module. `submit`, `wake` and `proxy_gone` may be called at any time from the event loop."""
+
+    def __init__(
+        self,
+        *,
+        compile_: Callable[[Cluster, int], PolicyTable],
+        save: Callable[[PortAllocator, Held], object],
+        prune: Callable[[PolicyTable], None],
+        ports: PortAllocator,
+        datapath: DatapathControl,
+        proxy: ProxyControl,
+        taken_over: bool = False,
+        observe: Callable[[float], None] = lambda _seconds: None,
+        on_table: Callable[[Intent, PolicyTable], None] = lambda _intent, _table: None,
+    ) -> None:
+        """Wire it up.
+
+        `save` persists numbering, ports and held documents (it runs in a thread and may block for an fsync);
+        `taken_over`: the kernel already enforces what an earlier agent left; `observe` gets the seconds from a change
+        to its rows being in force; `on_table` is told of each table that comes into force.
+        """
+        self._compile = compile_
+        self._save = save
+        self._prune = prune
+        self._ports = ports
+        self._datapath = datapath
+        self._proxy = proxy
+        self._taken_over = taken_over
+        self._observe = observe
+        self._on_table = on_table
+
+        self._readiness = Readiness(ports.ports)
+        self._wake = asyncio.Event()
+        self._intent: Intent | None = None
+        self._compiled: Intent | None = None
+        self._desired: PolicyTable | None = None
+        self._applied: PolicyTable | None = None
+        self._observed: Intent | None = None
+        self._removed: PolicyTable | None = None
+        self._unsaved = False
+        self._published: tuple[dict[int, RuleSet], dict[int, int]] | None = None
+        self._listeners: dict[int, int] | None = None
+        self._attached: tuple[LocalEndpoint, ...] = ()
+        self._generation = 0
+        self._revision = 0
+        self._applies = 0
+        self._failures = 0
+        self._error = ""
+        self._endpoint_error = ""
+        self._next: float | None = None
+        self._poll = LISTEN_POLL_SECONDS[0]
+        self._retry = RETRY_SECONDS[0]
+
+    def __repr__(self) -> str:
+        wanted = self._desired.revision if self._desired else None
+        return f"Reconciler(wanted={wanted}, applied={self._applied and self._applied.revision}, error={self._error!r})"
+
+    def submit(self, intent: Intent) -> None:
+        """Want this from now on; an intent that was not begun with yet is forgotten."""
+        self._intent = intent
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Look again: the proxy answered, or connected."""
+        self._wake.set()
+
+    def proxy_gone(self) -> None:
+        """The proxy process ended: nothing listens any more."""
+        self._readiness.proxy_gone()
+        self._wake.set()
+
+    @property
+    def table(self) -> PolicyTable | None:
+        """The table in force, None before the first."""
+        return self._applied
+
+    @property
+    def ports(self) -> dict[int, int]:
+        """Rule set id → port, ready ones only."""
+        return dict(self._listeners or {})
+
+    def status(self) -> ReconcileStatus:
+        """Where things are now."""
+        applied, desired = self._applied, self._desired
+        waiting = {}
+        if desired is not None:
+            for rule_set in desired.rule_sets.values():
+                said = self._proxy.acceptance(rule_set.id)
+                if rule_set.id not in self._readiness.ready or said is not Acceptance.ACCEPTED:
+                    waiting[rule_set.name] = said.value
+        return ReconcileStatus(
+            revision=applied.revision if applied else 0,
+            wanted=desired.revision if desired else 0,
+            generation=self._generation,
+            rule_sets=len(applied.rule_sets) if applied else 0,
+            rows=len(applied.rows) if applied else 0,
+            waiting=waiting,
+            error=self._error,
+            endpoint_error=self._endpoint_error,
+            failures=self._failures,
+            applied=self._applies,
+        )
+
+    async def run(self) -> None:
+        """Reconcile until cancelled."""
+        while True:
+            try:
+                async with asyncio.timeout_at(self._next):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            await self.step()
+
+    async def step(self) -> None:
+        """One pass. A failure is recorded and tried again later; what is in force stays."""
+        self._wake.clear()
+        self._next = None
+        if self._intent is None:
+            return
+        try:
+            await self._pass(self._intent)
+        except SplicewayError as error:
+            self._failures += 1
+            self._error = str(error)
+            log.error("reconcile failed, the last policy stays in force", error=str(error), retry_seconds=self._retry)
+            self._again_in(self._retry)
+            self._retry = min(self._retry * 2, RETRY_SECONDS[1])
+        else:
+            self._error = ""
+            if not self._endpoint_error:
+                self._retry = RETRY_SECONDS[0]
+
+    async def _pass(self, intent: Intent) -> None:
+        desired = await self._table_of(intent)
+        live = steered(self._applied) if self._applied else frozenset()
+        self._ports.assign(desired.rule_sets)
+        await self._persist(intent)
+        await self._attach({e.name: e for e in (*self._attached, *intent.endpoints)}, retry=True)
+        old = self._applied.rule_sets if self._applied else {}
+        self._publish({**{key: old[key] for key in live if key in old}, **desired.rule_sets})
+
+        loop_time = asyncio.get_running_loop().time()
+        await self._check_ready(loop_time)
+        target = self._target(desired, loop_time)
+        if target is None:
+            return
+        # Listeners before the rows that steer to them, and the old ones until no row does.
+        await self._listen(live | steered(target))
+        await self._apply(intent, target)
+        await self._attach({e.name: e for e in intent.endpoints})
+        if target is desired:
+            await self._remove(intent, desired)
+
+    async def _table_of(self, intent: Intent) -> PolicyTable:
+        if intent is not self._compiled or self._desired is None:
+            self._desired = await asyncio.to_thread(self._compile, intent.cluster, self._revision + 1)
+            self._revision += 1
+            self._compiled = intent
+            self._unsaved = True
+        return self._desired
+
+    async def _persist(self, intent: Intent) -> None:
+        if self._unsaved:
+            await asyncio.to_thread(self._save, self._ports, intent.held)
+            self._unsaved = False
+
+    async def _attach(self, endpoints: Mapping[str, LocalEndpoint], *, retry: bool = False) -> None:
+        wanted = tuple(endpoints[name] for name in sorted(endpoints))
+        if wanted == self._attached and not (retry and self._endpoint_error):
+            return
+        try:
+            await self._datapath.set_endpoints(wanted)
+        except SplicewayError as error:
+            # A pod whose interface isn't there must not keep the policies of all others from coming into force.
+            self._failures += 1
+            self._endpoint_error = str(error)
+            log.error("not all endpoints could be attached", error=str(error), retry_seconds=self._retry)
+            self._again_in(self._retry)
+            self._retry = min(self._retry * 2, RETRY_SECONDS[1])
+        else:
+            self._endpoint_error = ""
+        self._attached = wanted
+
+    def _publish(self, rule_sets: Mapping[int, RuleSet]) -> None:
+        for rule_set in rule_sets:
+            if self._proxy.acceptance(rule_set) is Acceptance.PORT_TAKEN:
+                port = self._ports.replace(rule_set)
+                self._unsaved = True
+                log.warning("a listener port is taken by something else on the node", rule_set=rule_set, instead=port)
+        ports = self._ports.ports
+        wanted = (dict(rule_sets), {rule_set: ports[rule_set] for rule_set in rule_sets})
+        if wanted != self._published:
+            self._proxy.publish(*wanted)
+            self._published = wanted
+
+    async def _check_ready(self, now: float) -> None:
+        published = self._published[1] if self._published else {}
+        await self._readiness.refresh(published, self._proxy, self._datapath, now)
+        unheard = published.keys() - self._readiness.ready
+        if any(self._proxy.acceptance(rule_set) is Acceptance.ACCEPTED for rule_set in unheard):
+            self._again_in(self._poll)
+            self._poll = min(self._poll * 2, LISTEN_POLL_SECONDS[1])
+        else:
+            self._poll = LISTEN_POLL_SECONDS[0]
+
+    def _target(self, desired: PolicyTable, now: float) -> PolicyTable | None:
+        """The table to bring into force now, None to leave the kernel as it is."""
+        waiting = self._readiness.waiting(now, PATIENCE_SECONDS) & steered(desired)
+        if not waiting:
+            return desired
+        deadline = self._readiness.next_deadline(now, PATIENCE_SECONDS)
+        assert deadline is not None  # something waits
+        self._again_in(deadline - now)
+        if self._applied is not None:
+            return hold_back(self._applied, desired, waiting)
+        # What an earlier agent left goes on, its tables are unknown here; where nothing was left, everything drops.
+        return None if self._taken_over else desired
+
+    async def _listen(self, rule_sets: frozenset[int]) -> None:
+        ports = self._ports.ports
+        listeners = {key: ports[key] for key in sorted(rule_sets & self._readiness.ready) if key in ports}
+        if listeners != self._listeners:
+            await self._datapath.set_listeners(listeners)
+            self._listeners = listeners
+
+    async def _apply(self, intent: Intent, target: PolicyTable) -> None:
+        if not same_rows(self._applied, target):
+            self._generation = await self._datapath.apply(target)
+            self._applies += 1
+        if target != self._applied:
+            self._applied = target
+            self._on_table(intent, target)
+        if target is self._desired and self._observed is not intent:
+            self._observed = intent
+            seconds = time.monotonic() - intent.seen
+            self._observe(seconds)
+            log.info(
+                "policy in force",
+                revision=target.revision,
+                generation=self._generation,
+                endpoints=len(target.endpoints),
+                rows=len(target.rows),
+                rule_sets=len(target.rule_sets),
+                milliseconds=round(seconds * 1000, 1),
+            )
+
+    async def _remove(self, intent: Intent, desired: PolicyTable) -> None:
+        """No row steers to what only the last table had: the kernel forgets it, then the proxy, then the numbers."""
+        if self._removed is not desired:
+            await self._listen(steered(desired))
+            self._publish(desired.rule_sets)
+            self._ports.release(desired.rule_sets)
+            self._prune(desired)
+            self._unsaved = True
+            self._removed = desired
+        await self._persist(intent)
+
+    def _again_in(self, seconds: float) -> None:
+        at = asyncio.get_running_loop().time() + seconds
+        self._next = at if self._next is None else min(self._next, at)
