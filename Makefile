@@ -1,0 +1,50 @@
+# Every target does the set-up itself. ARGS goes to the command: make test ARGS="-k testbed", make bench ARGS="--rounds 3".
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench lock clean
+
+BIN := .venv/bin
+STAMP := .venv/.setup-stamp
+UV ?= uv
+ARGS ?=
+
+help:
+	@echo "make setup   Debian packages and .venv (as root; nothing is started)"
+	@echo "make demo    a virtual node, policies, real requests; KEEP=1 leaves it running"
+	@echo "make test    all tests; ARGS=… for pytest"
+	@echo "make lint    ruff, mypy, import-linter"
+	@echo "make bench   compare the data paths; ARGS=… for spliceway bench"
+	@echo "make lock    write requirements.lock anew (needs uv)"
+	@echo "make clean   remove .venv and all caches"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml requirements.lock scripts/setup scripts/packages
+	scripts/setup
+	@touch $@
+
+demo: setup
+	$(BIN)/spliceway demo $(if $(KEEP),--keep) $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/spliceway bench $(ARGS)
+
+# glibc 2.36 is that of Debian 12. --upgrade: the newest versions that pyproject.toml's floors permit.
+lock:
+	$(UV) pip compile pyproject.toml --extra envoy --extra dev --upgrade --generate-hashes \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_36 \
+		--no-emit-index-url --no-emit-find-links --no-header --quiet --output-file requirements.lock
+
+clean:
+	rm -rf .venv dist build bench-results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find agent policy bpf xds proxy tests -name __pycache__ -type d -prune -exec rm -rf {} +
