@@ -22,7 +22,7 @@ OTHER_PEERS = 0
 
 
 class ClassKey(NamedTuple):
-    """Key of the class map: how does this policy class an identity?"""
+    """Key of the class map: how this policy classes an identity."""
 
     policy_id: int
     direction: Direction

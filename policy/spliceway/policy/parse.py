@@ -1,0 +1,90 @@
+"""Documents to objects: the one entry for policies, pods, nodes and namespaces.
+
+A document is refused whole, with a PolicyError that names the field; the other documents of a file are not touched by
+that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import msgspec
+
+from spliceway.policy.documents import Document, load_documents
+from spliceway.policy.errors import PolicyError
+from spliceway.policy.fields import Fields, Where, shown
+from spliceway.policy.model import Object, object_key
+from spliceway.policy.parse_objects import parse_namespace, parse_node, parse_pod
+from spliceway.policy.parse_policy import parse_cilium_policy
+
+#: Which reader a document's apiVersion and kind have.
+READERS: Mapping[tuple[str, str], Callable[[Fields, Where], Object]] = MappingProxyType(
+    {
+        ("v1", "Namespace"): parse_namespace,
+        ("v1", "Pod"): parse_pod,
+        ("v1", "Node"): parse_node,
+        ("cilium.io/v2", "CiliumNetworkPolicy"): parse_cilium_policy,
+    }
+)
+_VERSIONS = MappingProxyType({kind: version for version, kind in READERS})
+
+
+class Parsed(msgspec.Struct, frozen=True):
+    """What a file holds: the objects of its good documents and the errors of the others."""
+
+    objects: tuple[Object, ...]
+    errors: tuple[PolicyError, ...]
+
+
+def parse_document(document: Document) -> tuple[Object, ...]:
+    """Objects of one document: one, or several for a `List`. Raises PolicyError; then none of them counts."""
+    where = Where(document.file, f"document {document.index} (line {document.line})")
+    return _parse(document.content, where, in_list=False)
+
+
+def parse_text(text: str, file: str) -> Parsed:
+    """Objects and errors of a file. When the text is not YAML, that is the only error and there are no objects.
+
+    Two documents that name the same object are an error of the second.
+    """
+    try:
+        documents = load_documents(text, file)
+    except PolicyError as error:
+        return Parsed((), (error,))
+    found: dict[tuple[str, str], Object] = {}
+    errors: list[PolicyError] = []
+    for document in documents:
+        try:
+            for item in parse_document(document):
+                kind, name = object_key(item)
+                if (kind, name) in found:
+                    raise PolicyError(file, f"{kind} {name}", "", "appears twice in this file")
+                found[kind, name] = item
+        except PolicyError as error:
+            errors.append(error)
+    return Parsed(tuple(found.values()), tuple(errors))
+
+
+def _parse(content: object, where: Where, *, in_list: bool) -> tuple[Object, ...]:
+    fields = Fields(content, where)
+    kind: str = fields.need("kind", str)
+    version: str = fields.need("apiVersion", str)
+    if kind == "List" and version == "v1" and not in_list:
+        fields.ignore("metadata")
+        items = fields.need("items", list)
+        fields.done()
+        place = Where(where.file, where.document, "items")
+        found: dict[tuple[str, str], Object] = {}
+        for index, item in enumerate(items):
+            for entry in _parse(item, place.item(index), in_list=True):
+                key = object_key(entry)
+                if key in found:
+                    place.item(index).refuse(f"{key[0]} {key[1]} appears twice in this list")
+                found[key] = entry
+        return tuple(found.values())
+    if kind not in _VERSIONS:
+        where.at("kind").refuse(f"unsupported kind {shown(kind)} (supported: {', '.join((*_VERSIONS, 'List'))})")
+    if (version, kind) not in READERS:
+        where.at("apiVersion").refuse(f"unsupported version {shown(version)} of {kind} (supported: {_VERSIONS[kind]})")
+    return (READERS[version, kind](fields, where),)
