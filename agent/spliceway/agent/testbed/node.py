@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ class Pod(msgspec.Struct, frozen=True):
     namespace: str
     name: str
     node: str
-    addresses: tuple[IPAddress, ...]
+    ips: tuple[str, ...]
     netns: Path
     cgroup: Path
     interface: str
@@ -38,6 +39,11 @@ class Pod(msgspec.Struct, frozen=True):
     def key(self) -> str:
         """«namespace/name»."""
         return f"{self.namespace}/{self.name}"
+
+    @property
+    def addresses(self) -> tuple[IPAddress, ...]:
+        """`ips` as addresses."""
+        return tuple(map(ip_address, self.ips))
 
     def address(self, version: int = 4) -> IPAddress:
         """The first address of IP version 4 or 6. Raises TestbedError when it has none."""
@@ -103,10 +109,15 @@ class NodeInfo(msgspec.Struct, frozen=True):
 
     name: str
     number: int
-    addresses: tuple[IPAddress, ...]
+    ips: tuple[str, ...]
     netns: Path
     cgroups: Cgroups
     directory: Path
+
+    @property
+    def addresses(self) -> tuple[IPAddress, ...]:
+        """`ips`, those of the uplink, as addresses."""
+        return tuple(map(ip_address, self.ips))
 
     @property
     def bpffs(self) -> Path:

@@ -84,6 +84,18 @@ def is_kept(run_id: str) -> bool:
     return (DIRECTORY / run_id / "kept").exists()
 
 
+def is_dead(run_id: str) -> bool:
+    """Whether the owner of a run has ended (a kept one's usually has)."""
+    with _registry():
+        try:
+            os.close(_lock(DIRECTORY / run_id))
+        except BlockingIOError:
+            return False
+        except FileNotFoundError:
+            pass  # taken down meanwhile
+    return True
+
+
 def sweep() -> list[str]:
     """Take down what runs left whose owner is dead and that nobody kept; returns their ids."""
     swept = []

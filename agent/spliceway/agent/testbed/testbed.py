@@ -116,6 +116,10 @@ class Testbed:
         """Leave the testbed up when this process ends; `testbed down` ends it."""
         self._run.keep()
 
+    def detach(self) -> None:
+        """Let go of a kept testbed: its processes go on without this one."""
+        self._run.release()
+
     def down(self) -> None:
         """Take everything down, whatever there is of it. Can be called again."""
         if self._run.path.is_dir():
@@ -167,7 +171,7 @@ class Testbed:
         info = NodeInfo(
             name=plan.name,
             number=plan.number,
-            addresses=plan.addresses,
+            ips=tuple(map(str, plan.addresses)),
             netns=self._run.netns(plan.name),
             cgroups=Cgroups(agent=root / "agent", proxy=root / "proxy", pods=root / "pods"),
             directory=self.directory / plan.name,
@@ -212,7 +216,7 @@ class Testbed:
             namespace=plan.namespace,
             name=plan.name,
             node=plan.node,
-            addresses=plan.addresses,
+            ips=tuple(map(str, plan.addresses)),
             netns=self._run.netns(plan.slug),
             cgroup=cgroups.create(cgroup),
             interface=interface,

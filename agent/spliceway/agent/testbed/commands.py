@@ -1,0 +1,175 @@
+"""`spliceway testbed`: virtual nodes from manifests, for trying policies with real traffic."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import typer
+
+from spliceway.agent.testbed import processes, runs
+from spliceway.agent.testbed.agentprocess import start_agent
+from spliceway.agent.testbed.errors import TestbedError
+from spliceway.agent.testbed.node import NodeInfo, Pod, find_pod
+from spliceway.agent.testbed.testbed import Record, Testbed, load_record
+
+app = typer.Typer(
+    name="testbed",
+    help="Virtual nodes from manifests, to try policies with real traffic.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Output = Annotated[Literal["table", "json"], typer.Option("--output", "-o", help="For people or for programs.")]
+RunId = Annotated[str, typer.Option("--run", help="Which testbed, when several are up.")]
+
+
+class RunStatus(msgspec.Struct, frozen=True, rename="camel"):
+    """One testbed in `status`. `state`: kept, running (its owner lives) or starting; `age_seconds` since it began."""
+
+    run: str
+    state: str
+    age_seconds: int
+    nodes: tuple[str, ...]
+    pods: tuple[PodStatus, ...]
+
+
+class PodStatus(msgspec.Struct, frozen=True):
+    """One pod, or a host outside the cluster when `node` is empty."""
+
+    name: str
+    node: str
+    addresses: tuple[str, ...]
+    interface: str
+    netns: str
+
+
+@app.command("up")
+def up(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Manifests, or directories of them.")],
+    policies: Annotated[
+        list[Path] | None, typer.Option(help="A directory or file of policies; can be repeated.")
+    ] = None,
+    agent: Annotated[bool, typer.Option("--agent/--no-agent", help="Whether to run the agent on the nodes.")] = True,
+) -> None:
+    """Build virtual nodes from Namespace and Pod manifests and leave them running."""
+    testbed = Testbed.up(files, policies=policies or ())
+    try:
+        if agent:
+            for node in testbed.nodes:
+                start_agent(node)
+        testbed.keep()
+    except BaseException:
+        testbed.down()
+        raise
+    testbed.detach()
+    typer.echo(_table([_status(testbed.run_id)]))
+    pods = list(testbed.node.pods.values())
+    where = testbed.node.info
+    typer.echo(f"\nEdit policies in {where.policies}; logs are in {where.logs}.")
+    if pods:
+        typer.echo(f"Try:  spliceway testbed exec {pods[0].key} -- curl http://{pods[-1].ips[0]}/")
+    typer.echo("End:  spliceway testbed down")
+
+
+@app.command("exec", context_settings={"allow_interspersed_args": False})
+def execute(
+    pod: Annotated[str, typer.Argument(metavar="POD", help="[NAMESPACE/]NAME of a pod or host, or node/NAME.")],
+    command: Annotated[list[str], typer.Argument(metavar="-- CMD…", help="Program and arguments.")],
+    run: RunId = "",
+) -> None:
+    """Run a program in a pod, with this terminal. Its exit status is ours."""
+    command = command[1:] if command[0] == "--" else command
+    if not command:
+        raise typer.BadParameter("no program given", param_hint="CMD")
+    record = load_record(_chosen(run))
+    if pod.startswith("node/"):
+        node = _node(record, pod.removeprefix("node/"))
+        processes.replace(node.netns, node.cgroups.agent, command, os.environ)
+    else:
+        target = find_pod(pod, {each.key: each for each in (*record.pods, *record.hosts)})
+        terminal = {"TERM": os.environ["TERM"]} if "TERM" in os.environ else {}
+        processes.replace(target.netns, target.cgroup, command, target.environment(terminal))
+
+
+@app.command("status")
+def status(output: Output = "table") -> None:
+    """List the testbeds that are up, their nodes and pods."""
+    found = [_status(run_id) for run_id in runs.existing()]
+    if output == "json":
+        typer.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
+    else:
+        typer.echo(_table(found) if found else "No testbed is up.")
+
+
+@app.command("down")
+def down(
+    run_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]…", help="Which; not needed when one is up.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that are kept.")] = False,
+) -> None:
+    """Take kept testbeds down, and sweep what dead ones left."""
+    if everything:
+        chosen = [run_id for run_id in runs.existing() if runs.is_kept(run_id)]
+    else:
+        chosen = run_ids or [_chosen("", kept=True)]
+    for run_id in chosen:
+        if run_id not in runs.existing():
+            raise TestbedError(f"{run_id}: no such testbed; `spliceway testbed status` lists them")
+        if not runs.is_kept(run_id) and not runs.is_dead(run_id):
+            raise TestbedError(f"{run_id}: belongs to a process that is still running; end that instead")
+        runs.tear_down(run_id)
+        typer.echo(f"{run_id} is down.")
+    runs.sweep()
+
+
+def _chosen(run: str, *, kept: bool = False) -> str:
+    """The run that is meant: the given one, or the only one that is up."""
+    if run:
+        return run
+    found = [run_id for run_id in runs.existing() if runs.is_kept(run_id) or not (kept or runs.is_dead(run_id))]
+    if not found:
+        raise TestbedError("no testbed is up; `spliceway testbed up FILE…` makes one")
+    if len(found) > 1:
+        raise TestbedError(f"several testbeds are up, say which: {', '.join(found)}")
+    return found[0]
+
+
+def _node(record: Record, name: str) -> NodeInfo:
+    for node in record.nodes:
+        if node.name == name:
+            return node
+    raise TestbedError(f"node {name}: there are {', '.join(node.name for node in record.nodes)}")
+
+
+def _status(run_id: str) -> RunStatus:
+    path = runs.DIRECTORY / run_id
+    age = int(time.time() - (path / "lock").stat().st_mtime)
+    try:
+        record = load_record(run_id)
+    except TestbedError:  # it is being built, or its owner died on the way
+        return RunStatus(run_id, "dead" if runs.is_dead(run_id) else "starting", age, (), ())
+    state = "kept" if runs.is_kept(run_id) else "dead" if runs.is_dead(run_id) else "running"
+    pods = tuple(_pod_status(pod) for pod in (*record.pods, *record.hosts))
+    return RunStatus(run_id, state, age, tuple(node.name for node in record.nodes), pods)
+
+
+def _pod_status(pod: Pod) -> PodStatus:
+    return PodStatus(pod.key, pod.node, pod.ips, pod.interface, str(pod.netns))
+
+
+def _table(found: list[RunStatus]) -> str:
+    rows = [("RUN", "STATE", "NODE", "POD", "ADDRESSES", "INTERFACE")]
+    for each in found:
+        if not each.pods:
+            rows.append((each.run, each.state, ",".join(each.nodes) or "-", "-", "-", "-"))
+        for pod in each.pods:
+            rows.append(
+                (each.run, each.state, pod.node or "(outside)", pod.name, ",".join(pod.addresses), pod.interface or "-")
+            )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
