@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from spliceway.policy.errors import SplicewayError
 
-class XdsError(Exception):
+
+class XdsError(SplicewayError):
     """Anything that goes wrong between the agent and its HTTP proxy."""
 
 

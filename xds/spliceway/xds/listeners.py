@@ -12,7 +12,9 @@ from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.listener.original_dst.v3 import original_dst_pb2
 from envoy.extensions.filters.listener.original_src.v3 import original_src_pb2
-from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (
+    HttpConnectionManager,
+)
 from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as network_rbac_pb2
 
 from spliceway.xds.clusters import preserve_case
@@ -29,7 +31,6 @@ from spliceway.xds.packing import seconds, typed
 from spliceway.xds.rbac import deny_all, deny_ambiguous, deny_own_addresses
 from spliceway.xds.settings import ResourceSettings
 
-_Manager = http_connection_manager_pb2.HttpConnectionManager
 _STATS = "spliceway"  # one prefix for all: counters for each listener cost memory that nobody reads
 _NEVER = seconds(0)
 
@@ -66,10 +67,10 @@ def _never_to_oneself() -> network_rbac_pb2.RBAC:
     return network_rbac_pb2.RBAC(rules=deny_own_addresses(), stat_prefix=f"{_STATS}_own_address.")
 
 
-def _manager(name: str, settings: ResourceSettings) -> _Manager:
-    return _Manager(
+def _manager(name: str, settings: ResourceSettings) -> HttpConnectionManager:
+    return HttpConnectionManager(
         stat_prefix=_STATS,
-        codec_type=_Manager.AUTO,
+        codec_type=HttpConnectionManager.AUTO,
         rds={
             "config_source": {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": _NEVER},
             "route_config_name": name,
@@ -91,7 +92,7 @@ def _same_meaning() -> dict[str, object]:
     return {
         "normalize_path": {"value": True},
         "merge_slashes": True,
-        "path_with_escaped_slashes_action": _Manager.REJECT_REQUEST,
+        "path_with_escaped_slashes_action": HttpConnectionManager.REJECT_REQUEST,
         "http_protocol_options": {"accept_http_10": True, "header_key_format": preserve_case()},
     }
 
@@ -102,7 +103,7 @@ def _transparent(settings: ResourceSettings) -> dict[str, object]:
         "use_remote_address": {"value": False},
         "skip_xff_append": True,
         "generate_request_id": {"value": False},
-        "server_header_transformation": _Manager.PASS_THROUGH,
+        "server_header_transformation": HttpConnectionManager.PASS_THROUGH,
         "upgrade_configs": [{"upgrade_type": "websocket"}],
         # Otherwise Envoy answers 100 by itself, before the verdict.
         "proxy_100_continue": True,

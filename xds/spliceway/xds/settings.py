@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
 
@@ -27,3 +29,19 @@ class ResourceSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_headers: int = 100
     denied_body: str = "Access denied"
     log_flush_interval: float = 0.1
+
+
+class BootstrapSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What Envoy is started with. Paths are absolute, times in seconds.
+
+    `node_id`, `cluster`: how it calls itself to the agent. `xds_socket`: the agent's Unix socket. `admin_socket`:
+    Envoy's own admin interface. `max_connections`: downstream connections beyond this are refused.
+    `reconnect_max`: longest pause between two attempts to reach an agent that is away.
+    """
+
+    node_id: str
+    cluster: str = "spliceway"
+    xds_socket: Path
+    admin_socket: Path
+    max_connections: int = 200_000
+    reconnect_max: float = 1.0

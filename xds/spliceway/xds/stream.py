@@ -76,7 +76,8 @@ class AdsStream:
         order = list(self.subscriptions)
         later = (self.subscriptions[other] for other in order[order.index(url) + 1 :])
         return all(
-            subscription.pending is None and not set(subscription.missing(snapshot.types[subscription.info.url]))
+            subscription.pending is None
+            and not any(map(subscription.wants, subscription.missing(snapshot.types[subscription.info.url])))
             for subscription in later
             if subscription.active
         )

@@ -138,11 +138,16 @@ class Subscription:
         return response
 
     def missing(self, held: TypeSet) -> tuple[str, ...]:
-        """Names whose state at the client is not known to be that of `held`: not acknowledged, or not yet removed."""
+        """Names whose state at the client is not known to be that of `held`: not acknowledged, or not yet removed.
+
+        `*` stands for whatever the client may have kept from before.
+        """
         target = {name: resource.version for name, resource in held.resources.items()}
         late = {name for name, version in target.items() if self.acked.get(name) != version}
         if self.info.full_set:
             late |= self.acked.keys() - target.keys()
+            # Before the first answer nobody knows what the client still has from an earlier stream.
+            late |= set() if self.acked_nonce else {WILDCARD}
         return tuple(sorted(late))
 
     def refused(self, held: TypeSet) -> tuple[str, ...]:
@@ -183,9 +188,9 @@ class Subscription:
         self.wildcard = WILDCARD in names or (self.info.full_set and not names and not self._explicit)
         self._explicit = self._explicit or bool(names)
         self.names = explicit
-        for state in (self.sent, self.acked, self.rejected):
-            for name in [name for name in state if not self.wants(name)]:
-                del state[name]
+        self.sent = {name: resource for name, resource in self.sent.items() if self.wants(name)}
+        self.acked = {name: version for name, version in self.acked.items() if self.wants(name)}
+        self.rejected = {name: version for name, version in self.rejected.items() if self.wants(name)}
 
     def _full(self, wanted: dict[str, Resource], version: str, keep: bool) -> Response | None:
         if keep and (kept := {name: old for name, old in self.sent.items() if name not in wanted}):
@@ -204,6 +209,7 @@ class Subscription:
         for name in self.sent.keys() - wanted.keys():
             del self.sent[name]
             self.acked.pop(name, None)
+            self.rejected.pop(name, None)
         changed = [resource for name, resource in wanted.items() if self.sent.get(name) != resource]
         if not changed:
             return None

@@ -1,0 +1,94 @@
+"""From Envoy's access log entries to HttpFlow. Pure."""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address, ip_address
+
+from envoy.config.core.v3 import address_pb2
+from envoy.data.accesslog.v3 import accesslog_pb2
+
+from spliceway.policy.verdict import Reason, Verdict
+from spliceway.xds.flow import HttpFlow, IPAddress
+from spliceway.xds.names import AMBIGUOUS, RBAC_METADATA, RBAC_POLICY_KEY, TAG_CONNECTION, rule_of
+
+_DENIED = "rbac_access_denied_matched_policy["
+_NOWHERE = ip_address("::")
+
+
+def flow_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> HttpFlow:
+    """One entry as a flow."""
+    common, request, response = entry.common_properties, entry.request, entry.response
+    # Not downstream_remote_address: that one believes X-Forwarded-For.
+    source, source_port = _socket(common.downstream_direct_remote_address)
+    destination, destination_port = _socket(common.downstream_local_address)
+    rule = rule_of(_policy(common))
+    verdict, reason = judged(response.response_code_details, rule)
+    upstream = _socket(common.upstream_local_address) if common.HasField("upstream_local_address") else None
+    tag = common.custom_tags.get(TAG_CONNECTION, "")
+    return HttpFlow(
+        time=common.start_time.ToNanoseconds(),
+        duration_ns=common.duration.ToNanoseconds(),
+        source=source,
+        source_port=source_port,
+        destination=destination,
+        destination_port=destination_port,
+        protocol=_protocol(entry),
+        method=_method(request),
+        authority=request.authority,
+        path=request.path,
+        status=response.response_code.value,
+        verdict=verdict,
+        reason=reason,
+        rule_set=int(common.route_name) if common.route_name.isdigit() else 0,
+        rule=rule if verdict is Verdict.ALLOW else 0,
+        details=response.response_code_details,
+        flags=tuple(field.name for field, _ in common.response_flags.ListFields()),
+        connection=int(tag) if tag.isdigit() else 0,
+        upstream_source=upstream,
+        received_bytes=common.downstream_wire_bytes_received,
+        sent_bytes=common.downstream_wire_bytes_sent,
+        upstream_sent_bytes=common.upstream_wire_bytes_sent,
+        upstream_received_bytes=common.upstream_wire_bytes_received,
+    )
+
+
+def judged(details: str, rule: int) -> tuple[Verdict, Reason]:
+    """Verdict and reason from Envoy's response code details and the rule that the allow list named (0: none)."""
+    if details.startswith(_DENIED):
+        ambiguous = details.removeprefix(_DENIED).startswith(AMBIGUOUS)
+        return Verdict.DENY, Reason.HTTP_AMBIGUOUS if ambiguous else Reason.HTTP_DENIED
+    if rule:
+        return Verdict.ALLOW, Reason.HTTP_ALLOWED
+    return Verdict.DENY, Reason.HTTP_MALFORMED
+
+
+def _policy(common: accesslog_pb2.AccessLogCommon) -> str:
+    fields = common.metadata.filter_metadata.get(RBAC_METADATA)
+    value = fields.fields.get(RBAC_POLICY_KEY) if fields is not None else None
+    return value.string_value if value is not None else ""
+
+
+def _method(request: accesslog_pb2.HTTPRequestProperties) -> str:
+    unknown = request.request_method == 0
+    return (
+        ""
+        if unknown
+        else type(request)
+        .DESCRIPTOR.fields_by_name["request_method"]
+        .enum_type.values_by_number[request.request_method]
+        .name
+    )
+
+
+def _protocol(entry: accesslog_pb2.HTTPAccessLogEntry) -> str:
+    names = {1: "HTTP/1.0", 2: "HTTP/1.1", 3: "HTTP/2", 4: "HTTP/3"}
+    return names.get(entry.protocol_version, "")
+
+
+def _socket(address: address_pb2.Address) -> tuple[IPAddress, int]:
+    socket = address.socket_address
+    if not socket.address:
+        return _NOWHERE, 0
+    ip = ip_address(socket.address)
+    mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
+    return mapped or ip, socket.port_value
