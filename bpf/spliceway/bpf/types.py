@@ -67,6 +67,7 @@ class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     bpffs: Path
+    state_dir: Path
     pods_cgroup: Path
     proxy_cgroup: Path
     uplinks: tuple[str, ...] = ()

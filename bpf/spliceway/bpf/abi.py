@@ -1,0 +1,330 @@
+"""Python mirror of `c/abi.h`: the layout of every map key, map value and event.
+
+Keep the two in step; `tests/kernel/test_abi.py` compares every offset, size and enumerator with what the compiler makes of
+the header. Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d; ports are in network order unless a field says otherwise.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
+from enum import IntEnum, IntFlag
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+ABI_VERSION = 1
+REASON_SLOTS = 128
+VERDICTS = 4
+HOOKS = 5
+POLICY_PREFIX_ANY = 72
+POLICY_PREFIX_PROTOCOL = 80
+MAPPED = b"\0" * 10 + b"\xff\xff"
+
+
+class ConfigFlag(IntFlag):
+    """`config.flags`."""
+
+    SPLICE = 1
+
+
+class Enforce(IntFlag):
+    """`endpoint.enforce`: which directions a policy selects; without READY everything is dropped."""
+
+    INGRESS = 1
+    EGRESS = 2
+    READY = 4
+
+
+class CtFlag(IntFlag):
+    """`ct_value.flags`."""
+
+    CLIENT = 1
+    FIN_OUT = 2
+    FIN_IN = 4
+    RESET = 8
+    REPLIED = 16
+
+
+class Side(IntEnum):
+    """`ct_key.side`: whose end the entry is kept for."""
+
+    POD = 0
+    NETWORK = 1
+
+
+class End(IntEnum):
+    """`splice_key.end`."""
+
+    POD = 0
+    PROXY = 1
+
+
+class Why(IntEnum):
+    """Why a connection is not spliced (`splice_state.why`)."""
+
+    NONE = 0
+    OFF = 1
+    DATA_IN_SYN = 2
+    SENT_FIRST = 3
+    NO_ACTIVE = 4
+    MAP = 5
+    PEER_GONE = 6
+
+    @property
+    def label(self) -> str:
+        """What to tell people; empty when there is nothing to tell."""
+        return "" if self is Why.NONE else self.name.lower().replace("_", "-")
+
+
+class Addr(ctypes.Structure):
+    """16 bytes in network order."""
+
+    _fields_ = (("w", c_uint8 * 16),)
+
+
+class Generation(ctypes.Structure):
+    """struct generation."""
+
+    _fields_ = (("number", c_uint64),)
+
+
+class Config(ctypes.Structure):
+    """struct config."""
+
+    _fields_ = (
+        ("node_cookie", c_uint64),
+        ("mark", c_uint32),
+        ("mark_mask", c_uint32),
+        ("flags", c_uint32),
+        ("first_port", c_uint16),
+        ("last_port", c_uint16),
+    )
+
+
+class IpcacheKey(ctypes.Structure):
+    """struct ipcache_key."""
+
+    _fields_ = (("prefixlen", c_uint32), ("addr", Addr))
+
+
+class IpcacheValue(ctypes.Structure):
+    """struct ipcache_value."""
+
+    _fields_ = (("identity", c_uint32 * 2), ("endpoint", c_uint32))
+
+
+class Endpoint(ctypes.Structure):
+    """struct endpoint."""
+
+    _fields_ = (
+        ("netns_cookie", c_uint64),
+        ("v4", Addr),
+        ("v6", Addr),
+        ("identity", c_uint32 * 2),
+        ("policy", c_uint32 * 2),
+        ("enforce", c_uint8 * 2),
+        ("pad", c_uint8 * 6),
+    )
+
+
+class ClassKey(ctypes.Structure):
+    """struct class_key."""
+
+    _fields_ = (("policy", c_uint32), ("identity", c_uint32), ("direction", c_uint32))
+
+
+class ClassValue(ctypes.Structure):
+    """struct class_value."""
+
+    _fields_ = (("class_id", c_uint32 * 2),)
+
+
+class PolicyKey(ctypes.Structure):
+    """struct policy_key."""
+
+    _fields_ = (
+        ("prefixlen", c_uint32),
+        ("policy", c_uint32),
+        ("class_id", c_uint32),
+        ("direction", c_uint8),
+        ("protocol", c_uint8),
+        ("port", c_uint16),
+    )
+
+
+class PolicyValue(ctypes.Structure):
+    """struct policy_value."""
+
+    _fields_ = (
+        ("rule", c_uint32 * 2),
+        ("rule_set", c_uint32 * 2),
+        ("verdict", c_uint8 * 2),
+        ("reason", c_uint8 * 2),
+    )
+
+
+class Listener(ctypes.Structure):
+    """struct listener; the port is in host order."""
+
+    _fields_ = (("port", c_uint16),)
+
+
+class CtKey(ctypes.Structure):
+    """struct ct_key."""
+
+    _fields_ = (
+        ("local", Addr),
+        ("remote", Addr),
+        ("local_port", c_uint16),
+        ("remote_port", c_uint16),
+        ("protocol", c_uint8),
+        ("side", c_uint8),
+        ("pad", c_uint16),
+    )
+
+
+class CtValue(ctypes.Structure):
+    """struct ct_value."""
+
+    _fields_ = (
+        ("seen", c_uint64),
+        ("packets", c_uint64),
+        ("bytes", c_uint64),
+        ("generation", c_uint64),
+        ("rule", c_uint32),
+        ("rule_set", c_uint32),
+        ("peer_identity", c_uint32),
+        ("leg", c_uint8),
+        ("flags", c_uint8),
+        ("verdict", c_uint8),
+        ("reason", c_uint8),
+    )
+
+
+class Counter(ctypes.Structure):
+    """struct counter."""
+
+    _fields_ = (("packets", c_uint64), ("bytes", c_uint64))
+
+
+class Event(ctypes.Structure):
+    """struct event; ports are in host order."""
+
+    _fields_ = (
+        ("time", c_uint64),
+        ("src", Addr),
+        ("dst", Addr),
+        ("src_identity", c_uint32),
+        ("dst_identity", c_uint32),
+        ("rule", c_uint32),
+        ("rule_set", c_uint32),
+        ("length", c_uint32),
+        ("sport", c_uint16),
+        ("dport", c_uint16),
+        ("protocol", c_uint8),
+        ("hook", c_uint8),
+        ("verdict", c_uint8),
+        ("reason", c_uint8),
+        ("leg", c_uint8),
+        ("reply", c_uint8),
+        ("revoked", c_uint8),
+        ("pad", c_uint8),
+    )
+
+
+class SpliceKey(ctypes.Structure):
+    """struct splice_key."""
+
+    _fields_ = (
+        ("netns_cookie", c_uint64),
+        ("pod", Addr),
+        ("peer", Addr),
+        ("pod_port", c_uint16),
+        ("peer_port", c_uint16),
+        ("end", c_uint32),
+    )
+
+
+class SpliceState(ctypes.Structure):
+    """struct splice_state."""
+
+    _fields_ = (
+        ("word", c_uint64),
+        ("nonce", c_uint64),
+        ("generation", c_uint64),
+        ("bytes", c_uint64 * 2),
+        ("messages", c_uint64 * 2),
+        ("rule_set", c_uint32),
+        ("isn", c_uint32),
+        ("leg", c_uint8),
+        ("why", c_uint8),
+        ("pad", c_uint8 * 6),
+    )
+
+
+class SockTag(ctypes.Structure):
+    """struct sock_tag."""
+
+    _fields_ = (("nonce", c_uint64), ("key", SpliceKey))
+
+
+class SpliceCounters(ctypes.Structure):
+    """struct splice_counters."""
+
+    _fields_ = (
+        ("redirected_bytes", c_uint64),
+        ("redirected_messages", c_uint64),
+        ("tcp_bytes", c_uint64),
+        ("tcp_messages", c_uint64),
+        ("spliced", c_uint64),
+        ("tcp_only", c_uint64),
+        ("revoked", c_uint64),
+        ("lost_events", c_uint64),
+    )
+
+
+#: C name of every shared struct. The test walks it.
+STRUCTS: dict[str, type[ctypes.Structure]] = {
+    "addr": Addr,
+    "generation": Generation,
+    "config": Config,
+    "ipcache_key": IpcacheKey,
+    "ipcache_value": IpcacheValue,
+    "endpoint": Endpoint,
+    "class_key": ClassKey,
+    "class_value": ClassValue,
+    "policy_key": PolicyKey,
+    "policy_value": PolicyValue,
+    "listener": Listener,
+    "ct_key": CtKey,
+    "ct_value": CtValue,
+    "counter": Counter,
+    "event": Event,
+    "splice_key": SpliceKey,
+    "splice_state": SpliceState,
+    "sock_tag": SockTag,
+    "splice_counters": SpliceCounters,
+}
+
+
+def pack_address(address: IPv4Address | IPv6Address) -> bytes:
+    """16 bytes in network order; IPv4 as ::ffff:a.b.c.d."""
+    return MAPPED + address.packed if address.version == 4 else address.packed
+
+
+def unpack_address(packed: bytes) -> IPv4Address | IPv6Address:
+    """The inverse of `pack_address`."""
+    return IPv4Address(packed[12:]) if packed.startswith(MAPPED) else IPv6Address(packed)
+
+
+def pack_prefix(network: IPv4Network | IPv6Network) -> bytes:
+    """`struct ipcache_key` of a prefix: IPv4 prefixes lie below ::ffff:0:0/96."""
+    bits = network.prefixlen + (96 if network.version == 4 else 0)
+    return bits.to_bytes(4, "little") + pack_address(network.network_address)
+
+
+def unpack_prefix(key: bytes) -> IPv4Network | IPv6Network:
+    """The inverse of `pack_prefix`."""
+    bits, address = int.from_bytes(key[:4], "little"), unpack_address(key[4:20])
+    if address.version == 4 and bits >= 96:
+        return IPv4Network((address.packed, bits - 96))
+    return IPv6Network((key[4:20], bits))

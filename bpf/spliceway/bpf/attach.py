@@ -1,0 +1,82 @@
+"""Attaching: clsact filters with pyroute2, bpf_links for cgroups and the network namespace, the sk_msg program to its sockhash.
+
+Everything attached outlives the agent. Attaching again replaces: never two of one kind (sockmap.md, row 24).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from spliceway.bpf import libbpf
+from spliceway.bpf.errors import DatapathError, KernelRefusedError
+
+INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3  # parents ffff:fff2 and ffff:fff3 of clsact
+_PRIORITY = 1
+_HANDLE = 0x5317
+
+
+async def interface_index(ipr: AsyncIPRoute, name: str) -> int:
+    """Index of an interface in this network namespace. DatapathError when there is none."""
+    found = await ipr.link_lookup(ifname=name)
+    if not found:
+        raise DatapathError(f"interface {name} does not exist in the node's network namespace")
+    return int(found[0])
+
+
+async def attach_tc(ipr: AsyncIPRoute, ifindex: int, parent: int, program: int, name: str) -> None:
+    """Attach or replace our filter at a clsact hook of an interface."""
+    try:
+        await ipr.tc("add", "clsact", index=ifindex)
+    except NetlinkError as error:
+        if error.code != errno.EEXIST:
+            raise KernelRefusedError(f"add clsact to interface {ifindex}", error.code) from error
+    try:
+        await ipr.tc(
+            "replace-filter", "bpf", index=ifindex, handle=_HANDLE, fd=program, name=name, parent=parent,
+            direct_action=True, prio=_PRIORITY, protocol=0x0003,
+        )  # fmt: skip
+    except NetlinkError as error:
+        raise KernelRefusedError(f"attach {name} to interface {ifindex}", error.code) from error
+
+
+async def detach_tc(ipr: AsyncIPRoute, ifindex: int, parent: int) -> None:
+    """Remove our filter; what others attached stays. Nothing happens when it, or the interface, is gone."""
+    try:
+        await ipr.tc("del-filter", "bpf", index=ifindex, handle=_HANDLE, parent=parent, prio=_PRIORITY, protocol=0x0003)
+    except NetlinkError as error:
+        if error.code not in (errno.ENOENT, errno.ENODEV, errno.EINVAL):
+            raise KernelRefusedError(f"detach from interface {ifindex}", error.code) from error
+
+
+def attach_link(pin: Path, target: Path, attach_type: int, program: int) -> None:
+    """Link a program to a cgroup directory or a namespace file, or put it behind the link that is pinned there already."""
+    if pin.exists():
+        link = libbpf.open_pin(pin)
+        try:
+            libbpf.update_link(link, program)
+            return
+        except KernelRefusedError as error:
+            if error.errno not in (errno.ENOLINK, errno.EINVAL):
+                raise
+            pin.unlink()  # its cgroup or namespace is gone
+        finally:
+            os.close(link)
+    try:
+        descriptor = os.open(target, os.O_RDONLY)
+    except OSError as error:
+        raise DatapathError(f"{target}: {error.strerror} (is cgroup2 mounted, and the directory made?)") from error
+    try:
+        link = libbpf.create_link(program, descriptor, attach_type)
+    except KernelRefusedError as error:
+        raise KernelRefusedError(f"attach a program to {target}", error.errno, "is it a cgroup2 directory?") from error
+    finally:
+        os.close(descriptor)
+    try:
+        libbpf.pin(link, pin)
+    finally:
+        os.close(link)

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+// The one place for what kernel programs and user space share: structs, verdicts, reasons, sizes. Its Python mirror is
+// `spliceway/bpf/abi.py`, and a test compares every offset and value. A change of layout raises ABI_VERSION, which is part of the
+// pin path: two versions never share a map.
+#pragma once
+
+#define ABI_VERSION 1
+
+enum hook { HOOK_FROM_POD, HOOK_TO_POD, HOOK_FROM_NETWORK, HOOK_SK_MSG, HOOK_SK_LOOKUP, HOOKS };
+enum direction { INGRESS, EGRESS };
+enum verdict { VERDICT_NONE, ALLOW, REDIRECT, DENY, VERDICTS };
+enum leg { LEG_DIRECT, LEG_DOWNSTREAM, LEG_UPSTREAM };
+
+enum reason {
+	UNKNOWN = 0,
+	POLICY_ALLOWED = 1,
+	NO_POLICY = 2,
+	REDIRECTED = 3,
+	REPLY = 4,
+	HOST_ALLOWED = 5,
+	RELATED = 6,
+	CONTROL = 7,
+	FROM_PROXY = 8,
+	DEFAULT_DENY = 32,
+	POLICY_DENIED = 33,
+	SPOOFED_SOURCE = 34,
+	MALFORMED = 35,
+	UNSUPPORTED_PROTOCOL = 36,
+	FRAGMENT = 37,
+	NO_ENDPOINT = 38,
+	NO_IDENTITY = 39,
+	NOT_STEERED = 40,
+	NO_LISTENER = 41,
+	ASSIGN_FAILED = 42,
+	RULE_SET_CHANGED = 43,
+	TUPLE_CONFLICT = 44,
+	UNTRACKED = 45,
+	NOT_FOR_LISTENERS = 46,
+	NOT_READY = 47,
+	FOREIGN_SOURCE = 48,
+	KERNEL_REASONS = 64,
+};
+
+// An IPv4 address is kept as ::ffff:a.b.c.d, so that a dual-stack socket and a plain one meet under one key.
+struct addr {
+	u32 w[4];
+};
+
+// Generation of all policy state, one element. Its lowest bit is the live slot of every two-slot value below: user space fills
+// the other slot and then writes this word, so that rows which belong together become visible together.
+struct generation {
+	u64 number;
+};
+
+#define CONFIG_SPLICE 1u
+
+struct config {
+	u64 node_cookie;	// network namespace cookie of the node
+	u32 mark;
+	u32 mark_mask;
+	u32 flags;		// CONFIG_*
+	u16 first_port;		// listeners' ports, host order
+	u16 last_port;
+};
+
+#define IDENTITY_HOST 1u
+
+struct ipcache_key {
+	u32 prefixlen;
+	struct addr addr;
+};
+
+struct ipcache_value {
+	u32 identity[2];	// by slot; 0: none
+	u32 endpoint;		// ifindex of the local endpoint that has this address, or 0
+};
+
+#define ENFORCE_INGRESS 1u
+#define ENFORCE_EGRESS 2u
+#define ENFORCE_READY 4u
+
+// Key: ifindex of the host side of the endpoint's veth.
+struct endpoint {
+	u64 netns_cookie;
+	struct addr v4;		// all zero: none
+	struct addr v6;
+	u32 identity[2];
+	u32 policy[2];
+	u8 enforce[2];		// ENFORCE_*
+	u8 pad[6];
+};
+
+struct class_key {
+	u32 policy;
+	u32 identity;
+	u32 direction;
+};
+
+struct class_value {
+	u32 class_id[2];	// 0: peers that the policy treats like any other
+};
+
+// Bits 0-79 are exact (policy, class, direction, protocol), then up to 16 bits of port. A row for every protocol ends at bit 72.
+#define POLICY_PREFIX_ANY 72u
+#define POLICY_PREFIX_PROTOCOL 80u
+
+struct policy_key {
+	u32 prefixlen;
+	u32 policy;
+	u32 class_id;
+	u8 direction;
+	u8 protocol;
+	u16 port;		// network order
+};
+
+struct policy_value {
+	u32 rule[2];
+	u32 rule_set[2];
+	u8 verdict[2];
+	u8 reason[2];
+};
+
+struct listener {
+	u16 port;		// host order, on 127.0.0.1 and ::1
+};
+
+#define SIDE_POD 0
+#define SIDE_NETWORK 1
+
+// Conntrack is kept in the perspective of one end: `local` is the endpoint's own address (SIDE_POD), or a host's outside whose
+// connection is steered (SIDE_NETWORK). A pod has one socket for a tuple, so client-to-proxy and proxy-to-server never meet.
+struct ct_key {
+	struct addr local;
+	struct addr remote;
+	u16 local_port;		// network order; ICMP echo: identifier
+	u16 remote_port;
+	u8 protocol;
+	u8 side;
+	u16 pad;
+};
+
+#define CT_CLIENT 1u		// the local end opened it
+#define CT_FIN_OUT 2u		// seen from the local end
+#define CT_FIN_IN 4u
+#define CT_RESET 8u
+#define CT_REPLIED 16u
+
+struct ct_value {
+	u64 seen;		// CLOCK_MONOTONIC, ns
+	u64 packets;
+	u64 bytes;
+	u64 generation;		// at which the verdict was made
+	u32 rule;
+	u32 rule_set;
+	u32 peer_identity;
+	u8 leg;
+	u8 flags;		// CT_*
+	u8 verdict;
+	u8 reason;
+};
+
+struct fragment_key {
+	struct addr src;
+	struct addr dst;
+	u32 id;
+	u32 protocol;
+};
+
+struct fragment_value {
+	u16 sport;
+	u16 dport;
+	u32 pad;
+};
+
+struct counter {
+	u64 packets;
+	u64 bytes;
+};
+
+#define REASON_SLOTS 128	// counters: (hook * VERDICTS + verdict) * REASON_SLOTS + reason
+
+struct event {
+	u64 time;
+	struct addr src;
+	struct addr dst;
+	u32 src_identity;
+	u32 dst_identity;
+	u32 rule;
+	u32 rule_set;
+	u32 length;
+	u16 sport;		// host order
+	u16 dport;
+	u8 protocol;
+	u8 hook;
+	u8 verdict;
+	u8 reason;
+	u8 leg;
+	u8 reply;
+	u8 revoked;		// a connection that had been allowed lost its verdict
+	u8 pad;
+};
+
+// ---- splice ----
+
+enum splice_word { UNDECIDED, ACTIVE_IN, SPLICED, TCP_ONLY, REVOKED };
+
+enum splice_why {
+	WHY_NONE,
+	WHY_OFF,		// splicing is switched off
+	WHY_DATA_IN_SYN,
+	WHY_SENT_FIRST,		// bytes left before both ends were in the map
+	WHY_NO_ACTIVE,		// the opening end is not in the map
+	WHY_MAP,		// the kernel refused the insertion (full, or another owner)
+	WHY_PEER_GONE,		// the redirect found no peer
+	WHYS,
+};
+
+#define END_POD 0
+#define END_PROXY 1
+
+// `pod` is always the endpoint's own end, also for the proxy's sockets; the cookie comes from the endpoint table.
+struct splice_key {
+	u64 netns_cookie;
+	struct addr pod;
+	struct addr peer;
+	u16 pod_port;		// network order
+	u16 peer_port;
+	u32 end;		// END_*; in the map of states always END_POD
+};
+
+struct splice_state {
+	u64 word;		// enum splice_word, changed by compare-and-swap only
+	u64 nonce;
+	u64 generation;
+	u64 bytes[2];		// redirected, by the sending end
+	u64 messages[2];
+	u32 rule_set;
+	u32 isn;		// initial sequence number of the SYN that made it
+	u8 leg;
+	u8 why;
+	u8 pad[6];
+};
+
+// Kept in the socket itself: which connection it belongs to.
+struct sock_tag {
+	u64 nonce;
+	struct splice_key key;
+};
+
+struct splice_counters {
+	u64 redirected_bytes;
+	u64 redirected_messages;
+	u64 tcp_bytes;
+	u64 tcp_messages;
+	u64 spliced;
+	u64 tcp_only;
+	u64 revoked;
+	u64 lost_events;
+};

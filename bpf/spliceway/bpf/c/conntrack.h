@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+// Connection tracking in the perspective of one end (see `struct ct_key`). An entry carries its verdict and the generation at which
+// it was made: after a policy change the next packet decides again, in either direction.
+#pragma once
+
+#define SECOND 1000000000ull
+#define TTL_CLOSED (10 * SECOND)
+#define TTL_NEW (60 * SECOND)
+#define TTL_DATAGRAM (120 * SECOND)
+#define TTL_ESTABLISHED (6 * 3600 * SECOND)
+
+static __always_inline int is_new_syn(const struct packet *p)
+{
+	return p->protocol == PROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
+}
+
+static __always_inline int ct_closing(const struct ct_value *e)
+{
+	return (e->flags & CT_RESET) || (e->flags & (CT_FIN_IN | CT_FIN_OUT)) == (CT_FIN_IN | CT_FIN_OUT);
+}
+
+static __always_inline int ct_expired(const struct ct_value *e, u8 protocol, u64 now)
+{
+	u64 ttl = TTL_ESTABLISHED;
+	if (!(e->flags & CT_REPLIED))
+		ttl = TTL_NEW;
+	else if (protocol != PROTO_TCP)
+		ttl = TTL_DATAGRAM;
+	else if (ct_closing(e))
+		ttl = TTL_CLOSED;
+	return now - e->seen > ttl;
+}
+
+// `out`: the packet leaves the local end.
+static __always_inline void ct_touch(struct ct_value *e, const struct packet *p, u32 out, u32 length, u64 now)
+{
+	u8 flags = e->flags;
+
+	if (!out == !!(flags & CT_CLIENT))
+		flags |= CT_REPLIED;
+	if (p->tcp_flags & TCP_FIN)
+		flags |= out ? CT_FIN_OUT : CT_FIN_IN;
+	if (p->tcp_flags & TCP_RST)
+		flags |= CT_RESET;
+	else if (p->payload)
+		flags &= ~CT_RESET;	// that reset was not believed
+	if (is_new_syn(p))
+		flags &= ~(CT_RESET | CT_FIN_OUT | CT_FIN_IN);
+	e->flags = flags;
+	e->seen = now;
+	e->packets++;
+	e->bytes += length;
+}
+
+// The port that policy sees: the server's; for ICMP type and code of the request.
+static __always_inline u16 policy_port(const struct ct_key *k, u32 local_is_client)
+{
+	if (k->protocol == PROTO_ICMP)
+		return htons(8 << 8);
+	if (k->protocol == PROTO_ICMPV6)
+		return htons(128 << 8);
+	return local_is_client ? k->remote_port : k->local_port;
+}
+
+static __always_inline void decide_ends(const struct ct_key *k, u32 local_is_client, u16 port, u32 slot, struct flow *f,
+					struct decision *d)
+{
+	struct party local, remote;
+
+	find_party(&k->local, slot, &local);
+	find_party(&k->remote, slot, &remote);
+	if (local_is_client)
+		decide(&local, &remote, k->protocol, port, slot, d);
+	else
+		decide(&remote, &local, k->protocol, port, slot, d);
+	int local_is_src = same_addr(&f->t.src, &k->local);
+	f->src_identity = local_is_src ? local.identity : remote.identity;
+	f->dst_identity = local_is_src ? remote.identity : local.identity;
+}
+
+// A connection keeps its leg: what went directly can't be steered in its middle, and a listener enforces its own rule set only.
+static __always_inline void keep_leg(u8 leg, u32 rule_set, struct decision *d)
+{
+	if (d->verdict == DENY)
+		return;
+	if (leg == LEG_DIRECT ? d->verdict == ALLOW : d->verdict == REDIRECT && d->rule_set == rule_set)
+		return;
+	d->verdict = DENY;
+	d->reason = RULE_SET_CHANGED;
+}
+
+// Decides a known connection again if the policy has changed since. Returns 1 when it has just lost its verdict.
+static __always_inline int ct_revalidate(const struct ct_key *k, struct ct_value *e, u64 generation, struct flow *f,
+					 struct decision *d)
+{
+	u8 was = e->verdict;
+
+	if (e->generation != generation) {
+		u32 client = e->flags & CT_CLIENT;
+		decide_ends(k, client, policy_port(k, client), generation & 1, f, d);
+		keep_leg(e->leg, e->rule_set, d);
+		e->verdict = d->verdict;
+		e->reason = d->reason;
+		e->rule = d->rule;
+		e->generation = generation;
+		return was != DENY && d->verdict == DENY;
+	}
+	d->verdict = was;
+	d->reason = e->reason;
+	d->rule = e->rule;
+	d->rule_set = e->rule_set;
+	return 0;
+}
+
+static __always_inline void ct_create(const struct ct_key *k, u32 client, u8 leg, u32 peer_identity, u64 generation, u32 length,
+				      u64 now, const struct decision *d)
+{
+	struct ct_value v = {};
+
+	v.seen = now;
+	v.packets = 1;
+	v.bytes = length;
+	v.generation = generation;
+	v.rule = d->rule;
+	v.rule_set = d->rule_set;
+	v.peer_identity = peer_identity;
+	v.leg = leg;
+	v.flags = client ? CT_CLIENT : 0;
+	v.verdict = d->verdict;
+	v.reason = d->reason;
+	conntrack.update((struct ct_key *)k, &v);
+}

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+// Handing a packet to the proxy: an established socket of the proxy, or the listener of the rule set. No NAT: the packet keeps its
+// addresses, a policy route on the mark delivers it locally, and `bpf_sk_assign` names the socket (TPROXY without netfilter).
+#pragma once
+
+#define STATE_TIME_WAIT 6
+#define STATE_LISTEN 10
+#define STATE_NEW_SYN_RECV 12
+
+// The proxy's own: its cgroup's sockops program marked the socket, or the listener that it came from.
+static __always_inline int is_proxy_sock(struct bpf_sock *sk)
+{
+	struct bpf_sock *full = sk->state == STATE_NEW_SYN_RECV ? bpf_get_listener_sock(sk) : bpf_sk_fullsock(sk);
+
+	return full && proxy_socks.sk_storage_get(full, 0, 0);
+}
+
+static __always_inline struct bpf_sock *lookup_sock(struct __sk_buff *skb, const struct tuple *t, u8 family)
+{
+	struct bpf_sock_tuple tuple = {};
+
+	if (family == 4) {
+		tuple.ipv4.saddr = t->src.w[3];
+		tuple.ipv4.daddr = t->dst.w[3];
+		tuple.ipv4.sport = t->sport;
+		tuple.ipv4.dport = t->dport;
+		return bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	}
+	__builtin_memcpy(tuple.ipv6.saddr, &t->src, 16);
+	__builtin_memcpy(tuple.ipv6.daddr, &t->dst, 16);
+	tuple.ipv6.sport = t->sport;
+	tuple.ipv6.dport = t->dport;
+	return bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+}
+
+// The rule set's listener on loopback. The lookup asks as «from nowhere» (address and port zero), which no packet can be: that is how
+// the sk_lookup guard tells it from a packet that dialled the listener itself.
+static __always_inline struct bpf_sock *lookup_listener(struct __sk_buff *skb, u32 rule_set, u8 family)
+{
+	struct tuple t = {};
+	struct listener *l = listeners.lookup(&rule_set);
+
+	if (!l)
+		return NULL;
+	t.dport = htons(l->port);
+	if (family == 4)
+		mapped(&t.dst, 0x0100007f);
+	else
+		t.dst.w[3] = 0x01000000;
+	return lookup_sock(skb, &t, family);
+}
+
+// Is there a live connection of the proxy with this packet's tuple?
+static __always_inline int proxy_has(struct __sk_buff *skb, const struct packet *p)
+{
+	struct bpf_sock *sk = lookup_sock(skb, &p->outer, p->family);
+	int ours = 0;
+
+	if (!sk)
+		return 0;
+	if (sk->state != STATE_LISTEN && sk->state != STATE_TIME_WAIT)
+		ours = is_proxy_sock(sk);
+	bpf_sk_release(sk);
+	return ours;
+}
+
+// Returns 0 when the packet is on its way to the proxy, else the reason to drop it.
+static __always_inline int steer(struct __sk_buff *skb, const struct packet *p, const struct config *cfg, u32 rule_set, u8 leg)
+{
+	struct bpf_sock *sk;
+
+	if (p->first_fragment || p->later_fragment)
+		return FRAGMENT;
+	sk = lookup_sock(skb, &p->outer, p->family);
+	if (sk) {
+		// A wildcard listener of the node on this port is not the proxy. A socket in TIME_WAIT has lost its mark; only the
+		// proxy could have made one between these two addresses.
+		if (sk->state != STATE_LISTEN && (sk->state == STATE_TIME_WAIT || is_proxy_sock(sk)))
+			goto assign;
+		bpf_sk_release(sk);
+	}
+	if (leg != LEG_DOWNSTREAM)
+		return NO_LISTENER;
+	// For a packet in the middle of a connection that the proxy has lost, the listener answers with RST.
+	sk = lookup_listener(skb, rule_set, p->family);
+	if (!sk)
+		return NO_LISTENER;
+	if (sk->state != STATE_LISTEN || !is_proxy_sock(sk)) {
+		bpf_sk_release(sk);
+		return NO_LISTENER;
+	}
+assign:
+	skb->mark = (skb->mark & ~cfg->mark_mask) | cfg->mark;
+	long failed = bpf_sk_assign(skb, sk, 0);
+	bpf_sk_release(sk);
+	return failed ? ASSIGN_FAILED : 0;
+}
+
+// The state entry of a connection that may be spliced is made here, when its SYN passes, and nowhere else. A retransmitted SYN (same
+// initial sequence number) finds its entry and leaves it alone.
+static __always_inline void begin_splice(const struct ct_key *k, u64 netns_cookie, const struct packet *p, u8 leg, u32 rule_set,
+					 u64 generation)
+{
+	struct splice_key key = {};
+	struct splice_state s = {};
+
+	key.netns_cookie = netns_cookie;
+	key.pod = k->local;
+	key.peer = k->remote;
+	key.pod_port = k->local_port;
+	key.peer_port = k->remote_port;
+	struct splice_state *old = splices.lookup(&key);
+	if (old && old->isn == p->seq && old->rule_set == rule_set && old->leg == leg)
+		return;
+	s.nonce = ((u64)bpf_get_prandom_u32() << 32) | bpf_get_prandom_u32();
+	s.generation = generation;
+	s.rule_set = rule_set;
+	s.isn = p->seq;
+	s.leg = leg;
+	if (p->payload) {
+		s.word = TCP_ONLY;
+		s.why = WHY_DATA_IN_SYN;
+	}
+	splices.update(&key, &s);
+}

@@ -1,0 +1,353 @@
+"""The datapath: everything of Spliceway that is in the kernel, behind one object.
+
+`open` loads or takes over, `set_endpoints` attaches, `apply` makes a PolicyTable live, `set_listeners` says where the proxy listens. `close`
+leaves all of it in place, so that verdicts stay while the agent is away; `remove` takes it out. Runs inside the node's network namespace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import AsyncIterator, Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+from pyroute2 import AsyncIPRoute
+
+from spliceway.bpf import abi, diag, libbpf, node, views
+from spliceway.bpf.attach import EGRESS, INGRESS, attach_link, attach_tc, detach_tc, interface_index
+from spliceway.bpf.errors import DatapathError, KernelRefusedError
+from spliceway.bpf.events import EventStream
+from spliceway.bpf.loader import LoadRequest, load
+from spliceway.bpf.maps import ZERO, Maps
+from spliceway.bpf.netns import cookie_of, current_cookie
+from spliceway.bpf.revoke import Revoker
+from spliceway.bpf.rows import Attached, logical_rows, pack_endpoint, unpack_endpoint
+from spliceway.bpf.source import PROGRAMS, digest
+from spliceway.bpf.staging import KernelTable
+from spliceway.bpf.types import (
+    CtEntry,
+    DatapathSettings,
+    DatapathStatus,
+    KernelFlow,
+    LocalEndpoint,
+    ReasonCount,
+    SockEntry,
+    SpliceCounters,
+)
+from spliceway.policy.table import PolicyTable
+
+_PROGRAM_NAMES = tuple(spec.name for specs in PROGRAMS.values() for spec in specs)
+_LOOPBACK = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
+
+
+def pin_root(settings: DatapathSettings) -> Path:
+    """Where everything is pinned. The ABI's version is in the path: two versions never share a map."""
+    return settings.bpffs / "spliceway" / f"v{abi.ABI_VERSION}"
+
+
+def defines(settings: DatapathSettings, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Definitions that the programs are compiled with."""
+    return {
+        "PIN_ROOT": f'"{pin_root(settings)}"',
+        "MAX_ENDPOINTS": str(settings.max_endpoints),
+        "MAX_IPCACHE": str(settings.max_ipcache),
+        "MAX_ROWS": str(settings.max_rows),
+        "MAX_CONNECTIONS": str(settings.max_connections),
+        "EVENT_BYTES": str(settings.event_buffer_bytes),
+        **(extra or {}),
+    }
+
+
+class Datapath:
+    """The kernel side of one node. Make it with `open`."""
+
+    def __init__(self, settings: DatapathSettings, maps: Maps, *, taken_over: bool) -> None:
+        """Use `open`."""
+        self._settings, self._maps, self._taken_over = settings, maps, taken_over
+        self._table = KernelTable(maps)
+        self._attached: dict[str, Attached] = {}
+        self._policy: PolicyTable | None = None
+        self._listeners: dict[int, int] = views.listeners(maps)
+        self._revoker = Revoker()
+        self._events = EventStream(maps, self._revoker.see)
+        self._lock = asyncio.Lock()
+        self._splice = settings.splice
+        self._uplinks: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Datapath({self._table!r}, endpoints={sorted(self._attached)}, taken_over={self._taken_over})"
+
+    @classmethod
+    async def open(cls, settings: DatapathSettings, *, test_defines: Mapping[str, str] | None = None) -> Datapath:
+        """Load the programs, or take over those that an earlier agent pinned, and attach them.
+
+        `test_defines` compiles test hooks in. Raises DatapathError: no BPF rights, no bpffs, no cgroup2, no BCC.
+        """
+        _check(settings)
+        root = pin_root(settings)
+        names = defines(settings, test_defines)
+        wanted = digest(names)
+        have = _loaded_digest(root)
+        known = (root / "maps").is_dir() and any((root / "maps").iterdir())
+        if have != wanted:
+            await _load(root, names, wanted)
+        self = cls(settings, Maps(root), taken_over=known)
+        self._write_config()
+        self._attach_links()
+        async with AsyncIPRoute() as ipr:
+            await node.set_up(ipr, settings)
+            program = libbpf.open_pin(root / "programs" / "from_network")
+            try:
+                for name in settings.uplinks:
+                    await attach_tc(ipr, await interface_index(ipr, name), INGRESS, program, "from_network")
+            finally:
+                os.close(program)
+        self._uplinks = settings.uplinks
+        self._events.start()
+        return self
+
+    # ---- endpoints ----
+
+    async def set_endpoints(self, endpoints: Sequence[LocalEndpoint]) -> None:
+        """Attach to these veths and detach from all others. Endpoints that no table knows yet drop everything as «not ready».
+
+        Raises DatapathError for the first endpoint that fails; the others are done by then, and the next call tries again.
+        """
+        wanted = {one.name: one for one in endpoints}
+        async with self._lock, AsyncIPRoute() as ipr:
+            for name in [n for n, a in self._attached.items() if wanted.get(n) != a.endpoint]:
+                await self._detach(ipr, self._attached.pop(name))
+            await self._forget_strangers(ipr, wanted)
+            failures = []
+            for name in wanted.keys() - self._attached.keys():
+                try:
+                    self._attached[name] = await self._attach(ipr, wanted[name])
+                except DatapathError as error:
+                    failures.append(f"endpoint {name}: {error}")
+        if self._policy is not None:
+            await self.apply(self._policy)
+        if failures:
+            raise DatapathError("; ".join(failures))
+
+    async def _attach(self, ipr: AsyncIPRoute, endpoint: LocalEndpoint) -> Attached:
+        for version in (4, 6):
+            if sum(address.version == version for address in endpoint.addresses) > 1:
+                raise DatapathError(f"more than one IPv{version} address")
+        index = await interface_index(ipr, endpoint.interface)
+        attached = Attached(endpoint, index, cookie_of(endpoint.netns))
+        key = index.to_bytes(4, "little")
+        old = self._maps.endpoints.lookup(key)
+        slots = (unpack_endpoint(old, 0), unpack_endpoint(old, 1)) if old else (b"", b"")
+        if old and abi.Endpoint.from_buffer_copy(old).netns_cookie != attached.netns_cookie:
+            slots = (b"", b"")  # an interface index that another pod had
+        self._maps.endpoints.update(key, pack_endpoint(attached, slots))
+        for hook, parent in (("from_pod", INGRESS), ("to_pod", EGRESS)):
+            program = libbpf.open_pin(pin_root(self._settings) / "programs" / hook)
+            try:
+                await attach_tc(ipr, index, parent, program, hook)
+            finally:
+                os.close(program)
+        return attached
+
+    async def _detach(self, ipr: AsyncIPRoute, attached: Attached) -> None:
+        key = attached.ifindex.to_bytes(4, "little")
+        for parent in (INGRESS, EGRESS):
+            await detach_tc(ipr, attached.ifindex, parent)
+        self._maps.endpoints.delete(key)
+        self._table.rows.endpoints.pop(key, None)
+        await asyncio.to_thread(self._end_connections, attached.endpoint)
+
+    async def _forget_strangers(self, ipr: AsyncIPRoute, wanted: Mapping[str, LocalEndpoint]) -> None:
+        """Endpoints in the kernel that went while no agent ran. Those that stay are attached again, in place."""
+        known = {a.ifindex for a in self._attached.values()}
+        staying = set()
+        for one in wanted.values():
+            with contextlib.suppress(DatapathError):
+                staying.add(await interface_index(ipr, one.interface))
+        for key in list(self._maps.endpoints.keys()):
+            index = int.from_bytes(key, "little")
+            if index not in known | staying:
+                gone = LocalEndpoint("", "", Path("/"), views.endpoint_addresses(self._maps, key))
+                await self._detach(ipr, Attached(gone, index, 0))
+
+    def _end_connections(self, endpoint: LocalEndpoint) -> None:
+        """When an endpoint goes, its connections, the proxy's for it and its splices go with it."""
+        own = set(endpoint.addresses)
+        for local, local_port, remote, remote_port in diag.tcp_sockets(~(1 << 10) & 0xFFF):
+            if local in own or remote in own:
+                diag.destroy(local, local_port, remote, remote_port)
+        views.forget_connections(self._maps, own)
+
+    # ---- policy ----
+
+    async def apply(self, table: PolicyTable) -> int:
+        """Make the table live in one step and return the kernel's generation. On failure the old one stays."""
+        async with self._lock:
+            rows = logical_rows(table, self._attached)
+            by_index = {one.ifindex: one for one in self._attached.values()}
+            generation = await asyncio.to_thread(self._table.apply, rows, by_index)
+            self._policy = table
+            return generation
+
+    async def set_listeners(self, ports: Mapping[int, int]) -> None:
+        """Where the proxy listens for each rule set. Only acknowledged listeners whose sockets are there belong here."""
+        low, high = self._settings.listener_ports
+        for rule_set, port in ports.items():
+            if not low <= port <= high:
+                raise DatapathError(
+                    f"rule set {rule_set}: port {port} is outside of the listeners' ports {low} to {high}"
+                )
+        for rule_set in self._listeners.keys() - ports.keys():
+            self._maps.listeners.delete(rule_set.to_bytes(4, "little"))
+        self._maps.listeners.update_many(
+            [(rule_set.to_bytes(4, "little"), bytes(abi.Listener(port))) for rule_set, port in ports.items()]
+        )
+        self._listeners = dict(ports)
+
+    async def listening(self, port: int) -> bool:
+        """Do sockets listen on this port of 127.0.0.1 and ::1?"""
+        there = await asyncio.to_thread(diag.listeners)
+        return all((address, port) in there for address in _LOOPBACK)
+
+    async def set_splice(self, enabled: bool) -> None:
+        """Splice new connections, or not. Those that are spliced stay so."""
+        self._splice = enabled
+        self._write_config()
+
+    # ---- views ----
+
+    async def events(self) -> AsyncIterator[KernelFlow]:
+        """Verdicts as they are made. One consumer."""
+        async for flow in self._events.flows():
+            yield flow
+
+    def conntrack(self) -> list[CtEntry]:
+        """All connections that the kernel tracks."""
+        return views.conntrack(self._maps)
+
+    def socks(self) -> list[SockEntry]:
+        """All redirected connections that are alive: spliced or not, and why."""
+        return views.socks(self._maps)
+
+    def reasons(self) -> list[ReasonCount]:
+        """Counters by hook, verdict and reason."""
+        return views.reasons(self._maps)
+
+    def splice_counters(self) -> SpliceCounters:
+        """Node-wide splice counters."""
+        return views.splice_counters(self._maps)
+
+    def dump_policy(self) -> list[dict[str, object]]:
+        """Policy rows as they are in the kernel."""
+        return views.policy(self._maps, self._table.generation & 1)
+
+    def dump_ipcache(self) -> list[dict[str, object]]:
+        """Prefixes and identities as they are in the kernel."""
+        return views.ipcache(self._maps, self._table.generation & 1)
+
+    def status(self) -> DatapathStatus:
+        """What is loaded and attached, and what is wrong."""
+        attached = [f"{one.endpoint.name} ({one.endpoint.interface})" for one in self._attached.values()]
+        return DatapathStatus(
+            abi=abi.ABI_VERSION,
+            generation=self._table.generation,
+            taken_over=self._taken_over,
+            programs={name: str(pin_root(self._settings) / "programs" / name) for name in _PROGRAM_NAMES},
+            attached=(*sorted(attached), *(f"uplink {name}" for name in self._uplinks)),
+            lost_events=views.lost_events(self._maps) + self._events.lost,
+            problems=tuple(node.problems(self._settings)),
+        )
+
+    # ---- end ----
+
+    async def close(self) -> None:
+        """Let go of everything, and leave it in place."""
+        self._events.stop()
+        self._maps.close()
+
+    async def remove(self) -> None:
+        """Detach and take out all of it. Traffic flows as if Spliceway had never been there."""
+        async with self._lock, AsyncIPRoute() as ipr:
+            for key in list(self._maps.endpoints.keys()):
+                for parent in (INGRESS, EGRESS):
+                    await detach_tc(ipr, int.from_bytes(key, "little"), parent)
+            for name in self._uplinks:
+                with contextlib.suppress(DatapathError):
+                    await detach_tc(ipr, await interface_index(ipr, name), INGRESS)
+            await node.tear_down(ipr, self._settings)
+        await self.close()
+        shutil.rmtree(pin_root(self._settings))
+
+    # ---- parts ----
+
+    def _write_config(self) -> None:
+        settings = self._settings
+        config = abi.Config(
+            node_cookie=current_cookie(),
+            mark=settings.mark,
+            mark_mask=settings.mark_mask,
+            flags=abi.ConfigFlag.SPLICE if self._splice else 0,
+            first_port=settings.listener_ports[0],
+            last_port=settings.listener_ports[1],
+        )
+        self._maps.config.update(ZERO, bytes(config))
+
+    def _attach_links(self) -> None:
+        root = pin_root(self._settings)
+        (root / "links").mkdir(exist_ok=True)
+        program = {name: libbpf.open_pin(root / "programs" / name) for name in _PROGRAM_NAMES}
+        try:
+            libbpf.attach_to_map(program["splice_message"], self._maps.socks.fd, libbpf.BPF_SK_MSG_VERDICT)
+            for name, target, kind in (
+                ("guard", Path("/proc/thread-self/ns/net"), libbpf.BPF_SK_LOOKUP),
+                ("sockops_proxy", self._settings.proxy_cgroup, libbpf.BPF_CGROUP_SOCK_OPS),
+                ("sockops_pod", self._settings.pods_cgroup, libbpf.BPF_CGROUP_SOCK_OPS),
+            ):
+                attach_link(root / "links" / name, target, kind, program[name])
+        finally:
+            for descriptor in program.values():
+                os.close(descriptor)
+
+
+def _check(settings: DatapathSettings) -> None:
+    for field, path in (("cgroups.pods", settings.pods_cgroup), ("cgroups.proxy", settings.proxy_cgroup)):
+        if not (path / "cgroup.procs").exists():
+            raise DatapathError(f"{field}: {path} is not a cgroup2 directory (is cgroup2 mounted there?)")
+    if not settings.bpffs.is_dir():
+        raise DatapathError(f"bpffs: {settings.bpffs} does not exist (mount -t bpf bpf {settings.bpffs})")
+    if os.statvfs(settings.bpffs).f_namemax != 255 or not _is_bpffs(settings.bpffs):
+        raise DatapathError(f"bpffs: {settings.bpffs} is not a bpffs (mount -t bpf bpf {settings.bpffs})")
+
+
+def _is_bpffs(path: Path) -> bool:
+    device = path.stat().st_dev
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        if fields[fields.index("-") + 1] == "bpf" and fields[2] == f"{os.major(device)}:{os.minor(device)}":
+            return True
+    return False
+
+
+def _loaded_digest(root: Path) -> str:
+    link = root / "digest"
+    complete = all((root / "programs" / name).exists() for name in _PROGRAM_NAMES)
+    return os.readlink(link) if complete and link.is_symlink() else ""
+
+
+async def _load(root: Path, names: dict[str, str], wanted: str) -> None:
+    """Compile and pin beside what is there, then put the programs in place. bpffs has no regular files: the digest is a link."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(root / "staging", ignore_errors=True)
+        await load(LoadRequest(pin_root=str(root), defines=names))
+        (root / "programs").mkdir(exist_ok=True)
+        for name in _PROGRAM_NAMES:
+            (root / "staging" / name).rename(root / "programs" / name)
+        (root / "digest").unlink(missing_ok=True)
+        (root / "digest").symlink_to(wanted)
+        shutil.rmtree(root / "staging", ignore_errors=True)
+    except OSError as error:
+        raise KernelRefusedError(f"pin below {root}", error.errno or 0, "is it a bpffs, and are you root?") from error

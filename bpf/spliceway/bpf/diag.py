@@ -1,0 +1,82 @@
+"""sock_diag: which listeners are there, and ending a connection (SOCK_DESTROY) in the node's network namespace.
+
+Source: `linux/inet_diag.h`, `linux/sock_diag.h` (UAPI). A destroyed socket's peer gets RST, its owner ECONNABORTED.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from spliceway.bpf.errors import KernelRefusedError
+
+_SOCK_DIAG_BY_FAMILY, _SOCK_DESTROY = 20, 21
+_NLM_REQUEST, _NLM_ACK, _NLM_DUMP = 1, 4, 0x300
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_LISTEN = 10
+_HEADER = struct.Struct("=IHHII")
+_SOCKID = struct.Struct("!HH16s16s")
+_COOKIE_ANY = b"\xff" * 8
+_ALL_STATES = 0xFFFFFFFF
+
+IPAddress = IPv4Address | IPv6Address
+
+
+def _request(kind: int, flags: int, family: int, states: int, sockid: bytes) -> bytes:
+    body = struct.pack("=BBBBI", family, socket.IPPROTO_TCP, 0, 0, states) + sockid
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags | _NLM_REQUEST, 1, 0) + body
+
+
+def _open() -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4)  # NETLINK_SOCK_DIAG
+
+
+def _address(family: int, packed: bytes) -> IPAddress:
+    return ip_address(packed[:4] if family == socket.AF_INET else packed)
+
+
+def tcp_sockets(states: int = _ALL_STATES) -> list[tuple[IPAddress, int, IPAddress, int]]:
+    """(local address, port, remote address, port) of the TCP sockets in the given states (bits by state number)."""
+    found = []
+    with _open() as netlink:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            netlink.send(_request(_SOCK_DIAG_BY_FAMILY, _NLM_DUMP, family, states, bytes(48)))
+            done = False
+            while not done:
+                data = netlink.recv(1 << 18)
+                while len(data) >= _HEADER.size:
+                    length, kind, *_ = _HEADER.unpack_from(data)
+                    if kind == _NLMSG_ERROR:
+                        number = -struct.unpack_from("=i", data, _HEADER.size)[0]
+                        raise KernelRefusedError("list TCP sockets", number, "does the kernel have INET_DIAG?")
+                    if kind == _NLMSG_DONE:
+                        done = True
+                        break
+                    sport, dport, src, dst = _SOCKID.unpack_from(data, _HEADER.size + 4)
+                    found.append((_address(family, src), sport, _address(family, dst), dport))
+                    data = data[(length + 3) & ~3 :]
+    return found
+
+
+def listeners() -> set[tuple[IPAddress, int]]:
+    """Addresses and ports that TCP sockets of this network namespace listen on."""
+    return {(address, port) for address, port, _, _ in tcp_sockets(1 << _LISTEN)}
+
+
+def destroy(local: IPAddress, local_port: int, remote: IPAddress, remote_port: int) -> bool:
+    """End the TCP connection with these ends as its owner sees them. False when there is none (any more)."""
+    family = socket.AF_INET if local.version == 4 else socket.AF_INET6
+    sockid = _SOCKID.pack(local_port, remote_port, local.packed.ljust(16, b"\0"), remote.packed.ljust(16, b"\0"))
+    sockid += bytes(4) + _COOKIE_ANY
+    with _open() as netlink:
+        netlink.send(_request(_SOCK_DESTROY, _NLM_ACK, family, _ALL_STATES & ~(1 << _LISTEN), sockid))
+        reply = netlink.recv(4096)
+    number = -int(struct.unpack_from("=i", reply, _HEADER.size)[0])
+    if number in (errno.ENOENT, errno.ESTALE):
+        return False
+    if number:
+        raise KernelRefusedError(f"end {local}:{local_port} - {remote}:{remote_port}", number, os.strerror(number))
+    return True

@@ -1,0 +1,110 @@
+"""The loader: a short-lived child that compiles with BCC, loads, pins and exits, so that LLVM never stays in the agent.
+
+`python -m spliceway.bpf.loader` reads one LoadRequest as JSON from stdin and answers with one LoadReply on stdout. Programs are pinned into
+`<pin root>/staging`; the agent puts them in place. Maps are pinned as the programs are loaded, or reused where they are pinned already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import resource
+import sys
+from pathlib import Path
+
+import msgspec
+
+from spliceway.bpf.errors import LoadError
+from spliceway.bpf.source import PROGRAMS, STUBS, flatten
+
+
+class LoadRequest(msgspec.Struct, frozen=True):
+    """What to load: where to pin, and the definitions (sizes, PIN_ROOT) to compile with."""
+
+    pin_root: str
+    defines: dict[str, str]
+
+
+class LoadReply(msgspec.Struct, frozen=True):
+    """What came of it. `error` is empty on success."""
+
+    error: str = ""
+    programs: list[str] = []
+
+
+async def load(request: LoadRequest) -> LoadReply:
+    """Run the loader as a child. Raises LoadError with the compiler's or verifier's last words."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "spliceway.bpf.loader",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate(msgspec.json.encode(request))
+    try:
+        reply = msgspec.json.decode(out, type=LoadReply)
+    except msgspec.DecodeError:
+        reply = LoadReply(error=f"the loader ended with status {process.returncode}")
+    if reply.error:
+        tail = "\n".join(err.decode(errors="replace").strip().splitlines()[-12:])
+        raise LoadError(f"{reply.error}\n{tail}".strip())
+    return reply
+
+
+def _compile_and_pin(request: LoadRequest) -> LoadReply:
+    os.environ["BCC_KERNEL_SOURCE"] = str(STUBS)
+    try:
+        from bcc import BPF, lib
+    except ImportError as error:
+        return LoadReply(
+            error=f"BCC can't be imported: {error} (install Debian's python3-bpfcc; PyPI's bcc is another package)"
+        )
+    flags = ["-nostdinc", f"-I{STUBS}/include", "-Wno-unused-function"]
+    flags += [f"-D{name}={value}" for name, value in request.defines.items()]
+    root = Path(request.pin_root)
+    (root / "maps").mkdir(parents=True, exist_ok=True)
+    staging = root / "staging"
+    staging.mkdir(exist_ok=True)
+    lib.bpf_obj_pin.argtypes = [ctypes.c_int, ctypes.c_char_p]
+    loaded = []
+    for source, programs in PROGRAMS.items():
+        try:
+            module = BPF(text=flatten(source), cflags=flags)
+        except Exception as error:
+            return LoadReply(error=f"{source} can't be compiled, or its maps can't be made: {error}")
+        for program in programs:
+            extra = {} if program.attach_type < 0 else {"attach_type": program.attach_type}
+            try:
+                function = module.load_func(program.name, program.program_type, **extra)
+            except Exception as error:
+                return LoadReply(
+                    error=f"the kernel refuses {program.name} of {source}: {error} (needs CAP_BPF and CAP_NET_ADMIN)"
+                )
+            path = staging / program.name
+            path.unlink(missing_ok=True)
+            if lib.bpf_obj_pin(function.fd, str(path).encode()):
+                return LoadReply(error=f"can't pin {path}: {os.strerror(ctypes.get_errno())} (is it on a bpffs?)")
+            loaded.append(program.name)
+    return LoadReply(programs=loaded)
+
+
+def main() -> None:
+    """Entry of the child."""
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # BCC prints to stdout as it likes
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=LoadRequest)
+    try:
+        reply = _compile_and_pin(request)
+    except OSError as error:
+        reply = LoadReply(error=f"{request.pin_root}: {error}")
+    out.write(msgspec.json.encode(reply))
+    out.flush()
+    os._exit(0 if not reply.error else 1)
+
+
+if __name__ == "__main__":
+    main()

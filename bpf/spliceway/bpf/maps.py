@@ -1,0 +1,65 @@
+"""The maps by name, opened from their pins."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+from spliceway.bpf import abi
+from spliceway.bpf.libbpf import BpfMap, open_pin
+
+_U32 = ctypes.sizeof(ctypes.c_uint32)
+_S = ctypes.sizeof
+
+#: name → (key size, value size, per CPU)
+LAYOUT: dict[str, tuple[int, int, bool]] = {
+    "generation": (_U32, _S(abi.Generation), False),
+    "config": (_U32, _S(abi.Config), False),
+    "endpoints": (_U32, _S(abi.Endpoint), False),
+    "ipcache": (_S(abi.IpcacheKey), _S(abi.IpcacheValue), False),
+    "classes": (_S(abi.ClassKey), _S(abi.ClassValue), False),
+    "policy": (_S(abi.PolicyKey), _S(abi.PolicyValue), False),
+    "listeners": (_U32, _S(abi.Listener), False),
+    "conntrack": (_S(abi.CtKey), _S(abi.CtValue), False),
+    "reasons": (_U32, _S(abi.Counter), True),
+    "splice_totals": (_U32, _S(abi.SpliceCounters), True),
+    "splices": (_S(abi.SpliceKey), _S(abi.SpliceState), False),
+    "socks": (_S(abi.SpliceKey), 8, False),
+    "events": (0, 0, False),
+    "fragments": (40, 8, False),
+    "proxy_socks": (_U32, _U32, False),
+    "sock_tags": (_U32, _S(abi.SockTag), False),
+}
+
+ZERO = (0).to_bytes(4, "little")
+
+
+class Maps:
+    """All maps of one pin root, open. Attribute names are the maps' names in `maps.h`."""
+
+    generation: BpfMap
+    config: BpfMap
+    endpoints: BpfMap
+    ipcache: BpfMap
+    classes: BpfMap
+    policy: BpfMap
+    listeners: BpfMap
+    conntrack: BpfMap
+    reasons: BpfMap
+    splice_totals: BpfMap
+    splices: BpfMap
+    socks: BpfMap
+    events: BpfMap
+
+    def __init__(self, pin_root: Path) -> None:
+        """Open every map below `pin_root`/maps. Raises KernelRefusedError when one is missing."""
+        self._all = []
+        for name, (key, value, per_cpu) in LAYOUT.items():
+            opened = BpfMap(open_pin(pin_root / "maps" / name), name, key, value, per_cpu=per_cpu)
+            self._all.append(opened)
+            setattr(self, name, opened)
+
+    def close(self) -> None:
+        """Close all descriptors; the pins stay."""
+        for opened in self._all:
+            opened.close()

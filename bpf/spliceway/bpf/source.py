@@ -1,0 +1,70 @@
+"""The C source of the programs: flattened, and named by a digest.
+
+BCC rewrites map calls in a compilation's main file only, so each `*.bpf.c` is turned into one text, its own headers put in where
+they are included (once each), with `#line` directives so that a compiler's message names the real file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import msgspec
+
+ROOT = Path(__file__).parent / "c"
+STUBS = ROOT / "stubs"
+_INCLUDE = re.compile(r'#include "([\w./]+)"')
+
+
+class ProgramSpec(msgspec.Struct, frozen=True):
+    """One kernel program: its C function and the numbers of its type and attach type (`enum bpf_prog_type`, -1: none)."""
+
+    name: str
+    program_type: int
+    attach_type: int = -1
+
+
+SCHED_CLS, SOCK_OPS, SK_MSG, SK_LOOKUP = 3, 13, 16, 30
+
+#: Source file to the programs in it.
+PROGRAMS: dict[str, tuple[ProgramSpec, ...]] = {
+    "policy.bpf.c": (
+        ProgramSpec("from_pod", SCHED_CLS),
+        ProgramSpec("to_pod", SCHED_CLS),
+        ProgramSpec("from_network", SCHED_CLS),
+        ProgramSpec("guard", SK_LOOKUP, 36),
+    ),
+    "redirect.bpf.c": (
+        ProgramSpec("sockops_pod", SOCK_OPS),
+        ProgramSpec("sockops_proxy", SOCK_OPS),
+        ProgramSpec("splice_message", SK_MSG),
+    ),
+}
+
+
+def flatten(name: str, seen: set[str] | None = None) -> str:
+    """The text of `c/<name>` with its own headers included. Raises OSError when a file is missing."""
+    seen = seen if seen is not None else set()
+    out = [f'#line 1 "{name}"']
+    for number, line in enumerate((ROOT / name).read_text().splitlines(), 1):
+        include = _INCLUDE.match(line)
+        if include is None:
+            out.append("" if line.startswith("#pragma once") else line)
+            continue
+        if include[1] not in seen:
+            seen.add(include[1])
+            out.append(flatten(include[1], seen))
+        out.append(f'#line {number + 1} "{name}"')
+    return "\n".join(out)
+
+
+def digest(defines: dict[str, str]) -> str:
+    """Names what the programs are compiled from: sources, stub headers and definitions. 16 hex digits."""
+    h = hashlib.sha256()
+    for name in PROGRAMS:
+        h.update(flatten(name).encode())
+    for header in sorted(STUBS.rglob("*.h")):
+        h.update(header.read_bytes())
+    h.update(msgspec.json.encode(sorted(defines.items())))
+    return h.hexdigest()[:16]

@@ -1,0 +1,189 @@
+"""Reading the maps for people: connections, sockets, counters and rows as the kernel has them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from ipaddress import IPv4Address, IPv6Address
+from socket import ntohs
+
+from spliceway.bpf import abi
+from spliceway.bpf.abi import CtFlag, End, Side, Why
+from spliceway.bpf.maps import ZERO, Maps
+from spliceway.bpf.rows import unpack_endpoint
+from spliceway.bpf.types import CtEntry, Hook, Leg, ReasonCount, SockEntry, SpliceCounters, SpliceState
+from spliceway.policy.verdict import Direction, Protocol, Reason, Verdict
+
+IPAddress = IPv4Address | IPv6Address
+
+
+def conntrack(maps: Maps) -> list[CtEntry]:
+    """Every entry, in the perspective of the endpoint's own end."""
+    now, found = time.monotonic_ns(), []
+    for raw_key, raw in maps.conntrack.items():
+        key, value = abi.CtKey.from_buffer_copy(raw_key), abi.CtValue.from_buffer_copy(raw)
+        local, remote = abi.unpack_address(bytes(key.local.w)), abi.unpack_address(bytes(key.remote.w))
+        client = bool(value.flags & CtFlag.CLIENT)
+        ends = ((local, ntohs(key.local_port)), (remote, ntohs(key.remote_port)))
+        if key.side == Side.NETWORK:  # kept for a host outside: the endpoint is the remote end
+            ends, client = (ends[1], ends[0]), not client
+        found.append(
+            CtEntry(
+                endpoint=ends[0][0],
+                endpoint_port=ends[0][1],
+                peer=ends[1][0],
+                peer_port=ends[1][1],
+                protocol=key.protocol,
+                leg=Leg(value.leg),
+                endpoint_is_client=client,
+                verdict=Verdict(value.verdict),
+                reason=Reason(value.reason),
+                rule=value.rule,
+                rule_set=value.rule_set,
+                generation=value.generation,
+                idle_seconds=max(0, now - value.seen) / 1e9,
+                packets=value.packets,
+                bytes=value.bytes,
+            )
+        )
+    return found
+
+
+def socks(maps: Maps) -> list[SockEntry]:
+    """Every redirected connection that is alive."""
+    found = []
+    for raw_key, raw in maps.splices.items():
+        key, state = abi.SpliceKey.from_buffer_copy(raw_key), abi.SpliceState.from_buffer_copy(raw)
+        found.append(
+            SockEntry(
+                endpoint=abi.unpack_address(bytes(key.pod.w)),
+                endpoint_port=ntohs(key.pod_port),
+                peer=abi.unpack_address(bytes(key.peer.w)),
+                peer_port=ntohs(key.peer_port),
+                leg=Leg(state.leg),
+                state=SpliceState(state.word),
+                why=Why(state.why).label,
+                rule_set=state.rule_set,
+                to_proxy_bytes=state.bytes[End.POD],
+                to_proxy_messages=state.messages[End.POD],
+                from_proxy_bytes=state.bytes[End.PROXY],
+                from_proxy_messages=state.messages[End.PROXY],
+            )
+        )
+    return found
+
+
+def forget_connections(maps: Maps, own: Collection[IPAddress]) -> None:
+    """Delete conntrack entries in which one of these addresses is an end."""
+    for raw_key in list(maps.conntrack.keys()):
+        key = abi.CtKey.from_buffer_copy(raw_key)
+        if {abi.unpack_address(bytes(key.local.w)), abi.unpack_address(bytes(key.remote.w))} & set(own):
+            maps.conntrack.delete(raw_key)
+
+
+def endpoint_addresses(maps: Maps, key: bytes) -> tuple[IPAddress, ...]:
+    """Addresses of an endpoint by its interface index (4 bytes)."""
+    raw = maps.endpoints.lookup(key)
+    if raw is None:
+        return ()
+    value = abi.Endpoint.from_buffer_copy(raw)
+    return tuple(abi.unpack_address(bytes(a.w)) for a in (value.v4, value.v6) if any(a.w))
+
+
+def listeners(maps: Maps) -> dict[int, int]:
+    """Rule set to port."""
+    return {
+        int.from_bytes(key, "little"): abi.Listener.from_buffer_copy(raw).port for key, raw in maps.listeners.items()
+    }
+
+
+def reasons(maps: Maps) -> list[ReasonCount]:
+    """Counters that are not zero, all CPUs summed."""
+    found = []
+    for hook in Hook:
+        for verdict in (Verdict.ALLOW, Verdict.REDIRECT, Verdict.DENY):
+            for reason in Reason:
+                if reason >= Reason.HTTP_ALLOWED:
+                    continue
+                index = (hook * abi.VERDICTS + verdict) * abi.REASON_SLOTS + reason
+                cpus = [
+                    abi.Counter.from_buffer_copy(raw) for raw in maps.reasons.lookup_cpus(index.to_bytes(4, "little"))
+                ]
+                packets = sum(c.packets for c in cpus)
+                if packets:
+                    found.append(ReasonCount(hook, verdict, reason, packets, sum(c.bytes for c in cpus)))
+    return found
+
+
+def _totals(maps: Maps) -> dict[str, int]:
+    cpus = [abi.SpliceCounters.from_buffer_copy(raw) for raw in maps.splice_totals.lookup_cpus(ZERO)]
+    names = [field[0] for field in abi.SpliceCounters._fields_]
+    return {name: sum(getattr(c, name) for c in cpus) for name in names}
+
+
+def splice_counters(maps: Maps) -> SpliceCounters:
+    """Node-wide splice counters."""
+    totals = _totals(maps)
+    totals.pop("lost_events")
+    return SpliceCounters(**totals)
+
+
+def lost_events(maps: Maps) -> int:
+    """Records for which the ring buffer had no room."""
+    return _totals(maps)["lost_events"]
+
+
+def policy(maps: Maps, slot: int) -> list[dict[str, object]]:
+    """Rows of the live slot, in the words of RowKey and Row."""
+    classes: dict[tuple[int, int, int], list[int]] = {}
+    for raw_key, raw in maps.classes.items():
+        class_key = abi.ClassKey.from_buffer_copy(raw_key)
+        class_id = abi.ClassValue.from_buffer_copy(raw).class_id[slot]
+        classes.setdefault((class_key.policy, class_key.direction, class_id), []).append(class_key.identity)
+    found: list[dict[str, object]] = []
+    for raw_key, raw in maps.policy.items():
+        key, value = abi.PolicyKey.from_buffer_copy(raw_key), abi.PolicyValue.from_buffer_copy(raw)
+        any_protocol = key.prefixlen == abi.POLICY_PREFIX_ANY
+        found.append(
+            {
+                "policy_id": key.policy,
+                "direction": Direction(key.direction).label,
+                "class_id": key.class_id,
+                "identities": sorted(classes.get((key.policy, key.direction, key.class_id), [])),
+                "protocol": "ANY" if any_protocol else _protocol(key.protocol),
+                "port": ntohs(key.port),
+                "port_bits": 0 if any_protocol else key.prefixlen - abi.POLICY_PREFIX_PROTOCOL,
+                "verdict": Verdict(value.verdict[slot]).label,
+                "reason": Reason(value.reason[slot]).label,
+                "rule": value.rule[slot],
+                "rule_set": value.rule_set[slot],
+            }
+        )
+    return sorted(found, key=lambda row: (row["policy_id"], row["direction"], row["class_id"], row["port"]))  # type: ignore[type-var]
+
+
+def _protocol(number: int) -> str:
+    try:
+        return Protocol(number).name
+    except ValueError:
+        return str(number)
+
+
+def ipcache(maps: Maps, slot: int) -> list[dict[str, object]]:
+    """Prefixes of the live slot with their identities; `endpoint` is the interface index of a local one."""
+    found: list[dict[str, object]] = []
+    for raw_key, raw in maps.ipcache.items():
+        value = abi.IpcacheValue.from_buffer_copy(raw)
+        found.append(
+            {
+                "prefix": str(abi.unpack_prefix(raw_key)),
+                "identity": value.identity[slot],
+                "endpoint": value.endpoint or None,
+            }
+        )
+    return sorted(found, key=lambda row: (":" in str(row["prefix"]), str(row["prefix"])))
+
+
+def endpoint_rows(maps: Maps, slot: int) -> dict[int, bytes]:
+    """Interface index to the live slot of its endpoint entry."""
+    return {int.from_bytes(k, "little"): unpack_endpoint(raw, slot) for k, raw in maps.endpoints.items()}
