@@ -92,7 +92,8 @@ def _documents(text: str, file: str) -> Iterator[Document]:
     for event in yaml.parse(text, Loader=Loader):
         match event:
             case yaml.DocumentStartEvent():
-                index, line, root, anchors = index + 1, event.start_mark.line + 1, None, {}
+                mark: Any = event.start_mark
+                index, line, root, anchors = index + 1, mark.line + 1, None, {}
                 continue
             case yaml.DocumentEndEvent():
                 if root is not None:
