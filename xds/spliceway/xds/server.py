@@ -6,6 +6,7 @@ Only wiring: what to answer is decided in `stream` and `subscription`. Works on 
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Collection
 from itertools import count
@@ -77,9 +78,12 @@ class XdsServer:
         server = grpc.aio.server(options=options)
         server.add_generic_rpc_handlers(self._handlers())
         try:
-            self.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            server.add_insecure_port(f"unix:{self.socket}")
-            self.socket.chmod(0o600)  # bound, and nobody is accepted before start()
+            self.socket.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            before = os.umask(0o177)  # the socket is never open to others, not even for a moment
+            try:
+                server.add_insecure_port(f"unix:{self.socket}")
+            finally:
+                os.umask(before)
         except (OSError, RuntimeError) as error:
             raise XdsError(f"{self.socket}: can't serve xDS there: {error}") from error
         await server.start()
