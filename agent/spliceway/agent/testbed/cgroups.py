@@ -75,7 +75,8 @@ def remove(path: Path, timeout: float = 5.0) -> None:
                 break
             except FileNotFoundError:
                 break
-            except OSError as error:  # EBUSY until the last task has fully left
+            except OSError as error:  # EBUSY until the last task has left; one may just have come in
+                kill(path)
                 if time.monotonic() > deadline:
                     raise TestbedError(f"{directory}: can't remove the cgroup: {error.strerror}") from error
                 time.sleep(0.005)

@@ -105,6 +105,7 @@ class Testbed:
         pod = self.pod(name)
         node = self._node(pod.node)
         cgroups.remove(pod.cgroup)
+        wiring.delete_pod(pod.interface, node.info.netns)
         netns.delete(pod.netns)
         plan = self._pod_plans.pop(pod.key)
         for each in self.nodes:

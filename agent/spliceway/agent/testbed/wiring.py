@@ -161,6 +161,16 @@ def create_pod(path: Path, plan: PodPlan, node: Path) -> str:
     return interface
 
 
+def delete_pod(interface: str, node: Path) -> None:
+    """Delete a pod's veth, as a CNI plugin does; left to the end of its namespace it would go some time later."""
+
+    def setup() -> None:
+        with _netlink(interface) as ip:
+            ip.link("del", index=_index(ip, interface))
+
+    netns.call(node, setup)
+
+
 def host_prefix(address: IPAddress) -> IPNetwork:
     """The subnet of a host outside: /24 or /64."""
     return ip_network(f"{address}/{24 if address.version == 4 else 64}", strict=False)
