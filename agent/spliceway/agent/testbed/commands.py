@@ -147,8 +147,7 @@ def _node(record: Record, name: str) -> NodeInfo:
 
 
 def _status(run_id: str) -> RunStatus:
-    path = runs.DIRECTORY / run_id
-    age = int(time.time() - (path / "lock").stat().st_mtime)
+    age = int(time.time() - (runs.begun(run_id) or time.time()))
     try:
         record = load_record(run_id)
     except TestbedError:  # it is being built, or its owner died on the way

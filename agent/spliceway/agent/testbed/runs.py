@@ -73,10 +73,15 @@ def begin() -> Run:
 
 def existing() -> list[str]:
     """Ids of all runs that there is anything of, the oldest first."""
-    if not DIRECTORY.is_dir():
-        return []
-    directories = [path for path in DIRECTORY.iterdir() if path.is_dir()]
-    return [path.name for path in sorted(directories, key=lambda path: path.stat().st_ctime)]
+    return sorted((path.name for path in DIRECTORY.glob("*/")), key=begun)
+
+
+def begun(run_id: str) -> float:
+    """When a run began, in seconds since the epoch; 0 when it has just gone or never got that far."""
+    try:
+        return (DIRECTORY / run_id / "lock").stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def is_kept(run_id: str) -> bool:
