@@ -21,9 +21,8 @@ _PLAIN = r"[^?%;\\\x00-\x20\x7f-\xff]"
 _ENCODED = r"%(?:2[0-46-9a-dA-D]|3[0-9ac-fAC-F]|[46][0-9a-fA-F]|5[0-9abd-fABD-F]|7[0-9a-eA-E])"
 WELL_FORMED_PATH = rf"(?s)/(?:{_PLAIN}|{_ENCODED})*(?:\?.*)?"
 
-# Host of RFC 9110 without userinfo: a name, an IPv4 address or a bracketed IPv6 address, and a port. Two Host headers
-# arrive joined with a comma, an empty one empty.
-WELL_FORMED_HOST = r"(?:[0-9A-Za-z_.~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?"
+# A host without userinfo, as `policy.http` has it. Two Host headers arrive joined with a comma, an empty one empty.
+WELL_FORMED_HOST = r"[A-Za-z0-9._~!$&'()*+=%:\[\]-]+"
 
 _ANYONE = rbac_pb2.Principal(any=True)
 

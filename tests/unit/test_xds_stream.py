@@ -1,0 +1,134 @@
+"""The order in which one stream's changes go out, and what it says of its progress."""
+
+from __future__ import annotations
+
+from spliceway.xds.snapshot import Resource, Snapshot, TypeSet
+from spliceway.xds.stream import AdsStream
+from spliceway.xds.subscription import Kind, Request, Response
+from spliceway.xds.typeurls import BY_SHORT, TYPES
+
+
+def snapshot(version: str, **types: str) -> Snapshot:
+    """`CDS="a b@1"`: clusters a in this version, b in version 1."""
+    made = {url: TypeSet(version, {}) for url in TYPES}
+    for short, text in types.items():
+        pairs = [item.split("@") if "@" in item else [item, version] for item in text.split()]
+        resources = {name: Resource(name, own, name.encode()) for name, own in pairs}
+        made[BY_SHORT[short].url] = TypeSet(version, resources)
+    return Snapshot(version, made)
+
+
+def ask(stream: AdsStream, short: str, *names: str, answer: Response | None = None, error: str | None = None) -> Kind:
+    url = BY_SHORT[short].url
+    version, nonce = (answer.version, answer.nonce) if answer else ("", "")
+    return stream.receive(Request(url, names, version, nonce, error))
+
+
+def sent(responses: list[Response]) -> list[tuple[str, list[str]]]:
+    return [(TYPES[r.type_url].short, [resource.name for resource in r.resources]) for r in responses]
+
+
+def run(stream: AdsStream, state: Snapshot, routes: tuple[str, ...]) -> list[tuple[str, list[str]]]:
+    """Acknowledge everything; what was sent, in order."""
+    order: list[tuple[str, list[str]]] = []
+    while responses := stream.responses(state):
+        order += sent(responses)
+        for response in responses:
+            short = TYPES[response.type_url].short
+            ask(stream, short, *(routes if short == "RDS" else ()), answer=response)
+    return order
+
+
+def envoy(stream: AdsStream, *routes: str) -> None:
+    for short in ("CDS", "LDS"):
+        ask(stream, short)
+    ask(stream, "RDS", *routes)
+
+
+def test_rule_16_adding_goes_out_as_clusters_listeners_routes_one_after_the_other() -> None:
+    stream = AdsStream("s")
+    envoy(stream, "r", "q")
+    state = snapshot("1", CDS="c", LDS="l", RDS="q r")
+    assert run(stream, state, ("r", "q")) == [("CDS", ["c"]), ("LDS", ["l"]), ("RDS", ["q"]), ("RDS", ["r"])]
+    assert stream.progress(state).missing == ()
+
+
+def test_rule_16_a_later_type_waits_for_the_acknowledgement_of_an_earlier_one() -> None:
+    stream = AdsStream("s")
+    envoy(stream, "r")
+    state = snapshot("1", CDS="c", LDS="l", RDS="r")
+    assert sent(stream.responses(state)) == [("CDS", ["c"])]
+    assert stream.responses(state) == []
+
+
+def test_rule_16_removal_in_reverse_a_cluster_stays_until_listeners_and_routes_have_let_go() -> None:
+    stream = AdsStream("s")
+    envoy(stream, "r")
+    run(stream, snapshot("1", CDS="old", LDS="l", RDS="r"), ("r",))
+    state = snapshot("2", CDS="new", LDS="l@1", RDS="r")
+    assert run(stream, state, ("r",)) == [("CDS", ["old", "new"]), ("RDS", ["r"]), ("CDS", ["new"])]
+    assert stream.progress(state).missing == ()
+
+
+def test_a_refused_type_does_not_hold_up_the_next_ones_and_keeps_what_others_need() -> None:
+    stream = AdsStream("s")
+    envoy(stream, "r")
+    run(stream, snapshot("1", CDS="old", LDS="l", RDS="r"), ("r",))
+    state = snapshot("2", CDS="new", LDS="l", RDS="r")
+    responses = stream.responses(state)
+    ask(stream, "CDS", answer=responses[0])
+    [listeners] = stream.responses(state)
+    assert ask(stream, "LDS", answer=listeners, error="bad listener") is Kind.NACK
+    [routes] = stream.responses(state)
+    assert ask(stream, "RDS", "r", answer=routes) is Kind.ACK
+    assert stream.responses(state) == []  # `old` stays: the listener that needs it may still be the old one
+    progress = stream.progress(state)
+    assert [(name, error.message) for _, name, error in progress.refused] == [("l", "bad listener")]
+
+
+def test_progress_of_some_names_only() -> None:
+    stream = AdsStream("s")
+    envoy(stream, "r", "q")
+    state = snapshot("1", CDS="c", LDS="l m", RDS="q r")
+    for _ in range(3):  # clusters, listeners, the first route
+        [response] = stream.responses(state)
+        short = TYPES[response.type_url].short
+        ask(stream, short, *(("q", "r") if short == "RDS" else ()), answer=response)
+    lds, rds = BY_SHORT["LDS"].url, BY_SHORT["RDS"].url
+    assert stream.progress(state, {lds: {"l"}, rds: {"q"}}).missing == ()
+    assert stream.progress(state, {lds: {"m"}, rds: {"r"}}).missing == ((rds, "r"),)
+
+
+def test_rule_20_unknown_types_are_counted_and_the_others_go_on() -> None:
+    stream = AdsStream("s")
+    for url in ("", "type.googleapis.com/envoy.api.v2.Cluster", "type.googleapis.com/x", ""):
+        assert stream.receive(Request(url)) is Kind.UNSUPPORTED
+    assert stream.unsupported == {"": 2, "type.googleapis.com/envoy.api.v2.Cluster": 1, "type.googleapis.com/x": 1}
+    ask(stream, "CDS")
+    assert sent(stream.responses(snapshot("1", CDS="c"))) == [("CDS", ["c"])]
+
+
+def test_rule_21_nonces_belong_to_one_stream_and_one_response() -> None:
+    state = snapshot("1", CDS="c", LDS="l", RDS="r")
+    nonces: list[str] = []
+    for name in ("one", "two"):
+        stream = AdsStream(name)
+        envoy(stream, "r")
+        while responses := stream.responses(state):
+            nonces += [response.nonce for response in responses]
+            for response in responses:
+                ask(stream, TYPES[response.type_url].short, "r", answer=response)
+    assert len(set(nonces)) == len(nonces) == 6
+
+
+def test_rule_22_the_last_listener_goes_and_comes_back() -> None:
+    stream = AdsStream("s")
+    envoy(stream, "r")
+    assert run(stream, snapshot("1", CDS="c", LDS="l", RDS="r"), ("r",))
+    assert run(stream, snapshot("2", CDS="c@1"), ()) == [("LDS", [])]
+    ask(stream, "RDS", answer=stream.subscriptions[BY_SHORT["RDS"].url].last_sent)
+    state = snapshot("3", CDS="c@1", LDS="l", RDS="r")
+    assert sent(stream.responses(state)) == [("LDS", ["l"])]
+    ask(stream, "LDS", answer=stream.subscriptions[BY_SHORT["LDS"].url].last_sent)
+    ask(stream, "RDS", "r", answer=stream.subscriptions[BY_SHORT["RDS"].url].last_sent)
+    assert sent(stream.responses(state)) == [("RDS", ["r"])]
