@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from spliceway.bpf.errors import DatapathError
 from spliceway.policy.errors import SplicewayError
+from spliceway.xds.errors import XdsError
+
+#: Everything that any of our packages raises on purpose.
+OWN_ERRORS = (SplicewayError, DatapathError, XdsError)
 
 
 class AgentError(SplicewayError):

@@ -100,6 +100,16 @@ class Inventory:
         return before != (self._in_force(), self.refusals)
 
     @property
+    def files(self) -> int:
+        """How many files are known."""
+        return len(self._files)
+
+    @property
+    def objects(self) -> int:
+        """How many objects are in force."""
+        return len(self._owners)
+
+    @property
     def cluster(self) -> Cluster:
         """Everything in force."""
         return Cluster().with_objects(entry.item for entry in self._in_force().values())

@@ -16,12 +16,12 @@ import msgspec
 import structlog
 
 from spliceway.agent.control import Acceptance, DatapathControl, ProxyControl
+from spliceway.agent.errors import OWN_ERRORS
 from spliceway.agent.ports import PortAllocator
 from spliceway.agent.readiness import Readiness
 from spliceway.agent.staging import hold_back, same_rows, steered
 from spliceway.agent.state import Held
 from spliceway.bpf.types import LocalEndpoint
-from spliceway.policy.errors import SplicewayError
 from spliceway.policy.model import Cluster
 from spliceway.policy.table import PolicyTable, RuleSet
 
@@ -185,7 +185,7 @@ class Reconciler:
             return
         try:
             await self._pass(self._intent)
-        except SplicewayError as error:
+        except OWN_ERRORS as error:
             self._failures += 1
             self._error = str(error)
             log.error("reconcile failed, the last policy stays in force", error=str(error), retry_seconds=self._retry)
@@ -236,7 +236,7 @@ class Reconciler:
             return
         try:
             await self._datapath.set_endpoints(wanted)
-        except SplicewayError as error:
+        except OWN_ERRORS as error:
             # A pod whose interface isn't there must not keep the policies of all others from coming into force.
             self._failures += 1
             self._endpoint_error = str(error)

@@ -123,6 +123,11 @@ class StateStore:
         self._last = data
         return True
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self.path.unlink(missing_ok=True)
+        self._last = None
+
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace a file durably: write beside, fsync, rename, fsync the directory. Raises OSError."""

@@ -1,0 +1,256 @@
+"""The composition root: makes every component, owns every task, and ends them in order.
+
+Start: lock and state → proxy binary and preflight → datapath (loads, or takes over) → xDS server → proxy → source. End
+(SIGTERM, SIGINT): tasks are cancelled, followers and the admin API finish, the xDS streams close without another word.
+Kernel state and proxy stay, unless cleanup was asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import structlog
+
+from spliceway.agent import preflight
+from spliceway.agent.admin import admin_app, metrics_app
+from spliceway.agent.config import Config, listen_address
+from spliceway.agent.flowlog import FlowLog
+from spliceway.agent.flows import Names
+from spliceway.agent.inventory import Inventory
+from spliceway.agent.listening import HttpServer, tcp_listener, unix_listener
+from spliceway.agent.metrics import Gauges, Metrics
+from spliceway.agent.ports import PortAllocator
+from spliceway.agent.proxylink import ProxyLink
+from spliceway.agent.reconcile import Intent, Reconciler
+from spliceway.agent.sides import AgentDatapath, ProxyProcess
+from spliceway.agent.sources.directory import DirectorySource
+from spliceway.agent.state import AgentState, Held, StateStore
+from spliceway.agent.views import Views
+from spliceway.bpf.types import DatapathSettings
+from spliceway.policy.compile import compile_table
+from spliceway.policy.model import Cluster
+from spliceway.policy.numbering import Numbering
+from spliceway.policy.table import PolicyTable
+from spliceway.xds.errors import AdminError
+from spliceway.xds.flow import HttpFlow, LossCounter
+from spliceway.xds.server import XdsServer
+from spliceway.xds.settings import ResourceSettings
+
+#: How often lost access log entries are counted, in seconds.
+LOSS_INTERVAL = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class _Stopped(Exception):  # noqa: N818
+    """Not an error: it ends the task group."""
+
+
+class Agent:
+    """One agent. `run` is its life."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        open_datapath: Callable[[DatapathSettings], Awaitable[AgentDatapath]],
+        make_proxy: Callable[[Config, Callable[[str], None]], ProxyProcess],
+        check: Callable[[Config], None] = preflight.check,
+    ) -> None:
+        """Wire it to its kernel and proxy sides (`run.py` names the real ones)."""
+        self.config = config
+        self._open_datapath = open_datapath
+        self._make_proxy = make_proxy
+        self._check = check
+        self._store = StateStore(config.state_dir)
+        self._flows = FlowLog(config.flows.buffer_size)
+        self._names = Names()
+        self._splice_mode: str = config.splice.mode
+        self._losses = LossCounter()
+        self._numbering = Numbering()
+        self._leave_nothing = False
+
+    def __repr__(self) -> str:
+        return f"Agent({self.config.node_name!r}, {self._store!r})"
+
+    async def run(self, stop: asyncio.Event, *, cleanup: bool = False) -> None:
+        """Run until `stop` is set; with `cleanup`, remove everything then. Raises one of OWN_ERRORS when it can't."""
+        with self._store.lock():
+            state = self._store.load()
+            self._check(self.config)
+            if state.numbering:
+                self._numbering = Numbering.from_dict(state.numbering)
+            async with contextlib.AsyncExitStack() as stack:
+                await self._live(stack, state, stop, cleanup=cleanup)
+
+    async def set_splice_mode(self, mode: str) -> None:
+        """Turn splicing to `auto` or `off` until the agent restarts. Raises ValueError."""
+        if mode not in ("auto", "off"):
+            raise ValueError(f"{mode!r} is not a splice mode (auto, off)")
+        await self._datapath.set_splice(mode == "auto")
+        self._splice_mode = mode
+        log.info("splice mode changed", mode=mode)
+
+    async def _live(
+        self, stack: contextlib.AsyncExitStack, state: AgentState, stop: asyncio.Event, *, cleanup: bool
+    ) -> None:
+        config = self.config
+        source = stack.enter_context(DirectorySource(config.source.directory))
+        self._server = XdsServer(
+            preflight.xds_socket(config),
+            identifier=f"spliceway {config.node_name}",
+            on_flow=self._on_http_flow,
+            on_ack=lambda event: self._proxy.answered(event),
+        )
+        self._proxy = ProxyLink(
+            self._server, config.node_name, ResourceSettings(upstream_mark=config.datapath.proxy_mark)
+        )
+        self._supervisor = self._make_proxy(config, self._on_proxy_exit)
+        self._inventory = Inventory(config.node_name, state.held)
+        self._datapath = await self._open_datapath(config.datapath_settings())
+        stack.push_async_callback(self._let_go)
+        self._metrics = Metrics(self._datapath, self._gauges)
+        ports = config.proxy.listener_ports
+        self._reconciler = Reconciler(
+            compile_=self._compile,
+            save=self._save,
+            prune=self._numbering.prune,
+            ports=PortAllocator(ports.first, ports.last, assigned=state.ports, freed=state.freed),
+            datapath=self._datapath,
+            proxy=self._proxy,
+            taken_over=self._datapath.status().taken_over,
+            observe=self._metrics.reconcile_duration.observe,
+            on_table=self._on_table,
+        )
+        self._proxy.on_answer(self._reconciler.wake)
+        await self._server.start()
+        stack.push_async_callback(self._server.stop)
+        await self._supervisor.start()
+        admin = HttpServer(
+            admin_app(self._views().routes(), flows=self._flows, registry=self._metrics.registry, splice=self)
+        )
+        listener = stack.enter_context(unix_listener(config.admin.socket))
+        stack.callback(config.admin.socket.unlink, missing_ok=True)
+        log.info("agent started", node=config.node_name, taken_over=self._datapath.status().taken_over)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._until(stop, admin), name="stop")
+                group.create_task(admin.serve_on(listener), name="admin")
+                group.create_task(self._watch(source), name="source")
+                group.create_task(self._reconciler.run(), name="reconcile")
+                group.create_task(self._supervisor.run(), name="proxy")
+                group.create_task(self._kernel_flows(), name="kernel flows")
+                group.create_task(self._count_losses(), name="losses")
+                if config.metrics.listen:
+                    host, port = listen_address(config.metrics.listen, "metrics.listen")
+                    metrics = HttpServer(metrics_app(self._metrics.registry))
+                    group.create_task(metrics.serve_on(stack.enter_context(tcp_listener(host, port))), name="metrics")
+        except* _Stopped:
+            self._leave_nothing = cleanup
+            log.info("agent stopped", left="nothing" if cleanup else "kernel state and proxy stay in force")
+
+    async def _until(self, stop: asyncio.Event, admin: HttpServer) -> None:
+        await stop.wait()
+        self._flows.close()
+        admin.stop()
+        # Followers read what they still have before their connections close.
+        await asyncio.sleep(0.05)
+        raise _Stopped
+
+    async def _watch(self, source: DirectorySource) -> None:
+        refused: tuple[str, ...] = ()
+        first = True
+        async for batch in source.batches():
+            seen = time.monotonic()
+            changed = self._inventory.feed(batch)
+            now = tuple(map(str, self._inventory.refusals))
+            for text in now:
+                if text not in refused:
+                    log.warning("refused", document=text)
+            for text in refused:
+                if text not in now:
+                    log.info("no longer refused", document=text)
+            refused = now
+            if changed or first:
+                first = False
+                self._reconciler.submit(
+                    Intent(self._inventory.cluster, self._inventory.endpoints, self._inventory.held, seen)
+                )
+
+    async def _kernel_flows(self) -> None:
+        async for record in self._datapath.events():
+            self._flows.publish(partial(self._names.kernel, record))
+
+    async def _count_losses(self) -> None:
+        while True:
+            await asyncio.sleep(LOSS_INTERVAL)
+            with contextlib.suppress(AdminError):  # the proxy is away: nothing to count
+                process, written = await self._supervisor.logs_written()
+                self._losses.observe(process, written, self._server.flows_received)
+
+    def _compile(self, cluster: Cluster, revision: int) -> PolicyTable:
+        return compile_table(cluster, node=self.config.node_name, numbering=self._numbering, revision=revision)
+
+    def _save(self, ports: PortAllocator, held: Held) -> None:
+        self._store.save(
+            AgentState(
+                node=self.config.node_name,
+                numbering=self._numbering.to_dict(),
+                ports=ports.ports,
+                freed=ports.freed,
+                held=held,
+            )
+        )
+
+    def _on_table(self, intent: Intent, table: PolicyTable) -> None:
+        self._names = Names(intent.cluster, table, self._names)
+
+    def _on_http_flow(self, record: HttpFlow) -> None:
+        self._flows.publish(partial(self._names.http, record))
+
+    def _on_proxy_exit(self, _how: str) -> None:
+        self._reconciler.proxy_gone()
+
+    def _gauges(self) -> Gauges:
+        policy = self._reconciler.status()
+        process = self._supervisor.status()
+        return Gauges(
+            revision=policy.revision,
+            wanted_revision=policy.wanted,
+            generation=policy.generation,
+            reconcile_failures=policy.failures,
+            refused_documents=len(self._inventory.refusals),
+            endpoints=len(self._inventory.endpoints),
+            rule_sets=policy.rule_sets,
+            waiting_rule_sets=len(policy.waiting),
+            xds_nacks=self._proxy.nacks,
+            xds_clients=self._proxy.clients,
+            lost_log_entries=self._losses.lost,
+            lost_flows=self._flows.lost,
+            proxy_restarts=process.restarts,
+            proxy_running=process.running,
+        )
+
+    def _views(self) -> Views:
+        return Views(
+            config=self.config,
+            inventory=self._inventory,
+            reconciler=self._reconciler,
+            datapath=self._datapath,
+            proxy=self._proxy,
+            supervisor=self._supervisor,
+            flows=self._flows,
+            splice_mode=lambda: self._splice_mode,
+        )
+
+    async def _let_go(self) -> None:
+        if not self._leave_nothing:
+            await self._datapath.close()
+            return
+        await self._datapath.remove()
+        await self._supervisor.stop()
+        self._store.clear()

@@ -1,0 +1,94 @@
+"""A client of the admin API: plain HTTP/1.1 over a Unix socket, with the standard library alone."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import msgspec
+
+from spliceway.agent.errors import ClientError
+
+#: Longest wait for an answer, in seconds. Dumps of full maps take a while.
+TIMEOUT = 30.0
+
+
+class AgentClient:
+    """Asks one agent. Every method raises ClientError when it can't be reached or refuses."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"AgentClient({str(self.path)!r})"
+
+    def get(self, target: str, **query: str | None) -> Any:
+        """Answer to GET /v1/`target`, decoded. Parameters that are None are left out."""
+        with self._ask("GET", _with_query(target, query)) as answer:
+            return msgspec.json.decode(answer.read())
+
+    def put(self, target: str, body: object) -> Any:
+        """Answer to PUT /v1/`target`, decoded."""
+        with self._ask("PUT", _with_query(target, {}), msgspec.json.encode(body)) as answer:
+            return msgspec.json.decode(answer.read())
+
+    def lines(self, target: str, **query: str | None) -> Iterator[dict[str, Any]]:
+        """Answer to GET /v1/`target` as JSON lines, each as it comes; ends when the agent ends."""
+        with self._ask("GET", _with_query(target, query), timeout=None) as answer:
+            try:
+                while line := answer.readline():
+                    yield msgspec.json.decode(line)
+            except (http.client.HTTPException, OSError):
+                return  # the agent ended in mid-stream: so does this
+
+    def _ask(
+        self, method: str, target: str, body: bytes | None = None, timeout: float | None = TIMEOUT
+    ) -> http.client.HTTPResponse:
+        connection = _UnixConnection(self.path, timeout)
+        try:
+            connection.request(method, target, body, {"Connection": "close"})
+            answer = connection.getresponse()
+        except FileNotFoundError as error:
+            raise ClientError(f"no agent at {self.path}: is it running?") from error
+        except PermissionError as error:
+            raise ClientError(f"{self.path}: permission denied (the socket belongs to root)") from error
+        except ConnectionRefusedError as error:
+            raise ClientError(f"nobody listens at {self.path}: the agent has ended") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise ClientError(f"the agent at {self.path} did not answer: {error}") from error
+        if answer.status != 200:
+            raise ClientError(_reason(answer))
+        return answer
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float | None) -> None:
+        super().__init__("agent", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the Unix socket instead of a host."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.sock.settimeout(self.timeout)
+            self.sock.connect(str(self._path))
+        except OSError:
+            self.sock.close()
+            raise
+
+
+def _with_query(target: str, query: dict[str, str | None]) -> str:
+    given = {name: value for name, value in query.items() if value is not None}
+    return f"/v1/{target}" + (f"?{urlencode(given)}" if given else "")
+
+
+def _reason(answer: http.client.HTTPResponse) -> str:
+    body = answer.read()
+    try:
+        return str(msgspec.json.decode(body)["error"])
+    except (msgspec.MsgspecError, KeyError, TypeError):
+        return f"the agent answered {answer.status} {answer.reason}"

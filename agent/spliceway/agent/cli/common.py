@@ -1,0 +1,84 @@
+"""What all commands share: options, the way errors are told, and which agent is meant."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import typer.core
+
+if TYPE_CHECKING:
+    from spliceway.agent.cli.client import AgentClient
+
+DEFAULT_SOCKET = Path("/run/spliceway/agent.sock")
+TESTBEDS = Path("/run/spliceway/testbed")
+
+
+class Output(StrEnum):
+    """How to print."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="A table for people, JSON for programs.")]
+SocketOption = Annotated[
+    Path | None,
+    typer.Option("--socket", envvar="SPLICEWAY_SOCKET", help=f"The agent's admin socket. [default: {DEFAULT_SOCKET}]"),
+]
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", exists=True, dir_okay=False, help="The agent's configuration file.")
+]
+
+
+class Group(typer.core.TyperGroup):
+    """A command group that tells our own errors in one line on stderr, with exit status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command."""
+        from spliceway.agent.errors import OWN_ERRORS
+
+        try:
+            return super().invoke(ctx)
+        except OWN_ERRORS as error:
+            typer.echo(f"spliceway: {error}", err=True)
+            raise typer.Exit(1) from error
+        except BrokenPipeError as error:
+            # `spliceway flows | head`: not an error of ours; Python must not complain when it flushes stdout.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise typer.Exit(0) from error
+
+
+def agent_client(socket: Path | None) -> AgentClient:
+    """Client of the agent that is meant. Raises ClientError when that can't be told."""
+    from spliceway.agent.cli.client import AgentClient
+    from spliceway.agent.errors import ClientError
+
+    if socket is not None:
+        return AgentClient(socket)
+    if DEFAULT_SOCKET.exists():
+        return AgentClient(DEFAULT_SOCKET)
+    found = testbed_sockets()
+    if len(found) == 1:
+        typer.echo(f"spliceway: using the testbed's agent at {found[0]}", err=True)
+        return AgentClient(found[0])
+    if found:
+        listed = ", ".join(map(str, found))
+        raise ClientError(f"several testbed nodes have an agent; choose one with --socket: {listed}")
+    raise ClientError(f"no agent at {DEFAULT_SOCKET}: is it running? --socket or SPLICEWAY_SOCKET name another")
+
+
+def testbed_sockets() -> list[Path]:
+    """Admin sockets of the agents on kept testbed nodes."""
+    if not TESTBEDS.is_dir():
+        return []
+    return sorted(
+        socket
+        for run in TESTBEDS.iterdir()
+        if (run / "kept").exists()
+        for socket in run.glob("*/state/agent.sock")
+        if socket.is_socket()
+    )

@@ -1,0 +1,78 @@
+"""The command tree. Sub-commands that need heavy modules import them when they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from spliceway.agent.cli import lazy, show, source
+from spliceway.agent.cli.common import ConfigOption, Group
+
+app = typer.Typer(
+    cls=Group,
+    help="Network policy in eBPF, HTTP policy by a proxy on the node, spliced with sockmap.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command("agent")
+def agent(
+    config: ConfigOption,
+    cleanup: Annotated[
+        bool,
+        typer.Option("--cleanup", help="On SIGTERM, remove programs, rules and the proxy instead of leaving them."),
+    ] = False,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Run the agent on this node until SIGTERM. What it put into the kernel stays in force after it."""
+    from spliceway.agent.config import load_config
+    from spliceway.agent.run import run_agent
+
+    run_agent(load_config(config), log_level=log_level, cleanup=cleanup)
+
+
+@app.command("cleanup")
+def cleanup(config: ConfigOption) -> None:
+    """Remove all that an agent with this configuration left: programs, maps, rules, routes, proxy and state."""
+    from spliceway.agent.config import load_config
+    from spliceway.agent.run import run_cleanup
+
+    run_cleanup(load_config(config))
+
+
+app.command("status")(show.status)
+app.command("flows")(show.flows)
+app.command("splice")(show.splice)
+_Command = Callable[..., None]
+_GROUPS: tuple[tuple[str, str, dict[str, _Command]], ...] = (
+    ("endpoint", "Pods of this node.", {"list": show.endpoints}),
+    ("identity", "Numbers for sets of labels.", {"list": show.identities}),
+    ("policy", "What is in force, and checking files.", {"get": show.policy, "validate": source.validate}),
+    ("sock", "Redirected connections and their splices.", {"list": show.socks}),
+    ("xds", "What the proxy is served and what it answered.", {"dump": show.xds}),
+)
+for _name, _help, _commands in _GROUPS:
+    _group = typer.Typer(cls=Group, help=_help, no_args_is_help=True)
+    for _command, _function in _commands.items():
+        _group.command(_command)(_function)
+    app.add_typer(_group, name=_name)
+
+_bpf = typer.Typer(cls=Group, help="Kernel maps as they are.", no_args_is_help=True)
+for _name, _help, _function in (
+    ("policy", "Policy rows.", show.bpf_policy),
+    ("ipcache", "Prefixes and their identities.", show.bpf_ipcache),
+    ("ct", "Connection tracking.", show.bpf_ct),
+    ("reasons", "Verdict counters.", show.bpf_reasons),
+):
+    _group = typer.Typer(cls=Group, help=_help, no_args_is_help=True)
+    _group.command("list")(_function)
+    _bpf.add_typer(_group, name=_name)
+app.add_typer(_bpf, name="bpf")
+
+lazy.add(app, "testbed", "spliceway.agent.testbed.commands", "Virtual nodes to try policies on, with real traffic.")
+lazy.add(app, "demo", "spliceway.agent.demo.commands", "The whole product on one virtual node, as a table.")
+lazy.add(app, "bench", "spliceway.agent.bench.commands", "Compare data paths on a virtual node.")

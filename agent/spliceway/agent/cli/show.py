@@ -1,0 +1,180 @@
+"""Commands that ask a running agent and print what it says."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from spliceway.agent.cli.common import Output, OutputOption, SocketOption, agent_client
+
+
+def status(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:
+    """Show what is in force, what is loaded, and what is wrong. Exit status 1 when something is."""
+    from spliceway.agent.cli.render import emit_json, table
+    from spliceway.agent.cli.summary import problems, summary
+
+    found = agent_client(socket).get("status")
+    wrong = problems(found)
+    if output is Output.JSON:
+        emit_json({**found, "problems": wrong})
+    else:
+        table(("", ""), summary(found))
+        for problem in wrong:
+            typer.echo(f"! {problem}")
+    if wrong:
+        raise typer.Exit(1)
+
+
+def endpoints(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:
+    """List the pods of this node."""
+    from spliceway.agent.cli.render import emit, labels_text
+
+    found = agent_client(socket).get("endpoints")
+    emit(
+        found,
+        output,
+        ("ENDPOINT", "IDENTITY", "POLICY", "INGRESS", "EGRESS", "READY", "INTERFACE", "ADDRESSES", "LABELS"),
+        (
+            (
+                item["name"],
+                item["identity"],
+                item["policyId"],
+                "enforced" if item["ingress"] else "open",
+                "enforced" if item["egress"] else "open",
+                item["ready"],
+                item["interface"],
+                item["addresses"],
+                labels_text(item["labels"]),
+            )
+            for item in found
+        ),
+    )
+
+
+def identities(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:
+    """List identities, their labels and the prefixes that have them."""
+    from spliceway.agent.cli.render import emit, labels_text
+
+    found = agent_client(socket).get("identities")
+    rows = ((item["id"], labels_text(item["labels"]), item["prefixes"]) for item in found)
+    emit(found, output, ("ID", "LABELS", "PREFIXES"), rows)
+
+
+def policy(
+    endpoint: Annotated[
+        str | None, typer.Argument(metavar="[NAMESPACE/POD]", help="One endpoint; all without it.")
+    ] = None,
+    output: OutputOption = Output.TABLE,
+    socket: SocketOption = None,
+) -> None:
+    """Show the policy in force: for each endpoint, direction, peers and port the verdict and its rule."""
+    from spliceway.agent.cli.render import emit
+    from spliceway.agent.cli.summary import policy_rows
+
+    found = agent_client(socket).get("policy", endpoint=endpoint)
+    columns = ("ENDPOINTS", "DIRECTION", "PEERS", "PROTOCOL", "PORTS", "VERDICT", "HTTP", "RULE")
+    emit(found, output, columns, policy_rows(found))
+
+
+def bpf_policy(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:
+    """List the policy rows in the kernel."""
+    _list("bpf/policy", output, socket)
+
+
+def bpf_ipcache(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:
+    """List the kernel's prefixes and their identities."""
+    _list("bpf/ipcache", output, socket)
+
+
+def bpf_ct(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:
+    """List tracked connections."""
+    _list("bpf/ct", output, socket)
+
+
+def bpf_reasons(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:
+    """List the verdict counters."""
+    _list("bpf/reasons", output, socket)
+
+
+def socks(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:
+    """List redirected connections: spliced or not, why, and the bytes each way."""
+    from spliceway.agent.cli.render import emit
+    from spliceway.agent.cli.summary import address
+
+    found = agent_client(socket).get("socks")
+    rows = (
+        (
+            address(item["endpoint"], item["endpointPort"]),
+            address(item["peer"], item["peerPort"]),
+            item["leg"],
+            item["state"],
+            item["why"],
+            item["ruleSet"],
+            item["toProxyBytes"],
+            item["fromProxyBytes"],
+        )
+        for item in found
+    )
+    emit(found, output, ("ENDPOINT", "PEER", "LEG", "STATE", "WHY", "RULE SET", "TO PROXY", "FROM PROXY"), rows)
+
+
+def xds(
+    type_: Annotated[str | None, typer.Option("--type", help="Only LDS, RDS or CDS.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Only the resource of this name.")] = None,
+    output: OutputOption = Output.TABLE,
+    socket: SocketOption = None,
+) -> None:
+    """Show each resource with its version, and whether the proxy has acknowledged it; all of it with -o json."""
+    from spliceway.agent.cli.render import emit
+    from spliceway.agent.cli.summary import xds_rows
+
+    found = agent_client(socket).get("xds", type=type_, name=name)
+    emit(found, output, ("TYPE", "NAME", "VERSION", "STATE", "PROXY"), xds_rows(found))
+
+
+def flows(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new flows.")] = False,
+    last: Annotated[
+        int | None, typer.Option("--last", "-n", min=0, help="How many of the latest. [default: 100, 0 with --follow]")
+    ] = None,
+    verdict: Annotated[str | None, typer.Option(help="allow, redirect or deny.")] = None,
+    reason: Annotated[str | None, typer.Option(help="For example default-deny.")] = None,
+    pod: Annotated[str | None, typer.Option(help="NAMESPACE/POD at either end.")] = None,
+    output: OutputOption = Output.TABLE,
+    socket: SocketOption = None,
+) -> None:
+    """Show verdicts of kernel and proxy in one stream; with -o json one object a line."""
+    from spliceway.agent.cli.summary import flow_line
+
+    lines = agent_client(socket).lines(
+        "flows",
+        follow="1" if follow else None,
+        last=None if last is None else str(last),
+        verdict=verdict,
+        reason=reason,
+        pod=pod,
+    )
+    try:
+        for item in lines:
+            text = msgspec.json.encode(item).decode() if output is Output.JSON else flow_line(item)
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+def splice(mode: Annotated[str, typer.Argument(metavar="auto|off")], socket: SocketOption = None) -> None:
+    """Turn splicing on (auto) or off for new connections, until the agent restarts."""
+    typer.echo(f"splice: {agent_client(socket).put('splice', {'mode': mode})['mode']}")
+
+
+def _list(target: str, output: Output, socket: Any) -> None:
+    """Print a list of objects that all have the same fields."""
+    from spliceway.agent.cli.render import emit
+
+    found = agent_client(socket).get(target)
+    columns = list(found[0]) if found else []
+    emit(found, output, [column.upper() for column in columns], ([item[name] for name in columns] for item in found))

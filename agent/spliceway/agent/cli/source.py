@@ -1,0 +1,63 @@
+"""Commands that read policy files themselves, without an agent."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spliceway.agent.cli.common import Output, OutputOption
+
+if TYPE_CHECKING:
+    from spliceway.agent.inventory import Inventory
+
+
+def validate(
+    path: Annotated[Path, typer.Argument(metavar="DIR", exists=True, help="A directory of YAML, or one file.")],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Check policies as an agent would read them. Exit status 1 when one document is refused."""
+    from spliceway.agent.cli.render import emit_json
+
+    inventory = read(path)
+    cluster = inventory.cluster
+    refusals = inventory.refusals
+    kinds = Counter(
+        type(item).__name__ for group in (cluster.namespaces, cluster.nodes, cluster.pods) for item in group.values()
+    )
+    kinds.update(policy.kind for policy in cluster.policies.values())
+    if output is Output.JSON:
+        from spliceway.agent.jsonable import plain
+
+        emit_json({"files": inventory.files, "objects": dict(kinds), "refusals": plain(refusals)})
+    else:
+        counted = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "nothing"
+        typer.echo(f"{inventory.files} files: {counted}; {len(refusals)} refused")
+        for refusal in refusals:
+            typer.echo(str(refusal), err=True)
+    if refusals:
+        raise typer.Exit(1)
+
+
+def read(path: Path) -> Inventory:
+    """Read a directory (or file) once. Raises SourceError."""
+    from spliceway.agent.errors import SourceError
+    from spliceway.agent.inventory import Inventory
+    from spliceway.agent.sources.events import SourceLost
+    from spliceway.agent.sources.scan import Tree
+
+    try:
+        if path.is_dir():
+            events = Tree(path).changes()
+        else:
+            found = Tree(path.absolute().parent).changes()
+            events = [event for event in found if not isinstance(event, SourceLost) and event.file == path.name]
+    except OSError as error:
+        raise SourceError(f"{path} can't be read: {error.strerror}") from error
+    if not events and not path.is_dir():
+        raise SourceError(f"{path} is not a YAML file (.yaml, .yml or .json)")
+    inventory = Inventory("")
+    inventory.feed(tuple(events))
+    return inventory

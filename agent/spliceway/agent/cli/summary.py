@@ -1,0 +1,135 @@
+"""What the agent says, put for people. Pure: decoded JSON in, rows and sentences out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from spliceway.agent.cli.render import labels_text
+
+Json = dict[str, Any]
+
+
+def summary(status: Json) -> list[tuple[str, str]]:
+    """Rows of `spliceway status`."""
+    policy, datapath, proxy, splice = status["policy"], status["datapath"], status["proxy"], status["splice"]
+    counters, source = splice["counters"], status["source"]
+    attached = ", ".join(datapath["attached"]) or "nothing"
+    listeners = f"{len(proxy['listeners'])} listeners, {proxy['clients']} xDS clients, {proxy['nacks']} NACKs"
+    return [
+        ("node", f"{status['node']} (agent pid {status['pid']}, up {_duration(time.time() - status['started'])})"),
+        (
+            "source",
+            f"{source['directory']}: {source['files']} files, {source['objects']} objects",
+        ),
+        ("policy", f"revision {policy['revision']} in force, {policy['rows']} rows, {policy['ruleSets']} rule sets"),
+        (
+            "kernel",
+            f"generation {datapath['generation']}, ABI {datapath['abi']}, attached: {attached}",
+        ),
+        (
+            "proxy",
+            f"{proxy['kind']}: {listeners}",
+        ),
+        (
+            "splice",
+            f"{splice['mode']}: {counters['spliced']} spliced, {counters['tcpOnly']} on TCP, "
+            f"{_bytes(counters['redirectedBytes'])} redirected",
+        ),
+        ("flows", f"{status['flows']['published']} seen, {datapath['lostEvents']} lost by the kernel's buffer"),
+    ]
+
+
+def problems(status: Json) -> list[str]:
+    """Everything that is not as it should be, one sentence each."""
+    policy = status["policy"]
+    process = status["proxy"]["process"] or {}
+    found = [
+        *(f"refused: {_refusal(item)}" for item in status["source"]["refusals"]),
+        *(f"reconcile: {text}" for text in (policy["error"], policy["endpointError"]) if text),
+        *(f"rule set {name}: {said}" for name, said in policy["waiting"].items()),
+        *(f"datapath: {text}" for text in status["datapath"]["problems"]),
+        *(f"proxy: {text}" for text in process.get("problems", ())),
+    ]
+    if policy["revision"] != policy["wanted"]:
+        found.append(f"policy: revision {policy['wanted']} is wanted, {policy['revision']} is in force")
+    if not status["proxy"]["clients"]:
+        found.append("proxy: none is connected over xDS")
+    return found
+
+
+def policy_rows(policies: list[Json]) -> Iterator[tuple[str, ...]]:
+    """Rows of `spliceway policy get`."""
+    for policy in policies:
+        names = ", ".join(policy["endpoints"])
+        for direction in ("ingress", "egress"):
+            if not policy[direction]:
+                yield (names, direction, "any", "any", "*", "allow", "", "(no policy selects it)")
+        for row in policy["rows"]:
+            peers = "any other" if row["peers"] == "any other" else "; ".join(map(_identity, row["identities"]))
+            http = "; ".join(f"{rule['method'] or '*'} {rule['path'] or '*'}" for rule in row["http"])
+            rule = row["rule"] or f"({row['reason']})"
+            yield (names, row["direction"], peers, row["protocol"], row["ports"], row["verdict"], http, rule)
+
+
+def xds_rows(dump: Json) -> Iterator[tuple[str, ...]]:
+    """Rows of `spliceway xds dump`: the newest stream's word on each resource."""
+    said = {
+        (kind["type"], resource["name"]): (resource["state"], client["client"]["node"])
+        for client in dump["clients"]
+        if client["current"]
+        for kind in client["types"]
+        for resource in kind["resources"]
+    }
+    for resource in dump["resources"]:
+        state, proxy = said.get((resource["type"], resource["name"]), ("NOT SENT", ""))
+        yield (resource["type"], resource["name"], resource["version"], state, proxy)
+
+
+def flow_line(flow: Json) -> str:
+    """One flow as one line: time, ends, verdict, reason, what was asked, rule."""
+    if "lost" in flow:
+        return f"({flow['lost']} flows lost: this reader is too slow)"
+    arrow = "<-" if flow["reply"] else "->"
+    ends = f"{_end(flow['source'])} {arrow} {_end(flow['destination'])}"
+    parts = [flow["time"], flow["hook"], ends, flow["protocol"], flow["verdict"], flow["reason"]]
+    if http := flow["http"]:
+        parts.append(f"{http['method']} {http['path']} {http['status']} {http['duration']} ms")
+    parts += [f"[{text}]" for text in (flow["rule"], flow["nearestMiss"]) if text]
+    return " ".join(parts)
+
+
+def address(host: str, port: int) -> str:
+    """«10.0.0.1:80», «[fd00::1]:80»."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _end(end: Json) -> str:
+    where = end["pod"] or (labels_text(end["labels"]) if end["labels"] else "")
+    text = address(end["address"], end["port"]) if end["port"] else end["address"]
+    return f"{where}({text})" if where else text
+
+
+def _identity(identity: Json) -> str:
+    return labels_text(identity["labels"]) or str(identity["id"])
+
+
+def _refusal(item: Json) -> str:
+    text = ": ".join(part for part in (item["file"], item["document"], item["field"], item["reason"]) if part)
+    return f"{text} (the last good version stays in force)" if item["kept"] else text
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"

@@ -1,0 +1,138 @@
+"""Prometheus metrics, read from the datapath and the components when they are asked for: nothing is counted twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+import msgspec
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from spliceway.bpf.types import DatapathStatus, ReasonCount, SpliceCounters
+
+#: Seconds from a change of the source to its rows being in force. The promise is under 0.2 in the median.
+DURATION_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class DatapathCounters(Protocol):
+    """What metrics read from the datapath."""
+
+    def reasons(self) -> list[ReasonCount]:
+        """Verdicts by hook, verdict and reason."""
+
+    def splice_counters(self) -> SpliceCounters:
+        """Splices since load."""
+
+    def status(self) -> DatapathStatus:
+        """What is loaded."""
+
+
+class Gauges(msgspec.Struct, frozen=True, kw_only=True):
+    """Numbers of the agent itself, each as it is now."""
+
+    revision: int
+    wanted_revision: int
+    generation: int
+    reconcile_failures: int
+    refused_documents: int
+    endpoints: int
+    rule_sets: int
+    waiting_rule_sets: int
+    xds_nacks: int
+    xds_clients: int
+    lost_log_entries: int
+    lost_flows: int
+    proxy_restarts: int
+    proxy_running: bool
+
+
+class Metrics:
+    """The agent's registry (its own, not the global one) and what the agent itself observes."""
+
+    def __init__(self, datapath: DatapathCounters, gauges: Callable[[], Gauges]) -> None:
+        self.registry = CollectorRegistry()
+        self.reconcile_duration = Histogram(
+            "spliceway_reconcile_duration_seconds",
+            "From a change of the policy source to its rows being in force.",
+            buckets=DURATION_BUCKETS,
+            registry=self.registry,
+        )
+        self.registry.register(_Collector(datapath, gauges))
+
+
+class _Collector(Collector):
+    def __init__(self, datapath: DatapathCounters, gauges: Callable[[], Gauges]) -> None:
+        self._datapath = datapath
+        self._gauges = gauges
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registering must not read kernel maps."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, read now."""
+        yield from self._verdicts()
+        yield from self._splices()
+        yield from self._agent()
+
+    def _verdicts(self) -> Iterator[Metric]:
+        packets = CounterMetricFamily(
+            "spliceway_verdicts", "Packets or messages judged.", labels=["hook", "verdict", "reason"]
+        )
+        size = CounterMetricFamily("spliceway_verdict_bytes", "Bytes judged.", labels=["hook", "verdict", "reason"])
+        for count in self._datapath.reasons():
+            labels = [count.hook.label, count.verdict.label, count.reason.label]
+            packets.add_metric(labels, count.packets)
+            size.add_metric(labels, count.bytes)
+        yield from (packets, size)
+
+    def _splices(self) -> Iterator[Metric]:
+        counters = self._datapath.splice_counters()
+        connections = CounterMetricFamily(
+            "spliceway_splice_connections", "Connections by outcome of the splice.", labels=["outcome"]
+        )
+        for outcome in ("spliced", "tcp_only", "revoked"):
+            connections.add_metric([outcome.replace("_", "-")], getattr(counters, outcome))
+        yield connections
+        size = CounterMetricFamily(
+            "spliceway_splice_bytes", "Bytes sent by members of the sockmap, by the way they took.", labels=["path"]
+        )
+        size.add_metric(["redirected"], counters.redirected_bytes)
+        size.add_metric(["tcp"], counters.tcp_bytes)
+        yield size
+        messages = CounterMetricFamily(
+            "spliceway_splice_messages", "Messages sent by members of the sockmap, by way.", labels=["path"]
+        )
+        messages.add_metric(["redirected"], counters.redirected_messages)
+        messages.add_metric(["tcp"], counters.tcp_messages)
+        yield messages
+
+    def _agent(self) -> Iterator[Metric]:
+        now = self._gauges()
+        status = self._datapath.status()
+        for name, text, value in (
+            ("spliceway_policy_revision", "Revision of the policy in force.", now.revision),
+            ("spliceway_policy_wanted_revision", "Revision of the policy as the source says it.", now.wanted_revision),
+            ("spliceway_kernel_generation", "Generation of the rows in the kernel.", now.generation),
+            ("spliceway_refused_documents", "Documents that are not in force as written.", now.refused_documents),
+            ("spliceway_endpoints", "Local endpoints.", now.endpoints),
+            ("spliceway_rule_sets", "Rule sets in force.", now.rule_sets),
+            ("spliceway_rule_sets_waiting", "Rule sets the proxy has not taken over.", now.waiting_rule_sets),
+            ("spliceway_xds_clients", "Connected proxies.", now.xds_clients),
+            ("spliceway_proxy_running", "Whether the proxy process runs.", int(now.proxy_running)),
+            ("spliceway_datapath_problems", "Problems that the datapath reports.", len(status.problems)),
+        ):
+            yield GaugeMetricFamily(name, text, value=value)
+        for name, text, count in (
+            ("spliceway_reconcile_failures", "Attempts that left the old policy in force.", now.reconcile_failures),
+            ("spliceway_xds_nacks", "Responses that a proxy refused.", now.xds_nacks),
+            ("spliceway_proxy_restarts", "Restarts of the proxy process.", now.proxy_restarts),
+        ):
+            yield CounterMetricFamily(name, text, value=count)
+        lost = CounterMetricFamily("spliceway_lost_events", "Records lost on their way up.", labels=["where"])
+        lost.add_metric(["kernel"], status.lost_events)
+        lost.add_metric(["access-log"], now.lost_log_entries)
+        lost.add_metric(["follower"], now.lost_flows)
+        yield lost

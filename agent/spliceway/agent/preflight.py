@@ -1,0 +1,54 @@
+"""What must be so before anything is touched: told in the words of the configuration, with what to do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from spliceway.agent.config import Config
+from spliceway.agent.errors import AgentError
+
+#: sockaddr_un has 108 bytes, one of them for the final NUL.
+MAX_SOCKET_PATH = 107
+
+
+def check(config: Config) -> None:
+    """Raise AgentError for the first thing that can't work. Makes the proxy's cgroup when only that is missing."""
+    if os.geteuid() != 0:
+        raise AgentError("the agent needs root (CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN)")
+    for field, path in (("admin.socket", config.admin.socket), ("stateDir", xds_socket(config))):
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+            raise AgentError(f"{field}: {path} is longer than the {MAX_SOCKET_PATH} bytes of a Unix socket's path")
+    _check_cgroup("cgroups.pods", config.cgroups.pods)
+    if not config.cgroups.proxy.exists() and _is_cgroup2(config.cgroups.proxy.parent):
+        config.cgroups.proxy.mkdir(exist_ok=True)
+    _check_cgroup("cgroups.proxy", config.cgroups.proxy)
+    pods, proxy = config.cgroups.pods.resolve(), config.cgroups.proxy.resolve()
+    if pods == proxy or pods in proxy.parents or proxy in pods.parents:
+        raise AgentError(
+            f"cgroups: {pods} and {proxy} must not contain one another: whose is a socket that is in both?"
+        )
+
+
+def xds_socket(config: Config) -> Path:
+    """Where the proxy finds the agent. It must stay the same over restarts of the agent."""
+    return config.state_dir / "xds.sock"
+
+
+def envoy_admin_socket(config: Config) -> Path:
+    """Envoy's own admin interface."""
+    return config.state_dir / "envoy-admin.sock"
+
+
+def _check_cgroup(field: str, path: Path) -> None:
+    if not path.is_dir():
+        raise AgentError(f"{field}: {path} is not there (is cgroup2 mounted, and are pods in it?)")
+    if not _is_cgroup2(path):
+        raise AgentError(f"{field}: {path} is not a cgroup2 directory (mount -t cgroup2 none /sys/fs/cgroup)")
+    # Only the root of the hierarchy has no `cgroup.type`.
+    if not (path / "cgroup.type").exists():
+        raise AgentError(f"{field}: {path} is the root cgroup: programs there would see every socket of the machine")
+
+
+def _is_cgroup2(path: Path) -> bool:
+    return (path / "cgroup.controllers").exists() and (path / "cgroup.procs").exists()

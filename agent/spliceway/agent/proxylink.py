@@ -1,0 +1,133 @@
+"""The proxy side of reconciliation: rule sets and ports become an xDS snapshot, ACKs become acceptance."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol
+
+import structlog
+
+from spliceway.agent.control import Acceptance
+from spliceway.policy.table import RuleSet
+from spliceway.xds.clients import AckEvent
+from spliceway.xds.names import listener_name, rule_set_of
+from spliceway.xds.resources import build_snapshot
+from spliceway.xds.settings import ResourceSettings
+from spliceway.xds.snapshot import Snapshot
+from spliceway.xds.status import ClientStatus, TypeStatus, dump_resources
+from spliceway.xds.subscription import Kind
+
+#: What Envoy says in a NACK when a listener's port belongs to somebody else.
+_PORT_TAKEN = ("address already in use", "cannot bind")
+#: How long one look at all acknowledgements is good for, in seconds: long enough for one pass over all rule sets.
+_LOOK_SECONDS = 0.001
+
+log = structlog.get_logger(__name__)
+
+
+class SnapshotServer(Protocol):
+    """What is used of `XdsServer`."""
+
+    def set_snapshot(self, node: str, snapshot: Snapshot) -> None:
+        """Serve it."""
+
+    def status(self) -> tuple[ClientStatus, ...]:
+        """Every open stream."""
+
+
+class ProxyLink:
+    """Publishes to one proxy, which calls itself by the node's name, and knows what that proxy answered."""
+
+    def __init__(self, server: SnapshotServer, node: str, settings: ResourceSettings) -> None:
+        self._server = server
+        self._node = node
+        self._settings = settings
+        self._snapshot: Snapshot | None = None
+        # A version must never have been used with other content, also not by an earlier agent.
+        self._boot = secrets.token_hex(4)
+        self._count = 0
+        self._looked = -1.0
+        self._acceptance: dict[int, Acceptance] = {}
+        self._on_answer: Callable[[], None] = lambda: None
+        self.nacks = 0
+        self.last_nack = ""
+
+    def __repr__(self) -> str:
+        return f"ProxyLink({self._node!r}, version={self._snapshot and self._snapshot.version!r}, nacks={self.nacks})"
+
+    def on_answer(self, callback: Callable[[], None]) -> None:
+        """Call this after each ACK or NACK."""
+        self._on_answer = callback
+
+    def answered(self, event: AckEvent) -> None:
+        """Take in an ACK or NACK; the callback of `XdsServer`."""
+        self._looked = -1.0
+        if event.kind is Kind.NACK:
+            self.nacks += 1
+            self.last_nack = f"{event.type}: {event.error}"
+            log.error("the proxy refused resources", type=event.type, version=event.version, error=event.error)
+        self._on_answer()
+
+    def publish(self, rule_sets: Mapping[int, RuleSet], ports: Mapping[int, int]) -> None:
+        """Serve these and no others. Raises XdsError; then the proxy keeps what it has."""
+        self._count += 1
+        version = f"{self._boot}-{self._count}"
+        snapshot = build_snapshot(rule_sets, ports, self._settings, version, self._snapshot)
+        self._server.set_snapshot(self._node, snapshot)
+        self._snapshot = snapshot
+        self._looked = -1.0
+
+    def acceptance(self, rule_set: int) -> Acceptance:
+        """What the proxy's newest stream says of listener and routes of this rule set."""
+        now = asyncio.get_running_loop().time()
+        if now - self._looked > _LOOK_SECONDS:
+            self._acceptance = self._look()
+            self._looked = now
+        return self._acceptance.get(rule_set, Acceptance.WAITING)
+
+    @property
+    def clients(self) -> int:
+        """Open streams."""
+        return len(self._server.status())
+
+    def status(self) -> list[ClientStatus]:
+        """Every open stream."""
+        return list(self._server.status())
+
+    def dump(self, types: Collection[str] = (), names: Collection[str] = ()) -> list[dict[str, Any]]:
+        """Resources as they are served now."""
+        return list(dump_resources(self._snapshot, types, names)) if self._snapshot else []
+
+    def _look(self) -> dict[int, Acceptance]:
+        client = next((client for client in self._server.status() if client.current), None)
+        if client is None or self._snapshot is None or client.snapshot != self._snapshot.version:
+            return {}
+        types = {status.type: status for status in client.types}
+        listeners, routes = _states(types.get("LDS")), _states(types.get("RDS"))
+        return {
+            rule_set: _worst(listeners[rule_set], routes.get(rule_set, Acceptance.WAITING)) for rule_set in listeners
+        }
+
+
+def _states(status: TypeStatus | None) -> dict[int, Acceptance]:
+    found: dict[int, Acceptance] = {}
+    if status is None:
+        return found
+    error = status.last_error.message.lower() if status.last_error else ""
+    for resource in status.resources:
+        rule_set = rule_set_of(resource.name)
+        if resource.state == "SYNCED":
+            found[rule_set] = Acceptance.ACCEPTED
+        elif resource.state == "NACK":
+            taken = listener_name(rule_set) in error and any(text in error for text in _PORT_TAKEN)
+            found[rule_set] = Acceptance.PORT_TAKEN if taken else Acceptance.REFUSED
+        else:
+            found[rule_set] = Acceptance.WAITING
+    return found
+
+
+def _worst(*states: Acceptance) -> Acceptance:
+    order = (Acceptance.PORT_TAKEN, Acceptance.REFUSED, Acceptance.WAITING, Acceptance.ACCEPTED)
+    return min(states, key=order.index)

@@ -1,0 +1,81 @@
+"""Starting things for real: the event loop, signals, and the components that talk to this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+
+import uvloop
+
+from spliceway.agent import log, preflight
+from spliceway.agent.app import Agent
+from spliceway.agent.config import Config
+from spliceway.agent.envoy import EnvoySettings, EnvoySupervisor
+from spliceway.agent.errors import OWN_ERRORS
+from spliceway.agent.sides import ProxyProcess
+from spliceway.agent.state import StateStore
+from spliceway.bpf.datapath import Datapath
+from spliceway.xds.settings import BootstrapSettings
+
+
+def run_agent(config: Config, *, log_level: str = "info", cleanup: bool = False) -> None:
+    """Run the agent in this process until SIGTERM or SIGINT. Raises one of OWN_ERRORS when it can't."""
+    log.configure(log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_until_signal(Agent(config, open_datapath=Datapath.open, make_proxy=envoy), cleanup=cleanup))
+
+
+def run_cleanup(config: Config) -> None:
+    """Remove what an agent with this configuration left. Raises one of OWN_ERRORS, also when it still runs."""
+    log.configure("warning")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_cleanup(config))
+
+
+async def _until_signal(agent: Agent, *, cleanup: bool) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await agent.run(stop, cleanup=cleanup)
+    except BaseExceptionGroup as group:
+        own = group.subgroup(lambda error: isinstance(error, OWN_ERRORS))
+        if own is None:
+            raise
+        raise _first(own) from group
+
+
+async def _cleanup(config: Config) -> None:
+    store = StateStore(config.state_dir)
+    with store.lock():
+        datapath = await Datapath.open(config.datapath_settings())
+        await datapath.remove()
+        proxy = envoy(config, lambda _how: None)
+        await proxy.start()
+        await proxy.stop()
+        store.clear()
+
+
+def envoy(config: Config, on_exit: Callable[[str], None]) -> ProxyProcess:
+    """The Envoy of this configuration."""
+    return EnvoySupervisor(
+        EnvoySettings(
+            binary=config.proxy.binary,
+            state_dir=config.state_dir,
+            cgroup=config.cgroups.proxy,
+            concurrency=config.proxy.workers,
+        ),
+        BootstrapSettings(
+            node_id=config.node_name,
+            xds_socket=preflight.xds_socket(config),
+            admin_socket=preflight.envoy_admin_socket(config),
+        ),
+        on_exit,
+    )
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

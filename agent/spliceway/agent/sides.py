@@ -1,0 +1,46 @@
+"""The kernel and the proxy as the whole agent sees them: what `Datapath` and `EnvoySupervisor` offer it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from spliceway.agent.control import DatapathControl
+from spliceway.agent.envoy import EnvoyStatus
+from spliceway.agent.views import DatapathViews
+from spliceway.bpf.types import KernelFlow
+
+
+class AgentDatapath(DatapathControl, DatapathViews, Protocol):
+    """All that the agent uses of `bpf.Datapath`."""
+
+    def events(self) -> AsyncIterator[KernelFlow]:
+        """Verdicts from the ring buffer."""
+
+    async def set_splice(self, enabled: bool) -> None:
+        """Splice new connections, or not."""
+
+    async def close(self) -> None:
+        """Let go, and leave everything in force."""
+
+    async def remove(self) -> None:
+        """Take everything out of the kernel."""
+
+
+class ProxyProcess(Protocol):
+    """All that the agent uses of `EnvoySupervisor`."""
+
+    async def start(self) -> None:
+        """Start, or take over."""
+
+    async def run(self) -> None:
+        """Watch and restart."""
+
+    async def stop(self) -> None:
+        """End for good."""
+
+    def status(self) -> EnvoyStatus:
+        """What runs."""
+
+    async def logs_written(self) -> tuple[str, int]:
+        """Process and count of access log entries."""

@@ -1,0 +1,239 @@
+"""What the admin API answers, as plain values. Each view reads the components as they are at that moment."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from spliceway.agent.config import Config
+from spliceway.agent.flowlog import FlowLog
+from spliceway.agent.inventory import Inventory
+from spliceway.agent.metrics import DatapathCounters
+from spliceway.agent.proxylink import ProxyLink
+from spliceway.agent.reconcile import Reconciler
+from spliceway.bpf.types import CtEntry, SockEntry
+from spliceway.policy.table import OTHER_PEERS, PolicyTable, RowKey, RuleSet
+from spliceway.policy.verdict import Direction
+from spliceway.policy.verdict import Protocol as IpProtocol
+
+Query = dict[str, str]
+
+
+class DatapathViews(DatapathCounters, Protocol):
+    """What views read from the datapath."""
+
+    def conntrack(self) -> list[CtEntry]:
+        """Connections."""
+
+    def socks(self) -> list[SockEntry]:
+        """Redirected connections."""
+
+    def dump_policy(self) -> Sequence[object]:
+        """Rows as they are in the kernel."""
+
+    def dump_ipcache(self) -> Sequence[object]:
+        """Prefixes as they are in the kernel."""
+
+
+class ProxyStatus(Protocol):
+    """What views read from the supervisor of the proxy."""
+
+    def status(self) -> object:
+        """Process, version, restarts, problems."""
+
+
+class Views:
+    """Binds the components to the paths of the API (`routes`)."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        inventory: Inventory,
+        reconciler: Reconciler,
+        datapath: DatapathViews,
+        proxy: ProxyLink,
+        supervisor: ProxyStatus,
+        flows: FlowLog,
+        splice_mode: Callable[[], str],
+    ) -> None:
+        self._config = config
+        self._inventory = inventory
+        self._reconciler = reconciler
+        self._datapath = datapath
+        self._proxy = proxy
+        self._supervisor = supervisor
+        self._flows = flows
+        self._splice_mode = splice_mode
+        self._started = time.time()
+
+    def routes(self) -> dict[str, Callable[[Query], Any]]:
+        """Path below /v1/ → view."""
+        return {
+            "status": self.status,
+            "endpoints": self.endpoints,
+            "identities": self.identities,
+            "policy": self.policy,
+            "bpf/policy": _plainly(self._datapath.dump_policy),
+            "bpf/ipcache": _plainly(self._datapath.dump_ipcache),
+            "bpf/ct": _plainly(self._datapath.conntrack),
+            "bpf/reasons": _plainly(self._datapath.reasons),
+            "socks": _plainly(self._datapath.socks),
+            "xds": self.xds,
+        }
+
+    def status(self, query: Query) -> dict[str, Any]:
+        """Everything a person wants to see first."""
+        _only(query)
+        return {
+            "node": self._config.node_name,
+            "pid": os.getpid(),
+            "started": self._started,
+            "source": {
+                "directory": self._config.source.directory,
+                "files": self._inventory.files,
+                "objects": self._inventory.objects,
+                "refusals": [*self._inventory.refusals],
+            },
+            "policy": self._reconciler.status(),
+            "datapath": self._datapath.status(),
+            "proxy": {
+                "kind": self._config.proxy.kind,
+                "process": self._supervisor.status(),
+                "clients": self._proxy.clients,
+                "nacks": self._proxy.nacks,
+                "lastNack": self._proxy.last_nack,
+                "listeners": self._reconciler.ports,
+            },
+            "splice": {"mode": self._splice_mode(), "counters": self._datapath.splice_counters()},
+            "flows": {"published": self._flows.published, "kept": len(self._flows), "lost": self._flows.lost},
+        }
+
+    def endpoints(self, query: Query) -> list[dict[str, Any]]:
+        """Local endpoints with identity and which directions a policy covers."""
+        _only(query)
+        table = self._reconciler.table
+        wired = {endpoint.name: endpoint for endpoint in self._inventory.endpoints}
+        names = wired.keys() | (table.endpoints.keys() if table else set())
+        found = []
+        for name in sorted(names):
+            endpoint, policy = wired.get(name), table.endpoints.get(name) if table else None
+            found.append(
+                {
+                    "name": name,
+                    "interface": endpoint.interface if endpoint else "",
+                    "addresses": endpoint.addresses if endpoint else (),
+                    "ready": policy is not None and endpoint is not None,
+                    "identity": policy.identity if policy else 0,
+                    "labels": table.identities.get(policy.identity, ()) if table and policy else (),
+                    "policyId": policy.policy_id if policy else 0,
+                    "ingress": policy.ingress if policy else False,
+                    "egress": policy.egress if policy else False,
+                }
+            )
+        return found
+
+    def identities(self, query: Query) -> list[dict[str, Any]]:
+        """Identities with labels and the prefixes that have them."""
+        _only(query)
+        table = self._reconciler.table
+        if table is None:
+            return []
+        prefixes: dict[int, list[str]] = defaultdict(list)
+        for prefix, identity in table.ipcache.items():
+            prefixes[identity].append(str(prefix))
+        return [
+            {"id": number, "labels": labels, "prefixes": prefixes.get(number, [])}
+            for number, labels in sorted(table.identities.items())
+        ]
+
+    def policy(self, query: Query) -> list[dict[str, Any]]:
+        """The policy of every endpoint, or of `endpoint`, with peers, rules and HTTP rules by name."""
+        _only(query, "endpoint")
+        table = self._reconciler.table
+        name = query.get("endpoint")
+        if table is None:
+            return []
+        if name is not None and name not in table.endpoints:
+            raise LookupError(f"no endpoint {name!r} on this node (there are {', '.join(sorted(table.endpoints))})")
+        chosen = {name: table.endpoints[name]} if name else table.endpoints
+        policies: dict[int, list[str]] = defaultdict(list)
+        for endpoint, policy in chosen.items():
+            policies[policy.policy_id].append(endpoint)
+        return [
+            {
+                "policyId": policy_id,
+                "endpoints": sorted(names),
+                "ingress": table.endpoints[names[0]].ingress,
+                "egress": table.endpoints[names[0]].egress,
+                "rows": _rows(table, policy_id),
+            }
+            for policy_id, names in sorted(policies.items())
+        ]
+
+    def xds(self, query: Query) -> dict[str, Any]:
+        """What the proxy is served and what it answered; `type` (LDS, RDS, CDS) and `name` narrow the resources."""
+        _only(query, "type", "name")
+        types = [query["type"].upper()] if "type" in query else []
+        names = [query["name"]] if "name" in query else []
+        return {"clients": self._proxy.status(), "resources": self._proxy.dump(types, names)}
+
+
+def _plainly(read: Callable[[], object]) -> Callable[[Query], object]:
+    def view(query: Query) -> object:
+        _only(query)
+        return read()
+
+    return view
+
+
+def _only(query: Query, *known: str) -> None:
+    if unknown := query.keys() - set(known):
+        raise ValueError(f"unknown parameter {', '.join(sorted(unknown))}")
+
+
+def _rows(table: PolicyTable, policy_id: int) -> list[dict[str, Any]]:
+    members: dict[tuple[Direction, int], list[int]] = defaultdict(list)
+    for key, class_id in table.classes.items():
+        if key.policy_id == policy_id:
+            members[key.direction, class_id].append(key.identity)
+    keys = sorted(key for key in table.rows if key.policy_id == policy_id)
+    return [_row(table, key, sorted(members.get((key.direction, key.class_id), ()))) for key in keys]
+
+
+def _row(table: PolicyTable, key: RowKey, identities: list[int]) -> dict[str, Any]:
+    row = table.rows[key]
+    rule_set = table.rule_sets.get(row.rule_set)
+    return {
+        "direction": key.direction,
+        "class": key.class_id,
+        "peers": "any other" if key.class_id == OTHER_PEERS else "these",
+        "identities": [{"id": identity, "labels": table.identities.get(identity, ())} for identity in identities],
+        "protocol": key.protocol,
+        "ports": port_text(key),
+        "verdict": row.verdict,
+        "reason": row.reason,
+        "rule": str(table.rules[row.rule]) if row.rule in table.rules else "",
+        "ruleSet": rule_set.name if rule_set else "",
+        "http": _http(table, rule_set) if rule_set else [],
+    }
+
+
+def _http(table: PolicyTable, rule_set: RuleSet) -> list[dict[str, Any]]:
+    return [
+        {"method": rule.method, "path": rule.path, "rule": str(table.rules.get(rule.rule, ""))}
+        for rule in rule_set.rules
+    ]
+
+
+def port_text(key: RowKey) -> str:
+    """`*`, `80`, `64-127`; for ICMP the type (and code)."""
+    if key.port_bits == 0:
+        return "*"
+    last = key.port | ((1 << (16 - key.port_bits)) - 1)
+    if key.protocol in (IpProtocol.ICMP, IpProtocol.ICMPV6):
+        return f"type {key.port >> 8}" + (f" code {key.port & 0xFF}" if key.port_bits == 16 else "")
+    return str(key.port) if last == key.port else f"{key.port}-{last}"
