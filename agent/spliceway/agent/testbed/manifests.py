@@ -14,6 +14,9 @@ import msgspec
 import yaml
 
 from spliceway.agent.testbed.errors import TestbedError
+from spliceway.policy.documents import Document, load_documents
+from spliceway.policy.errors import PolicyError
+from spliceway.policy.parse import parse_document
 
 Object = Mapping[str, Any]
 
@@ -72,15 +75,16 @@ class Manifest(msgspec.Struct, frozen=True):
 def load(sources: Iterable[Path | Object]) -> list[Manifest]:
     """Read manifests from YAML files (any number of documents each), directories of them, or ready documents.
 
-    Raises TestbedError with file and field when one can't be used.
+    Namespaces, Nodes and Pods are checked by the parser that the agent reads them with, so that it will not refuse what
+    was built. Raises TestbedError with file and field when one can't be used.
     """
     found: list[Manifest] = []
-    for position, source in enumerate(sources):
+    for position, source in enumerate(sources, 1):
         if isinstance(source, Mapping):
-            found.append(_checked(source, f"document {position + 1}"))
+            found.append(_checked(Document(f"document {position}", position, 0, source), f"document {position}"))
             continue
         for file in files(source):
-            found += [_checked(document, f"{file}[{index}]") for index, document in enumerate(_documents(file))]
+            found += [_checked(document, f"{file}[{document.index}]") for document in _documents(file)]
     return found
 
 
@@ -103,23 +107,30 @@ def write(path: Path, text: str) -> None:
     temporary.rename(path)
 
 
-def _documents(file: Path) -> list[Any]:
+def _documents(file: Path) -> list[Document]:
     try:
-        return [document for document in yaml.safe_load_all(file.read_text()) if document is not None]
+        return load_documents(file.read_text(), str(file))
     except OSError as error:
         raise TestbedError(f"{file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TestbedError(f"{file}: not YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise TestbedError(f"{file}: is not UTF-8") from error
+    except PolicyError as error:
+        raise TestbedError(str(error)) from error
 
 
-def _checked(document: Any, where: str) -> Manifest:
-    if not isinstance(document, Mapping):
-        raise TestbedError(f"{where}: not a Kubernetes object: must be a mapping with apiVersion, kind and metadata")
-    kind = document.get("kind")
-    if kind not in CLUSTER_KINDS | POLICY_KINDS:
+def _checked(document: Document, where: str) -> Manifest:
+    content = document.content
+    kind = content.get("kind") if isinstance(content, Mapping) else None
+    if kind in POLICY_KINDS:
+        name = content.get("metadata", {}).get("name") if isinstance(content.get("metadata", {}), Mapping) else None
+        if not isinstance(name, str) or not name:
+            raise TestbedError(f"{where}: metadata.name: is missing")
+        return Manifest(document=content, where=where)
+    if kind not in CLUSTER_KINDS:
         known = ", ".join(sorted(CLUSTER_KINDS | POLICY_KINDS))
         raise TestbedError(f"{where}: kind: {kind!r} is not something a testbed is built from ({known})")
-    metadata = document.get("metadata")
-    if not isinstance(metadata, Mapping) or not isinstance(metadata.get("name"), str) or not metadata["name"]:
-        raise TestbedError(f"{where}: metadata.name: is missing")
-    return Manifest(document=document, where=where)
+    try:
+        parse_document(document)
+    except PolicyError as error:
+        raise TestbedError(str(error)) from error
+    return Manifest(document=content, where=where)

@@ -29,7 +29,6 @@ UNDERLAY_PREFIXES: tuple[IPNetwork, IPNetwork] = (IPv4Network("10.10.0.0/16"), I
 FIRST_FREE = 10
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-_DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
 class Container(msgspec.Struct, frozen=True):
@@ -113,8 +112,6 @@ def make_plan(manifests: Iterable[Manifest]) -> Plan:
 def plan_pod(manifest: Manifest, nodes: Mapping[str, NodePlan], others: Iterable[PodPlan]) -> PodPlan:
     """Decide about one pod beside `others`. Raises TestbedError."""
     where = manifest.where
-    if not _DNS_SUBDOMAIN.fullmatch(manifest.name) or not _DNS_LABEL.fullmatch(manifest.namespace):
-        raise TestbedError(f"{where}: metadata: {manifest.namespace}/{manifest.name} is not a Kubernetes name")
     if manifest.mapping("spec").get("hostNetwork"):
         raise TestbedError(f"{where}: spec.hostNetwork: a testbed has no such pods; run the program on the node")
     outside = manifest.mapping("metadata", "annotations").get(OUTSIDE) == "true"
@@ -174,10 +171,7 @@ def _given_addresses(manifest: Manifest, node: NodePlan | None) -> tuple[IPAddre
     addresses: list[IPAddress] = []
     for index, item in enumerate(manifest.items("status", "podIPs")):
         field = f"{manifest.where}: status.podIPs[{index}].ip"
-        try:
-            address = ip_address(str(item.get("ip")))
-        except ValueError as error:
-            raise TestbedError(f"{field}: {error}") from None
+        address = ip_address(item["ip"])
         if node and not any(address in prefix for prefix in node.prefixes):
             own = " and ".join(map(str, node.prefixes))
             raise TestbedError(f"{field}: {address} is not in a pod prefix of {node.name} ({own})")
