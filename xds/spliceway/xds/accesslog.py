@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv6Address, ip_address
 
 from envoy.config.core.v3 import address_pb2
@@ -9,9 +10,24 @@ from envoy.data.accesslog.v3 import accesslog_pb2
 
 from spliceway.policy.verdict import Reason, Verdict
 from spliceway.xds.flow import HttpFlow, IPAddress
-from spliceway.xds.names import AMBIGUOUS, RBAC_METADATA, RBAC_POLICY_KEY, TAG_CONNECTION, rule_of
+from spliceway.xds.names import (
+    AMBIGUOUS_PATH,
+    MALFORMED_HOST,
+    MALFORMED_TARGET,
+    RBAC_METADATA,
+    RBAC_POLICY_KEY,
+    TAG_CONNECTION,
+    rule_of,
+)
 
-_DENIED = "rbac_access_denied_matched_policy["
+# What Envoy's response code details say when an RBAC filter refuses: the policy that matched, `none` for an allow list.
+_DENIED = re.compile(r"rbac_access_denied_matched_policy\[(.*)\]")
+_REASONS = {
+    "none": Reason.HTTP_DENIED,
+    AMBIGUOUS_PATH: Reason.HTTP_AMBIGUOUS,
+    MALFORMED_TARGET: Reason.HTTP_MALFORMED,
+    MALFORMED_HOST: Reason.HTTP_MALFORMED,
+}
 _NOWHERE = ip_address("::")
 
 
@@ -54,9 +70,8 @@ def flow_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> HttpFlow:
 
 def judged(details: str, rule: int) -> tuple[Verdict, Reason]:
     """Verdict and reason from Envoy's response code details and the rule that the allow list named (0: none)."""
-    if details.startswith(_DENIED):
-        ambiguous = details.removeprefix(_DENIED).startswith(AMBIGUOUS)
-        return Verdict.DENY, Reason.HTTP_AMBIGUOUS if ambiguous else Reason.HTTP_DENIED
+    if found := _DENIED.fullmatch(details):
+        return Verdict.DENY, _REASONS.get(found[1], Reason.HTTP_DENIED)
     if rule:
         return Verdict.ALLOW, Reason.HTTP_ALLOWED
     return Verdict.DENY, Reason.HTTP_MALFORMED

@@ -93,7 +93,12 @@ def _same_meaning() -> dict[str, object]:
         "normalize_path": {"value": True},
         "merge_slashes": True,
         "path_with_escaped_slashes_action": HttpConnectionManager.REJECT_REQUEST,
-        "http_protocol_options": {"accept_http_10": True, "header_key_format": preserve_case()},
+        "http_protocol_options": {
+            "accept_http_10": True,
+            # An absolute target would override Host; so it gets a 404.
+            "allow_absolute_url": {"value": False},
+            "header_key_format": preserve_case(),
+        },
     }
 
 

@@ -21,8 +21,10 @@ TAG_CONNECTION = "connection"
 RBAC_METADATA = "envoy.filters.http.rbac"
 RBAC_POLICY_KEY = "enforced_effective_policy_id"
 
-#: Policies of the deny-ambiguous filter start with this; the rest says why.
-AMBIGUOUS = "ambiguous-"
+#: Policies of the deny-ambiguous filter. Envoy tries them in the order of their names, and reports the first match.
+MALFORMED_TARGET = "1-malformed-target"
+MALFORMED_HOST = "2-malformed-host"
+AMBIGUOUS_PATH = "3-ambiguous-path"
 
 
 def listener_name(rule_set: int) -> str:

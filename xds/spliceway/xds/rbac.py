@@ -9,17 +9,19 @@ from __future__ import annotations
 from envoy.config.rbac.v3 import rbac_pb2
 from envoy.config.route.v3 import route_components_pb2
 
+from spliceway.policy.regex import RegexError, compile_regex
 from spliceway.policy.table import HttpRule, RuleSet
 from spliceway.xds.errors import ResourceError
-from spliceway.xds.names import AMBIGUOUS, policy_name
-from spliceway.xds.regex import checked
+from spliceway.xds.names import AMBIGUOUS_PATH, MALFORMED_HOST, MALFORMED_TARGET, policy_name
 
-# A path that two servers can't read differently, up to `?` (docs/xds.md). Not in it: `;`, controls,
-# space, DEL, bytes >= 0x80, `\`; %25 %2e %2f %5c %3b, encoded controls and bytes >= 0x80; a bare or cut percent sign.
-# A target that doesn't begin with `/` (`OPTIONS *`) isn't one either.
+# A path that two servers can't read differently, up to `?` (docs/xds.md). Not in it: `;`, controls, space, DEL, bytes
+# >= 0x80, `\`; %25 %2e %2f %5c %3b, encoded controls and bytes >= 0x80; a bare or cut percent sign.
 _PLAIN = r"[^?%;\\\x00-\x20\x7f-\xff]"
 _ENCODED = r"%(?:2[0-46-9a-dA-D]|3[0-9ac-fAC-F]|[46][0-9a-fA-F]|5[0-9abd-fABD-F]|7[0-9a-eA-E])"
-WELL_FORMED_PATH = rf"(?s)/(?:{_PLAIN}|{_ENCODED})*(?:\?.*)?"
+WELL_FORMED_PATH = rf"(?s)(?:{_PLAIN}|{_ENCODED})*(?:\?.*)?"
+
+# Origin form. `*` and absolute targets get a 404 before they come here, CONNECT and HTTP/2 do come.
+ORIGIN_FORM = r"(?s)/.*"
 
 # A host without userinfo, as `policy.http` has it. Two Host headers arrive joined with a comma, an empty one empty.
 WELL_FORMED_HOST = r"[A-Za-z0-9._~!$&'()*+=%:\[\]-]+"
@@ -41,8 +43,9 @@ def deny_ambiguous() -> rbac_pb2.RBAC:
     return rbac_pb2.RBAC(
         action=rbac_pb2.RBAC.DENY,
         policies={
-            f"{AMBIGUOUS}path": _unless(":path", WELL_FORMED_PATH),
-            f"{AMBIGUOUS}host": _unless(":authority", WELL_FORMED_HOST),
+            MALFORMED_TARGET: _unless(":path", ORIGIN_FORM),
+            MALFORMED_HOST: _unless(":authority", WELL_FORMED_HOST),
+            AMBIGUOUS_PATH: _unless(":path", WELL_FORMED_PATH),
         },
     )
 
@@ -98,7 +101,10 @@ def _policy(rule_set: RuleSet, rule: HttpRule) -> rbac_pb2.Policy:
 
 
 def _checked(rule_set: RuleSet, rule: HttpRule, field: str, pattern: str) -> str:
+    """The pattern, when Envoy will accept it: one refused RDS resource would hold back what comes with it."""
     try:
-        return checked(pattern)
-    except ResourceError as error:
-        raise ResourceError(f"rule set {rule_set.id} ({rule_set.name}), rule {rule.rule}, {field}: {error}") from error
+        compile_regex(pattern)
+    except RegexError as error:
+        where = f"rule set {rule_set.id} ({rule_set.name}), rule {rule.rule}, {field}"
+        raise ResourceError(f"{where}: {pattern!r}: {error}") from error
+    return pattern
