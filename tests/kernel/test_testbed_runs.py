@@ -20,7 +20,6 @@ from support.node import pod_manifest, server_manifest
 
 pytestmark = pytest.mark.kernel
 
-CLI = "from spliceway.agent.testbed.commands import app; app()"
 OWNER = """
 import sys, json
 from spliceway.agent.testbed.testbed import Testbed
@@ -155,5 +154,5 @@ def test_the_cli_does_not_end_a_testbed_that_is_in_use(demo_testbed: Testbed) ->
 
 
 def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", CLI, *arguments]
+    command = [sys.executable, "-m", "spliceway.agent", "testbed", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

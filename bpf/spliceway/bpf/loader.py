@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
-import resource
 import sys
 from pathlib import Path
 
@@ -93,7 +92,6 @@ def _compile_and_pin(request: LoadRequest) -> LoadReply:
 
 def main() -> None:
     """Entry of the child."""
-    resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # BCC prints to stdout as it likes
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=LoadRequest)

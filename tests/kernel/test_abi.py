@@ -1,0 +1,150 @@
+"""`abi.py` says what the compiler makes of `abi.h`: every size, offset and number."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import subprocess
+import sys
+import textwrap
+from enum import IntEnum
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from spliceway.bpf import abi
+from spliceway.bpf.source import ROOT, STUBS, flatten
+from spliceway.bpf.types import Hook, Leg, SpliceState
+from spliceway.policy.verdict import Direction, Reason, Verdict
+
+pytestmark = pytest.mark.kernel
+
+_ENUMS: dict[str, type[IntEnum]] = {
+    "hook": Hook,
+    "direction": Direction,
+    "verdict": Verdict,
+    "leg": Leg,
+    "reason": Reason,
+    "splice_word": SpliceState,
+    "splice_why": abi.Why,
+}
+_CONSTANTS = {
+    "ABI_VERSION": abi.ABI_VERSION,
+    "REASON_SLOTS": abi.REASON_SLOTS,
+    "VERDICTS": abi.VERDICTS,
+    "HOOKS": abi.HOOKS,
+    "POLICY_PREFIX_ANY": abi.POLICY_PREFIX_ANY,
+    "POLICY_PREFIX_PROTOCOL": abi.POLICY_PREFIX_PROTOCOL,
+    "CONFIG_SPLICE": abi.ConfigFlag.SPLICE,
+    "ENFORCE_INGRESS": abi.Enforce.INGRESS,
+    "ENFORCE_EGRESS": abi.Enforce.EGRESS,
+    "ENFORCE_READY": abi.Enforce.READY,
+    "CT_CLIENT": abi.CtFlag.CLIENT,
+    "CT_FIN_OUT": abi.CtFlag.FIN_OUT,
+    "CT_FIN_IN": abi.CtFlag.FIN_IN,
+    "CT_RESET": abi.CtFlag.RESET,
+    "CT_REPLIED": abi.CtFlag.REPLIED,
+    "SIDE_POD": abi.Side.POD,
+    "SIDE_NETWORK": abi.Side.NETWORK,
+    "END_POD": abi.End.POD,
+    "END_PROXY": abi.End.PROXY,
+}
+
+
+def enumerators(name: str) -> list[str]:
+    body = re.search(rf"enum {name} \{{(.*?)\}}", (ROOT / "abi.h").read_text(), re.DOTALL)
+    assert body is not None
+    words = re.sub(r"//.*", "", body[1]).split(",")
+    return [word.split("=")[0].strip() for word in words if word.strip()]
+
+
+def compiled(expressions: list[str]) -> list[int]:
+    """Values of C expressions, as BCC's compiler sees them: a program stores them in a map."""
+    stores = "\n".join(f"k = {i}; v = (u64)({e}); out.update(&k, &v);" for i, e in enumerate(expressions))
+    text = (
+        flatten("abi.h")
+        + f"\nBPF_ARRAY(out, u64, {len(expressions)});\n"
+        + f"int run(struct __sk_buff *skb) {{ u32 k; u64 v;\n{stores}\nreturn 0; }}\n"
+    )
+    code = textwrap.dedent("""
+        import json, sys
+        from bcc import BPF
+        from spliceway.bpf.libbpf import test_run
+        request = json.load(sys.stdin)
+        module = BPF(text=request["text"], cflags=request["flags"])
+        test_run(module.load_func("run", BPF.SCHED_CLS).fd, bytes(64))
+        print(json.dumps([module["out"][i].value for i in range(request["count"])]))
+    """)
+    request = {"text": text, "flags": ["-nostdinc", f"-I{STUBS}/include"], "count": len(expressions)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=msgspec.json.encode(request),
+        capture_output=True,
+        env={**os.environ, "BCC_KERNEL_SOURCE": str(STUBS)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    return msgspec.json.decode(done.stdout, type=list[int])
+
+
+def test_every_offset_size_and_number() -> None:
+    expected: dict[str, int] = {}
+    for name, mirror in abi.STRUCTS.items():
+        expected[f"sizeof(struct {name})"] = struct.calcsize("0s") + _size(mirror)
+        for field in mirror._fields_:
+            described = getattr(mirror, field[0])
+            expected[f"__builtin_offsetof(struct {name}, {field[0]})"] = described.offset
+            expected[f"sizeof(((struct {name} *)0)->{field[0]})"] = described.size
+    for name, mirror_enum in _ENUMS.items():
+        for word in enumerators(name):
+            if word in ("HOOKS", "VERDICTS", "KERNEL_REASONS", "WHYS"):
+                continue
+            plain = re.sub(r"^(HOOK|LEG|VERDICT|WHY)_", "", word)
+            expected[f"(int){word}"] = mirror_enum[plain]
+    expected |= {f"(int){name}": int(value) for name, value in _CONSTANTS.items()}
+    assert dict(zip(expected, compiled(list(expected)), strict=True)) == expected
+
+
+def _size(mirror: type) -> int:
+    import ctypes
+
+    return ctypes.sizeof(mirror)
+
+
+@pytest.mark.parametrize("name", _ENUMS)
+def test_the_header_names_every_number(name: str) -> None:
+    """Neither side has a member that the other lacks (HTTP reasons never come from the kernel)."""
+    ours = {member.name for member in _ENUMS[name] if not (name == "reason" and member >= Reason.HTTP_ALLOWED)}
+    theirs = {re.sub(r"^(HOOK|LEG|VERDICT|WHY)_", "", word) for word in enumerators(name)}
+    assert ours == theirs - {"HOOKS", "VERDICTS", "KERNEL_REASONS", "WHYS"}
+
+
+def test_every_struct_is_mirrored() -> None:
+    declared = set(re.findall(r"^struct (\w+) \{", (ROOT / "abi.h").read_text(), re.MULTILINE))
+    assert declared - set(abi.STRUCTS) == {"fragment_key", "fragment_value"}  # user space never reads those
+
+
+def test_programs_compile_where_no_headers_are_installed(tmp_path: Path) -> None:
+    """In a mount namespace whose /usr/include, /usr/src and /lib/modules are empty."""
+    code = textwrap.dedent("""
+        import os, sys
+        from pathlib import Path
+        from spliceway.bpf.loader import LoadRequest, _compile_and_pin
+        for hidden in ("/usr/include", "/usr/src"):
+            assert not any(Path(hidden).iterdir()), hidden
+        defines = {"PIN_ROOT": f'"{sys.argv[1]}"', "MAX_ENDPOINTS": "16", "MAX_IPCACHE": "64", "MAX_ROWS": "64",
+                   "MAX_CONNECTIONS": "64", "EVENT_BYTES": "4096"}
+        reply = _compile_and_pin(LoadRequest(pin_root=sys.argv[1], defines=defines))
+        print(reply.error or "loaded " + " ".join(reply.programs))
+    """)
+    hide = "for d in /usr/include /usr/src /lib/modules; do [ -d $d ] && mount -t tmpfs none $d; done; "
+    script = hide + f'mount -t bpf bpf {tmp_path} && mkdir {tmp_path}/v && exec "$0" -c "$1" {tmp_path}/v'
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, sys.executable, code],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip().endswith("splice_message"), done.stdout + done.stderr[-2000:]
