@@ -11,7 +11,6 @@ import pytest
 
 from spliceway.agent.testbed.agentprocess import agent_config, start_agent
 from spliceway.agent.testbed.errors import TestbedError
-from spliceway.agent.testbed.node import Node
 from spliceway.agent.testbed.testbed import Testbed
 from support.node import http_status, pod_manifest, server_manifest
 
@@ -81,8 +80,3 @@ def test_the_cli_leaves_the_agent_running(tmp_path: Path) -> None:
     finally:
         subprocess.run([*cli, "down", run_id], timeout=60, check=True)
     assert not Path(socket).exists()
-
-
-def test_a_node_keeps_its_name_in_messages(demo_testbed: Testbed) -> None:
-    assert isinstance(demo_testbed.node, Node)
-    assert demo_testbed.run_id in repr(demo_testbed.node)

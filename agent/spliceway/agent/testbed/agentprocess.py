@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from spliceway.agent.cli.client import AgentClient
+from spliceway.agent.errors import ClientError
 from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.node import Node
 from spliceway.agent.testbed.wiring import UPLINK
@@ -36,7 +37,7 @@ def agent_config(node: Node, overrides: Mapping[str, Any] | None = None) -> dict
 
 
 def start_agent(node: Node, overrides: Mapping[str, Any] | None = None, *, timeout: float = 60.0) -> AgentProcess:
-    """Write the configuration, start `spliceway agent` on the node and wait until its admin socket answers.
+    """Write the configuration, start `spliceway agent` on the node and wait until its policies are in force.
 
     Raises TestbedError with the end of its log when it ends or takes longer than `timeout` seconds.
     """
@@ -49,7 +50,7 @@ def start_agent(node: Node, overrides: Mapping[str, Any] | None = None, *, timeo
         process = node.spawn_on_node(argv, "agent", stdout=output, stderr=output)
     agent = AgentProcess(process, path, log, Path(config["admin"]["socket"]))
     try:
-        agent.wait_answering(timeout)
+        agent.wait_in_force(timeout)
     except BaseException:
         agent.kill()
         raise
@@ -69,14 +70,25 @@ class AgentProcess:
         state = self.process.poll()
         return f"<AgentProcess pid={self.process.pid} {'running' if state is None else f'ended {state}'}>"
 
-    def wait_answering(self, timeout: float) -> None:
-        """Return once the admin socket accepts connections. Raises TestbedError with the end of the log."""
+    @property
+    def client(self) -> AgentClient:
+        """Client of its admin API."""
+        return AgentClient(self.socket)
+
+    def wait_in_force(self, timeout: float = 60.0) -> dict[str, Any]:
+        """Return its status once all that it has read is in force, in the kernel and in the proxy.
+
+        Raises TestbedError with the reason or the end of the log.
+        """
         deadline = time.monotonic() + timeout
-        while not _accepts(self.socket):
+        while True:
+            why, status = self._not_in_force()
+            if status is not None:
+                return status
             if self.process.poll() is not None:
                 raise TestbedError(f"the agent ended with status {self.process.returncode}:\n{self.log_tail()}")
             if time.monotonic() > deadline:
-                raise TestbedError(f"the agent's admin socket is not there after {timeout:g} s:\n{self.log_tail()}")
+                raise TestbedError(f"no policy is in force after {timeout:g} s: {why}\n{self.log_tail()}")
             time.sleep(0.02)
 
     def stop(self, timeout: float = 30.0) -> int:
@@ -91,21 +103,23 @@ class AgentProcess:
         """The last lines of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
+    def _not_in_force(self) -> tuple[str, dict[str, Any] | None]:
+        try:
+            status = self.client.get("status")
+        except ClientError as error:
+            return str(error), None
+        policy = status["policy"]
+        if policy["revision"] > 0 and policy["revision"] == policy["wanted"] and not policy["waiting"]:
+            return "", status
+        why = f"revision {policy['revision']} of {policy['wanted']}, waiting for {policy['waiting']}"
+        return f"{why} {policy['error']} {policy['endpointError']}", None
+
     def _end(self, how: signal.Signals, timeout: float) -> int:
         self.process.send_signal(how)
         try:
             return int(self.process.wait(timeout))
         except subprocess.TimeoutExpired:
             raise TestbedError(f"the agent is still there {timeout:g} s after {how.name}:\n{self.log_tail()}") from None
-
-
-def _accepts(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as client:
-        try:
-            client.connect(str(path))
-        except OSError:
-            return False
-    return True
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -128,10 +128,12 @@ def down(
 
 
 def _chosen(run: str, *, kept: bool = False) -> str:
-    """The run that is meant: the given one, or the only one that is up."""
+    """The run that is meant: the given one, else the only one that is kept, else the only one that is up."""
     if run:
         return run
-    found = [run_id for run_id in runs.existing() if runs.is_kept(run_id) or not (kept or runs.is_dead(run_id))]
+    found = [run_id for run_id in runs.existing() if runs.is_kept(run_id)]
+    if not found and not kept:
+        found = [run_id for run_id in runs.existing() if not runs.is_dead(run_id)]
     if not found:
         raise TestbedError("no testbed is up; `spliceway testbed up FILE…` makes one")
     if len(found) > 1:
