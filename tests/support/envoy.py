@@ -15,10 +15,10 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from spliceway.agent.envoyprocess import find_envoy
 from spliceway.agent.testbed import netns
@@ -154,6 +154,8 @@ class Upstream:
                         return
                     buffer += data
                 head, _, buffer = buffer.partition(b"\r\n\r\n")
+                if head.startswith(b"PRI "):
+                    return  # HTTP/2 is not spoken here
                 self.heads.append(head)
                 if b"100-continue" in head.lower():
                     connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -169,6 +171,9 @@ class Upstream:
                 buffer = b""
                 connection.sendall(data)
             return True
+        if head.startswith(b"HEAD "):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX-Upstream: Yes\r\nContent-Length: 5\r\n\r\n")
+            return False
         whole = b"HTTP/1.1 200 OK\r\nX-Upstream: Yes\r\nContent-Length: %d\r\n\r\n%b" % (len(head), head)
         if path.endswith(b"/slow"):
             connection.sendall(whole[:-4])
@@ -269,7 +274,7 @@ class EnvoyNode:
         """Send raw bytes on a new connection and read one response."""
         with self.connect(rule_set, version) as connection:
             connection.sendall(raw)
-            return read_reply(connection)
+            return read_reply(connection, raw.startswith(b"HEAD "))
 
     def get(self, rule_set: int, path: str, method: str = "GET", version: int = 4) -> Reply:
         """One plain request."""
@@ -298,12 +303,43 @@ async def envoy_node(directory: Path, *, concurrency: int = 1) -> AsyncIterator[
             await node.stop()
 
 
+class EnvoyThread:
+    """An EnvoyNode for tests that are plain functions: the agent's side runs on an event loop in a thread."""
+
+    def __init__(self, directory: Path) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="envoy-node", daemon=True)
+        self._thread.start()
+        self._stack = contextlib.AsyncExitStack()
+        self.node = self.run(self._stack.enter_async_context(envoy_node(directory)))
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop and return what it returns."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def flow_of(self, source_port: int) -> HttpFlow:
+        """The access log entry of the connection from that port; waits until it arrives."""
+        for _ in range(500):
+            found = next((flow for flow in self.node.flows if flow.source_port == source_port), None)
+            if found is not None:
+                return found
+            self.run(asyncio.sleep(0.01))
+        raise AssertionError(f"no access log entry of port {source_port}")
+
+    def close(self) -> None:
+        """Take everything down."""
+        self.run(self._stack.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
 def port_of(rule_set: int) -> int:
     """The listener's port of a rule set."""
     return PORTS[0] + rule_set
 
 
-def read_reply(connection: socket.socket) -> Reply:
+def read_reply(connection: socket.socket, no_body: bool = False) -> Reply:
     """Read one response with Content-Length or to the end of the connection; status 0 when there was none."""
     buffer = b""
     with contextlib.suppress(ConnectionResetError):
@@ -316,7 +352,7 @@ def read_reply(connection: socket.socket) -> Reply:
             return Reply(0, b"", buffer)
         if head.split(b" ")[1].startswith(b"1") and head.split(b" ")[1] != b"101":
             return Reply(int(head.split(b" ")[1]), head, body)
-        length = _length(head)
+        length = 0 if no_body else _length(head)
         while length is None or len(body) < length:
             if not (data := connection.recv(65536)):
                 break

@@ -73,7 +73,13 @@ def check_bootstrap(document: dict[str, object]) -> None:
 
 
 def _runtime() -> dict[str, object]:
-    return {"re2.max_program_size.error_level": MAX_PROGRAM_SIZE, "re2.max_program_size.warn_level": MAX_PROGRAM_SIZE}
+    return {
+        "re2.max_program_size.error_level": MAX_PROGRAM_SIZE,
+        "re2.max_program_size.warn_level": MAX_PROGRAM_SIZE,
+        # Envoy's answer to `/pub/..;/private` is to resolve it; ours is to refuse every `;`, which the deny-ambiguous
+        # filter can only do while it is still there. Whoever lets `;` through some day has to give this up.
+        "envoy.reloadable_features.strip_dotdot_segments_with_parameters": False,
+    }
 
 
 def _agent_cluster(settings: BootstrapSettings) -> cluster_pb2.Cluster:
