@@ -139,6 +139,9 @@ def test_nodes_reach_each_others_pods_and_pods_come_and_go() -> None:
         added = testbed.add_pod(server_manifest("late", namespace="shop"))
         assert (first.info.manifests / "pods" / "pod-shop_late.yaml").exists()
         assert http_status(testbed, "away", "late") == 200
+        testbed.set_labels("late", {"role": "other"})
+        changed = yaml.safe_load((second.info.manifests / "pods" / "pod-shop_late.yaml").read_text())
+        assert changed["metadata"]["labels"] == {"role": "other"}
         testbed.remove_pod("late")
         assert not added.netns.exists()
         assert not added.cgroup.exists()

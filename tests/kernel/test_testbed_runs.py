@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from spliceway.agent.testbed import mounts, netns, runs
+from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.testbed import Testbed
 from support.node import pod_manifest, server_manifest
 
@@ -101,7 +102,7 @@ def test_an_interrupted_owner_takes_its_testbed_down() -> None:
 
 @pytest.mark.parametrize("left", [[], ["lock"], ["lock", "node1", "testbed.json"]])
 def test_a_half_made_or_half_removed_run_is_swept(left: list[str]) -> None:
-    run_id = f"swtest{os.getpid()}"
+    run_id = f"sw{os.getpid():06x}"
     directory = runs.DIRECTORY / run_id
     directory.mkdir(parents=True)
     for each in left:
@@ -109,6 +110,39 @@ def test_a_half_made_or_half_removed_run_is_swept(left: list[str]) -> None:
     netns.DIRECTORY.mkdir(exist_ok=True)
     (netns.DIRECTORY / f"{run_id}-node1").touch()  # never mounted on
     assert run_id in runs.sweep()
+    assert not left_of(run_id)
+
+
+def test_only_names_of_runs_are_ever_taken_down() -> None:
+    for name_ in ("", "a", "..", "sw12345", "sw1234567", "*"):
+        with pytest.raises(TestbedError, match="is not the id of a run"):
+            runs.tear_down(name_)
+
+
+def test_a_machine_without_a_cgroup2_mount_gets_one_for_the_run() -> None:
+    """In a mount namespace of its own, from which every cgroup2 mount is taken away."""
+    code = """
+from spliceway.agent.testbed import cgroups, mounts, runs
+from spliceway.agent.testbed.syscalls import unmount
+from spliceway.agent.testbed.errors import TestbedError
+from spliceway.agent.testbed.testbed import Testbed
+from support.node import pod_manifest
+for mount in reversed(mounts.mounts()):
+    if mount.kind == "cgroup2":
+        unmount(mount.path)
+assert cgroups.mounted(not_below=runs.DIRECTORY) is None
+with Testbed.up([pod_manifest("web")]) as testbed:
+    pod = testbed.pod("web")
+    assert pod.cgroup.is_relative_to(testbed.directory / "cgroup2"), pod.cgroup
+    print(testbed.run_id, pod.run(["cat", "/proc/self/cgroup"]).stdout.splitlines()[-1])
+assert not testbed.directory.exists()
+"""
+    command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", code]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    run_id, cgroup = done.stdout.split()
+    assert cgroup.endswith(f"/spliceway-{run_id}/node1/pods/default_web")
     assert not left_of(run_id)
 
 

@@ -68,8 +68,16 @@ def delete(path: Path) -> None:
 
 
 def sysctl(name: str, value: int) -> None:
-    """Set net.<name> (slashes for dots) in the calling thread's namespace: /proc/sys/net shows the caller's own."""
-    Path("/proc/sys/net", name).write_text(str(value))
+    """Set net.<name> (slashes for dots) in the calling thread's namespace: /proc/sys/net shows the caller's own.
+
+    Raises TestbedError.
+    """
+    path = Path("/proc/sys/net", name)
+    try:
+        path.write_text(str(value))
+    except OSError as error:
+        hint = "; is IPv6 turned off (ipv6.disable=1)?" if name.startswith("ipv6") else ""
+        raise TestbedError(f"{path}: can't be set to {value}: {error.strerror}{hint}") from error
 
 
 def listening_ports() -> set[int]:
@@ -98,7 +106,11 @@ def _in_thread(function: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=body, name="netns", daemon=True)
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    except BaseException:  # Ctrl-C: what the thread has begun must be complete before anyone takes it down
+        thread.join()
+        raise
     if failure:
         raise failure[0]
     return result[0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.syscalls import unmount
 
 DIRECTORY = Path("/run/spliceway/testbed")
+_RUN_ID = re.compile(r"sw[0-9a-f]{6}")
 
 
 class Run:
@@ -73,7 +75,7 @@ def begin() -> Run:
 
 def existing() -> list[str]:
     """Ids of all runs that there is anything of, the oldest first."""
-    return sorted((path.name for path in DIRECTORY.glob("*/")), key=begun)
+    return sorted((path.name for path in DIRECTORY.glob("*/") if _RUN_ID.fullmatch(path.name)), key=begun)
 
 
 def begun(run_id: str) -> float:
@@ -121,7 +123,12 @@ def sweep() -> list[str]:
 
 
 def tear_down(run_id: str) -> None:
-    """Remove all that a run owns, in the reverse order of making it. What is not there (any more) is no error."""
+    """Remove all that a run owns, in the reverse order of making it. What is not there (any more) is no error.
+
+    Raises TestbedError for what is no run's id: names are all that says what may be removed.
+    """
+    if not _RUN_ID.fullmatch(run_id):
+        raise TestbedError(f"{run_id!r} is not the id of a run")
     path = DIRECTORY / run_id
     own = path / "cgroup2"
     parent = cgroups.mounted(not_below=DIRECTORY) or (own if own.is_dir() else None)
@@ -135,7 +142,8 @@ def tear_down(run_id: str) -> None:
     for target in mounts.below(path):
         unmount(target)
     # The directory goes last: as long as it is there, the next run knows that there may be something to sweep.
-    shutil.rmtree(path, ignore_errors=False) if path.is_dir() else None
+    if path.is_dir():
+        shutil.rmtree(path)
 
 
 @contextmanager

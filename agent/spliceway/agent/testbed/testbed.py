@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -116,6 +116,15 @@ class Testbed:
         del node.pods[pod.key]
         self._save()
 
+    def set_labels(self, name: str, labels: Mapping[str, str]) -> None:
+        """Give a pod other labels, in its manifest on every node. Raises TestbedError."""
+        pod = self.pod(name)
+        plan = self._pod_plans[pod.key]
+        metadata = {**plan.document["metadata"], "labels": dict(labels)}
+        plan = msgspec.structs.replace(plan, document={**plan.document, "metadata": metadata})
+        self._pod_plans[pod.key] = plan
+        self._write_pod(plan, pod)
+
     def keep(self) -> None:
         """Leave the testbed up when this process ends; `testbed down` ends it."""
         self._run.keep()
@@ -209,11 +218,14 @@ class Testbed:
         pod = self._pod(plan, interface=wiring.interface_name(plan), cgroup=cgroup, logs=node.info.logs)
         wiring.create_pod(pod.netns, plan, node.info.netns)
         node.pods[pod.key] = pod
-        home = self._plans[plan.node]
-        for each in self.nodes:
-            document = resolve.pod(plan, home, pod.interface, pod.netns, local=each is node)
-            manifests.write(_pod_file(each, plan), manifests.dump([document]))
+        self._write_pod(plan, pod)
         return pod
+
+    def _write_pod(self, plan: PodPlan, pod: Pod) -> None:
+        for node in self.nodes:
+            local = node.name == plan.node
+            document = resolve.pod(plan, self._plans[plan.node], pod.interface, pod.netns, local=local)
+            manifests.write(_pod_file(node, plan), manifests.dump([document]))
 
     def _pod(self, plan: PodPlan, *, interface: str, cgroup: Path, logs: Path) -> Pod:
         return Pod(
