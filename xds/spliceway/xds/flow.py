@@ -58,6 +58,7 @@ class LossCounter:
         self._epoch: str | None = None
         self._written = 0
         self._received = 0
+        self._seen = 0
         self._before = 0
         self.lost = 0
 
@@ -70,7 +71,7 @@ class LossCounter:
         if self._epoch is None:
             self._written, self._received = written, received
         elif epoch != self._epoch:
-            self._before, self._written, self._received = self.lost, 0, received
-        self._epoch = epoch
+            self._before, self._written, self._received = self.lost, 0, self._seen
+        self._epoch, self._seen = epoch, received
         self.lost = self._before + max(0, (written - self._written) - (received - self._received))
         return self.lost

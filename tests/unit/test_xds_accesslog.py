@@ -1,0 +1,87 @@
+"""Access log entries as flows, and the count of those that were lost."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import pytest
+from envoy.data.accesslog.v3 import accesslog_pb2
+
+from spliceway.policy.verdict import Reason, Verdict
+from spliceway.xds.accesslog import flow_of, judged
+from spliceway.xds.flow import LossCounter
+from spliceway.xds.names import AMBIGUOUS_PATH, MALFORMED_HOST
+
+
+def entry(**common: object) -> accesslog_pb2.HTTPAccessLogEntry:
+    return accesslog_pb2.HTTPAccessLogEntry(
+        protocol_version="HTTP11",
+        common_properties={
+            "start_time": {"seconds": 1, "nanos": 2},
+            "duration": {"nanos": 3},
+            "downstream_remote_address": {"socket_address": {"address": "6.6.6.6", "port_value": 0}},
+            "downstream_direct_remote_address": {"socket_address": {"address": "10.0.0.1", "port_value": 1111}},
+            "downstream_local_address": {"socket_address": {"address": "::ffff:10.0.0.2", "port_value": 80}},
+            "route_name": "7",
+            **common,
+        },
+        request={"request_method": "GET", "authority": "api", "path": "/a"},
+        response={"response_code": {"value": 200}, "response_code_details": "via_upstream"},
+    )
+
+
+def test_an_allowed_request() -> None:
+    made = entry(
+        custom_tags={"connection": "12"},
+        upstream_local_address={"socket_address": {"address": "10.0.0.1", "port_value": 2222}},
+        response_flags={"upstream_connection_termination": True},
+        upstream_wire_bytes_sent=5,
+    )
+    made.common_properties.metadata.filter_metadata["envoy.filters.http.rbac"].update(
+        {"enforced_effective_policy_id": "00001/42"}
+    )
+    flow = flow_of(made)
+    assert (flow.time, flow.duration_ns, flow.protocol) == (1_000_000_002, 3, "HTTP/1.1")
+    assert (flow.source, flow.source_port) == (ip_address("10.0.0.1"), 1111)  # not what X-Forwarded-For claims
+    assert (flow.destination, flow.destination_port) == (ip_address("10.0.0.2"), 80)
+    assert (flow.method, flow.authority, flow.path, flow.status) == ("GET", "api", "/a", 200)
+    assert (flow.verdict, flow.reason, flow.rule_set, flow.rule) == (Verdict.ALLOW, Reason.HTTP_ALLOWED, 7, 42)
+    assert flow.upstream_source == (ip_address("10.0.0.1"), 2222)
+    assert (flow.connection, flow.flags, flow.upstream_sent_bytes) == (12, ("upstream_connection_termination",), 5)
+
+
+def test_an_entry_with_next_to_nothing() -> None:
+    flow = flow_of(accesslog_pb2.HTTPAccessLogEntry())
+    assert (flow.verdict, flow.reason) == (Verdict.DENY, Reason.HTTP_MALFORMED)
+    assert (flow.method, flow.protocol, flow.rule_set, flow.rule, flow.upstream_source) == ("", "", 0, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("details", "rule", "expected"),
+    [
+        ("via_upstream", 5, (Verdict.ALLOW, Reason.HTTP_ALLOWED)),
+        ("upstream_reset_before_response_started{connection_failure}", 5, (Verdict.ALLOW, Reason.HTTP_ALLOWED)),
+        ("rbac_access_denied_matched_policy[none]", 0, (Verdict.DENY, Reason.HTTP_DENIED)),
+        (f"rbac_access_denied_matched_policy[{AMBIGUOUS_PATH}]", 0, (Verdict.DENY, Reason.HTTP_AMBIGUOUS)),
+        (f"rbac_access_denied_matched_policy[{MALFORMED_HOST}]", 0, (Verdict.DENY, Reason.HTTP_MALFORMED)),
+        ("http1.codec_error", 0, (Verdict.DENY, Reason.HTTP_MALFORMED)),
+    ],
+)
+def test_verdicts(details: str, rule: int, expected: tuple[Verdict, Reason]) -> None:
+    assert judged(details, rule) == expected
+
+
+def test_losses_are_what_was_written_and_never_arrived() -> None:
+    counter = LossCounter()
+    assert counter.observe("a", 1000, 0) == 0  # before this agent
+    assert counter.observe("a", 1010, 8) == 2
+    assert counter.observe("a", 1010, 10) == 0  # they were only late
+    assert counter.observe("a", 1020, 15) == 5
+    assert counter.observe("b", 3, 17) == 6  # another Envoy: it wrote 3, 2 arrived
+    assert counter.observe("b", 10, 20) == 10
+
+
+def test_arrivals_beyond_what_was_written_are_no_gain() -> None:
+    counter = LossCounter()
+    counter.observe("a", 10, 0)
+    assert counter.observe("a", 10, 5) == 0
