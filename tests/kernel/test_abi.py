@@ -71,10 +71,10 @@ def compiled(expressions: list[str]) -> list[int]:
     code = textwrap.dedent("""
         import json, sys
         from bcc import BPF
-        from spliceway.bpf.libbpf import test_run
+        from spliceway.bpf.libbpf import run_on_packet
         request = json.load(sys.stdin)
         module = BPF(text=request["text"], cflags=request["flags"])
-        test_run(module.load_func("run", BPF.SCHED_CLS).fd, bytes(64))
+        run_on_packet(module.load_func("run", BPF.SCHED_CLS).fd, bytes(64))
         print(json.dumps([module["out"][i].value for i in range(request["count"])]))
     """)
     request = {"text": text, "flags": ["-nostdinc", f"-I{STUBS}/include"], "count": len(expressions)}

@@ -1,4 +1,4 @@
-"""What `from_pod` and `to_pod` make of packets, right and wrong, by BPF_PROG_TEST_RUN on a node with no policy at all."""
+"""What `from_pod` and `to_pod` make of packets, right and wrong, by BPF_PROG_TEST_RUN on a node without policies."""
 
 from __future__ import annotations
 

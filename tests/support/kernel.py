@@ -88,7 +88,7 @@ def node_cluster(node: Node) -> tuple[Cluster, list[LocalEndpoint]]:
         for document in load_documents(file.read_text(), file.name):
             for item in parse_document(document):
                 objects.append(item)
-                notes = document.content["metadata"].get("annotations", {})  # type: ignore[index,union-attr,call-overload]
+                notes = document.content["metadata"].get("annotations", {})
                 if isinstance(item, Pod) and "spliceway.io/interface" in notes:
                     endpoints.append(
                         LocalEndpoint(
@@ -113,6 +113,7 @@ class KernelNode:
         )
         self.loop = NamespaceLoop(info.netns)
         self.flows: list[KernelFlow] = []
+        self._arrived = asyncio.Event()
         self.numbering = Numbering()
         self.table: PolicyTable | None = None
         self._revision = 0
@@ -128,6 +129,7 @@ class KernelNode:
     async def _read(self) -> None:
         async for flow in self.datapath.events():
             self.flows.append(flow)
+            self._arrived.set()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the node."""
@@ -147,17 +149,33 @@ class KernelNode:
         return self.datapath._attached[endpoint].ifindex
 
     def judge(self, hook: str, packet: bytes, *, endpoint: str = "", ingress_ifindex: int = 0) -> int:
-        """Run the pinned program on a frame as if it came by the endpoint's veth; its return value (-1 pass, 2 drop)."""
+        """Run the pinned program on a frame as if it came by the endpoint's veth: -1 is pass, 2 drop."""
 
         def work() -> int:
             program = libbpf.open_pin(pin_root(self.settings) / "programs" / hook)
             try:
                 index = self.ifindex(endpoint) if endpoint else 0
-                return libbpf.test_run(program, packet, ifindex=index, ingress_ifindex=ingress_ifindex)[0]
+                return libbpf.run_on_packet(program, packet, ifindex=index, ingress_ifindex=ingress_ifindex)[0]
             finally:
                 os.close(program)
 
         return self.loop.call(work)
+
+    def endpoints_now(self) -> list[LocalEndpoint]:
+        """What is attached."""
+        return [one.endpoint for one in self.datapath._attached.values()]
+
+    def flow_after(self, seen: int, timeout: float = 5.0) -> KernelFlow:
+        """The first record behind the `seen` ones that were there before."""
+
+        async def wait() -> KernelFlow:
+            async with asyncio.timeout(timeout):
+                while len(self.flows) <= seen:
+                    self._arrived.clear()
+                    await self._arrived.wait()
+            return self.flows[seen]
+
+        return self.run(wait())
 
     def close(self) -> None:
         """Take the datapath out."""

@@ -1,7 +1,8 @@
 """Python mirror of `c/abi.h`: the layout of every map key, map value and event.
 
-Keep the two in step; `tests/kernel/test_abi.py` compares every offset, size and enumerator with what the compiler makes of
-the header. Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d; ports are in network order unless a field says otherwise.
+Keep the two in step; `tests/kernel/test_abi.py` compares every offset, size and enumerator with what the compiler
+makes of the header. Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d; ports are in network order unless a field says
+otherwise.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Attaching: clsact filters with pyroute2, bpf_links for cgroups and the network namespace, the sk_msg program to its sockhash.
+"""Attaching programs: clsact filters by pyroute2, bpf_links to cgroups and namespaces, sk_msg to its sockhash.
 
 Everything attached outlives the agent. Attaching again replaces: never two of one kind (sockmap.md, row 24).
 """
@@ -54,7 +54,7 @@ async def detach_tc(ipr: AsyncIPRoute, ifindex: int, parent: int) -> None:
 
 
 def attach_link(pin: Path, target: Path, attach_type: int, program: int) -> None:
-    """Link a program to a cgroup directory or a namespace file, or put it behind the link that is pinned there already."""
+    """Link a program to a cgroup directory or a namespace file, or put it behind the link that is pinned there."""
     if pin.exists():
         link = libbpf.open_pin(pin)
         try:

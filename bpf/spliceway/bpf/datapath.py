@@ -1,7 +1,8 @@
 """The datapath: everything of Spliceway that is in the kernel, behind one object.
 
-`open` loads or takes over, `set_endpoints` attaches, `apply` makes a PolicyTable live, `set_listeners` says where the proxy listens. `close`
-leaves all of it in place, so that verdicts stay while the agent is away; `remove` takes it out. Runs inside the node's network namespace.
+`open` loads or takes over, `set_endpoints` attaches, `apply` makes a PolicyTable live, `set_listeners` says where
+the proxy listens. `close` leaves all of it in place, so that verdicts stay while the agent is away; `remove` takes
+it out. Runs inside the node's network namespace.
 """
 
 from __future__ import annotations
@@ -112,9 +113,10 @@ class Datapath:
     # ---- endpoints ----
 
     async def set_endpoints(self, endpoints: Sequence[LocalEndpoint]) -> None:
-        """Attach to these veths and detach from all others. Endpoints that no table knows yet drop everything as «not ready».
+        """Attach to these veths and detach from all others.
 
-        Raises DatapathError for the first endpoint that fails; the others are done by then, and the next call tries again.
+        Endpoints that no table knows yet drop everything as «not ready». Raises DatapathError naming every endpoint
+        that failed; the others are done by then, and the next call tries again.
         """
         wanted = {one.name: one for one in endpoints}
         async with self._lock, AsyncIPRoute() as ipr:
@@ -193,7 +195,7 @@ class Datapath:
             return generation
 
     async def set_listeners(self, ports: Mapping[int, int]) -> None:
-        """Where the proxy listens for each rule set. Only acknowledged listeners whose sockets are there belong here."""
+        """Where the proxy listens for each rule set: acknowledged listeners whose sockets are there, no others."""
         low, high = self._settings.listener_ports
         for rule_set, port in ports.items():
             if not low <= port <= high:
@@ -208,7 +210,7 @@ class Datapath:
         self._listeners = dict(ports)
 
     async def listening(self, port: int) -> bool:
-        """Do sockets listen on this port of 127.0.0.1 and ::1?"""
+        """Whether sockets listen on this port of 127.0.0.1 and ::1."""
         there = await asyncio.to_thread(diag.listeners)
         return all((address, port) in there for address in _LOOPBACK)
 
@@ -334,20 +336,29 @@ def _is_bpffs(path: Path) -> bool:
 def _loaded_digest(root: Path) -> str:
     link = root / "digest"
     complete = all((root / "programs" / name).exists() for name in _PROGRAM_NAMES)
-    return os.readlink(link) if complete and link.is_symlink() else ""
+    return str(link.readlink()) if complete and link.is_symlink() else ""
 
 
 async def _load(root: Path, names: dict[str, str], wanted: str) -> None:
-    """Compile and pin beside what is there, then put the programs in place. bpffs has no regular files: the digest is a link."""
+    """Compile and pin beside what is there, then put the programs in place."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(root / "staging", ignore_errors=True)
+        _prepare(root)
         await load(LoadRequest(pin_root=str(root), defines=names))
-        (root / "programs").mkdir(exist_ok=True)
-        for name in _PROGRAM_NAMES:
-            (root / "staging" / name).rename(root / "programs" / name)
-        (root / "digest").unlink(missing_ok=True)
-        (root / "digest").symlink_to(wanted)
-        shutil.rmtree(root / "staging", ignore_errors=True)
+        _put_in_place(root, wanted)
     except OSError as error:
         raise KernelRefusedError(f"pin below {root}", error.errno or 0, "is it a bpffs, and are you root?") from error
+
+
+def _prepare(root: Path) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    if (root / "staging").exists():
+        shutil.rmtree(root / "staging")
+
+
+def _put_in_place(root: Path, wanted: str) -> None:
+    (root / "programs").mkdir(exist_ok=True)
+    for name in _PROGRAM_NAMES:
+        (root / "staging" / name).rename(root / "programs" / name)
+    (root / "digest").unlink(missing_ok=True)
+    (root / "digest").symlink_to(wanted)  # bpffs has no regular files
+    (root / "staging").rmdir()

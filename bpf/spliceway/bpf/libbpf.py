@@ -220,7 +220,7 @@ class _TestRun(ctypes.Structure):
     )
 
 
-def test_run(
+def run_on_packet(
     program: int, packet: bytes, *, ifindex: int = 0, ingress_ifindex: int = 0, repeat: int = 1
 ) -> tuple[int, int]:
     """Run a TC program on a packet (BPF_PROG_TEST_RUN): its return value (signed) and nanoseconds for one run.
@@ -244,7 +244,7 @@ def test_run(
 
 
 class RingBuffer:
-    """Consumer of a ring buffer map. `handle` gets each record as bytes; `fileno()` is readable when there are records."""
+    """Consumer of a ring buffer map: `handle` gets each record; `fileno()` is readable when there are any."""
 
     def __init__(self, map_fd: int, handle: Callable[[bytes], None]) -> None:
         """Map the buffer into this process."""

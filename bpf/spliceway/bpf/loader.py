@@ -1,7 +1,8 @@
 """The loader: a short-lived child that compiles with BCC, loads, pins and exits, so that LLVM never stays in the agent.
 
-`python -m spliceway.bpf.loader` reads one LoadRequest as JSON from stdin and answers with one LoadReply on stdout. Programs are pinned into
-`<pin root>/staging`; the agent puts them in place. Maps are pinned as the programs are loaded, or reused where they are pinned already.
+`python -m spliceway.bpf.loader` reads one LoadRequest as JSON from stdin and answers with one LoadReply on stdout.
+Programs are pinned into `<pin root>/staging`; the agent puts them in place. Maps are pinned as the programs are
+loaded, or reused where they are pinned already.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What the datapath needs of the node besides programs: the policy route that delivers steered packets, and sysctls.
 
-It is set when the datapath opens, checked by `problems()`, and taken back by `remove()` with the values that were there before.
+It is set when the datapath opens, checked by `problems()`, and taken back by `remove()` with the values that were
+there before.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""When a redirected connection loses its verdict, its proxy socket is ended, and the pod sees a reset instead of silence.
+"""When a redirected connection loses its verdict, its proxy socket is ended: the pod sees a reset, not silence.
 
-The kernel programs drop its packets and messages at once; this makes the end visible. A lost record does no harm: the next packet of
-the connection is dropped and reported again.
+The kernel programs drop its packets and messages at once; this makes the end visible. A lost record does no harm: the
+next packet of the connection is dropped and reported again.
 """
 
 from __future__ import annotations

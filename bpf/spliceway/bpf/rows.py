@@ -1,7 +1,7 @@
 """From a PolicyTable to the logical rows of the kernel's two-slot maps. Pure.
 
-A logical row is a key (bytes) and one value (bytes of the fields that a slot holds). The maps hold two of them side by side, and the
-generation's lowest bit says which one is live: see `staging.py`.
+A logical row is a key (bytes) and one value (bytes of the fields that a slot holds). The maps hold two of them side
+by side, and the generation's lowest bit says which one is live: see `staging.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The C source of the programs: flattened, and named by a digest.
 
-BCC rewrites map calls in a compilation's main file only, so each `*.bpf.c` is turned into one text, its own headers put in where
-they are included (once each), with `#line` directives so that a compiler's message names the real file.
+BCC rewrites map calls in a compilation's main file only, so each `*.bpf.c` is turned into one text, its own headers
+put in where they are included (once each), with `#line` directives so that a compiler's message names the real file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _INCLUDE = re.compile(r'#include "([\w./]+)"')
 
 
 class ProgramSpec(msgspec.Struct, frozen=True):
-    """One kernel program: its C function and the numbers of its type and attach type (`enum bpf_prog_type`, -1: none)."""
+    """One kernel program: its C function and the kernel's numbers of its type and attach type (-1: none)."""
 
     name: str
     program_type: int

@@ -1,9 +1,9 @@
 """Stage, flip, clean: how a new revision becomes visible in the kernel in one step.
 
-Every policy value has two slots. A change fills the slot that is not live, for the changed keys only (the others have the same in both);
-a key that is new gets, in the live slot, what the kernel answers for it now, so that adding it changes nothing yet. Then one write of
-the generation switches all maps together. What is not needed any more goes after that, when no program still runs with the old word.
-A failure before the switch leaves the old generation live.
+Every policy value has two slots. A change fills the slot that is not live, for the changed keys only (the others
+have the same in both); a key that is new gets, in the live slot, what the kernel answers for it now, so that adding
+it changes nothing yet. Then one write of the generation switches all maps together. What is not needed any more goes
+after that, when no program still runs with the old word. A failure before the switch leaves the old generation live.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from spliceway.bpf.errors import KernelRefusedError
 from spliceway.bpf.libbpf import BpfMap
 from spliceway.bpf.maps import ZERO, Maps
 from spliceway.bpf.rows import (
@@ -63,14 +64,21 @@ class _Staged(NamedTuple):
     pack: Callable[[bytes, tuple[bytes, bytes]], bytes]
     keep: bool  # an absent value stays as an entry (endpoints: attached, not ready)
 
+    def settle(self, items: list[tuple[bytes, bytes]]) -> None:
+        """Give each key one value in both slots, or take it out."""
+        gone = [key for key, value in items if not value and not self.keep]
+        for key in gone:
+            self.target.delete(key)
+        self.target.update_many([(k, self.pack(k, (v, v))) for k, v in items if v or self.keep])
+
 
 class KernelTable:
-    """The live rows and the generation. Reads them from the maps when the pinned state of an earlier agent is taken over."""
+    """The live rows and the generation, read from the maps when an earlier agent's state is taken over."""
 
     def __init__(self, maps: Maps) -> None:
         """Read what is live, and settle what an agent that died while it staged has left."""
         self._maps = maps
-        self.generation = struct.unpack("=Q", maps.generation.lookup(ZERO) or bytes(8))[0]
+        self.generation = int.from_bytes(maps.generation.lookup(ZERO) or b"", "little")
         slot = self.generation & 1
         ipcache = dict(maps.ipcache.items())
         self._rows = LogicalRows(
@@ -84,7 +92,8 @@ class KernelTable:
         )
 
     def __repr__(self) -> str:
-        return f"KernelTable(generation={self.generation}, rows={len(self._rows.policy)}, ipcache={len(self._rows.ipcache)})"
+        rows = f"rows={len(self._rows.policy)}, ipcache={len(self._rows.ipcache)}"
+        return f"KernelTable(generation={self.generation}, {rows})"
 
     @property
     def rows(self) -> LogicalRows:
@@ -92,32 +101,38 @@ class KernelTable:
         return self._rows
 
     def apply(self, new: LogicalRows, attached: Mapping[int, Attached]) -> int:
-        """Make `new` live; `attached` by ifindex. Returns the generation. Raises KernelRefusedError, with the old one still live.
+        """Make `new` live; `attached` by ifindex. Returns the generation, which stays when nothing differs.
 
-        Nothing is written and the generation stays when nothing differs.
+        Raises KernelRefusedError, with the old generation still live.
         """
         staged = self._stage(new, attached)
         moved = [k for k in new.fixed.keys() | self._rows.fixed.keys() if new.fixed.get(k) != self._rows.fixed.get(k)]
         if not moved and not any(one.changes for one in staged):
             return self.generation
         live = self.generation & 1
-        for one in staged:
-            one.target.update_many(
-                [(c.key, one.pack(c.key, _slots(live, c.old_effective, c.new_effective))) for c in one.changes]
-            )
+        try:
+            for one in staged:
+                one.target.update_many(
+                    [(c.key, one.pack(c.key, _slots(live, c.old_effective, c.new_effective))) for c in one.changes]
+                )
+        except KernelRefusedError:
+            self._undo(staged)
+            raise
         self.generation += 1
         self._maps.generation.update(ZERO, struct.pack("=Q", self.generation))
         wait_for_programs()
         for one in staged:
-            one.target.update_many([(c.key, one.pack(c.key, (c.new, c.new))) for c in one.changes if c.new or one.keep])
-            for c in one.changes:
-                if not c.new and not one.keep:
-                    one.target.delete(c.key)
+            one.settle([(c.key, c.new) for c in one.changes])
         changed = {c.key for c in staged[1].changes}
         settled = [(k, new.ipcache[k]) for k in moved if k in new.ipcache and k not in changed]
         self._maps.ipcache.update_many([(k, pack_identity((v, v), new.fixed.get(k, 0))) for k, v in settled])
         self._rows = new
         return self.generation
+
+    def _undo(self, staged: list[_Staged]) -> None:
+        """Take back what was staged: left in the idle slot, it would become live with the next switch."""
+        for one in staged:
+            one.settle([(c.key, c.old) for c in one.changes])
 
     def _stage(self, new: LogicalRows, attached: Mapping[int, Attached]) -> list[_Staged]:
         now, maps = self._rows, self._maps

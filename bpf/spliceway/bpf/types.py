@@ -97,7 +97,8 @@ class LocalEndpoint(msgspec.Struct, frozen=True):
 class KernelFlow(msgspec.Struct, frozen=True):
     """One verdict of the kernel, from the ring buffer. `time` is CLOCK_MONOTONIC in nanoseconds.
 
-    `rule`, `rule_set` and the identities are numbers of the PolicyTable. `port` 0 when the protocol has none; ICMP: type.
+    `rule`, `rule_set` and the identities are numbers of the PolicyTable. `port` 0 when the protocol has none; ICMP:
+    type.
     """
 
     time: int

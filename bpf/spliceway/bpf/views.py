@@ -159,7 +159,7 @@ def policy(maps: Maps, slot: int) -> list[dict[str, object]]:
                 "rule_set": value.rule_set[slot],
             }
         )
-    return sorted(found, key=lambda row: (row["policy_id"], row["direction"], row["class_id"], row["port"]))  # type: ignore[type-var]
+    return sorted(found, key=lambda row: (row["policy_id"], row["direction"], row["class_id"], row["port"]))
 
 
 def _protocol(number: int) -> str:

@@ -214,6 +214,7 @@ int from_pod(struct __sk_buff *skb)
 	if (!e || ct_expired(e, w.p.protocol, w.now) || (syn && (ct_closing(e) || !(e->flags & CT_CLIENT))))
 		return from_pod_new(skb, &w, cfg, ep);
 	w.f.leg = e->leg;
+	w.f.dst_identity = e->peer_identity;
 	w.f.reply = !(e->flags & CT_CLIENT);
 	w.f.revoked = ct_revalidate(&w.key, e, w.generation, &w.f, &w.d);
 	if (w.d.verdict == DENY)
@@ -326,6 +327,8 @@ int to_pod(struct __sk_buff *skb)
 	if (!e || ct_expired(e, w.p.protocol, w.now) || (syn && ct_closing(e)))
 		return to_pod_new(skb, &w, ep, from);
 	w.f.leg = e->leg;
+	w.f.src_identity = e->peer_identity;
+	w.f.dst_identity = ep->identity[w.generation & 1];
 	w.f.reply = !!(e->flags & CT_CLIENT);
 	if (e->leg == LEG_DIRECT ? from == FROM_NODE_PROXY : from == FROM_ELSEWHERE)
 		return drop(HOOK_TO_POD, &w, e->leg == LEG_DIRECT ? TUPLE_CONFLICT : NOT_STEERED);
