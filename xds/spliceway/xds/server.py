@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import structlog
+from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 
@@ -55,7 +56,7 @@ class XdsServer:
         #: Access log entries that arrived since the server was made.
         self.flows_received = 0
         self._clients = Clients(on_ack)
-        self._on_flow = on_flow
+        self.on_flow = on_flow
         self._server: grpc.aio.Server | None = None
         # Nonces of an earlier agent must not look like ours.
         self._boot = secrets.token_hex(4)
@@ -182,6 +183,13 @@ class XdsServer:
         async for message in messages:
             for entry in message.http_logs.log_entry:
                 self.flows_received += 1
-                if self._on_flow is not None:
-                    self._on_flow(flow_of(entry))
+                self._hand_on(entry)
         return als_pb2.StreamAccessLogsResponse()
+
+    def _hand_on(self, entry: accesslog_pb2.HTTPAccessLogEntry) -> None:
+        if self.on_flow is None:
+            return
+        try:
+            self.on_flow(flow_of(entry))
+        except Exception:  # one bad entry, or a mistake in the receiver, must not cost the stream and all that follow
+            _log.exception("an access log entry was lost")
