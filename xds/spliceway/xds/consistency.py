@@ -7,13 +7,17 @@ nothing by mistake must be impossible.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import NamedTuple
 
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.rbac.v3 import rbac_pb2 as rbac_rules_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
-from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (
+    HttpConnectionManager,
+)
 
 from spliceway.xds.errors import InconsistentSnapshotError
 from spliceway.xds.names import FILTER_AMBIGUOUS, FILTER_POLICY, FILTER_ROUTER
@@ -24,23 +28,42 @@ _DENY = rbac_rules_pb2.RBAC.DENY
 _CHAIN = (FILTER_AMBIGUOUS, FILTER_POLICY, FILTER_ROUTER)
 
 
+class _Listener(NamedTuple):
+    """What other resources and listeners have to do with this one."""
+
+    name: str
+    addresses: tuple[tuple[str, int], ...]
+    routes: tuple[str, ...]
+
+
+class _Routes(NamedTuple):
+    """What other resources have to do with this route configuration: route name and cluster of each route."""
+
+    name: str
+    clusters: tuple[tuple[str, str], ...]
+
+
 def check(bodies: Mapping[str, Mapping[str, bytes]]) -> None:
     """Check resources (type URL -> name -> bytes) for holes and dangling references.
 
     Raises:
         InconsistentSnapshotError: naming the resource and the reason.
     """
-    clusters = {name: cluster_pb2.Cluster.FromString(body).name for name, body in bodies.get(CLUSTER, {}).items()}
-    routes = {name: route_pb2.RouteConfiguration.FromString(body) for name, body in bodies.get(ROUTE, {}).items()}
-    listeners = {name: listener_pb2.Listener.FromString(body) for name, body in bodies.get(LISTENER, {}).items()}
+    clusters = {name: _cluster_name(body) for name, body in bodies.get(CLUSTER, {}).items()}
+    routes = {name: _check_routes(name, body) for name, body in bodies.get(ROUTE, {}).items()}
+    listeners = {name: _check_listener(name, body) for name, body in bodies.get(LISTENER, {}).items()}
     _check_names("cluster", clusters)
-    _check_names("route configuration", {name: routes[name].name for name in routes})
-    _check_names("listener", {name: listeners[name].name for name in listeners})
+    _check_names("route configuration", {name: found.name for name, found in routes.items()})
+    _check_names("listener", {name: found.name for name, found in listeners.items()})
     _check_addresses(listeners)
     for name, config in routes.items():
-        _check_routes(name, config, clusters)
+        for route, cluster in config.clusters:
+            if cluster not in clusters:
+                raise _fail("route configuration", name, f"cluster {cluster!r} of route {route!r} is missing")
     for name, listener in listeners.items():
-        _check_listener(name, listener, routes)
+        for wanted in listener.routes:
+            if wanted not in routes:
+                raise _fail("listener", name, f"route configuration {wanted!r} is missing")
 
 
 def _fail(what: str, name: str, reason: str) -> InconsistentSnapshotError:
@@ -53,29 +76,37 @@ def _check_names(what: str, names: Mapping[str, str]) -> None:
             raise _fail(what, key, f"is stored under this name, but calls itself {name!r}")
 
 
-def _check_addresses(listeners: Mapping[str, listener_pb2.Listener]) -> None:
+def _check_addresses(listeners: Mapping[str, _Listener]) -> None:
     seen: dict[tuple[str, int], str] = {}
     for name, listener in listeners.items():
-        for address in (listener.address, *(extra.address for extra in listener.additional_addresses)):
-            socket = (address.socket_address.address, address.socket_address.port_value)
-            if socket in seen:
-                raise _fail("listener", name, f"has the address {socket[0]} port {socket[1]} of {seen[socket]!r}")
-            seen[socket] = name
+        for address in listener.addresses:
+            if address in seen:
+                raise _fail("listener", name, f"has the address {address[0]} port {address[1]} of {seen[address]!r}")
+            seen[address] = name
 
 
-def _check_routes(name: str, config: route_pb2.RouteConfiguration, clusters: Mapping[str, str]) -> None:
+# An edit changes one resource of many, and what was good once is good: results are kept by content.
+
+
+@lru_cache(maxsize=64)
+def _cluster_name(body: bytes) -> str:
+    return str(cluster_pb2.Cluster.FromString(body).name)
+
+
+@lru_cache(maxsize=8192)
+def _check_routes(name: str, body: bytes) -> _Routes:
+    config = route_pb2.RouteConfiguration.FromString(body)
     routes = [route for host in config.virtual_hosts for route in host.routes]
     if not routes:
         raise _fail("route configuration", name, "has no route")
     for route in routes:
-        _check_route(name, route, clusters)
+        _check_route(name, route)
+    return _Routes(config.name, tuple((route.name, route.route.cluster) for route in routes))
 
 
-def _check_route(name: str, route: route_components_pb2.Route, clusters: Mapping[str, str]) -> None:
+def _check_route(name: str, route: route_components_pb2.Route) -> None:
     if route.WhichOneof("action") != "route":
         raise _fail("route configuration", name, f"route {route.name!r} does not route to a cluster")
-    if route.route.cluster not in clusters:
-        raise _fail("route configuration", name, f"cluster {route.route.cluster!r} of route {route.name!r} is missing")
     override = http_rbac_pb2.RBACPerRoute()
     packed = route.typed_per_filter_config.get(FILTER_POLICY)
     # RBACPerRoute{}, {rbac: {}} and shadow rules alone allow everything (seen in Envoy 1.40).
@@ -90,44 +121,45 @@ def _check_route(name: str, route: route_components_pb2.Route, clusters: Mapping
         raise _fail("route configuration", name, f"route {route.name!r} overrides {FILTER_AMBIGUOUS}")
 
 
-def _check_listener(
-    name: str, listener: listener_pb2.Listener, routes: Mapping[str, route_pb2.RouteConfiguration]
-) -> None:
+@lru_cache(maxsize=8192)
+def _check_listener(name: str, body: bytes) -> _Listener:
+    listener = listener_pb2.Listener.FromString(body)
     managers = list(_managers(name, listener))
     if not managers:
         raise _fail("listener", name, "has no HTTP connection manager")
     for manager in managers:
         if manager.WhichOneof("route_specifier") != "rds":
             raise _fail("listener", name, "does not take its routes from RDS")
-        if manager.rds.route_config_name not in routes:
-            raise _fail("listener", name, f"route configuration {manager.rds.route_config_name!r} is missing")
-        chain = tuple(item.name for item in manager.http_filters)
-        if chain != _CHAIN:
-            raise _fail("listener", name, f"HTTP filters are {chain}, not {_CHAIN}")
-        for item, action in zip(manager.http_filters, (_DENY, _ALLOW), strict=False):
-            rbac = http_rbac_pb2.RBAC()
-            if not item.typed_config.Unpack(rbac) or not rbac.HasField("rules") or rbac.rules.action != action:
-                raise _fail("listener", name, f"filter {item.name!r} is not the RBAC that it should be")
-            if item.disabled or item.is_optional:
-                raise _fail("listener", name, f"filter {item.name!r} may be left out")
-        if manager.http_filters[1].typed_config and _base_policies(manager.http_filters[1]):
-            raise _fail("listener", name, f"filter {FILTER_POLICY!r} allows requests without a route")
+        _check_filters(name, manager)
+    sockets = [listener.address.socket_address]
+    sockets += [extra.address.socket_address for extra in listener.additional_addresses]
+    return _Listener(
+        listener.name,
+        tuple((socket.address, socket.port_value) for socket in sockets),
+        tuple(manager.rds.route_config_name for manager in managers),
+    )
 
 
-def _base_policies(item: http_connection_manager_pb2.HttpFilter) -> bool:
-    rbac = http_rbac_pb2.RBAC()
-    item.typed_config.Unpack(rbac)
-    return bool(rbac.rules.policies)
+def _check_filters(name: str, manager: HttpConnectionManager) -> None:
+    chain = tuple(item.name for item in manager.http_filters)
+    if chain != _CHAIN:
+        raise _fail("listener", name, f"HTTP filters are {chain}, not {_CHAIN}")
+    for item, action in zip(manager.http_filters, (_DENY, _ALLOW), strict=False):
+        rbac = http_rbac_pb2.RBAC()
+        if not item.typed_config.Unpack(rbac) or not rbac.HasField("rules") or rbac.rules.action != action:
+            raise _fail("listener", name, f"filter {item.name!r} is not the RBAC that it should be")
+        if item.disabled or item.is_optional:
+            raise _fail("listener", name, f"filter {item.name!r} may be left out")
+        if action == _ALLOW and rbac.rules.policies:
+            raise _fail("listener", name, f"filter {item.name!r} allows requests without a route")
 
 
-def _managers(
-    name: str, listener: listener_pb2.Listener
-) -> Iterator[http_connection_manager_pb2.HttpConnectionManager]:
+def _managers(name: str, listener: listener_pb2.Listener) -> Iterator[HttpConnectionManager]:
     chains = list(listener.filter_chains)
     if listener.HasField("default_filter_chain"):
         chains.append(listener.default_filter_chain)
     for chain in chains:
-        manager = http_connection_manager_pb2.HttpConnectionManager()
+        manager = HttpConnectionManager()
         if not chain.filters or not chain.filters[-1].typed_config.Unpack(manager):
             raise _fail("listener", name, "has a filter chain that doesn't end in an HTTP connection manager")
         yield manager
