@@ -244,6 +244,7 @@ class Agent:
             proxy=self._proxy,
             supervisor=self._supervisor,
             flows=self._flows,
+            names=lambda: self._names,
             splice_mode=lambda: self._splice_mode,
         )
 

@@ -135,7 +135,7 @@ class Config(_Section, frozen=True):
     source: SourceConfig
     node: NodeConfig = NodeConfig()
     state_dir: Path = Path("/var/lib/spliceway")
-    bpffs: Path = Path("/sys/fs/bpf/spliceway")
+    bpffs: Path = Path("/sys/fs/bpf")
     uplinks: tuple[str, ...] = ()
     admin: AdminConfig = AdminConfig()
     proxy: ProxyConfig = ProxyConfig()
@@ -154,6 +154,7 @@ class Config(_Section, frozen=True):
         ports = self.proxy.listener_ports
         return DatapathSettings(
             bpffs=self.bpffs,
+            state_dir=self.state_dir,
             pods_cgroup=self.cgroups.pods,
             proxy_cgroup=self.cgroups.proxy,
             uplinks=self.uplinks,

@@ -1,12 +1,13 @@
-"""Starting things for real: the event loop, signals, and the components that talk to this machine."""
+"""Starting things for real: the event loop, signals, and the components that talk to this machine.
+
+The loop is asyncio's own: uvloop refuses the netlink sockets of pyroute2 («cannot open a UDP handle, invalid family»).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 from collections.abc import Callable
-
-import uvloop
 
 from spliceway.agent import log, preflight
 from spliceway.agent.app import Agent
@@ -22,15 +23,13 @@ from spliceway.xds.settings import BootstrapSettings
 def run_agent(config: Config, *, log_level: str = "info", cleanup: bool = False) -> None:
     """Run the agent in this process until SIGTERM or SIGINT. Raises one of OWN_ERRORS when it can't."""
     log.configure(log_level)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_until_signal(Agent(config, open_datapath=Datapath.open, make_proxy=envoy), cleanup=cleanup))
+    asyncio.run(_until_signal(Agent(config, open_datapath=Datapath.open, make_proxy=envoy), cleanup=cleanup))
 
 
 def run_cleanup(config: Config) -> None:
     """Remove what an agent with this configuration left. Raises one of OWN_ERRORS, also when it still runs."""
     log.configure("warning")
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_cleanup(config))
+    asyncio.run(_cleanup(config))
 
 
 async def _until_signal(agent: Agent, *, cleanup: bool) -> None:

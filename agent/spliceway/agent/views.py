@@ -10,7 +10,9 @@ from typing import Any, Protocol
 
 from spliceway.agent.config import Config
 from spliceway.agent.flowlog import FlowLog
+from spliceway.agent.flows import Names
 from spliceway.agent.inventory import Inventory
+from spliceway.agent.jsonable import plain
 from spliceway.agent.metrics import DatapathCounters
 from spliceway.agent.proxylink import ProxyLink
 from spliceway.agent.reconcile import Reconciler
@@ -58,8 +60,10 @@ class Views:
         proxy: ProxyLink,
         supervisor: ProxyStatus,
         flows: FlowLog,
+        names: Callable[[], Names],
         splice_mode: Callable[[], str],
     ) -> None:
+        """`names` and `splice_mode` are asked anew for each answer."""
         self._config = config
         self._inventory = inventory
         self._reconciler = reconciler
@@ -67,6 +71,7 @@ class Views:
         self._proxy = proxy
         self._supervisor = supervisor
         self._flows = flows
+        self._names = names
         self._splice_mode = splice_mode
         self._started = time.time()
 
@@ -79,9 +84,9 @@ class Views:
             "policy": self.policy,
             "bpf/policy": _plainly(self._datapath.dump_policy),
             "bpf/ipcache": _plainly(self._datapath.dump_ipcache),
-            "bpf/ct": _plainly(self._datapath.conntrack),
+            "bpf/ct": _plainly(self._conntrack),
             "bpf/reasons": _plainly(self._datapath.reasons),
-            "socks": _plainly(self._datapath.socks),
+            "socks": _plainly(self._socks),
             "xds": self.xds,
         }
 
@@ -180,6 +185,20 @@ class Views:
         types = [query["type"].upper()] if "type" in query else []
         names = [query["name"]] if "name" in query else []
         return {"clients": self._proxy.status(), "resources": self._proxy.dump(types, names)}
+
+    def _conntrack(self) -> list[dict[str, Any]]:
+        names = self._names()
+        return [
+            {**plain(entry), "endpointPod": names.pod(entry.endpoint), "ruleName": names.rule(entry.rule)}
+            for entry in self._datapath.conntrack()
+        ]
+
+    def _socks(self) -> list[dict[str, Any]]:
+        names = self._names()
+        return [
+            {**plain(entry), "endpointPod": names.pod(entry.endpoint), "ruleSetName": names.rule_set(entry.rule_set)}
+            for entry in self._datapath.socks()
+        ]
 
 
 def _plainly(read: Callable[[], object]) -> Callable[[Query], object]:

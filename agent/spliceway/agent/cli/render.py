@@ -25,20 +25,28 @@ def emit(value: Any, output: Output, columns: Sequence[str], rows: Iterable[Sequ
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table. On a terminal its cells are folded to the width; into a pipe every row is one line."""
+    """Print a table: folded to the width of a terminal, or a line for each row into a pipe. No columns: no header."""
+    cells = [[cell(value) for value in row] for row in rows]
+    if sys.stdout.isatty():
+        _print_rich(columns, cells)
+        return
+    lines = [list(columns), *cells] if columns else cells
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        sys.stdout.write("  ".join(map(str.ljust, line, widths)).rstrip() + "\n")
+
+
+def _print_rich(columns: Sequence[str], cells: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
-    made = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        made.add_column(column, overflow="fold", no_wrap=not console.is_terminal)
-    for row in rows:
-        made.add_row(*(Text(cell(value), style=_STYLES.get(cell(value), "")) for value in row))
-    if not console.is_terminal:
-        console.width = max(console.measure(made).maximum, 1)
-    console.print(made)
+    made = Table(box=None, header_style="bold", pad_edge=False, show_header=bool(columns))
+    for column in columns or cells[0]:
+        made.add_column(column, overflow="fold")
+    for row in cells:
+        made.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in row))
+    Console(highlight=False).print(made)
 
 
 def cell(value: Any) -> str:

@@ -21,7 +21,7 @@ def status(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> 
     if output is Output.JSON:
         emit_json({**found, "problems": wrong})
     else:
-        table(("", ""), summary(found))
+        table((), summary(found))
         for problem in wrong:
             typer.echo(f"! {problem}")
     if wrong:
@@ -90,8 +90,30 @@ def bpf_ipcache(output: OutputOption = Output.TABLE, socket: SocketOption = None
 
 
 def bpf_ct(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:
-    """List tracked connections."""
-    _list("bpf/ct", output, socket)
+    """List tracked connections, each in the perspective of the endpoint's own end."""
+    from spliceway.agent.cli.render import emit
+    from spliceway.agent.cli.summary import address
+
+    found = agent_client(socket).get("bpf/ct")
+    rows = (
+        (
+            item["endpointPod"] or "-",
+            address(item["endpoint"], item["endpointPort"]),
+            "->" if item["endpointIsClient"] else "<-",
+            address(item["peer"], item["peerPort"]),
+            item["protocol"],
+            item["leg"],
+            item["verdict"],
+            item["reason"],
+            item["packets"],
+            item["bytes"],
+            item["idleSeconds"],
+            item["ruleName"],
+        )
+        for item in found
+    )
+    columns = ("POD", "ADDRESS", "", "PEER", "PROTO", "LEG", "VERDICT", "REASON", "PACKETS", "BYTES", "IDLE S", "RULE")
+    emit(found, output, columns, rows)
 
 
 def bpf_reasons(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:
@@ -107,18 +129,20 @@ def socks(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> N
     found = agent_client(socket).get("socks")
     rows = (
         (
+            item["endpointPod"] or "-",
             address(item["endpoint"], item["endpointPort"]),
             address(item["peer"], item["peerPort"]),
             item["leg"],
             item["state"],
             item["why"],
-            item["ruleSet"],
+            item["ruleSetName"],
             item["toProxyBytes"],
             item["fromProxyBytes"],
         )
         for item in found
     )
-    emit(found, output, ("ENDPOINT", "PEER", "LEG", "STATE", "WHY", "RULE SET", "TO PROXY", "FROM PROXY"), rows)
+    columns = ("POD", "ADDRESS", "PEER", "LEG", "STATE", "WHY", "RULE SET", "TO PROXY", "FROM PROXY")
+    emit(found, output, columns, rows)
 
 
 def xds(

@@ -1,0 +1,322 @@
+"""The whole agent with kernel and proxy in memory: source, reconcile, flows, admin API, CLI, shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from spliceway.agent.app import Agent
+from spliceway.agent.cli.client import AgentClient
+from spliceway.agent.cli.root import app as cli
+from spliceway.agent.config import Config, parse_config
+from spliceway.agent.errors import ClientError, StateError
+from spliceway.agent.listening import unix_listener
+from spliceway.bpf.types import DatapathSettings, Hook, KernelFlow, Leg
+from spliceway.policy.errors import SplicewayError
+from spliceway.policy.verdict import Reason, Verdict
+from support.agent import NODE, MemoryDatapath, MemoryProxyProcess, pod, policy, run, until
+
+
+class Site:
+    """Directories, configuration and memory sides of one agent."""
+
+    def __init__(self, directory: Path) -> None:
+        self.source = directory / "manifests"
+        self.source.mkdir(exist_ok=True)
+        self.config: Config = parse_config(
+            f"""
+node: {{name: {NODE}}}
+stateDir: {directory}/state
+bpffs: {directory}
+cgroups: {{pods: {directory}/pods, proxy: {directory}/proxy}}
+source: {{directory: {self.source}}}
+admin: {{socket: {directory}/agent.sock}}
+""",
+            "agent.yaml",
+        )
+        self.socket = self.config.admin.socket
+        self.datapath = MemoryDatapath([])
+        self.proxies: list[MemoryProxyProcess] = []
+        self.stop = asyncio.Event()
+
+    async def open(self, _settings: DatapathSettings) -> MemoryDatapath:
+        return self.datapath
+
+    def make_proxy(self, _config: Config, on_exit: Callable[[str], None]) -> MemoryProxyProcess:
+        self.proxies.append(MemoryProxyProcess(on_exit))
+        return self.proxies[-1]
+
+    def agent(self) -> Agent:
+        return Agent(self.config, open_datapath=self.open, make_proxy=self.make_proxy, check=lambda _config: None)
+
+    def write(self, name: str, text: str) -> None:
+        beside = self.source / f".{name}"
+        beside.write_text(text)
+        beside.rename(self.source / name)
+
+    async def get(self, target: str, **query: str) -> Any:
+        return await asyncio.to_thread(AgentClient(self.socket).get, target, **query)
+
+    async def cli(self, *arguments: str, status: int = 0) -> str:
+        result = await asyncio.to_thread(CliRunner().invoke, cli, [*arguments, "--socket", str(self.socket)])
+        assert result.exit_code == status, result.output
+        return result.output
+
+
+def with_agent(tmp_path: Path, body: Callable[[Site], Awaitable[None]], *, cleanup: bool = False) -> Site:
+    sites = []
+
+    async def start() -> None:
+        site = Site(tmp_path)
+        sites.append(site)
+        site.write("pods.yaml", pod("client", "10.240.1.10") + "---" + pod("server", "10.240.1.11"))
+        site.write("web.yaml", policy("web", "server", 80))
+        task = asyncio.create_task(site.agent().run(site.stop, cleanup=cleanup))
+        try:
+            await until(lambda: site.datapath.table is not None or task.done())
+            await body(site)
+        finally:
+            site.stop.set()
+            await task
+
+    run(start)
+    return sites[0]
+
+
+def record(reason: Reason = Reason.DEFAULT_DENY) -> KernelFlow:
+    return KernelFlow(
+        time=time.monotonic_ns(), hook=Hook.FROM_POD, verdict=Verdict.DENY, reason=reason, rule=0, rule_set=0,
+        source=ip_address("10.240.1.10"), source_port=40000, source_identity=256,
+        destination=ip_address("10.240.1.11"), destination_port=81, destination_identity=257,
+        protocol=6, length=60, leg=Leg.DIRECT,
+    )  # fmt: skip
+
+
+def test_views(tmp_path: Path) -> None:
+    async def body(site: Site) -> None:
+        assert stat.S_IMODE(site.socket.stat().st_mode) == 0o600
+        status = await site.get("status")
+        assert (status["node"], status["pid"]) == (NODE, os.getpid())
+        assert (status["policy"]["revision"], status["policy"]["wanted"], status["policy"]["error"]) == (1, 1, "")
+        assert status["source"] == {"directory": str(site.source), "files": 2, "objects": 3, "refusals": []}
+        endpoints = await site.get("endpoints")
+        assert [(one["name"], one["ingress"], one["ready"]) for one in endpoints] == [
+            ("default/client", False, True),
+            ("default/server", True, True),
+        ]
+        identities = await site.get("identities")
+        assert {"id": 1, "labels": ["reserved:host"], "prefixes": []} in identities
+        (server,) = await site.get("policy", endpoint="default/server")
+        row = next(row for row in server["rows"] if row["ports"] == "80")
+        assert (row["verdict"], row["protocol"], row["direction"]) == ("allow", "tcp", "ingress")
+        assert row["rule"] == "CiliumNetworkPolicy default/web spec.ingress[0].toPorts[0]"
+        assert (await site.get("bpf/reasons"))[0]["reason"] == "default-deny"
+        assert await site.get("bpf/policy") == [{"policy": 1, "verdict": "allow"}]
+        assert await site.get("bpf/ct") == []
+        (sock,) = await site.get("socks")
+        assert (sock["endpointPod"], sock["state"]) == ("default/client", "spliced")
+        assert (await site.get("xds"))["clients"] == []
+
+    with_agent(tmp_path, body)
+
+
+def test_what_the_api_refuses(tmp_path: Path) -> None:
+    async def body(site: Site) -> None:
+        for target, query, message in (
+            ("nothing", {}, "the agent answered 404 Not Found"),
+            ("status", {"color": "red"}, "unknown parameter color"),
+            ("policy", {"endpoint": "default/x"}, "no endpoint 'default/x' on this node"),
+            ("flows", {"last": "-1"}, "last must not be negative"),
+            ("flows", {"color": "red"}, "unknown filter color"),
+        ):
+            with pytest.raises(ClientError, match=message):
+                await site.get(target, **query)
+        for body in ({"mode": "fast"}, {"mode": 5}, []):
+            with pytest.raises(ClientError, match=r"is not a splice mode|the body must be"):
+                await asyncio.to_thread(AgentClient(site.socket).put, "splice", body)
+        assert site.datapath.splice
+
+    with_agent(tmp_path, body)
+
+
+def test_edits_come_into_force_and_bad_ones_do_not(tmp_path: Path) -> None:
+    async def body(site: Site) -> None:
+        begin = time.monotonic()
+        site.write("web.yaml", policy("web", "server", 81))
+        await until(lambda: site.datapath.generation == 2)
+        assert time.monotonic() - begin < 0.2
+        site.write("web.yaml", policy("web", "server", 81).replace("'81'", "'70000'"))
+        while not (status := await site.get("status"))["source"]["refusals"]:
+            pass
+        assert status["source"]["refusals"][0]["field"] == "spec.ingress[0].toPorts[0].ports[0].port"
+        assert site.datapath.generation == 2
+        output = await site.cli("status", status=1)
+        assert "70000 is not a port (1 to 65535) (the last good version stays in force)" in output
+
+    site = with_agent(tmp_path, body)
+    assert site.datapath.closed
+    assert not site.datapath.removed
+    assert not site.proxies[0].stopped
+
+
+def test_held_documents_survive_a_restart(tmp_path: Path) -> None:
+    async def broken(site: Site) -> None:
+        site.write("web.yaml", "a: [")
+        while not (await site.get("status"))["source"]["refusals"]:
+            pass
+
+    with_agent(tmp_path, broken)
+
+    async def restarted() -> None:
+        site = Site(tmp_path)
+        task = asyncio.create_task(site.agent().run(site.stop))
+        await until(lambda: site.datapath.table is not None)
+        assert site.datapath.table is not None
+        assert 80 in {row.port for row in site.datapath.table.rows}
+        site.stop.set()
+        await task
+
+    run(restarted)
+
+
+def test_flows_are_followed(tmp_path: Path) -> None:
+    async def body(site: Site) -> None:
+        site.datapath.flows.put_nowait(record())
+        await until(lambda: site.datapath.flows.empty())
+        lines = AgentClient(site.socket).lines("flows", follow="1", last="1", verdict="deny")
+        first = await asyncio.to_thread(next, lines)
+        assert (first["source"]["pod"], first["destination"]["pod"]) == ("default/client", "default/server")
+        assert first["reason"] == "default-deny"
+        site.datapath.flows.put_nowait(record(Reason.SPOOFED_SOURCE))
+        assert (await asyncio.to_thread(next, lines))["reason"] == "spoofed-source"
+        site.stop.set()
+        assert await asyncio.to_thread(next, lines, None) is None
+
+    with_agent(tmp_path, body)
+
+
+def test_metrics(tmp_path: Path) -> None:
+    async def body(site: Site) -> None:
+        text = await asyncio.to_thread(_metrics, site.socket)
+        for line in (
+            'spliceway_verdicts_total{hook="from-pod",reason="default-deny",verdict="deny"} 7.0',
+            'spliceway_splice_connections_total{outcome="tcp-only"} 2.0',
+            'spliceway_splice_bytes_total{path="redirected"} 1000.0',
+            'spliceway_lost_events_total{where="kernel"} 4.0',
+            "spliceway_policy_revision 1.0",
+            "spliceway_refused_documents 0.0",
+            "spliceway_xds_nacks_total 0.0",
+            "spliceway_proxy_restarts_total 0.0",
+            "spliceway_reconcile_duration_seconds_count 1.0",
+        ):
+            assert line in text.splitlines()
+
+    with_agent(tmp_path, body)
+
+
+def _metrics(path: Path) -> str:
+    from spliceway.agent.cli.client import _UnixConnection
+
+    with contextlib.closing(_UnixConnection(path, 5.0)) as connection:
+        connection.request("GET", "/metrics", headers={"Connection": "close"})
+        answer: http.client.HTTPResponse = connection.getresponse()
+        return answer.read().decode()
+
+
+def test_every_command(tmp_path: Path) -> None:
+    async def body(site: Site) -> None:
+        site.datapath.flows.put_nowait(record())
+        await until(lambda: site.datapath.flows.empty())
+        assert "none is connected over xDS" in await site.cli("status", status=1)
+        assert "default/server" in await site.cli("endpoint", "list")
+        assert "reserved:world-ipv4" in await site.cli("identity", "list")
+        assert "spec.ingress[0].toPorts[0]" in await site.cli("policy", "get")
+        assert "no policy selects it" in await site.cli("policy", "get", "default/client")
+        assert "no endpoint" in await site.cli("policy", "get", "default/nobody", status=1)
+        assert "spliced" in await site.cli("sock", "list")
+        assert "TYPE" in await site.cli("xds", "dump")
+        for table in ("policy", "ipcache", "ct", "reasons"):
+            await site.cli("bpf", table, "list")
+        assert "default/client(10.240.1.10:40000) -> default/server(10.240.1.11:81) TCP deny default-deny" in (
+            await site.cli("flows")
+        )
+        assert (await site.cli("splice", "off")).endswith("splice: off\n")
+        assert not site.datapath.splice
+        assert "is not a splice mode" in await site.cli("splice", "fast", status=1)
+        for command in (
+            ("status",), ("endpoint", "list"), ("identity", "list"), ("policy", "get"), ("sock", "list"),
+            ("xds", "dump"), ("bpf", "policy", "list"), ("bpf", "ct", "list"), ("flows",),
+        ):  # fmt: skip
+            output = await site.cli(*command, "-o", "json", status=1 if command == ("status",) else 0)
+            msgspec.json.decode(output.splitlines()[0] if command == ("flows",) else output)
+
+    with_agent(tmp_path, body)
+
+
+def test_cleanup_leaves_nothing(tmp_path: Path) -> None:
+    async def body(site: Site) -> None:
+        assert (tmp_path / "state" / "state.json").exists()
+
+    site = with_agent(tmp_path, body, cleanup=True)
+    assert site.datapath.removed
+    assert site.proxies[0].stopped
+    assert not (tmp_path / "state" / "state.json").exists()
+    assert not site.socket.exists()
+
+
+def test_a_second_agent_does_not_start(tmp_path: Path) -> None:
+    async def body(site: Site) -> None:
+        with pytest.raises(StateError, match=r"belongs to a running agent"):
+            await site.agent().run(asyncio.Event())
+        assert (await site.get("status"))["node"] == NODE
+
+    with_agent(tmp_path, body)
+
+
+def test_a_component_that_fails_ends_the_agent(tmp_path: Path) -> None:
+    async def body() -> None:
+        site = Site(tmp_path)
+
+        async def broken() -> None:
+            raise SplicewayError("the proxy can't run")
+
+        agent = Agent(
+            site.config,
+            open_datapath=site.open,
+            make_proxy=lambda config, on_exit: _with_run(site.make_proxy(config, on_exit), broken),
+            check=lambda _config: None,
+        )
+        with pytest.raises(BaseExceptionGroup) as caught:
+            await agent.run(site.stop)
+        assert caught.group_contains(SplicewayError, match="the proxy can't run")
+        assert site.datapath.closed
+        assert not site.socket.exists()
+
+    run(body)
+
+
+def _with_run(process: MemoryProxyProcess, body: Callable[[], Awaitable[None]]) -> MemoryProxyProcess:
+    process.run = body  # type: ignore[method-assign,assignment]
+    return process
+
+
+def test_a_path_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("text")
+    with pytest.raises(SplicewayError, match=r"is there and is not a socket"):
+        unix_listener(precious)
+    assert precious.read_text() == "text"
+    with pytest.raises(SplicewayError, match=r"longer than the 107 bytes"):
+        unix_listener(tmp_path / ("x" * 120))

@@ -1,0 +1,99 @@
+"""The command line without an agent: help, usage, errors and policy files."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from spliceway.agent.cli import common
+from spliceway.agent.cli.root import app
+from spliceway.agent.cli.summary import flow_line
+from support.agent import pod, policy
+
+
+def invoke(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv[1:] = ['--help']\n"
+        "from spliceway.agent.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'grpc', 'bcc', 'pyroute2', 'starlette', 'uvicorn', 'google.protobuf', 'yaml'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+    )
+    times = []
+    for _ in range(3):
+        begin = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        times.append(time.monotonic() - begin)
+        assert done.returncode == 0, done.stderr
+    assert min(times) < 0.5
+    for command in ("agent", "status", "flows", "testbed", "demo", "bench", "cleanup"):
+        assert command in done.stdout
+
+
+def test_usage_errors_end_with_2(tmp_path: Path) -> None:
+    assert invoke("nothing")[0] == 2
+    assert invoke("agent")[0] == 2
+    assert invoke("agent", "--config", str(tmp_path / "nothing"))[0] == 2
+    assert invoke("status", "-o", "xml")[0] == 2
+    assert invoke("policy", "validate", str(tmp_path / "nothing"))[0] == 2
+
+
+def test_a_bad_config_ends_with_1_and_its_field(tmp_path: Path) -> None:
+    config = tmp_path / "agent.yaml"
+    config.write_text("proxy: {kind: nginx}")
+    status, _output, errors = invoke("agent", "--config", str(config))
+    assert (status, errors) == (1, f"spliceway: {config}: proxy.kind: Invalid enum value 'nginx'\n")
+
+
+def test_no_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "DEFAULT_SOCKET", tmp_path / "agent.sock")
+    monkeypatch.setattr(common, "TESTBEDS", tmp_path / "testbeds")
+    status, _output, errors = invoke("status")
+    assert status == 1
+    assert re.match(r"spliceway: no agent at .*agent.sock: is it running\? --socket or SPLICEWAY_SOCKET", errors)
+    status, _output, errors = invoke("endpoint", "list", "--socket", str(tmp_path / "x"))
+    assert (status, errors) == (1, f"spliceway: no agent at {tmp_path}/x: is it running?\n")
+
+
+def test_policy_validate(tmp_path: Path) -> None:
+    (tmp_path / "pods.yaml").write_text(pod("a", "10.0.0.1"))
+    (tmp_path / "good.yaml").write_text(policy("web", "a", 80))
+    status, output, _errors = invoke("policy", "validate", str(tmp_path))
+    assert (status, output) == (0, "2 files: 1 CiliumNetworkPolicy, 1 Pod; 0 refused\n")
+    (tmp_path / "bad.yaml").write_text(policy("bad", "a", 80).replace("toPorts", "toPort"))
+    status, output, errors = invoke("policy", "validate", str(tmp_path))
+    assert status == 1
+    assert "1 refused" in output
+    assert errors.startswith("bad.yaml: CiliumNetworkPolicy default/bad: spec.ingress[0].toPort: ")
+    status, output, _errors = invoke("policy", "validate", str(tmp_path / "bad.yaml"), "-o", "json")
+    assert status == 1
+    assert msgspec.json.decode(output)["refusals"][0]["field"] == "spec.ingress[0].toPort"
+    (tmp_path / "notes.txt").write_text("x")
+    assert invoke("policy", "validate", str(tmp_path / "notes.txt"))[0] == 1
+
+
+def test_flow_lines() -> None:
+    end = {"address": "fd00::1", "port": 80, "identity": 9, "pod": "", "labels": ["reserved:world-ipv6"]}
+    flow = {
+        "time": "T", "hook": "proxy", "source": end, "destination": {**end, "pod": "default/a", "port": 0},
+        "reply": False, "protocol": "HTTP/1.1", "verdict": "deny", "reason": "http-denied", "rule": "",
+        "nearestMiss": "rule x: path",
+        "http": {"method": "GET", "path": "/x", "status": 403, "duration": 0.2},
+    }  # fmt: skip
+    assert flow_line(flow) == (
+        "T proxy reserved:world-ipv6([fd00::1]:80) -> default/a(fd00::1) HTTP/1.1 deny http-denied "
+        "GET /x 403 0.2 ms [rule x: path]"
+    )
+    assert flow_line({"lost": 3}) == "(3 flows lost: this reader is too slow)"

@@ -1,0 +1,134 @@
+"""The configuration: what is read, and the exact words for what is refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from spliceway.agent.config import Config, PortRange, load_config, parse_config
+from spliceway.agent.errors import ConfigError
+from spliceway.bpf.types import DatapathSettings
+
+BASE = "cgroups: {pods: /cg/pods, proxy: /cg/proxy}\nsource: {directory: /etc/spliceway/policies}\n"
+
+
+def test_defaults_are_the_datapaths() -> None:
+    settings = parse_config(BASE, "agent.yaml").datapath_settings()
+    assert settings == DatapathSettings(
+        bpffs=Path("/sys/fs/bpf"),
+        state_dir=Path("/var/lib/spliceway"),
+        pods_cgroup=Path("/cg/pods"),
+        proxy_cgroup=Path("/cg/proxy"),
+    )
+
+
+def test_every_field() -> None:
+    config = parse_config(
+        BASE
+        + """
+node: {name: node1}
+stateDir: /state
+bpffs: /bpf
+uplinks: [eth0, bond0.12]
+admin: {socket: /state/agent.sock}
+proxy: {kind: envoy, binary: /usr/bin/envoy, workers: 2, listenerPorts: 24000-24099}
+splice: {mode: off}
+datapath: {mark: 0x2000, markMask: 0x3000, proxyMark: 0x3000, routeTable: 77, rulePriority: 5, maxConnections: 4096}
+metrics: {listen: "[::1]:9000"}
+flows: {bufferSize: 10}
+""",
+        "agent.yaml",
+    )
+    assert config.node_name == "node1"
+    assert config.proxy.listener_ports == PortRange(24000, 24099)
+    settings = config.datapath_settings()
+    assert (settings.mark, settings.mark_mask, settings.proxy_mark) == (0x2000, 0x3000, 0x3000)
+    assert (settings.uplinks, settings.splice, settings.listener_ports) == (("eth0", "bond0.12"), False, (24000, 24099))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("foo: 1", "foo: unknown field"),
+        ("proxy: {foo: 1}", "proxy.foo: unknown field"),
+        ("proxy: {listener_ports: 1-2}", "proxy.listener_ports: unknown field"),
+        ("proxy: {listenerPorts: 5}", "proxy.listenerPorts: Expected str, got int"),
+        ("proxy: {listenerPorts: 9-5}", "proxy.listenerPorts: 9-5 is not a range of ports (1 to 65535, first-last)"),
+        (
+            "proxy: {listenerPorts: 1-70000}",
+            "proxy.listenerPorts: 1-70000 is not a range of ports (1 to 65535, first-last)",
+        ),
+        ("proxy: {listenerPorts: all}", "proxy.listenerPorts: 'all' is not a range of ports (write 23000-23999)"),
+        ("proxy: {kind: nginx}", "proxy.kind: Invalid enum value 'nginx'"),
+        ("proxy: {workers: -1}", "proxy.workers: Expected int >= 0"),
+        ("proxy: {binary: envoy}", "proxy.binary: 'envoy' is not an absolute path"),
+        ("stateDir: state", "stateDir: 'state' is not an absolute path"),
+        ("stateDir: 5", "stateDir: Expected str, got int"),
+        ("splice: {mode: on}", "splice.mode: Invalid enum value 'on'"),
+        ("splice: {mode: true}", "splice.mode: Expected str, got bool"),
+        ("uplinks: eth0", "uplinks: Expected array, got str"),
+        ("uplinks: [eth0, a/b]", "uplinks[1]: 'a/b' is not an interface name"),
+        ("uplinks: [lo]", "uplinks[0]: lo is not an uplink"),
+        ("node: {name: Node_1}", "node.name: 'Node_1' is not a node name"),
+        ("datapath: {mark: 0}", "datapath.mark: Expected int >= 1"),
+        ("datapath: {mark: 0x8000}", "datapath.mark: 0x8000 has bits outside markMask 0x1002"),
+        ("datapath: {proxyMark: 0x4000}", "datapath.proxyMark: 0x4000 has bits outside markMask 0x1002"),
+        (
+            "datapath: {proxyMark: 0x1000}",
+            "datapath.proxyMark: is the same as mark: the proxy's own packets would be steered to it",
+        ),
+        ("datapath: {routeTable: 254}", "datapath.routeTable: 254 is a table of the kernel's own"),
+        ("datapath: {eventBufferBytes: 5000}", "datapath.eventBufferBytes: 5000 is not a power of two"),
+        ("metrics: {listen: nine}", "metrics.listen: 'nine' is not host:port"),
+        ("metrics: {listen: ':70000'}", "metrics.listen: ':70000' is not host:port"),
+        ("flows: {bufferSize: 0}", "flows.bufferSize: Expected int >= 1"),
+        ("cgroups: {pods: /a, proxy: /a}", "cgroups.proxy: is the same as cgroups.pods"),
+        ("cgroups: {pods: /a}", "cgroups.proxy: is required"),
+        ("a: [", "broken YAML: .*"),
+        ("flows: {}\nflows: {}", "broken YAML: duplicate key 'flows'.*"),
+    ],
+)
+def test_refused(text: str, message: str) -> None:
+    base = BASE
+    if text.startswith("cgroups"):
+        base = "source: {directory: /d}\n"
+    with pytest.raises(ConfigError) as caught:
+        parse_config(base + text, "agent.yaml")
+    pattern = "agent.yaml: " + (message if ".*" in message else re.escape(message))
+    assert re.fullmatch(pattern, str(caught.value)), str(caught.value)
+
+
+def test_required_and_not_a_mapping() -> None:
+    with pytest.raises(ConfigError, match=r"agent.yaml: cgroups: is required"):
+        parse_config("source: {directory: /d}", "agent.yaml")
+    with pytest.raises(ConfigError, match=r"agent.yaml: is not a mapping of fields"):
+        parse_config("", "agent.yaml")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing.yaml: can't be read: No such file"):
+        load_config(tmp_path / "nothing.yaml")
+    big = tmp_path / "big.yaml"
+    big.write_text("#" * (300 << 10))
+    with pytest.raises(ConfigError, match=r"is larger than 256 KiB"):
+        load_config(big)
+    big.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=r"is not UTF-8"):
+        load_config(big)
+
+
+def test_every_field_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+
+    def fields(kind: type, prefix: str = "") -> list[str]:
+        found: list[str] = []
+        for name, encoded in zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True):  # type: ignore[attr-defined]
+            default = getattr(parse_config(BASE, "x") if kind is Config else None, name, None)
+            inner = type(default)
+            found += fields(inner, f"{encoded}.") if hasattr(inner, "__struct_fields__") else [f"{prefix}{encoded}"]
+        return found
+
+    for name in fields(Config):
+        assert f"`{name}`" in text, f"docs/configuration.md says nothing of `{name}`"

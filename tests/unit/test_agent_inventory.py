@@ -1,0 +1,176 @@
+"""From events to a cluster: what is refused changes nothing, and that survives a restart."""
+
+from __future__ import annotations
+
+import msgspec
+
+from spliceway.agent.inventory import Inventory
+from spliceway.agent.sources.events import FileChanged, FileRefused, FileRemoved, SourceLost
+from spliceway.agent.state import Held
+from support.agent import endpoint, pod, policy
+
+NS = "apiVersion: v1\nkind: Namespace\nmetadata: {name: default}\n"
+GOOD = policy("web", "server", 80)
+BAD = GOOD.replace("'80'", "'70000'")
+
+
+def fed(*events: FileChanged | FileRemoved | FileRefused | SourceLost, held: Held | None = None) -> Inventory:
+    inventory = Inventory("node1", held)
+    for event in events:
+        inventory.feed((event,))
+    return inventory
+
+
+def said(inventory: Inventory) -> list[str]:
+    return [str(refusal) for refusal in inventory.refusals]
+
+
+def port_of(inventory: Inventory, name: str = "default/web") -> int:
+    return inventory.cluster.policies[name].specs[0].rules[0].to_ports[0].ports[0].first
+
+
+def test_objects_and_endpoints() -> None:
+    inventory = fed(
+        FileChanged("pods.yaml", "---\n".join([pod("a", "10.0.0.1"), pod("b", "10.0.0.2", node="node2"), NS])),
+        FileChanged("p.yaml", GOOD),
+    )
+    cluster = inventory.cluster
+    assert (sorted(cluster.pods), sorted(cluster.policies)) == (["default/a", "default/b"], ["default/web"])
+    assert inventory.endpoints == (endpoint("a", "10.0.0.1"),)
+    assert (inventory.files, inventory.objects, inventory.refusals) == (2, 4, ())
+
+
+def test_a_bad_edit_keeps_the_last_good_version() -> None:
+    inventory = fed(FileChanged("p.yaml", GOOD), FileChanged("p.yaml", BAD))
+    assert port_of(inventory) == 80
+    assert said(inventory) == [
+        "p.yaml: CiliumNetworkPolicy default/web: spec.ingress[0].toPorts[0].ports[0].port: "
+        "70000 is not a port (1 to 65535) (the last good version stays in force)"
+    ]
+    assert inventory.refusals[0].kept
+    inventory.feed((FileChanged("p.yaml", policy("web", "server", 81)),))
+    assert (port_of(inventory), inventory.refusals) == (81, ())
+
+
+def test_other_documents_and_files_are_not_touched() -> None:
+    other = policy("other", "x", 1)
+    inventory = fed(
+        FileChanged("p.yaml", f"{GOOD}---{other}"),
+        FileChanged("q.yaml", policy("q", "x", 2)),
+        FileChanged("p.yaml", f"{BAD}---{policy('other', 'x', 3)}"),
+    )
+    assert (port_of(inventory), port_of(inventory, "default/other"), port_of(inventory, "default/q")) == (80, 3, 2)
+
+
+def test_a_document_that_goes_is_removed_unless_the_file_is_doubtful() -> None:
+    other = policy("other", "x", 1)
+    assert sorted(fed(FileChanged("p", f"{GOOD}---{other}"), FileChanged("p", GOOD)).cluster.policies) == [
+        "default/web"
+    ]
+    for doubtful in (
+        "kind: CiliumNetworkPolicy\n",
+        BAD.replace("name: web", "name: new"),
+        "a: [",
+        "- 1",
+        "kind: List\n",
+    ):
+        inventory = fed(FileChanged("p", f"{GOOD}---{other}"), FileChanged("p", f"{other}---\n{doubtful}"))
+        assert sorted(inventory.cluster.policies) == ["default/other", "default/web"], doubtful
+        assert len(inventory.refusals) == 1
+
+
+def test_a_new_bad_document_is_refused_alone() -> None:
+    inventory = fed(FileChanged("p", BAD))
+    assert not inventory.cluster.policies
+    assert not inventory.refusals[0].kept
+
+
+def test_unreadable_and_lost() -> None:
+    inventory = fed(
+        FileChanged("p", GOOD), FileRefused("p", "is larger than 10 bytes"), SourceLost("directory is gone")
+    )
+    assert port_of(inventory) == 80
+    assert said(inventory) == [
+        "p: is larger than 10 bytes (the last good version stays in force)",
+        "directory is gone (the last good version stays in force)",
+    ]
+    inventory.feed((SourceLost(""), FileChanged("p", GOOD)))
+    assert inventory.refusals == ()
+
+
+def test_the_same_object_in_two_files_names_both_and_the_first_stays() -> None:
+    inventory = fed(FileChanged("b.yaml", GOOD), FileChanged("a.yaml", policy("web", "server", 81)))
+    assert port_of(inventory) == 80
+    assert said(inventory) == ["a.yaml: CiliumNetworkPolicy default/web: is already in b.yaml, which stays"]
+    inventory.feed((FileRemoved("b.yaml"),))
+    assert (port_of(inventory), inventory.refusals) == (81, ())
+
+
+def test_a_rename_is_one_change() -> None:
+    inventory = fed(FileChanged("a", GOOD))
+    assert not inventory.feed((FileRemoved("a"), FileChanged("b", GOOD))) or port_of(inventory) == 80
+    assert inventory.refusals == ()
+
+
+def test_twice_in_one_file() -> None:
+    inventory = fed(FileChanged("a", f"{GOOD}---{policy('web', 'server', 81)}"))
+    assert port_of(inventory) == 80
+    assert said(inventory) == ["a: CiliumNetworkPolicy default/web: appears twice in this file"]
+
+
+def test_what_is_held_survives_a_restart() -> None:
+    before = fed(FileChanged("p", GOOD), FileChanged("p", BAD), FileChanged("gone", policy("gone", "x", 1)))
+    before.feed((FileChanged("gone", "a: ["),))
+    held = msgspec.json.decode(msgspec.json.encode(before.held), type=Held)
+    assert sorted(held.documents) == ["gone", "p"]
+    after = Inventory("node1", held)
+    assert after.feed((FileChanged("p", BAD),))
+    assert (port_of(after), sorted(after.cluster.policies)) == (80, ["default/web"])
+    after.feed((FileChanged("p", GOOD),))
+    assert after.held == Held()
+
+
+def test_a_lost_source_at_the_start_keeps_what_is_held() -> None:
+    held = fed(FileChanged("p", GOOD), FileChanged("p", BAD)).held
+    after = Inventory("node1", held)
+    after.feed((SourceLost("directory is gone"),))
+    assert port_of(after) == 80
+
+
+def test_the_owner_of_a_contested_object_survives_a_restart() -> None:
+    before = fed(FileChanged("b", GOOD), FileChanged("a", policy("web", "server", 81)))
+    after = Inventory("node1", before.held)
+    after.feed((FileChanged("a", policy("web", "server", 81)), FileChanged("b", GOOD)))
+    assert port_of(after) == 80
+
+
+def test_no_news_is_no_change() -> None:
+    inventory = fed(FileChanged("p", GOOD))
+    assert not inventory.feed((FileChanged("p", GOOD + "\n# a comment\n"),))
+    assert inventory.feed((FileChanged("p", BAD),))
+
+
+def test_bad_wiring_is_refused_with_its_field() -> None:
+    inventory = fed(
+        FileChanged("a", pod("a", "10.0.0.1").replace("lxca", "../x")),
+        FileChanged("b", pod("b", "10.0.0.2").replace("/run/netns/b", "b")),
+        FileChanged("c", pod("c", "10.0.0.3", wired=False)),
+        FileChanged("d", pod("d", "10.0.0.4").replace("nodeName: node1", "nodeName: node1, hostNetwork: true")),
+    )
+    assert said(inventory) == [
+        "a: Pod default/a: metadata.annotations[spliceway.io/interface]: '../x' is not an interface name",
+        "b: Pod default/b: metadata.annotations[spliceway.io/netns]: 'b' is not an absolute path",
+    ]
+    assert inventory.endpoints == ()
+
+
+def test_lists_are_taken_apart_and_refused_whole() -> None:
+    def listed(*items: str) -> str:
+        return f"apiVersion: v1\nkind: List\nitems: [{', '.join(items)}]"
+
+    one = "{apiVersion: v1, kind: Namespace, metadata: {name: one}}"
+    two = "{apiVersion: v1, kind: Namespace, metadata: {name: two}}"
+    inventory = fed(FileChanged("l", listed(one, two)))
+    assert sorted(inventory.cluster.namespaces) == ["one", "two"]
+    inventory.feed((FileChanged("l", listed(one, two.replace("two", "Two!"))),))
+    assert sorted(inventory.cluster.namespaces) == ["one", "two"]

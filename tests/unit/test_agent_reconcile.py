@@ -1,0 +1,327 @@
+"""Reconciliation in the contract's order, against a kernel and a proxy in memory that check what they are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from spliceway.agent import reconcile
+from spliceway.agent.control import Acceptance
+from spliceway.agent.errors import StateError
+from spliceway.agent.ports import PortAllocator
+from spliceway.agent.reconcile import Intent, Reconciler
+from spliceway.agent.state import Held
+from spliceway.bpf.types import LocalEndpoint
+from spliceway.policy.compile import compile_table
+from spliceway.policy.numbering import Numbering
+from spliceway.policy.table import PolicyTable
+from spliceway.policy.verdict import Verdict
+from support.agent import NODE, MemoryDatapath, MemoryProxy, cluster_of, endpoint, pod, policy, run, until
+
+CLIENT, SERVER, OTHER = pod("client", "10.240.1.10"), pod("server", "10.240.1.11"), pod("other", "10.240.1.12")
+PODS = (CLIENT, SERVER, OTHER)
+ENDPOINTS = (endpoint("client", "10.240.1.10"), endpoint("server", "10.240.1.11"), endpoint("other", "10.240.1.12"))
+HTTP = policy("http", "server", 80, http=["/articles/[0-9]+"])
+L4 = policy("http", "server", 80)
+
+
+class World:
+    """A reconciler between a memory datapath and a memory proxy, all calls in one journal."""
+
+    def __init__(self, *, prompt: bool = True, ports: PortAllocator | None = None, taken_over: bool = False) -> None:
+        self.journal: list[str] = []
+        self.proxy = MemoryProxy(self.journal, prompt=prompt)
+        self.datapath = MemoryDatapath(self.journal, self.proxy)
+        self.numbering = Numbering()
+        self.saved: list[dict[int, int]] = []
+        self.save_error = ""
+        self.compiled = 0
+        self.durations: list[float] = []
+        self.tables: list[PolicyTable] = []
+        self.reconciler = Reconciler(
+            compile_=self.compile,
+            save=self.save,
+            prune=self.numbering.prune,
+            ports=ports or PortAllocator(23000, 23009),
+            datapath=self.datapath,
+            proxy=self.proxy,
+            taken_over=taken_over,
+            observe=self.durations.append,
+            on_table=lambda _intent, table: self.tables.append(table),
+        )
+
+    def compile(self, cluster: object, revision: int) -> PolicyTable:
+        self.compiled += 1
+        return compile_table(cluster, node=NODE, numbering=self.numbering, revision=revision)  # type: ignore[arg-type]
+
+    def save(self, ports: PortAllocator, _held: Held) -> None:
+        self.journal.append("save")
+        if self.save_error:
+            raise StateError(self.save_error)
+        self.saved.append(ports.ports)
+
+    def want(self, *texts: str, endpoints: tuple[LocalEndpoint, ...] = ENDPOINTS) -> None:
+        self.reconciler.submit(Intent(cluster_of(*PODS, *texts), endpoints, Held(), 0.0))
+
+    async def step(self, *texts: str) -> list[str]:
+        """Submit, reconcile once, and return what was called."""
+        if texts:
+            self.want(*texts)
+        del self.journal[:]
+        await self.reconciler.step()
+        return list(self.journal)
+
+    def verdicts(self, name: str) -> dict[int, Verdict]:
+        """Verdicts by port of the rows in force for `client` → pod."""
+        table = self.datapath.table
+        assert table is not None
+        subject, peer = table.endpoints[f"default/{name}"], table.endpoints["default/client"].identity
+        classes = {key.identity: value for key, value in table.classes.items() if key.policy_id == subject.policy_id}
+        return {
+            key.port: row.verdict
+            for key, row in table.rows.items()
+            if key.policy_id == subject.policy_id and key.class_id == classes[peer]
+        }
+
+
+def world_test(body: Callable[[World], object], **options: object) -> None:
+    async def start() -> None:
+        await body(World(**options))  # type: ignore[arg-type,misc]
+
+    run(start)
+
+
+def test_listener_and_routes_before_rows() -> None:
+    async def body(world: World) -> None:
+        assert await world.step(HTTP) == [
+            "save",
+            "endpoints ['default/client', 'default/other', 'default/server']",
+            "publish [1]",
+            "listeners [1]",
+            "apply 1",
+            "save",
+        ]
+        assert world.verdicts("server") == {80: Verdict.REDIRECT}
+        assert world.datapath.listeners == {1: 23000}
+        assert world.saved[0] == {1: 23000}
+        status = world.reconciler.status()
+        assert (status.revision, status.wanted, status.waiting, status.error) == (1, 1, {}, "")
+        assert await world.step() == []
+        assert len(world.durations) == 1
+
+    world_test(body)
+
+
+def test_http_edit_needs_only_routes() -> None:
+    async def body(world: World) -> None:
+        await world.step(HTTP)
+        called = await world.step(policy("http", "server", 80, http=["/articles/[0-9]{1,3}"]))
+        assert called == ["save", "publish [1]", "save"]
+        assert world.proxy.rule_sets[1].rules[0].path == "/articles/[0-9]{1,3}"
+        assert world.datapath.generation == 1
+        assert world.reconciler.status().revision == 2
+
+    world_test(body)
+
+
+def test_removal_in_reverse() -> None:
+    async def body(world: World) -> None:
+        await world.step(HTTP)
+        assert await world.step(L4) == ["save", "apply 2", "listeners []", "publish []", "save"]
+        assert world.saved[-1] == {}
+
+    world_test(body)
+
+
+def test_rows_wait_for_the_listener_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(world: World) -> None:
+        await world.step(L4, policy("other", "other", 80, 90))
+        assert world.verdicts("other") == {80: Verdict.ALLOW, 90: Verdict.ALLOW}
+        # One edit makes the server's policy an HTTP one, whose listener takes its time, and tightens another pod's.
+        called = await world.step(HTTP, policy("other", "other", 80))
+        assert called == ["save", "publish [1]", "apply 1"]
+        assert world.verdicts("server") == {80: Verdict.ALLOW}
+        assert world.verdicts("other") == {80: Verdict.ALLOW}
+        status = world.reconciler.status()
+        assert (status.revision, status.wanted) == (1, 2)
+        assert list(status.waiting.values()) == ["waiting"]
+        world.proxy.answer()
+        assert await world.step() == ["listeners [1]", "apply 2", "save"]
+        assert world.verdicts("server") == {80: Verdict.REDIRECT}
+        assert world.reconciler.status().revision == 2
+
+    world_test(body, prompt=False)
+
+
+def test_patience_ends_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(world: World) -> None:
+        await world.step(L4)
+        monkeypatch.setattr(reconcile, "PATIENCE_SECONDS", 0.0)
+        assert await world.step(HTTP) == ["save", "publish [1]", "apply 2", "save"]
+        assert world.verdicts("server") == {80: Verdict.REDIRECT}
+        assert world.datapath.listeners == {}  # so the kernel drops NO_LISTENER
+        world.proxy.answer()
+        assert await world.step() == ["listeners [1]"]
+
+    world_test(body, prompt=False)
+
+
+def test_a_new_identity_is_never_judged_by_old_classes() -> None:
+    async def body(world: World) -> None:
+        await world.step(L4)
+        world.reconciler.submit(Intent(cluster_of(*PODS, pod("late", "10.240.1.13"), HTTP), ENDPOINTS, Held(), 0.0))
+        await world.reconciler.step()
+        assert world.verdicts("server") == {80: Verdict.REDIRECT}
+        assert world.datapath.listeners == {}
+
+    world_test(body, prompt=False)
+
+
+def test_first_start_does_not_wait_for_the_proxy() -> None:
+    async def body(world: World) -> None:
+        await world.step(HTTP)
+        assert world.verdicts("server") == {80: Verdict.REDIRECT}
+        assert world.datapath.listeners == {}
+
+    world_test(body, prompt=False)
+
+
+def test_after_a_restart_listening_sockets_are_ready_before_the_proxy_reconnects() -> None:
+    async def body(world: World) -> None:
+        world.proxy.open.add(23007)  # of the Envoy that went on
+        world.proxy.prompt = False
+        called = await world.step(HTTP)
+        assert "listeners [1]" in called
+        assert "listeners []" not in called
+        assert world.datapath.listeners == {1: 23007}
+
+    world_test(body, taken_over=True, ports=PortAllocator(23000, 23009, assigned={1: 23007}))
+
+
+def test_after_a_restart_old_verdicts_stay_until_the_proxy_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(world: World) -> None:
+        called = await world.step(HTTP)
+        assert not any(call.startswith(("apply", "listeners")) for call in called)
+        world.proxy.answer()
+        assert await world.step() == ["listeners [1]", "apply 1", "save"]
+
+    world_test(body, taken_over=True, prompt=False)
+
+
+def test_a_dead_proxy_has_no_listeners() -> None:
+    async def body(world: World) -> None:
+        await world.step(HTTP)
+        world.proxy.die()
+        world.reconciler.proxy_gone()
+        assert await world.step() == ["listeners []"]
+        world.proxy.answer()
+        assert await world.step() == ["listeners [1]"]
+
+    world_test(body)
+
+
+def test_a_failed_apply_leaves_the_old_generation() -> None:
+    async def body(world: World) -> None:
+        await world.step(L4)
+        world.datapath.fail["apply"] = "no room: 300000 rows are wanted, 262144 fit"
+        await world.step(HTTP)
+        status = world.reconciler.status()
+        assert (status.revision, status.wanted, status.generation, status.failures) == (1, 2, 1, 1)
+        assert "300000 rows" in status.error
+        assert world.verdicts("server") == {80: Verdict.ALLOW}
+        del world.datapath.fail["apply"]
+        await world.step()
+        assert world.reconciler.status().error == ""
+        assert world.verdicts("server") == {80: Verdict.REDIRECT}
+
+    world_test(body)
+
+
+def test_unsaved_numbers_reach_nobody() -> None:
+    async def body(world: World) -> None:
+        world.save_error = "disk full"
+        assert await world.step(HTTP) == ["save"]
+        assert world.reconciler.status().error == "disk full"
+        world.save_error = ""
+        await world.step()
+        assert world.reconciler.status().revision == 1
+
+    world_test(body)
+
+
+def test_an_endpoint_that_fails_holds_up_nobody() -> None:
+    async def body(world: World) -> None:
+        world.datapath.fail["set_endpoints"] = "endpoint default/other: no interface lxcother"
+        await world.step(HTTP)
+        status = world.reconciler.status()
+        assert "lxcother" in status.endpoint_error
+        assert world.verdicts("server") == {80: Verdict.REDIRECT}
+        del world.datapath.fail["set_endpoints"]
+        assert (await world.step())[0].startswith("endpoints")
+        assert world.reconciler.status().endpoint_error == ""
+
+    world_test(body)
+
+
+def test_an_endpoint_goes_after_its_rows() -> None:
+    async def body(world: World) -> None:
+        await world.step(HTTP)
+        world.reconciler.submit(Intent(cluster_of(CLIENT, OTHER, HTTP), (ENDPOINTS[0], ENDPOINTS[2]), Held(), 0.0))
+        called = await world.step()
+        assert called.index("apply 2") < called.index("endpoints ['default/client', 'default/other']")
+
+    world_test(body)
+
+
+def test_a_taken_port_is_changed() -> None:
+    async def body(world: World) -> None:
+        world.proxy.refuse[23000] = Acceptance.PORT_TAKEN
+        await world.step(HTTP)
+        assert world.datapath.listeners == {}
+        await world.step()
+        assert world.proxy.ports == {1: 23001}
+        await world.step()
+        assert world.datapath.listeners == {1: 23001}
+
+    world_test(body)
+
+
+def test_refused_routes_are_told() -> None:
+    async def body(world: World) -> None:
+        world.proxy.refuse[23000] = Acceptance.REFUSED
+        await world.step(HTTP)
+        assert list(world.reconciler.status().waiting.values()) == ["refused"]
+
+    world_test(body)
+
+
+def test_only_the_newest_intent_counts_and_answers_wake() -> None:
+    async def body(world: World) -> None:
+        world.want(L4)
+        world.want(HTTP)
+        task = asyncio.create_task(world.reconciler.run())
+        await until(lambda: world.proxy.rule_sets)
+        assert world.compiled == 1
+        world.proxy.answer()
+        world.reconciler.wake()
+        await until(lambda: world.datapath.listeners)
+        task.cancel()
+
+    world_test(body, prompt=False)
+
+
+def test_failures_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconcile, "RETRY_SECONDS", (0.001, 0.002))
+
+    async def body(world: World) -> None:
+        world.datapath.fail["apply"] = "busy"
+        world.want(L4)
+        task = asyncio.create_task(world.reconciler.run())
+        await until(lambda: world.reconciler.status().failures >= 3)
+        del world.datapath.fail["apply"]
+        await until(lambda: world.reconciler.status().revision == 1)
+        task.cancel()
+
+    world_test(body)
