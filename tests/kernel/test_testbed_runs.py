@@ -22,21 +22,20 @@ from support.node import pod_manifest, server_manifest
 pytestmark = pytest.mark.kernel
 
 OWNER = """
-import sys, json
+import json, signal, sys
 from spliceway.agent.testbed.testbed import Testbed
 testbed = Testbed.up(json.load(sys.stdin))
 testbed.spawn("web", ["sleep", "1000"])
 print(testbed.run_id, testbed.pod("web").cgroup, flush=True)
-signal = __import__("signal")
 signal.pause()
 """
 
 
 @contextmanager
-def owner() -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
+def owner(code: str = OWNER) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
     """A process that owns a testbed with a server and another program, as (process, run, cgroup of the pod)."""
     pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", OWNER], stdin=pipe, stdout=pipe, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) as process:
         try:
             assert process.stdin
             assert process.stdout
@@ -87,17 +86,15 @@ def test_a_run_whose_owner_lives_is_not_swept() -> None:
 
 
 def test_an_interrupted_owner_takes_its_testbed_down() -> None:
-    code = OWNER.replace("signal.pause()", "\nwith testbed:\n    signal.pause()\n")
-    pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
-        assert process.stdin
+    # A shell starts background jobs with SIGINT ignored; Python only makes it KeyboardInterrupt when it is not.
+    interruptible = "\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code = OWNER.replace("signal.pause()", f"{interruptible}with testbed:\n    print(flush=True)\n    signal.pause()\n")
+    with owner(code) as (process, run_id, _):
         assert process.stdout
-        json.dump([server_manifest("web")], process.stdin)
-        process.stdin.close()
-        run_id = process.stdout.readline().split()[0]
+        process.stdout.readline()
         process.send_signal(signal.SIGINT)
         process.wait(20)
-    assert not left_of(run_id)
+        assert not left_of(run_id)
 
 
 @pytest.mark.parametrize("left", [[], ["lock"], ["lock", "node1", "testbed.json"]])
