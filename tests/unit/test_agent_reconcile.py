@@ -288,11 +288,40 @@ def test_a_taken_port_is_changed() -> None:
     world_test(body)
 
 
-def test_refused_routes_are_told() -> None:
+def test_what_the_proxy_refuses_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconcile, "PATIENCE_SECONDS", 0.0)
+
+    async def body(world: World) -> None:
+        world.proxy.refuse[23000] = Acceptance.REFUSED
+        await world.step(L4, policy("other", "other", 80))
+        await world.step(HTTP, policy("other", "other", 81))
+        status = world.reconciler.status()
+        assert list(status.waiting.values()) == ["refused"]
+        assert (status.revision, status.wanted) == (1, 2)
+        assert world.verdicts("server") == {80: Verdict.ALLOW}
+        assert world.verdicts("other") == {81: Verdict.ALLOW}
+
+    world_test(body)
+
+
+def test_a_refused_first_policy_is_closed() -> None:
     async def body(world: World) -> None:
         world.proxy.refuse[23000] = Acceptance.REFUSED
         await world.step(HTTP)
+        assert world.verdicts("server") == {80: Verdict.REDIRECT}
+        assert world.datapath.listeners == {}
         assert list(world.reconciler.status().waiting.values()) == ["refused"]
+
+    world_test(body)
+
+
+def test_a_bug_does_not_end_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(world: World) -> None:
+        await world.step(L4)
+        monkeypatch.setattr(world.proxy, "publish", lambda *_: 1 / 0)
+        await world.step(HTTP)
+        assert world.reconciler.status().error == "internal error: ZeroDivisionError('division by zero')"
+        assert world.verdicts("server") == {80: Verdict.ALLOW}
 
     world_test(body)
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from spliceway.agent.config import Config
+from spliceway.agent.envoyprocess import find_envoy
 from spliceway.agent.errors import AgentError
 
 #: sockaddr_un has 108 bytes, one of them for the final NUL.
@@ -13,12 +14,16 @@ MAX_SOCKET_PATH = 107
 
 
 def check(config: Config) -> None:
-    """Raise AgentError for the first thing that can't work. Makes the proxy's cgroup when only that is missing."""
+    """Raise AgentError or EnvoyError for the first thing that can't work.
+
+    Makes the proxy's cgroup when only that is missing.
+    """
     if os.geteuid() != 0:
         raise AgentError("the agent needs root (CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN)")
     for field, path in (("admin.socket", config.admin.socket), ("stateDir", xds_socket(config))):
         if len(os.fsencode(path)) > MAX_SOCKET_PATH:
             raise AgentError(f"{field}: {path} is longer than the {MAX_SOCKET_PATH} bytes of a Unix socket's path")
+    find_envoy(config.proxy.binary)
     _check_cgroup("cgroups.pods", config.cgroups.pods)
     if not config.cgroups.proxy.exists() and _is_cgroup2(config.cgroups.proxy.parent):
         config.cgroups.proxy.mkdir(exist_ok=True)

@@ -23,6 +23,7 @@ class Readiness:
         self._ready: set[int] = set()
         self._carried = set(carried)
         self._since: dict[int, float] = {}
+        self._refused: set[int] = set()
 
     def __repr__(self) -> str:
         return f"Readiness(ready={sorted(self._ready)}, waiting={sorted(self._since)})"
@@ -51,11 +52,17 @@ class Readiness:
             if (accepted or rule_set in self._carried) and await datapath.listening(port):
                 self._ready.add(rule_set)
             self._carried.discard(rule_set)
+        self._refused = {key for key in ports.keys() - self._ready if proxy.acceptance(key) is Acceptance.REFUSED}
         self._since = {rule_set: self._since.get(rule_set, now) for rule_set in ports.keys() - self._ready}
 
     def waiting(self, now: float, patience: float) -> frozenset[int]:
         """Rule sets that are awaited for less than `patience` seconds: worth holding something back for."""
         return frozenset(rule_set for rule_set, since in self._since.items() if now - since < patience)
+
+    @property
+    def refused(self) -> frozenset[int]:
+        """Rule sets without a listener that the proxy refused: waiting won't help, a refusal changes nothing."""
+        return frozenset(self._refused)
 
     def next_deadline(self, now: float, patience: float) -> float | None:
         """When the patience with the oldest awaited rule set ends, None when none is awaited with patience."""

@@ -186,15 +186,23 @@ class Reconciler:
         try:
             await self._pass(self._intent)
         except OWN_ERRORS as error:
-            self._failures += 1
-            self._error = str(error)
-            log.error("reconcile failed, the last policy stays in force", error=str(error), retry_seconds=self._retry)
-            self._again_in(self._retry)
-            self._retry = min(self._retry * 2, RETRY_SECONDS[1])
+            self._error = self._failed("reconcile failed, the last policy stays in force", str(error))
+        except Exception as error:
+            # A bug. Ending the agent would help nobody: the next policy may well be one that it can handle.
+            log.exception("reconcile failed")
+            self._error = self._failed("reconcile failed, the last policy stays in force", f"internal error: {error!r}")
         else:
             self._error = ""
             if not self._endpoint_error:
                 self._retry = RETRY_SECONDS[0]
+
+    def _failed(self, what: str, error: str) -> str:
+        """Count, log and plan the next attempt; returns `error`."""
+        self._failures += 1
+        log.error(what, error=error, retry_seconds=self._retry)
+        self._again_in(self._retry)
+        self._retry = min(self._retry * 2, RETRY_SECONDS[1])
+        return error
 
     async def _pass(self, intent: Intent) -> None:
         desired = await self._table_of(intent)
@@ -238,11 +246,7 @@ class Reconciler:
             await self._datapath.set_endpoints(wanted)
         except OWN_ERRORS as error:
             # A pod whose interface isn't there must not keep the policies of all others from coming into force.
-            self._failures += 1
-            self._endpoint_error = str(error)
-            log.error("not all endpoints could be attached", error=str(error), retry_seconds=self._retry)
-            self._again_in(self._retry)
-            self._retry = min(self._retry * 2, RETRY_SECONDS[1])
+            self._endpoint_error = self._failed("not all endpoints could be attached", str(error))
         else:
             self._endpoint_error = ""
         self._attached = wanted
@@ -271,16 +275,16 @@ class Reconciler:
 
     def _target(self, desired: PolicyTable, now: float) -> PolicyTable | None:
         """The table to bring into force now, None to leave the kernel as it is."""
-        waiting = self._readiness.waiting(now, PATIENCE_SECONDS) & steered(desired)
-        if not waiting:
-            return desired
-        deadline = self._readiness.next_deadline(now, PATIENCE_SECONDS)
-        assert deadline is not None  # something waits
-        self._again_in(deadline - now)
+        wanted = steered(desired)
+        waiting = self._readiness.waiting(now, PATIENCE_SECONDS) & wanted
+        if waiting:
+            deadline = self._readiness.next_deadline(now, PATIENCE_SECONDS)
+            assert deadline is not None  # something waits
+            self._again_in(deadline - now)
         if self._applied is not None:
-            return hold_back(self._applied, desired, waiting)
+            return hold_back(self._applied, desired, waiting | self._readiness.refused & wanted)
         # What an earlier agent left goes on, its tables are unknown here; where nothing was left, everything drops.
-        return None if self._taken_over else desired
+        return None if waiting and self._taken_over else desired
 
     async def _listen(self, rule_sets: frozenset[int]) -> None:
         ports = self._ports.ports

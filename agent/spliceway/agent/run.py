@@ -13,10 +13,11 @@ from spliceway.agent import log, preflight
 from spliceway.agent.app import Agent
 from spliceway.agent.config import Config
 from spliceway.agent.envoy import EnvoySettings, EnvoySupervisor
+from spliceway.agent.envoyprocess import is_running, load_identity
 from spliceway.agent.errors import OWN_ERRORS
 from spliceway.agent.sides import ProxyProcess
 from spliceway.agent.state import StateStore
-from spliceway.bpf.datapath import Datapath
+from spliceway.bpf.datapath import Datapath, pin_root
 from spliceway.xds.settings import BootstrapSettings
 
 
@@ -49,11 +50,15 @@ async def _until_signal(agent: Agent, *, cleanup: bool) -> None:
 async def _cleanup(config: Config) -> None:
     store = StateStore(config.state_dir)
     with store.lock():
-        datapath = await Datapath.open(config.datapath_settings())
-        await datapath.remove()
-        proxy = envoy(config, lambda _how: None)
-        await proxy.start()
-        await proxy.stop()
+        settings = config.datapath_settings()
+        if pin_root(settings).exists():
+            datapath = await Datapath.open(settings)
+            await datapath.remove()
+        identity = load_identity(config.state_dir / "envoy.json")
+        if identity is not None and is_running(identity):
+            proxy = envoy(config, lambda _how: None)
+            await proxy.start()  # takes it over
+            await proxy.stop()
         store.clear()
 
 
