@@ -15,7 +15,7 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -36,6 +36,7 @@ T = TypeVar("T")
 NODE_ID = "node-under-test"
 PORTS = (23000, 23999)
 MARK, MASK, PROXY_MARK, TABLE = 0x1000, 0x1002, 0x1002, 2480
+VERSIONS = (4, 6)
 CLIENT = {4: "10.241.1.2", 6: "fd00:241:1::2"}
 SERVER = {4: "10.241.2.2", 6: "fd00:241:2::2"}
 _GATE = {"client": {4: "10.241.1.1", 6: "fd00:241:1::1"}, "server": {4: "10.241.2.1", 6: "fd00:241:2::1"}}
@@ -119,12 +120,13 @@ class Upstream:
     """The HTTP server behind the proxy: answers 200 with the request's head, in a thread, one for each connection.
 
     `heads` are all heads that arrived. A path that ends in `/slow` is answered in two halves, 0.3 s apart;
-    `/upgrade` with 101 and an echo of what follows.
+    `/upgrade` with 101 and an echo of what follows, `/status/403` with a 403, `/cut` with a part of what it promises.
     """
 
     def __init__(self, net: SteeredNet) -> None:
         self.heads: list[bytes] = []
         self.peers: list[tuple[str, int]] = []
+        self.open = 0  # connections now
         self._listeners = [netns.call(net.server, partial(_listen, version, 80)) for version in SERVER]
 
     def __enter__(self) -> Upstream:
@@ -146,25 +148,38 @@ class Upstream:
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError, ValueError):
-            buffer = b""
-            while True:
-                while b"\r\n\r\n" not in buffer:
-                    if not (data := connection.recv(65536)):
-                        return
-                    buffer += data
-                head, _, buffer = buffer.partition(b"\r\n\r\n")
-                if head.startswith(b"PRI "):
-                    return  # HTTP/2 is not spoken here
-                self.heads.append(head)
-                if b"100-continue" in head.lower():
-                    connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-                buffer = _skip_body(connection, head, buffer)
-                if self._answer(connection, head, buffer):
+        self.open += 1
+        try:
+            with connection, contextlib.suppress(OSError):
+                self._talk(connection)
+        finally:
+            self.open -= 1
+
+    def _talk(self, connection: socket.socket) -> None:
+        buffer = b""
+        while True:
+            while b"\r\n\r\n" not in buffer:
+                if not (data := connection.recv(65536)):
                     return
+                buffer += data
+            head, _, buffer = buffer.partition(b"\r\n\r\n")
+            if head.startswith(b"PRI "):
+                return  # HTTP/2 is not spoken here
+            self.heads.append(head)
+            if b"100-continue" in head.lower():
+                connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            buffer = _skip_body(connection, head, buffer)
+            if self._answer(connection, head, buffer):
+                return
 
     def _answer(self, connection: socket.socket, head: bytes, buffer: bytes) -> bool:
         path = head.split(b" ")[1]
+        if path == b"/status/403":
+            connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 4\r\n\r\nmine")
+            return False
+        if path == b"/cut":
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nonly this")
+            return True
         if path.endswith(b"/upgrade"):
             connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
             while data := buffer or connection.recv(65536):
@@ -190,7 +205,7 @@ class EnvoyNode:
     def __init__(self, directory: Path, net: SteeredNet, upstream: Upstream, *, concurrency: int = 1) -> None:
         self.directory, self.net, self.upstream = directory, net, upstream
         self.flows: list[HttpFlow] = []
-        self.settings = ResourceSettings(upstream_mark=PROXY_MARK, log_flush_interval=0.02)
+        self.settings = ResourceSettings(upstream_mark=PROXY_MARK, upstream_idle_timeout=0.5, log_flush_interval=0.02)
         self.bootstrap = BootstrapSettings(
             node_id=NODE_ID, xds_socket=directory / "xds.sock", admin_socket=directory / "admin.sock"
         )
@@ -422,13 +437,3 @@ def _run(*command: str, stdin: str = "") -> None:
     done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
     if done.returncode:
         raise AssertionError(f"{' '.join(command)}: {done.stderr.strip()}")
-
-
-def in_node(net: SteeredNet, function: Callable[[], T]) -> T:
-    """Run a function inside the node's namespace."""
-    return netns.call(net.node, function)
-
-
-def each_version() -> Iterator[int]:
-    """4 and 6."""
-    yield from SERVER

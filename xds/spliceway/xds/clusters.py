@@ -30,12 +30,12 @@ def preserve_case() -> dict[str, object]:
 def original_cluster(settings: ResourceSettings) -> cluster_pb2.Cluster:
     """ORIGINAL_DST with one upstream connection for each downstream connection.
 
-    Without `connection_pool_per_downstream_connection` all connections of one client share upstream connections, which
-    outlive them, and a reused pod address inherits them.
+    Without `connection_pool_per_downstream_connection` all connections of one client share upstream connections, and a
+    reused pod address inherits them.
     """
     thresholds = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests", "max_retries"), _UNLIMITED)
     options = http_protocol_options_pb2.HttpProtocolOptions(
-        common_http_protocol_options={"idle_timeout": seconds(settings.idle_timeout)},
+        common_http_protocol_options={"idle_timeout": seconds(settings.upstream_idle_timeout)},
         use_downstream_protocol_config={
             "http_protocol_options": {"header_key_format": preserve_case()},
             "http2_protocol_options": {},

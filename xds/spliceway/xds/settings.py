@@ -13,7 +13,9 @@ class ResourceSettings(msgspec.Struct, frozen=True, kw_only=True):
     `upstream_mark`: socket mark of the proxy's upstream connections; it must not be the mark that steers packets to
     the proxy. `ipv6`: listen on [::1] too. `reuse_port`: a listening socket for each worker; needs Linux 6.6 when a
     TC program assigns packets to them. `connect_timeout`: until an upstream connection is there. `idle_timeout`: a
-    connection without requests, 0 never. `headers_timeout`: from a request's first byte to the end of its head.
+    client's connection without requests, 0 never. `upstream_idle_timeout`: the same of an upstream connection; nothing
+    else ends it when its client has gone (Envoy issue 37617), and a client that comes back later gets a new one.
+    `headers_timeout`: from a request's first byte to the end of its head.
     `buffer_limit`: for each connection and direction. `max_head_kib`, `max_headers`: larger heads get a 431.
     `denied_body`: body of a 403. `log_flush_interval`: how long an access log entry may wait for company.
     """
@@ -23,6 +25,7 @@ class ResourceSettings(msgspec.Struct, frozen=True, kw_only=True):
     reuse_port: bool = True
     connect_timeout: float = 10.0
     idle_timeout: float = 3600.0
+    upstream_idle_timeout: float = 4.0
     headers_timeout: float = 60.0
     buffer_limit: int = 1 << 20
     max_head_kib: int = 64
