@@ -52,6 +52,10 @@ table inet steer {{
     meta nfproto ipv4 tcp dport {PORTS[0]}-{PORTS[1]} tproxy ip to 127.0.0.1 meta mark set {MARK} accept
     meta nfproto ipv6 tcp dport {PORTS[0]}-{PORTS[1]} tproxy ip6 to [::1] meta mark set {MARK} accept
   }}
+  chain forward {{
+    type filter hook forward priority filter
+    iifname "client" reject with tcp reset
+  }}
 }}
 """
 _TO_PORT_80 = f"""
@@ -280,7 +284,11 @@ class EnvoyNode:
         def dial() -> socket.socket:
             made = socket.socket(_FAMILY[version], socket.SOCK_STREAM)
             made.settimeout(5)
-            made.connect(address)
+            try:
+                made.connect(address)
+            except OSError:
+                made.close()
+                raise
             return made
 
         return netns.call(place, dial)

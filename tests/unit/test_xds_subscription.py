@@ -143,15 +143,28 @@ def test_rule_5_nothing_is_resent_after_a_nack_until_the_content_changes(short: 
     assert client.state.last_error.version == "2"
 
 
-def test_rule_6_with_a_bad_listener_beside_a_good_one_only_the_new_ones_are_refused() -> None:
+def test_rule_6_of_a_full_set_the_good_ones_apply_and_the_message_names_the_bad() -> None:
+    client = Client("LDS")
+    client.settle(held("1", "old"))
+    state = held("2", "old@1", "rule-1", "rule-12")
+    client.nack(client.state.due(state), "Error adding/updating listener(s) rule-12: cannot bind")
+    assert client.state.refused(state) == ("rule-12",)
+    assert client.state.acked == {"old": "1", "rule-1": "2"}
+    assert client.state.acked_version == "1"
+    assert client.state.missing(state) == ("rule-12",)
+
+
+def test_rule_6_a_message_that_names_nobody_means_all_that_were_new() -> None:
     client = Client("LDS")
     client.settle(held("1", "old"))
     state = held("2", "old@1", "good", "bad")
-    client.nack(client.state.due(state))
+    client.nack(client.state.due(state), "something is wrong with x-good and bad-x")
     assert client.state.refused(state) == ("bad", "good")
     assert client.state.acked == {"old": "1"}
-    assert client.settle(held("3", "old@1", "good@2")) == [["old", "good"]]
-    assert client.state.missing(held("3", "old@1", "good@2")) == ()
+    later = held("3", "old@1", "good@2")
+    assert client.state.refused(later) == ()  # it will be tried again without the other
+    assert [sorted(names) for names in client.settle(later)] == [["good", "old"]]
+    assert client.state.missing(later) == ()
 
 
 def test_rule_8_an_empty_list_is_everything_until_something_was_named() -> None:

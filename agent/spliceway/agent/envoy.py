@@ -202,6 +202,8 @@ class EnvoySupervisor:
             *("--log-path", str(self.log_file)),
             *("--log-level", self._settings.log_level),
             "--disable-hot-restart",
+            # Connections of a listener that is gone: its rules have gone too.
+            *("--drain-time-s", "5", "--drain-strategy", "immediate"),
             *workers,
         ]
 

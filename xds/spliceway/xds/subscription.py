@@ -6,6 +6,7 @@ issues named beside the rules in docs/xds.md.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from enum import Enum
 
@@ -131,7 +132,7 @@ class Subscription:
         """
         if self.pending is not None or not self._seen:
             return None
-        wanted = {name: resource for name, resource in held.resources.items() if self.wants(name)}
+        wanted = self._wanted(held)
         response = self._full(wanted, held.version, keep) if self.info.full_set else self._partial(wanted, held.version)
         if response is not None:
             self.pending = self.last_sent = response
@@ -151,10 +152,15 @@ class Subscription:
         return tuple(sorted(late))
 
     def refused(self, held: TypeSet) -> tuple[str, ...]:
-        """Names of `held` that the client has refused in this very version."""
+        """Names of `held` that the client has refused in this very version, and that won't be tried again."""
+        if self.info.full_set and self._wanted(held) != self.sent:
+            return ()
         return tuple(
             sorted(name for name, resource in held.resources.items() if self.rejected.get(name) == resource.version)
         )
+
+    def _wanted(self, held: TypeSet) -> dict[str, Resource]:
+        return {name: resource for name, resource in held.resources.items() if self.wants(name)}
 
     def _nonce(self, nonce: str) -> _Nonce:
         if not self._seen:
@@ -177,6 +183,11 @@ class Subscription:
     def _refuse(self, message: str) -> None:
         assert self.pending is not None
         fresh = {r.name: r.version for r in self.pending.resources if self.acked.get(r.name) != r.version}
+        if self.info.full_set:
+            # Of a full set the client applies the good ones (Envoy issue 6024), and its message names the bad ones.
+            named = {name: version for name, version in fresh.items() if _mentions(message, name)} or fresh
+            self.acked.update({name: version for name, version in fresh.items() if name not in named})
+            fresh = named
         self.rejected.update(fresh)
         self.last_error = Refusal(self.pending.version, self.pending.nonce, tuple(fresh), message)
         self.pending = None
@@ -200,7 +211,7 @@ class Subscription:
             return None
         if not wanted and not self.active:
             return None
-        self.sent = dict(wanted)
+        self.sent, self.rejected = dict(wanted), {}
         return Response(self.info.url, version, self._next_nonce(), tuple(wanted.values()))
 
     def _partial(self, wanted: dict[str, Resource], version: str) -> Response | None:
@@ -218,3 +229,8 @@ class Subscription:
             version = changed[0].version
         self.sent.update({resource.name: resource for resource in changed})
         return Response(self.info.url, version, self._next_nonce(), tuple(changed))
+
+
+def _mentions(message: str, name: str) -> bool:
+    """Whether the name stands in the message by itself: `rule-set-1` does not in `rule-set-12`."""
+    return re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", message) is not None
