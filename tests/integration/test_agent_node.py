@@ -1,0 +1,321 @@
+"""The real agent on a virtual node: real kernel programs, real Envoy, real traffic."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+from spliceway.agent.cli.client import AgentClient
+from spliceway.agent.testbed.agentprocess import AgentProcess, start_agent
+from spliceway.agent.testbed.testbed import Testbed
+from support.node import demo_manifests, http_status
+
+pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
+
+POLICIES = Path(__file__).parents[2] / "examples" / "demo" / "policies"
+
+#: One request after the other on one connection (a new one after a failure), each result with its time.
+REQUESTS = """
+import http.client, sys, time
+address, path, pause, patience = sys.argv[1], sys.argv[2], float(sys.argv[3]), float(sys.argv[4])
+connection = None
+while True:
+    try:
+        connection = connection or http.client.HTTPConnection(address, 80, timeout=patience)
+        connection.request("GET", path)
+        response = connection.getresponse()
+        response.read()
+        said = response.status
+    except OSError as error:
+        connection.close()
+        connection, said = None, 0
+    print(time.monotonic(), said, flush=True)
+    time.sleep(pause)
+"""
+
+
+class Client:
+    """A pod that sends requests without end, and what became of them: (time.monotonic() of the answer, status or 0)."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.results: list[tuple[float, int]] = []
+        self._process = process
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            when, said = line.split()
+            self.results.append((float(when), int(said)))
+
+    def first(self, wanted: Callable[[int], bool], after: float, wait: float = 5.0) -> float:
+        """Seconds from `after` to the first result that is wanted."""
+        deadline = time.monotonic() + wait
+        while time.monotonic() < deadline:
+            for when, said in list(self.results):
+                if when > after and wanted(said):
+                    return when - after
+            time.sleep(0.002)
+        raise AssertionError(f"nothing of that kind within {wait} s: {self.results[-5:]}")
+
+    def since(self, when: float) -> list[int]:
+        return [said for time_, said in list(self.results) if time_ > when]
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._thread.join()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+class World:
+    """A testbed with an agent."""
+
+    def __init__(self, testbed: Testbed) -> None:
+        self.testbed = testbed
+        self.node = testbed.node
+        self.agent: AgentProcess = start_agent(self.node)
+
+    def api(self) -> AgentClient:
+        return AgentClient(self.agent.socket)
+
+    def status(self) -> Any:
+        return self.api().get("status")
+
+    def settled(self, wait: float = 15.0) -> Any:
+        """Status once everything that is wanted is in force and accepted."""
+        deadline = time.monotonic() + wait
+        while True:
+            status = self.status()
+            policy = status["policy"]
+            ready = policy["revision"] == policy["wanted"] > 0 and not policy["waiting"] and status["proxy"]["clients"]
+            if ready:
+                return status
+            assert time.monotonic() < deadline, status
+            time.sleep(0.02)
+
+    def edit(self, name: str, text: str) -> float:
+        """Replace a policy file as editors do; time.monotonic() of the rename."""
+        path = self.node.info.policies / name
+        beside = path.with_name(f".{name}")
+        beside.write_text(text)
+        when = time.monotonic()
+        beside.rename(path)
+        return when
+
+    def restart(self) -> None:
+        self.agent = start_agent(self.node)
+
+    @contextmanager
+    def client(
+        self, pod: str, target: str, path: str = "/", *, pause: float = 0.002, patience: float = 5.0
+    ) -> Iterator[Client]:
+        address = str(self.testbed.pod(target).address(4))
+        argv = [sys.executable, "-c", REQUESTS, address, path, str(pause), str(patience)]
+        client = Client(self.testbed.spawn(pod, argv, stdout=subprocess.PIPE, text=True))
+        try:
+            client.first(lambda _said: True, 0.0)
+            yield client
+        finally:
+            client.stop()
+
+
+def text(name: str) -> str:
+    return (POLICIES / name).read_text()
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[World]:
+    with Testbed.up(demo_manifests(), policies=[POLICIES]) as testbed:
+        yield World(testbed)
+
+
+@pytest.fixture
+def world(running: World) -> World:
+    running.settled()
+    return running
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_verdicts_and_their_flows(world: World, version: int) -> None:
+    def ask(client: str, server: str, path: str) -> int:
+        return http_status(world.testbed, client, server, path, version=version, timeout=1)
+
+    assert ask("frontend", "backend", "/") == 200
+    assert ask("intruder", "backend", "/") == 0
+    assert ask("frontend", "api", "/articles/1") == 200
+    assert ask("frontend", "api", "/private") == 403
+    assert ask("frontend", "api", "/articles/1?x=1") == 403
+    assert ask("intruder", "api", "/articles/1") == 0
+    said = set()
+    deadline = time.monotonic() + 3  # the access log may wait a moment for company
+    while time.monotonic() < deadline and ("default/frontend", "default/api", "http-denied") not in said:
+        said = {
+            (flow["source"]["pod"], flow["destination"]["pod"], flow["reason"])
+            for flow in world.api().lines("flows", last="200")
+            if (":" in flow["source"]["address"]) == (version == 6)
+        }
+    assert said >= {
+        ("default/frontend", "default/backend", "policy-allowed"),
+        ("default/intruder", "default/backend", "default-deny"),
+        ("default/frontend", "default/api", "redirected"),
+        ("default/frontend", "default/api", "http-allowed"),
+        ("default/frontend", "default/api", "http-denied"),
+        ("default/intruder", "default/api", "default-deny"),
+    }
+
+
+def test_http_edits_reach_live_connections_in_time(world: World) -> None:
+    name, times = "4-api-http.yaml", []
+    with world.client("frontend", "api", "/articles/1") as client:
+        for _ in range(7):
+            when = world.edit(name, text(name).replace("/articles/", "/books/"))
+            times.append(client.first(lambda said: said == 403, when))
+            when = world.edit(name, text(name))
+            times.append(client.first(lambda said: said == 200, when))
+        assert 0 not in client.since(0)
+    assert median(times) < 0.2, times
+    assert world.settled()["policy"]["applied"] == 1  # rows were never touched
+
+
+def test_kernel_edits_reach_live_connections_in_time(world: World) -> None:
+    tighter = {name: text(name).replace("role: frontend", "role: nobody") for name in _BACKEND}
+    times = []
+    with world.client("frontend", "backend", pause=0.005, patience=0.1) as client:
+        for _ in range(5):
+            for name in _BACKEND:
+                when = world.edit(name, tighter[name])
+            times.append(client.first(lambda said: said == 0, when) - 0.1)  # the client's own patience
+            for name in _BACKEND:
+                when = world.edit(name, text(name))
+            times.append(client.first(lambda said: said == 200, when))
+    assert median(times) < 0.2, times
+
+
+_BACKEND = ("1-backend-ingress.yaml", "3-backend-l4.yaml")
+
+
+def test_a_live_spliced_connection_is_cut_when_its_rule_goes(world: World) -> None:
+    name = "4-api-http.yaml"
+    with world.client("frontend", "api", "/articles/1") as client:
+        states = {entry["state"] for entry in world.api().get("socks") if entry["endpointPod"] == "default/frontend"}
+        assert "spliced" in states
+        when = world.edit(name, text(name).replace("role: frontend", "role: nobody"))
+        assert client.first(lambda said: said == 0, when) < 1.0
+        when = world.edit(name, text(name))
+        client.first(lambda said: said == 200, when)
+    world.settled()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("kind: CiliumNetworkPolicy", "kind: [CiliumNetworkPolicy"), "not YAML"),
+        (("toPorts:", "toPort:"), "spec.ingress[0].toPort"),
+        (('port: "80"', 'port: "70000"'), "70000 is not a port"),
+        (("/articles/[0-9]+", "/articles/[0-9"), "rules.http[0].path"),
+    ],
+)
+def test_bad_edits_change_nothing(world: World, change: tuple[str, str], reason: str) -> None:
+    name = "4-api-http.yaml"
+    before = world.status()["policy"]["revision"]
+    world.edit(name, text(name).replace(*change))
+    deadline = time.monotonic() + 5
+    while not (refusals := world.status()["source"]["refusals"]):
+        assert time.monotonic() < deadline
+    (refusal,) = refusals
+    assert refusal["kept"]
+    assert reason in " ".join(map(str, refusal.values()))
+    assert http_status(world.testbed, "frontend", "api", "/articles/1") == 200
+    assert http_status(world.testbed, "frontend", "api", "/private") == 403
+    assert world.status()["policy"]["generation"] == world.settled()["policy"]["generation"]
+    world.edit(name, text(name))
+    while world.status()["source"]["refusals"]:
+        assert time.monotonic() < deadline + 5
+    assert world.settled()["policy"]["revision"] >= before
+
+
+def test_a_killed_agent_changes_nothing_and_the_next_one_takes_over(world: World) -> None:
+    name = "4-api-http.yaml"
+    with (
+        world.client("frontend", "api", "/articles/1") as http,
+        world.client("frontend", "backend") as plain,
+    ):
+        begin = time.monotonic()
+        generation = world.status()["policy"]["generation"]
+        world.agent.kill()
+        assert http_status(world.testbed, "intruder", "backend", timeout=1) == 0
+        assert http_status(world.testbed, "frontend", "api", "/private") == 403
+        assert http_status(world.testbed, "frontend", "api", "/articles/2") == 200
+        world.restart()
+        status = world.settled()
+        assert status["datapath"]["takenOver"]
+        assert status["proxy"]["process"]["adopted"]
+        assert status["policy"]["generation"] >= generation or status["datapath"]["generation"] >= generation
+        when = world.edit(name, text(name).replace("/articles/", "/books/"))
+        http.first(lambda said: said == 403, when)
+        when = world.edit(name, text(name))
+        http.first(lambda said: said == 200, when)
+        assert set(plain.since(begin)) == {200}
+        assert set(http.since(begin)) <= {200, 403}
+    assert world.settled()["proxy"]["process"]["restarts"] == 0
+
+
+def test_without_its_proxy_http_is_closed_and_comes_back(world: World) -> None:
+    listeners = world.status()["proxy"]["listeners"]
+    assert listeners
+    (world.node.info.cgroups.proxy / "cgroup.kill").write_text("1")
+    deadline = time.monotonic() + 15
+    while (status := world.status())["proxy"]["process"]["restarts"] == 0 or status["policy"]["waiting"]:
+        assert time.monotonic() < deadline, status
+        time.sleep(0.02)
+    assert world.settled()["proxy"]["listeners"] == listeners
+    assert http_status(world.testbed, "frontend", "api", "/articles/1") == 200
+    assert http_status(world.testbed, "frontend", "api", "/private") == 403
+
+
+def test_a_second_agent_and_a_bad_config_end_with_one_line(world: World) -> None:
+    argv = [sys.executable, "-m", "spliceway.agent"]
+    done = world.node.run_on_node([*argv, "agent", "--config", str(world.agent.config)])
+    assert done.returncode == 1
+    assert f"belongs to a running agent (pid {world.agent.process.pid})" in done.stderr
+    assert "Traceback" not in done.stderr
+    config = world.agent.config.with_name("bad.yaml")
+    for change, reason in (
+        ((str(world.node.info.cgroups.pods), "/sys/fs/nothing"), "cgroups.pods: /sys/fs/nothing is not there"),
+        (("kind: envoy", "kind: envoy\n  binary: /no/envoy"), "proxy.binary: /no/envoy is not an executable file"),
+        ((str(world.node.info.bpffs), "/tmp"), "bpffs: /tmp"),
+        ((str(world.node.info.manifests), "/no/where"), "source.directory /no/where is not a directory"),
+    ):
+        state = ("stateDir: " + str(world.node.info.state), "stateDir: " + str(world.node.info.directory / "other"))
+        config.write_text(world.agent.config.read_text().replace(*change).replace(*state))
+        done = world.node.run_on_node([*argv, "agent", "--config", str(config)])
+        assert done.returncode == 1
+        assert reason in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_cleanup_leaves_nothing(world: World) -> None:
+    argv = [sys.executable, "-m", "spliceway.agent", "cleanup", "--config", str(world.agent.config)]
+    refused = world.node.run_on_node(argv)
+    assert refused.returncode == 1
+    assert "belongs to a running agent" in refused.stderr
+    assert world.agent.stop() == 0
+    assert http_status(world.testbed, "intruder", "backend", timeout=1) == 0  # nobody took the verdicts along
+    done = world.node.run_on_node(argv)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert http_status(world.testbed, "intruder", "backend") == 200
+    assert "lookup 2480" not in world.node.run_on_node(["ip", "rule"]).stdout
+    assert not (world.node.info.cgroups.proxy / "cgroup.procs").read_text()
+    assert world.node.run_on_node(argv).returncode == 0  # twice is no error
