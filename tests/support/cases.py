@@ -42,9 +42,7 @@ from spliceway.policy.verdict import Protocol
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ROOT / "tests" / "cases"
 NODE = "node1"
-POD_CIDRS = tuple(
-    ip_network(text) for text in ("10.240.1.0/24", "fd00:240:1::/64", "10.240.2.0/24", "fd00:240:2::/64")
-)
+POD_CIDRS = tuple(ip_network(text) for text in ("10.240.1.0/24", "fd00:240:1::/64", "10.240.2.0/24", "fd00:240:2::/64"))
 #: The names of the data paths that a case may be limited to.
 PATHS = ("interpreter", "kernel", "envoy", "embedded")
 

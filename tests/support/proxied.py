@@ -1,0 +1,61 @@
+"""A datapath with a real Envoy behind it, and no agent: for tests that need a program compiled with a test hook."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from spliceway.agent.envoy import EnvoySettings, EnvoySupervisor
+from spliceway.agent.testbed.node import Node
+from spliceway.xds.resources import build_snapshot
+from spliceway.xds.server import XdsServer
+from spliceway.xds.settings import BootstrapSettings, ResourceSettings
+from support.kernel import KernelNode
+
+
+class ProxiedNode(KernelNode):
+    """`KernelNode` whose rule sets have listeners. Policies are set once, at the start."""
+
+    def __init__(self, node: Node, *policies: str, test_defines: Mapping[str, str] | None = None, **settings: Any):
+        super().__init__(node, test_defines=test_defines, **settings)
+        try:
+            self.apply(*policies)
+            self.run(self._start_proxy())
+        except BaseException:
+            self.close()
+            raise
+
+    async def _start_proxy(self) -> None:
+        assert self.table is not None
+        state = self.node.info.state
+        ports = {key: self.settings.listener_ports[0] + i for i, key in enumerate(self.table.rule_sets)}
+        self.xds = XdsServer(state / "xds.sock")
+        await self.xds.start()
+        self.xds.set_snapshot("node1", build_snapshot(self.table.rule_sets, ports, ResourceSettings(), "1"))
+        self.envoy = EnvoySupervisor(
+            EnvoySettings(state_dir=state / "envoy", cgroup=self.settings.proxy_cgroup, concurrency=2),
+            BootstrapSettings(node_id="node1", xds_socket=state / "xds.sock", admin_socket=state / "envoy.sock"),
+        )
+        await self.envoy.start()
+        self._watch = asyncio.create_task(self.envoy.run())
+        await self.xds.wait_acked("node1", 20)
+        async with asyncio.timeout(10):
+            while not all([await self.datapath.listening(port) for port in ports.values()]):
+                await asyncio.sleep(0.01)
+        await self.datapath.set_listeners(ports)
+
+    def close(self) -> None:
+        """Stop Envoy, then take the datapath out."""
+
+        async def work() -> None:
+            if hasattr(self, "_watch"):
+                await self.envoy.stop()
+                await self._watch
+            if hasattr(self, "xds"):
+                await self.xds.stop()
+
+        try:
+            self.run(work())
+        finally:
+            super().close()
