@@ -59,12 +59,12 @@ def admin_app(
         except ValueError as error:
             return _error(400, str(error))
         if not follow:
-            lines = b"".join(encode(flow) + b"\n" for flow in flows.latest(last, match))
+            lines = b"".join(msgspec.json.encode(flow) + b"\n" for flow in flows.latest(last, match))
             return Response(lines, media_type=JSON_LINES)
 
         async def stream() -> AsyncIterator[bytes]:
             async for flow in flows.follow(last, match):
-                yield encode(flow) + b"\n"
+                yield msgspec.json.encode(flow) + b"\n"
 
         return StreamingResponse(stream(), media_type=JSON_LINES)
 

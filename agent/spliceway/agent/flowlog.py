@@ -13,7 +13,7 @@ import msgspec
 FOLLOWER_QUEUE = 4096
 
 
-class FlowPeer(msgspec.Struct, frozen=True):
+class FlowPeer(msgspec.Struct, frozen=True, rename="camel"):
     """One end of a flow. `pod` is «namespace/name», empty for anything that is no pod we know."""
 
     address: str
@@ -23,7 +23,7 @@ class FlowPeer(msgspec.Struct, frozen=True):
     labels: tuple[str, ...] = ()
 
 
-class HttpPart(msgspec.Struct, frozen=True):
+class HttpPart(msgspec.Struct, frozen=True, rename="camel"):
     """The request of an HTTP verdict, as the client sent it. Duration in milliseconds."""
 
     method: str
@@ -34,7 +34,7 @@ class HttpPart(msgspec.Struct, frozen=True):
     flags: str = ""
 
 
-class Flow(msgspec.Struct, frozen=True):
+class Flow(msgspec.Struct, frozen=True, rename="camel"):
     """One verdict with names. `time` is RFC 3339 in UTC; `hook` is where in the kernel, or `proxy`.
 
     `rule` is the RuleRef as text; `rule_set` the name of the rule set; `nearest_miss` says what the closest rule of a
@@ -57,7 +57,7 @@ class Flow(msgspec.Struct, frozen=True):
     nearest_miss: str = ""
 
 
-class Lost(msgspec.Struct, frozen=True):
+class Lost(msgspec.Struct, frozen=True, rename="camel"):
     """Stands in a follower's stream for flows that it was too slow for."""
 
     lost: int
