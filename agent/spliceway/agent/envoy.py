@@ -81,7 +81,7 @@ class EnvoySupervisor:
     ) -> None:
         self._settings = settings
         self._bootstrap = bootstrap_settings
-        self._on_exit = on_exit
+        self.on_exit = on_exit
         self._identity_file = settings.state_dir / "envoy.json"
         self._config_file = settings.state_dir / "envoy-bootstrap.json"
         self.log_file = settings.state_dir / "envoy.log"
@@ -242,8 +242,8 @@ class EnvoySupervisor:
         self._handle = None
         self._last_exit = f"pid {handle.pid}: {how}: {self.last_log_lines(2)}".rstrip(": ")
         _log.error("envoy ended", pid=handle.pid, how=how, log=str(self.log_file))
-        if self._on_exit is not None:
-            self._on_exit(self._last_exit)
+        if self.on_exit is not None:
+            self.on_exit(self._last_exit)
 
     def _problems(self, identity: EnvoyIdentity | None) -> list[str]:
         if identity is None:
