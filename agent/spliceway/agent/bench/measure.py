@@ -1,0 +1,85 @@
+"""The rounds: every load on every path, the order of the paths turning from round to round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from spliceway.agent.bench import counters, wrk
+from spliceway.agent.bench.counters import Counters
+from spliceway.agent.bench.errors import BenchError
+from spliceway.agent.bench.load import Load
+from spliceway.agent.bench.paths import DataPath, rotations
+from spliceway.agent.bench.progress import Say
+from spliceway.agent.bench.site import Site
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One run: what it gave, and what was counted meanwhile. `round` counts from 1."""
+
+    path: str
+    load: str
+    round: int
+    figures: dict[str, float]
+    counters: Counters
+
+
+def measure(
+    site: Site, paths: Sequence[DataPath], loads: Iterable[Load], *, rounds: int, seconds: float, say: Say
+) -> list[Sample]:
+    """Run `rounds` rounds of `seconds` for each load and path.
+
+    Within a round the paths follow each other for each load, so that what disturbs the machine meets all of them.
+    Raises BenchError naming path and load when a run is void.
+    """
+    loads = tuple(loads)
+    samples: list[Sample] = []
+    orders = rotations(tuple(paths))
+    for number in range(1, rounds + 1):
+        order = next(orders)
+        for load in loads:
+            samples += [_sample(site, path, load, number, seconds) for path in order]
+            say(f"round {number} of {rounds}, {load.name}: {_line(samples[-len(order) :])}")
+    return samples
+
+
+def _sample(site: Site, path: DataPath, load: Load, number: int, seconds: float) -> Sample:
+    # Before the first connection of the run: a connection keeps the data path it began with.
+    if path.splice is not None:
+        site.agent.put("splice", {"mode": path.splice})
+    before = counters.read(site.agent, site.node)
+    result = _run(site, path, load, seconds)
+    sample = Sample(
+        path.name, load.name, number, load.figures(result), counters.read(site.agent, site.node).since(before)
+    )
+    _check_took(path, load, sample.counters)
+    return sample
+
+
+def _run(site: Site, path: DataPath, load: Load, seconds: float) -> wrk.WrkResult:
+    argv = wrk.command(str(site.script), site.url(path.server, load.file), load.connections, seconds)
+    done = site.client(path.server).run(argv, timeout=seconds + 30)
+    try:
+        if done.returncode != 0:
+            raise BenchError(f"wrk ended with status {done.returncode}: {done.stderr.strip()[-500:]}")
+        return wrk.parse(done.stdout)
+    except BenchError as error:
+        raise BenchError(f"path {path.name}, load {load.name}: {error}") from error
+
+
+def _check_took(path: DataPath, load: Load, counted: Counters) -> None:
+    """The bytes took the path that the figure is named after."""
+    if path.splice == "auto" and not counted.redirected_bytes:
+        raise BenchError(f"path {path.name}, load {load.name}: not one byte was redirected; is splicing refused here?")
+    if path.splice != "auto" and counted.redirected_bytes:
+        what = f"{counted.redirected_bytes} bytes were redirected although splicing is off"
+        raise BenchError(f"path {path.name}, load {load.name}: {what}")
+
+
+def _line(samples: Sequence[Sample]) -> str:
+    return ", ".join(f"{sample.path} {_short(sample.figures)}" for sample in samples)
+
+
+def _short(figures: dict[str, float]) -> str:
+    return f"{figures['rps']:,.0f}/s" if "rps" in figures else f"{figures['gb_per_s']:.2f} GB/s"

@@ -1,0 +1,78 @@
+"""The data paths that can be compared. Pure.
+
+A path says which pod is asked and how the splice switch stands meanwhile; everything else (programs, configuration,
+CPUs, load) is the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from spliceway.agent.bench.errors import UnknownPathError
+
+#: Pods of a site, by role: the server that an HTTP policy selects, the same server without any policy, and the same on
+#: a node without Spliceway.
+SERVED = "served"
+PLAIN = "plain"
+BARE = "bare"
+
+#: What a path's name ends in when it is another path with splicing on.
+SPLICE = "+splice"
+
+
+class DataPath(msgspec.Struct, frozen=True):
+    """One data path. `server`: role of the pod that is asked; `splice`: mode of the splice switch, None where no
+    connection is steered to a proxy.
+    """
+
+    name: str
+    text: str
+    server: str
+    splice: str | None = None
+
+    @property
+    def proxied(self) -> bool:
+        """Whether a proxy stands between client and server."""
+        return self.server == SERVED
+
+
+PATHS: dict[str, DataPath] = {
+    path.name: path
+    for path in (
+        DataPath("bare", "pod to pod, without Spliceway on the node", BARE),
+        DataPath("direct", "pod to pod, no policy on either end", PLAIN),
+        DataPath("envoy", "through Envoy, splicing off", SERVED, "off"),
+        DataPath(f"envoy{SPLICE}", "through Envoy, sockets spliced", SERVED, "auto"),
+    )
+}
+
+#: What is compared unless asked otherwise.
+DEFAULT_PATHS = f"direct,envoy,envoy{SPLICE}"
+
+
+def parse_paths(text: str) -> tuple[DataPath, ...]:
+    """Paths by their names, comma between. Raises UnknownPathError that lists what there is."""
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = [name for name in names if name not in PATHS]
+    if unknown or not names:
+        what = f"no data path {', '.join(unknown)}" if unknown else "no data path is named"
+        raise UnknownPathError(f"{what}; there are {', '.join(PATHS)}")
+    return tuple(PATHS[name] for name in names)
+
+
+def rotations(paths: tuple[DataPath, ...]) -> Iterator[tuple[DataPath, ...]]:
+    """The order of the paths in each round, without end: each path is first, second, … equally often."""
+    while True:
+        for start in range(len(paths)):
+            yield paths[start:] + paths[:start]
+
+
+def comparisons(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs whose ratios tell something: spliced to unspliced, and proxied to direct."""
+    there = list(names)
+    pairs = [(name, name.removesuffix(SPLICE)) for name in there if name.endswith(SPLICE)]
+    pairs += [(name, "direct") for name in there if name not in ("direct", BARE)]
+    pairs += [("direct", BARE)]
+    return [(over, under) for over, under in pairs if over in there and under in there]
