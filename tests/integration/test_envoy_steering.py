@@ -14,7 +14,8 @@ import pytest
 from spliceway.agent.testbed import netns
 from spliceway.policy.table import HttpRule, RuleSet
 from spliceway.policy.verdict import Reason, Verdict
-from support.envoy import CLIENT, SERVER, VERSIONS, EnvoyThread, Upstream, port_of, read_reply
+from support.envoy import EnvoyThread, port_of
+from support.steered import CLIENT, SERVER, VERSIONS, Upstream, dial, read_reply
 
 pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 
@@ -84,7 +85,7 @@ def test_a_connection_that_was_not_steered_leads_nowhere(
     envoy: EnvoyThread, upstream: Upstream, version: int, loopback: str
 ) -> None:
     node = envoy.node
-    with node.connect_from(node.net.node, (loopback, port_of(OPEN)), version) as connection:
+    with dial(node.net.node, (loopback, port_of(OPEN)), version) as connection:
         connection.sendall(GET)
         assert read_reply(connection).status == 0
     stats = envoy.run(node.admin("/stats?filter=own_address"))

@@ -23,7 +23,8 @@ from spliceway.xds.names import FILTER_POLICY, listener_name
 from spliceway.xds.resources import build_snapshot
 from spliceway.xds.snapshot import Snapshot
 from spliceway.xds.typeurls import ROUTE
-from support.envoy import NODE_ID, EnvoyNode, envoy_node, port_of, read_reply
+from support.envoy import NODE_ID, EnvoyNode, envoy_node, port_of
+from support.steered import read_reply
 
 pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 
