@@ -15,10 +15,12 @@
       paths: [interpreter, kernel]  # left out: every data path
       expect: {verdict: allow|deny|redirect, reason: default-deny, rule: CiliumNetworkPolicy default/a spec.ingress[0]}
       requests:                     # or one `request`; each becomes a case of its own
-        - {method: GET, path: /a, headers: ["Name: value"], version: "1.1", http: {status: 200, reason: http-allowed, rule: …}}
+        - {method: GET, path: /a, headers: ["Name: value"], version: "1.1",
+           http: {status: 200, reason: http-allowed, rule: …}}
 
-`http.envoy` is Envoy's status where it differs from `http.status` (both refuse, or both let pass). A Host header is added
-unless one is listed; `no_host: true` keeps it out. Characters of method, path and headers are Latin-1 bytes.
+`http.envoy` is Envoy's status where Envoy cannot answer alike; status or reason may then differ (the file says why).
+A Host header is added unless one is listed; `no_host: true` keeps it out. Characters of method, path and headers are
+Latin-1 bytes.
 
 The node is `node1` with pod ranges 10.240.1.0/24 and fd00:240:1::/64; those of `node2` are 10.240.2.0/24 and
 fd00:240:2::/64.

@@ -174,3 +174,20 @@ def test_lists_are_taken_apart_and_refused_whole() -> None:
     assert sorted(inventory.cluster.namespaces) == ["one", "two"]
     inventory.feed((FileChanged("l", listed(one, two.replace("two", "Two!"))),))
     assert sorted(inventory.cluster.namespaces) == ["one", "two"]
+
+
+def test_one_interface_belongs_to_one_pod() -> None:
+    inventory = fed(
+        FileChanged("b", pod("b", "10.0.0.2").replace("lxcb", "lxca")), FileChanged("a", pod("a", "10.0.0.1"))
+    )
+    assert inventory.endpoints == (endpoint("a", "10.0.0.1"),)
+    assert said(inventory) == [
+        "b: Pod default/b: metadata.annotations[spliceway.io/interface]: lxca is already that of default/a"
+    ]
+
+
+def test_nothing_is_known_before_the_first_good_look() -> None:
+    inventory = fed(SourceLost("gone"))
+    assert not inventory.synced
+    inventory.feed((SourceLost(""), FileChanged("p", GOOD)))
+    assert inventory.synced

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from support.cases import NODE, Case, load_case_files
 
 from spliceway.policy.compile import compile_table
 from spliceway.policy.evaluate import Connection, evaluate
@@ -13,6 +12,7 @@ from spliceway.policy.model import Cluster
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.table import PolicyTable
 from spliceway.policy.verdict import Direction
+from support.cases import NODE, Case, load_case_files
 
 FILES = load_case_files()
 CASES = [(file.cluster, case) for file in FILES for case in file.cases if "interpreter" in case.paths]

@@ -81,8 +81,10 @@ def decide(request: HttpRequest, rule_set: RuleSet, names: Mapping[int, RuleRef]
         path_fits = _fits(rule.path, path)
         if method_fits and path_fits:
             return HttpDecision(Verdict.ALLOW, Reason.HTTP_ALLOWED, rule.rule, path)
-        misses.append((method_fits + 2 * path_fits, _miss(rule, request.method, path, method_fits, path_fits, names)))
-    # Nearest: a rule whose path matches, then one whose method does.
+        # A condition that is there and holds says more than one that is not there.
+        said = 4 * (path_fits and bool(rule.path)) + 2 * (method_fits and bool(rule.method))
+        near = said + (path_fits or method_fits)
+        misses.append((near, _miss(rule, request.method, path, method_fits, path_fits, names)))
     nearest = max(misses, key=lambda miss: miss[0])[1] if misses else "the rule set has no rules"
     return HttpDecision(Verdict.DENY, Reason.HTTP_DENIED, 0, path, nearest)
 

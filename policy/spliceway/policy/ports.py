@@ -11,7 +11,7 @@ LAST_PORT = (1 << PORT_BITS) - 1
 def prefixes(first: int, last: int) -> Iterator[tuple[int, int]]:
     """The fewest disjoint prefixes that cover ports `first` to `last`: (port, bits from the most significant).
 
-    80 to 90 gives 80/14, 84/14, 88/15 and 90/16. Raises ValueError when it is not a range of ports.
+    80 to 90 gives 80/13, 88/15 and 90/16. Raises ValueError when it is not a range of ports.
     """
     if not 0 <= first <= last <= LAST_PORT:
         raise ValueError(f"{first} to {last} is not a range of ports")
