@@ -207,6 +207,20 @@ def test_flows_are_followed(tmp_path: Path) -> None:
     with_agent(tmp_path, body)
 
 
+def test_a_follower_that_goes_is_forgotten(tmp_path: Path) -> None:
+    async def body(site: Site) -> None:
+        reader, writer = await asyncio.open_unix_connection(site.socket)
+        writer.write(b"GET /v1/flows?follow=1 HTTP/1.1\r\nHost: agent\r\n\r\n")
+        assert b"200 OK" in await reader.readline()
+        assert (await site.get("status"))["flows"]["followers"] == 1
+        writer.close()
+        await writer.wait_closed()
+        while (await site.get("status"))["flows"]["followers"]:
+            pass
+
+    with_agent(tmp_path, body)
+
+
 def test_metrics(tmp_path: Path) -> None:
     async def body(site: Site) -> None:
         text = await asyncio.to_thread(_metrics, site.socket)

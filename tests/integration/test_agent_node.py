@@ -138,7 +138,12 @@ def text(name: str) -> str:
 @pytest.fixture(scope="module")
 def running() -> Iterator[World]:
     with Testbed.up(demo_manifests(), policies=[POLICIES]) as testbed:
-        yield World(testbed)
+        world = World(testbed)
+        try:
+            yield world
+        finally:
+            if world.agent.process.poll() is None:
+                world.agent.stop()
 
 
 @pytest.fixture
@@ -283,6 +288,42 @@ def test_without_its_proxy_http_is_closed_and_comes_back(world: World) -> None:
     assert world.settled()["proxy"]["listeners"] == listeners
     assert http_status(world.testbed, "frontend", "api", "/articles/1") == 200
     assert http_status(world.testbed, "frontend", "api", "/private") == 403
+
+
+def test_a_listener_port_of_somebody_else_is_left_alone(world: World) -> None:
+    name = "3-backend-l4.yaml"
+    code = (
+        "import socket, sys\n"
+        "listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n"
+        "print('up', flush=True)\n"
+        "listener.accept()\n"
+    )
+    nacks = world.status()["proxy"]["nacks"]
+    taken = max(world.status()["proxy"]["listeners"].values()) + 1
+    with world.node.spawn_on_node([sys.executable, "-c", code, str(taken)], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "up\n"
+            # The same rule as that of 1-backend-ingress.yaml, but for the paths: the two files are edited as one would.
+            http = text("4-api-http.yaml").partition("rules:")[2]
+            world.edit(
+                "1-backend-ingress.yaml", text("1-backend-ingress.yaml").replace("role: frontend", "role: nobody")
+            )
+            world.edit(name, text(name).rstrip() + "\n          rules:" + http)
+            deadline = time.monotonic() + 10
+            while len(listeners := world.status()["proxy"]["listeners"]) < 2:
+                assert time.monotonic() < deadline, world.status()
+            assert taken not in listeners.values()
+            assert world.status()["proxy"]["nacks"] == nacks + 1
+            assert http_status(world.testbed, "frontend", "backend", "/articles/1") == 200
+            assert http_status(world.testbed, "frontend", "backend", "/") == 403
+        finally:
+            other.kill()
+    world.edit(name, text(name))
+    world.edit("1-backend-ingress.yaml", text("1-backend-ingress.yaml"))
+    while len(world.settled()["proxy"]["listeners"]) > 1:
+        pass
+    assert http_status(world.testbed, "frontend", "backend", "/") == 200
 
 
 def test_a_second_agent_and_a_bad_config_end_with_one_line(world: World) -> None:

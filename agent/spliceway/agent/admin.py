@@ -6,6 +6,7 @@ Whoever may open the socket (mode 0600: root) may do everything it offers; it ha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
@@ -36,9 +37,18 @@ class SpliceSwitch(Protocol):
 
 
 def admin_app(
-    views: Mapping[str, View], *, flows: FlowLog, registry: CollectorRegistry, splice: SpliceSwitch
+    views: Mapping[str, View],
+    dumps: Mapping[str, View],
+    *,
+    flows: FlowLog,
+    registry: CollectorRegistry,
+    splice: SpliceSwitch,
 ) -> Starlette:
-    """Build the application. `views`: path below /v1/ → what it answers, in the event loop or (slow ones) not."""
+    """Build the application.
+
+    `views`: path below /v1/ → what it answers, made in the event loop; `dumps`: the same for what reads whole kernel
+    maps, made in a thread.
+    """
 
     async def put_splice(request: Request) -> Response:
         try:
@@ -63,8 +73,9 @@ def admin_app(
             return Response(lines, media_type=JSON_LINES)
 
         async def stream() -> AsyncIterator[bytes]:
-            async for flow in flows.follow(last, match):
-                yield msgspec.json.encode(flow) + b"\n"
+            async with contextlib.aclosing(flows.follow(last, match)) as follower:
+                async for flow in follower:
+                    yield msgspec.json.encode(flow) + b"\n"
 
         return StreamingResponse(stream(), media_type=JSON_LINES)
 
@@ -74,6 +85,7 @@ def admin_app(
     return Starlette(
         routes=[
             *(Route(f"/v1/{path}", _handler(view), methods=["GET"]) for path, view in views.items()),
+            *(Route(f"/v1/{path}", _handler(view, slow=True), methods=["GET"]) for path, view in dumps.items()),
             Route("/v1/flows", get_flows, methods=["GET"]),
             Route("/v1/splice", put_splice, methods=["PUT"]),
             Route("/metrics", metrics, methods=["GET"]),
@@ -90,12 +102,13 @@ def metrics_app(registry: CollectorRegistry) -> Starlette:
     return Starlette(routes=[Route("/metrics", metrics, methods=["GET"])])
 
 
-def _handler(view: View) -> Callable[[Request], Awaitable[Response]]:
+def _handler(view: View, *, slow: bool = False) -> Callable[[Request], Awaitable[Response]]:
     async def handle(request: Request) -> Response:
         query = dict(request.query_params)
 
-        async def answer() -> Any:
-            return await asyncio.to_thread(encode, view(query))
+        async def answer() -> bytes:
+            value = await asyncio.to_thread(view, query) if slow else view(query)
+            return await asyncio.to_thread(encode, value)
 
         return await _answer(answer)
 

@@ -38,10 +38,11 @@ from spliceway.policy.table import PolicyTable
 from spliceway.xds.errors import AdminError
 from spliceway.xds.flow import HttpFlow, LossCounter
 from spliceway.xds.server import XdsServer
-from spliceway.xds.settings import ResourceSettings
 
 #: How often lost access log entries are counted, in seconds.
 LOSS_INTERVAL = 5.0
+#: How long requests to the admin API may still take when the agent ends.
+DRAIN_SECONDS = 2.5
 
 log = structlog.get_logger(__name__)
 
@@ -106,9 +107,7 @@ class Agent:
             on_flow=self._on_http_flow,
             on_ack=lambda event: self._proxy.answered(event),
         )
-        self._proxy = ProxyLink(
-            self._server, config.node_name, ResourceSettings(upstream_mark=config.datapath.proxy_mark)
-        )
+        self._proxy = ProxyLink(self._server, config.node_name, preflight.resource_settings(config))
         self._supervisor = self._make_proxy(config, self._on_proxy_exit)
         self._inventory = Inventory(config.node_name, state.held)
         self._datapath = await self._open_datapath(config.datapath_settings())
@@ -130,16 +129,17 @@ class Agent:
         await self._server.start()
         stack.push_async_callback(self._server.stop)
         await self._supervisor.start()
+        views = self._views()
         admin = HttpServer(
-            admin_app(self._views().routes(), flows=self._flows, registry=self._metrics.registry, splice=self)
+            admin_app(views.routes(), views.dumps(), flows=self._flows, registry=self._metrics.registry, splice=self)
         )
         listener = stack.enter_context(unix_listener(config.admin.socket))
         stack.callback(config.admin.socket.unlink, missing_ok=True)
         log.info("agent started", node=config.node_name, taken_over=self._datapath.status().taken_over)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._until(stop, admin), name="stop")
-                group.create_task(admin.serve_on(listener), name="admin")
+                serving = group.create_task(admin.serve_on(listener), name="admin")
+                group.create_task(self._until(stop, admin, serving), name="stop")
                 group.create_task(self._watch(source), name="source")
                 group.create_task(self._reconciler.run(), name="reconcile")
                 group.create_task(self._supervisor.run(), name="proxy")
@@ -153,12 +153,12 @@ class Agent:
             self._leave_nothing = cleanup
             log.info("agent stopped", left="nothing" if cleanup else "kernel state and proxy stay in force")
 
-    async def _until(self, stop: asyncio.Event, admin: HttpServer) -> None:
+    async def _until(self, stop: asyncio.Event, admin: HttpServer, serving: asyncio.Task[None]) -> None:
         await stop.wait()
+        # Followers read what they still have, and requests are answered, before the rest ends.
         self._flows.close()
         admin.stop()
-        # Followers read what they still have before their connections close.
-        await asyncio.sleep(0.05)
+        await asyncio.wait({serving}, timeout=DRAIN_SECONDS)
         raise _Stopped
 
     async def _watch(self, source: DirectorySource) -> None:
@@ -175,7 +175,8 @@ class Agent:
                 if text not in now:
                     log.info("no longer refused", document=text)
             refused = now
-            if changed or first:
+            # Before the first good look nothing is known: an empty cluster would take every policy away.
+            if self._inventory.synced and (changed or first):
                 first = False
                 self._reconciler.submit(
                     Intent(self._inventory.cluster, self._inventory.endpoints, self._inventory.held, seen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import msgspec
@@ -85,10 +85,15 @@ class FlowLog:
         self.lost = 0
 
     def __repr__(self) -> str:
-        return f"FlowLog(kept={len(self._ring)}, followers={len(self._followers)}, lost={self.lost})"
+        return f"FlowLog(kept={len(self._ring)}, followers={self.followers}, lost={self.lost})"
 
     def __len__(self) -> int:
         return len(self._ring)
+
+    @property
+    def followers(self) -> int:
+        """How many follow now."""
+        return len(self._followers)
 
     def publish(self, make: Callable[[], Flow]) -> None:
         """Add a flow for everybody. `make` is called when it is read, by each reader: it must be pure."""
@@ -120,7 +125,7 @@ class FlowLog:
 
     async def follow(
         self, last: int = 0, match: Callable[[Flow], bool] = lambda _flow: True
-    ) -> AsyncIterator[Flow | Lost]:
+    ) -> AsyncGenerator[Flow | Lost, None]:
         """The latest `last` flows, then each new one until `close`. None is left out between the two."""
         follower = _Follower(match)
         follower.queue.extend(self.latest(last, match))

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from spliceway.agent.endpoints import local_endpoint
+from spliceway.agent.endpoints import INTERFACE, local_endpoint
 from spliceway.agent.sources.events import Batch, FileChanged, FileRefused, FileRemoved, SourceLost
 from spliceway.agent.state import Held
 from spliceway.bpf.types import LocalEndpoint
@@ -100,6 +100,11 @@ class Inventory:
         return before != (self._in_force(), self.refusals)
 
     @property
+    def synced(self) -> bool:
+        """Whether the source was seen whole at least once."""
+        return self._synced
+
+    @property
     def files(self) -> int:
         """How many files are known."""
         return len(self._files)
@@ -116,9 +121,11 @@ class Inventory:
 
     @property
     def endpoints(self) -> tuple[LocalEndpoint, ...]:
-        """This node's pods that are wired."""
-        found = [entry.endpoint for entry in self._in_force().values() if entry.endpoint is not None]
-        return tuple(sorted(found, key=lambda endpoint: endpoint.name))
+        """This node's pods that are wired. Of two that claim one interface, the first by name has it."""
+        found: dict[str, LocalEndpoint] = {}
+        for endpoint in self._wired():
+            found.setdefault(endpoint.interface, endpoint)
+        return tuple(sorted(found.values(), key=lambda endpoint: endpoint.name))
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
@@ -131,6 +138,13 @@ class Inventory:
                 owner = self._owners[kind, name]
                 if owner != file:
                     found.append(Refusal(file, f"{kind} {name}", "", f"is already in {owner}, which stays", kept=False))
+        owners: dict[str, str] = {}
+        for endpoint in self._wired():
+            owner = owners.setdefault(endpoint.interface, endpoint.name)
+            if owner != endpoint.name:
+                file = self._owners["Pod", endpoint.name]
+                reason = f"{endpoint.interface} is already that of {owner}"
+                found.append(Refusal(file, f"Pod {endpoint.name}", f"metadata.annotations[{INTERFACE}]", reason, False))
         return tuple(found)
 
     @property
@@ -148,6 +162,10 @@ class Inventory:
                 if self._claims[kind, name] > 1
             },
         )
+
+    def _wired(self) -> list[LocalEndpoint]:
+        found = [entry.endpoint for entry in self._in_force().values() if entry.endpoint is not None]
+        return sorted(found, key=lambda endpoint: endpoint.name)
 
     def _in_force(self) -> dict[Key, _Entry]:
         return {key: self._files[file].entries[key] for key, file in self._owners.items()}

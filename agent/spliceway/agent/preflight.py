@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from spliceway.agent.config import Config
 from spliceway.agent.envoyprocess import find_envoy
 from spliceway.agent.errors import AgentError
+from spliceway.xds.settings import ResourceSettings
 
 #: sockaddr_un has 108 bytes, one of them for the final NUL.
 MAX_SOCKET_PATH = 107
@@ -33,6 +35,22 @@ def check(config: Config) -> None:
         raise AgentError(
             f"cgroups: {pods} and {proxy} must not contain one another: whose is a socket that is in both?"
         )
+
+
+def resource_settings(config: Config) -> ResourceSettings:
+    """Settings of the proxy's listeners."""
+    return ResourceSettings(upstream_mark=config.datapath.proxy_mark, reuse_port=assigns_to_reuseport())
+
+
+def workers(config: Config) -> int:
+    """Worker threads of the proxy, 0 for one each core."""
+    return config.proxy.workers if assigns_to_reuseport() else 1
+
+
+def assigns_to_reuseport() -> bool:
+    """Whether bpf_sk_assign takes sockets with SO_REUSEPORT (Linux 6.6, commit 9c02bec95954)."""
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return found is not None and (int(found[1]), int(found[2])) >= (6, 6)
 
 
 def xds_socket(config: Config) -> Path:

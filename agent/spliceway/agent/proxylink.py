@@ -20,7 +20,7 @@ from spliceway.xds.status import ClientStatus, TypeStatus, dump_resources
 from spliceway.xds.subscription import Kind
 
 #: What Envoy says in a NACK when a listener's port belongs to somebody else.
-_PORT_TAKEN = ("address already in use", "cannot bind")
+_PORT_TAKEN = "address already in use"
 #: How long one look at all acknowledgements is good for, in seconds: long enough for one pass over all rule sets.
 _LOOK_SECONDS = 0.001
 
@@ -121,7 +121,7 @@ def _states(status: TypeStatus | None) -> dict[int, Acceptance]:
         if resource.state == "SYNCED":
             found[rule_set] = Acceptance.ACCEPTED
         elif resource.state == "NACK":
-            taken = listener_name(rule_set) in error and any(text in error for text in _PORT_TAKEN)
+            taken = listener_name(rule_set) in error and _PORT_TAKEN in error
             found[rule_set] = Acceptance.PORT_TAKEN if taken else Acceptance.REFUSED
         else:
             found[rule_set] = Acceptance.WAITING

@@ -69,7 +69,7 @@ def envoy(config: Config, on_exit: Callable[[str], None]) -> ProxyProcess:
             binary=config.proxy.binary,
             state_dir=config.state_dir,
             cgroup=config.cgroups.proxy,
-            concurrency=config.proxy.workers,
+            concurrency=preflight.workers(config),
         ),
         BootstrapSettings(
             node_id=config.node_name,

@@ -76,18 +76,23 @@ class Views:
         self._started = time.time()
 
     def routes(self) -> dict[str, Callable[[Query], Any]]:
-        """Path below /v1/ → view."""
+        """Path below /v1/ → view; they read the agent's own state and must run in its event loop."""
         return {
             "status": self.status,
             "endpoints": self.endpoints,
             "identities": self.identities,
             "policy": self.policy,
+            "xds": self.xds,
+        }
+
+    def dumps(self) -> dict[str, Callable[[Query], Any]]:
+        """Path below /v1/ → view of a kernel map; they may take long and run in a thread."""
+        return {
             "bpf/policy": _plainly(self._datapath.dump_policy),
             "bpf/ipcache": _plainly(self._datapath.dump_ipcache),
             "bpf/ct": _plainly(self._conntrack),
             "bpf/reasons": _plainly(self._datapath.reasons),
             "socks": _plainly(self._socks),
-            "xds": self.xds,
         }
 
     def status(self, query: Query) -> dict[str, Any]:
@@ -114,7 +119,12 @@ class Views:
                 "listeners": self._reconciler.ports,
             },
             "splice": {"mode": self._splice_mode(), "counters": self._datapath.splice_counters()},
-            "flows": {"published": self._flows.published, "kept": len(self._flows), "lost": self._flows.lost},
+            "flows": {
+                "published": self._flows.published,
+                "kept": len(self._flows),
+                "lost": self._flows.lost,
+                "followers": self._flows.followers,
+            },
         }
 
     def endpoints(self, query: Query) -> list[dict[str, Any]]:

@@ -52,6 +52,8 @@ def problems(status: Json) -> list[str]:
         *(f"datapath: {text}" for text in status["datapath"]["problems"]),
         *(f"proxy: {text}" for text in process.get("problems", ())),
     ]
+    if "refused" in policy["waiting"].values() and status["proxy"]["lastNack"]:
+        found.append(f"proxy: refused {status['proxy']['lastNack']}")
     if policy["revision"] != policy["wanted"]:
         found.append(f"policy: revision {policy['wanted']} is wanted, {policy['revision']} is in force")
     if not status["proxy"]["clients"]:
