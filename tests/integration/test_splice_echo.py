@@ -41,8 +41,8 @@ def testbed() -> Iterator[Testbed]:
         yield bed
 
 
-# The client and what it receives are on the first CPU, what the node receives on the second: connect() returns where the
-# handshake's last packet has only just left for the other CPU, and the first bytes race it.
+# The client and what it receives are on the first CPU, what the node receives on the second: connect() returns where
+# the handshake's last packet has only just left for the other CPU, and the first bytes race it.
 
 
 def load(testbed: Testbed, version: int, seed: int, connections: int = CONNECTIONS) -> dict[str, object]:

@@ -2,7 +2,8 @@
 
 `python echo.py ADDRESS CONNECTIONS PARALLEL SEED` prints one JSON line: {"ok": n, "bytes": n, "failed": ["…", …]}.
 Each connection sends its request in pieces of random sizes without waiting, from the moment connect() returns, and
-reads the answer at the same time; a body of random bytes and random length comes back whole and in order, or it is a failure.
+reads the answer at the same time; a body of random bytes and random length comes back whole and in order, or it is a
+failure.
 """
 
 from __future__ import annotations

@@ -62,12 +62,16 @@ static __always_inline u16 policy_port(const struct ct_key *k, u32 local_is_clie
 	return local_is_client ? k->remote_port : k->local_port;
 }
 
-static __always_inline void decide_ends(const struct ct_key *k, u32 local_is_client, u16 port, u32 slot, struct flow *f,
-					struct decision *d)
+// `ep`: the local end, when it is the endpoint at whose interface this runs (one lookup less), or NULL.
+static __always_inline void decide_ends(const struct ct_key *k, const struct endpoint *ep, u32 local_is_client, u16 port,
+					u32 slot, struct flow *f, struct decision *d)
 {
 	struct party local, remote;
 
-	find_party(&k->local, slot, &local);
+	if (ep)
+		endpoint_party(ep, slot, &local);
+	else
+		find_party(&k->local, slot, &local);
 	find_party(&k->remote, slot, &remote);
 	if (local_is_client)
 		decide(&local, &remote, k->protocol, port, slot, d);
@@ -90,14 +94,14 @@ static __always_inline void keep_leg(u8 leg, u32 rule_set, struct decision *d)
 }
 
 // Decides a known connection again if the policy has changed since. Returns 1 when it has just lost its verdict.
-static __always_inline int ct_revalidate(const struct ct_key *k, struct ct_value *e, u64 generation, struct flow *f,
-					 struct decision *d)
+static __always_inline int ct_revalidate(const struct ct_key *k, const struct endpoint *ep, struct ct_value *e,
+					 u64 generation, struct flow *f, struct decision *d)
 {
 	u8 was = e->verdict;
 
 	if (e->generation != generation) {
 		u32 client = e->flags & CT_CLIENT;
-		decide_ends(k, client, policy_port(k, client), generation & 1, f, d);
+		decide_ends(k, ep, client, policy_port(k, client), generation & 1, f, d);
 		keep_leg(e->leg, e->rule_set, d);
 		e->verdict = d->verdict;
 		e->reason = d->reason;

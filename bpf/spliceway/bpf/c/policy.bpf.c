@@ -134,13 +134,14 @@ static __always_inline int source_reason(const struct endpoint *ep, const struct
 }
 
 // An ICMP error about a known connection follows it; a proxy's socket gets it by the mark.
-static __always_inline int related(struct __sk_buff *skb, u32 hook, struct work *w, const struct config *cfg, u32 out, u8 side)
+static __always_inline int related(struct __sk_buff *skb, u32 hook, struct work *w, const struct config *cfg,
+				   const struct endpoint *ep, u32 out, u8 side)
 {
 	make_quoted_key(w, out, side);
 	struct ct_value *e = conntrack.lookup(&w->key);
 	if (!e || ct_expired(e, w->key.protocol, w->now))
 		return drop(hook, w, UNTRACKED);
-	ct_revalidate(&w->key, e, w->generation, &w->f, &w->d);
+	ct_revalidate(&w->key, ep, e, w->generation, &w->f, &w->d);
 	if (w->d.verdict == DENY)
 		return drop(hook, w, 0);
 	if (hook != HOOK_TO_POD && e->leg != LEG_DIRECT)
@@ -158,11 +159,11 @@ static __always_inline int from_pod_new(struct __sk_buff *skb, struct work *w, c
 		return drop(HOOK_FROM_POD, w, UNTRACKED);
 	if (w->p.protocol == PROTO_TCP && !is_new_syn(&w->p) && proxy_has(skb, &w->p)) {
 		// An evicted entry: the pod is the server of a connection of the proxy's, or its client.
-		decide_ends(&w->key, 0, policy_port(&w->key, 0), slot, &w->f, &w->d);
+		decide_ends(&w->key, ep, 0, policy_port(&w->key, 0), slot, &w->f, &w->d);
 		client = w->d.verdict != REDIRECT;
 	}
 	if (client)
-		decide_ends(&w->key, 1, port, slot, &w->f, &w->d);
+		decide_ends(&w->key, ep, 1, port, slot, &w->f, &w->d);
 	w->f.leg = w->d.verdict != REDIRECT ? LEG_DIRECT : client ? LEG_DOWNSTREAM : LEG_UPSTREAM;
 	if (w->d.verdict == DENY)
 		return drop(HOOK_FROM_POD, w, 0);
@@ -206,7 +207,7 @@ int from_pod(struct __sk_buff *skb)
 	if (w.p.kind == KIND_NEIGHBOUR)
 		return pass(HOOK_FROM_POD, &w, CONTROL);
 	if (w.p.kind == KIND_ICMP_ERROR)
-		return related(skb, HOOK_FROM_POD, &w, cfg, 1, SIDE_POD);
+		return related(skb, HOOK_FROM_POD, &w, cfg, ep, 1, SIDE_POD);
 
 	make_key(&w, 1, SIDE_POD);
 	struct ct_value *e = conntrack.lookup(&w.key);
@@ -216,7 +217,7 @@ int from_pod(struct __sk_buff *skb)
 	w.f.leg = e->leg;
 	w.f.dst_identity = e->peer_identity;
 	w.f.reply = !(e->flags & CT_CLIENT);
-	w.f.revoked = ct_revalidate(&w.key, e, w.generation, &w.f, &w.d);
+	w.f.revoked = ct_revalidate(&w.key, ep, e, w.generation, &w.f, &w.d);
 	if (w.d.verdict == DENY)
 		return drop(HOOK_FROM_POD, &w, 0);
 	ct_touch(e, &w.p, 1, w.f.length, w.now);
@@ -265,12 +266,12 @@ static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, con
 
 	if (w->p.echo_reply)
 		return drop(HOOK_TO_POD, w, UNTRACKED);
-	decide_ends(&w->key, 0, port, slot, &w->f, &w->d);
+	decide_ends(&w->key, ep, 0, port, slot, &w->f, &w->d);
 	if (from == FROM_NODE_PROXY) {
 		if (!is_new_syn(&w->p) && w->d.verdict != REDIRECT) {
 			// An evicted entry: the pod is the client of the proxy's connection.
 			client = 1;
-			decide_ends(&w->key, 1, policy_port(&w->key, 1), slot, &w->f, &w->d);
+			decide_ends(&w->key, ep, 1, policy_port(&w->key, 1), slot, &w->f, &w->d);
 		}
 		w->f.leg = client ? LEG_DOWNSTREAM : LEG_UPSTREAM;
 		if (w->d.verdict == ALLOW)
@@ -318,7 +319,7 @@ int to_pod(struct __sk_buff *skb)
 	if (w.p.kind == KIND_ICMP_ERROR) {
 		if (!same_addr(&w.p.inner.src, &w.p.outer.dst))
 			return drop(HOOK_TO_POD, &w, UNTRACKED);
-		return related(skb, HOOK_TO_POD, &w, cfg, 0, SIDE_POD);
+		return related(skb, HOOK_TO_POD, &w, cfg, ep, 0, SIDE_POD);
 	}
 
 	make_key(&w, 0, SIDE_POD);
@@ -337,7 +338,7 @@ int to_pod(struct __sk_buff *skb)
 	// The proxy opens a connection between the ends of one that the pod itself opened.
 	if (syn && from == FROM_NODE_PROXY && (e->flags & CT_CLIENT))
 		return drop(HOOK_TO_POD, &w, TUPLE_CONFLICT);
-	w.f.revoked = ct_revalidate(&w.key, e, w.generation, &w.f, &w.d);
+	w.f.revoked = ct_revalidate(&w.key, ep, e, w.generation, &w.f, &w.d);
 	// The reset that tells a pod of the end of a proxied connection gets out, whatever the policy says by now.
 	if (w.d.verdict == DENY && !(e->leg != LEG_DIRECT && is_bare(&w.p) && (w.p.tcp_flags & TCP_RST)))
 		return drop(HOOK_TO_POD, &w, 0);
@@ -379,7 +380,7 @@ int from_network(struct __sk_buff *skb)
 		make_quoted_key(&w, 1, SIDE_NETWORK);
 		if (!conntrack.lookup(&w.key))
 			return PASS;
-		return related(skb, HOOK_FROM_NETWORK, &w, cfg, 1, SIDE_NETWORK);
+		return related(skb, HOOK_FROM_NETWORK, &w, cfg, NULL, 1, SIDE_NETWORK);
 	}
 	if (w.p.protocol != PROTO_TCP)
 		return PASS;
@@ -391,7 +392,7 @@ int from_network(struct __sk_buff *skb)
 	if (!e || ct_expired(e, PROTO_TCP, w.now) || (syn && ct_closing(e))) {
 		if (!syn && !proxy_has(skb, &w.p))
 			return PASS;
-		decide_ends(&w.key, 1, w.key.remote_port, slot, &w.f, &w.d);
+		decide_ends(&w.key, NULL, 1, w.key.remote_port, slot, &w.f, &w.d);
 		if (w.d.verdict != REDIRECT)
 			return PASS;
 		w.f.leg = LEG_DOWNSTREAM;
@@ -399,7 +400,7 @@ int from_network(struct __sk_buff *skb)
 		report(HOOK_FROM_NETWORK, &w.f, &w.d);
 	} else {
 		w.f.leg = e->leg;
-		w.f.revoked = ct_revalidate(&w.key, e, w.generation, &w.f, &w.d);
+		w.f.revoked = ct_revalidate(&w.key, NULL, e, w.generation, &w.f, &w.d);
 		if (w.d.verdict == DENY)
 			return drop(HOOK_FROM_NETWORK, &w, 0);
 		ct_touch(e, &w.p, 1, w.f.length, w.now);
