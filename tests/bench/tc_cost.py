@@ -44,7 +44,7 @@ FIRST = 1 << 24
 
 
 def prefixes(count: int, rng: random.Random) -> list[Network]:
-    """Distinct prefixes: mostly hosts, as in a cluster, and all other lengths from 8 (16) up; three in four are IPv4."""
+    """Distinct prefixes: half of them hosts, the others of all lengths from 8 (IPv6: 16) up; three in four are IPv4."""
     found: set[Network] = set()
     while len(found) < count:
         if rng.random() < 0.75:
@@ -132,13 +132,13 @@ def main() -> None:
     sets = {size: prefixes(size, rng) for size in SIZES}
     tables = {size: table(sets[size], revision) for revision, size in enumerate(SIZES, 1)}
     figures: dict[str, dict[int, list[float]]] = {}
-    with Testbed.up([pod_manifest("client", addresses=("10.240.1.10", "fd00:240:1::10"))]) as testbed:
-        with KernelNode(testbed.node) as node:
-            for _ in range(ROUNDS):
-                for size in SIZES:
-                    node.run(node.datapath.apply(tables[size]))
-                    for name, values in measure(node, sets[size], rng).items():
-                        figures.setdefault(name, {}).setdefault(size, []).append(statistics.median(values))
+    client = pod_manifest("client", addresses=("10.240.1.10", "fd00:240:1::10"))
+    with Testbed.up([client]) as testbed, KernelNode(testbed.node) as node:
+        for _ in range(ROUNDS):
+            for size in SIZES:
+                node.run(node.datapath.apply(tables[size]))
+                for name, values in measure(node, sets[size], rng).items():
+                    figures.setdefault(name, {}).setdefault(size, []).append(statistics.median(values))
     result = {
         name: {
             "ns": {str(size): statistics.median(values) for size, values in by_size.items()},

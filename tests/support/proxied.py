@@ -41,7 +41,7 @@ class ProxiedNode(KernelNode):
         self._watch = asyncio.create_task(self.envoy.run())
         await self.xds.wait_acked("node1", 20)
         async with asyncio.timeout(10):
-            while not all([await self.datapath.listening(port) for port in ports.values()]):
+            while not all([await self.datapath.listening(port) for port in ports.values()]):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await self.datapath.set_listeners(ports)
 
