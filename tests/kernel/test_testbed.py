@@ -95,8 +95,8 @@ def test_the_bpf_file_system_is_the_nodes_own(demo_testbed: Testbed) -> None:
     info = demo_testbed.node.info
     assert info.bpffs.is_mount()
     assert os.statvfs(info.bpffs).f_fsid != os.statvfs("/sys/fs/bpf").f_fsid or not Path("/sys/fs/bpf").is_mount()
-    (info.bpffs / "spliceway").mkdir()
-    (info.bpffs / "spliceway").rmdir()
+    (info.bpffs / "probe").mkdir()
+    (info.bpffs / "probe").rmdir()
 
 
 def test_echo_streams_both_ways(demo_testbed: Testbed) -> None:

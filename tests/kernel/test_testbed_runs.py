@@ -118,15 +118,22 @@ def test_only_names_of_runs_are_ever_taken_down() -> None:
 
 def test_a_machine_without_a_cgroup2_mount_gets_one_for_the_run() -> None:
     """In a mount namespace of its own, from which every cgroup2 mount is taken away."""
+    # unshare(1) can't do it in a chroot whose root is no mount point: it would make that one private as well.
     code = """
+import os
 from spliceway.agent.testbed import cgroups, mounts, runs
-from spliceway.agent.testbed.syscalls import unmount
-from spliceway.agent.testbed.errors import TestbedError
+from spliceway.agent.testbed.syscalls import mount, unmount, unshare
 from spliceway.agent.testbed.testbed import Testbed
 from support.node import pod_manifest
-for mount in reversed(mounts.mounts()):
-    if mount.kind == "cgroup2":
-        unmount(mount.path)
+CLONE_NEWNS, MS_PRIVATE = 0x20000, 1 << 18
+unshare(CLONE_NEWNS)
+if os.readlink("/proc/self/ns/mnt") == os.readlink(f"/proc/{os.getppid()}/ns/mnt"):
+    raise SystemExit("still in the machine's mount namespace: nothing may be unmounted here")
+for each in mounts.mounts():
+    mount("none", each.path, flags=MS_PRIVATE)
+for each in reversed(mounts.mounts()):
+    if each.kind == "cgroup2":
+        unmount(each.path)
 assert cgroups.mounted(not_below=runs.DIRECTORY) is None
 with Testbed.up([pod_manifest("web")]) as testbed:
     pod = testbed.pod("web")
@@ -134,7 +141,7 @@ with Testbed.up([pod_manifest("web")]) as testbed:
     print(testbed.run_id, pod.run(["cat", "/proc/self/cgroup"]).stdout.splitlines()[-1])
 assert not testbed.directory.exists()
 """
-    command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", code]
+    command = [sys.executable, "-c", code]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
     assert done.returncode == 0, done.stderr
