@@ -9,7 +9,7 @@ from envoy.data.accesslog.v3 import accesslog_pb2
 
 from spliceway.policy.verdict import Reason, Verdict
 from spliceway.xds.accesslog import flow_of, judged
-from spliceway.xds.flow import LossCounter
+from spliceway.xds.flow import FlowBudget, LossCounter
 from spliceway.xds.names import AMBIGUOUS_PATH, MALFORMED_HOST
 
 
@@ -85,3 +85,10 @@ def test_arrivals_beyond_what_was_written_are_no_gain() -> None:
     counter = LossCounter()
     counter.observe("a", 10, 0)
     assert counter.observe("a", 10, 5) == 0
+
+
+def test_a_budget_is_spent_and_comes_back() -> None:
+    budget = FlowBudget(10)
+    assert [budget.take(100.0) for _ in range(12)] == [True] * 10 + [False] * 2
+    assert [budget.take(100.25) for _ in range(3)] == [True, True, False]
+    assert [budget.take(900.0) for _ in range(11)] == [True] * 10 + [False]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
-from envoy.config.core.v3 import address_pb2
+from envoy.config.core.v3 import address_pb2, base_pb2
 from envoy.data.accesslog.v3 import accesslog_pb2
 
 from spliceway.policy.verdict import Reason, Verdict
@@ -22,13 +23,14 @@ from spliceway.xds.names import (
 
 # What Envoy's response code details say when an RBAC filter refuses: the policy that matched, `none` for an allow list.
 _DENIED = re.compile(r"rbac_access_denied_matched_policy\[(.*)\]")
+_PROTOCOLS = {1: "HTTP/1.0", 2: "HTTP/1.1", 3: "HTTP/2", 4: "HTTP/3"}
+_METHODS = {number: name for name, number in base_pb2.RequestMethod.items() if number}
 _REASONS = {
     "none": Reason.HTTP_DENIED,
     AMBIGUOUS_PATH: Reason.HTTP_AMBIGUOUS,
     MALFORMED_TARGET: Reason.HTTP_MALFORMED,
     MALFORMED_HOST: Reason.HTTP_MALFORMED,
 }
-_NOWHERE = ip_address("::")
 
 
 def flow_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> HttpFlow:
@@ -48,7 +50,7 @@ def flow_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> HttpFlow:
         source_port=source_port,
         destination=destination,
         destination_port=destination_port,
-        protocol=_protocol(entry),
+        protocol=_PROTOCOLS.get(entry.protocol_version, ""),
         method=_method(request),
         authority=request.authority,
         path=request.path,
@@ -84,26 +86,17 @@ def _policy(common: accesslog_pb2.AccessLogCommon) -> str:
 
 
 def _method(request: accesslog_pb2.HTTPRequestProperties) -> str:
-    unknown = request.request_method == 0
-    return (
-        ""
-        if unknown
-        else type(request)
-        .DESCRIPTOR.fields_by_name["request_method"]
-        .enum_type.values_by_number[request.request_method]
-        .name
-    )
-
-
-def _protocol(entry: accesslog_pb2.HTTPAccessLogEntry) -> str:
-    names = {1: "HTTP/1.0", 2: "HTTP/1.1", 3: "HTTP/2", 4: "HTTP/3"}
-    return names.get(entry.protocol_version, "")
+    return _METHODS.get(request.request_method, "")
 
 
 def _socket(address: address_pb2.Address) -> tuple[IPAddress, int]:
     socket = address.socket_address
-    if not socket.address:
-        return _NOWHERE, 0
-    ip = ip_address(socket.address)
+    return _address(socket.address), socket.port_value
+
+
+@lru_cache(maxsize=4096)
+def _address(text: str) -> IPAddress:
+    """An address as a value, `::` for none. Parsing is most of an entry's cost, and a node has few addresses."""
+    ip = ip_address(text or "::")
     mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
-    return mapped or ip, socket.port_value
+    return mapped or ip

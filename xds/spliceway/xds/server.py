@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Collection
 from itertools import count
 from pathlib import Path
@@ -22,7 +23,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 from spliceway.xds.accesslog import flow_of
 from spliceway.xds.clients import AckEvent, Clients
 from spliceway.xds.errors import XdsError
-from spliceway.xds.flow import HttpFlow
+from spliceway.xds.flow import FlowBudget, HttpFlow
 from spliceway.xds.snapshot import Snapshot
 from spliceway.xds.status import ClientStatus
 from spliceway.xds.stream import AdsStream
@@ -50,11 +51,15 @@ class XdsServer:
         identifier: str = "spliceway",
         on_flow: Callable[[HttpFlow], None] | None = None,
         on_ack: Callable[[AckEvent], None] | None = None,
+        flows_per_second: float = 2000.0,
     ) -> None:
         self.socket = socket
         self.identifier = identifier
         #: Access log entries that arrived since the server was made.
         self.flows_received = 0
+        #: Those among them that were more than `flows_per_second`, and not handed on.
+        self.flows_skipped = 0
+        self._budget = FlowBudget(flows_per_second)
         self._clients = Clients(on_ack)
         self.on_flow = on_flow
         self._server: grpc.aio.Server | None = None
@@ -183,7 +188,10 @@ class XdsServer:
         async for message in messages:
             for entry in message.http_logs.log_entry:
                 self.flows_received += 1
-                self._hand_on(entry)
+                if self._budget.take(time.monotonic()):
+                    self._hand_on(entry)
+                else:
+                    self.flows_skipped += 1
         return als_pb2.StreamAccessLogsResponse()
 
     def _hand_on(self, entry: accesslog_pb2.HTTPAccessLogEntry) -> None:
