@@ -81,7 +81,7 @@ def counted(samples: Iterable[Sample]) -> dict[str, Counters]:
 
 
 def _collect(samples: Iterable[Sample]) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """path → load → figure → values in the order of the rounds."""
+    """By path, load and figure: values in the order of the rounds."""
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for sample in sorted(samples, key=lambda one: one.round):
         figures = found.setdefault(sample.path, {}).setdefault(sample.load, {})

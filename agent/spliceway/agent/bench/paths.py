@@ -23,8 +23,9 @@ SPLICE = "+splice"
 
 
 class DataPath(msgspec.Struct, frozen=True):
-    """One data path. `server`: role of the pod that is asked; `splice`: mode of the splice switch, None where no
-    connection is steered to a proxy.
+    """One data path.
+
+    `server`: role of the pod that is asked; `splice`: mode of the splice switch, None where nothing is steered.
     """
 
     name: str

@@ -91,6 +91,8 @@ def _counter_table(counted: dict[str, Counters]) -> Table:
 
 
 def _spread(spread: Spread) -> str:
+    if spread.min == spread.max:  # one round
+        return number(spread.median)
     return f"{number(spread.median)} ({number(spread.min)} – {number(spread.max)})"
 
 

@@ -1,0 +1,52 @@
+"""`spliceway demo`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from spliceway.agent.bench.interrupts import INTERRUPTED, interruptible
+from spliceway.agent.bench.progress import progress
+
+app = typer.Typer(name="demo", pretty_exceptions_enable=False)
+
+Output = Annotated[Literal["table", "json"], typer.Option("--output", "-o", help="For people or for programs.")]
+
+
+@app.command()
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the node running, to try more.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One short round of measuring.")] = False,
+    output: Output = "table",
+) -> None:
+    """Show the whole product on one virtual node, with real requests; nothing of this machine's network is touched.
+
+    Exit status 0 when every request came out as expected, else 1; 130 when interrupted.
+    """
+    from spliceway.agent.cli.render import emit_json
+    from spliceway.agent.demo import report
+    from spliceway.agent.demo.run import run_demo
+
+    try:
+        with interruptible():
+            result = run_demo(quick=quick, keep=keep, say=progress())
+    except KeyboardInterrupt:
+        typer.echo("spliceway: interrupted; everything was taken down", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    if output == "json":
+        emit_json(report.as_json(result.rows, result.samples))
+    else:
+        report.print_tables(result.rows, result.samples)
+    if result.kept:
+        typer.echo(_HOW_TO_ENTER.format(run=result.kept, policies=result.policies), err=output == "json")
+    if not all(row.ok for row in result.rows):
+        raise typer.Exit(1)
+
+
+_HOW_TO_ENTER = """
+The node is still running (testbed {run}):
+  spliceway testbed exec --run {run} frontend -- curl -i http://10.240.1.13/articles/1
+  spliceway status        also: flows --follow, sock list, policy get, xds dump
+  edit the policies in    {policies}
+  spliceway testbed down {run}"""
