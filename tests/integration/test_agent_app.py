@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import os
+import socket
 import stat
 import time
 from collections.abc import Awaitable, Callable
@@ -32,7 +33,7 @@ from support.agent import NODE, MemoryDatapath, MemoryProxyProcess, pod, policy,
 class Site:
     """Directories, configuration and memory sides of one agent."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, extra: str = "") -> None:
         self.source = directory / "manifests"
         self.source.mkdir(exist_ok=True)
         self.config: Config = parse_config(
@@ -43,6 +44,7 @@ bpffs: {directory}
 cgroups: {{pods: {directory}/pods, proxy: {directory}/proxy}}
 source: {{directory: {self.source}}}
 admin: {{socket: {directory}/agent.sock}}
+{extra}
 """,
             "agent.yaml",
         )
@@ -334,3 +336,28 @@ def test_a_path_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
     assert precious.read_text() == "text"
     with pytest.raises(SplicewayError, match=r"longer than the 107 bytes"):
         unix_listener(tmp_path / ("x" * 120))
+
+
+def test_metrics_over_tcp(tmp_path: Path) -> None:
+    async def body() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            site = Site(tmp_path, f"metrics: {{listen: '127.0.0.1:{port}'}}")
+            with pytest.raises(SplicewayError, match=rf"metrics.listen 127.0.0.1:{port}: .*ddress already in use"):
+                await site.agent().run(site.stop)
+        task = asyncio.create_task(site.agent().run(site.stop))
+        await until(lambda: site.datapath.table is not None)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")
+        assert b"spliceway_policy_revision" in await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /v1/status HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")
+        assert b"404" in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+        site.stop.set()
+        await task
+
+    run(body)

@@ -17,7 +17,7 @@ import pytest
 from spliceway.agent.cli.client import AgentClient
 from spliceway.agent.testbed.agentprocess import AgentProcess, start_agent
 from spliceway.agent.testbed.testbed import Testbed
-from support.node import demo_manifests, http_status
+from support.node import demo_manifests, http_status, server_manifest
 
 pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 
@@ -249,6 +249,36 @@ def test_bad_edits_change_nothing(world: World, change: tuple[str, str], reason:
     while world.status()["source"]["refusals"]:
         assert time.monotonic() < deadline + 5
     assert world.settled()["policy"]["revision"] >= before
+
+
+def test_pods_come_go_and_change_their_labels(world: World) -> None:
+    def ready() -> dict[str, bool]:
+        return {one["name"]: one["ready"] for one in world.api().get("endpoints")}
+
+    world.testbed.add_pod(server_manifest("late", {"role": "frontend"}))
+    deadline = time.monotonic() + 10
+    while not ready().get("default/late"):
+        assert time.monotonic() < deadline
+    assert http_status(world.testbed, "late", "backend") == 200
+    assert http_status(world.testbed, "late", "api", "/private") == 403
+    with world.client("late", "api", "/articles/1") as client:
+        (file,) = (path for path in world.node.info.manifests.glob("pods/*") if "late" in path.name)
+        told = file.read_text()
+        assert "role: frontend" in told
+        when = time.monotonic()
+        file.with_name(".late").write_text(told.replace("role: frontend", "role: nobody"))
+        file.with_name(".late").rename(file)
+        assert client.first(lambda said: said == 0, when) < 1.0
+        file.with_name(".late").write_text(told)
+        when = time.monotonic()
+        file.with_name(".late").rename(file)
+        client.first(lambda said: said == 200, when)
+    world.testbed.remove_pod("late")
+    while "default/late" in ready():
+        assert time.monotonic() < deadline + 10
+    assert "default/late" not in {entry["endpointPod"] for entry in world.api().get("bpf/ct")}
+    assert world.settled()["policy"]["endpointError"] == ""
+    assert http_status(world.testbed, "frontend", "backend") == 200
 
 
 def test_a_killed_agent_changes_nothing_and_the_next_one_takes_over(world: World) -> None:

@@ -354,3 +354,28 @@ def test_failures_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
         task.cancel()
 
     world_test(body)
+
+
+def test_a_pass_that_has_begun_is_finished() -> None:
+    async def body(world: World) -> None:
+        flip, go_on = asyncio.Event(), asyncio.Event()
+        apply = world.datapath.apply
+
+        async def slow(table: PolicyTable) -> int:
+            flip.set()
+            await go_on.wait()
+            return await apply(table)
+
+        world.datapath.apply = slow  # type: ignore[method-assign]
+        world.want(L4)
+        task = asyncio.create_task(world.reconciler.run())
+        await flip.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        assert not task.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert world.datapath.table is not None
+
+    world_test(body)

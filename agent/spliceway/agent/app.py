@@ -101,6 +101,9 @@ class Agent:
     ) -> None:
         config = self.config
         source = stack.enter_context(DirectorySource(config.source.directory))
+        metrics_listener = None
+        if config.metrics.listen:
+            metrics_listener = stack.enter_context(tcp_listener(*listen_address(config.metrics.listen, "agent")))
         self._server = XdsServer(
             preflight.xds_socket(config),
             identifier=f"spliceway {config.node_name}",
@@ -145,10 +148,9 @@ class Agent:
                 group.create_task(self._supervisor.run(), name="proxy")
                 group.create_task(self._kernel_flows(), name="kernel flows")
                 group.create_task(self._count_losses(), name="losses")
-                if config.metrics.listen:
-                    host, port = listen_address(config.metrics.listen, "metrics.listen")
+                if metrics_listener is not None:
                     metrics = HttpServer(metrics_app(self._metrics.registry))
-                    group.create_task(metrics.serve_on(stack.enter_context(tcp_listener(host, port))), name="metrics")
+                    group.create_task(metrics.serve_on(metrics_listener), name="metrics")
         except* _Stopped:
             self._leave_nothing = cleanup
             log.info("agent stopped", left="nothing" if cleanup else "kernel state and proxy stay in force")

@@ -22,7 +22,7 @@ def check(config: Config) -> None:
     """
     if os.geteuid() != 0:
         raise AgentError("the agent needs root (CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN)")
-    for field, path in (("admin.socket", config.admin.socket), ("stateDir", xds_socket(config))):
+    for field, path in (("admin.socket", config.admin.socket), ("stateDir", envoy_admin_socket(config))):
         if len(os.fsencode(path)) > MAX_SOCKET_PATH:
             raise AgentError(f"{field}: {path} is longer than the {MAX_SOCKET_PATH} bytes of a Unix socket's path")
     find_envoy(config.proxy.binary)

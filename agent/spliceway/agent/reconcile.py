@@ -168,14 +168,19 @@ class Reconciler:
         )
 
     async def run(self) -> None:
-        """Reconcile until cancelled."""
+        """Reconcile until cancelled. A pass that has begun is finished: nothing is left half staged behind its back."""
         while True:
             try:
                 async with asyncio.timeout_at(self._next):
                     await self._wake.wait()
             except TimeoutError:
                 pass
-            await self.step()
+            step = asyncio.ensure_future(self.step())
+            try:
+                await asyncio.shield(step)
+            except asyncio.CancelledError:
+                await step
+                raise
 
     async def step(self) -> None:
         """One pass. A failure is recorded and tried again later; what is in force stays."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Annotated, Any
 
 import msgspec
@@ -11,13 +12,20 @@ import typer
 from spliceway.agent.cli.common import Output, OutputOption, SocketOption, agent_client
 
 
-def status(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:
+def status(
+    wait: Annotated[
+        float, typer.Option("--wait", min=0, help="Wait up to this many seconds until nothing is wrong.")
+    ] = 0.0,
+    output: OutputOption = Output.TABLE,
+    socket: SocketOption = None,
+) -> None:
     """Show what is in force, what is loaded, and what is wrong. Exit status 1 when something is."""
     from spliceway.agent.cli.render import emit_json, table
     from spliceway.agent.cli.summary import problems, summary
 
-    found = agent_client(socket).get("status")
-    wrong = problems(found)
+    client, deadline = agent_client(socket), time.monotonic() + wait
+    while (wrong := problems(found := client.get("status"))) and time.monotonic() < deadline:
+        time.sleep(0.05)
     if output is Output.JSON:
         emit_json({**found, "problems": wrong})
     else:
