@@ -115,6 +115,14 @@ def test_rule_3_a_first_request_is_initial_whatever_it_says(version: str, nonce:
     assert state.last_error is None
 
 
+def test_rule_3_a_foreign_nonce_is_not_stale_while_nothing_was_sent() -> None:
+    state = subscription("RDS")
+    for names in (("gone",), ("gone", "a")):
+        state.receive(Request(state.info.url, names, "77", "foreign-9"))
+        assert state.due(held("1", "a")) is None or names == ("gone", "a")
+    assert state.names == {"gone", "a"}
+
+
 @pytest.mark.parametrize("short", ["CDS", "LDS", "RDS"])
 def test_rule_4_neither_an_ack_nor_an_identical_update_causes_a_response(short: str) -> None:
     client = Client(short, *(["a", "b"] if short == "RDS" else []))

@@ -23,8 +23,8 @@ from spliceway.xds.names import (
 
 # What Envoy's response code details say when an RBAC filter refuses: the policy that matched, `none` for an allow list.
 _DENIED = re.compile(r"rbac_access_denied_matched_policy\[(.*)\]")
-_PROTOCOLS = {1: "HTTP/1.0", 2: "HTTP/1.1", 3: "HTTP/2", 4: "HTTP/3"}
-_METHODS = {number: name for name, number in base_pb2.RequestMethod.items() if number}
+_PROTOCOLS: dict[int, str] = {1: "HTTP/1.0", 2: "HTTP/1.1", 3: "HTTP/2", 4: "HTTP/3"}
+_METHODS: dict[int, str] = {number: name for name, number in base_pb2.RequestMethod.items() if number}
 _REASONS = {
     "none": Reason.HTTP_DENIED,
     AMBIGUOUS_PATH: Reason.HTTP_AMBIGUOUS,

@@ -47,7 +47,8 @@ class AdsStream:
         """What is to be sent now, at most one response for each type.
 
         Make before break: nothing of a later type goes out while an earlier one is unanswered, and what others refer
-        to (clusters) is withdrawn when the types after it have been answered.
+        to (clusters) is withdrawn when the types after it have been answered. What a client has from an earlier stream
+        is not known, and not kept.
         """
         due = []
         for url, subscription in self.subscriptions.items():

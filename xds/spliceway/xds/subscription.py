@@ -62,7 +62,7 @@ class _Nonce(Enum):
 
     FIRST = "first request for the type: whatever it says comes from another stream"
     PENDING = "of the response that is still unanswered"
-    SETTLED = "of the response that was already answered, or empty before any was sent"
+    SETTLED = "of the response that was already answered, or any while none was sent"
     OTHER = "of an earlier response, or not ours"
 
 
@@ -165,7 +165,7 @@ class Subscription:
     def _nonce(self, nonce: str) -> _Nonce:
         if not self._seen:
             return _Nonce.FIRST
-        if nonce != (self.last_sent.nonce if self.last_sent else ""):
+        if self.last_sent is not None and nonce != self.last_sent.nonce:
             return _Nonce.OTHER
         return _Nonce.PENDING if self.pending else _Nonce.SETTLED
 
