@@ -25,6 +25,7 @@ class ConfigFlag(IntFlag):
     """`config.flags`."""
 
     SPLICE = 1
+    SPLICE_SERVERS = 2
 
 
 class Enforce(IntFlag):
@@ -69,6 +70,7 @@ class Why(IntEnum):
     NO_ACTIVE = 4
     MAP = 5
     PEER_GONE = 6
+    KERNEL = 7
 
     @property
     def label(self) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pyroute2 import AsyncIPRoute
 
-from spliceway.bpf import abi, diag, libbpf, node, views
+from spliceway.bpf import abi, diag, kernel, libbpf, node, views
 from spliceway.bpf.attach import EGRESS, INGRESS, attach_link, attach_tc, detach_tc, interface_index
 from spliceway.bpf.errors import DatapathError, KernelRefusedError
 from spliceway.bpf.events import EventStream
@@ -287,11 +287,14 @@ class Datapath:
 
     def _write_config(self) -> None:
         settings = self._settings
+        flags = abi.ConfigFlag.SPLICE if self._splice else abi.ConfigFlag(0)
+        if kernel.may_splice_servers():
+            flags |= abi.ConfigFlag.SPLICE_SERVERS
         config = abi.Config(
             node_cookie=current_cookie(),
             mark=settings.mark,
             mark_mask=settings.mark_mask,
-            flags=abi.ConfigFlag.SPLICE if self._splice else 0,
+            flags=flags,
             first_port=settings.listener_ports[0],
             last_port=settings.listener_ports[1],
         )

@@ -53,6 +53,7 @@ struct generation {
 };
 
 #define CONFIG_SPLICE 1u
+#define CONFIG_SPLICE_SERVERS 2u	// also sockets that a pod has accepted (see kernel.py)
 
 struct config {
 	u64 node_cookie;	// network namespace cookie of the node
@@ -212,6 +213,7 @@ enum splice_why {
 	WHY_NO_ACTIVE,		// the opening end is not in the map
 	WHY_MAP,		// the kernel refused the insertion (full, or another owner)
 	WHY_PEER_GONE,		// the redirect found no peer
+	WHY_KERNEL,		// not safe for sockets that a pod accepts, on this kernel
 	WHYS,
 };
 

@@ -252,11 +252,13 @@ static __always_inline u32 origin(struct __sk_buff *skb)
 	return sent_by_proxy(skb) ? FROM_NODE_PROXY : FROM_NODE;
 }
 
-// The kernel answers for sockets that are closed (TIME_WAIT, orphans) from a socket of its own, without the mark: such an answer
-// carries nothing but RST or ACK.
-static __always_inline int is_bare(const struct packet *p)
+// The kernel answers without the proxy's mark for a socket in TIME_WAIT, and for a listener that sends SYN cookies. Such an answer
+// carries nothing but RST or ACK, or is the SYN-ACK to a SYN that was steered.
+static __always_inline int is_bare(const struct packet *p, const struct ct_value *e)
 {
-	return p->protocol == PROTO_TCP && !p->payload && (p->tcp_flags & (TCP_RST | TCP_ACK)) && !(p->tcp_flags & (TCP_SYN | TCP_FIN));
+	if (p->protocol != PROTO_TCP || p->payload || !(p->tcp_flags & (TCP_RST | TCP_ACK)) || (p->tcp_flags & TCP_FIN))
+		return 0;
+	return !(p->tcp_flags & TCP_SYN) || (e->leg == LEG_DOWNSTREAM && (e->flags & CT_CLIENT));
 }
 
 static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, const struct endpoint *ep, u32 from)
@@ -333,14 +335,14 @@ int to_pod(struct __sk_buff *skb)
 	w.f.reply = !!(e->flags & CT_CLIENT);
 	if (e->leg == LEG_DIRECT ? from == FROM_NODE_PROXY : from == FROM_ELSEWHERE)
 		return drop(HOOK_TO_POD, &w, e->leg == LEG_DIRECT ? TUPLE_CONFLICT : NOT_STEERED);
-	if (e->leg != LEG_DIRECT && from == FROM_NODE && !is_bare(&w.p))
+	if (from == FROM_NODE && !(e->leg == LEG_DIRECT ? e->peer_identity == IDENTITY_HOST : is_bare(&w.p, e)))
 		return drop(HOOK_TO_POD, &w, FOREIGN_SOURCE);
 	// The proxy opens a connection between the ends of one that the pod itself opened.
 	if (syn && from == FROM_NODE_PROXY && (e->flags & CT_CLIENT))
 		return drop(HOOK_TO_POD, &w, TUPLE_CONFLICT);
 	w.f.revoked = ct_revalidate(&w.key, ep, e, w.generation, &w.f, &w.d);
 	// The reset that tells a pod of the end of a proxied connection gets out, whatever the policy says by now.
-	if (w.d.verdict == DENY && !(e->leg != LEG_DIRECT && is_bare(&w.p) && (w.p.tcp_flags & TCP_RST)))
+	if (w.d.verdict == DENY && !(e->leg != LEG_DIRECT && !w.p.payload && (w.p.tcp_flags & TCP_RST)))
 		return drop(HOOK_TO_POD, &w, 0);
 	ct_touch(e, &w.p, 0, w.f.length, w.now);
 	if (syn && e->leg == LEG_UPSTREAM)

@@ -93,7 +93,8 @@ static __always_inline void opening_end(struct bpf_sock_ops *s, struct splice_ke
 		socks.delete(key);
 }
 
-static __always_inline void accepting_end(struct bpf_sock_ops *s, struct splice_key *key, struct splice_state *st)
+// `why`: it must not be spliced.
+static __always_inline void accepting_end(struct bpf_sock_ops *s, struct splice_key *key, struct splice_state *st, u8 why)
 {
 	struct splice_key other = *key;
 
@@ -102,7 +103,9 @@ static __always_inline void accepting_end(struct bpf_sock_ops *s, struct splice_
 	member(s, key, st->nonce);
 	return;
 #endif
-	if (st->word == UNDECIDED)
+	if (why)
+		give_up(st, why);
+	else if (st->word == UNDECIDED)
 		give_up(st, WHY_NO_ACTIVE);
 	if (st->word != ACTIVE_IN) {
 		socks.delete(&other);
@@ -126,18 +129,21 @@ static __always_inline void accepting_end(struct bpf_sock_ops *s, struct splice_
 static __always_inline void established(struct bpf_sock_ops *s, struct splice_key *key, const struct config *cfg)
 {
 	struct splice_state *st = state_of(key);
+	u8 why = 0;
 
 	if (!st)
 		return;
 	bpf_sock_ops_cb_flags_set(s, BPF_SOCK_OPS_STATE_CB_FLAG);
-	if (!(cfg->flags & CONFIG_SPLICE)) {
-		give_up(st, WHY_OFF);
-		return;
-	}
-	if (s->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
-		opening_end(s, key, st);
+	if (!(cfg->flags & CONFIG_SPLICE))
+		why = WHY_OFF;
+	else if (st->leg == LEG_UPSTREAM && !(cfg->flags & CONFIG_SPLICE_SERVERS))
+		why = WHY_KERNEL;
+	if (s->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
+		accepting_end(s, key, st, why);
+	else if (why)
+		give_up(st, why);
 	else
-		accepting_end(s, key, st);
+		opening_end(s, key, st);
 }
 
 // The state entry ends with the connection: what outlives it would meet the next one on these ports.
