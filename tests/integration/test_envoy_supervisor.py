@@ -131,6 +131,27 @@ def test_another_agent_takes_it_over(tmp_path: Path) -> None:
     run(tmp_path, work)
 
 
+def test_what_runs_is_taken_over_also_when_its_binary_has_gone(tmp_path: Path) -> None:
+    async def work() -> None:
+        first = supervisor(tmp_path)
+        await first.start()
+        await first.wait_ready(10)
+        second = supervisor(tmp_path, binary=tmp_path / "gone")
+        await second.start()
+        status = second.status()
+        assert (status.adopted, status.pid) == (True, first.status().pid)
+        assert len(status.problems) == 1
+        assert "Envoy could not be started again: proxy.binary" in status.problems[0]
+        task = asyncio.create_task(second.run())
+        os.kill(status.pid, signal.SIGKILL)
+        await until(lambda: "proxy.binary" in second.status().last_exit)
+        assert "proxy.binary" in second.status().problems[0]
+        await second.stop()
+        task.cancel()
+
+    run(tmp_path, work)
+
+
 def test_it_outlives_an_agent_that_is_killed(tmp_path: Path) -> None:
     script = textwrap.dedent(
         """

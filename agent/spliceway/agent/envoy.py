@@ -90,6 +90,7 @@ class EnvoySupervisor:
         self._identity: EnvoyIdentity | None = None
         self._binary: Path | None = None
         self._version = ""
+        self._missing = ""
         self._adopted = False
         self._restarts = 0
         self._last_exit = ""
@@ -102,12 +103,17 @@ class EnvoySupervisor:
         """Take over the Envoy of an earlier agent, or start one.
 
         Raises:
-            EnvoyError: it isn't installed, is too old, or can't be started.
+            EnvoyError: none runs, and it isn't installed, is too old, or can't be started.
         """
-        self._binary = find_envoy(self._settings.binary)
-        self._version = await envoy_version(self._binary)
         self._settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not self._adopt():
+        adopted = self._adopt()
+        try:
+            await self._find()
+        except EnvoyError as error:
+            if not adopted:
+                raise
+            self._missing = str(error)  # what runs, runs: this is for status, and for the next restart
+        if not adopted:
             self._spawn()
 
     async def run(self) -> None:
@@ -123,9 +129,12 @@ class EnvoySupervisor:
                 return
             pause = _BACKOFF_FIRST if time.monotonic() - started > _STEADY else min(pause * 2, _BACKOFF_LAST)
             await asyncio.sleep(pause)
-            self._restarts += 1
             try:
+                await self._find()
+                if self._stopping:
+                    return
                 self._spawn()
+                self._restarts += 1
             except EnvoyError as error:
                 self._last_exit = str(error)
                 _log.error("envoy can't be started again", error=str(error))
@@ -210,6 +219,11 @@ class EnvoySupervisor:
     def _digest(self) -> str:
         return hashlib.sha256("\0".join((self._document, *self._command()[1:])).encode()).hexdigest()[:16]
 
+    async def _find(self) -> None:
+        self._binary = find_envoy(self._settings.binary)
+        self._version = await envoy_version(self._binary)
+        self._missing = ""
+
     def _adopt(self) -> bool:
         identity = load_identity(self._identity_file)
         if identity is None or not is_running(identity):
@@ -248,9 +262,9 @@ class EnvoySupervisor:
     def _problems(self, identity: EnvoyIdentity | None) -> list[str]:
         if identity is None:
             return [f"Envoy is not running ({self._last_exit or 'not started'})"]
-        problems = []
-        if identity.version != self._version:
+        problems = [f"Envoy could not be started again: {self._missing}"] if self._missing else []
+        if self._version and identity.version != self._version:
             problems.append(f"Envoy {identity.version} is running, {self._version} is installed: restart it to change")
-        if identity.config != self._digest():
+        if self._version and identity.config != self._digest():
             problems.append("Envoy's bootstrap or command line changed since it was started: restart it to apply them")
         return problems
