@@ -54,8 +54,7 @@ class Run:
 
     def cgroup(self) -> Path:
         """The run's cgroup. A machine without a cgroup2 mount gets one in the run's directory."""
-        found = cgroups.mounted(not_below=DIRECTORY)
-        return (found or cgroups.mount_own(self.path / "cgroup2")) / f"spliceway-{self.id}"
+        return _cgroup(self.id)
 
     def release(self) -> None:
         """Let go of the lock. What is left of the run is then swept by the next one, unless it is kept."""
@@ -130,20 +129,26 @@ def tear_down(run_id: str) -> None:
     if not _RUN_ID.fullmatch(run_id):
         raise TestbedError(f"{run_id!r} is not the id of a run")
     path = DIRECTORY / run_id
-    own = path / "cgroup2"
-    parent = cgroups.mounted(not_below=DIRECTORY) or (own if own.is_dir() else None)
-    cgroup = parent / f"spliceway-{run_id}" if parent else None
-    if cgroup:
-        cgroups.kill(cgroup)
+    cgroup = _cgroup(run_id)
+    cgroups.kill(cgroup)
     for name in sorted(netns.DIRECTORY.glob(f"{run_id}-*")) if netns.DIRECTORY.is_dir() else ():
         netns.delete(name)
-    if cgroup:
-        cgroups.remove(cgroup)
+    cgroups.remove(cgroup)
     for target in mounts.below(path):
         unmount(target)
     # The directory goes last: as long as it is there, the next run knows that there may be something to sweep.
     if path.is_dir():
         shutil.rmtree(path)
+
+
+def _cgroup(run_id: str) -> Path:
+    """Path of a run's cgroup, there or not, below a mount that is there: every mount shows the same hierarchy."""
+    found = cgroups.mounted(not_below=DIRECTORY)
+    if found is None:
+        found = DIRECTORY / run_id / "cgroup2"
+        if not found.is_mount():
+            cgroups.mount_own(found)
+    return found / f"spliceway-{run_id}"
 
 
 @contextmanager

@@ -134,11 +134,17 @@ class Testbed:
         self._run.release()
 
     def down(self) -> None:
-        """Take everything down, whatever there is of it. Can be called again."""
+        """Take everything down, whatever there is of it. Can be called again.
+
+        Raises TestbedError when something can't be removed or a program of a pod does not end.
+        """
         if self._run.path.is_dir():
             runs.tear_down(self.run_id)
         for process in self._processes:
-            process.wait()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                raise TestbedError(f"{self.run_id}: process {process.pid} of a pod has left its cgroup") from None
         self._processes.clear()
         self._run.release()
 
