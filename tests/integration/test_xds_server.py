@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket as unix_socket
 import stat
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -187,6 +188,13 @@ def test_the_socket_is_for_the_owner_only_and_goes_with_the_server(socket: Path)
     assert [stat.S_IMODE(mode) for mode in modes] == [0o600]
     assert not socket.exists()
     run(socket, work)
+
+
+def test_a_socket_that_a_killed_agent_left_is_taken(socket: Path) -> None:
+    left = unix_socket.socket(unix_socket.AF_UNIX)
+    left.bind(str(socket))
+    left.close()
+    test_a_client_from_nothing_to_acknowledged(socket, "asyncio")
 
 
 def test_a_socket_that_cannot_be_made_is_an_error_with_its_path(tmp_path: Path) -> None:
