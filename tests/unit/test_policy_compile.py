@@ -202,3 +202,15 @@ def test_ten_thousand_identities_and_a_hundred_policies_compile_in_seconds() -> 
     assert len(table.endpoints) == 100
     print(f"{took:.2f} s, {len(table.classes)} class entries, {len(table.rows)} rows")
     assert took < 20  # generous: seconds on a slow machine, not minutes
+
+
+def test_one_entry_may_name_a_port_twice() -> None:
+    http = "rules: {http: [{path: /}]}"
+    wide = "{port: '80', endPort: 90, protocol: TCP}"
+    ports = f"[{wide}, {wide}, {{port: '85', protocol: TCP}}]"
+    table = _compile(
+        _policy("a", f"{{endpointSelector: {{}}, ingress: [{{toPorts: [{{ports: {ports}, {http}}}]}}]}}"),
+        pods=(SERVER,),
+    )
+    assert set(_rows(table, OTHER_PEERS)) == {(Protocol.TCP, 80, 13), (Protocol.TCP, 88, 15), (Protocol.TCP, 90, 16)}
+    assert len(table.rule_sets) == 1

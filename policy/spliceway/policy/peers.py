@@ -117,19 +117,32 @@ class PeerIndex:
 
 def partition(everything: int, sets: Iterable[int]) -> list[tuple[int, frozenset[int]]]:
     """Split identities so that all in one part belong to the same of the sets: (part, indices of its sets)."""
-    parts: list[tuple[int, tuple[int, ...]]] = [(everything, ())]
+    parts = [everything] if everything else []
+    inside: list[list[int]] = [[] for _ in parts]
+    owner = dict.fromkeys(members(everything), 0)
     for index, chosen in enumerate(sets):
-        split_parts: list[tuple[int, tuple[int, ...]]] = []
-        for part, inside in parts:
-            common = part & chosen
+        if chosen.bit_count() < len(parts):
+            touched: Iterable[int] = {owner[position] for position in members(chosen)}
+        else:
+            touched = range(len(parts))
+        for number in touched:
+            common = parts[number] & chosen
             if not common:
-                split_parts.append((part, inside))
                 continue
-            split_parts.append((common, (*inside, index)))
-            if rest := part ^ common:
-                split_parts.append((rest, inside))
-        parts = split_parts
-    return [(part, frozenset(inside)) for part, inside in parts]
+            rest = parts[number] ^ common
+            if not rest:
+                inside[number].append(index)
+                continue
+            parts.append(common)
+            inside.append([*inside[number], index])
+            if common.bit_count() > rest.bit_count():
+                # The smaller half moves, so that an identity moves few times.
+                parts[number], parts[-1] = common, rest
+                inside[number], inside[-1] = inside[-1], inside[number]
+            else:
+                parts[number] = rest
+            owner.update(dict.fromkeys(members(parts[-1]), len(parts) - 1))
+    return [(part, frozenset(found)) for part, found in zip(parts, inside, strict=True)]
 
 
 def _prefix(number: int, labels: Iterable[str]) -> IPNetwork | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from heapq import heapify, heappop, heappush
+from itertools import count
 
 import msgspec
 
@@ -50,9 +53,10 @@ def resolve(terms: Iterable[Term]) -> dict[Slot, Outcome]:
                 by_protocol.setdefault(protocol, []).append((ports.first, ports.last, term))
 
     found: dict[Slot, Outcome] = {}
-    base = _best(everywhere)
-    if base is not None:
-        found[Protocol.ANY, 0, 0] = base
+    base = None
+    if everywhere:
+        first_term = min(everywhere, key=lambda term: (term.rank, term.order))
+        base = found[Protocol.ANY, 0, 0] = Outcome(first_term.rank, first_term.ref)
     for protocol, ranges in sorted(by_protocol.items()):
         for first, last, outcome in _intervals(ranges, everywhere):
             if outcome != base:
@@ -63,18 +67,31 @@ def resolve(terms: Iterable[Term]) -> dict[Slot, Outcome]:
 
 def _intervals(ranges: list[tuple[int, int, Term]], everywhere: list[Term]) -> Iterator[tuple[int, int, Outcome]]:
     """Longest runs of ports with one outcome. Ports that no range covers are left out."""
-    events: dict[int, tuple[list[Term], list[Term]]] = {}
+    begins: dict[int, list[tuple[int, Term]]] = {}
+    ends: dict[int, list[Term]] = {}
     for first, last, term in ranges:
-        events.setdefault(first, ([], []))[0].append(term)
-        events.setdefault(last + 1, ([], []))[1].append(term)
-    active: list[Term] = []
+        begins.setdefault(first, []).append((last, term))
+        ends.setdefault(last + 1, []).append(term)
+    # The best term is on top; what has ended stays below until it would be.
+    serial = count()  # terms do not compare
+    heap = [(term.rank, term.order, LAST_PORT, next(serial), term) for term in everywhere]
+    heapify(heap)
+    covered = 0
+    http: Counter[RuleRef | None] = Counter()
     run: tuple[int, Outcome] | None = None  # where the current run began, and its outcome
-    for port in sorted(events):
-        begins, ends = events[port]
-        for term in ends:
-            active.remove(term)
-        active.extend(begins)
-        outcome = _best([*active, *everywhere]) if active and port <= LAST_PORT else None
+    for port in sorted({*begins, *ends}):
+        for term in ends.get(port, ()):
+            covered -= 1
+            if term.rank is Rank.HTTP:
+                http[term.ref] -= 1
+        for last, term in begins.get(port, ()):
+            covered += 1
+            heappush(heap, (term.rank, term.order, last, next(serial), term))
+            if term.rank is Rank.HTTP:
+                http[term.ref] += 1
+        while heap and heap[0][2] < port:
+            heappop(heap)
+        outcome = _outcome(heap[0][-1], http) if covered else None
         if run is not None and run[1] != outcome:
             yield run[0], port - 1, run[1]
             run = None
@@ -82,10 +99,7 @@ def _intervals(ranges: list[tuple[int, int, Term]], everywhere: list[Term]) -> I
             run = (port, outcome)
 
 
-def _best(terms: list[Term]) -> Outcome | None:
-    if not terms:
-        return None
-    first = min(terms, key=lambda term: (term.rank, term.order))
-    if first.rank is not Rank.HTTP:
-        return Outcome(first.rank, first.ref)
-    return Outcome(Rank.HTTP, first.ref, frozenset(term.ref for term in terms if term.rank is Rank.HTTP and term.ref))
+def _outcome(best: Term, http: Counter[RuleRef | None]) -> Outcome:
+    if best.rank is not Rank.HTTP:
+        return Outcome(best.rank, best.ref)
+    return Outcome(Rank.HTTP, best.ref, frozenset(ref for ref, ranges in http.items() if ref and ranges))
