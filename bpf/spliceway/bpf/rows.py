@@ -57,9 +57,10 @@ def logical_rows(table: PolicyTable, attached: Mapping[str, Attached]) -> Logica
             endpoints[one.ifindex.to_bytes(4, "little")] = _ENDPOINT.pack(policy.identity, policy.policy_id, enforce)
         for address in one.endpoint.addresses:
             fixed[(128).to_bytes(4, "little") + abi.pack_address(address)] = one.ifindex
+    ipcache = {abi.pack_prefix(prefix): _IDENTITY.pack(identity) for prefix, identity in table.ipcache.items()}
     return LogicalRows(
         endpoints=endpoints,
-        ipcache={abi.pack_prefix(prefix): _IDENTITY.pack(identity) for prefix, identity in table.ipcache.items()},
+        ipcache=ipcache,
         classes={
             _U32x3.pack(key.policy_id, key.identity, key.direction): _CLASS.pack(class_id)
             for key, class_id in table.classes.items()
@@ -75,7 +76,7 @@ def logical_rows(table: PolicyTable, attached: Mapping[str, Attached]) -> Logica
             ): _ROW.pack(row.rule, row.rule_set, row.verdict, row.reason)
             for key, row in table.rows.items()
         },
-        fixed=fixed,
+        fixed={key: index for key, index in fixed.items() if key in ipcache},
     )
 
 

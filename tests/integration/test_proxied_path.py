@@ -1,0 +1,107 @@
+"""The proxied path on odd but legitimate ground: SYN cookies, long connections, a policy that changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from spliceway.agent.testbed.testbed import Testbed
+from spliceway.bpf.types import Leg, SpliceState
+from spliceway.policy.verdict import Reason
+from support.node import http_status, pod_manifest, server_manifest
+from support.proxied import ProxiedNode
+from support.talk import Talk
+
+pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
+
+HTTP = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: http, namespace: default}
+spec:
+  endpointSelector: {matchLabels: {role: server}}
+  ingress:
+  - fromEndpoints: [{matchLabels: {role: client}}]
+    toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {http: [{method: GET}]}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def proxied() -> Iterator[tuple[Testbed, ProxiedNode]]:
+    manifests = [pod_manifest("client", {"role": "client"}), server_manifest("server", {"role": "server"})]
+    with Testbed.up(manifests) as testbed, ProxiedNode(testbed.node, HTTP) as node:
+        yield testbed, node
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_syn_cookies(proxied: tuple[Testbed, ProxiedNode], version: int) -> None:
+    """A SYN-ACK with a cookie belongs to no socket, and still is the proxy's."""
+    testbed, node = proxied
+    setting = "/proc/sys/net/ipv4/tcp_syncookies"
+    node.node.run_on_node(["sh", "-c", f"echo 2 > {setting}"])
+    try:
+        assert http_status(testbed, "client", "server", "/a", version=version) == 200
+    finally:
+        node.node.run_on_node(["sh", "-c", f"echo 1 > {setting}"])
+
+
+def test_both_legs_are_spliced_and_counted(proxied: tuple[Testbed, ProxiedNode]) -> None:
+    testbed, node = proxied
+    with Talk(testbed, "client", "server") as talk:
+        for _ in range(3):
+            assert talk.ask() == "200"
+        socks = {s.leg: s for s in node.datapath.socks() if s.to_proxy_messages >= 3}
+        assert set(socks) == {Leg.DOWNSTREAM, Leg.UPSTREAM}
+        assert {s.state for s in socks.values()} == {SpliceState.SPLICED}
+
+
+def test_a_tightened_policy_reaches_a_spliced_connection(proxied: tuple[Testbed, ProxiedNode]) -> None:
+    testbed, node = proxied
+    assert node.table is not None
+    with Talk(testbed, "client", "server") as talk:
+        assert talk.ask() == "200"
+        assert any(s.state is SpliceState.SPLICED for s in node.datapath.socks())
+        seen = len(node.flows)
+        node.apply(HTTP.replace("role: client}", "role: nobody}"))
+        began = time.monotonic()
+        assert talk.ask() in {"ConnectionResetError", "PermissionError", "BrokenPipeError", "RemoteDisconnected"}
+        assert time.monotonic() - began < 4, "the pod had to wait for a time-out"
+        flow = node.flow_after(seen)
+        assert flow.reason is Reason.DEFAULT_DENY
+        assert http_status(testbed, "client", "server", "/a", timeout=1) == 0
+    node.apply(HTTP)
+    assert http_status(testbed, "client", "server", "/a") == 200
+
+
+def test_closed_connections_leave_no_state(proxied: tuple[Testbed, ProxiedNode]) -> None:
+    testbed, node = proxied
+    for _ in range(5):
+        assert http_status(testbed, "client", "server", "/a") == 200
+    deadline = time.monotonic() + 10
+    while any(s.leg is Leg.DOWNSTREAM for s in node.datapath.socks()):
+        assert time.monotonic() < deadline, node.datapath.socks()
+        time.sleep(0.05)
+
+
+def test_a_removed_endpoint_takes_its_connections_along(proxied: tuple[Testbed, ProxiedNode]) -> None:
+    testbed, node = proxied
+    with Talk(testbed, "client", "server") as talk:
+        assert talk.ask() == "200"
+        without = [one for one in node.endpoints if one.name != "default/client"]
+        node.run(node.datapath.set_endpoints(without))
+        own = set(testbed.pod("client").addresses)
+        assert not [e for e in node.datapath.conntrack() if {e.endpoint, e.peer} & own]
+        assert not [s for s in node.datapath.socks() if {s.endpoint, s.peer} & own]
+    node.run(node.datapath.set_endpoints(node.endpoints))
+    assert http_status(testbed, "client", "server", "/a") == 200
+
+
+def test_a_listener_dialled_directly_refuses(proxied: tuple[Testbed, ProxiedNode]) -> None:
+    """A listener's port takes steered connections only."""
+    _, node = proxied
+    port = node.settings.listener_ports[0]
+    code = f"import socket; socket.create_connection(('127.0.0.1', {port}), 2)"
+    done = node.node.run_on_node(["python3", "-c", code])
+    assert "ConnectionRefusedError" in done.stderr
