@@ -215,3 +215,12 @@ def test_a_cut_answer_is_not_made_to_look_whole(envoy: EnvoyThread, upstream: Up
     reply = envoy.node.get(OPEN, "/cut")
     assert reply.status == 200
     assert len(reply.body) < 1000  # Content-Length said 1000: the client knows
+
+
+def test_the_head_of_an_answer_may_be_larger_than_that_of_a_request(envoy: EnvoyThread, upstream: Upstream) -> None:
+    reply = envoy.node.get(OPEN, "/many")
+    assert reply.status == 200
+    assert sum(line.startswith(b"X-") for line in reply.head.split(b"\r\n")) == 200
+    many = b"".join(b"X-%d: v\r\n" % number for number in range(101))
+    assert envoy.node.ask(OPEN, b"GET / HTTP/1.1\r\nHost: a\r\n" + many + b"\r\n").status == 431
+    assert envoy.node.ask(OPEN, b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"v" * 66_000 + b"\r\n\r\n").status == 431

@@ -110,7 +110,8 @@ class Upstream:
     """The HTTP server behind the proxy: answers 200 with the request's head, in a thread, one for each connection.
 
     `heads` are all heads that arrived. A path that ends in `/slow` is answered in two halves, 0.3 s apart;
-    `/upgrade` with 101 and an echo of what follows, `/status/403` with a 403, `/cut` with a part of what it promises.
+    `/upgrade` with 101 and an echo of what follows, `/status/403` with a 403, `/cut` with a part of what it promises,
+    `/many` with 200 headers of 1,000 bytes.
     """
 
     def __init__(self, net: SteeredNet) -> None:
@@ -166,6 +167,10 @@ class Upstream:
         path = head.split(b" ")[1]
         if path == b"/status/403":
             connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 4\r\n\r\nmine")
+            return False
+        if path == b"/many":
+            many = b"".join(b"X-%d: %b\r\n" % (number, b"v" * 1000) for number in range(200))
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n%b\r\n" % many)
             return False
         if path == b"/cut":
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nonly this")

@@ -35,7 +35,12 @@ def original_cluster(settings: ResourceSettings) -> cluster_pb2.Cluster:
     """
     thresholds = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests", "max_retries"), _UNLIMITED)
     options = http_protocol_options_pb2.HttpProtocolOptions(
-        common_http_protocol_options={"idle_timeout": seconds(settings.upstream_idle_timeout)},
+        # The limits on heads are for requests; whoever is allowed to ask gets the answer as it is.
+        common_http_protocol_options={
+            "idle_timeout": seconds(settings.upstream_idle_timeout),
+            "max_headers_count": {"value": 1000},
+            "max_response_headers_kb": {"value": 1024},
+        },
         use_downstream_protocol_config={
             "http_protocol_options": {"header_key_format": preserve_case()},
             "http2_protocol_options": {},
