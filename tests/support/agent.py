@@ -109,6 +109,9 @@ class MemoryProxy:
         self.open.clear()
         self.said = dict.fromkeys(self.ports, Acceptance.WAITING)
 
+    async def listening(self) -> frozenset[int]:
+        return frozenset(self.open)
+
     def acceptance(self, rule_set: int) -> Acceptance:
         return self.said.get(rule_set, Acceptance.WAITING)
 
@@ -148,9 +151,6 @@ class MemoryDatapath:
         if self.proxy is not None:
             assert set(ports.values()) <= self.proxy.open
         self.listeners = dict(ports)
-
-    async def listening(self, port: int) -> bool:
-        return self.proxy is None or port in self.proxy.open
 
     async def set_splice(self, enabled: bool) -> None:
         self.splice = enabled

@@ -47,6 +47,7 @@ class World:
             ports=ports or PortAllocator(23000, 23009),
             datapath=self.datapath,
             proxy=self.proxy,
+            listening=self.proxy.listening,
             taken_over=taken_over,
             observe=self.durations.append,
             on_table=lambda _intent, table: self.tables.append(table),

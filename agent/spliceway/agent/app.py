@@ -18,6 +18,7 @@ import structlog
 from spliceway.agent import preflight
 from spliceway.agent.admin import admin_app, metrics_app
 from spliceway.agent.config import Config, listen_address
+from spliceway.agent.control import ListeningPorts
 from spliceway.agent.flowlog import FlowLog
 from spliceway.agent.flows import Names
 from spliceway.agent.inventory import Inventory
@@ -27,6 +28,7 @@ from spliceway.agent.ports import PortAllocator
 from spliceway.agent.proxylink import ProxyLink
 from spliceway.agent.reconcile import Intent, Reconciler
 from spliceway.agent.sides import AgentDatapath, ProxyProcess
+from spliceway.agent.sockets import listening_ports
 from spliceway.agent.sources.directory import DirectorySource
 from spliceway.agent.state import AgentState, Held, StateStore
 from spliceway.agent.views import Views
@@ -61,12 +63,14 @@ class Agent:
         open_datapath: Callable[[DatapathSettings], Awaitable[AgentDatapath]],
         make_proxy: Callable[[Config, Callable[[str], None]], ProxyProcess],
         check: Callable[[Config], None] = preflight.check,
+        listening: ListeningPorts = listening_ports,
     ) -> None:
         """Wire it to its kernel and proxy sides (`run.py` names the real ones)."""
         self.config = config
         self._open_datapath = open_datapath
         self._make_proxy = make_proxy
         self._check = check
+        self._listening = listening
         self._store = StateStore(config.state_dir)
         self._flows = FlowLog(config.flows.buffer_size)
         self._names = Names()
@@ -124,6 +128,7 @@ class Agent:
             ports=PortAllocator(ports.first, ports.last, assigned=state.ports, freed=state.freed),
             datapath=self._datapath,
             proxy=self._proxy,
+            listening=self._listening,
             taken_over=self._datapath.status().taken_over,
             observe=self._metrics.reconcile_duration.observe,
             on_table=self._on_table,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum
 from typing import Protocol
 
@@ -31,8 +31,9 @@ class DatapathControl(Protocol):
     async def set_listeners(self, ports: Mapping[int, int]) -> None:
         """Rule set id → port: where rows may steer to."""
 
-    async def listening(self, port: int) -> bool:
-        """Whether a socket listens on this port, for IPv4 and IPv6."""
+
+#: Ports with a listener on both loopback addresses.
+ListeningPorts = Callable[[], Awaitable[frozenset[int]]]
 
 
 class ProxyControl(Protocol):

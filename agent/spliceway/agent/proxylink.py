@@ -21,8 +21,9 @@ from spliceway.xds.subscription import Kind
 
 #: What Envoy says in a NACK when a listener's port belongs to somebody else.
 _PORT_TAKEN = "address already in use"
-#: How long one look at all acknowledgements is good for, in seconds: long enough for one pass over all rule sets.
-_LOOK_SECONDS = 0.001
+#: How long one look at all acknowledgements is good for when nothing was heard, in seconds. An answer ends it at once;
+#: a stream that closes is noticed so much later, which opens nothing: the sockets themselves are asked, too.
+_LOOK_SECONDS = 0.05
 
 log = structlog.get_logger(__name__)
 
@@ -84,7 +85,7 @@ class ProxyLink:
         now = asyncio.get_running_loop().time()
         if now - self._looked > _LOOK_SECONDS:
             self._acceptance = self._look()
-            self._looked = now
+            self._looked = asyncio.get_running_loop().time()
         return self._acceptance.get(rule_set, Acceptance.WAITING)
 
     @property

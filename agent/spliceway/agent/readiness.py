@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from spliceway.agent.control import Acceptance, DatapathControl, ProxyControl
+from spliceway.agent.control import Acceptance, ListeningPorts, ProxyControl
 
 
 class Readiness:
@@ -40,20 +40,20 @@ class Readiness:
         self._since.clear()
 
     async def refresh(
-        self, ports: Mapping[int, int], proxy: ProxyControl, datapath: DatapathControl, now: float
+        self, ports: Mapping[int, int], proxy: ProxyControl, listening: ListeningPorts, now: float
     ) -> None:
         """Look at every published rule set. `now` is the event loop's time in seconds."""
         self._ready &= ports.keys()
         self._carried &= ports.keys()
-        for rule_set, port in ports.items():
-            if rule_set in self._ready:
-                continue
-            accepted = proxy.acceptance(rule_set) is Acceptance.ACCEPTED
-            if (accepted or rule_set in self._carried) and await datapath.listening(port):
-                self._ready.add(rule_set)
-            self._carried.discard(rule_set)
-        self._refused = {key for key in ports.keys() - self._ready if proxy.acceptance(key) is Acceptance.REFUSED}
-        self._since = {rule_set: self._since.get(rule_set, now) for rule_set in ports.keys() - self._ready}
+        unready = ports.keys() - self._ready
+        accepted = {key for key in unready if proxy.acceptance(key) is Acceptance.ACCEPTED}
+        if candidates := accepted | (self._carried & unready):
+            there = await listening()
+            self._ready |= {key for key in candidates if ports[key] in there}
+        self._carried.clear()
+        unready -= self._ready
+        self._refused = {key for key in unready if proxy.acceptance(key) is Acceptance.REFUSED}
+        self._since = {key: self._since.get(key, now) for key in unready}
 
     def waiting(self, now: float, patience: float) -> frozenset[int]:
         """Rule sets that are awaited for less than `patience` seconds: worth holding something back for."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 import structlog
 
-from spliceway.agent.control import Acceptance, DatapathControl, ProxyControl
+from spliceway.agent.control import Acceptance, DatapathControl, ListeningPorts, ProxyControl
 from spliceway.agent.errors import OWN_ERRORS
 from spliceway.agent.ports import PortAllocator
 from spliceway.agent.readiness import Readiness
@@ -29,6 +29,8 @@ from spliceway.policy.table import PolicyTable, RuleSet
 PATIENCE_SECONDS = 2.0
 #: Between ACK and listen(2) of the proxy's workers: first and longest pause between two looks.
 LISTEN_POLL_SECONDS = (0.002, 0.1)
+#: Pause after a pass before answers of the proxy start the next one, in lengths of that pass.
+IDLE_SHARE = 3.0
 #: After a failure: first and longest pause before the next attempt. A new intent is tried at once.
 RETRY_SECONDS = (0.5, 30.0)
 
@@ -75,6 +77,7 @@ class Reconciler:
         ports: PortAllocator,
         datapath: DatapathControl,
         proxy: ProxyControl,
+        listening: ListeningPorts,
         taken_over: bool = False,
         observe: Callable[[float], None] = lambda _seconds: None,
         on_table: Callable[[Intent, PolicyTable], None] = lambda _intent, _table: None,
@@ -91,6 +94,7 @@ class Reconciler:
         self._ports = ports
         self._datapath = datapath
         self._proxy = proxy
+        self._listening = listening
         self._taken_over = taken_over
         self._observe = observe
         self._on_table = on_table
@@ -114,6 +118,11 @@ class Reconciler:
         self._error = ""
         self._endpoint_error = ""
         self._next: float | None = None
+        self._answered = False
+        self._passing = False
+        self._look: asyncio.TimerHandle | None = None
+        self._pass_ended = 0.0
+        self._pass_took = 0.0
         self._poll = LISTEN_POLL_SECONDS[0]
         self._retry = RETRY_SECONDS[0]
 
@@ -127,7 +136,21 @@ class Reconciler:
         self._wake.set()
 
     def wake(self) -> None:
-        """Look again: the proxy answered, or connected."""
+        """Look again, soon: the proxy answered.
+
+        Hundreds of answers may come in a row. A pass for each would take the time that the xDS server needs to send the
+        next resource, so after a pass there is a pause of IDLE_SHARE times its length.
+        """
+        self._answered = True
+        self._plan_look()
+
+    def _plan_look(self) -> None:
+        if self._answered and not self._passing and self._look is None:
+            at = self._pass_ended + IDLE_SHARE * self._pass_took
+            self._look = asyncio.get_running_loop().call_at(at, self._look_now)
+
+    def _look_now(self) -> None:
+        self._look = None
         self._wake.set()
 
     def proxy_gone(self) -> None:
@@ -184,10 +207,13 @@ class Reconciler:
 
     async def step(self) -> None:
         """One pass. A failure is recorded and tried again later; what is in force stays."""
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
         self._wake.clear()
         self._next = None
         if self._intent is None:
             return
+        self._answered, self._passing = False, True
         try:
             await self._pass(self._intent)
         except OWN_ERRORS as error:
@@ -200,6 +226,11 @@ class Reconciler:
             self._error = ""
             if not self._endpoint_error:
                 self._retry = RETRY_SECONDS[0]
+        finally:
+            self._passing = False
+            self._pass_ended = loop.time()
+            self._pass_took = self._pass_ended - begin
+            self._plan_look()
 
     def _failed(self, what: str, error: str) -> str:
         """Count, log and plan the next attempt; returns `error`."""
@@ -270,7 +301,7 @@ class Reconciler:
 
     async def _check_ready(self, now: float) -> None:
         published = self._published[1] if self._published else {}
-        await self._readiness.refresh(published, self._proxy, self._datapath, now)
+        await self._readiness.refresh(published, self._proxy, self._listening, now)
         unheard = published.keys() - self._readiness.ready
         if any(self._proxy.acceptance(rule_set) is Acceptance.ACCEPTED for rule_set in unheard):
             self._again_in(self._poll)
