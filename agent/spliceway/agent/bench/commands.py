@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from spliceway.agent.bench.edits import SUBJECTS
 from spliceway.agent.bench.errors import UnknownPathError
 from spliceway.agent.bench.interrupts import INTERRUPTED, interruptible
 from spliceway.agent.bench.paths import DEFAULT_PATHS, PATHS, parse_paths
@@ -50,3 +51,29 @@ def bench(
         emit_json(report.as_json(result.machine, rounds, result.samples))
     else:
         report.print_tables(result.machine, rounds, result.samples)
+
+
+@app.command("policy-latency")
+def policy_latency(
+    what: Annotated[
+        str, typer.Option(help=f"Which rules and data paths, comma between: {', '.join(SUBJECTS)}.")
+    ] = ",".join(SUBJECTS),
+    edits: Annotated[int, typer.Option(min=1, help="How often each policy is tightened, and loosened.")] = 15,
+    output: Output = "table",
+) -> None:
+    """Measure how long an edit of a policy takes until the first packet or request is judged by it."""
+    from spliceway.agent.bench import latency, report
+    from spliceway.agent.cli.render import emit_json
+
+    names = what.split(",")
+    if unknown := [name for name in names if name not in SUBJECTS]:
+        raise typer.BadParameter(f"no {', '.join(unknown)}; there are {', '.join(SUBJECTS)}", param_hint="--what")
+    try:
+        with interruptible():
+            result = latency.run([SUBJECTS[name] for name in names], edits=edits, say=progress())
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    if output == "json":
+        emit_json(report.latency_json(result))
+    else:
+        report.print_latencies(result)

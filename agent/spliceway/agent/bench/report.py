@@ -12,7 +12,9 @@ from rich.table import Table
 from spliceway.agent.bench import figures
 from spliceway.agent.bench.counters import Counters
 from spliceway.agent.bench.figures import Spread, Spreads
+from spliceway.agent.bench.latency import LatencyResult
 from spliceway.agent.bench.measure import Sample
+from spliceway.agent.jsonable import plain
 
 _TITLES = {"rps": "req/s", "p50_us": "p50 µs", "p99_us": "p99 µs", "gb_per_s": "GB/s"}
 #: Width of a table that goes into a file or a pipe.
@@ -99,3 +101,24 @@ def _spread(spread: Spread) -> str:
 def number(value: float) -> str:
     """Three significant digits, thousands separated."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def latency_json(result: LatencyResult) -> dict[str, Any]:
+    """`latencies` with spread and all values, in milliseconds."""
+    return {"machine": result.machine, "latencies": plain(result.latencies)}
+
+
+def print_latencies(result: LatencyResult) -> None:
+    """A row for each kind of edit."""
+    title = "From rename() to the first packet or request judged anew, milliseconds"
+    made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for column in ("RULE", "DATA PATH", "EDIT", "JUDGED ON"):
+        made.add_column(column)
+    for column in ("EDITS", "MEDIAN", "LEAST", "MOST"):
+        made.add_column(column, justify="right")
+    for each in result.latencies:
+        spread = each.milliseconds
+        path = f"{each.data_path} {each.protocol}"
+        figures_ = (f"{value:.1f}" for value in (spread.median, spread.min, spread.max))
+        made.add_row(each.rule, path, each.edit, each.judged, str(len(each.values)), *figures_)
+    console().print(made)

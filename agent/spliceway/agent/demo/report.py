@@ -47,7 +47,10 @@ def _print_requests(out: Console, rows: Sequence[Row]) -> None:
     chapters: dict[str, list[tuple[str, ...]]] = {}
     for row, families in _merged(rows):
         chapters.setdefault(row.chapter, []).append(_cells(row, families))
-    widths = [max(map(len, column)) for column in zip(_COLUMNS, *(line for each in chapters.values() for line in each))]
+    widths = [
+        max(map(len, column))
+        for column in zip(_COLUMNS, *(line for each in chapters.values() for line in each), strict=True)
+    ]
     for number, (title, lines) in enumerate(chapters.items()):
         made = Table(header_style="dim", box=None, pad_edge=False, show_header=number == 0)
         for column, width in zip(_COLUMNS, widths, strict=True):

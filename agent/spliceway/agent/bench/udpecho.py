@@ -1,4 +1,4 @@
-"""A UDP server for pods that sends every datagram back: `python -m spliceway.agent.demo.udpecho --port 80`."""
+"""A UDP server for pods that sends every datagram back: `python -m spliceway.agent.bench.udpecho --port 80`."""
 
 from __future__ import annotations
 
