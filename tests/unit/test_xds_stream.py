@@ -5,7 +5,9 @@ from __future__ import annotations
 from spliceway.xds.snapshot import Resource, Snapshot, TypeSet
 from spliceway.xds.stream import AdsStream
 from spliceway.xds.subscription import Kind, Request, Response
-from spliceway.xds.typeurls import BY_SHORT, TYPES
+from spliceway.xds.typeurls import TYPES
+
+BY_SHORT = {info.short: info for info in TYPES.values()}
 
 
 def snapshot(version: str, **types: str) -> Snapshot:

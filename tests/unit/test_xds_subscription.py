@@ -9,7 +9,9 @@ import pytest
 
 from spliceway.xds.snapshot import Resource, TypeSet
 from spliceway.xds.subscription import KINDS, WILDCARD, Kind, Request, Response, Subscription
-from spliceway.xds.typeurls import BY_SHORT
+from spliceway.xds.typeurls import TYPES
+
+BY_SHORT = {info.short: info for info in TYPES.values()}
 
 
 def held(version: str, *items: str) -> TypeSet:

@@ -57,10 +57,6 @@ class Snapshot(msgspec.Struct, frozen=True):
                     types[url] = kept_set
         return cls(version, types)
 
-    def resource(self, type_url: str, name: str) -> Resource | None:
-        """The resource of that type and name, or None."""
-        return self.types[type_url].resources.get(name)
-
     def bodies(self) -> dict[str, dict[str, bytes]]:
         """Type URL -> name -> serialized message."""
         return {url: {r.name: r.body for r in held.resources.values()} for url, held in self.types.items()}

@@ -40,6 +40,3 @@ TYPES: dict[str, TypeInfo] = {
         TypeInfo(ROUTE, "RDS", full_set=False, one_each=True, referenced=False),
     )
 }
-
-#: The same by short name, upper case: CDS, EDS, LDS, RDS.
-BY_SHORT: dict[str, TypeInfo] = {info.short: info for info in TYPES.values()}
