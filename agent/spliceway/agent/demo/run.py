@@ -40,7 +40,7 @@ def run_demo(*, quick: bool, keep: bool, say: Say) -> DemoResult:
     find_envoy()
     say("building a virtual node with four pods, and two hosts outside of it")
     with Testbed.up(manifests, policies=[policies]) as testbed:
-        say("starting the agent and Envoy: programs are compiled and loaded, policies come into force")
+        say(f"starting the agent and Envoy on it (testbed {testbed.run_id}); its policies come into force")
         agent = start_agent(testbed.node, {"proxy": {"workers": 1}})
         try:
             result = _try(testbed, agent, chapters, quick=quick, say=say)
