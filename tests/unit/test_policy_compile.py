@@ -6,7 +6,8 @@ import time
 from ipaddress import ip_address, ip_network
 
 from spliceway.policy.compile import compile_table
-from spliceway.policy.lookup import identify
+from spliceway.policy.evaluate import Connection, evaluate_half
+from spliceway.policy.lookup import identify, lookup
 from spliceway.policy.model import Cluster, Node, Pod
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.parse import parse_text
@@ -214,3 +215,40 @@ def test_one_entry_may_name_a_port_twice() -> None:
     )
     assert set(_rows(table, OTHER_PEERS)) == {(Protocol.TCP, 80, 13), (Protocol.TCP, 88, 15), (Protocol.TCP, 90, 16)}
     assert len(table.rule_sets) == 1
+
+
+def test_http_rules_end_where_their_range_ends() -> None:
+    """A rule set that kept a rule beyond its ports would let requests pass that no policy allows."""
+
+    def entry(first: int, last: int, path: str) -> str:
+        ports = f"[{{port: '{first}', endPort: {last}, protocol: TCP}}]"
+        return f"{{toPorts: [{{ports: {ports}, rules: {{http: [{{path: {path}}}]}}}}]}}"
+
+    written = ((80, 87, "/a"), (84, 95, "/b"), (86, 87, "/c"))
+    spec = f"{{endpointSelector: {{}}, ingress: [{', '.join(entry(*one) for one in written)}]}}"
+    table = _compile(_policy("a", spec), pods=(SERVER,))
+    endpoint = table.endpoints["default/server"]
+    for port in range(78, 98):
+        expected = {path for first, last, path in written if first <= port <= last}
+        found = lookup(table, endpoint, Direction.INGRESS, 9, Protocol.TCP, port)
+        rules = table.rule_sets[found.rule_set].rules if found.rule_set else ()
+        assert {rule.path for rule in rules} == expected
+    assert len(table.rule_sets) == 4
+
+
+def test_an_address_of_two_pods_outside_every_range_is_no_part_of_the_world() -> None:
+    address = ip_address("10.9.9.9")
+    pods = (SERVER, *(Pod("default", name, {"role": name}, (address,), "node1") for name in ("a", "b")))
+    policy = _policy("a", "{endpointSelector: {matchLabels: {role: server}}, ingress: [{fromEntities: [world]}]}")
+    table = _compile(policy, pods=pods)
+    assert identify(table.ipcache, address) == 3
+    cluster = Cluster().with_objects([*parse_text(policy, "p.yaml").objects, *pods])
+    half = evaluate_half(cluster, SERVER, Direction.INGRESS, Connection(address, SERVER.addresses[0], 6, 80))
+    assert (half.verdict, half.reason) == (Verdict.DENY, Reason.DEFAULT_DENY)
+
+
+def test_an_address_of_two_nodes_is_the_own_one() -> None:
+    address = ip_address("172.30.0.9")
+    for names in (("node1", "node2"), ("node2", "node1")):
+        table = _compile(pods=(SERVER,), nodes=tuple(Node(name, (address,)) for name in names))
+        assert identify(table.ipcache, address) == 1

@@ -55,7 +55,7 @@ class Reason(IntEnum):
 
     UNKNOWN = 0
     POLICY_ALLOWED = 1  # a rule allows it
-    NO_POLICY = 2  # no policy selects the endpoint in this direction
+    NO_POLICY = 2  # no policy selects the endpoint in this direction, or none of them asks for default deny
     REDIRECTED = 3  # a rule with HTTP rules matches: steered to its listener
     REPLY = 4  # belongs to a connection that was allowed
     HOST_ALLOWED = 5  # the node itself (kubelet probes), always allowed in
