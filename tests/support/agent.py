@@ -212,6 +212,9 @@ class MemoryProxyProcess:
     def status(self) -> EnvoyStatus:
         return EnvoyStatus(self.started, 1, "1.40.0", 0.0, False, 0, "", ())
 
+    async def log_share(self, millionths: int) -> None:
+        self.share = millionths
+
     async def logs_written(self) -> tuple[str, int]:
         return "1", 0
 

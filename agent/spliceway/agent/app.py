@@ -39,10 +39,13 @@ from spliceway.policy.numbering import Numbering
 from spliceway.policy.table import PolicyTable
 from spliceway.xds.errors import AdminError
 from spliceway.xds.flow import HttpFlow, LossCounter
+from spliceway.xds.sampling import WHOLE, Sampler
 from spliceway.xds.server import XdsServer
 
 #: How often lost access log entries are counted, in seconds.
 LOSS_INTERVAL = 5.0
+#: How often the share of allowed requests in the access log is looked at, in seconds.
+SAMPLE_INTERVAL = 0.5
 #: How long requests to the admin API may still take when the agent ends.
 DRAIN_SECONDS = 2.5
 
@@ -76,6 +79,7 @@ class Agent:
         self._names = Names()
         self._splice_mode: str = config.splice.mode
         self._losses = LossCounter()
+        self._sampler = Sampler()
         self._numbering = Numbering()
         self._leave_nothing = False
 
@@ -153,6 +157,7 @@ class Agent:
                 group.create_task(self._supervisor.run(), name="proxy")
                 group.create_task(self._kernel_flows(), name="kernel flows")
                 group.create_task(self._count_losses(), name="losses")
+                group.create_task(self._sample(), name="access log share")
                 if metrics_listener is not None:
                     metrics = HttpServer(metrics_app(self._metrics.registry))
                     group.create_task(metrics.serve_on(metrics_listener), name="metrics")
@@ -200,6 +205,18 @@ class Agent:
                 process, written = await self._supervisor.logs_written()
                 self._losses.observe(process, written, self._server.flows_received)
 
+    async def _sample(self) -> None:
+        told = -1
+        while True:
+            await asyncio.sleep(SAMPLE_INTERVAL)
+            share = self._sampler.observe(self._server.flows_received, SAMPLE_INTERVAL)
+            if share != told:
+                try:
+                    await self._supervisor.log_share(share)
+                    told = share
+                except AdminError:
+                    told = -1  # the proxy is away, or starting: tell it when it is there
+
     def _compile(self, cluster: Cluster, revision: int) -> PolicyTable:
         return compile_table(cluster, node=self.config.node_name, numbering=self._numbering, revision=revision)
 
@@ -237,7 +254,8 @@ class Agent:
             waiting_rule_sets=len(policy.waiting),
             xds_nacks=self._proxy.nacks,
             xds_clients=self._proxy.clients,
-            lost_log_entries=self._losses.lost,
+            lost_log_entries=self._losses.lost + self._server.flows_skipped,
+            log_share=self._sampler.share / WHOLE,
             lost_flows=self._flows.lost,
             proxy_restarts=process.restarts,
             proxy_running=process.running,

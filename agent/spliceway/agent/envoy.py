@@ -33,6 +33,7 @@ from spliceway.agent.envoyprocess import (
 from spliceway.xds.admin import admin_get, admin_stats
 from spliceway.xds.bootstrap import bootstrap
 from spliceway.xds.errors import AdminError
+from spliceway.xds.names import RUNTIME_LOG_ALLOWED
 from spliceway.xds.settings import BootstrapSettings
 
 _log = structlog.get_logger(__name__)
@@ -182,6 +183,15 @@ class EnvoySupervisor:
                 return
             await asyncio.sleep(0.02)
         raise EnvoyError(f"Envoy is not up after {wait:g} s: {self.last_log_lines() or 'its log is empty'}")
+
+    async def log_share(self, millionths: int) -> None:
+        """Write so many of a million allowed requests to the access log.
+
+        Raises:
+            AdminError: Envoy does not answer.
+        """
+        target = f"/runtime_modify?{RUNTIME_LOG_ALLOWED}={millionths}"
+        await admin_get(self._bootstrap.admin_socket, target, method="POST")
 
     async def logs_written(self) -> tuple[str, int]:
         """Which Envoy process, and how many access log entries it has written: food for LossCounter.

@@ -43,6 +43,7 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     xds_nacks: int
     xds_clients: int
     lost_log_entries: int
+    log_share: float
     lost_flows: int
     proxy_restarts: int
     proxy_running: bool
@@ -122,6 +123,7 @@ class _Collector(Collector):
             ("spliceway_rule_sets_waiting", "Rule sets the proxy has not taken over.", now.waiting_rule_sets),
             ("spliceway_xds_clients", "Connected proxies.", now.xds_clients),
             ("spliceway_proxy_running", "Whether the proxy process runs.", int(now.proxy_running)),
+            ("spliceway_access_log_share", "Share of allowed requests in the access log.", now.log_share),
             ("spliceway_datapath_problems", "Problems that the datapath reports.", len(status.problems)),
         ):
             yield GaugeMetricFamily(name, text, value=value)

@@ -42,5 +42,8 @@ class ProxyProcess(Protocol):
     def status(self) -> EnvoyStatus:
         """What runs."""
 
+    async def log_share(self, millionths: int) -> None:
+        """Write so many of a million allowed requests to the access log."""
+
     async def logs_written(self) -> tuple[str, int]:
         """Process and count of access log entries."""

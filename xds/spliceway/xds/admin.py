@@ -1,4 +1,4 @@
-"""Envoy's admin interface on its Unix socket: one GET at a time."""
+"""Envoy's admin interface on its Unix socket: one request at a time."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import h11
 from spliceway.xds.errors import AdminError
 
 
-async def admin_get(socket: Path, target: str, wait: float = 5.0) -> bytes:
-    """Body of `GET target` on the admin socket, in at most `wait` seconds.
+async def admin_get(socket: Path, target: str, wait: float = 5.0, *, method: str = "GET") -> bytes:
+    """Body of `GET target` (or another method) on the admin socket, in at most `wait` seconds.
 
     Raises:
         AdminError: no connection, no answer in time, or a status other than 200.
     """
     try:
         async with asyncio.timeout(wait):
-            return await _get(socket, target)
+            return await _ask(socket, method, target)
     except TimeoutError:
         raise AdminError(f"{socket}: Envoy's admin interface did not answer {target} within {wait:g} s") from None
     except (OSError, h11.RemoteProtocolError) as error:
@@ -40,11 +40,11 @@ async def admin_stats(socket: Path, prefix: str, wait: float = 5.0) -> dict[str,
     return {item["name"]: item["value"] for item in stats if isinstance(item.get("value"), int)}
 
 
-async def _get(socket: Path, target: str) -> bytes:
+async def _ask(socket: Path, method: str, target: str) -> bytes:
     reader, writer = await asyncio.open_unix_connection(socket)
     try:
         client = h11.Connection(h11.CLIENT)
-        head = h11.Request(method="GET", target=target, headers=[("Host", "admin"), ("Connection", "close")])
+        head = h11.Request(method=method, target=target, headers=[("Host", "admin"), ("Connection", "close")])
         writer.write(client.send(head) or b"")
         writer.write(client.send(h11.EndOfMessage()) or b"")
         await writer.drain()

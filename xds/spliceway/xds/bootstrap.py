@@ -49,7 +49,9 @@ def bootstrap(settings: BootstrapSettings) -> dict[str, object]:
             "cds_config": _FROM_ADS,
         },
         static_resources={"clusters": [_agent_cluster(settings)]},
-        layered_runtime={"layers": [{"name": "static", "static_layer": _runtime()}]},
+        layered_runtime={
+            "layers": [{"name": "static", "static_layer": _runtime()}, {"name": "admin", "admin_layer": {}}]
+        },
         overload_manager={
             "resource_monitors": [
                 {

@@ -24,6 +24,8 @@ from spliceway.xds.names import (
     FILTER_AMBIGUOUS,
     FILTER_POLICY,
     FILTER_ROUTER,
+    RBAC_METADATA,
+    RUNTIME_LOG_ALLOWED,
     TAG_CONNECTION,
     listener_name,
 )
@@ -80,7 +82,7 @@ def _manager(name: str, settings: ResourceSettings) -> HttpConnectionManager:
             typed(FILTER_POLICY, http_rbac_pb2.RBAC(rules=deny_all())),
             typed(FILTER_ROUTER, router_pb2.Router(suppress_envoy_headers=True)),
         ],
-        access_log=[typed("envoy.access_loggers.http_grpc", _access_log(settings))],
+        access_log=[_access_log(settings)],
         **_same_meaning(),
         **_transparent(settings),
         **_limits(settings),
@@ -143,8 +145,9 @@ def _limits(settings: ResourceSettings) -> dict[str, object]:
     }
 
 
-def _access_log(settings: ResourceSettings) -> als_pb2.HttpGrpcAccessLogConfig:
-    return als_pb2.HttpGrpcAccessLogConfig(
+def _access_log(settings: ResourceSettings) -> accesslog_pb2.AccessLog:
+    """Denied requests always, allowed ones as often as the agent says by the runtime key (see `sampling.py`)."""
+    config = als_pb2.HttpGrpcAccessLogConfig(
         common_config={
             "log_name": ACCESS_LOG,
             "transport_api_version": "V3",
@@ -154,4 +157,22 @@ def _access_log(settings: ResourceSettings) -> als_pb2.HttpGrpcAccessLogConfig:
                 {"tag": TAG_CONNECTION, "value": "%CONNECTION_ID%"},
             ],
         }
+    )
+    not_allowed = {
+        "filter": RBAC_METADATA,
+        "path": [{"key": "enforced_engine_result"}],
+        "value": {"string_match": {"exact": "denied"}},
+    }
+    sampled = {
+        "runtime_key": RUNTIME_LOG_ALLOWED,
+        "percent_sampled": {"numerator": 1_000_000, "denominator": "MILLION"},
+        "use_independent_randomness": True,
+    }
+    filters = [
+        # A request that was refused before the RBAC filters has no result.
+        {"metadata_filter": {"matcher": not_allowed, "match_if_key_not_found": {"value": True}}},
+        {"runtime_filter": sampled},
+    ]
+    return accesslog_pb2.AccessLog(
+        **typed("envoy.access_loggers.http_grpc", config), filter={"or_filter": {"filters": filters}}
     )

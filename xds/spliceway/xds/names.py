@@ -19,6 +19,8 @@ TAG_CONNECTION = "connection"
 
 #: Where Envoy's RBAC filter writes what it decided, and the key with the policy's name.
 RBAC_METADATA = "envoy.filters.http.rbac"
+#: Runtime key: how many of a million allowed requests are written to the access log.
+RUNTIME_LOG_ALLOWED = "spliceway.access_log.allowed"
 RBAC_POLICY_KEY = "enforced_effective_policy_id"
 
 #: Policies of the deny-ambiguous filter. Envoy tries them in the order of their names, and reports the first match.

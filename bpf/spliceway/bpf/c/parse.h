@@ -56,6 +56,11 @@ static __always_inline int is_link_local(const struct addr *a)
 	return (a->w[0] & 0x0000c0ff) == 0x000080fe;	// fe80::/10
 }
 
+static __always_inline int is_link_multicast(const struct addr *a)
+{
+	return (a->w[0] & 0x0000ffff) == 0x000002ff;	// ff02::/16
+}
+
 static __always_inline int is_unspecified(const struct addr *a)
 {
 	return !(a->w[0] | a->w[1] | a->w[2] | a->w[3]);

@@ -115,6 +115,9 @@ static __always_inline int neighbour_reason(const struct endpoint *ep, const str
 {
 	if (p->neighbour_type == 134 || p->neighbour_type == 137)
 		return SPOOFED_SOURCE;
+	// It stays on its link: a router forwards these like any other packet, past the policy.
+	if (p->neighbour_type && !is_link_local(&p->outer.dst) && !is_link_multicast(&p->outer.dst))
+		return MALFORMED;
 	if (is_own(ep, &p->outer.src) || (p->neighbour_type ? is_link_local(&p->outer.src) || is_unspecified(&p->outer.src)
 						       : p->outer.src.w[3] == 0))
 		return 0;
