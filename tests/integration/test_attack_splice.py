@@ -31,7 +31,7 @@ def test_a_bystander_on_the_victims_tuples_gets_nothing(site: Site, rps: bool) -
     _own_addresses(site, [address for pair in victims for address in pair], "add")
     try:
         with site.load(**_LONG) as load:
-            bystander = start_attacker(site.intruder, "impersonate", pairs=victims, port=80)
+            bystander = start_attacker(site.intruder, "impersonate", pairs=victims, port=80, duration=seconds())
             assert bystander.stdin is not None
             deadline = time.monotonic() + seconds()
             while time.monotonic() < deadline:

@@ -94,7 +94,12 @@ def attacked_site(*, agent: bool = True, overrides: dict[str, Any] | None = None
         (Path(directory) / "api.yaml").write_text(load.POLICY)
         policies = [Path(directory), *(p for p in sorted(_DEMO_POLICIES.iterdir()) if "backend" in p.name)]
         with Testbed.up(_PODS, policies=policies) as testbed:
-            yield Site(testbed, start_agent(testbed.node, overrides) if agent else None)
+            site = Site(testbed, start_agent(testbed.node, overrides) if agent else None)
+            try:
+                yield site
+            finally:
+                if site.agent is not None and site.agent.process.poll() is None:
+                    site.agent.kill()
 
 
 def set_rps(node: Node, on: bool) -> None:

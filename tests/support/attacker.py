@@ -34,7 +34,7 @@ def _free(address: str) -> socket.socket:
     return sock
 
 
-def impersonate(pairs: list[list[str]], port: int) -> dict[str, Any]:
+def impersonate(pairs: list[list[str]], port: int, duration: float) -> dict[str, Any]:
     """Play both ends of other pods' connections in one's own namespace.
 
     `pairs` are (client, server) addresses, which the caller has put on lo; stdin brings the client ports that are live,
@@ -48,8 +48,11 @@ def impersonate(pairs: list[list[str]], port: int) -> dict[str, Any]:
         sock.listen(1024)
         listeners[server] = sock
     connections, stolen, lost = 0, [], 0
+    deadline = time.monotonic() + duration
     for line in sys.stdin:
         for client_port in json.loads(line):
+            if time.monotonic() > deadline:
+                break
             for client, server in pairs:
                 with contextlib.suppress(OSError), _free(client) as out:
                     out.bind((client, client_port))
