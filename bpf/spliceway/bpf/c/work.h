@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// What the TC programs share: one packet at work, its keys, and its end as a pass or a drop.
+#pragma once
+
+#define PASS (-1)	// TC_ACT_UNSPEC: other programs on the device (a CNI's) still run
+#define DROP 2		// TC_ACT_SHOT
+
+struct work {
+	struct packet p;
+	struct ct_key key;
+	struct flow f;
+	struct decision d;
+	u64 generation;
+	u64 now;
+};
+
+static __always_inline int drop(u32 hook, struct work *w, u32 reason)
+{
+	if (reason) {
+		w->d.verdict = DENY;
+		w->d.reason = reason;
+	}
+	count(hook, DENY, w->d.reason, w->f.length);
+	report(hook, &w->f, &w->d);
+	return DROP;
+}
+
+static __always_inline int pass(u32 hook, struct work *w, u32 reason)
+{
+	count(hook, ALLOW, reason, w->f.length);
+	return PASS;
+}
+
+static __always_inline void begin(struct __sk_buff *skb, struct work *w)
+{
+	u32 zero = 0;
+	struct generation *g = generation.lookup(&zero);
+
+	w->generation = g ? g->number : 0;
+	w->now = bpf_ktime_get_ns();
+	w->f.length = skb->len;
+}
+
+// Reads the packet. Returns 0 or the reason to drop it.
+static __always_inline int read_packet(struct __sk_buff *skb, struct work *w)
+{
+	int reason = parse_packet(skb, &w->p);
+
+	w->f.t = w->p.outer;
+	w->f.protocol = w->p.protocol;
+	return reason;
+}
+
+// Conntrack key with `local` = source (out) or destination of the packet.
+static __always_inline void make_key(struct work *w, u32 out, u8 side)
+{
+	struct tuple *t = &w->p.outer;
+
+	w->key.local = out ? t->src : t->dst;
+	w->key.remote = out ? t->dst : t->src;
+	w->key.local_port = out ? t->sport : t->dport;
+	w->key.remote_port = out ? t->dport : t->sport;
+	w->key.protocol = w->p.protocol;
+	w->key.side = side;
+}
+
+// Key of the connection that an ICMP error is about. `out`: the error leaves the local end, so the quoted packet came in.
+static __always_inline void make_quoted_key(struct work *w, u32 out, u8 side)
+{
+	struct tuple *t = &w->p.inner;
+
+	w->key.local = out ? t->dst : t->src;
+	w->key.remote = out ? t->src : t->dst;
+	w->key.local_port = out ? t->dport : t->sport;
+	w->key.remote_port = out ? t->sport : t->dport;
+	w->key.protocol = w->p.inner_protocol;
+	w->key.side = side;
+}
+
+static __always_inline int is_own(const struct endpoint *ep, const struct addr *a)
+{
+	return !is_unspecified(a) && (same_addr(a, &ep->v4) || same_addr(a, &ep->v6));
+}
+
+// Ports of a later fragment are those of its first one.
+static __always_inline int fragment_ports(struct work *w)
+{
+	struct fragment_key k = { .id = w->p.fragment_id, .protocol = w->p.protocol };
+	struct fragment_value v = {}, *found;
+
+	if (!w->p.first_fragment && !w->p.later_fragment)
+		return 0;
+	k.src = w->p.outer.src;
+	k.dst = w->p.outer.dst;
+	if (w->p.first_fragment) {
+		v.sport = w->p.outer.sport;
+		v.dport = w->p.outer.dport;
+		fragments.update(&k, &v);
+		return 0;
+	}
+	found = fragments.lookup(&k);
+	if (!found)
+		return FRAGMENT;
+	w->p.outer.sport = found->sport;
+	w->p.outer.dport = found->dport;
+	return 0;
+}
+
+// The link's own business: ARP and neighbour discovery for the endpoint's own addresses, no router advertisements or redirects.
+static __always_inline int neighbour_reason(const struct endpoint *ep, const struct packet *p)
+{
+	if (p->neighbour_type == 134 || p->neighbour_type == 137)
+		return SPOOFED_SOURCE;
+	// It stays on its link: a router forwards these like any other packet, past the policy.
+	if (p->neighbour_type && !is_link_local(&p->outer.dst) && !is_link_multicast(&p->outer.dst))
+		return MALFORMED;
+	if (is_own(ep, &p->outer.src) || (p->neighbour_type ? is_link_local(&p->outer.src) || is_unspecified(&p->outer.src)
+						       : p->outer.src.w[3] == 0))
+		return 0;
+	return SPOOFED_SOURCE;
+}
+
+static __always_inline int source_reason(const struct endpoint *ep, const struct packet *p)
+{
+	if (p->kind == KIND_NEIGHBOUR)
+		return neighbour_reason(ep, p);
+	if (!is_own(ep, &p->outer.src))
+		return SPOOFED_SOURCE;
+	// An error that a pod sends is about a packet that it got, and goes to whoever sent that.
+	if (p->kind == KIND_ICMP_ERROR && (!is_own(ep, &p->inner.dst) || !same_addr(&p->inner.src, &p->outer.dst)))
+		return SPOOFED_SOURCE;
+	return 0;
+}
+
+// An ICMP error about a known connection follows it; a proxy's socket gets it by the mark.
+static __always_inline int related(struct __sk_buff *skb, u32 hook, struct work *w, const struct config *cfg,
+				   const struct endpoint *ep, u32 out, u8 side)
+{
+	make_quoted_key(w, out, side);
+	struct ct_value *e = conntrack.lookup(&w->key);
+	if (!e || ct_expired(e, w->key.protocol, w->now))
+		return drop(hook, w, UNTRACKED);
+	ct_revalidate(&w->key, ep, e, w->generation, &w->f, &w->d);
+	if (w->d.verdict == DENY)
+		return drop(hook, w, 0);
+	if (hook != HOOK_TO_POD && e->leg != LEG_DIRECT)
+		skb->mark = (skb->mark & ~cfg->mark_mask) | cfg->mark;
+	return pass(hook, w, RELATED);
+}
