@@ -20,7 +20,7 @@ int guard(struct bpf_sk_lookup *ctx)
 	u32 zero = 0;
 	struct config *cfg = config.lookup(&zero);
 
-	if (!cfg || ctx->protocol != PROTO_TCP || !ctx->remote_port)
+	if (!cfg || ctx->protocol != PROTO_TCP || !(ctx->remote_port | ctx->remote_ip4 | ctx->remote_ip6[3]))
 		return SK_PASS;
 	if (ctx->local_port < cfg->first_port || ctx->local_port > cfg->last_port)
 		return SK_PASS;
