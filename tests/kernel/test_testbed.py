@@ -12,6 +12,7 @@ import yaml
 
 from spliceway.agent.testbed import cgroups, netns
 from spliceway.agent.testbed.errors import TestbedError
+from spliceway.agent.testbed.syscalls import mount_detached
 from spliceway.agent.testbed.testbed import Testbed
 from support.node import http_status, pod_manifest, python_in, server_manifest, url
 
@@ -106,6 +107,36 @@ def test_echo_streams_both_ways(demo_testbed: Testbed) -> None:
     for extra in ([], chunked):
         done = demo_testbed.run("frontend", ["curl", "-sS", "--data-binary", "@-", *extra, target], stdin=body)
         assert done.stdout == body, done.stderr
+
+
+def test_receive_packet_steering_is_set_in_the_namespace_and_nowhere_else() -> None:
+    def masks() -> dict[str, str]:
+        files = Path("/sys/class/net").glob("*/queues/rx-*/rps_cpus")
+        return {str(file): file.read_text() for file in files}
+
+    before = masks()
+    with Testbed.up([server_manifest("web"), pod_manifest("client")]) as testbed:
+        testbed.node.set_rps(1)
+        for pod in testbed.node.pods.values():
+            pod.set_rps(1)
+        seen = {each: netns.call(each, rps_masks) for each in (testbed.node.info.netns, testbed.pod("web").netns)}
+        assert set(seen[testbed.node.info.netns]) == {"eth0", *(pod.interface for pod in testbed.node.pods.values())}
+        assert set(seen[testbed.pod("web").netns]) == {"eth0"}
+        assert {int(mask, 16) for each in seen.values() for mask in each.values()} == {1}
+        assert http_status(testbed, "client", "web") == 200
+        testbed.node.set_rps(0)
+        assert {int(mask, 16) for mask in netns.call(testbed.node.info.netns, rps_masks).values()} == {0}
+    assert masks() == before
+
+
+def rps_masks() -> dict[str, str]:
+    """The mask of each interface but `lo` of the calling thread's namespace."""
+    root = mount_detached("sysfs")
+    try:
+        files = Path(f"/proc/self/fd/{root}/class/net").glob("*/queues/rx-0/rps_cpus")
+        return {file.parts[-4]: file.read_text().replace(",", "") for file in files if file.parts[-4] != "lo"}
+    finally:
+        os.close(root)
 
 
 def test_run_gives_up_after_its_time(demo_testbed: Testbed) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from spliceway.agent.testbed.errors import TestbedError
-from spliceway.agent.testbed.syscalls import MS_BIND, mount, setns, unmount, unshare
+from spliceway.agent.testbed.syscalls import MS_BIND, mount, mount_detached, setns, unmount, unshare
 
 DIRECTORY = Path("/run/netns")
 
@@ -78,6 +78,25 @@ def sysctl(name: str, value: int) -> None:
     except OSError as error:
         hint = "; is IPv6 turned off (ipv6.disable=1)?" if name.startswith("ipv6") else ""
         raise TestbedError(f"{path}: can't be set to {value}: {error.strerror}{hint}") from error
+
+
+def set_rps(cpus: int) -> None:
+    """Receive packet steering to the CPUs of a bit mask (0: none), on every interface but `lo` of this namespace.
+
+    sysfs shows the interfaces of the namespace that mounted it, so it is mounted anew, at no path: nothing has to be
+    undone, and it works where the root is no mount point. Source: Documentation/networking/scaling.rst. Raises
+    TestbedError.
+    """
+    try:
+        root = mount_detached("sysfs")
+        try:
+            for queue in Path(f"/proc/self/fd/{root}/class/net").glob("*/queues/rx-*/rps_cpus"):
+                if queue.parts[-4] != "lo":
+                    queue.write_text(f"{cpus:x}")
+        finally:
+            os.close(root)
+    except OSError as error:
+        raise TestbedError(f"can't set receive packet steering: {error}") from error
 
 
 def listening_ports() -> set[int]:

@@ -76,6 +76,10 @@ class Pod(msgspec.Struct, frozen=True):
         """Environment of the pod's programs: names as in the downward API's usual examples."""
         return processes.environment({"POD_NAME": self.name, "POD_NAMESPACE": self.namespace, **(extra or {})})
 
+    def set_rps(self, cpus: int) -> None:
+        """Steer what the pod receives to the CPUs of a bit mask, 0: none (see `netns.set_rps`)."""
+        netns.call(self.netns, lambda: netns.set_rps(cpus))
+
     def start(self, container: Container) -> subprocess.Popen[bytes]:
         """Start a container's program, with its output in the log, and return at once."""
         with (self.logs / f"{self.namespace}_{self.name}_{container.name}.log").open("ab") as log:
@@ -195,6 +199,10 @@ class Node:
         """Run a program in the node's own namespace to its end, see `processes.run`."""
         place: Path = getattr(self.info.cgroups, cgroup)
         return processes.run(self.info.netns, place, argv, os.environ, timeout, stdin)
+
+    def set_rps(self, cpus: int) -> None:
+        """Steer what the node receives to the CPUs of a bit mask, 0: none (see `netns.set_rps`)."""
+        netns.call(self.info.netns, lambda: netns.set_rps(cpus))
 
     def write_policy(self, name: str, text: str) -> Path:
         """Put `policies/<name>.yaml` in place in one step (a rename), as `kubectl apply` would change it."""
