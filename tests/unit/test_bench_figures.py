@@ -138,9 +138,11 @@ def test_json() -> None:
 def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
     report.print_tables(MACHINE, 3, SAMPLES)
     lines = capsys.readouterr().out.splitlines()
-    assert any("envoy+splice/envoy" in line and "1.50 (1.20 – 2.00)" in line for line in lines)
-    assert any(line.startswith("envoy ") and "800 (500 – 1,000)" in line for line in lines)
-    assert any("99.00%" in line for line in lines)
+    (heads,) = (line for line in lines if "envoy+splice/envoy" in line)
+    assert heads.split() == ["envoy+splice/envoy"]
+    assert any(line.startswith("c1 req/s") and "1.50 (1.20 – 2.00)" in line for line in lines)
+    assert any(line.startswith("c1 req/s") and "800 (500 – 1,000)" in line for line in lines)
+    assert any("99.000%" in line for line in lines)
 
 
 def test_the_policy_lets_every_load_pass_and_nothing_else() -> None:

@@ -8,7 +8,7 @@ import typer
 
 from spliceway.agent.bench.edits import SUBJECTS
 from spliceway.agent.bench.errors import UnknownPathError
-from spliceway.agent.bench.interrupts import INTERRUPTED, interruptible
+from spliceway.agent.bench.interrupts import exit_interrupted, interruptible
 from spliceway.agent.bench.paths import DEFAULT_PATHS, PATHS, parse_paths
 from spliceway.agent.bench.progress import progress
 
@@ -46,7 +46,7 @@ def bench(
         with interruptible():
             result = run(chosen, rounds=rounds, seconds=seconds, workers=workers, say=progress())
     except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+        exit_interrupted()
     if output == "json":
         emit_json(report.as_json(result.machine, rounds, result.samples))
     else:
@@ -72,7 +72,7 @@ def policy_latency(
         with interruptible():
             result = latency.run([SUBJECTS[name] for name in names], edits=edits, say=progress())
     except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+        exit_interrupted()
     if output == "json":
         emit_json(report.latency_json(result))
     else:

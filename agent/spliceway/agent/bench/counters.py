@@ -68,6 +68,11 @@ def read(agent: AgentClient, node: Node) -> Counters:
     )
 
 
+def redirected_bytes(agent: AgentClient) -> int:
+    """`Counters.redirected_bytes` alone. Raises ClientError."""
+    return int(agent.get("status")["splice"]["counters"]["redirectedBytes"])
+
+
 def veth_bytes(reasons: Iterable[dict[str, Any]]) -> int:
     """Bytes that passed the pods' veths in either direction, of the agent's verdict counters."""
     return sum(row["bytes"] for row in reasons if row["hook"] in ("from-pod", "to-pod") and row["verdict"] in _PASSED)

@@ -6,6 +6,9 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
+
+import typer
 
 #: Exit status of a command that was interrupted: 128 + SIGINT.
 INTERRUPTED = 130
@@ -31,3 +34,9 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def exit_interrupted() -> NoReturn:
+    """End a command that was interrupted, once its node is down."""
+    typer.echo("spliceway: interrupted; everything was taken down", err=True)
+    raise typer.Exit(INTERRUPTED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -12,7 +13,10 @@ from spliceway.agent.bench.errors import BenchError
 from spliceway.agent.bench.load import Load
 from spliceway.agent.bench.paths import DataPath, rotations
 from spliceway.agent.bench.progress import Say
-from spliceway.agent.bench.site import Site
+from spliceway.agent.bench.site import NAMESPACE, Site
+
+#: How long the connections of a run may take to close after it, in seconds.
+DRAIN_TIMEOUT = 10.0
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -50,6 +54,7 @@ def _sample(site: Site, path: DataPath, load: Load, number: int, seconds: float)
         site.agent.put("splice", {"mode": path.splice})
     before = counters.read(site.agent, site.node)
     result = _run(site, path, load, seconds)
+    _drain(site)
     sample = Sample(
         path.name, load.name, number, load.figures(result), counters.read(site.agent, site.node).since(before)
     )
@@ -66,6 +71,28 @@ def _run(site: Site, path: DataPath, load: Load, seconds: float) -> wrk.WrkResul
         return wrk.parse(done.stdout)
     except BenchError as error:
         raise BenchError(f"path {path.name}, load {load.name}: {error}") from error
+
+
+def _drain(site: Site) -> None:
+    """Wait until a run is over: what the proxy still had under way when wrk ended belongs to that run.
+
+    Its idle connections to the server may stay a while: the next run's clients don't get those.
+    """
+    deadline = time.monotonic() + DRAIN_TIMEOUT
+    before = None
+    while (now := (_clients(site), counters.redirected_bytes(site.agent))) != before or now[0]:
+        if time.monotonic() > deadline:
+            raise BenchError(f"{DRAIN_TIMEOUT:g} s after wrk ended, {now[0]} of its connections are there")
+        before = now
+        time.sleep(0.03)
+
+
+def _clients(site: Site) -> int:
+    """How many connections the clients of the benchmark have to the proxy."""
+    return sum(
+        sock["leg"] == "downstream" and sock["endpointPod"].startswith(f"{NAMESPACE}/")
+        for sock in site.agent.get("socks")
+    )
 
 
 def _check_took(path: DataPath, load: Load, counted: Counters) -> None:

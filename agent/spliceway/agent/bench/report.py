@@ -17,8 +17,9 @@ from spliceway.agent.bench.measure import Sample
 from spliceway.agent.jsonable import plain
 
 _TITLES = {"rps": "req/s", "p50_us": "p50 µs", "p99_us": "p99 µs", "gb_per_s": "GB/s"}
+_COUNTED = ("redirected MB", "by TCP MB", "redirected", "legs spliced", "on TCP", "agent CPU s", "proxy CPU s")
 #: Width of a table that goes into a file or a pipe.
-_WIDTH = 150
+_WIDTH = 160
 
 
 def as_json(machine: dict[str, Any], rounds: int, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -45,25 +46,29 @@ def print_tables(machine: dict[str, Any], rounds: int, samples: Sequence[Sample]
     memory = machine["memory"] / 2**30
     out.print(
         f"{machine['model']}, {machine['cpus']} CPUs, {memory:.0f} GiB, Linux {machine['kernel']}, "
-        f"Envoy {machine['envoy']} ({machine['envoy_workers'] or 'all'} workers), nginx {machine['nginx']}"
+        f"Envoy {machine['envoy']} ({_workers(machine['envoy_workers'])}), nginx {machine['nginx']}"
     )
     found = figures.spreads(samples)
-    out.print(spread_table(f"Median of {rounds} rounds (least – most)", "DATA PATH", found))
+    out.print(spread_table(f"\nMedian of {rounds} rounds (least – most)", found))
     if ratios := figures.ratios(samples):
-        out.print(spread_table("Ratios in the same round: median (least – most)", "RATIO", ratios))
+        out.print(spread_table("\nRatios in the same round: median (least – most)", ratios))
     out.print(_counter_table(figures.counted(samples)))
 
 
-def spread_table(title: str, first: str, found: Spreads) -> Table:
-    """A row for each path or ratio, a column for each figure of each load."""
-    made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    made.add_column(first)
-    loads = next(iter(found.values()))
-    for load, each in loads.items():
-        for name in each:
-            made.add_column(f"{load} {_TITLES[name]}", justify="right")
-    for key, row in found.items():
-        made.add_row(key, *(_spread(spread) for each in row.values() for spread in each.values()))
+def spread_table(title: str, found: Spreads) -> Table:
+    """A column for each path or ratio, a row for each figure of each load."""
+    made = _table(title, "", *found)
+    for load, figures_ in next(iter(found.values())).items():
+        for name in figures_:
+            made.add_row(f"{load} {_TITLES[name]}", *(_spread(loads[load][name]) for loads in found.values()))
+    return made
+
+
+def _table(title: str, *columns: str, left: int = 1) -> Table:
+    """An empty table, its first `left` columns aligned to the left."""
+    made = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+    for place, column in enumerate(columns):
+        made.add_column(column, justify="left" if place < left else "right")
     return made
 
 
@@ -73,17 +78,13 @@ def console() -> Console:
 
 
 def _counter_table(counted: dict[str, Counters]) -> Table:
-    title = "Counted by the kernel during the runs"
-    made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    made.add_column("DATA PATH")
-    for column in ("redirected MB", "by TCP MB", "redirected", "legs spliced", "on TCP", "agent CPU s", "proxy CPU s"):
-        made.add_column(column, justify="right")
+    made = _table("\nCounted during the runs", "", *_COUNTED)
     for path, each in counted.items():
         made.add_row(
             path,
             f"{each.redirected_bytes / 1e6:,.1f}",
             f"{each.tcp_bytes / 1e6:,.1f}",
-            f"{each.share:.2%}",
+            f"{each.share:.3%}",
             str(each.spliced),
             str(each.tcp_only),
             f"{each.agent_seconds:.2f}",
@@ -96,6 +97,10 @@ def _spread(spread: Spread) -> str:
     if spread.min == spread.max:  # one round
         return number(spread.median)
     return f"{number(spread.median)} ({number(spread.min)} – {number(spread.max)})"
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'' if count == 1 else 's'}" if count else "a worker for each CPU"
 
 
 def number(value: float) -> str:
@@ -111,11 +116,7 @@ def latency_json(result: LatencyResult) -> dict[str, Any]:
 def print_latencies(result: LatencyResult) -> None:
     """A row for each kind of edit."""
     title = "From rename() to the first packet or request judged anew, milliseconds"
-    made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    for column in ("RULE", "DATA PATH", "EDIT", "JUDGED ON"):
-        made.add_column(column)
-    for column in ("EDITS", "MEDIAN", "LEAST", "MOST"):
-        made.add_column(column, justify="right")
+    made = _table(title, "RULE", "DATA PATH", "EDIT", "JUDGED ON", "EDITS", "MEDIAN", "LEAST", "MOST", left=4)
     for each in result.latencies:
         spread = each.milliseconds
         path = f"{each.data_path} {each.protocol}"

@@ -48,7 +48,7 @@ def node_with_agent(say: Say, *, workers: int = 1, bare: bool = False) -> Iterat
     find_envoy()
     say("building a virtual node")
     with Testbed.up([node_manifest(name) for name in (NODE, *([BARE_NODE] if bare else []))]) as testbed:
-        say("starting the agent and Envoy")
+        say(f"starting the agent and Envoy on it (testbed {testbed.run_id})")
         agent = start_agent(testbed.node, {"proxy": {"workers": workers}})
         try:
             yield testbed, agent

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from spliceway.agent.bench.interrupts import INTERRUPTED, interruptible
+from spliceway.agent.bench.interrupts import exit_interrupted, interruptible
 from spliceway.agent.bench.progress import progress
 
 app = typer.Typer(name="demo", pretty_exceptions_enable=False)
@@ -32,8 +32,7 @@ def demo(
         with interruptible():
             result = run_demo(quick=quick, keep=keep, say=progress())
     except KeyboardInterrupt:
-        typer.echo("spliceway: interrupted; everything was taken down", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        exit_interrupted()
     if output == "json":
         emit_json(report.as_json(result.rows, result.samples))
     else:

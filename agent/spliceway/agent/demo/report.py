@@ -32,12 +32,9 @@ def print_tables(rows: Sequence[Row], samples: Sequence[Sample]) -> None:
     out = console()
     _print_requests(out, rows)
     if samples:
-        out.print()
-        out.print(
-            spread_table("Speed with small replies: median (least – most)", "DATA PATH", figures.spreads(samples))
-        )
-        out.print()
-        out.print(spread_table("Ratios in the same round: median (least – most)", "RATIO", figures.ratios(samples)))
+        shown = [msgspec.structs.replace(one, figures=_without_tail(one.figures)) for one in samples]
+        out.print(spread_table("\nSmall replies: median (least – most)", figures.spreads(shown)))
+        out.print(spread_table("\nRatios in the same round: median (least – most)", figures.ratios(shown)))
         out.print()
     _print_end(out, rows)
 
@@ -54,7 +51,8 @@ def _print_requests(out: Console, rows: Sequence[Row]) -> None:
     for number, (title, lines) in enumerate(chapters.items()):
         made = Table(header_style="dim", box=None, pad_edge=False, show_header=number == 0)
         for column, width in zip(_COLUMNS, widths, strict=True):
-            made.add_column(column, overflow="fold", width=width)
+            # On a narrow terminal only these two are folded.
+            made.add_column(column, overflow="fold", width=width, no_wrap=column not in ("REQUEST", "RULE"))
         out.print(Text(f"\n{title}", style="bold cyan"), soft_wrap=True)
         for line in lines:
             made.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in line))
