@@ -128,7 +128,7 @@ def dial(targets: list[list[Any]], marks: list[int], wait: float, request: str =
             tried += 1
             sock = socket.socket(family_of(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             if mark:
-                sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
+                sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark.to_bytes(4, "little"))
             try:
                 sock.connect((address, port))
             except BlockingIOError:
