@@ -31,6 +31,21 @@ static __always_inline int is_bare(const struct packet *p, const struct ct_value
 	return !(p->tcp_flags & TCP_SYN) || (e->leg == LEG_DOWNSTREAM && (e->flags & CT_CLIENT));
 }
 
+// Whether a packet of a known connection comes from where its leg's packets come from: 0, or the reason to drop it.
+static __always_inline int wrong_leg(const struct packet *p, const struct ct_value *e, u32 from, u32 syn)
+{
+	if (e->leg == LEG_DIRECT && from == FROM_NODE_PROXY)
+		return TUPLE_CONFLICT;
+	if (e->leg != LEG_DIRECT && from == FROM_ELSEWHERE)
+		return NOT_STEERED;
+	if (from == FROM_NODE && !(e->leg == LEG_DIRECT ? e->peer_identity == IDENTITY_HOST : is_bare(p, e)))
+		return FOREIGN_SOURCE;
+	// The proxy opens a connection between the ends of one that the pod itself opened.
+	if (syn && from == FROM_NODE_PROXY && (e->flags & CT_CLIENT))
+		return TUPLE_CONFLICT;
+	return 0;
+}
+
 static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, const struct endpoint *ep, u32 from)
 {
 	u32 slot = w->generation & 1, client = 0;
@@ -96,20 +111,21 @@ int to_pod(struct __sk_buff *skb)
 	make_key(&w, 0, SIDE_POD);
 	struct ct_value *e = conntrack.lookup(&w.key);
 	u32 syn = is_new_syn(&w.p);
-	if (!e || ct_expired(e, w.p.protocol, w.now) || (syn && ct_closing(e)))
+	u32 fresh = !e || ct_expired(e, w.p.protocol, w.now) || (syn && ct_closing(e));
+	if (!fresh) {
+		w.f.leg = e->leg;
+		w.f.src_identity = e->peer_identity;
+		w.f.dst_identity = ep->identity[w.generation & 1];
+		w.f.reply = !!(e->flags & CT_CLIENT);
+		w.f.revoked = ct_revalidate(&w.key, ep, e, w.generation, &w.f, &w.d);
+		// What once went directly and may not any more leaves its ports to the proxy.
+		fresh = e->leg == LEG_DIRECT && syn && from == FROM_NODE_PROXY && w.d.verdict == DENY;
+	}
+	if (fresh)
 		return to_pod_new(skb, &w, ep, from);
-	w.f.leg = e->leg;
-	w.f.src_identity = e->peer_identity;
-	w.f.dst_identity = ep->identity[w.generation & 1];
-	w.f.reply = !!(e->flags & CT_CLIENT);
-	if (e->leg == LEG_DIRECT ? from == FROM_NODE_PROXY : from == FROM_ELSEWHERE)
-		return drop(HOOK_TO_POD, &w, e->leg == LEG_DIRECT ? TUPLE_CONFLICT : NOT_STEERED);
-	if (from == FROM_NODE && !(e->leg == LEG_DIRECT ? e->peer_identity == IDENTITY_HOST : is_bare(&w.p, e)))
-		return drop(HOOK_TO_POD, &w, FOREIGN_SOURCE);
-	// The proxy opens a connection between the ends of one that the pod itself opened.
-	if (syn && from == FROM_NODE_PROXY && (e->flags & CT_CLIENT))
-		return drop(HOOK_TO_POD, &w, TUPLE_CONFLICT);
-	w.f.revoked = ct_revalidate(&w.key, ep, e, w.generation, &w.f, &w.d);
+	reason = wrong_leg(&w.p, e, from, syn);
+	if (reason)
+		return drop(HOOK_TO_POD, &w, reason);
 	// The reset that tells a pod of the end of a proxied connection gets out, whatever the policy says by now.
 	if (w.d.verdict == DENY && !(e->leg != LEG_DIRECT && !w.p.payload && (w.p.tcp_flags & TCP_RST)))
 		return drop(HOOK_TO_POD, &w, 0);
