@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from ipaddress import IPv4Address
 from itertools import islice
 from pathlib import Path
@@ -14,10 +15,10 @@ from typer.testing import CliRunner
 from spliceway.agent.bench import figures, nginx, report
 from spliceway.agent.bench.commands import app
 from spliceway.agent.bench.counters import Counters, veth_bytes
-from spliceway.agent.bench.errors import UnknownPathError
+from spliceway.agent.bench.errors import BenchError, UnknownPathError
 from spliceway.agent.bench.figures import Spread
 from spliceway.agent.bench.load import FILES, LOADS
-from spliceway.agent.bench.measure import Sample
+from spliceway.agent.bench.measure import Sample, check_took
 from spliceway.agent.bench.paths import DEFAULT_PATHS, PATHS, comparisons, parse_paths, rotations
 from spliceway.agent.bench.site import http_policy
 from spliceway.policy.documents import Document
@@ -108,6 +109,23 @@ def test_counters() -> None:
         Counters(redirected_bytes=3, agent_seconds=0.5)
     )
     assert Counters().share == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "counted", "message"),
+    [
+        ("envoy+splice", Counters(redirected_bytes=9, spliced=33), ""),
+        ("envoy+splice", Counters(redirected_bytes=9, spliced=30, tcp_only=3), ""),
+        ("envoy+splice", Counters(tcp_bytes=9, tcp_only=33), "not one byte was redirected"),
+        ("envoy", Counters(tcp_bytes=9, tcp_only=33), ""),
+        ("envoy", Counters(redirected_bytes=9, spliced=2), "9 bytes were redirected although splicing is off"),
+        ("direct", Counters(redirected_bytes=9), "9 bytes were redirected"),
+        ("envoy", Counters(tcp_only=35), "35 legs of connections instead of 33"),
+    ],
+)
+def test_a_run_that_took_another_path_is_void(path: str, counted: Counters, message: str) -> None:
+    with pytest.raises(BenchError, match=message) if message else nullcontext():
+        check_took(PATHS[path], LOADS["c16"], counted)
 
 
 def test_bytes_on_the_veths() -> None:

@@ -16,6 +16,7 @@ app = typer.Typer(
     name="bench",
     help="Compare data paths on a virtual node of its own; nothing of this machine's network is touched.",
     pretty_exceptions_enable=False,
+    add_completion=False,
     invoke_without_command=True,
 )
 

@@ -58,7 +58,7 @@ def _sample(site: Site, path: DataPath, load: Load, number: int, seconds: float)
     sample = Sample(
         path.name, load.name, number, load.figures(result), counters.read(site.agent, site.node).since(before)
     )
-    _check_took(path, load, sample.counters)
+    check_took(path, load, sample.counters)
     return sample
 
 
@@ -95,12 +95,19 @@ def _clients(site: Site) -> int:
     )
 
 
-def _check_took(path: DataPath, load: Load, counted: Counters) -> None:
-    """The bytes took the path that the figure is named after."""
+def check_took(path: DataPath, load: Load, counted: Counters) -> None:
+    """Raise BenchError unless the bytes took the path that the figure is named after, on connections that lasted."""
+    what = ""
     if path.splice == "auto" and not counted.redirected_bytes:
-        raise BenchError(f"path {path.name}, load {load.name}: not one byte was redirected; is splicing refused here?")
-    if path.splice != "auto" and counted.redirected_bytes:
+        what = "not one byte was redirected; is splicing refused here?"
+    elif path.splice != "auto" and counted.redirected_bytes:
         what = f"{counted.redirected_bytes} bytes were redirected although splicing is off"
+    # wrk doesn't count a connection that the other side closed, it opens another. Two legs each, and one for the
+    # connection by which wrk first tries whether there is a server.
+    legs, most = counted.spliced + counted.tcp_only, 2 * load.connections + 1
+    if path.proxied and legs > most:
+        what = f"{legs} legs of connections instead of {most}: some were closed before the end"
+    if what:
         raise BenchError(f"path {path.name}, load {load.name}: {what}")
 
 

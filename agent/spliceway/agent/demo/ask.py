@@ -17,7 +17,7 @@ from spliceway.agent.demo.plan import Chapter, DemoError, Request
 from spliceway.agent.testbed.testbed import Testbed
 
 #: How long a client waits for an answer, in seconds: longer than the first retransmission of a SYN.
-ANSWER_TIMEOUT = 1.5
+ANSWER_TIMEOUT = 2.5
 #: How long a probe may take in all, and how long flows may be on their way to the agent.
 PROBE_TIMEOUT = 30.0
 FLOW_TIMEOUT = 5.0
@@ -48,7 +48,8 @@ def ask_all(testbed: Testbed, agent: AgentClient, chapters: Sequence[Chapter]) -
     probes: list[subprocess.Popen[str]] = []
     try:
         plan = [(c.title, request, family) for c in chapters for request in c.requests for family in (4, 6)]
-        probes = [_start(testbed, request, family) for _, request, family in plan]
+        for _, request, family in plan:
+            probes.append(_start(testbed, request, family))  # at once, so that it is ended in any case
         asked = [
             _answer(testbed, probe, title, request, family)
             for probe, (title, request, family) in zip(probes, plan, strict=True)

@@ -9,7 +9,7 @@ import typer
 from spliceway.agent.bench.interrupts import exit_interrupted, interruptible
 from spliceway.agent.bench.progress import progress
 
-app = typer.Typer(name="demo", pretty_exceptions_enable=False)
+app = typer.Typer(name="demo", pretty_exceptions_enable=False, add_completion=False)
 
 Output = Annotated[Literal["table", "json"], typer.Option("--output", "-o", help="For people or for programs.")]
 
