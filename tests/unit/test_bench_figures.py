@@ -17,6 +17,7 @@ from spliceway.agent.bench.commands import app
 from spliceway.agent.bench.counters import Counters, veth_bytes
 from spliceway.agent.bench.errors import BenchError, UnknownPathError
 from spliceway.agent.bench.figures import Spread
+from spliceway.agent.bench.latency import Latency, LatencyResult
 from spliceway.agent.bench.load import FILES, LOADS
 from spliceway.agent.bench.measure import Sample, check_took
 from spliceway.agent.bench.paths import DEFAULT_PATHS, PATHS, comparisons, parse_paths, rotations
@@ -186,3 +187,16 @@ def test_nginx_files_have_their_sizes(tmp_path: Path) -> None:
     assert "worker_processes 1;" in config
     assert "{" in config.replace("{{", "")
     assert "{{" not in config
+
+
+def test_latencies_as_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    one = Latency(
+        "HTTP", "envoy+splice", "TCP", "tighten", "request", Spread.of((12.0, 10.0, 30.0)), (12.0, 10.0, 30.0)
+    )
+    result = LatencyResult(MACHINE, [one])
+    report.print_latencies(result)
+    title, _, row = capsys.readouterr().out.strip().splitlines()
+    assert title == "From rename() to the first packet or request judged anew, milliseconds"
+    assert row.split() == ["HTTP", "envoy+splice", "TCP", "tighten", "request", "3", "12.0", "10.0", "30.0"]
+    (made,) = msgspec.json.decode(msgspec.json.encode(report.latency_json(result)))["latencies"]
+    assert (made["data_path"], made["milliseconds"]["median"]) == ("envoy+splice", 12.0)

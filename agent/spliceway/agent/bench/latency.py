@@ -36,7 +36,7 @@ REMEMBERED = 2000
 PAUSE = (0.15, 0.25)
 
 
-class Latency(msgspec.Struct, frozen=True, rename="camel"):
+class Latency(msgspec.Struct, frozen=True):
     """Latencies of one kind of edit (tighten or loosen) in milliseconds; `values` in the order of the edits."""
 
     rule: str

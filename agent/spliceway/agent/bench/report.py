@@ -8,13 +8,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from spliceway.agent.bench import figures
 from spliceway.agent.bench.counters import Counters
 from spliceway.agent.bench.figures import Spread, Spreads
 from spliceway.agent.bench.latency import LatencyResult
 from spliceway.agent.bench.measure import Sample
-from spliceway.agent.jsonable import plain
 
 _TITLES = {"rps": "req/s", "p50_us": "p50 µs", "p99_us": "p99 µs", "gb_per_s": "GB/s"}
 _COUNTED = ("redirected MB", "by TCP MB", "redirected", "legs spliced", "on TCP", "agent CPU s", "proxy CPU s")
@@ -49,24 +49,30 @@ def print_tables(machine: dict[str, Any], rounds: int, samples: Sequence[Sample]
         f"Envoy {machine['envoy']} ({_workers(machine['envoy_workers'])}), nginx {machine['nginx']}"
     )
     found = figures.spreads(samples)
-    out.print(spread_table(f"\nMedian of {rounds} rounds (least – most)", found))
+    print_spreads(out, f"Median of {rounds} round{'' if rounds == 1 else 's'} (least – most)", found)
     if ratios := figures.ratios(samples):
-        out.print(spread_table("\nRatios in the same round: median (least – most)", ratios))
-    out.print(_counter_table(figures.counted(samples)))
+        print_spreads(out, "Ratios in the same round: median (least – most)", ratios)
+    _print_counters(out, figures.counted(samples))
 
 
-def spread_table(title: str, found: Spreads) -> Table:
+def print_spreads(out: Console, title: str, found: Spreads) -> None:
     """A column for each path or ratio, a row for each figure of each load."""
-    made = _table(title, "", *found)
+    made = _table("", *found)
     for load, figures_ in next(iter(found.values())).items():
         for name in figures_:
             made.add_row(f"{load} {_TITLES[name]}", *(_spread(loads[load][name]) for loads in found.values()))
-    return made
+    _print(out, title, made)
 
 
-def _table(title: str, *columns: str, left: int = 1) -> Table:
+def _print(out: Console, title: str, made: Table) -> None:
+    # Not as the table's own title: that would be folded to the table's width.
+    out.print(Text(f"\n{title}", style="bold"), soft_wrap=True)
+    out.print(made)
+
+
+def _table(*columns: str, left: int = 1) -> Table:
     """An empty table, its first `left` columns aligned to the left."""
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+    made = Table(header_style="dim", box=None, pad_edge=False)
     for place, column in enumerate(columns):
         made.add_column(column, justify="left" if place < left else "right")
     return made
@@ -77,8 +83,8 @@ def console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
 
 
-def _counter_table(counted: dict[str, Counters]) -> Table:
-    made = _table("\nCounted during the runs", "", *_COUNTED)
+def _print_counters(out: Console, counted: dict[str, Counters]) -> None:
+    made = _table("", *_COUNTED)
     for path, each in counted.items():
         made.add_row(
             path,
@@ -90,7 +96,7 @@ def _counter_table(counted: dict[str, Counters]) -> Table:
             f"{each.agent_seconds:.2f}",
             f"{each.proxy_seconds:.2f}",
         )
-    return made
+    _print(out, "Counted during the runs", made)
 
 
 def _spread(spread: Spread) -> str:
@@ -110,16 +116,15 @@ def number(value: float) -> str:
 
 def latency_json(result: LatencyResult) -> dict[str, Any]:
     """`latencies` with spread and all values, in milliseconds."""
-    return {"machine": result.machine, "latencies": plain(result.latencies)}
+    return {"machine": result.machine, "latencies": result.latencies}
 
 
 def print_latencies(result: LatencyResult) -> None:
     """A row for each kind of edit."""
-    title = "From rename() to the first packet or request judged anew, milliseconds"
-    made = _table(title, "RULE", "DATA PATH", "EDIT", "JUDGED ON", "EDITS", "MEDIAN", "LEAST", "MOST", left=4)
+    made = _table("RULE", "DATA PATH", "EDIT", "JUDGED ON", "EDITS", "MEDIAN", "LEAST", "MOST", left=4)
     for each in result.latencies:
         spread = each.milliseconds
         path = f"{each.data_path} {each.protocol}"
         figures_ = (f"{value:.1f}" for value in (spread.median, spread.min, spread.max))
         made.add_row(each.rule, path, each.edit, each.judged, str(len(each.values)), *figures_)
-    console().print(made)
+    _print(console(), "From rename() to the first packet or request judged anew, milliseconds", made)

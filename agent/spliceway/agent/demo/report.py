@@ -12,7 +12,7 @@ from rich.text import Text
 
 from spliceway.agent.bench import figures
 from spliceway.agent.bench.measure import Sample
-from spliceway.agent.bench.report import console, spread_table
+from spliceway.agent.bench.report import console, print_spreads
 from spliceway.agent.demo.judge import Row
 from spliceway.agent.jsonable import plain
 
@@ -33,8 +33,8 @@ def print_tables(rows: Sequence[Row], samples: Sequence[Sample]) -> None:
     _print_requests(out, rows)
     if samples:
         shown = [msgspec.structs.replace(one, figures=_without_tail(one.figures)) for one in samples]
-        out.print(spread_table("\nSmall replies: median (least – most)", figures.spreads(shown)))
-        out.print(spread_table("\nRatios in the same round: median (least – most)", figures.ratios(shown)))
+        print_spreads(out, "Small replies: median (least – most)", figures.spreads(shown))
+        print_spreads(out, "Ratios in the same round: median (least – most)", figures.ratios(shown))
         out.print()
     _print_end(out, rows)
 
