@@ -74,7 +74,7 @@ def test_plain_veths(testbed: Testbed, version: int) -> None:
 
 def test_rps(testbed: Testbed) -> None:
     with ProxiedNode(testbed.node, POLICY) as node:
-        set_rps(testbed, pods=0b01, node=0b10)
+        set_rps(testbed.node, pods=0b01, node_mask=0b10)
         check(load(testbed, 4, seed=7))
         counters = node.datapath.splice_counters()
         spliced, tcp_only = shares(counters)
@@ -86,6 +86,6 @@ def test_rps(testbed: Testbed) -> None:
 def test_without_deciding_once_it_fails(testbed: Testbed) -> None:
     """The test above can fail: redirecting whenever both ends are there lets bytes overtake each other."""
     with ProxiedNode(testbed.node, POLICY, test_defines={"TEST_DECIDE_EVERY_TIME": "1"}):
-        set_rps(testbed, pods=0b01, node=0b10)
+        set_rps(testbed.node, pods=0b01, node_mask=0b10)
         result = load(testbed, 4, seed=7)
         assert result["failed"], f"nothing was overtaken in {CONNECTIONS} connections"

@@ -18,6 +18,7 @@ from spliceway.bpf import abi
 from spliceway.bpf.source import ROOT, STUBS, flatten
 from spliceway.bpf.types import Hook, Leg, SpliceState
 from spliceway.policy.verdict import Direction, Reason, Verdict
+from support.ownmounts import in_own_mounts
 
 pytestmark = pytest.mark.kernel
 
@@ -129,23 +130,20 @@ def test_every_struct_is_mirrored() -> None:
 
 def test_programs_compile_where_no_headers_are_installed(tmp_path: Path) -> None:
     """In a mount namespace whose /usr/include, /usr/src and /lib/modules are empty."""
-    code = textwrap.dedent("""
-        import os, sys
+    code = """
+        import sys
         from pathlib import Path
+        from spliceway.agent.testbed.syscalls import mount
         from spliceway.bpf.loader import LoadRequest, _compile_and_pin
-        for hidden in ("/usr/include", "/usr/src"):
-            assert not any(Path(hidden).iterdir()), hidden
-        defines = {"PIN_ROOT": f'"{sys.argv[1]}"', "MAX_ENDPOINTS": "16", "MAX_IPCACHE": "64", "MAX_ROWS": "64",
+        for hidden in map(Path, ("/usr/include", "/usr/src", "/lib/modules")):
+            if hidden.is_dir():
+                mount("tmpfs", hidden, "tmpfs")
+                assert not any(hidden.iterdir())
+        root = Path(sys.argv[1])
+        mount("bpf", root, "bpf")
+        defines = {"PIN_ROOT": f'"{root}/v"', "MAX_ENDPOINTS": "16", "MAX_IPCACHE": "64", "MAX_ROWS": "64",
                    "MAX_CONNECTIONS": "64", "EVENT_BYTES": "4096"}
-        reply = _compile_and_pin(LoadRequest(pin_root=sys.argv[1], defines=defines))
+        reply = _compile_and_pin(LoadRequest(pin_root=f"{root}/v", defines=defines))
         print(reply.error or "loaded " + " ".join(reply.programs))
-    """)
-    hide = "for d in /usr/include /usr/src /lib/modules; do [ -d $d ] && mount -t tmpfs none $d; done; "
-    script = hide + f'mount -t bpf bpf {tmp_path} && mkdir {tmp_path}/v && exec "$0" -c "$1" {tmp_path}/v'
-    done = subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, sys.executable, code],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.strip().endswith("splice_message"), done.stdout + done.stderr[-2000:]
+    """
+    assert in_own_mounts(textwrap.dedent(code), str(tmp_path)).strip().endswith("splice_message")

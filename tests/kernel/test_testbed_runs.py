@@ -18,6 +18,7 @@ from spliceway.agent.testbed import mounts, netns, runs
 from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.testbed import Testbed
 from support.node import pod_manifest, server_manifest
+from support.ownmounts import in_own_mounts
 
 pytestmark = pytest.mark.kernel
 
@@ -116,27 +117,6 @@ def test_only_names_of_runs_are_ever_taken_down() -> None:
             runs.tear_down(name_)
 
 
-#: Enter a mount namespace of one's own, from which `no_cgroup2` can take every cgroup2 mount away. unshare(1) can't do
-#: it in a chroot whose root is no mount point: it would make that one private as well.
-OWN_MOUNTS = """
-import os
-from spliceway.agent.testbed import cgroups, mounts, runs
-from spliceway.agent.testbed.syscalls import mount, unmount, unshare
-from spliceway.agent.testbed.testbed import Testbed
-from support.node import pod_manifest
-CLONE_NEWNS, MS_PRIVATE = 0x20000, 1 << 18
-unshare(CLONE_NEWNS)
-if os.readlink("/proc/self/ns/mnt") == os.readlink(f"/proc/{os.getppid()}/ns/mnt"):
-    raise SystemExit("still in the machine's mount namespace: nothing may be unmounted here")
-for each in mounts.mounts():
-    mount("none", each.path, flags=MS_PRIVATE)
-def no_cgroup2():
-    for each in reversed(mounts.mounts()):
-        if each.kind == "cgroup2":
-            unmount(each.path)
-"""
-
-
 def test_a_machine_without_a_cgroup2_mount_gets_one_for_the_run() -> None:
     code = """
 no_cgroup2()
@@ -161,15 +141,6 @@ assert not testbed.directory.exists()
 """
     run_id = in_own_mounts(code).strip()
     assert not left_of(run_id)
-
-
-def in_own_mounts(code: str) -> str:
-    """Run code after OWN_MOUNTS and return what it prints."""
-    command = [sys.executable, "-c", OWN_MOUNTS + code]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_the_cli_keeps_enters_lists_and_ends_a_testbed(tmp_path: Path) -> None:

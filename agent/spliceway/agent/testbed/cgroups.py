@@ -11,6 +11,9 @@ from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.mounts import mounts
 from spliceway.agent.testbed.syscalls import mount
 
+#: Seconds after which a cgroup that is still populated is killed again.
+_KILL_AGAIN = 0.05
+
 
 def mounted(*, not_below: Path) -> Path | None:
     """Path of the machine's cgroup2 mount, or None. A mount that a run made for itself (`not_below`) doesn't count."""
@@ -45,12 +48,11 @@ def create(path: Path) -> Path:
 
 
 def kill(path: Path, timeout: float = 10.0) -> None:
-    """End every process in the cgroup and below, and wait until none is left."""
-    try:
-        (path / "cgroup.kill").write_text("1")
-    except FileNotFoundError:
-        if path.exists():
-            raise TestbedError(f"{path}: this kernel has no cgroup.kill (needs Linux 5.14 or newer)") from None
+    """End every process in the cgroup and below, and wait until none is left.
+
+    Again and again: a program that was just being started may enter the cgroup after the first time.
+    """
+    if not _kill_once(path):
         return
     deadline = time.monotonic() + timeout
     with (path / "cgroup.events").open() as events:
@@ -60,8 +62,19 @@ def kill(path: Path, timeout: float = 10.0) -> None:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TestbedError(f"{path}: processes are left {timeout:.0f} s after cgroup.kill")
-            poll.poll(left * 1000)
+            poll.poll(min(left, _KILL_AGAIN) * 1000)
+            _kill_once(path)
             events.seek(0)
+
+
+def _kill_once(path: Path) -> bool:
+    try:
+        (path / "cgroup.kill").write_text("1")
+    except FileNotFoundError:
+        if path.exists():
+            raise TestbedError(f"{path}: this kernel has no cgroup.kill (needs Linux 5.14 or newer)") from None
+        return False
+    return True
 
 
 def remove(path: Path, timeout: float = 5.0) -> None:
