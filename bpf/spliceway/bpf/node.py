@@ -19,8 +19,8 @@ from spliceway.bpf.types import DatapathSettings
 
 _SYS = Path("/proc/sys/net")
 
-#: Proxies connect from clients' addresses with fresh ports: reuse those in TIME_WAIT. The port range stays as it is: a port is
-#: taken for a pair of ends only, and a wider one would reach into NodePorts.
+#: Proxies connect from clients' addresses with fresh ports: reuse those in TIME_WAIT. The port range stays as it is: a
+#: port is taken for a pair of ends only, and a wider range would reach into NodePorts.
 _WANTED = {"ipv4/tcp_tw_reuse": "1"}
 _FORWARDING = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
 
