@@ -182,7 +182,9 @@ class Inventory:
         # A refused document that was not there before may be one that was, under a new name: then nothing goes.
         unknown = any(not keys or not before.keys() >= set(keys) for _error, keys in refused)
         held = {key: entry for key, entry in before.items() if key not in said and (unknown or key in meant)}
-        refusals = tuple(_refusal(error, kept=any(key in held for key in keys or held)) for error, keys in refused)
+        refusals = tuple(
+            _refusal(error, kept=bool(held) if unknown else any(key in held for key in keys)) for error, keys in refused
+        )
         self._files[file] = _File({**held, **said}, frozenset(held), refusals)
 
     def _keep(self, file: str, error: PolicyError) -> None:
