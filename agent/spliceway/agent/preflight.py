@@ -39,7 +39,9 @@ def check(config: Config) -> None:
 
 def resource_settings(config: Config) -> ResourceSettings:
     """Settings of the proxy's listeners."""
-    return ResourceSettings(upstream_mark=config.datapath.proxy_mark, reuse_port=assigns_to_reuseport())
+    # One listening socket for all workers. Any process of the proxy's user could join a SO_REUSEPORT group, in which
+    # the kernel chooses after bpf_sk_assign: with SYN cookies such a process got whole requests.
+    return ResourceSettings(upstream_mark=config.datapath.proxy_mark, reuse_port=False)
 
 
 def workers(config: Config) -> int:
