@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench lock clean
+.PHONY: help setup demo test attack soak lint bench lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
@@ -13,6 +13,8 @@ help:
 	@echo "make setup   Debian packages and .venv (as root; nothing is started)"
 	@echo "make demo    a virtual node, policies, real requests; KEEP=1 leaves it running"
 	@echo "make test    all tests; ARGS=… for pytest"
+	@echo "make attack  the attacks and crashes, 60 s each"
+	@echo "make soak    10,000 connections through the splice, every byte checked"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   compare the data paths; ARGS=… for spliceway bench"
 	@echo "make lock    write requirements.lock anew (needs uv)"
@@ -29,6 +31,13 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+# The long versions of what CI runs for seconds.
+attack: setup
+	SPLICEWAY_ATTACK_SECONDS=60 SPLICEWAY_DOWN_SECONDS=60 $(BIN)/python -m pytest tests/integration -k "attack or crash" --timeout 1800 $(ARGS)
+
+soak: setup
+	SPLICEWAY_ECHO_CONNECTIONS=10000 $(BIN)/python -m pytest -s tests/integration/test_splice_echo.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check

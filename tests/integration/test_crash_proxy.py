@@ -165,17 +165,7 @@ def test_the_listeners_own_port_is_taken_when_the_proxy_is_gone(site: Site) -> N
         load.stop().assert_flawless()
 
 
-@pytest.mark.parametrize(
-    "listener",
-    [
-        False,
-        pytest.param(
-            True,
-            marks=pytest.mark.xfail(strict=True, reason="TIME_WAIT hands the SYN to the node's listener: reset, retry"),
-        ),
-    ],
-    ids=["alone", "beside a listener"],
-)
+@pytest.mark.parametrize("listener", [False, True], ids=["alone", "beside a listener"])
 def test_a_port_used_again_meets_no_other_listener(site: Site, listener: bool) -> None:
     """The proxy closed first, so its socket is in TIME_WAIT; a SYN on the same tuple still goes to the proxy."""
     code = (

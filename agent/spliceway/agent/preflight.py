@@ -13,6 +13,8 @@ from spliceway.xds.settings import ResourceSettings
 
 #: sockaddr_un has 108 bytes, one of them for the final NUL.
 MAX_SOCKET_PATH = 107
+#: capability(7), with their numbers. CAP_SYS_ADMIN includes CAP_BPF.
+_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
 
 
 def check(config: Config) -> None:
@@ -20,8 +22,7 @@ def check(config: Config) -> None:
 
     Makes the proxy's cgroup when only that is missing.
     """
-    if os.geteuid() != 0:
-        raise AgentError("the agent needs root (CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN)")
+    _check_rights()
     for field, path in (("admin.socket", config.admin.socket), ("stateDir", envoy_admin_socket(config))):
         if len(os.fsencode(path)) > MAX_SOCKET_PATH:
             raise AgentError(f"{field}: {path} is longer than the {MAX_SOCKET_PATH} bytes of a Unix socket's path")
@@ -63,6 +64,17 @@ def xds_socket(config: Config) -> Path:
 def envoy_admin_socket(config: Config) -> Path:
     """Envoy's own admin interface."""
     return config.state_dir / "envoy-admin.sock"
+
+
+def _check_rights() -> None:
+    needs = "the agent needs root with CAP_NET_ADMIN, CAP_SYS_ADMIN (to enter pods' namespaces) and CAP_BPF"
+    if os.geteuid() != 0:
+        raise AgentError(needs)
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    effective = int(status["CapEff"], 16)
+    missing = [name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1]
+    if missing:
+        raise AgentError(f"{needs}; missing: {', '.join(missing)}")
 
 
 def _check_cgroup(field: str, path: Path) -> None:

@@ -17,20 +17,26 @@ from spliceway.agent.envoyprocess import is_running, load_identity
 from spliceway.agent.errors import OWN_ERRORS
 from spliceway.agent.sides import ProxyProcess
 from spliceway.agent.state import StateStore
-from spliceway.bpf.datapath import Datapath, pin_root
+from spliceway.bpf.datapath import Datapath, claim, pin_root
+from spliceway.bpf.types import DatapathSettings
 from spliceway.xds.settings import BootstrapSettings
 
 
 def run_agent(config: Config, *, log_level: str = "info", cleanup: bool = False) -> None:
     """Run the agent in this process until SIGTERM or SIGINT. Raises one of OWN_ERRORS when it can't."""
     log.configure(log_level)
-    asyncio.run(_until_signal(Agent(config, open_datapath=Datapath.open, make_proxy=envoy), cleanup=cleanup))
+    asyncio.run(_until_signal(Agent(config, open_datapath=_open_datapath, make_proxy=envoy), cleanup=cleanup))
 
 
 def run_cleanup(config: Config) -> None:
     """Remove what an agent with this configuration left. Raises one of OWN_ERRORS, also when it still runs."""
     log.configure("warning")
     asyncio.run(_cleanup(config))
+
+
+async def _open_datapath(settings: DatapathSettings) -> Datapath:
+    claim(settings)
+    return await Datapath.open(settings)
 
 
 async def _until_signal(agent: Agent, *, cleanup: bool) -> None:
@@ -52,7 +58,7 @@ async def _cleanup(config: Config) -> None:
     with store.lock():
         settings = config.datapath_settings()
         if pin_root(settings).exists():
-            datapath = await Datapath.open(settings)
+            datapath = await _open_datapath(settings)
             await datapath.remove()
         identity = load_identity(config.state_dir / "envoy.json")
         if identity is not None and is_running(identity):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -42,6 +43,24 @@ from spliceway.policy.table import PolicyTable
 
 _PROGRAM_NAMES = tuple(spec.name for specs in PROGRAMS.values() for spec in specs)
 _LOOPBACK = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
+
+
+#: Descriptors that keep this process the owner of what is pinned on a bpffs.
+_claims: list[int] = []
+
+
+def claim(settings: DatapathSettings) -> None:
+    """Make this process the only agent on the bpffs until it ends. Raises DatapathError when another one is."""
+    _check(settings)
+    path = settings.bpffs / "spliceway"
+    path.mkdir(exist_ok=True)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise DatapathError(f"bpffs: another agent runs on {path}; two would undo each other's work") from error
+    _claims.append(descriptor)
 
 
 def pin_root(settings: DatapathSettings) -> Path:

@@ -30,6 +30,7 @@ struct flow {
 	u32 src_identity;
 	u32 dst_identity;
 	u32 length;
+	u32 remote_ifindex;	// veth of the remote end, when it is an endpoint of this node
 	u8 protocol;
 	u8 leg;
 	u8 reply;

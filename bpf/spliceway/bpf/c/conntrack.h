@@ -77,6 +77,7 @@ static __always_inline void decide_ends(const struct ct_key *k, const struct end
 		decide(&local, &remote, k->protocol, port, slot, d);
 	else
 		decide(&remote, &local, k->protocol, port, slot, d);
+	f->remote_ifindex = remote.ifindex;
 	int local_is_src = same_addr(&f->t.src, &k->local);
 	f->src_identity = local_is_src ? local.identity : remote.identity;
 	f->dst_identity = local_is_src ? remote.identity : local.identity;

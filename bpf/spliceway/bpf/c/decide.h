@@ -5,6 +5,7 @@
 
 struct party {
 	u64 netns_cookie;	// 0: not an endpoint of this node
+	u32 ifindex;		// of its veth
 	u32 identity;
 	u32 policy;
 	u32 enforce;		// ENFORCE_*; ENFORCE_READY is always set for others than local endpoints
@@ -16,6 +17,7 @@ static __always_inline void endpoint_party(const struct endpoint *ep, u32 slot, 
 	p->identity = ep->identity[slot];
 	p->policy = ep->policy[slot];
 	p->enforce = ep->enforce[slot];
+	p->ifindex = 0;
 }
 
 static __always_inline void find_party(const struct addr *a, u32 slot, struct party *p)
@@ -23,6 +25,7 @@ static __always_inline void find_party(const struct addr *a, u32 slot, struct pa
 	struct ipcache_key key = { .prefixlen = 128 };
 	key.addr = *a;
 	p->netns_cookie = 0;
+	p->ifindex = 0;
 	p->identity = 0;
 	p->policy = 0;
 	p->enforce = ENFORCE_READY;
@@ -38,6 +41,7 @@ static __always_inline void find_party(const struct addr *a, u32 slot, struct pa
 		endpoint_party(ep, slot, p);
 	else
 		p->enforce = 0;		// going away
+	p->ifindex = ifindex;
 }
 
 // One endpoint's policy in one direction. The table is resolved, so the longest match is the answer.

@@ -66,6 +66,9 @@ static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, con
 	} else {
 		if (from == FROM_NODE && w->f.src_identity != IDENTITY_HOST)
 			return drop(HOOK_TO_POD, w, FOREIGN_SOURCE);
+		// A local pod's packet comes from its own veth, where its source was checked: not from a tunnel, say.
+		if (from == FROM_ELSEWHERE && w->f.remote_ifindex && w->f.remote_ifindex != skb->ingress_ifindex)
+			return drop(HOOK_TO_POD, w, SPOOFED_SOURCE);
 		if (w->d.verdict == REDIRECT)
 			return drop(HOOK_TO_POD, w, NOT_STEERED);
 	}
