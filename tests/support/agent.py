@@ -133,6 +133,12 @@ class MemoryDatapath:
         self.closed = False
         self.removed = False
 
+    async def endpoints_moved(self) -> bool:
+        return False
+
+    def knows_endpoints(self) -> bool:
+        return False
+
     async def set_endpoints(self, endpoints: Sequence[LocalEndpoint]) -> None:
         self.journal.append(f"endpoints {[one.name for one in endpoints]}")
         self._maybe_fail("set_endpoints")

@@ -19,6 +19,7 @@ from spliceway.agent import preflight
 from spliceway.agent.admin import admin_app, metrics_app
 from spliceway.agent.config import Config, listen_address
 from spliceway.agent.control import ListeningPorts
+from spliceway.agent.errors import OWN_ERRORS
 from spliceway.agent.flowlog import FlowLog
 from spliceway.agent.flows import Names
 from spliceway.agent.inventory import Inventory
@@ -44,6 +45,8 @@ from spliceway.xds.server import XdsServer
 
 #: How often lost access log entries are counted, in seconds.
 LOSS_INTERVAL = 5.0
+#: How often it is looked whether interfaces are still the same, in seconds.
+LINK_INTERVAL = 1.0
 #: How often the share of allowed requests in the access log is looked at, in seconds.
 SAMPLE_INTERVAL = 0.5
 #: How long requests to the admin API may still take when the agent ends.
@@ -158,6 +161,7 @@ class Agent:
                 group.create_task(self._kernel_flows(), name="kernel flows")
                 group.create_task(self._count_losses(), name="losses")
                 group.create_task(self._sample(), name="access log share")
+                group.create_task(self._watch_links(), name="interfaces")
                 if metrics_listener is not None:
                     metrics = HttpServer(metrics_app(self._metrics.registry))
                     group.create_task(metrics.serve_on(metrics_listener), name="metrics")
@@ -189,10 +193,27 @@ class Agent:
             refused = now
             # Before the first good look nothing is known: an empty cluster would take every policy away.
             if self._inventory.synced and (changed or first):
+                if first and not self._inventory.endpoints and self._datapath.knows_endpoints():
+                    # A directory that is not mounted yet looks like this. Detaching all pods would cut them off.
+                    log.warning("the source has no pods, but the kernel has: what is in force stays until it has some")
+                    continue
                 first = False
-                self._reconciler.submit(
-                    Intent(self._inventory.cluster, self._inventory.endpoints, self._inventory.held, seen)
-                )
+                self._reconciler.submit(self._intent(seen))
+
+    def _intent(self, seen: float) -> Intent:
+        return Intent(self._inventory.cluster, self._inventory.endpoints, self._inventory.held, seen)
+
+    async def _watch_links(self) -> None:
+        while True:
+            await asyncio.sleep(LINK_INTERVAL)
+            try:
+                moved = await self._datapath.endpoints_moved()
+            except OWN_ERRORS as error:
+                log.warning("interfaces could not be listed", error=str(error))
+                continue
+            if moved and self._inventory.synced:
+                log.info("an endpoint's interface was made anew")
+                self._reconciler.endpoints_moved(self._intent(time.monotonic()))
 
     async def _kernel_flows(self) -> None:
         async for record in self._datapath.events():

@@ -22,6 +22,12 @@ class Acceptance(Enum):
 class DatapathControl(Protocol):
     """The kernel side. Every method raises DatapathError and then has changed nothing that is in force."""
 
+    async def endpoints_moved(self) -> bool:
+        """Whether a veth was made anew under its name since it was attached."""
+
+    def knows_endpoints(self) -> bool:
+        """Whether the kernel has endpoints, also those of an earlier agent."""
+
     async def set_endpoints(self, endpoints: Sequence[LocalEndpoint]) -> None:
         """Attach to these endpoints and to no others. What is in no table yet drops NOT_READY."""
 

@@ -111,6 +111,7 @@ class Reconciler:
         self._published: tuple[dict[int, RuleSet], dict[int, int]] | None = None
         self._listeners: dict[int, int] | None = None
         self._attached: tuple[LocalEndpoint, ...] = ()
+        self._moved = False
         self._generation = 0
         self._revision = 0
         self._applies = 0
@@ -261,6 +262,11 @@ class Reconciler:
         if target is desired:
             await self._remove(intent, desired)
 
+    def endpoints_moved(self, intent: Intent) -> None:
+        """Attach anew, also what is wanted as before: a veth is another one under its old name."""
+        self._moved = True
+        self.submit(intent)
+
     async def _table_of(self, intent: Intent) -> PolicyTable:
         if intent is not self._compiled or self._desired is None:
             self._desired = await asyncio.to_thread(self._compile, intent.cluster, self._revision + 1)
@@ -276,8 +282,9 @@ class Reconciler:
 
     async def _attach(self, endpoints: Mapping[str, LocalEndpoint], *, retry: bool = False) -> None:
         wanted = tuple(endpoints[name] for name in sorted(endpoints))
-        if wanted == self._attached and not (retry and self._endpoint_error):
+        if wanted == self._attached and not self._moved and not (retry and self._endpoint_error):
             return
+        self._moved = False
         try:
             await self._datapath.set_endpoints(wanted)
         except OWN_ERRORS as error:

@@ -192,14 +192,15 @@ class CtValue(ctypes.Structure):
         ("seen", c_uint64),
         ("packets", c_uint64),
         ("bytes", c_uint64),
-        ("generation", c_uint64),
+        ("judged", c_uint64),
         ("rule", c_uint32),
         ("rule_set", c_uint32),
         ("peer_identity", c_uint32),
+        ("peer_ifindex", c_uint32),
         ("leg", c_uint8),
         ("flags", c_uint8),
-        ("verdict", c_uint8),
         ("reason", c_uint8),
+        ("pad", c_uint8 * 5),
     )
 
 

@@ -8,7 +8,6 @@ it out. Runs inside the node's network namespace.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import os
 import shutil
@@ -26,7 +25,7 @@ from spliceway.bpf.loader import LoadRequest, load
 from spliceway.bpf.maps import ZERO, Maps
 from spliceway.bpf.netns import cookie_of, current_cookie
 from spliceway.bpf.revoke import Revoker
-from spliceway.bpf.rows import Attached, logical_rows, pack_endpoint, unpack_endpoint
+from spliceway.bpf.rows import Attached, logical_rows, pack_endpoint, unpack_endpoint, with_slots
 from spliceway.bpf.source import PROGRAMS, digest
 from spliceway.bpf.staging import KernelTable
 from spliceway.bpf.types import (
@@ -139,9 +138,11 @@ class Datapath:
         """
         wanted = {one.name: one for one in endpoints}
         async with self._lock, AsyncIPRoute() as ipr:
-            for name in [n for n, a in self._attached.items() if wanted.get(n) != a.endpoint]:
-                await self._detach(ipr, self._attached.pop(name))
-            await self._forget_strangers(ipr, wanted)
+            links = await _links(ipr)
+            for name, old in list(self._attached.items()):
+                if wanted.get(name) != old.endpoint or not _is_same(old, links):
+                    await self._detach(self._attached.pop(name))
+            await self._forget_strangers(wanted, links)
             failures = []
             for name in wanted.keys() - self._attached.keys():
                 try:
@@ -161,9 +162,11 @@ class Datapath:
         attached = Attached(endpoint, index, cookie_of(endpoint.netns))
         key = index.to_bytes(4, "little")
         old = self._maps.endpoints.lookup(key)
-        slots = (unpack_endpoint(old, 0), unpack_endpoint(old, 1)) if old else (b"", b"")
-        if old and abi.Endpoint.from_buffer_copy(old).netns_cookie != attached.netns_cookie:
-            slots = (b"", b"")  # an interface index that another pod had
+        live = unpack_endpoint(old, self._table.generation & 1) if old else b""
+        if not old or abi.Endpoint.from_buffer_copy(old).netns_cookie != attached.netns_cookie:
+            live = b""  # new, or an interface index that another pod had
+            self._table.rows.endpoints.pop(key, None)
+        slots = (live, live)
         self._maps.endpoints.update(key, pack_endpoint(attached, slots))
         for hook, parent in (("from_pod", INGRESS), ("to_pod", EGRESS)):
             program = libbpf.open_pin(pin_root(self._settings) / "programs" / hook)
@@ -173,33 +176,45 @@ class Datapath:
                 os.close(program)
         return attached
 
-    async def _detach(self, ipr: AsyncIPRoute, attached: Attached) -> None:
+    async def _detach(self, attached: Attached) -> None:
+        """The endpoint is known no more: its packets are dropped, its connections end.
+
+        The filters stay on the veth as long as that is there: a pod that is still running must not be without.
+        """
         key = attached.ifindex.to_bytes(4, "little")
-        for parent in (INGRESS, EGRESS):
-            await detach_tc(ipr, attached.ifindex, parent)
+        raw = self._maps.endpoints.lookup(key)
+        if raw is not None:  # nothing is allowed any more, but the resets of its connections still reach it
+            self._maps.endpoints.update(key, with_slots(raw, (b"", b"")))
+        await asyncio.to_thread(self._end_connections, attached.endpoint)
         self._maps.endpoints.delete(key)
         self._table.rows.endpoints.pop(key, None)
-        await asyncio.to_thread(self._end_connections, attached.endpoint)
 
-    async def _forget_strangers(self, ipr: AsyncIPRoute, wanted: Mapping[str, LocalEndpoint]) -> None:
+    async def _forget_strangers(self, wanted: Mapping[str, LocalEndpoint], links: Mapping[str, int]) -> None:
         """Endpoints in the kernel that went while no agent ran. Those that stay are attached again, in place."""
         known = {a.ifindex for a in self._attached.values()}
-        staying = set()
-        for one in wanted.values():
-            with contextlib.suppress(DatapathError):
-                staying.add(await interface_index(ipr, one.interface))
+        staying = {links[one.interface] for one in wanted.values() if one.interface in links}
         for key in list(self._maps.endpoints.keys()):
             index = int.from_bytes(key, "little")
             if index not in known | staying:
                 gone = LocalEndpoint("", "", Path("/"), views.endpoint_addresses(self._maps, key))
-                await self._detach(ipr, Attached(gone, index, 0))
+                await self._detach(Attached(gone, index, 0))
+
+    async def endpoints_moved(self) -> bool:
+        """Whether an endpoint's veth was made anew under its name since it was attached."""
+        async with AsyncIPRoute() as ipr:
+            links = await _links(ipr)
+        return not all(_is_same(one, links) for one in self._attached.values())
+
+    def knows_endpoints(self) -> bool:
+        """Whether the kernel has endpoints, of this agent or of an earlier one."""
+        return next(iter(self._maps.endpoints.keys()), None) is not None
 
     def _end_connections(self, endpoint: LocalEndpoint) -> None:
         """When an endpoint goes, its connections, the proxy's for it and its splices go with it."""
         own = set(endpoint.addresses)
-        for local, local_port, remote, remote_port in diag.tcp_sockets(~(1 << 10) & 0xFFF):
-            if local in own or remote in own:
-                diag.destroy(local, local_port, remote, remote_port)
+        for connection in diag.tcp_sockets():
+            if connection.local in own or connection.remote in own:
+                diag.destroy_this(connection)
         views.forget_connections(self._maps, own)
 
     # ---- policy ----
@@ -292,12 +307,9 @@ class Datapath:
     async def remove(self) -> None:
         """Detach and take out all of it. Traffic flows as if Spliceway had never been there."""
         async with self._lock, AsyncIPRoute() as ipr:
-            for key in list(self._maps.endpoints.keys()):
+            for index in (await _links(ipr)).values():
                 for parent in (INGRESS, EGRESS):
-                    await detach_tc(ipr, int.from_bytes(key, "little"), parent)
-            for name in self._uplinks:
-                with contextlib.suppress(DatapathError):
-                    await detach_tc(ipr, await interface_index(ipr, name), INGRESS)
+                    await detach_tc(ipr, index, parent)
             await node.tear_down(ipr, self._settings)
         await self.close()
         shutil.rmtree(pin_root(self._settings))
@@ -346,6 +358,16 @@ def _check(settings: DatapathSettings) -> None:
         raise DatapathError(f"bpffs: {settings.bpffs} is not a bpffs (mount -t bpf bpf {settings.bpffs})")
 
 
+async def _links(ipr: AsyncIPRoute) -> dict[str, int]:
+    """Interfaces of this network namespace: name → index."""
+    return {link.get_attr("IFLA_IFNAME"): int(link["index"]) async for link in await ipr.link("dump")}
+
+
+def _is_same(attached: Attached, links: Mapping[str, int]) -> bool:
+    """Whether the veth is the one that was attached: an index isn't used again in a namespace's life."""
+    return links.get(attached.endpoint.interface) == attached.ifindex
+
+
 def _is_bpffs(path: Path) -> bool:
     device = path.stat().st_dev
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
@@ -379,8 +401,8 @@ def _prepare(root: Path) -> None:
 
 def _put_in_place(root: Path, wanted: str) -> None:
     (root / "programs").mkdir(exist_ok=True)
+    (root / "digest").unlink(missing_ok=True)  # first: whoever dies in between must not pass for complete
     for name in _PROGRAM_NAMES:
         (root / "staging" / name).rename(root / "programs" / name)
-    (root / "digest").unlink(missing_ok=True)
     (root / "digest").symlink_to(wanted)  # bpffs has no regular files
     (root / "staging").rmdir()

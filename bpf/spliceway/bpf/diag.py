@@ -6,10 +6,10 @@ Source: `linux/inet_diag.h`, `linux/sock_diag.h` (UAPI). A destroyed socket's pe
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import NamedTuple
 
 from spliceway.bpf.errors import KernelRefusedError
 
@@ -38,8 +38,26 @@ def _address(family: int, packed: bytes) -> IPAddress:
     return ip_address(packed[:4] if family == socket.AF_INET else packed)
 
 
-def tcp_sockets(states: int = _ALL_STATES) -> list[tuple[IPAddress, int, IPAddress, int]]:
-    """(local address, port, remote address, port) of the TCP sockets in the given states (bits by state number)."""
+class TcpSocket(NamedTuple):
+    """A TCP socket of this network namespace, as its owner sees it; `cookie` is the kernel's own name of it."""
+
+    local: IPAddress
+    local_port: int
+    remote: IPAddress
+    remote_port: int
+    state: int
+    cookie: bytes
+
+
+def _parse(family: int, body: bytes) -> TcpSocket:
+    """One `struct inet_diag_msg`."""
+    sport, dport, src, dst = _SOCKID.unpack_from(body, 4)
+    cookie = body[4 + _SOCKID.size + 4 : 4 + _SOCKID.size + 12]
+    return TcpSocket(_address(family, src), sport, _address(family, dst), dport, body[1], cookie)
+
+
+def tcp_sockets(states: int = _ALL_STATES) -> list[TcpSocket]:
+    """TCP sockets in the given states (bits by state number)."""
     found = []
     with _open() as netlink:
         for family in (socket.AF_INET, socket.AF_INET6):
@@ -55,28 +73,52 @@ def tcp_sockets(states: int = _ALL_STATES) -> list[tuple[IPAddress, int, IPAddre
                     if kind == _NLMSG_DONE:
                         done = True
                         break
-                    sport, dport, src, dst = _SOCKID.unpack_from(data, _HEADER.size + 4)
-                    found.append((_address(family, src), sport, _address(family, dst), dport))
+                    found.append(_parse(family, data[_HEADER.size : length]))
                     data = data[(length + 3) & ~3 :]
     return found
 
 
 def listeners() -> set[tuple[IPAddress, int]]:
     """Addresses and ports that TCP sockets of this network namespace listen on."""
-    return {(address, port) for address, port, _, _ in tcp_sockets(1 << _LISTEN)}
+    return {(one.local, one.local_port) for one in tcp_sockets(1 << _LISTEN)}
 
 
-def destroy(local: IPAddress, local_port: int, remote: IPAddress, remote_port: int) -> bool:
-    """End the TCP connection with these ends as its owner sees them. False when there is none (any more)."""
+def find(local: IPAddress, local_port: int, remote: IPAddress, remote_port: int) -> TcpSocket | None:
+    """The connection with these ends as its owner sees them.
+
+    Never a listener: where there is no connection, the kernel's lookup falls back to one on that port.
+    """
     family = socket.AF_INET if local.version == 4 else socket.AF_INET6
     sockid = _SOCKID.pack(local_port, remote_port, local.packed.ljust(16, b"\0"), remote.packed.ljust(16, b"\0"))
-    sockid += bytes(4) + _COOKIE_ANY
     with _open() as netlink:
-        netlink.send(_request(_SOCK_DESTROY, _NLM_ACK, family, _ALL_STATES & ~(1 << _LISTEN), sockid))
+        netlink.send(_request(_SOCK_DIAG_BY_FAMILY, 0, family, _ALL_STATES, sockid + bytes(4) + _COOKIE_ANY))
+        reply = netlink.recv(1 << 16)
+    if _HEADER.unpack_from(reply)[1] == _NLMSG_ERROR:
+        return None
+    found = _parse(family, reply[_HEADER.size :])
+    wanted = (local, local_port, remote, remote_port)
+    return found if found[:4] == wanted and found.state != _LISTEN else None
+
+
+def destroy_this(one: TcpSocket) -> bool:
+    """End this very connection, and no other that may have its ports by now. False when it is gone."""
+    if one.state == _LISTEN:
+        return False
+    family = socket.AF_INET if one.local.version == 4 else socket.AF_INET6
+    ends = one.local.packed.ljust(16, b"\0"), one.remote.packed.ljust(16, b"\0")
+    sockid = _SOCKID.pack(one.local_port, one.remote_port, *ends) + bytes(4) + one.cookie
+    with _open() as netlink:
+        netlink.send(_request(_SOCK_DESTROY, _NLM_ACK, family, _ALL_STATES, sockid))
         reply = netlink.recv(4096)
     number = -int(struct.unpack_from("=i", reply, _HEADER.size)[0])
     if number in (errno.ENOENT, errno.ESTALE):
         return False
     if number:
-        raise KernelRefusedError(f"end {local}:{local_port} - {remote}:{remote_port}", number, os.strerror(number))
+        raise KernelRefusedError(f"end {one.local}:{one.local_port} - {one.remote}:{one.remote_port}", number)
     return True
+
+
+def destroy(local: IPAddress, local_port: int, remote: IPAddress, remote_port: int) -> bool:
+    """End the TCP connection with these ends as its owner sees them. False when there is none (any more)."""
+    found = find(local, local_port, remote, remote_port)
+    return found is not None and destroy_this(found)

@@ -40,16 +40,12 @@ async def set_up(ipr: AsyncIPRoute, settings: DatapathSettings) -> None:
         await ipr.route(
             "replace", family=family, dst=anywhere, oif=loopback, table=settings.route_table, type="local", scope=254,
         )  # fmt: skip
-    before = {}
-    for name, value in _WANTED.items():
-        path = _SYS / name
-        was = path.read_text().strip()
-        if was != value.strip():
-            before[name] = was
-            path.write_text(value)
+    before = {name: was for name, value in _WANTED.items() if (was := _read(name)) != value}
     memory = _memory(settings)
     if before and not memory.exists():
         memory.write_text(json.dumps(before))
+    for name in before:
+        (_SYS / name).write_text(_WANTED[name])
 
 
 def problems(settings: DatapathSettings) -> list[str]:

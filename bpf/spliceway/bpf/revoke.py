@@ -6,13 +6,25 @@ next packet of the connection is dropped and reported again.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
+import structlog
+
 from spliceway.bpf import diag
+from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.types import Hook, KernelFlow, Leg
 from spliceway.policy.verdict import Reason, Verdict
 
 _REVOKING = frozenset(
     {Reason.DEFAULT_DENY, Reason.POLICY_DENIED, Reason.RULE_SET_CHANGED, Reason.NOT_READY, Reason.NO_IDENTITY}
 )
+
+#: Seconds before the same connection is ended again, and how many are remembered.
+_PAUSE = 1.0
+_REMEMBERED = 16_384
+
+_log = structlog.get_logger(__name__)
 
 
 def proxy_socket(flow: KernelFlow) -> tuple[diag.IPAddress, int, diag.IPAddress, int]:
@@ -25,13 +37,27 @@ def proxy_socket(flow: KernelFlow) -> tuple[diag.IPAddress, int, diag.IPAddress,
 
 
 class Revoker:
-    """Ends what the kernel has dropped."""
+    """Ends what the kernel has dropped: each connection once in a while, however many of its packets are dropped."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Nothing ended yet."""
         self.ended = 0
+        self.failed = 0
+        self._clock = clock
+        self._seen: dict[tuple[object, ...], float] = {}
 
     def see(self, flow: KernelFlow) -> None:
         """End the proxy's socket of a redirected connection that was just denied by policy."""
-        if flow.verdict is Verdict.DENY and flow.leg is not Leg.DIRECT and flow.reason in _REVOKING:
-            self.ended += diag.destroy(*proxy_socket(flow))
+        if flow.verdict is not Verdict.DENY or flow.leg is Leg.DIRECT or flow.reason not in _REVOKING:
+            return
+        ends, now = proxy_socket(flow), self._clock()
+        if now - self._seen.get(ends, -_PAUSE) < _PAUSE:
+            return
+        if len(self._seen) >= _REMEMBERED:
+            self._seen.clear()
+        self._seen[ends] = now
+        try:
+            self.ended += diag.destroy(*ends)
+        except (DatapathError, OSError) as error:
+            self.failed += 1
+            _log.warning("a revoked connection could not be ended", error=str(error))

@@ -119,6 +119,14 @@ def pack_endpoint(attached: Attached, slots: tuple[bytes, bytes]) -> bytes:
     return bytes(value)
 
 
+def with_slots(raw: bytes, slots: tuple[bytes, bytes]) -> bytes:
+    """`struct endpoint` as it is in the kernel, with other values in its slots."""
+    value = abi.Endpoint.from_buffer_copy(raw)
+    for i, slot in enumerate(slots):
+        value.identity[i], value.policy[i], value.enforce[i] = _ENDPOINT.unpack(slot) if slot else (0, 0, 0)
+    return bytes(value)
+
+
 def unpack_endpoint(value: bytes, slot: int) -> bytes:
     """One slot of `struct endpoint`; empty when not ready."""
     ep = abi.Endpoint.from_buffer_copy(value)

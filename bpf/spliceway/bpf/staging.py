@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import struct
+import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -30,10 +31,12 @@ from spliceway.bpf.rows import (
     unpack_endpoint,
     unpack_identity,
     unpack_row,
+    with_slots,
 )
 
 _MEMBARRIER = {"x86_64": 324, "aarch64": 283}  # system call numbers
 _MEMBARRIER_GLOBAL = 1
+_GRACE_SECONDS = 0.05
 
 
 class _Change(NamedTuple):
@@ -82,7 +85,13 @@ class KernelTable:
         slot = self.generation & 1
         ipcache = dict(maps.ipcache.items())
         self._rows = LogicalRows(
-            endpoints={k: v for k, raw in maps.endpoints.items() if (v := unpack_endpoint(raw, slot))},
+            endpoints={
+                k: v
+                for k, v in _settle(
+                    maps.endpoints, slot, unpack_endpoint, lambda raw, v: with_slots(raw, (v, v)), keep=True
+                ).items()
+                if v
+            },
             ipcache=_settle(
                 maps.ipcache, slot, unpack_identity, lambda raw, v: pack_identity((v, v), _endpoint_of(raw))
             ),
@@ -160,12 +169,17 @@ def _slots(live: int, old: bytes, new: bytes) -> tuple[bytes, bytes]:
 
 
 def _settle(
-    target: BpfMap, slot: int, unpack: Callable[[bytes, int], bytes], pack: Callable[[bytes, bytes], bytes]
+    target: BpfMap,
+    slot: int,
+    unpack: Callable[[bytes, int], bytes],
+    pack: Callable[[bytes, bytes], bytes],
+    *,
+    keep: bool = False,
 ) -> Rows:
     rows: Rows = {}
     for key, raw in list(target.items()):
         value = unpack(raw, slot)
-        if not value:
+        if not value and not keep:
             target.delete(key)
             continue
         if value != unpack(raw, 1 - slot):
@@ -180,4 +194,7 @@ def _endpoint_of(raw: bytes) -> int:
 
 def wait_for_programs() -> None:
     """Return when every program that was running has ended (membarrier(2) GLOBAL waits for an RCU grace period)."""
-    ctypes.CDLL(None).syscall(_MEMBARRIER[platform.machine()], _MEMBARRIER_GLOBAL, 0, 0)
+    number = _MEMBARRIER.get(platform.machine())
+    if number is None or ctypes.CDLL(None).syscall(number, _MEMBARRIER_GLOBAL, 0, 0) < 0:
+        # Refused on kernels with nohz_full CPUs. A program runs for microseconds.
+        time.sleep(_GRACE_SECONDS)

@@ -150,15 +150,19 @@ struct ct_value {
 	u64 seen;		// CLOCK_MONOTONIC, ns
 	u64 packets;
 	u64 bytes;
-	u64 generation;		// at which the verdict was made
+	u64 judged;		// generation << 2 | verdict, one word: two CPUs that judge at once can't mix theirs
 	u32 rule;
 	u32 rule_set;
 	u32 peer_identity;
+	u32 peer_ifindex;	// veth of the peer, when it is an endpoint of this node
 	u8 leg;
 	u8 flags;		// CT_*
-	u8 verdict;
 	u8 reason;
+	u8 pad[5];
 };
+
+// What marks a socket of the proxy: the port of the listener that it is, or came from; this for one that the proxy opened.
+#define PROXY_CONNECTED 0x10000u
 
 struct fragment_key {
 	struct addr src;

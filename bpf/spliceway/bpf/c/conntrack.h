@@ -98,16 +98,16 @@ static __always_inline void keep_leg(u8 leg, u32 rule_set, struct decision *d)
 static __always_inline int ct_revalidate(const struct ct_key *k, const struct endpoint *ep, struct ct_value *e,
 					 u64 generation, struct flow *f, struct decision *d)
 {
-	u8 was = e->verdict;
+	u64 judged = e->judged;
+	u8 was = judged & 3;
 
-	if (e->generation != generation) {
+	if (judged >> 2 != generation) {
 		u32 client = e->flags & CT_CLIENT;
 		decide_ends(k, ep, client, policy_port(k, client), generation & 1, f, d);
 		keep_leg(e->leg, e->rule_set, d);
-		e->verdict = d->verdict;
+		e->judged = generation << 2 | d->verdict;
 		e->reason = d->reason;
 		e->rule = d->rule;
-		e->generation = generation;
 		return was != DENY && d->verdict == DENY;
 	}
 	d->verdict = was;
@@ -117,21 +117,21 @@ static __always_inline int ct_revalidate(const struct ct_key *k, const struct en
 	return 0;
 }
 
-static __always_inline void ct_create(const struct ct_key *k, u32 client, u8 leg, u32 peer_identity, u64 generation, u32 length,
-				      u64 now, const struct decision *d)
+static __always_inline void ct_create(const struct ct_key *k, u32 client, u32 peer_identity, u64 generation, u64 now,
+				      const struct flow *f, const struct decision *d)
 {
 	struct ct_value v = {};
 
 	v.seen = now;
 	v.packets = 1;
-	v.bytes = length;
-	v.generation = generation;
+	v.bytes = f->length;
+	v.judged = generation << 2 | d->verdict;
 	v.rule = d->rule;
 	v.rule_set = d->rule_set;
 	v.peer_identity = peer_identity;
-	v.leg = leg;
+	v.peer_ifindex = f->remote_ifindex;
+	v.leg = f->leg;
 	v.flags = client ? CT_CLIENT : 0;
-	v.verdict = d->verdict;
 	v.reason = d->reason;
 	conntrack.update((struct ct_key *)k, &v);
 }

@@ -5,61 +5,74 @@
 // From outside to a local endpoint. What needs no proxy is left to `to_pod`.
 int from_network(struct __sk_buff *skb)
 {
-	struct work w = {};
+	struct work *w = take_work(HOOK_FROM_NETWORK);
 	u32 zero = 0;
 	struct config *cfg = config.lookup(&zero);
 	struct party src, dst;
 
-	begin(skb, &w);
+	if (!w)
+		return DROP;
+	begin(skb, w);
 	if (!cfg)
 		return PASS;
-	int reason = read_packet(skb, &w);
-	if (reason == UNSUPPORTED_PROTOCOL || w.p.kind == KIND_NEIGHBOUR)
+	int reason = read_packet(skb, w);
+	if (reason == UNSUPPORTED_PROTOCOL || w->p.kind == KIND_NEIGHBOUR)
 		return PASS;	// the link's business; it reaches no endpoint by routing
-	u32 slot = w.generation & 1;
-	find_party(&w.p.outer.dst, slot, &dst);
-	find_party(&w.p.outer.src, slot, &src);
-	w.f.src_identity = src.identity;
-	w.f.dst_identity = dst.identity;
+	u32 slot = w->generation & 1;
+	find_party(&w->p.outer.dst, slot, &dst);
+	find_party(&w->p.outer.src, slot, &src);
+	w->f.src_identity = src.identity;
+	w->f.dst_identity = dst.identity;
 	if (src.netns_cookie || src.identity == IDENTITY_HOST)
-		return drop(HOOK_FROM_NETWORK, &w, SPOOFED_SOURCE);
+		return drop(HOOK_FROM_NETWORK, w, SPOOFED_SOURCE);
 	if (!dst.netns_cookie)
 		return PASS;
 	if (reason)
-		return drop(HOOK_FROM_NETWORK, &w, reason);
-	if (w.p.kind == KIND_ICMP_ERROR) {
-		make_quoted_key(&w, 1, SIDE_NETWORK);
-		if (!conntrack.lookup(&w.key))
+		return drop(HOOK_FROM_NETWORK, w, reason);
+	if (w->p.kind == KIND_ICMP_ERROR) {
+		make_quoted_key(w, 1, SIDE_NETWORK);
+		if (!conntrack.lookup(&w->key))
 			return PASS;
-		return related(skb, HOOK_FROM_NETWORK, &w, cfg, NULL, 1, SIDE_NETWORK);
+		return related(skb, HOOK_FROM_NETWORK, w, cfg, NULL, 1, SIDE_NETWORK);
 	}
-	if (w.p.protocol != PROTO_TCP)
+	if (w->p.protocol != PROTO_TCP)
 		return PASS;
-	if (fragment_ports(&w))
-		return drop(HOOK_FROM_NETWORK, &w, FRAGMENT);
-	make_key(&w, 1, SIDE_NETWORK);
-	struct ct_value *e = conntrack.lookup(&w.key);
-	u32 syn = is_new_syn(&w.p);
-	if (!e || ct_expired(e, PROTO_TCP, w.now) || (syn && ct_closing(e))) {
-		if (!syn && !proxy_has(skb, &w.p))
+	if (fragment_ports(w))
+		return drop(HOOK_FROM_NETWORK, w, FRAGMENT);
+	make_key(w, 1, SIDE_NETWORK);
+	struct ct_value *e = conntrack.lookup(&w->key);
+	u32 syn = is_new_syn(&w->p), proxied = 0;
+	u32 fresh = !e || ct_expired(e, PROTO_TCP, w->now) || (syn && ct_closing(e));
+	if (fresh || syn)
+		proxied = proxy_has(skb, &w->p);
+	if (!fresh) {
+		w->f.leg = e->leg;
+		w->f.revoked = ct_revalidate(&w->key, NULL, e, w->generation, &w->f, &w->d);
+		// The proxy's FIN and RST leave by a device without a hook: a new SYN shows that the old connection has ended.
+		fresh = w->d.verdict == DENY && syn && !proxied;
+	}
+	if (fresh) {
+		if (!syn && !proxied)
 			return PASS;
-		decide_ends(&w.key, NULL, 1, w.key.remote_port, slot, &w.f, &w.d);
-		if (w.d.verdict != REDIRECT)
+		decide_ends(&w->key, NULL, 1, w->key.remote_port, slot, &w->f, &w->d);
+		if (w->d.verdict != REDIRECT) {
+			conntrack.delete(&w->key);
 			return PASS;
-		w.f.leg = LEG_DOWNSTREAM;
-		ct_create(&w.key, 1, LEG_DOWNSTREAM, w.f.dst_identity, w.generation, w.f.length, w.now, &w.d);
-		report(HOOK_FROM_NETWORK, &w.f, &w.d);
+		}
+		w->f.leg = LEG_DOWNSTREAM;
+		if (!syn && !same_listener(proxied, &w->d))
+			return drop(HOOK_FROM_NETWORK, w, RULE_SET_CHANGED);
+		ct_create(&w->key, 1, w->f.dst_identity, w->generation, w->now, &w->f, &w->d);
+		report(HOOK_FROM_NETWORK, &w->f, &w->d);
 	} else {
-		w.f.leg = e->leg;
-		w.f.revoked = ct_revalidate(&w.key, NULL, e, w.generation, &w.f, &w.d);
-		if (w.d.verdict == DENY)
-			return drop(HOOK_FROM_NETWORK, &w, 0);
-		ct_touch(e, &w.p, 1, w.f.length, w.now);
+		if (w->d.verdict == DENY)
+			return drop(HOOK_FROM_NETWORK, w, 0);
+		ct_touch(e, &w->p, 1, w->f.length, w->now);
 		e->flags |= CT_REPLIED;		// the proxy's answers leave by a device without a hook
 	}
-	reason = steer(skb, &w.p, cfg, w.d.rule_set, LEG_DOWNSTREAM);
+	reason = steer(skb, &w->p, cfg, w->d.rule_set, LEG_DOWNSTREAM);
 	if (reason)
-		return drop(HOOK_FROM_NETWORK, &w, reason);
-	count(HOOK_FROM_NETWORK, REDIRECT, w.d.reason, w.f.length);
+		return drop(HOOK_FROM_NETWORK, w, reason);
+	count(HOOK_FROM_NETWORK, REDIRECT, w->d.reason, w->f.length);
 	return PASS;
 }

@@ -5,25 +5,25 @@
 // A connection that this hook has not seen, or not since its entry went.
 static __always_inline int from_pod_new(struct __sk_buff *skb, struct work *w, const struct config *cfg, const struct endpoint *ep)
 {
-	u32 slot = w->generation & 1, client = 1;
-	u16 port = w->p.icmp ? htons(w->p.icmp) : policy_port(&w->key, 1);
+	u32 slot = w->generation & 1, mark = 0;
 
 	if (w->p.echo_reply)
 		return drop(HOOK_FROM_POD, w, UNTRACKED);
-	if (w->p.protocol == PROTO_TCP && !is_new_syn(&w->p) && proxy_has(skb, &w->p)) {
-		// An evicted entry: the pod is the server of a connection of the proxy's, or its client.
-		decide_ends(&w->key, ep, 0, policy_port(&w->key, 0), slot, &w->f, &w->d);
-		client = w->d.verdict != REDIRECT;
-	}
-	if (client)
-		decide_ends(&w->key, ep, 1, port, slot, &w->f, &w->d);
-	w->f.leg = w->d.verdict != REDIRECT ? LEG_DIRECT : client ? LEG_DOWNSTREAM : LEG_UPSTREAM;
+	// In the middle of a connection of the proxy whose entry was evicted or has expired.
+	if (w->p.protocol == PROTO_TCP && !is_new_syn(&w->p))
+		mark = proxy_has(skb, &w->p);
+	u32 client = mark != PROXY_CONNECTED;
+	u16 port = w->p.icmp ? htons(w->p.icmp) : policy_port(&w->key, client);
+	decide_ends(&w->key, ep, client, port, slot, &w->f, &w->d);
+	w->f.leg = mark ? proxy_leg(mark) : w->d.verdict == REDIRECT ? LEG_DOWNSTREAM : LEG_DIRECT;
+	if (mark && w->d.verdict != DENY && !same_listener(mark, &w->d))
+		return drop(HOOK_FROM_POD, w, RULE_SET_CHANGED);
 	if (w->d.verdict == DENY)
 		return drop(HOOK_FROM_POD, w, 0);
 	if (w->d.verdict == REDIRECT && w->p.protocol != PROTO_TCP)
 		return drop(HOOK_FROM_POD, w, NOT_STEERED);
 	if (!w->p.icmp || w->p.outer.sport)
-		ct_create(&w->key, client, w->f.leg, w->f.dst_identity, w->generation, w->f.length, w->now, &w->d);
+		ct_create(&w->key, client, w->f.dst_identity, w->generation, w->now, &w->f, &w->d);
 	if (w->d.verdict == ALLOW) {
 		report(HOOK_FROM_POD, &w->f, &w->d);
 		return pass(HOOK_FROM_POD, w, w->d.reason);
@@ -40,46 +40,48 @@ static __always_inline int from_pod_new(struct __sk_buff *skb, struct work *w, c
 
 int from_pod(struct __sk_buff *skb)
 {
-	struct work w = {};
+	struct work *w = take_work(HOOK_FROM_POD);
 	u32 zero = 0, ifindex = skb->ifindex;
 	struct config *cfg = config.lookup(&zero);
 	struct endpoint *ep = endpoints.lookup(&ifindex);
 
-	begin(skb, &w);
+	if (!w)
+		return DROP;
+	begin(skb, w);
 	if (!cfg || !ep)
-		return drop(HOOK_FROM_POD, &w, NO_ENDPOINT);
-	int reason = read_packet(skb, &w);
-	w.f.src_identity = ep->identity[w.generation & 1];
+		return drop(HOOK_FROM_POD, w, NO_ENDPOINT);
+	int reason = read_packet(skb, w);
+	w->f.src_identity = ep->identity[w->generation & 1];
 	if (!reason)
-		reason = source_reason(ep, &w.p);
+		reason = source_reason(ep, &w->p);
 	if (!reason)
-		reason = fragment_ports(&w);
+		reason = fragment_ports(w);
 	if (reason)
-		return drop(HOOK_FROM_POD, &w, reason);
-	if (w.p.kind == KIND_NEIGHBOUR)
-		return pass(HOOK_FROM_POD, &w, CONTROL);
-	if (w.p.kind == KIND_ICMP_ERROR)
-		return related(skb, HOOK_FROM_POD, &w, cfg, ep, 1, SIDE_POD);
+		return drop(HOOK_FROM_POD, w, reason);
+	if (w->p.kind == KIND_NEIGHBOUR)
+		return pass(HOOK_FROM_POD, w, CONTROL);
+	if (w->p.kind == KIND_ICMP_ERROR)
+		return related(skb, HOOK_FROM_POD, w, cfg, ep, 1, SIDE_POD);
 
-	make_key(&w, 1, SIDE_POD);
-	struct ct_value *e = conntrack.lookup(&w.key);
-	u32 syn = is_new_syn(&w.p);
-	if (!e || ct_expired(e, w.p.protocol, w.now) || (syn && (ct_closing(e) || !(e->flags & CT_CLIENT))))
-		return from_pod_new(skb, &w, cfg, ep);
-	w.f.leg = e->leg;
-	w.f.dst_identity = e->peer_identity;
-	w.f.reply = !(e->flags & CT_CLIENT);
-	w.f.revoked = ct_revalidate(&w.key, ep, e, w.generation, &w.f, &w.d);
-	if (w.d.verdict == DENY)
-		return drop(HOOK_FROM_POD, &w, 0);
-	ct_touch(e, &w.p, 1, w.f.length, w.now);
+	make_key(w, 1, SIDE_POD);
+	struct ct_value *e = conntrack.lookup(&w->key);
+	u32 syn = is_new_syn(&w->p);
+	if (!e || ct_expired(e, w->p.protocol, w->now) || (syn && (ct_closing(e) || !(e->flags & CT_CLIENT))))
+		return from_pod_new(skb, w, cfg, ep);
+	w->f.leg = e->leg;
+	w->f.dst_identity = e->peer_identity;
+	w->f.reply = !(e->flags & CT_CLIENT);
+	w->f.revoked = ct_revalidate(&w->key, ep, e, w->generation, &w->f, &w->d);
+	if (w->d.verdict == DENY)
+		return drop(HOOK_FROM_POD, w, 0);
+	ct_touch(e, &w->p, 1, w->f.length, w->now);
 	if (e->leg == LEG_DIRECT)
-		return pass(HOOK_FROM_POD, &w, w.f.reply ? REPLY : w.d.reason);
+		return pass(HOOK_FROM_POD, w, w->f.reply ? REPLY : w->d.reason);
 	if (syn)
-		begin_splice(&w.key, ep->netns_cookie, &w.p, e->leg, e->rule_set, w.generation);
-	reason = steer(skb, &w.p, cfg, e->rule_set, e->leg);
+		begin_splice(&w->key, ep->netns_cookie, &w->p, e->leg, e->rule_set, w->generation);
+	reason = steer(skb, &w->p, cfg, e->rule_set, e->leg);
 	if (reason)
-		return drop(HOOK_FROM_POD, &w, reason);
-	count(HOOK_FROM_POD, REDIRECT, w.f.reply ? REPLY : w.d.reason, w.f.length);
+		return drop(HOOK_FROM_POD, w, reason);
+	count(HOOK_FROM_POD, REDIRECT, w->f.reply ? REPLY : w->d.reason, w->f.length);
 	return PASS;
 }

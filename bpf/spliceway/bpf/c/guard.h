@@ -30,14 +30,20 @@ static __always_inline int is_steered(struct bpf_sk_lookup *ctx)
 	return e && e->leg == LEG_DOWNSTREAM;
 }
 
-// Steered packets carry their socket and never come here, so whatever arrives at a listener's port dialled it directly. Our own lookup
-// of a listener (steer.h) asks as «from nowhere».
+// Our lookup of a listener (steer.h) asks as «from nowhere», which no packet can be.
+static __always_inline int is_own_lookup(struct bpf_sk_lookup *ctx)
+{
+	return !(ctx->remote_port | ctx->remote_ip4 | ctx->remote_ip6[0] | ctx->remote_ip6[1] | ctx->remote_ip6[2] |
+		 ctx->remote_ip6[3]);
+}
+
+// Steered packets carry their socket and never come here, so whatever arrives at a listener's port dialled it directly.
 int guard(struct bpf_sk_lookup *ctx)
 {
 	u32 zero = 0;
 	struct config *cfg = config.lookup(&zero);
 
-	if (!cfg || ctx->protocol != PROTO_TCP || !(ctx->remote_port | ctx->remote_ip4 | ctx->remote_ip6[3]))
+	if (!cfg || ctx->protocol != PROTO_TCP || is_own_lookup(ctx))
 		return SK_PASS;
 	if (is_steered(ctx))
 		return SK_DROP;

@@ -157,8 +157,8 @@ static __always_inline void closed(struct bpf_sock_ops *s, struct splice_key *ke
 		return;
 	if (sk)
 		tag = sock_tags.sk_storage_get(sk, 0, 0);
-	if (tag && tag->nonce != st->nonce)
-		return;		// an older connection's socket
+	if (!tag || tag->nonce != st->nonce)
+		return;		// an older connection's socket, or one that never joined
 	key->end = END_POD;
 	splices.delete(key);
 }
@@ -204,10 +204,10 @@ int sockops_proxy(struct bpf_sock_ops *s)
 	if (!cfg || bpf_get_netns_cookie(s) != cfg->node_cookie)
 		return 1;
 	if (s->op == BPF_SOCK_OPS_TCP_LISTEN_CB || s->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
-		u32 one = 1;
+		u32 mark = s->op == BPF_SOCK_OPS_TCP_LISTEN_CB ? s->local_port : PROXY_CONNECTED;
 		struct bpf_sock *sk = s->sk;
 		if (sk)
-			proxy_socks.sk_storage_get(sk, &one, BPF_SK_STORAGE_GET_F_CREATE);
+			proxy_socks.sk_storage_get(sk, &mark, BPF_SK_STORAGE_GET_F_CREATE);
 		return 1;
 	}
 	if (!is_ours(s->op) || (s->family != 2 && s->family != 10))

@@ -7,12 +7,14 @@
 #define STATE_LISTEN 10
 #define STATE_NEW_SYN_RECV 12
 
-// The proxy's own: its cgroup's sockops program marked the socket, or the listener that it came from.
-static __always_inline int is_proxy_sock(struct bpf_sock *sk)
+// The proxy's own: its cgroup's sockops program marked the socket, or the listener that it came from. Returns 0 when it is not, else the
+// port of that listener, or PROXY_CONNECTED for a socket that the proxy opened.
+static __always_inline u32 is_proxy_sock(struct bpf_sock *sk)
 {
 	struct bpf_sock *full = sk->state == STATE_NEW_SYN_RECV ? bpf_get_listener_sock(sk) : bpf_sk_fullsock(sk);
+	u32 *mark = full ? proxy_socks.sk_storage_get(full, 0, 0) : NULL;
 
-	return full && proxy_socks.sk_storage_get(full, 0, 0);
+	return mark ? *mark : 0;
 }
 
 static __always_inline struct bpf_sock *lookup_sock(struct __sk_buff *skb, const struct tuple *t, u8 family)
@@ -50,11 +52,11 @@ static __always_inline struct bpf_sock *lookup_listener(struct __sk_buff *skb, u
 	return lookup_sock(skb, &t, family);
 }
 
-// Is there a live connection of the proxy with this packet's tuple?
-static __always_inline int proxy_has(struct __sk_buff *skb, const struct packet *p)
+// Is there a live connection of the proxy with this packet's tuple? As `is_proxy_sock`.
+static __always_inline u32 proxy_has(struct __sk_buff *skb, const struct packet *p)
 {
 	struct bpf_sock *sk = lookup_sock(skb, &p->outer, p->family);
-	int ours = 0;
+	u32 ours = 0;
 
 	if (!sk)
 		return 0;
@@ -62,6 +64,26 @@ static __always_inline int proxy_has(struct __sk_buff *skb, const struct packet 
 		ours = is_proxy_sock(sk);
 	bpf_sk_release(sk);
 	return ours;
+}
+
+// Which leg does a socket of the proxy with this mark belong to?
+static __always_inline u8 proxy_leg(u32 mark)
+{
+	return mark == PROXY_CONNECTED ? LEG_UPSTREAM : LEG_DOWNSTREAM;
+}
+
+// May a connection that the proxy already has go on under this verdict? Only if it redirects, and one that a listener accepted only if the
+// rule set still has that listener: what began under another rule set must not go on under this one's name.
+static __always_inline int same_listener(u32 mark, const struct decision *d)
+{
+	u32 rule_set = d->rule_set;
+
+	if (d->verdict != REDIRECT)
+		return 0;
+	if (mark == PROXY_CONNECTED)
+		return 1;
+	struct listener *l = listeners.lookup(&rule_set);
+	return l && l->port == mark;
 }
 
 // Returns 0 when the packet is on its way to the proxy, else the reason to drop it.

@@ -2,24 +2,28 @@
 // clsact egress on the host side of an endpoint's veth: the last line of defence.
 #pragma once
 
-// Does this packet come from a socket of the proxy? No pod, no other process of the node and no packet from outside can have one: the
+#define FROM_ELSEWHERE 0	// forwarded: from another pod or from outside
+#define FROM_NODE 1		// a socket of the node
+#define FROM_PROXY_SOCK 2
+
+struct origin {
+	u32 from;
+	u32 mark;		// FROM_PROXY_SOCK only
+};
+
+// Where does this packet come from? No pod, no other process of the node and no packet from outside can have a socket of the proxy's: the
 // mark sits in the socket, and only the sockops program of the proxy's cgroup sets it.
-static __always_inline int sent_by_proxy(struct __sk_buff *skb)
+static __always_inline void find_origin(struct __sk_buff *skb, struct origin *o)
 {
 	struct bpf_sock *sk = skb->sk;
 
-	return sk && is_proxy_sock(sk);
-}
-
-#define FROM_ELSEWHERE 0	// forwarded: from another pod or from outside
-#define FROM_NODE 1		// a socket of the node
-#define FROM_NODE_PROXY 2
-
-static __always_inline u32 origin(struct __sk_buff *skb)
-{
+	o->mark = 0;
+	o->from = FROM_ELSEWHERE;
 	if (skb->ingress_ifindex)
-		return FROM_ELSEWHERE;
-	return sent_by_proxy(skb) ? FROM_NODE_PROXY : FROM_NODE;
+		return;
+	if (sk)
+		o->mark = is_proxy_sock(sk);
+	o->from = o->mark ? FROM_PROXY_SOCK : FROM_NODE;
 }
 
 // The kernel answers without the proxy's mark for a socket in TIME_WAIT, and for a listener that sends SYN cookies. Such an answer
@@ -32,42 +36,38 @@ static __always_inline int is_bare(const struct packet *p, const struct ct_value
 }
 
 // Whether a packet of a known connection comes from where its leg's packets come from: 0, or the reason to drop it.
-static __always_inline int wrong_leg(const struct packet *p, const struct ct_value *e, u32 from, u32 syn)
+static __always_inline int wrong_leg(const struct packet *p, const struct ct_value *e, const struct origin *o)
 {
-	if (e->leg == LEG_DIRECT && from == FROM_NODE_PROXY)
-		return TUPLE_CONFLICT;
-	if (e->leg != LEG_DIRECT && from == FROM_ELSEWHERE)
+	if (o->from == FROM_PROXY_SOCK)
+		return e->leg == proxy_leg(o->mark) ? 0 : TUPLE_CONFLICT;
+	if (e->leg != LEG_DIRECT && o->from == FROM_ELSEWHERE)
 		return NOT_STEERED;
-	if (from == FROM_NODE && !(e->leg == LEG_DIRECT ? e->peer_identity == IDENTITY_HOST : is_bare(p, e)))
+	if (o->from == FROM_NODE && !(e->leg == LEG_DIRECT ? e->peer_identity == IDENTITY_HOST : is_bare(p, e)))
 		return FOREIGN_SOURCE;
-	// The proxy opens a connection between the ends of one that the pod itself opened.
-	if (syn && from == FROM_NODE_PROXY && (e->flags & CT_CLIENT))
-		return TUPLE_CONFLICT;
 	return 0;
 }
 
-static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, const struct endpoint *ep, u32 from)
+static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, const struct endpoint *ep, const struct origin *o)
 {
-	u32 slot = w->generation & 1, client = 0;
-	u16 port = w->p.icmp ? htons(w->p.icmp) : policy_port(&w->key, 0);
+	// A packet of a connection that the proxy accepted goes to its client; everything else goes to a server.
+	u32 client = o->from == FROM_PROXY_SOCK && o->mark != PROXY_CONNECTED;
+	u16 port = w->p.icmp ? htons(w->p.icmp) : policy_port(&w->key, client);
 
 	if (w->p.echo_reply)
 		return drop(HOOK_TO_POD, w, UNTRACKED);
-	decide_ends(&w->key, ep, 0, port, slot, &w->f, &w->d);
-	if (from == FROM_NODE_PROXY) {
-		if (!is_new_syn(&w->p) && w->d.verdict != REDIRECT) {
-			// An evicted entry: the pod is the client of the proxy's connection.
-			client = 1;
-			decide_ends(&w->key, ep, 1, policy_port(&w->key, 1), slot, &w->f, &w->d);
-		}
-		w->f.leg = client ? LEG_DOWNSTREAM : LEG_UPSTREAM;
-		if (w->d.verdict == ALLOW)
+	// A reset of the proxy's gets out without an entry too: it ends what may not go on, and carries nothing.
+	if (o->from == FROM_PROXY_SOCK && (w->p.tcp_flags & TCP_RST) && !w->p.payload)
+		return pass(HOOK_TO_POD, w, FROM_PROXY);
+	decide_ends(&w->key, ep, client, port, w->generation & 1, &w->f, &w->d);
+	if (o->from == FROM_PROXY_SOCK) {
+		w->f.leg = proxy_leg(o->mark);
+		if (w->d.verdict != DENY && !same_listener(o->mark, &w->d))
 			return drop(HOOK_TO_POD, w, RULE_SET_CHANGED);
 	} else {
-		if (from == FROM_NODE && w->f.src_identity != IDENTITY_HOST)
+		if (o->from == FROM_NODE && w->f.src_identity != IDENTITY_HOST)
 			return drop(HOOK_TO_POD, w, FOREIGN_SOURCE);
 		// A local pod's packet comes from its own veth, where its source was checked: not from a tunnel, say.
-		if (from == FROM_ELSEWHERE && w->f.remote_ifindex && w->f.remote_ifindex != skb->ingress_ifindex)
+		if (o->from == FROM_ELSEWHERE && w->f.remote_ifindex && w->f.remote_ifindex != skb->ingress_ifindex)
 			return drop(HOOK_TO_POD, w, SPOOFED_SOURCE);
 		if (w->d.verdict == REDIRECT)
 			return drop(HOOK_TO_POD, w, NOT_STEERED);
@@ -75,8 +75,8 @@ static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, con
 	if (w->d.verdict == DENY)
 		return drop(HOOK_TO_POD, w, 0);
 	if (!w->p.icmp || w->p.outer.sport)
-		ct_create(&w->key, client, w->f.leg, w->f.src_identity, w->generation, w->f.length, w->now, &w->d);
-	if (from == FROM_NODE_PROXY) {
+		ct_create(&w->key, client, w->f.src_identity, w->generation, w->now, &w->f, &w->d);
+	if (o->from == FROM_PROXY_SOCK) {
 		if (is_new_syn(&w->p))
 			begin_splice(&w->key, ep->netns_cookie, &w->p, LEG_UPSTREAM, w->d.rule_set, w->generation);
 		return pass(HOOK_TO_POD, w, FROM_PROXY);
@@ -87,55 +87,62 @@ static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, con
 
 int to_pod(struct __sk_buff *skb)
 {
-	struct work w = {};
+	struct work *w = take_work(HOOK_TO_POD);
 	u32 zero = 0, ifindex = skb->ifindex;
 	struct config *cfg = config.lookup(&zero);
 	struct endpoint *ep = endpoints.lookup(&ifindex);
 
-	begin(skb, &w);
+	if (!w)
+		return DROP;
+	begin(skb, w);
 	if (!cfg || !ep)
-		return drop(HOOK_TO_POD, &w, NO_ENDPOINT);
-	int reason = read_packet(skb, &w);
-	u32 from = origin(skb);
-	if (!reason && w.p.kind == KIND_NEIGHBOUR)
-		return from == FROM_NODE ? pass(HOOK_TO_POD, &w, CONTROL) : drop(HOOK_TO_POD, &w, SPOOFED_SOURCE);
+		return drop(HOOK_TO_POD, w, NO_ENDPOINT);
+	int reason = read_packet(skb, w);
+	struct origin o;
+	find_origin(skb, &o);
+	if (!reason && w->p.kind == KIND_NEIGHBOUR)
+		return o.from == FROM_NODE ? pass(HOOK_TO_POD, w, CONTROL) : drop(HOOK_TO_POD, w, SPOOFED_SOURCE);
 	if (!reason)
-		reason = fragment_ports(&w);
-	if (!reason && !is_own(ep, &w.p.outer.dst))
+		reason = fragment_ports(w);
+	if (!reason && !is_own(ep, &w->p.outer.dst))
 		reason = NO_ENDPOINT;
 	if (reason)
-		return drop(HOOK_TO_POD, &w, reason);
-	if (w.p.kind == KIND_ICMP_ERROR) {
-		if (!same_addr(&w.p.inner.src, &w.p.outer.dst))
-			return drop(HOOK_TO_POD, &w, UNTRACKED);
-		return related(skb, HOOK_TO_POD, &w, cfg, ep, 0, SIDE_POD);
+		return drop(HOOK_TO_POD, w, reason);
+	if (w->p.kind == KIND_ICMP_ERROR) {
+		if (!same_addr(&w->p.inner.src, &w->p.outer.dst))
+			return drop(HOOK_TO_POD, w, UNTRACKED);
+		return related(skb, HOOK_TO_POD, w, cfg, ep, 0, SIDE_POD);
 	}
 
-	make_key(&w, 0, SIDE_POD);
-	struct ct_value *e = conntrack.lookup(&w.key);
-	u32 syn = is_new_syn(&w.p);
-	u32 fresh = !e || ct_expired(e, w.p.protocol, w.now) || (syn && ct_closing(e));
+	make_key(w, 0, SIDE_POD);
+	struct ct_value *e = conntrack.lookup(&w->key);
+	u32 syn = is_new_syn(&w->p);
+	u32 fresh = !e || ct_expired(e, w->p.protocol, w->now) || (syn && ct_closing(e)) ||
+		    (syn && o.from != FROM_PROXY_SOCK && (e->flags & CT_CLIENT));
 	if (!fresh) {
-		w.f.leg = e->leg;
-		w.f.src_identity = e->peer_identity;
-		w.f.dst_identity = ep->identity[w.generation & 1];
-		w.f.reply = !!(e->flags & CT_CLIENT);
-		w.f.revoked = ct_revalidate(&w.key, ep, e, w.generation, &w.f, &w.d);
+		w->f.leg = e->leg;
+		w->f.src_identity = e->peer_identity;
+		w->f.dst_identity = ep->identity[w->generation & 1];
+		w->f.reply = !!(e->flags & CT_CLIENT);
+		w->f.revoked = ct_revalidate(&w->key, ep, e, w->generation, &w->f, &w->d);
 		// What once went directly and may not any more leaves its ports to the proxy.
-		fresh = e->leg == LEG_DIRECT && syn && from == FROM_NODE_PROXY && w.d.verdict == DENY;
+		fresh = e->leg == LEG_DIRECT && syn && o.from == FROM_PROXY_SOCK && w->d.verdict == DENY;
 	}
 	if (fresh)
-		return to_pod_new(skb, &w, ep, from);
-	reason = wrong_leg(&w.p, e, from, syn);
+		return to_pod_new(skb, w, ep, &o);
+	reason = wrong_leg(&w->p, e, &o);
 	if (reason)
-		return drop(HOOK_TO_POD, &w, reason);
+		return drop(HOOK_TO_POD, w, reason);
+	// A local pod's packets come from its own veth, where their source was checked.
+	if (o.from == FROM_ELSEWHERE && e->peer_ifindex && e->peer_ifindex != skb->ingress_ifindex)
+		return drop(HOOK_TO_POD, w, SPOOFED_SOURCE);
 	// The reset that tells a pod of the end of a proxied connection gets out, whatever the policy says by now.
-	if (w.d.verdict == DENY && !(e->leg != LEG_DIRECT && !w.p.payload && (w.p.tcp_flags & TCP_RST)))
-		return drop(HOOK_TO_POD, &w, 0);
-	ct_touch(e, &w.p, 0, w.f.length, w.now);
+	if (w->d.verdict == DENY && !(e->leg != LEG_DIRECT && !w->p.payload && (w->p.tcp_flags & TCP_RST)))
+		return drop(HOOK_TO_POD, w, 0);
+	ct_touch(e, &w->p, 0, w->f.length, w->now);
 	if (syn && e->leg == LEG_UPSTREAM)
-		begin_splice(&w.key, ep->netns_cookie, &w.p, e->leg, e->rule_set, w.generation);
+		begin_splice(&w->key, ep->netns_cookie, &w->p, e->leg, e->rule_set, w->generation);
 	if (e->leg != LEG_DIRECT)
-		return pass(HOOK_TO_POD, &w, FROM_PROXY);
-	return pass(HOOK_TO_POD, &w, w.f.reply ? REPLY : w.d.reason);
+		return pass(HOOK_TO_POD, w, FROM_PROXY);
+	return pass(HOOK_TO_POD, w, w->f.reply ? REPLY : w->d.reason);
 }

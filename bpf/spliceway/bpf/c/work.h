@@ -14,6 +14,18 @@ struct work {
 	u64 now;
 };
 
+// One for each program and CPU: it would not fit the stack, and no program interrupts itself.
+BPF_TABLE("percpu_array", u32, struct work, works, HOOKS);
+
+static __always_inline struct work *take_work(u32 hook)
+{
+	struct work *w = works.lookup(&hook);
+
+	if (w)
+		__builtin_memset(w, 0, sizeof(*w));
+	return w;
+}
+
 static __always_inline int drop(u32 hook, struct work *w, u32 reason)
 {
 	if (reason) {
