@@ -195,6 +195,26 @@ def update_link(link: int, program: int) -> None:
     _checked(library().bpf_link_update(link, program, None), "replace the program of a link")
 
 
+class _LinkInfo(ctypes.Structure):
+    # struct bpf_link_info, as far as a cgroup link fills it
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("prog_id", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("cgroup_id", ctypes.c_uint64),
+        ("attach_type", ctypes.c_uint32),
+        ("rest", ctypes.c_uint8 * 60),
+    )
+
+
+def linked_cgroup(link: int) -> int:
+    """The cgroup that a cgroup link is attached to: the inode number of its directory; 0 when that is gone."""
+    info, size = _LinkInfo(), ctypes.c_uint32(ctypes.sizeof(_LinkInfo))
+    _checked(library().bpf_obj_get_info_by_fd(link, ctypes.byref(info), ctypes.byref(size)), "look at a link")
+    return int(info.cgroup_id)
+
+
 def attach_to_map(program: int, map_fd: int, attach_type: int) -> None:
     """Attach an sk_msg program to a sockhash, replacing what is there."""
     _checked(library().bpf_prog_attach(program, map_fd, attach_type, 0), "attach the sk_msg program to the sockhash")
