@@ -75,14 +75,17 @@ def test_a_tightened_policy_reaches_a_spliced_connection(proxied: tuple[Testbed,
     assert http_status(testbed, "client", "server", "/a") == 200
 
 
-def test_closed_connections_leave_no_state(proxied: tuple[Testbed, ProxiedNode]) -> None:
+@pytest.mark.parametrize("splice", [True, False])
+def test_closed_connections_leave_no_state(proxied: tuple[Testbed, ProxiedNode], splice: bool) -> None:
     testbed, node = proxied
+    node.run(node.datapath.set_splice(splice))
     for _ in range(5):
         assert http_status(testbed, "client", "server", "/a") == 200
     deadline = time.monotonic() + 10
     while any(s.leg is Leg.DOWNSTREAM for s in node.datapath.socks()):
         assert time.monotonic() < deadline, node.datapath.socks()
         time.sleep(0.05)
+    node.run(node.datapath.set_splice(True))
 
 
 def test_a_removed_endpoint_takes_its_connections_along(proxied: tuple[Testbed, ProxiedNode]) -> None:

@@ -157,8 +157,10 @@ static __always_inline void closed(struct bpf_sock_ops *s, struct splice_key *ke
 		return;
 	if (sk)
 		tag = sock_tags.sk_storage_get(sk, 0, 0);
-	if (!tag || tag->nonce != st->nonce)
-		return;		// an older connection's socket, or one that never joined
+	// A socket without a tag never joined (splicing was off, say). Should it be an older connection's, the new one's first SYN meets
+	// no state when it comes again, or a byte of it finds none: by TCP then.
+	if (tag && tag->nonce != st->nonce)
+		return;		// an older connection's socket
 	key->end = END_POD;
 	splices.delete(key);
 }
