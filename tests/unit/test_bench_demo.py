@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from spliceway.agent.demo import evidence, report
 from spliceway.agent.demo.evidence import Evidence, Tuple
@@ -184,13 +185,35 @@ def test_the_table_may_not_contradict_the_interpreter() -> None:
     assert differs == ("the interpreter's reason is http-denied", "the interpreter's answer is 403")
 
 
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_what_was_judged_is_whole_at_any_width(width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    long = msgspec.structs.replace(
+        row(),
+        request="frontend → api  GET /articles/%2e%2e;/private",
+        reason="http-ambiguous",
+        rule=f"{RULE}.rules.http[0]",
+    )
+    none = msgspec.structs.replace(row("no answer"), request="inside-cidr → backend  GET /", rule="")
+    rows = [long, msgspec.structs.replace(long, family=6), none]
+    report.print_requests(Console(width=width), rows)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, lines)) <= width
+    judged = [line for line in lines if {"4", "4+6"} & set(line.split()[1:])]
+    assert len(judged) == 2
+    assert all(word in judged[0] for word in ("200", "http-ambiguous", "proxy + splice"))
+    assert judged[0].endswith("ok")
+    assert "no answer" in judged[1]
+    assert judged[1].endswith("DIFFERS")
+    assert ("  api-http ingress[0].toPorts[0].rules.http[0]" in lines) is (width < 200)
+
+
 def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
     bad = msgspec.structs.replace(row("no answer"), family=6)
     report.print_tables([row(), msgspec.structs.replace(row(), family=6), bad], [])
     out = capsys.readouterr().out
     lines = [line for line in out.splitlines() if "frontend" in line]
-    assert "4, 6" in lines[0]
-    assert "api-http ingress[0].toPorts[0]" in lines[0]
+    assert "4+6" in lines[0]
+    assert "api-http ingress[0].toPorts[0]" in out
     assert "DIFFERS" in lines[1]
     assert "the answer is no answer instead of 200" in out
     assert "1 of 3 requests are not as expected." in out

@@ -78,9 +78,9 @@ def _table(*columns: str, left: int = 1) -> Table:
     return made
 
 
-def console() -> Console:
-    """Where tables go: as wide as the terminal, or wide enough when there is none."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
+def console(width: int = _WIDTH) -> Console:
+    """Where tables go: as wide as the terminal, or `width` columns when there is none."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else width)
 
 
 def _print_counters(out: Console, counted: dict[str, Counters]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -29,8 +30,8 @@ def as_json(rows: Sequence[Row], samples: Sequence[Sample]) -> dict[str, Any]:
 
 def print_tables(rows: Sequence[Row], samples: Sequence[Sample]) -> None:
     """Requests chapter by chapter, then figures and ratios, then what differs."""
-    out = console()
-    _print_requests(out, rows)
+    out = console(_WIDTH)
+    print_requests(out, rows)
     if samples:
         shown = [msgspec.structs.replace(one, figures=_without_tail(one.figures)) for one in samples]
         print_spreads(out, "Small replies: median (least – most)", figures.spreads(shown))
@@ -39,24 +40,45 @@ def print_tables(rows: Sequence[Row], samples: Sequence[Sample]) -> None:
     _print_end(out, rows)
 
 
-def _print_requests(out: Console, rows: Sequence[Row]) -> None:
-    """Chapter by chapter; a request that came out alike over both families is one line."""
-    chapters: dict[str, list[tuple[str, ...]]] = {}
+def print_requests(out: Console, rows: Sequence[Row]) -> None:
+    """Chapter by chapter; a request that came out alike over both families is one line.
+
+    Whatever was judged stays whole. Where not all fits side by side, the rule is a line of its own below its row;
+    what is missing then is taken from the request, which is folded.
+    """
+    chapters: dict[str, list[dict[str, str]]] = {}
     for row, families in _merged(rows):
-        chapters.setdefault(row.chapter, []).append(_cells(row, families))
-    widths = [
-        max(map(len, column))
-        for column in zip(_COLUMNS, *(line for each in chapters.values() for line in each), strict=True)
-    ]
+        cells = dict(zip(_COLUMNS, _cells(row, families), strict=True))
+        chapters.setdefault(row.chapter, []).append(cells)
+    widths = {
+        name: max(len(name), *(len(each[name]) for lines in chapters.values() for each in lines)) for name in _COLUMNS
+    }
+    beside = _total(widths) <= out.width
+    if not beside:
+        del widths[_RULE]
+        widths[_REQUEST] = max(_LEAST_REQUEST, min(widths[_REQUEST], widths[_REQUEST] + out.width - _total(widths)))
     for number, (title, lines) in enumerate(chapters.items()):
-        made = Table(header_style="dim", box=None, pad_edge=False, show_header=number == 0)
-        for column, width in zip(_COLUMNS, widths, strict=True):
-            # On a narrow terminal only these two are folded.
-            made.add_column(column, overflow="fold", width=width, no_wrap=column not in ("REQUEST", "RULE"))
         out.print(Text(f"\n{title}", style="bold cyan"), soft_wrap=True)
-        for line in lines:
-            made.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in line))
-        out.print(made)
+        made = _table(widths, header=number == 0)
+        for cells in lines:
+            made.add_row(*(Text(cells[name], style=_STYLES.get(cells[name], "")) for name in widths))
+            if not beside and cells[_RULE] != "-":
+                out.print(made)
+                out.print(Padding(Text(cells[_RULE], style="dim", overflow="fold"), (0, 0, 0, 2), expand=False))
+                made = _table(widths, header=False)
+        if made.row_count:
+            out.print(made)
+
+
+def _total(widths: dict[str, int]) -> int:
+    return sum(widths.values()) + len(_GAP) * (len(widths) - 1)
+
+
+def _table(widths: dict[str, int], *, header: bool) -> Table:
+    made = Table(header_style="dim", box=None, pad_edge=False, padding=(0, len(_GAP), 0, 0), show_header=header)
+    for name, width in widths.items():
+        made.add_column(name, overflow="fold", width=width, min_width=width, no_wrap=name != _REQUEST)
+    return made
 
 
 def _without_tail(found: dict[str, float]) -> dict[str, float]:
@@ -65,11 +87,11 @@ def _without_tail(found: dict[str, float]) -> dict[str, float]:
 
 
 def _merged(rows: Sequence[Row]) -> list[tuple[Row, str]]:
-    """Rows with the families they are about: «4, 6» for two that differ in the family alone."""
+    """Rows with the families they are about: «4+6» for two that differ in the family alone."""
     found: dict[Row, list[int]] = {}
     for row in rows:
         found.setdefault(msgspec.structs.replace(row, family=0), []).append(row.family)
-    return [(row, ", ".join(map(str, families))) for row, families in found.items()]
+    return [(row, "+".join(map(str, families))) for row, families in found.items()]
 
 
 def _cells(row: Row, families: str) -> tuple[str, ...]:
@@ -91,7 +113,13 @@ def _print_end(out: Console, rows: Sequence[Row]) -> None:
     )
 
 
-_COLUMNS = ("REQUEST", "IP", "EXPECTED", "ACTUAL", "REASON", "RULE", "DATA PATH", "")
+_REQUEST, _RULE = "REQUEST", "RULE"
+_COLUMNS = (_REQUEST, "IP", "EXPECTED", "ACTUAL", "REASON", _RULE, "DATA PATH", "")
+_GAP = "  "
+#: Width of what goes into a file or a pipe.
+_WIDTH = 120
+#: A request is not folded to less.
+_LEAST_REQUEST = 8
 _STYLES = {
     "200": "green",
     "echo": "green",
