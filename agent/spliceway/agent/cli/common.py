@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,6 +53,15 @@ class Group(typer.core.TyperGroup):
             # `spliceway flows | head`: not an error of ours; Python must not complain when it flushes stdout.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             raise typer.Exit(0) from error
+
+
+def program() -> str:
+    """How this command line was called, for a shell: «spliceway», «.venv/bin/spliceway», «python -m …»."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m spliceway.agent"
+    found = shutil.which(called.name)
+    return called.name if found and Path(found) == called.absolute() else shlex.quote(sys.argv[0])
 
 
 def agent_client(socket: Path | None) -> AgentClient:

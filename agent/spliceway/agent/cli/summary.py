@@ -46,7 +46,7 @@ def problems(status: Json) -> list[str]:
     policy = status["policy"]
     process = status["proxy"]["process"] or {}
     found = [
-        *(f"refused: {_refusal(item)}" for item in status["source"]["refusals"]),
+        *refusals(status),
         *(f"reconcile: {text}" for text in (policy["error"], policy["endpointError"]) if text),
         *(f"rule set {name}: {said}" for name, said in policy["waiting"].items()),
         *(f"datapath: {text}" for text in status["datapath"]["problems"]),
@@ -59,6 +59,11 @@ def problems(status: Json) -> list[str]:
     if not status["proxy"]["clients"]:
         found.append("proxy: none is connected over xDS")
     return found
+
+
+def refusals(status: Json) -> list[str]:
+    """What is not in force as it is written, one sentence each: «refused: file: document: field: reason»."""
+    return [f"refused: {_refusal(item)}" for item in status["source"]["refusals"]]
 
 
 def policy_rows(policies: list[Json]) -> Iterator[tuple[str, ...]]:

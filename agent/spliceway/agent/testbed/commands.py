@@ -10,10 +10,14 @@ from typing import Annotated, Literal
 import msgspec
 import typer
 
-from spliceway.agent.testbed import processes, runs
+from spliceway.agent.cli.common import program
+from spliceway.agent.cli.summary import refusals
+from spliceway.agent.testbed import manifests, processes, runs
 from spliceway.agent.testbed.agentprocess import start_agent
 from spliceway.agent.testbed.errors import TestbedError
+from spliceway.agent.testbed.hints import hints
 from spliceway.agent.testbed.node import NodeInfo, Pod, find_pod
+from spliceway.agent.testbed.plan import make_plan
 from spliceway.agent.testbed.testbed import Record, Testbed, load_record
 
 app = typer.Typer(
@@ -55,24 +59,32 @@ def up(
     ] = None,
     agent: Annotated[bool, typer.Option("--agent/--no-agent", help="Whether to run the agent on the nodes.")] = True,
 ) -> None:
-    """Build virtual nodes from Namespace and Pod manifests and leave them running."""
+    """Build virtual nodes from Namespace and Pod manifests and leave them running.
+
+    Exit status 1 when a policy or manifest is refused: what is refused is told, and the testbed stays up without it.
+    """
+    plan = make_plan(manifests.load(files))
     testbed = Testbed.up(files, policies=policies or ())
+    refused: dict[str, None] = {}  # in order, each once: all nodes read the same policies
     try:
-        if agent:
-            for node in testbed.nodes:
-                start_agent(node)
+        for node in testbed.nodes if agent else ():
+            refused |= dict.fromkeys(refusals(start_agent(node).client.get("status")))
         testbed.keep()
     except BaseException:
         testbed.down()
         raise
     testbed.detach()
     typer.echo(_table([_status(testbed.run_id)]))
-    pods = list(testbed.node.pods.values())
     where = testbed.node.info
     typer.echo(f"\nEdit policies in {where.policies}; logs are in {where.logs}.")
-    if pods:
-        typer.echo(f"Try:  spliceway testbed exec {pods[0].key} -- curl http://{pods[-1].ips[0]}/")
-    typer.echo("End:  spliceway testbed down")
+    several = len(runs.existing()) > 1
+    for line in hints(program(), testbed.run_id if several else "", [*plan.pods, *plan.hosts]):
+        typer.echo(line)
+    for sentence in refused:
+        typer.echo(f"! {sentence}", err=True)
+    if refused:
+        typer.echo(f"spliceway: {len(refused)} refused; the testbed is up without what is refused", err=True)
+        raise typer.Exit(1)
 
 
 @app.command("exec", context_settings={"allow_interspersed_args": False})
@@ -82,7 +94,7 @@ def execute(
     run: RunId = "",
 ) -> None:
     """Run a program in a pod, with this terminal. Its exit status is ours."""
-    command = command[1:] if command[0] == "--" else command
+    run, command = _run_after_pod(run, command)
     if not command:
         raise typer.BadParameter("no program given", param_hint="CMD")
     record = load_record(_chosen(run))
@@ -125,6 +137,16 @@ def down(
         runs.tear_down(run_id)
         typer.echo(f"{run_id} is down.")
     runs.sweep()
+
+
+def _run_after_pod(run: str, words: list[str]) -> tuple[str, list[str]]:
+    """Take a `--run ID` that was written after the pod, and the «--», from what stands before the program."""
+    while words and words[0] != "--" and (words[0] == "--run" or words[0].startswith("--run=")):
+        given, words = (words[0][6:], words[1:]) if "=" in words[0] else (words[1] if words[1:] else "", words[2:])
+        if given in ("", "--") or run not in ("", given):
+            raise typer.BadParameter("must name one testbed", param_hint="--run")
+        run = given
+    return run, words[1:] if words[:1] == ["--"] else words
 
 
 def _chosen(run: str, *, kept: bool = False) -> str:

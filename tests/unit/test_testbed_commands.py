@@ -1,0 +1,98 @@
+"""`spliceway testbed` without a testbed: what it suggests, and where `--run` may stand."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from spliceway.agent.cli.common import program
+from spliceway.agent.testbed import commands, manifests, runs
+from spliceway.agent.testbed.hints import hints
+from spliceway.agent.testbed.plan import make_plan
+
+
+def manifest(name: str, ip: str, port: int = 0, outside: bool = False) -> dict[str, Any]:
+    ports = [{"containerPort": port}] if port else []
+    annotations = {"testbed.spliceway.io/outside": "true"} if outside else {}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "annotations": annotations},
+        "spec": {"containers": [{"name": "main", "command": ["serve"], "ports": ports}]},
+        "status": {"podIPs": [{"ip": ip}]},
+    }
+
+
+CLIENT, OTHER = manifest("client", "10.240.1.11"), manifest("other", "10.240.1.12", 8080)
+WEB, WEB6 = manifest("web", "10.240.1.13", 80), manifest("web6", "fd00:240:1::13", 80)
+HOST = manifest("host", "10.10.1.5", 80, outside=True)
+
+
+@pytest.mark.parametrize(
+    ("pods", "tried"),
+    [
+        ([CLIENT, OTHER, WEB], "default/client -- curl -i http://10.240.1.13/"),
+        ([WEB, CLIENT], "default/client -- curl -i http://10.240.1.13/"),
+        ([CLIENT, OTHER], "default/client -- curl -i http://10.240.1.12:8080/"),
+        ([manifest("six", "fd00:240:1::9"), WEB6], "default/six -- curl -i 'http://[fd00:240:1::13]/'"),
+        ([CLIENT, WEB6], "default/client -- ip address"),
+        ([CLIENT, HOST], "default/client -- curl -i http://10.10.1.5/"),
+        ([WEB], "default/web -- ip address"),
+    ],
+)
+def test_one_pod_asks_another_that_listens(pods: list[dict[str, Any]], tried: str) -> None:
+    plan = make_plan(manifests.load(pods))
+    found = hints("bin/spliceway", "", [*plan.pods, *plan.hosts])
+    assert found == [f"Try:  bin/spliceway testbed exec {tried}", "End:  bin/spliceway testbed down"]
+    found = hints("bin/spliceway", "sw1", [*plan.pods, *plan.hosts])
+    assert found == [f"Try:  bin/spliceway testbed exec --run sw1 {tried}", "End:  bin/spliceway testbed down sw1"]
+
+
+def test_the_program_is_called_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "spliceway"
+    script.write_text("")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(sys, "argv", [".venv/bin/spliceway"])
+    assert program() == ".venv/bin/spliceway"
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    assert program() == str(script)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert program() == "spliceway"
+    monkeypatch.setattr(sys, "argv", ["/x/spliceway/agent/__main__.py"])
+    assert program() == f"{sys.executable} -m spliceway.agent"
+
+
+@pytest.mark.parametrize(
+    ("run", "words", "expected"),
+    [
+        ("", ["--", "id"], ("", ["id"])),
+        ("", ["id", "--run", "x"], ("", ["id", "--run", "x"])),
+        ("", ["--run", "x", "--", "id", "--", "a"], ("x", ["id", "--", "a"])),
+        ("", ["--run=x", "id"], ("x", ["id"])),
+        ("x", ["--run", "x", "--", "id"], ("x", ["id"])),
+        ("", ["--", "--run", "x"], ("", ["--run", "x"])),
+        ("", ["--run", "x"], ("x", [])),
+    ],
+)
+def test_run_may_stand_after_the_pod(run: str, words: list[str], expected: tuple[str, list[str]]) -> None:
+    assert commands._run_after_pod(run, words) == expected
+
+
+@pytest.mark.parametrize(("run", "words"), [("y", ["--run", "x", "id"]), ("", ["--run"]), ("", ["--run", "--", "id"])])
+def test_run_must_name_one(run: str, words: list[str]) -> None:
+    with pytest.raises(typer.BadParameter, match="one testbed"):
+        commands._run_after_pod(run, words)
+
+
+def test_exec_reaches_the_run_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "DIRECTORY", tmp_path)
+    for arguments in (["--run", "sw1", "a", "--", "id"], ["a", "--run", "sw1", "--", "id"]):
+        result = CliRunner().invoke(commands.app, ["exec", *arguments])
+        assert "sw1: no such testbed" in str(result.exception)
+    assert CliRunner().invoke(commands.app, ["exec", "a", "--run", "sw1"]).exit_code == 2
