@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import msgspec
 import pytest
+from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
+from spliceway.agent.admin import admin_app
 from spliceway.agent.cli import common
+from spliceway.agent.cli.client import AgentClient
+from spliceway.agent.cli.options import flow_pod
 from spliceway.agent.cli.root import app
 from spliceway.agent.cli.summary import flow_line
+from spliceway.agent.errors import ClientError
+from spliceway.agent.flowlog import FlowLog
 from support.agent import pod, policy
 
 
@@ -99,3 +109,62 @@ def test_flow_lines() -> None:
         "GET /x 403 0.2 ms [rule x: path]"
     )
     assert flow_line({"lost": 3}) == "(3 flows lost: this reader is too slow)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "there_are"),
+    [
+        (("flows", "--verdict", "drop"), "allow, redirect"),
+        (("flows", "--reason", "default_deny"), "default-deny"),
+        (("flows", "--hook", "lo"), "from-pod"),
+        (("xds", "dump", "--type", "EDS"), "LDS, RDS, CDS"),
+    ],
+)
+def test_a_filter_that_nothing_can_match_is_a_usage_error(arguments: tuple[str, ...], there_are: str) -> None:
+    status, _output, errors = invoke(*arguments, "--socket", "/nowhere/agent.sock")
+    assert status == 2
+    assert f"no {arguments[-2].removeprefix('--')} '{arguments[-1]}'" in errors
+    assert there_are in errors
+
+
+class Asked(AgentClient):
+    """Answers as an agent with two pods here and one elsewhere, of which it has a flow."""
+
+    def get(self, target: str, **query: str | None) -> Any:
+        assert (target, query) == ("endpoints", {})
+        return [{"name": "default/a"}, {"name": "default/b"}, {"name": "other/b"}]
+
+    def lines(self, target: str, **query: str | None) -> Iterator[dict[str, Any]]:
+        assert target == "flows"
+        yield {"source": {"pod": ""}, "destination": {"pod": "default/far"}}
+
+
+def test_pods_of_flows_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    agent = Asked(Path("/nowhere"))
+    for name, key in (("a", "default/a"), ("other/b", "other/b"), ("far", "default/far")):
+        assert flow_pod(agent, name, follow=False) == key
+    with pytest.raises(ClientError, match="pod b: several namespaces have one: default/b, other/b"):
+        flow_pod(agent, "b", follow=True)
+    for name, follow in (("default/c", False), ("c", True)):
+        with pytest.raises(ClientError, match=f"pod {name}: there are default/a, default/b, default/far, other/b"):
+            flow_pod(agent, name, follow=follow)
+    assert flow_pod(agent, "default/c", follow=True) == "default/c"
+    assert "in no flow yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("query", ["verdict=drop", "reason=x", "hook=lo", "color=red"])
+def test_the_api_refuses_values_that_no_flow_has(query: str) -> None:
+    app = admin_app({}, {}, flows=FlowLog(8), registry=CollectorRegistry(), splice=NoSwitch())
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://agent") as client:
+            return await client.get(f"/v1/flows?{query}")
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == 400
+    assert "there are" in answer.json()["error"]
+
+
+class NoSwitch:
+    async def set_splice_mode(self, mode: str) -> None:
+        raise AssertionError(mode)

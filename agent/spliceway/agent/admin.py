@@ -19,6 +19,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from spliceway.agent.errors import OWN_ERRORS
+from spliceway.agent.filters import check_value
 from spliceway.agent.flowlog import FlowLog, flow_filter
 from spliceway.agent.jsonable import encode
 
@@ -64,6 +65,8 @@ def admin_app(
         try:
             last = int(query.pop("last", "0" if follow else "100"))
             match = flow_filter(query)
+            for name, value in query.items():
+                check_value(name, value)
             if last < 0:
                 raise ValueError("last must not be negative")
         except ValueError as error:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from spliceway.agent.cli import options
 from spliceway.agent.cli.common import Output, OutputOption, SocketOption, agent_client
 
 
@@ -154,7 +155,9 @@ def socks(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> N
 
 
 def xds(
-    type_: Annotated[str | None, typer.Option("--type", help="Only LDS, RDS or CDS.")] = None,
+    type_: Annotated[
+        str | None, typer.Option("--type", help="Only LDS, RDS or CDS.", callback=options.xds_type)
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Only the resource of this name.")] = None,
     output: OutputOption = Output.TABLE,
     socket: SocketOption = None,
@@ -172,22 +175,29 @@ def flows(
     last: Annotated[
         int | None, typer.Option("--last", "-n", min=0, help="How many of the latest. [default: 100, 0 with --follow]")
     ] = None,
-    verdict: Annotated[str | None, typer.Option(help="allow, redirect or deny.")] = None,
-    reason: Annotated[str | None, typer.Option(help="For example default-deny.")] = None,
-    pod: Annotated[str | None, typer.Option(help="NAMESPACE/POD at either end.")] = None,
+    verdict: Annotated[str | None, typer.Option(help="allow, redirect or deny.", callback=options.flow_value)] = None,
+    reason: Annotated[str | None, typer.Option(help="For example default-deny.", callback=options.flow_value)] = None,
+    hook: Annotated[
+        str | None, typer.Option(help="Where it was judged, for example to-pod or proxy.", callback=options.flow_value)
+    ] = None,
+    pod: Annotated[
+        str | None, typer.Option(metavar="[NAMESPACE/]POD", help="A pod of the cluster at either end.")
+    ] = None,
     output: OutputOption = Output.TABLE,
     socket: SocketOption = None,
 ) -> None:
     """Show verdicts of kernel and proxy in one stream; with -o json one object a line."""
     from spliceway.agent.cli.summary import flow_line
 
-    lines = agent_client(socket).lines(
+    client = agent_client(socket)
+    lines = client.lines(
         "flows",
         follow="1" if follow else None,
         last=None if last is None else str(last),
         verdict=verdict,
         reason=reason,
-        pod=pod,
+        hook=hook,
+        pod=None if pod is None else options.flow_pod(client, pod, follow=follow),
     )
     try:
         for item in lines:

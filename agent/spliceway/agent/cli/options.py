@@ -1,0 +1,62 @@
+"""Options whose value must be one of something: a wrong one is told at once, with what there is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from spliceway.agent.cli.client import AgentClient
+
+_XDS_TYPES = ("LDS", "RDS", "CDS")
+#: Asks for more flows than an agent keeps.
+_ALL = str(2**31)
+
+
+def flow_value(option: typer.CallbackParam, value: str | None) -> str | None:
+    """Check a filter of `flows` (usage error)."""
+    from spliceway.agent.filters import check_value
+
+    if value is not None:
+        try:
+            check_value(str(option.name), value)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+    return value
+
+
+def xds_type(value: str | None) -> str | None:
+    """Check `xds dump --type`, in capitals or not (usage error)."""
+    if value is not None and value.upper() not in _XDS_TYPES:
+        raise typer.BadParameter(f"no type {value!r} (there are {', '.join(_XDS_TYPES)})")
+    return value
+
+
+def flow_pod(client: AgentClient, name: str, *, follow: bool) -> str:
+    """«namespace/name» of the pod that `name`, with or without namespace, means.
+
+    The agent lists the pods of its node; those of other nodes are known by the flows that it keeps. One that is in
+    neither can still come when flows are followed, if it is named in full. Raises ClientError.
+    """
+    from spliceway.agent.errors import ClientError
+
+    known = {item["name"] for item in client.get("endpoints")}
+    found = sorted(key for key in known if name in (key, key.partition("/")[2]))
+    if not found:
+        seen = {
+            end["pod"]
+            for flow in client.lines("flows", last=_ALL)
+            for end in (flow["source"], flow["destination"])
+            if end["pod"]
+        }
+        found = sorted(key for key in seen if name in (key, key.partition("/")[2]))
+        known |= seen
+    if len(found) == 1:
+        return str(found[0])
+    if found:
+        raise ClientError(f"pod {name}: several namespaces have one: {', '.join(found)}")
+    if follow and "/" in name:
+        typer.echo(f"spliceway: pod {name} is not on this node and in no flow yet; waiting for one", err=True)
+        return name
+    raise ClientError(f"pod {name}: there are {', '.join(sorted(known)) or 'none'}")
