@@ -168,3 +168,28 @@ def test_the_api_refuses_values_that_no_flow_has(query: str) -> None:
 class NoSwitch:
     async def set_splice_mode(self, mode: str) -> None:
         raise AssertionError(mode)
+
+
+def test_cleanup_checks_cgroups_and_says_that_there_is_nothing(tmp_path: Path) -> None:
+    for name in ("pods", "proxy", "root", "plain", "bpf", "source"):
+        (tmp_path / name).mkdir()
+    for name in ("pods", "proxy", "root"):
+        files = ("cgroup.controllers", "cgroup.procs") + (("cgroup.type",) if name != "root" else ())
+        for file in files:
+            (tmp_path / name / file).write_text("")
+    config = tmp_path / "agent.yaml"
+
+    def cleanup(pods: str, proxy: str) -> tuple[int, str, str]:
+        config.write_text(
+            f"node: {{name: node1}}\nstateDir: {tmp_path}/state\nbpffs: {tmp_path}/bpf\nuplinks: [eth0]\n"
+            f"cgroups: {{pods: {tmp_path}/{pods}, proxy: {tmp_path}/{proxy}}}\nsource: {{directory: {tmp_path}/source}}\n"
+        )
+        return invoke("cleanup", "--config", str(config))
+
+    assert cleanup("pods", "proxy") == (0, "Nothing to remove.\n", "")
+    assert not (tmp_path / "state").exists()
+    status, _output, errors = cleanup("plain", "proxy")
+    assert (status, errors) == (1, f"spliceway: cgroups.pods: {tmp_path}/plain is not a cgroup2 directory\n")
+    status, _output, errors = cleanup("pods", "root")
+    assert status == 1
+    assert errors.startswith(f"spliceway: cgroups.proxy: {tmp_path}/root is the root cgroup")

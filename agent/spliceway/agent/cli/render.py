@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from spliceway.agent.cli.common import Output
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
 def emit_json(value: Any) -> None:
@@ -38,15 +41,32 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 def _print_rich(columns: Sequence[str], cells: list[list[str]]) -> None:
     from rich.console import Console
-    from rich.table import Table
+
+    out = Console(highlight=False)
+    for line in styled(columns, cells, out.width) if columns or cells else ():
+        out.print(line, soft_wrap=True)
+
+
+def styled(columns: Sequence[str], cells: Sequence[Sequence[str]], room: int) -> Iterator[Text]:
+    """Lines of a table for a terminal of `room` columns, see `columns.fit`."""
     from rich.text import Text
 
-    made = Table(box=None, header_style="bold", pad_edge=False, show_header=bool(columns))
-    for column in columns or cells[0]:
-        made.add_column(column, overflow="fold")
-    for row in cells:
-        made.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in row))
-    Console(highlight=False).print(made)
+    from spliceway.agent.cli.columns import GAP, fit, fold
+
+    layout = fit(columns, cells, room)
+    for row in [columns, *cells] if columns else cells:
+        header = row is columns
+        folded = {place: fold(row[place], width) for place, width in layout.shown.items()}
+        for number in range(max(map(len, folded.values()))):
+            line = Text()
+            for place, width in layout.shown.items():
+                text = folded[place][number] if number < len(folded[place]) else ""
+                line.append(text.ljust(width + GAP), "bold" if header else _STYLES.get(row[place], ""))
+            line.rstrip()
+            yield line
+        if not header:
+            told = "; ".join(f"{columns[place]} {row[place]}" for place in layout.below if row[place] != "-")
+            yield from (Text("  " + text, "dim") for text in fold(told, max(1, room - 2)) if text)
 
 
 def cell(value: Any) -> str:

@@ -38,10 +38,22 @@ def agent(
 @app.command("cleanup")
 def cleanup(config: ConfigOption) -> None:
     """Remove all that an agent with this configuration left: programs, maps, rules, routes, proxy and state."""
+    from spliceway.agent.cli.cleanup import check_cgroups, left, lock_file
     from spliceway.agent.config import load_config
+
+    loaded = load_config(config)
+    check_cgroups(loaded)
+    found = list(left(loaded))
+    if not found and not lock_file(loaded).exists():
+        typer.echo("Nothing to remove.")
+        return
     from spliceway.agent.run import run_cleanup
 
-    run_cleanup(load_config(config))
+    run_cleanup(loaded)
+    for what in found:
+        typer.echo(f"Removed {what}.")
+    if not found:
+        typer.echo("Nothing to remove.")
 
 
 app.command("status")(show.status)
