@@ -182,11 +182,13 @@ def test_cleanup_checks_cgroups_and_says_that_there_is_nothing(tmp_path: Path) -
     def cleanup(pods: str, proxy: str) -> tuple[int, str, str]:
         config.write_text(
             f"node: {{name: node1}}\nstateDir: {tmp_path}/state\nbpffs: {tmp_path}/bpf\nuplinks: [eth0]\n"
-            f"cgroups: {{pods: {tmp_path}/{pods}, proxy: {tmp_path}/{proxy}}}\nsource: {{directory: {tmp_path}/source}}\n"
+            f"cgroups: {{pods: {tmp_path}/{pods}, proxy: {tmp_path}/{proxy}}}\n"
+            f"source: {{directory: {tmp_path}/source}}\n"
         )
         return invoke("cleanup", "--config", str(config))
 
     assert cleanup("pods", "proxy") == (0, "Nothing to remove.\n", "")
+    assert cleanup("pods", "root/proxy") == (0, "Nothing to remove.\n", "")  # not made yet
     assert not (tmp_path / "state").exists()
     status, _output, errors = cleanup("plain", "proxy")
     assert (status, errors) == (1, f"spliceway: cgroups.pods: {tmp_path}/plain is not a cgroup2 directory\n")
