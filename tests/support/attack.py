@@ -87,6 +87,14 @@ class Site:
         return sum(one["packets"] for one in entries if one["reason"] == reason and one["verdict"] == "deny")
 
 
+#: Client ports that tests and attackers choose by hand: the pods' own connections never get one of them.
+_CHOSEN_PORTS = "40000-44999,50000-50999"
+
+
+def _reserve_ports() -> None:
+    Path("/proc/sys/net/ipv4/ip_local_reserved_ports").write_text(_CHOSEN_PORTS)
+
+
 @contextmanager
 def attacked_site(*, agent: bool = True, overrides: dict[str, Any] | None = None) -> Iterator[Site]:
     """Build it. `agent=False`: no policy at all, to show that an attack would succeed."""
@@ -94,6 +102,8 @@ def attacked_site(*, agent: bool = True, overrides: dict[str, Any] | None = None
         (Path(directory) / "api.yaml").write_text(load.POLICY)
         policies = [Path(directory), *(p for p in sorted(_DEMO_POLICIES.iterdir()) if "backend" in p.name)]
         with Testbed.up(_PODS, policies=policies) as testbed:
+            for place in (testbed.node.info.netns, *(pod.netns for pod in testbed.node.pods.values())):
+                netns.call(place, _reserve_ports)
             site = Site(testbed, start_agent(testbed.node, overrides) if agent else None)
             try:
                 yield site
