@@ -141,7 +141,9 @@ def test_no_byte_reaches_a_listener_of_the_node(site: Site, rps: bool) -> None:
         results = [load.stop(), fresh.stop()]
     assert squatter.got == []
     for result in results:
-        assert set(result.outcomes) <= {"ok", "reset", "eof", "truncated", "refused"}, result
+        # Unanswered: a SYN that came again only while there was no proxy. One that dies so often is started later and
+        # later. What was connected must never hang.
+        assert set(result.outcomes) <= {"ok", "reset", "eof", "truncated", "refused", "unanswered"}, result
         assert result.ok > 50
     with site.load() as load:
         time.sleep(0.5)

@@ -61,8 +61,8 @@ class Options(msgspec.Struct, frozen=True):
 class Result(msgspec.Struct, frozen=True):
     """What came of it.
 
-    `outcomes` counts ok, reset, eof (before any byte of an answer), truncated, refused (connect),
-    hang and wrong (a byte that nobody asked for); `samples` describe the first that were not ok, with their time.
+    `outcomes` counts ok, reset, eof (before any byte of an answer), truncated, refused and unanswered (connect), hang
+    and wrong (a byte that nobody asked for); `samples` describe the first that were not ok, with their time.
     `longest_gap`: the longest time in seconds in which nothing was ok.
     """
 
@@ -152,7 +152,7 @@ class _Client:
                     async with asyncio.timeout(ANSWER_SECONDS):
                         await asyncio.get_running_loop().sock_connect(sock, (address, self.options.port))
                 except TimeoutError:
-                    self._note("hang", f"connect to {address}")
+                    self._note("unanswered", f"connect to {address}")
                     continue
                 except OSError as error:
                     self._note("refused", f"connect to {address}: {error}")
