@@ -26,7 +26,7 @@ def said(inventory: Inventory) -> list[str]:
 
 
 def port_of(inventory: Inventory, name: str = "default/web") -> int:
-    return inventory.cluster.policies[name].specs[0].rules[0].to_ports[0].ports[0].first
+    return inventory.cluster.policies["CiliumNetworkPolicy", name].specs[0].rules[0].to_ports[0].ports[0].first
 
 
 def test_objects_and_endpoints() -> None:
@@ -35,7 +35,10 @@ def test_objects_and_endpoints() -> None:
         FileChanged("p.yaml", GOOD),
     )
     cluster = inventory.cluster
-    assert (sorted(cluster.pods), sorted(cluster.policies)) == (["default/a", "default/b"], ["default/web"])
+    assert (sorted(cluster.pods), sorted(name for _, name in cluster.policies)) == (
+        ["default/a", "default/b"],
+        ["default/web"],
+    )
     assert inventory.endpoints == (endpoint("a", "10.0.0.1"),)
     assert (inventory.files, inventory.objects, inventory.refusals) == (2, 4, ())
 
@@ -75,7 +78,7 @@ def test_a_document_that_goes_is_removed_unless_the_file_is_doubtful() -> None:
         "kind: List\n",
     ):
         inventory = fed(FileChanged("p", f"{GOOD}---{other}"), FileChanged("p", f"{other}---\n{doubtful}"))
-        assert sorted(inventory.cluster.policies) == ["default/other", "default/web"], doubtful
+        assert sorted(name for _, name in inventory.cluster.policies) == ["default/other", "default/web"], doubtful
         assert len(inventory.refusals) == 1
 
 
@@ -125,7 +128,7 @@ def test_what_is_held_survives_a_restart() -> None:
     assert sorted(held.documents) == ["gone", "p"]
     after = Inventory("node1", held)
     assert after.feed((FileChanged("p", BAD),))
-    assert (port_of(after), sorted(after.cluster.policies)) == (80, ["default/web"])
+    assert (port_of(after), sorted(key for _, key in after.cluster.policies)) == (80, ["default/web"])
     after.feed((FileChanged("p", GOOD),))
     assert after.held == Held()
 

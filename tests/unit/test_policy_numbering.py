@@ -153,4 +153,4 @@ def test_with_and_without_objects() -> None:
     replaced = cluster.with_objects([Pod("default", "api", {"role": "other"})])
     assert replaced.pods["default/api"].labels == {"role": "other"}
     assert cluster.pods["default/api"].labels == {"role": "api"}
-    assert isinstance(cluster.policies["default/api"], NetworkPolicy)
+    assert isinstance(cluster.policies["CiliumNetworkPolicy", "default/api"], NetworkPolicy)

@@ -254,7 +254,7 @@ def _row(table: PolicyTable, key: RowKey, identities: list[int]) -> dict[str, An
 def _http(table: PolicyTable, rule_set: RuleSet) -> list[dict[str, Any]]:
     return [
         {"method": rule.method, "path": rule.path, "rule": str(table.rules.get(rule.rule, ""))}
-        for rule in rule_set.rules
+        for rule in rule_set.rules or ()
     ]
 
 

@@ -172,7 +172,7 @@ def _deciding(egress: Half | None, ingress: Half | None) -> Half:
 def _entries(spec: Spec, direction: Direction) -> Iterator[tuple[Rule, PortRule | None]]:
     """Each thing the rules say: an entry of toPorts, or None for a rule about every port."""
     for rule in spec.rules:
-        if rule.direction is not direction or rule.is_empty:
+        if rule.direction is not direction or rule.void:
             continue
         if not rule.to_ports:
             yield rule, None
@@ -199,6 +199,7 @@ def _peers_match(peers: Peers | None, peer: _Peer) -> bool:
 
 
 def _cidr_matches(rule: CidrPeer, peer: _Peer) -> bool:
+    assert rule.cidr is not None
     return peer.outside and peer.address in rule.cidr and not any(peer.address in block for block in rule.excepts)
 
 
@@ -223,7 +224,7 @@ def _named_prefix(cluster: Cluster, address: IPAddress) -> str:
     """The longest prefix with this address that a policy names: it is a label that selectors can see."""
     rules = [rule for policy in cluster.policies.values() for spec in policy.specs for rule in spec.rules]
     cidrs = [cidr for rule in rules if rule.peers for cidr in rule.peers.cidrs]
-    blocks = [block for cidr in cidrs for block in (cidr.cidr, *cidr.excepts) if address in block]
+    blocks = [block for cidr in cidrs for block in (cidr.cidr, *cidr.excepts) if block and address in block]
     longest = max(blocks, key=lambda block: block.prefixlen, default=None)
     return str(longest) if longest is not None and longest.prefixlen else ""
 

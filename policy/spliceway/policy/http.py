@@ -76,7 +76,7 @@ def decide(request: HttpRequest, rule_set: RuleSet, names: Mapping[int, RuleRef]
     except TargetError as refused:
         return HttpDecision(Verdict.DENY, refused.reason, nearest_miss=refused.why)
     misses: list[tuple[int, str]] = []
-    for rule in rule_set.rules:
+    for rule in rule_set.rules or ():
         method_fits = _fits(rule.method, request.method)
         path_fits = _fits(rule.path, path)
         if method_fits and path_fits:

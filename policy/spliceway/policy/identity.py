@@ -37,6 +37,7 @@ def policy_prefixes(cluster: Cluster) -> set[IPNetwork]:
         for spec in policy.specs:
             for rule in spec.rules:
                 for peer in rule.peers.cidrs if rule.peers else ():
+                    assert peer.cidr is not None
                     found.add(peer.cidr)
                     found.update(peer.excepts)
     return found

@@ -6,18 +6,18 @@ A policy here is already validated; every rule knows the field path it was writt
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
-from typing import TypeVar
+from typing import Any
 
 import msgspec
 
 from spliceway.policy.entity import Entity
 from spliceway.policy.labels import Selector, pod_labels
-from spliceway.policy.table import IPNetwork, RuleRef
+from spliceway.policy.table import IPNetwork, Mismatch, RuleRef
 from spliceway.policy.verdict import Direction, Protocol
 
 IPAddress = IPv4Address | IPv6Address
-T = TypeVar("T")
 
 #: What «ANY» means beside a port: the protocols that have ports.
 PORT_PROTOCOLS = (Protocol.TCP, Protocol.UDP, Protocol.SCTP)
@@ -31,8 +31,19 @@ class Namespace(msgspec.Struct, frozen=True):
     file: str = ""
 
 
+class ContainerPort(msgspec.Struct, frozen=True):
+    """A port that a pod's container names."""
+
+    name: str
+    protocol: Protocol
+    port: int
+
+
 class Pod(msgspec.Struct, frozen=True):
-    """A pod. Without addresses it is not reachable yet (or not any more) and has no part in the tables."""
+    """A pod. Without addresses it is not reachable yet (or not any more) and has no part in the tables.
+
+    `ports`: named container ports, sorted by name, protocol and number; one name may stand for several numbers.
+    """
 
     namespace: str
     name: str
@@ -42,6 +53,7 @@ class Pod(msgspec.Struct, frozen=True):
     host_network: bool = False
     service_account: str = ""
     file: str = ""
+    ports: tuple[ContainerPort, ...] = ()
 
     @property
     def key(self) -> str:
@@ -50,35 +62,125 @@ class Pod(msgspec.Struct, frozen=True):
 
 
 class Node(msgspec.Struct, frozen=True):
-    """A node: its own addresses and the prefixes its pods have addresses from."""
+    """A node: its own addresses, the prefixes its pods have addresses from, its labels."""
 
     name: str
     addresses: tuple[IPAddress, ...] = ()
     pod_cidrs: tuple[IPNetwork, ...] = ()
     file: str = ""
+    labels: Mapping[str, str] = {}
+
+
+class Service(msgspec.Struct, frozen=True):
+    """A Service (v1). `selector` None: it has none, and its endpoints come from EndpointSlices alone."""
+
+    namespace: str
+    name: str
+    selector: Mapping[str, str] | None = None
+    labels: Mapping[str, str] = {}
+    file: str = ""
+
+    @property
+    def key(self) -> str:
+        """«namespace/name»."""
+        return f"{self.namespace}/{self.name}"
+
+
+class EndpointSlice(msgspec.Struct, frozen=True):
+    """Addresses behind a Service (discovery.k8s.io/v1): `service` is the label kubernetes.io/service-name."""
+
+    namespace: str
+    name: str
+    service: str = ""
+    addresses: tuple[IPAddress, ...] = ()
+    file: str = ""
+
+    @property
+    def key(self) -> str:
+        """«namespace/name»."""
+        return f"{self.namespace}/{self.name}"
+
+
+class CidrGroup(msgspec.Struct, frozen=True):
+    """A CiliumCIDRGroup: prefixes that CIDR rules name together."""
+
+    name: str
+    cidrs: tuple[IPNetwork, ...] = ()
+    labels: Mapping[str, str] = {}
+    file: str = ""
+
+
+class Secret(msgspec.Struct, frozen=True):
+    """A Secret (v1) as header matches read it. Its values are never shown: not in logs, dumps or `repr`."""
+
+    namespace: str
+    name: str
+    data: Mapping[str, bytes] = {}
+    file: str = ""
+
+    @property
+    def key(self) -> str:
+        """«namespace/name»."""
+        return f"{self.namespace}/{self.name}"
+
+    def __repr__(self) -> str:
+        return f"Secret({self.key}, keys={sorted(self.data)})"
 
 
 class CidrPeer(msgspec.Struct, frozen=True):
-    """Addresses outside the cluster: those in `cidr` that are in none of `excepts`."""
+    """Addresses in a prefix that are in none of `excepts`.
 
-    cidr: IPNetwork
+    The prefix is `cidr`, or all those of the CidrGroup named `group`, or of the groups that `groups` selects (exactly
+    one of the three is set). `inside` False (Cilium): outside the cluster only, never pods, nodes or pod ranges. True
+    (`ipBlock` of NetworkPolicy, `networks` of ClusterNetworkPolicy): whoever has the address.
+    """
+
+    cidr: IPNetwork | None = None
     excepts: tuple[IPNetwork, ...] = ()
+    group: str = ""
+    groups: Selector | None = None
+    inside: bool = False
+
+
+class ServicePeer(msgspec.Struct, frozen=True):
+    """The endpoints of the Service `name`, or of all that `selector` (on labels of Services) selects, in `namespace`.
+
+    `namespace` empty: in every namespace. Of a Service with a selector these are the pods it selects; of one without,
+    the addresses of its EndpointSlices, which then are outside the cluster as a CIDR is.
+    """
+
+    namespace: str
+    name: str = ""
+    selector: Selector | None = None
 
 
 class Peers(msgspec.Struct, frozen=True):
-    """The peers a rule names: any of the members. With all three empty it names nobody (an empty list in YAML)."""
+    """The peers a rule names: any of the members. With all of them empty it names nobody (an empty list in YAML).
+
+    `nodes`: selectors on the labels of nodes other than the endpoint's own (`fromNodes`, `toNodes`) or of all nodes
+    (ClusterNetworkPolicy: `all_nodes`).
+    """
 
     endpoints: tuple[Selector, ...] = ()
     cidrs: tuple[CidrPeer, ...] = ()
     entities: tuple[Entity, ...] = ()
+    nodes: tuple[Selector, ...] = ()
+    all_nodes: tuple[Selector, ...] = ()
+    services: tuple[ServicePeer, ...] = ()
 
 
 class PortRange(msgspec.Struct, frozen=True):
-    """Ports `first` to `last`, both included. Protocol.ANY means every one of PORT_PROTOCOLS."""
+    """Ports `first` to `last`, both included. Protocol.ANY means every one of PORT_PROTOCOLS.
+
+    `name`: a named port instead (first and last are then 0): the number that the server pod's containers give it for
+    this protocol, of every container that does; nothing where the server is no pod. ICMP and ICMPV6: `type << 8` to
+    `type << 8 | 255`, since policies name types only.
+    """
 
     protocol: Protocol
     first: int
     last: int
+    name: str = ""
 
     def covers(self, protocol: int, port: int) -> bool:
         """Whether this protocol and destination port are in the range."""
@@ -86,12 +188,27 @@ class PortRange(msgspec.Struct, frozen=True):
         return protocol in protocols and self.first <= port <= self.last
 
 
+class HeaderCondition(msgspec.Struct, frozen=True):
+    """A condition on a header as written. `value` None: the header is present.
+
+    `secret`: «namespace/name» and key of the Secret that has the value; while that is missing nothing matches. The key
+    is empty in the policy when the Secret is meant to have only one.
+    """
+
+    name: str
+    value: str | None = None
+    secret: tuple[str, str] | None = None
+    mismatch: Mismatch = Mismatch.DENY
+
+
 class HttpMatch(msgspec.Struct, frozen=True):
-    """One HTTP rule, written at field `path`. Empty expressions match everything; both are RE2, whole, ASCII."""
+    """One HTTP rule, written at field `path`. Empty expressions match everything; all are RE2, whole, ASCII."""
 
     path: str
     method_regex: str = ""
     path_regex: str = ""
+    host_regex: str = ""
+    headers: tuple[HeaderCondition, ...] = ()
 
 
 class PortRule(msgspec.Struct, frozen=True):
@@ -102,30 +219,49 @@ class PortRule(msgspec.Struct, frozen=True):
     http: tuple[HttpMatch, ...] | None = None
 
 
-class Rule(msgspec.Struct, frozen=True):
-    """One entry of ingress, egress, ingressDeny or egressDeny, written at field `path`.
+class Action(IntEnum):
+    """What a rule does. PASS (admin tiers): the rest of its tier has no say, the next tier decides."""
 
-    `peers` None: every peer, if there are ports; an entry with neither peers nor ports matches nothing (as in Cilium:
-    it only turns on default deny). `to_ports` empty: every protocol and port.
+    ALLOW = 0
+    DENY = 1
+    PASS = 2
+
+
+class Tier(IntEnum):
+    """In which order policies are asked. NORMAL: Cilium's and NetworkPolicy, together, without order among them."""
+
+    ADMIN = 0
+    NORMAL = 1
+    BASELINE = 2
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """One rule of a policy in one direction, written at field `path`.
+
+    `peers` None: every peer. `to_ports` empty: every protocol and port. `void`: it matches nothing and denies nothing,
+    but counts as a rule (Cilium's `ingress: [{}]`, which only turns on default deny). In NetworkPolicy `{}` is a rule
+    about everything, and not void.
     """
 
     path: str
     direction: Direction
-    deny: bool
+    action: Action
     peers: Peers | None
     to_ports: tuple[PortRule, ...] = ()
+    void: bool = False
 
     @property
-    def is_empty(self) -> bool:
-        """`{}`: matches nothing."""
-        return self.peers is None and not self.to_ports
+    def deny(self) -> bool:
+        """Whether it is a deny rule."""
+        return self.action is Action.DENY
 
 
 class Spec(msgspec.Struct, frozen=True):
     """One rule specification: the endpoints it is about and what holds for them.
 
     `default_deny` and `applies` are indexed by Direction: whether what no rule allows is denied, and whether the
-    specification says anything about that direction at all.
+    specification says anything about that direction at all. In the admin tiers rules are asked in order: policies by
+    `priority` (lower first), then by name, and the first rule that matches decides; default deny is of NORMAL only.
     """
 
     path: str
@@ -134,21 +270,27 @@ class Spec(msgspec.Struct, frozen=True):
     default_deny: tuple[bool, bool]
     applies: tuple[bool, bool]
     description: str = ""
+    tier: Tier = Tier.NORMAL
+    priority: int = 0
 
 
 class NetworkPolicy(msgspec.Struct, frozen=True):
-    """A policy object with one or more specifications."""
+    """A policy object of any kind, with one or more specifications. `namespace` is empty for clusterwide kinds.
+
+    `audit`: annotation `spliceway.io/enforcement: audit`: verdicts that it would change are reported, and not changed.
+    """
 
     kind: str
     namespace: str
     name: str
     specs: tuple[Spec, ...]
     file: str = ""
+    audit: bool = False
 
     @property
     def key(self) -> str:
-        """«namespace/name»."""
-        return f"{self.namespace}/{self.name}"
+        """«namespace/name», or «name» of a clusterwide policy."""
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
     @property
     def title(self) -> str:
@@ -160,7 +302,7 @@ class NetworkPolicy(msgspec.Struct, frozen=True):
         return RuleRef(self.title, path)
 
 
-Object = Namespace | Pod | Node | NetworkPolicy
+Object = Namespace | Pod | Node | NetworkPolicy | Service | EndpointSlice | CidrGroup | Secret
 
 
 def object_key(item: Object) -> tuple[str, str]:
@@ -168,8 +310,10 @@ def object_key(item: Object) -> tuple[str, str]:
     match item:
         case Namespace() | Node():
             return type(item).__name__, item.name
-        case Pod():
-            return "Pod", item.key
+        case CidrGroup():
+            return "CiliumCIDRGroup", item.name
+        case Pod() | Service() | EndpointSlice() | Secret():
+            return type(item).__name__, item.key
         case NetworkPolicy():
             return item.kind, item.key
 
@@ -177,45 +321,39 @@ def object_key(item: Object) -> tuple[str, str]:
 class Cluster(msgspec.Struct, frozen=True):
     """Immutable snapshot of everything that verdicts depend on.
 
-    Namespaces and nodes are keyed by name, pods and policies by «namespace/name». `pod_cidrs` are prefixes of pod
-    addresses beyond those that the nodes name.
+    Namespaces, nodes and CIDR groups are keyed by name, pods, Services, EndpointSlices and Secrets by
+    «namespace/name», policies by kind and key. `pod_cidrs` are prefixes of pod addresses beyond those that the nodes
+    name. `audit`: every policy is in audit mode.
     """
 
     namespaces: Mapping[str, Namespace] = {}
     pods: Mapping[str, Pod] = {}
     nodes: Mapping[str, Node] = {}
-    policies: Mapping[str, NetworkPolicy] = {}
+    policies: Mapping[tuple[str, str], NetworkPolicy] = {}
     pod_cidrs: tuple[IPNetwork, ...] = ()
+    services: Mapping[str, Service] = {}
+    slices: Mapping[str, EndpointSlice] = {}
+    cidr_groups: Mapping[str, CidrGroup] = {}
+    secrets: Mapping[str, Secret] = {}
+    audit: bool = False
 
     def with_objects(self, items: Iterable[Object]) -> Cluster:
         """A snapshot in which these objects are new, or replace those of the same kind and name."""
-        namespaces, pods = dict(self.namespaces), dict(self.pods)
-        nodes, policies = dict(self.nodes), dict(self.policies)
+        parts: dict[str, dict[Any, Any]] = {}
         for item in items:
-            match item:
-                case Namespace():
-                    namespaces[item.name] = item
-                case Pod():
-                    pods[item.key] = item
-                case Node():
-                    nodes[item.name] = item
-                case NetworkPolicy():
-                    policies[item.key] = item
-        return Cluster(namespaces, pods, nodes, policies, self.pod_cidrs)
+            field, key = _place(*object_key(item))
+            if field not in parts:
+                parts[field] = dict(getattr(self, field))
+            parts[field][key] = item
+        return msgspec.structs.replace(self, **parts)
 
     def without(self, kind: str, name: str) -> Cluster:
         """A snapshot without the object of this kind and name (see `object_key`); unknown names change nothing."""
-
-        def rest(items: Mapping[str, T], of: str) -> Mapping[str, T]:
-            return {key: value for key, value in items.items() if kind != of or key != name}
-
-        return Cluster(
-            rest(self.namespaces, "Namespace"),
-            rest(self.pods, "Pod"),
-            rest(self.nodes, "Node"),
-            rest(self.policies, "CiliumNetworkPolicy"),
-            self.pod_cidrs,
-        )
+        field, key = _place(kind, name)
+        rest = dict(getattr(self, field))
+        if rest.pop(key, None) is None:
+            return self
+        return msgspec.structs.replace(self, **{field: rest})
 
     def all_pod_cidrs(self) -> tuple[IPNetwork, ...]:
         """Every prefix of pod addresses, sorted, without duplicates."""
@@ -230,3 +368,20 @@ class Cluster(msgspec.Struct, frozen=True):
     def ordered_policies(self) -> list[NetworkPolicy]:
         """Policies in the order in which their rules are named first: by kind, namespace and name."""
         return sorted(self.policies.values(), key=lambda policy: (policy.kind, policy.namespace, policy.name))
+
+
+_FIELDS = {
+    "Namespace": "namespaces",
+    "Pod": "pods",
+    "Node": "nodes",
+    "Service": "services",
+    "EndpointSlice": "slices",
+    "CiliumCIDRGroup": "cidr_groups",
+    "Secret": "secrets",
+}
+
+
+def _place(kind: str, name: str) -> tuple[str, str | tuple[str, str]]:
+    """Field of Cluster and key in it. Every other kind is a policy."""
+    field = _FIELDS.get(kind)
+    return (field, name) if field else ("policies", (kind, name))

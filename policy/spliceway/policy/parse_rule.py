@@ -7,7 +7,7 @@ from typing import Any
 
 from spliceway.policy.entity import UNSUPPORTED_ENTITIES, Entity
 from spliceway.policy.fields import Fields, Where, shown
-from spliceway.policy.model import CidrPeer, Peers, Rule
+from spliceway.policy.model import Action, CidrPeer, Peers, Rule
 from spliceway.policy.parse_objects import parse_address, parse_network
 from spliceway.policy.parse_ports import parse_port_rules
 from spliceway.policy.parse_selector import parse_selector, scope_peer
@@ -37,7 +37,8 @@ def parse_rule(fields: Fields, path: str, direction: Direction, *, deny: bool, n
     peers = _peers(fields, direction, namespace)
     ports = parse_port_rules(fields, path, direction, deny=deny)
     fields.done()
-    return Rule(path, direction, deny, peers, ports)
+    action = Action.DENY if deny else Action.ALLOW
+    return Rule(path, direction, action, peers, ports, void=peers is None and not ports)
 
 
 def _peers(fields: Fields, direction: Direction, namespace: str) -> Peers | None:

@@ -101,6 +101,7 @@ class PeerIndex:
         return found if requirement.operator is Operator.IN else self.all & ~found
 
     def _cidr(self, peer: CidrPeer) -> int:
+        assert peer.cidr is not None
         found = self._inside(peer.cidr)
         for block in peer.excepts:
             found &= ~self._inside(block)

@@ -8,6 +8,7 @@ prefixes, and the longest matching prefix is the answer.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
@@ -46,7 +47,11 @@ class RowKey(NamedTuple):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """Value of a policy row. `rule_set` is 0 unless verdict is REDIRECT; `rule` is 0 when no rule made it."""
+    """Value of a policy row. `rule_set` is 0 unless verdict is REDIRECT; `rule` is 0 when no rule made it.
+
+    A verdict that lets pass (ALLOW, REDIRECT) with a reason that denies (`Reason.denies`) is **audit**: a policy in
+    audit mode would deny for that reason and by that rule.
+    """
 
     verdict: Verdict
     reason: Reason
@@ -64,19 +69,50 @@ class RuleRef(msgspec.Struct, frozen=True):
         return f"{self.policy} {self.path}"
 
 
-class HttpRule(msgspec.Struct, frozen=True):
-    """One HTTP rule of a rule set. Empty `method` or `path` match everything; both are RE2, whole, Latin-1.
+class Mismatch(Enum):
+    """What happens to a request that fails a header match (Cilium, `mismatch`)."""
 
-    `path` is matched against `:path`, query included, as Cilium does.
+    DENY = ""
+    LOG = "LOG"
+    ADD = "ADD"
+    DELETE = "DELETE"
+    REPLACE = "REPLACE"
+
+
+class HeaderMatch(msgspec.Struct, frozen=True):
+    """A condition on a header. `name` is in lower case; `value` None: present with any value, else the exact value.
+
+    A header that is there more than once never matches. `secret`: the value came from a Secret and must not be shown.
+    `mismatch` other than DENY: the rule matches all the same, and the request is changed or logged.
+    """
+
+    name: str
+    value: str | None = None
+    secret: bool = False
+    mismatch: Mismatch = Mismatch.DENY
+
+
+class HttpRule(msgspec.Struct, frozen=True):
+    """One HTTP rule of a rule set: all that it has must match. Empty fields match everything.
+
+    `method`, `path` and `host` are RE2, whole, Latin-1. `path` is matched against `:path`, query included, `host`
+    against the Host header as it came (`:authority`), as Cilium does.
     """
 
     rule: int
     method: str = ""
     path: str = ""
+    host: str = ""
+    headers: tuple[HeaderMatch, ...] = ()
 
 
 class RuleSet(msgspec.Struct, frozen=True):
     """The L7 rules that one class of connections meets. A request passes when any rule matches.
+
+    `rules` None: every request passes (the rule set is there for `audit` only). `audit`: the rules that would be asked
+    if policies in audit mode were enforced, None when they are the same; `()` would deny every request. `also`: the
+    rules of the other end, where both ends of a connection have HTTP rules: a request must pass both (its id is that of
+    the other end's own rule set, and has no part here).
 
     `id` and `name` stay the same when only the rules change, so that the listener stays and live connections see the
     new rules at their next request.
@@ -84,7 +120,9 @@ class RuleSet(msgspec.Struct, frozen=True):
 
     id: int
     name: str
-    rules: tuple[HttpRule, ...]
+    rules: tuple[HttpRule, ...] | None
+    audit: tuple[HttpRule, ...] | None = None
+    also: RuleSet | None = None
 
 
 class EndpointPolicy(msgspec.Struct, frozen=True):
@@ -104,6 +142,8 @@ class PolicyTable(msgspec.Struct, frozen=True):
 
     `endpoints` is keyed by «namespace/name» of the local pods; `ipcache` maps prefixes to identities and always has
     an entry for 0.0.0.0/0 and ::/0; `identities` gives the labels of every identity that appears anywhere in it.
+    `pairs`: (rule set of the client's egress, rule set of the server's ingress) → the rule set that asks both.
+    `delta`: what differs from an earlier table, when that is known.
     """
 
     revision: int
@@ -114,3 +154,21 @@ class PolicyTable(msgspec.Struct, frozen=True):
     rows: Mapping[RowKey, Row]
     rule_sets: Mapping[int, RuleSet]
     rules: Mapping[int, RuleRef]
+    pairs: Mapping[tuple[int, int], int] = {}
+    delta: TableDelta | None = None
+
+
+class TableDelta(msgspec.Struct, frozen=True):
+    """Keys whose values may differ from those of the table of revision `base`; values are in the table itself.
+
+    A key that is in the delta and not in the table is gone. Deltas of consecutive tables add up by union.
+    """
+
+    base: int
+    identities: frozenset[int] = frozenset()
+    ipcache: frozenset[IPNetwork] = frozenset()
+    endpoints: frozenset[str] = frozenset()
+    classes: frozenset[ClassKey] = frozenset()
+    rows: frozenset[RowKey] = frozenset()
+    rule_sets: frozenset[int] = frozenset()
+    pairs: frozenset[tuple[int, int]] = frozenset()

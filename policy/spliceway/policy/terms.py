@@ -65,7 +65,7 @@ def spec_terms(policies: Iterable[NetworkPolicy], index: PeerIndex) -> list[Spec
 
 def _terms(policy: NetworkPolicy, spec: Spec, index: PeerIndex, order: int) -> Iterator[tuple[Direction, Term]]:
     for rule in spec.rules:
-        if rule.is_empty:
+        if rule.void:
             continue
         peers = None if rule.peers is None else index.peers(rule.peers)
         plain = Rank.DENY if rule.deny else Rank.ALLOW

@@ -90,3 +90,8 @@ class Reason(IntEnum):
     def label(self) -> str:
         """Kebab-case name, as in flows, metrics, status and tests: `default-deny`."""
         return self.name.lower().replace("_", "-")
+
+    @property
+    def denies(self) -> bool:
+        """Whether this is a reason to drop or refuse. With a verdict that lets pass, that verdict is an audit."""
+        return self >= Reason.DEFAULT_DENY and self is not Reason.HTTP_ALLOWED
