@@ -14,8 +14,9 @@ from spliceway.policy.entity import RESERVED_LABELS
 from spliceway.policy.identity import address_labels
 from spliceway.policy.model import Cluster
 from spliceway.policy.numbering import Numbering
+from spliceway.policy.outcome import Outcome
 from spliceway.policy.peers import PeerIndex, members, partition
-from spliceway.policy.rows import VERDICTS, Outcome, Slot, resolve
+from spliceway.policy.rows import Slot, resolve
 from spliceway.policy.rulesets import RuleSets
 from spliceway.policy.table import (
     OTHER_PEERS,
@@ -27,7 +28,7 @@ from spliceway.policy.table import (
     RowKey,
     RuleRef,
 )
-from spliceway.policy.terms import Subjects, Term, spec_terms
+from spliceway.policy.terms import Term, direction_terms, policy_terms
 from spliceway.policy.verdict import Direction
 
 
@@ -74,33 +75,38 @@ class _Builder:
         ordered = cluster.ordered_policies()
         self._numbering = numbering
         self._index = PeerIndex(identities)
-        self._subjects = Subjects(spec_terms(ordered, self._index), self._index)
         self._refs: dict[RuleRef, int] = {}
-        self.rule_sets = RuleSets(ordered, numbering)
+        self.rule_sets = RuleSets(numbering, cluster.secrets)
+        self._specs = []
+        for policy in ordered:
+            terms = policy_terms(policy, audit=cluster.audit)
+            self.rule_sets.set_policy(policy.title, terms)
+            self._specs += [(self._index.selector(entry.spec.subject), entry) for entry in terms]
         self.classes: dict[ClassKey, int] = {}
         self.rows: dict[RowKey, Row] = {}
         self.rules: dict[int, RuleRef] = {}
 
     def add(self, identity: int, policy_id: int) -> EndpointPolicy:
         """Add the policy of the endpoints of this identity."""
-        specs = self._subjects.of(identity)
+        bit = self._index.only(identity)
+        specs = [entry for selected, entry in self._specs if selected & bit]
         enforced = []
         for direction in Direction:
-            terms = self._subjects.terms(specs, direction)
+            terms = direction_terms(specs, direction)
             enforced.append(terms is not None)
             if terms is not None:
                 self._add_direction(policy_id, direction, terms)
         return EndpointPolicy(identity, policy_id, enforced[Direction.INGRESS], enforced[Direction.EGRESS])
 
-    def _add_direction(self, policy_id: int, direction: Direction, terms: list[Term]) -> None:
-        sets = sorted({term.peers for term in terms if term.peers})
+    def _add_direction(self, policy_id: int, direction: Direction, terms: Iterable[Term]) -> None:
         general = [term for term in terms if term.peers is None]
         by_set: dict[int, list[Term]] = {}
         for term in terms:
-            if term.peers:
-                by_set.setdefault(term.peers, []).append(term)
+            if term.peers is not None and (members_of := self._index.peers(term.peers)):
+                by_set.setdefault(members_of, []).append(term)
+        sets = sorted(by_set)
 
-        other = resolve(general)
+        other = resolve(general, {})
         self._add_rows(policy_id, direction, OTHER_PEERS, other)
         # Parts that come out alike are one class; those like everyone else are none.
         alike: dict[frozenset[tuple[Slot, Outcome]], tuple[dict[Slot, Outcome], int, str]] = {}
@@ -108,7 +114,7 @@ class _Builder:
             if not inside:
                 continue
             named = [term for number in sorted(inside) for term in by_set[sets[number]]]
-            rows = resolve([*general, *named])
+            rows = resolve([*general, *named], {})
             if rows == other:
                 continue
             key = frozenset(rows.items())
@@ -123,11 +129,11 @@ class _Builder:
 
     def _add_rows(self, policy_id: int, direction: Direction, class_id: int, rows: dict[Slot, Outcome]) -> None:
         for (protocol, port, bits), outcome in rows.items():
-            verdict, reason = VERDICTS[outcome.rank]
             rule = 0 if outcome.ref is None else self._rule(outcome.ref)
-            rule_set = self.rule_sets.number(outcome.contributors) if outcome.contributors else 0
+            refs = outcome.contributors
+            rule_set = self.rule_sets.number(refs, audited=outcome.audited) if refs else 0
             key = RowKey(policy_id, direction, class_id, protocol, port, bits)
-            self.rows[key] = Row(verdict, reason, rule, rule_set)
+            self.rows[key] = Row(outcome.verdict, outcome.reason, rule, rule_set)
 
     def _rule(self, ref: RuleRef) -> int:
         found = self._refs.get(ref)
@@ -139,7 +145,7 @@ class _Builder:
 
 def _class_name(terms: Iterable[Term]) -> str:
     """What a class is called in the numbering: a digest of the rules that single its peers out."""
-    names = sorted(str(term.ref) if term.ref else term.rank.name for term in terms)
+    names = sorted(str(term.ref) if term.ref else term.effect.name for term in terms)
     return sha256("\n".join(names).encode()).hexdigest()[:24]
 
 

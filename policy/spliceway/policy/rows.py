@@ -1,105 +1,140 @@
-"""Terms that hold for one class of peers, resolved into rows: deny has won, ranges are disjoint prefixes."""
+"""Terms that hold for one class of peers, resolved into rows: tiers are settled, ranges are disjoint prefixes.
+
+The tiers are asked in order, and in each of them one term speaks for it (`Term.precedence`). The first tier that says
+anything but PASS decides; what no tier says anything about passes.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from heapq import heapify, heappop, heappush
+from collections.abc import Iterable, Iterator, Mapping
+from heapq import heappop, heappush
 from itertools import count
 
-import msgspec
-
-from spliceway.policy.model import PORT_PROTOCOLS
+from spliceway.policy.model import PORT_PROTOCOLS, Tier
+from spliceway.policy.outcome import Outcome, combine
 from spliceway.policy.ports import LAST_PORT, prefixes
 from spliceway.policy.table import RuleRef
-from spliceway.policy.terms import Rank, Term
+from spliceway.policy.terms import Effect, Order, Term
 from spliceway.policy.verdict import Protocol, Reason, Verdict
 
-#: Verdict and reason of each rank.
+#: Verdict and reason of each effect that decides.
 VERDICTS = {
-    Rank.DENY: (Verdict.DENY, Reason.POLICY_DENIED),
-    Rank.HOST: (Verdict.ALLOW, Reason.HOST_ALLOWED),
-    Rank.ALLOW: (Verdict.ALLOW, Reason.POLICY_ALLOWED),
-    Rank.HTTP: (Verdict.REDIRECT, Reason.REDIRECTED),
-    Rank.DEFAULT_ALLOW: (Verdict.ALLOW, Reason.NO_POLICY),
+    Effect.DENY: (Verdict.DENY, Reason.POLICY_DENIED),
+    Effect.HOST: (Verdict.ALLOW, Reason.HOST_ALLOWED),
+    Effect.ALLOW: (Verdict.ALLOW, Reason.POLICY_ALLOWED),
+    Effect.HTTP: (Verdict.REDIRECT, Reason.REDIRECTED),
+    Effect.DEFAULT_DENY: (Verdict.DENY, Reason.DEFAULT_DENY),
 }
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """What holds for a class on some ports. `contributors` are the rules whose HTTP rules apply, for Rank.HTTP."""
-
-    rank: Rank
-    ref: RuleRef | None
-    contributors: frozenset[RuleRef] = frozenset()
-
+NO_POLICY = Outcome(Verdict.ALLOW, Reason.NO_POLICY)
+#: What a missing row means.
+MISSING = Outcome(Verdict.DENY, Reason.DEFAULT_DENY)
 
 #: Protocol, port and prefix bits, as in RowKey.
 Slot = tuple[Protocol, int, int]
+#: The numbers that a named port stands for, by name and protocol (never ANY); a name that is missing matches nothing.
+NamedPorts = Mapping[tuple[str, Protocol], Iterable[int]]
+
+_Span = tuple[int, int, Term]
 
 
-def resolve(terms: Iterable[Term]) -> dict[Slot, Outcome]:
+def resolve(terms: Iterable[Term], named: NamedPorts) -> dict[Slot, Outcome]:
     """Rows for peers for which exactly these terms hold, whatever their `peers` say.
 
-    What is missing is denied by default. Rows of a named protocol are left out where Protocol.ANY says the same.
+    What is missing is `MISSING`. Rows of a named protocol are left out where Protocol.ANY, or no row, says the same.
     """
-    everywhere: list[Term] = []
-    by_protocol: dict[Protocol, list[tuple[int, int, Term]]] = {}
+    everywhere: list[_Span] = []
+    by_protocol: dict[Protocol, list[_Span]] = {}
     for term in terms:
         if not term.ports:
-            everywhere.append(term)
-        for ports in term.ports:
-            named = PORT_PROTOCOLS if ports.protocol is Protocol.ANY else (ports.protocol,)
-            for protocol in named:
-                by_protocol.setdefault(protocol, []).append((ports.first, ports.last, term))
+            everywhere.append((0, LAST_PORT, term))
+        for protocol, first, last in _spans(term, named):
+            by_protocol.setdefault(protocol, []).append((first, last, term))
 
-    found: dict[Slot, Outcome] = {}
-    base = None
-    if everywhere:
-        first_term = min(everywhere, key=lambda term: (term.rank, term.order))
-        base = found[Protocol.ANY, 0, 0] = Outcome(first_term.rank, first_term.ref)
-    for protocol, ranges in sorted(by_protocol.items()):
-        for first, last, outcome in _intervals(ranges, everywhere):
+    # A protocol that no term names: one run of ports.
+    ((_, _, base),) = _runs(everywhere)
+    found: dict[Slot, Outcome] = {} if base == MISSING else {(Protocol.ANY, 0, 0): base}
+    for protocol, spans in sorted(by_protocol.items()):
+        for first, last, outcome in _runs([*everywhere, *spans]):
             if outcome != base:
                 for port, bits in prefixes(first, last):
                     found[protocol, port, bits] = outcome
     return found
 
 
-def _intervals(ranges: list[tuple[int, int, Term]], everywhere: list[Term]) -> Iterator[tuple[int, int, Outcome]]:
-    """Longest runs of ports with one outcome. Ports that no range covers are left out."""
-    begins: dict[int, list[tuple[int, Term]]] = {}
+def _spans(term: Term, named: NamedPorts) -> Iterator[tuple[Protocol, int, int]]:
+    for ports in term.ports:
+        for protocol in PORT_PROTOCOLS if ports.protocol is Protocol.ANY else (ports.protocol,):
+            if ports.name:
+                for number in named.get((ports.name, protocol), ()):
+                    yield protocol, number, number
+            else:
+                yield protocol, ports.first, ports.last
+
+
+def _runs(spans: list[_Span]) -> Iterator[tuple[int, int, Outcome]]:
+    """Longest runs of ports with one outcome; together they are all ports."""
+    begins: dict[int, list[tuple[int, Term]]] = {0: []}
     ends: dict[int, list[Term]] = {}
-    for first, last, term in ranges:
+    for first, last, term in spans:
         begins.setdefault(first, []).append((last, term))
         ends.setdefault(last + 1, []).append(term)
-    # The best term is on top; what has ended stays below until it would be.
-    serial = count()  # terms do not compare
-    heap = [(term.rank, term.order, LAST_PORT, next(serial), term) for term in everywhere]
-    heapify(heap)
-    covered = 0
-    http: Counter[RuleRef | None] = Counter()
-    run: tuple[int, Outcome] | None = None  # where the current run began, and its outcome
+    auditing = any(term.audit for _, _, term in spans)
+    enforced, everything = _Ladder(), _Ladder()
+    start, current = 0, NO_POLICY
     for port in sorted({*begins, *ends}):
+        if port > LAST_PORT:
+            break
         for term in ends.get(port, ()):
-            covered -= 1
-            if term.rank is Rank.HTTP:
-                http[term.ref] -= 1
+            everything.end(term)
+            if not term.audit:
+                enforced.end(term)
         for last, term in begins.get(port, ()):
-            covered += 1
-            heappush(heap, (term.rank, term.order, last, next(serial), term))
-            if term.rank is Rank.HTTP:
-                http[term.ref] += 1
-        while heap and heap[0][2] < port:
-            heappop(heap)
-        outcome = _outcome(heap[0][-1], http) if covered else None
-        if run is not None and run[1] != outcome:
-            yield run[0], port - 1, run[1]
-            run = None
-        if run is None and outcome is not None:
-            run = (port, outcome)
+            everything.begin(last, term)
+            if not term.audit:
+                enforced.begin(last, term)
+        outcome = everything.outcome(port)
+        if auditing:
+            outcome = combine(enforced.outcome(port), outcome)
+        if port == 0:
+            current = outcome
+        elif outcome != current:
+            yield start, port - 1, current
+            start, current = port, outcome
+    yield start, LAST_PORT, current
 
 
-def _outcome(best: Term, http: Counter[RuleRef | None]) -> Outcome:
-    if best.rank is not Rank.HTTP:
-        return Outcome(best.rank, best.ref)
-    return Outcome(Rank.HTTP, best.ref, frozenset(ref for ref, ranges in http.items() if ref and ranges))
+class _Ladder:
+    """The terms in force at a port that only moves up."""
+
+    def __init__(self) -> None:
+        # Each tier's best term is on top; what has ended stays below until it would be.
+        self._tiers: dict[Tier, list[tuple[tuple[int, Order], int, int, Term]]] = {tier: [] for tier in Tier}
+        self._serial = count()  # terms do not compare
+        self._http: Counter[RuleRef] = Counter()
+
+    def begin(self, last: int, term: Term) -> None:
+        """This term holds from here to port `last`."""
+        heappush(self._tiers[term.tier], (term.precedence, next(self._serial), last, term))
+        if term.effect is Effect.HTTP and term.ref is not None:
+            self._http[term.ref] += 1
+
+    def end(self, term: Term) -> None:
+        """It ended at the port before; it may still hold by another range of its own."""
+        if term.effect is Effect.HTTP and term.ref is not None:
+            self._http[term.ref] -= 1
+
+    def outcome(self, port: int) -> Outcome:
+        """What the terms in force make of a port."""
+        for heap in self._tiers.values():
+            while heap and heap[0][2] < port:
+                heappop(heap)
+            if heap and heap[0][-1].effect is not Effect.PASS:
+                return self._of(heap[0][-1])
+        return NO_POLICY
+
+    def _of(self, term: Term) -> Outcome:
+        verdict, reason = VERDICTS[term.effect]
+        if term.effect is not Effect.HTTP:
+            return Outcome(verdict, reason, term.ref)
+        return Outcome(verdict, reason, term.ref, frozenset(ref for ref, spans in self._http.items() if spans))

@@ -1,58 +1,204 @@
-"""Rule sets: one for each distinct set of rules whose HTTP rules apply together.
+"""Rule sets: one for each distinct set of rules whose HTTP rules apply together, and one for each pair of both ends.
 
-The number and name follow from *which* rules contribute, not from what they say: an edit keeps the listener.
+The number and name follow from *which* rules contribute and how, not from what they say: an edit keeps the listener.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from hashlib import sha256
 
-from spliceway.policy.model import HttpMatch, NetworkPolicy
+import msgspec
+
+from spliceway.policy.model import HeaderCondition, HttpMatch, Secret
 from spliceway.policy.numbering import Numbering
-from spliceway.policy.table import HttpRule, RuleRef, RuleSet
+from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, RuleRef, RuleSet
+from spliceway.policy.terms import Effect, Order, SpecTerms
 
 #: Longest name; the proxy uses names in statistics and logs.
 MAX_NAME = 200
+#: Most rule sets that ask both ends, unless said otherwise: each is a listener of its own.
+MAX_PAIRS = 1024
+#: The value of a header whose Secret is missing: no proxy lets NUL pass in a header (RFC 9110, 5.5).
+NO_VALUE = "\0"
+
+
+class Contributors(msgspec.Struct, frozen=True):
+    """What a rule set is made of: rules with HTTP rules, enforced or not."""
+
+    refs: frozenset[RuleRef]
+    audited: bool = False
+
+    def key(self, side: str = "") -> list[RuleRef]:
+        """As the numbering keys it: apart from others by what no policy's kind begins with."""
+        prefix = f"{side} {'audit' if self.audited else ''}".strip()
+        return [RuleRef(f"{prefix} {ref.policy}", ref.path) if prefix else ref for ref in self.refs]
 
 
 class RuleSets:
-    """Collects the rule sets of a table, and numbers their rules."""
+    """Collects the rule sets of a table, and numbers their rules.
 
-    def __init__(self, policies: Iterable[NetworkPolicy], numbering: Numbering) -> None:
+    `rule_sets`, `rules` and `pairs` are as in PolicyTable. `refused_pairs`: pairs for which there was no room; what
+    meets one is denied (no-listener).
+    """
+
+    def __init__(
+        self, numbering: Numbering, secrets: Mapping[str, Secret] | None = None, *, max_pairs: int = MAX_PAIRS
+    ) -> None:
         self._numbering = numbering
-        self._http: dict[RuleRef, tuple[HttpMatch, ...]] = {}
-        self._order: dict[RuleRef, int] = {}
-        for policy in policies:
-            for spec in policy.specs:
-                for rule in spec.rules:
-                    for entry in rule.to_ports:
-                        if entry.http is not None:
-                            ref = policy.ref(entry.path)
-                            self._http[ref] = entry.http
-                            self._order[ref] = len(self._order)
-        self._numbers: dict[frozenset[RuleRef], int] = {}
+        self._secrets: Mapping[str, Secret] = secrets or {}
+        self._max_pairs = max_pairs
+        self._http: dict[RuleRef, tuple[Order, tuple[HttpMatch, ...]]] = {}
+        self._by_policy: dict[str, set[RuleRef]] = {}
+        self._numbers: dict[Contributors, int] = {}
+        self._made_of: dict[int, Contributors] = {}
         self.rule_sets: dict[int, RuleSet] = {}
         self.rules: dict[int, RuleRef] = {}
+        self.pairs: dict[tuple[int, int], int] = {}
+        self.refused_pairs: set[tuple[int, int]] = set()
 
-    def number(self, contributors: frozenset[RuleRef]) -> int:
-        """Id of the rule set of these rules, built on first use."""
-        found = self._numbers.get(contributors)
+    def set_policy(self, title: str, specs: Iterable[SpecTerms] = ()) -> set[int]:
+        """Take over the HTTP rules of the policy of this title (without any: it is gone).
+
+        Gives the rule sets that read differently now. One of which a rule is gone stays as it was: the rows that use
+        it are those that the edit changes, and `keep` drops it.
+        """
+        terms = [term for spec in specs for by_direction in spec.terms for term in by_direction]
+        new = {term.ref: (term.order, term.http) for term in terms if term.effect is Effect.HTTP and term.ref}
+        refs = self._by_policy.pop(title, set())
+        before = {ref: self._http.pop(ref) for ref in refs}
+        self._http.update(new)
+        if new:
+            self._by_policy[title] = set(new)
+        touched = {ref for ref in {*before, *new} if before.get(ref) != new.get(ref)}
+        return self._rebuild(number for number, made_of in self._made_of.items() if made_of.refs & touched)
+
+    def set_secrets(self, secrets: Mapping[str, Secret], changed: Collection[str]) -> set[int]:
+        """Read these Secrets from now on. Gives the rule sets that read differently by those that changed."""
+        self._secrets = secrets
+        wanted = set(changed)
+        return self._rebuild(
+            number
+            for number, made_of in self._made_of.items()
+            if any(header.secret and header.secret[0] in wanted for header in self._headers(made_of))
+        )
+
+    def number(self, refs: frozenset[RuleRef], *, audited: bool = False) -> int:
+        """Id of the rule set of these rules, built on first use. `audited`: every request passes (see RuleSet)."""
+        made_of = Contributors(refs, audited)
+        found = self._numbers.get(made_of)
         if found is None:
-            found = self._numbers[contributors] = self._numbering.rule_set(contributors)
-            self.rule_sets[found] = self._build(found, contributors)
+            found = self._numbers[made_of] = self._numbering.rule_set(made_of.key())
+            self._made_of[found] = made_of
+            self.rule_sets[found] = self._build(found, made_of)
         return found
 
-    def _build(self, number: int, contributors: frozenset[RuleRef]) -> RuleSet:
-        refs = sorted(contributors, key=self._order.__getitem__)
+    def pair(self, egress: int, ingress: int) -> int:
+        """Id of the rule set that asks that of the client's egress, and then (`also`) that of the server's ingress.
+
+        0 when `max_pairs` are there already; the pair is then among `refused_pairs`.
+        """
+        found = self.pairs.get((egress, ingress))
+        if found is not None:
+            return found
+        if len(self.pairs) >= self._max_pairs:
+            self.refused_pairs.add((egress, ingress))
+            return 0
+        first, second = self._made_of[egress], self._made_of[ingress]
+        found = self._numbering.rule_set([*first.key("egress"), *second.key("ingress")])
+        self.pairs[egress, ingress] = found
+        self.rule_sets[found] = self._build_pair(found, egress, ingress)
+        return found
+
+    def keep(self, numbers: Collection[int], pairs: Collection[tuple[int, int]] = ()) -> set[int]:
+        """Drop all rule sets but these, and all pairs but these, or of which an end goes. Gives the ids that went."""
+        live, live_pairs = set(numbers), set(pairs)
+        self.pairs = {
+            pair: number for pair, number in self.pairs.items() if pair in live_pairs and live.issuperset(pair)
+        }
+        self.refused_pairs &= live_pairs
+        self._made_of = {number: made_of for number, made_of in self._made_of.items() if number in live}
+        self._numbers = {made_of: number for number, made_of in self._made_of.items()}
+        gone = self.rule_sets.keys() - self._made_of.keys() - set(self.pairs.values())
+        for number in gone:
+            del self.rule_sets[number]
+        used = {rule.rule for rule_set in self.rule_sets.values() for rule in _rules(rule_set)}
+        self.rules = {number: ref for number, ref in self.rules.items() if number in used}
+        return gone
+
+    def _rebuild(self, numbers: Iterable[int]) -> set[int]:
+        """Build these anew, and the pairs that they are in. Gives those that came out different."""
+        different: set[int] = set()
+        for number in numbers:
+            made_of = self._made_of[number]
+            if made_of.refs <= self._http.keys():
+                built = self._build(number, made_of)
+                if built != self.rule_sets[number]:
+                    self.rule_sets[number] = built
+                    different.add(number)
+        pairs = {pair: number for pair, number in self.pairs.items() if not different.isdisjoint(pair)}
+        for (egress, ingress), number in pairs.items():
+            self.rule_sets[number] = self._build_pair(number, egress, ingress)
+        return different | set(pairs.values())
+
+    def _build(self, number: int, made_of: Contributors) -> RuleSet:
         rules = []
-        for ref in refs:
-            for match in self._http[ref]:
+        for ref in sorted(made_of.refs, key=lambda ref: self._http[ref][0]):
+            for match in self._http[ref][1]:
                 http_ref = RuleRef(ref.policy, match.path)
                 rule = self._numbering.rule(http_ref)
                 self.rules[rule] = http_ref
-                rules.append(HttpRule(rule, match.method_regex, match.path_regex))
-        return RuleSet(number, rule_set_name(refs), tuple(rules))
+                headers = tuple(header_match(condition, self._secrets) for condition in match.headers)
+                rules.append(HttpRule(rule, match.method_regex, match.path_regex, match.host_regex, headers))
+        name = rule_set_name(made_of.refs)
+        if made_of.audited:
+            return RuleSet(number, _short(f"audit:{name}", len(made_of.refs)), None, tuple(rules))
+        return RuleSet(number, name, tuple(rules))
+
+    def _build_pair(self, number: int, egress: int, ingress: int) -> RuleSet:
+        first, second = self.rule_sets[egress], self.rule_sets[ingress]
+        parts = len(self._made_of[egress].refs) + len(self._made_of[ingress].refs)
+        name = _short(f"{first.name}&{second.name}", parts)
+        return RuleSet(number, name, first.rules, first.audit, also=second)
+
+    def _headers(self, made_of: Contributors) -> Iterator[HeaderCondition]:
+        for ref in made_of.refs:
+            _, matches = self._http.get(ref, (None, ()))
+            for match in matches:
+                yield from match.headers
+
+
+def header_match(condition: HeaderCondition, secrets: Mapping[str, Secret]) -> HeaderMatch:
+    """A header condition with its Secret read.
+
+    Without the Secret the condition's own value counts, if it has one (Cilium, HeaderMatch `value`); if not, the rule
+    matches nothing, whatever its mismatch action. The rule stays in its rule set: it keeps its number and can be named
+    as the nearest miss, and no rule set is left without rules.
+    """
+    name = condition.name.lower()
+    if condition.secret is None:
+        return HeaderMatch(name, condition.value, mismatch=condition.mismatch)
+    value = secret_value(secrets, *condition.secret)
+    if value is not None:
+        return HeaderMatch(name, value, secret=True, mismatch=condition.mismatch)
+    if condition.value is not None:
+        return HeaderMatch(name, condition.value, mismatch=condition.mismatch)
+    return HeaderMatch(name, NO_VALUE, secret=True, mismatch=Mismatch.DENY)
+
+
+def secret_value(secrets: Mapping[str, Secret], secret: str, key: str) -> str | None:
+    """The header value that a Secret «namespace/name» has under a key; under its only one when the key is empty.
+
+    None when it is not there, or is nothing that a header can hold.
+    """
+    found = secrets.get(secret)
+    if found is None:
+        return None
+    only = next(iter(found.data.values())) if len(found.data) == 1 else None
+    value = found.data.get(key) if key else only
+    if value is None or any(byte in value for byte in b"\r\n\0"):
+        return None
+    return value.decode("latin-1")
 
 
 def rule_set_name(refs: Iterable[RuleRef]) -> str:
@@ -61,8 +207,18 @@ def rule_set_name(refs: Iterable[RuleRef]) -> str:
     What would be too long is cut and ends in a digest of all of it.
     """
     parts = sorted(f"{ref.policy.partition(' ')[2]}:{ref.path.removeprefix('spec.')}" for ref in refs)
-    name = "+".join(parts)
+    return _short("+".join(parts), len(parts))
+
+
+def _short(name: str, parts: int) -> str:
     if len(name) <= MAX_NAME:
         return name
     digest = sha256(name.encode()).hexdigest()[:12]
-    return f"{name[: MAX_NAME - 24]}...{len(parts)}-{digest}"
+    return f"{name[: MAX_NAME - 24]}...{parts}-{digest}"
+
+
+def _rules(rule_set: RuleSet) -> Iterator[HttpRule]:
+    yield from rule_set.rules or ()
+    yield from rule_set.audit or ()
+    if rule_set.also is not None:
+        yield from _rules(rule_set.also)

@@ -1,7 +1,8 @@
 """What policies say about one endpoint, flattened into terms of equal shape.
 
 A term is one thing that one rule says: for these peers, on these ports, this. Terms of all policies that select the
-endpoint stand side by side; the best `Rank` decides, and among equals the rule that comes first.
+endpoint stand side by side; `rows` says which of those that hold decides. A term depends on its own policy only: adding
+a policy changes no term of another one, and which identities its peers are is not its business.
 """
 
 from __future__ import annotations
@@ -11,94 +12,117 @@ from enum import IntEnum
 
 import msgspec
 
-from spliceway.policy.entity import Reserved
-from spliceway.policy.model import HttpMatch, NetworkPolicy, PortRange, Spec
-from spliceway.policy.peers import PeerIndex
+from spliceway.policy.entity import Entity
+from spliceway.policy.model import Action, HttpMatch, NetworkPolicy, Peers, PortRange, Spec, Tier
 from spliceway.policy.table import RuleRef
-from spliceway.policy.verdict import Direction
+from spliceway.policy.verdict import Direction, Protocol
+
+#: Which of two terms comes first: (priority, kind, namespace and name of the policy, place in it).
+Order = tuple[int, str, str, str, int]
+
+#: Order of what no rule says.
+NO_ORDER: Order = (0, "", "", "", 0)
+
+#: The endpoint's own node, as peers.
+HOST_PEERS = Peers(entities=(Entity.HOST,))
 
 
-class Rank(IntEnum):
-    """Which term wins. A plain allow beats HTTP rules (Cilium: the L7 part then has no effect)."""
+class Effect(IntEnum):
+    """What a term does; in the NORMAL tier the smallest wins. A plain allow beats HTTP rules (as in Cilium)."""
 
     DENY = 0
     HOST = 1  # the node itself may always reach its pods, unless denied
     ALLOW = 2
     HTTP = 3
-    DEFAULT_ALLOW = 4  # policies apply, but none asks for default deny
+    DEFAULT_DENY = 4  # nothing in this tier allows, and a policy asks for default deny
+    PASS = 5  # this tier has no say
 
 
 class Term(msgspec.Struct, frozen=True):
     """One thing a rule says.
 
-    `peers`: a set of identities as of PeerIndex, None for every peer. `ports` empty: every protocol and port. `order`
-    counts through all policies. `ref` is None for what no rule says.
+    `peers` None: every peer. `ports` empty: every protocol and port. `ref` is None for what no rule says. `audit`: it
+    is not enforced, but what it would do is reported.
     """
 
-    rank: Rank
-    order: int
-    peers: int | None
+    tier: Tier
+    effect: Effect
+    order: Order = NO_ORDER
+    peers: Peers | None = None
     ports: tuple[PortRange, ...] = ()
     ref: RuleRef | None = None
     http: tuple[HttpMatch, ...] = ()
+    audit: bool = False
+
+    @property
+    def precedence(self) -> tuple[int, Order]:
+        """Of the terms of one tier that hold, the least of these decides.
+
+        In ADMIN and BASELINE that is the first in order, whatever it does (ClusterNetworkPolicy, «priority»).
+        """
+        return (self.effect if self.tier is Tier.NORMAL else 0), self.order
 
 
 class SpecTerms(msgspec.Struct, frozen=True):
-    """A specification and its terms by Direction."""
+    """A specification and its terms by Direction. `audit`: its policy is not enforced."""
 
     spec: Spec
+    audit: bool
     terms: tuple[tuple[Term, ...], tuple[Term, ...]]
 
 
-def spec_terms(policies: Iterable[NetworkPolicy], index: PeerIndex) -> list[SpecTerms]:
-    """Terms of every specification, in the order of the policies."""
+def policy_terms(policy: NetworkPolicy, *, audit: bool = False) -> list[SpecTerms]:
+    """Terms of every specification of a policy. `audit`: every policy is in audit mode (`Cluster.audit`)."""
+    audit = audit or policy.audit
     found: list[SpecTerms] = []
-    order = 0
-    for policy in policies:
-        for spec in policy.specs:
-            terms = list(_terms(policy, spec, index, order))
-            order += len(terms)
-            by_direction = [tuple(term for direction, term in terms if direction is wanted) for wanted in Direction]
-            found.append(SpecTerms(spec, (by_direction[0], by_direction[1])))
+    place = 0
+    for spec in policy.specs:
+        by_direction: tuple[list[Term], list[Term]] = ([], [])
+        for direction, term in _terms(policy, spec, place, audit=audit):
+            by_direction[direction].append(term)
+            place += 1
+        found.append(SpecTerms(spec, audit, (tuple(by_direction[0]), tuple(by_direction[1]))))
     return found
 
 
-def _terms(policy: NetworkPolicy, spec: Spec, index: PeerIndex, order: int) -> Iterator[tuple[Direction, Term]]:
+_EFFECTS = {Action.ALLOW: Effect.ALLOW, Action.DENY: Effect.DENY, Action.PASS: Effect.PASS}
+
+
+def _terms(policy: NetworkPolicy, spec: Spec, place: int, *, audit: bool) -> Iterator[tuple[Direction, Term]]:
     for rule in spec.rules:
         if rule.void:
             continue
-        peers = None if rule.peers is None else index.peers(rule.peers)
-        plain = Rank.DENY if rule.deny else Rank.ALLOW
+        # Without toPorts a rule is about everything; an entry without ports is about nothing.
+        entries = [(entry.path, entry.ports, entry.http) for entry in rule.to_ports if entry.ports]
         if not rule.to_ports:
-            yield rule.direction, Term(plain, order, peers, (), policy.ref(rule.path))
-            order += 1
-        for entry in rule.to_ports:
-            rank = plain if entry.http is None else Rank.HTTP
-            ref = policy.ref(entry.path)
-            yield rule.direction, Term(rank, order, peers, entry.ports, ref, entry.http or ())
-            order += 1
+            entries = [(rule.path, (), None)]
+        for path, ports, http in entries:
+            effect = Effect.HTTP if http is not None else _EFFECTS[rule.action]
+            order = (spec.priority, policy.kind, policy.namespace, policy.name, place)
+            ref = policy.ref(path)
+            yield rule.direction, Term(spec.tier, effect, order, rule.peers, ports, ref, http or (), audit)
+            place += 1
 
 
-class Subjects:
-    """Which specifications are about which endpoints."""
+def direction_terms(specs: Iterable[SpecTerms], direction: Direction) -> tuple[Term, ...] | None:
+    """Every term for an endpoint that these specifications select, or None when none of them is about the direction.
 
-    def __init__(self, specs: Iterable[SpecTerms], index: PeerIndex) -> None:
-        self._index = index
-        self._specs = [(index.selector(entry.spec.subject), entry) for entry in specs]
+    Added to what rules say: the node's own way in, and default deny. Both are in audit as long as only specifications
+    in audit bring them.
+    """
+    applying = [entry for entry in specs if entry.spec.applies[direction]]
+    if not applying:
+        return None
+    terms = [term for entry in applying for term in entry.terms[direction]]
+    if direction is Direction.INGRESS:
+        audit = all(entry.audit for entry in applying)
+        terms.append(Term(Tier.NORMAL, Effect.HOST, peers=HOST_PEERS, audit=audit))
+    asking = [entry.audit for entry in applying if entry.spec.default_deny[direction]]
+    if asking:
+        terms.append(Term(Tier.NORMAL, Effect.DEFAULT_DENY, audit=all(asking)))
+    return tuple(terms)
 
-    def of(self, identity: int) -> list[SpecTerms]:
-        """Specifications that select the endpoints of this identity."""
-        bit = self._index.only(identity)
-        return [entry for selected, entry in self._specs if selected & bit]
 
-    def terms(self, specs: Iterable[SpecTerms], direction: Direction) -> list[Term] | None:
-        """Terms for one direction, or None when no policy applies in it."""
-        applying = [entry for entry in specs if entry.spec.applies[direction]]
-        if not applying:
-            return None
-        terms = [term for entry in applying for term in entry.terms[direction]]
-        if direction is Direction.INGRESS:
-            terms.append(Term(Rank.HOST, -1, self._index.only(Reserved.HOST)))
-        if not any(entry.spec.default_deny[direction] for entry in applying):
-            terms.append(Term(Rank.DEFAULT_ALLOW, -1, None))
-        return terms
+def named_ports(terms: Iterable[Term]) -> frozenset[tuple[str, Protocol]]:
+    """The named ports of these terms, as written (the protocol may be ANY)."""
+    return frozenset((ports.name, ports.protocol) for term in terms for ports in term.ports if ports.name)
