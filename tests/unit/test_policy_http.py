@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from spliceway.policy.http import HttpRequest, decide
+from spliceway.policy.httpmatch import apply
 from spliceway.policy.httppath import TargetError, normalise
 from spliceway.policy.regex import RegexError, compile_regex
-from spliceway.policy.table import HttpRule, RuleRef, RuleSet
+from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, RuleRef, RuleSet
 from spliceway.policy.verdict import Reason, Verdict
 
 RULES = RuleSet(1, "x", (HttpRule(7, "GET", "/articles/[0-9]+"), HttpRule(8, "POST", "/submit"), HttpRule(9, "PUT")))
@@ -92,3 +93,157 @@ def test_headers_that_are_not_headers() -> None:
     for name, value in (("a b", "x"), ("", "x"), ("a", "x\ny"), ("a", "x\0")):
         request = HttpRequest.of("GET", "/submit", [("host", "server"), (name, value)])
         assert decide(request, RULES).reason is Reason.HTTP_MALFORMED
+
+
+HOSTED = RuleSet(
+    1,
+    "x",
+    (
+        HttpRule(1, path="/hosted", host="api\\.example(:[0-9]+)?"),
+        HttpRule(2, path="/exact", headers=(HeaderMatch("x-team", "blue"),)),
+        HttpRule(3, path="/present", headers=(HeaderMatch("x-team"),)),
+        HttpRule(4, path="/secret", headers=(HeaderMatch("x-token", "s3cret", secret=True),)),
+        HttpRule(5, path="/two", headers=(HeaderMatch("x-team", "blue"), HeaderMatch("x-user"))),
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "rule", "miss"),
+    [
+        ("/hosted", [("Host", "api.example")], 1, ""),
+        ("/hosted", [("Host", "api.example:8080")], 1, ""),
+        # Literally as it came: case, a trailing dot and a port count.
+        ("/hosted", [("Host", "API.example")], 0, "host API.example does not match api\\.example(:[0-9]+)?"),
+        ("/hosted", [("Host", "api.example.")], 0, "host api.example. does not match"),
+        ("/hosted", [("Host", "xapi.example")], 0, "host xapi.example does not match"),
+        ("/hosted", [("Host", "apixexample")], 0, "host apixexample does not match"),
+        ("/exact", [("Host", "h"), ("X-TEAM", "blue")], 2, ""),
+        ("/exact", [("Host", "h"), ("x-team", "Blue")], 0, "header x-team is not blue"),
+        ("/exact", [("Host", "h"), ("x-team", "blue,blue")], 0, "header x-team is not blue"),
+        ("/exact", [("Host", "h")], 0, "header x-team is missing"),
+        ("/exact", [("Host", "h"), ("x-team", "blue"), ("X-Team", "blue")], 0, "header x-team is there 2 times"),
+        ("/present", [("Host", "h"), ("X-Team", "")], 3, ""),
+        ("/present", [("Host", "h")], 0, "header x-team is missing"),
+        ("/present", [("Host", "h"), ("x-team", "a"), ("x-team", "b")], 0, "header x-team is there 2 times"),
+        ("/secret", [("Host", "h"), ("x-token", "s3cret")], 4, ""),
+        ("/secret", [("Host", "h"), ("x-token", "guess")], 0, "header x-token is not the value of its secret"),
+        ("/two", [("Host", "h"), ("x-team", "blue"), ("x-user", "u")], 5, ""),
+        ("/two", [("Host", "h"), ("x-team", "red")], 0, "header x-team is not blue, header x-user is missing"),
+    ],
+)
+def test_host_and_headers(path: str, headers: list[tuple[str, str]], rule: int, miss: str) -> None:
+    found = decide(HttpRequest.of("GET", path, headers), HOSTED)
+    assert (found.rule, found.reason) == (rule, Reason.HTTP_ALLOWED if rule else Reason.HTTP_DENIED)
+    assert miss in found.nearest_miss
+    assert bool(miss) == bool(found.nearest_miss)
+    assert "s3cret" not in found.nearest_miss
+    assert "guess" not in found.nearest_miss
+
+
+def with_action(action: Mismatch, value: str | None = "good") -> RuleSet:
+    return RuleSet(1, "x", (HttpRule(1, path="/x", headers=(HeaderMatch("x-a", value, mismatch=action),)),))
+
+
+@pytest.mark.parametrize(
+    ("action", "value", "sent", "changes", "received"),
+    [
+        # cilium/proxy, HeaderMatch::allowed: what each action does when the header is right, wrong, missing, twice
+        (Mismatch.LOG, "good", ["good"], [], ["good"]),
+        (Mismatch.LOG, "good", ["bad"], [(Mismatch.LOG, None)], ["bad"]),
+        (Mismatch.LOG, "good", [], [(Mismatch.LOG, None)], []),
+        (Mismatch.ADD, "good", ["good"], [], ["good"]),
+        (Mismatch.ADD, "good", ["bad"], [(Mismatch.ADD, "good")], ["bad", "good"]),
+        (Mismatch.ADD, "good", [], [(Mismatch.ADD, "good")], ["good"]),
+        (Mismatch.DELETE, "good", ["good"], [], ["good"]),
+        (Mismatch.DELETE, "good", ["bad"], [(Mismatch.DELETE, None)], []),
+        (Mismatch.DELETE, "good", [], [], []),
+        (Mismatch.DELETE, "good", ["bad", "good"], [(Mismatch.DELETE, None)], []),
+        (Mismatch.DELETE, None, [], [], []),
+        (Mismatch.REPLACE, "good", ["good"], [], ["good"]),
+        (Mismatch.REPLACE, "good", ["bad"], [(Mismatch.REPLACE, "good")], ["good"]),
+        (Mismatch.REPLACE, "good", [], [(Mismatch.REPLACE, "good")], ["good"]),
+        (Mismatch.REPLACE, "good", ["bad", "good"], [(Mismatch.REPLACE, "good")], ["good"]),
+    ],
+)
+def test_mismatch_actions(
+    action: Mismatch,
+    value: str | None,
+    sent: list[str],
+    changes: list[tuple[Mismatch, str | None]],
+    received: list[str],
+) -> None:
+    request = HttpRequest.of("GET", "/x", [("Host", "h"), *(("X-A", text) for text in sent)])
+    found = decide(request, with_action(action, value))
+    assert found.verdict is Verdict.ALLOW
+    assert [(change.action, change.value) for change in found.changes] == changes
+    assert apply(request, found.changes).values(b"x-a") == [text.encode() for text in received]
+
+
+def test_an_action_is_only_for_requests_that_the_rule_matches() -> None:
+    rules = (
+        HttpRule(1, path="/x|/y"),
+        HttpRule(2, path="/x", headers=(HeaderMatch("x-a", "1", mismatch=Mismatch.ADD),)),
+        HttpRule(3, path="/x", headers=(HeaderMatch("x-a", "1", mismatch=Mismatch.ADD),)),
+        HttpRule(4, path="/x", headers=(HeaderMatch("x-b", "2", mismatch=Mismatch.ADD), HeaderMatch("x-c"))),
+    )
+    for path, added in (("/x", ["1"]), ("/y", [])):
+        found = decide(HttpRequest.of("GET", path), RuleSet(1, "x", rules))
+        assert (found.rule, [change.value for change in found.changes]) == (1, added)
+
+
+def test_a_secret_is_not_shown_by_a_change() -> None:
+    rules = (HttpRule(1, headers=(HeaderMatch("x-a", "s3cret", secret=True, mismatch=Mismatch.REPLACE),)),)
+    found = decide(HttpRequest.of("GET", "/"), RuleSet(1, "x", rules))
+    assert found.changes[0].value == "s3cret"
+    assert "s3cret" not in repr(found)
+
+
+ONLY_A, ONLY_B = (HttpRule(1, path="/a"),), (HttpRule(2, path="/b"),)
+
+
+@pytest.mark.parametrize(
+    ("rule_set", "path", "verdict", "reason", "rule"),
+    [
+        (RuleSet(1, "x", None, audit=ONLY_A), "/a", Verdict.ALLOW, Reason.HTTP_ALLOWED, 1),
+        (RuleSet(1, "x", None, audit=ONLY_A), "/b", Verdict.ALLOW, Reason.HTTP_DENIED, 0),
+        (RuleSet(1, "x", None, audit=()), "/a", Verdict.ALLOW, Reason.HTTP_DENIED, 0),
+        (RuleSet(1, "x", None), "/a", Verdict.ALLOW, Reason.HTTP_ALLOWED, 0),
+        (RuleSet(1, "x", ONLY_A, audit=ONLY_B), "/a", Verdict.ALLOW, Reason.HTTP_DENIED, 0),
+        (RuleSet(1, "x", ONLY_A, audit=ONLY_B), "/b", Verdict.DENY, Reason.HTTP_DENIED, 0),
+        # What could be read in two ways passes where nothing is enforced; what no proxy can pass on never does.
+        (RuleSet(1, "x", None, audit=ONLY_A), "/a;b", Verdict.ALLOW, Reason.HTTP_AMBIGUOUS, 0),
+        (RuleSet(1, "x", None, audit=ONLY_A), "/a%2fb", Verdict.DENY, Reason.HTTP_MALFORMED, 0),
+        (RuleSet(1, "x", ONLY_A, audit=ONLY_B), "/a;b", Verdict.DENY, Reason.HTTP_AMBIGUOUS, 0),
+        # Both ends
+        (RuleSet(1, "x", ONLY_A, also=RuleSet(2, "y", ONLY_B)), "/a", Verdict.DENY, Reason.HTTP_DENIED, 0),
+        (RuleSet(1, "x", ONLY_A, also=RuleSet(2, "y", (*ONLY_B, HttpRule(3)))), "/a", Verdict.ALLOW,
+         Reason.HTTP_ALLOWED, 3),
+        (RuleSet(1, "x", ONLY_A, also=RuleSet(2, "y", None, audit=ONLY_B)), "/a", Verdict.ALLOW,
+         Reason.HTTP_DENIED, 0),
+        (RuleSet(1, "x", None, audit=ONLY_A, also=RuleSet(2, "y", ONLY_B)), "/b", Verdict.ALLOW,
+         Reason.HTTP_DENIED, 0),
+        (RuleSet(1, "x", None, audit=ONLY_A, also=RuleSet(2, "y", ONLY_B)), "/a", Verdict.DENY,
+         Reason.HTTP_DENIED, 0),
+        (RuleSet(1, "x", None, audit=ONLY_A, also=RuleSet(2, "y", ONLY_B)), "/a;", Verdict.DENY,
+         Reason.HTTP_AMBIGUOUS, 0),
+        (RuleSet(1, "x", None, audit=ONLY_A, also=RuleSet(2, "y", None, audit=ONLY_B)), "/a;", Verdict.ALLOW,
+         Reason.HTTP_AMBIGUOUS, 0),
+    ],
+)  # fmt: skip
+def test_audit_and_both_ends(rule_set: RuleSet, path: str, verdict: Verdict, reason: Reason, rule: int) -> None:
+    found = decide(HttpRequest.of("GET", path), rule_set)
+    assert (found.verdict, found.reason, found.rule) == (verdict, reason, rule)
+    assert found.status == (200 if verdict is Verdict.ALLOW else 400 if reason is Reason.HTTP_MALFORMED else 403)
+    assert bool(found.nearest_miss) == reason.denies
+
+
+def test_the_servers_rules_see_what_the_clients_rules_made_of_the_request() -> None:
+    server = RuleSet(2, "y", (HttpRule(2, headers=(HeaderMatch("x-token", "t"),)),))
+    adds = (HttpRule(1, headers=(HeaderMatch("x-token", "t", mismatch=Mismatch.REPLACE),)),)
+    found = decide(HttpRequest.of("GET", "/"), RuleSet(1, "x", adds, also=server))
+    assert (found.verdict, len(found.changes)) == (Verdict.ALLOW, 1)
+    assert decide(HttpRequest.of("GET", "/"), RuleSet(1, "x", (HttpRule(1),), also=server)).verdict is Verdict.DENY
+    # A set in audit changes nothing.
+    dry = decide(HttpRequest.of("GET", "/"), RuleSet(1, "x", None, audit=adds, also=server))
+    assert (dry.verdict, dry.changes) == (Verdict.DENY, ())

@@ -1,0 +1,71 @@
+"""The HTTP rules that a connection meets, read straight from the policies. Part of the reference interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from spliceway.policy.evaluate_tiers import Half
+from spliceway.policy.model import Cluster, HeaderCondition, HttpMatch, NetworkPolicy
+from spliceway.policy.table import HeaderMatch, HttpRule, RuleRef, RuleSet
+from spliceway.policy.verdict import Verdict
+
+#: No header of an accepted request has a line feed: a condition on it never holds.
+_IMPOSSIBLE = "\n"
+
+
+def rule_set(cluster: Cluster, *halves: Half | None) -> tuple[RuleSet, dict[int, RuleRef]]:
+    """What a request must pass, and the names of its rules, numbered for this one decision.
+
+    `halves`: the client's egress, then the server's ingress; at least one of them redirects.
+    """
+    names: dict[int, RuleRef] = {}
+    found: RuleSet | None = None
+    for half in reversed(halves):
+        if half is not None and half.verdict is Verdict.REDIRECT:
+            found = _of_half(cluster, half, names, found)
+    assert found is not None
+    return found, names
+
+
+def _of_half(cluster: Cluster, half: Half, names: dict[int, RuleRef], also: RuleSet | None) -> RuleSet:
+    refs = half.contributors or half.audit
+    rules = []
+    for policy in cluster.ordered_policies():
+        for match in _http_rules(policy, refs):
+            number = len(names) + 1
+            names[number] = RuleRef(policy.title, match.path)
+            headers = tuple(_header(cluster, header) for header in match.headers)
+            rules.append(HttpRule(number, match.method_regex, match.path_regex, match.host_regex, headers))
+    name = "+".join(map(str, refs))
+    if half.contributors:
+        return RuleSet(1, name, tuple(rules), also=also)
+    return RuleSet(1, name, None, audit=tuple(rules), also=also)
+
+
+def _http_rules(policy: NetworkPolicy, refs: tuple[RuleRef, ...]) -> Iterator[HttpMatch]:
+    for spec in policy.specs:
+        for rule in spec.rules:
+            for entry in rule.to_ports:
+                if entry.http and policy.ref(entry.path) in refs:
+                    yield from entry.http
+
+
+def _header(cluster: Cluster, condition: HeaderCondition) -> HeaderMatch:
+    """A condition with its value. While the Secret is missing it holds for no request, whatever `mismatch` says."""
+    name = condition.name.lower()
+    if condition.secret is None:
+        return HeaderMatch(name, condition.value, mismatch=condition.mismatch)
+    value = _secret(cluster, *condition.secret)
+    if value is None:
+        return HeaderMatch(name, _IMPOSSIBLE, secret=True)
+    return HeaderMatch(name, value.decode("latin-1"), secret=True, mismatch=condition.mismatch)
+
+
+def _secret(cluster: Cluster, name: str, key: str) -> bytes | None:
+    """Value in a Secret. Without a key it must be the only one."""
+    found = cluster.secrets.get(name)
+    if found is None:
+        return None
+    if key:
+        return found.data.get(key)
+    return next(iter(found.data.values())) if len(found.data) == 1 else None

@@ -1,0 +1,147 @@
+"""Which rule wins: tiers, deny before allow, default deny, audit, and both ends together. Part of the interpreter.
+
+Source: docs/policy.md, «Which rule wins».
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from spliceway.policy.model import Action, NetworkPolicy, PortRule, Rule, Spec, Tier
+from spliceway.policy.table import RuleRef
+from spliceway.policy.verdict import Direction, Reason, Verdict
+
+
+class Half(msgspec.Struct, frozen=True):
+    """What one endpoint's policies say in one direction.
+
+    `contributors`: entries of toPorts whose HTTP rules apply. `audit`: those whose HTTP rules would apply if policies
+    in audit mode were enforced; only with REDIRECT and without contributors: then every request passes. A verdict that
+    lets pass with a reason that denies is audit too.
+    """
+
+    direction: Direction
+    verdict: Verdict
+    reason: Reason
+    rule: RuleRef | None = None
+    contributors: tuple[RuleRef, ...] = ()
+    audit: tuple[RuleRef, ...] = ()
+
+
+#: A specification that applies to the endpoint, and the policy it is of.
+Applied = tuple[NetworkPolicy, Spec]
+#: Whether a rule, by this entry of its toPorts (None: it has none), is about the connection.
+Matches = Callable[[Rule, PortRule | None], bool]
+_Said = tuple[NetworkPolicy, Rule, PortRule | None]
+
+
+def judge(specs: Sequence[Applied], direction: Direction, matches: Matches, *, host: bool, audit: bool) -> Half:
+    """Verdict of one half. `specs`: those that apply, policies in the order in which rules are named first.
+
+    `host`: the peer is the endpoint's own node. `audit`: every policy is in audit mode.
+    """
+    every = _ask(specs, direction, matches, host=host)
+    enforced = [] if audit else [(policy, spec) for policy, spec in specs if not policy.audit]
+    if len(enforced) == len(specs):
+        return every
+    half = _ask(enforced, direction, matches, host=host)
+    match half.verdict, every.verdict:
+        case Verdict.DENY, _:
+            return half
+        case _, Verdict.DENY:
+            return msgspec.structs.replace(half, reason=every.reason, rule=every.rule)
+        case Verdict.REDIRECT, _:
+            return half
+        case _, Verdict.REDIRECT:
+            return msgspec.structs.replace(every, contributors=(), audit=every.contributors)
+        case _:
+            return every
+
+
+def both(egress: Half | None, ingress: Half | None) -> tuple[Verdict, Reason, RuleRef | None]:
+    """Verdict, reason and rule of a connection. None: no endpoint stands at that end.
+
+    A denial decides, the client's first. Otherwise it passes, redirected if either half is; the reason is that of a
+    half in audit, else of a redirect, else of the half that a policy made, the server's first.
+    """
+    halves = [half for half in (egress, ingress) if half is not None]
+    for half in halves:
+        if half.verdict is Verdict.DENY:
+            return half.verdict, half.reason, half.rule
+    redirected = any(half.verdict is Verdict.REDIRECT for half in halves)
+    verdict = Verdict.REDIRECT if redirected else Verdict.ALLOW
+    for half in halves:
+        if half.reason.denies:
+            return verdict, half.reason, half.rule
+    for half in halves:
+        if half.verdict is Verdict.REDIRECT:
+            return verdict, half.reason, half.rule
+    for half in reversed(halves):
+        if half.reason is not Reason.NO_POLICY:
+            return verdict, half.reason, half.rule
+    return Verdict.ALLOW, Reason.NO_POLICY, None
+
+
+def _ask(specs: Sequence[Applied], direction: Direction, matches: Matches, *, host: bool) -> Half:
+    if not specs:
+        return Half(direction, Verdict.ALLOW, Reason.NO_POLICY)
+    return (
+        _first_that_matches(specs, Tier.ADMIN, direction, matches)
+        or _normal([item for item in specs if item[1].tier is Tier.NORMAL], direction, matches, host=host)
+        or _first_that_matches(specs, Tier.BASELINE, direction, matches)
+        or Half(direction, Verdict.ALLOW, Reason.NO_POLICY)
+    )
+
+
+def _first_that_matches(specs: Sequence[Applied], tier: Tier, direction: Direction, matches: Matches) -> Half | None:
+    """An ordered tier: the first rule that matches decides. None: no rule does, or it passes on to the next tier."""
+    # The sort is stable: among equals it is by kind and name.
+    ordered = sorted((item for item in specs if item[1].tier is tier), key=lambda item: item[1].priority)
+    for policy, rule, entry in _said(ordered, direction):
+        if not matches(rule, entry):
+            continue
+        match rule.action:
+            case Action.ALLOW:
+                return Half(direction, Verdict.ALLOW, Reason.POLICY_ALLOWED, _name(policy, rule, entry))
+            case Action.DENY:
+                return Half(direction, Verdict.DENY, Reason.POLICY_DENIED, _name(policy, rule, entry))
+            case Action.PASS:
+                return None
+    return None
+
+
+def _normal(specs: Sequence[Applied], direction: Direction, matches: Matches, *, host: bool) -> Half | None:
+    """Cilium's policies and NetworkPolicy, together and without order. None: they say nothing of the connection."""
+    matching = [said for said in _said(specs, direction) if matches(said[1], said[2])]
+    for policy, rule, entry in matching:
+        if rule.deny:
+            return Half(direction, Verdict.DENY, Reason.POLICY_DENIED, _name(policy, rule, entry))
+    if host and direction is Direction.INGRESS:
+        return Half(direction, Verdict.ALLOW, Reason.HOST_ALLOWED)
+    for policy, rule, entry in matching:
+        if entry is None or entry.http is None:
+            return Half(direction, Verdict.ALLOW, Reason.POLICY_ALLOWED, _name(policy, rule, entry))
+    if matching:
+        refs = tuple(_name(policy, rule, entry) for policy, rule, entry in matching)
+        return Half(direction, Verdict.REDIRECT, Reason.REDIRECTED, refs[0], refs)
+    if any(spec.default_deny[direction] for _, spec in specs):
+        return Half(direction, Verdict.DENY, Reason.DEFAULT_DENY)
+    return None
+
+
+def _said(specs: Sequence[Applied], direction: Direction) -> Iterator[_Said]:
+    """Each thing the rules say: an entry of toPorts, or None for a rule about every port."""
+    for policy, spec in specs:
+        for rule in spec.rules:
+            if rule.direction is not direction or rule.void:
+                continue
+            if not rule.to_ports:
+                yield policy, rule, None
+            for entry in rule.to_ports:
+                yield policy, rule, entry
+
+
+def _name(policy: NetworkPolicy, rule: Rule, entry: PortRule | None) -> RuleRef:
+    return policy.ref(rule.path if entry is None else entry.path)
