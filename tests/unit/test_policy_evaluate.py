@@ -456,6 +456,7 @@ def test_audit_of_requests() -> None:
 @pytest.mark.parametrize(
     ("data", "key", "mismatch", "token", "status"),
     [
+        ({"token": b"s3cret\n"}, "token", Mismatch.LOG, "s3cret", 403),  # nothing that a header can be
         ({"token": b"s3cret"}, "token", Mismatch.DENY, "s3cret", 200),
         ({"token": b"s3cret"}, "token", Mismatch.DENY, "other", 403),
         ({"token": b"s3cret"}, "", Mismatch.DENY, "s3cret", 200),
@@ -480,3 +481,13 @@ def test_headers_from_secrets(
     assert decision.http.status == status
     assert "s3cret" not in decision.nearest_miss
     assert token not in decision.nearest_miss
+
+
+def test_a_value_beside_a_secret_counts_while_that_is_missing() -> None:
+    condition = HeaderCondition("X-Token", "fallback", secret=("shop/tokens", "token"))
+    found = cluster(policy("in", http_entry("i", HttpMatch("h", headers=(condition,)), direction=Direction.INGRESS)))
+    request = HttpRequest.of("GET", "/", [("Host", "db"), ("x-token", "fallback")])
+    for objects, status in (([], 200), ([Secret("shop", "tokens", {"token": b"s3cret"})], 403)):
+        decision = ask(found.with_objects(objects), WEB, DB, request=request)
+        assert decision.http is not None
+        assert decision.http.status == status

@@ -51,21 +51,25 @@ def _http_rules(policy: NetworkPolicy, refs: tuple[RuleRef, ...]) -> Iterator[Ht
 
 
 def _header(cluster: Cluster, condition: HeaderCondition) -> HeaderMatch:
-    """A condition with its value. While the Secret is missing it holds for no request, whatever `mismatch` says."""
+    """A condition with its value.
+
+    While the Secret is missing the value that is written beside it counts (Cilium, `HeaderMatch.value`); without one
+    the condition holds for no request, whatever `mismatch` says.
+    """
     name = condition.name.lower()
-    if condition.secret is None:
-        return HeaderMatch(name, condition.value, mismatch=condition.mismatch)
-    value = _secret(cluster, *condition.secret)
-    if value is None:
+    secret = _secret(cluster, *condition.secret) if condition.secret is not None else None
+    if secret is not None:
+        return HeaderMatch(name, secret.decode("latin-1"), secret=True, mismatch=condition.mismatch)
+    if condition.secret is not None and condition.value is None:
         return HeaderMatch(name, _IMPOSSIBLE, secret=True)
-    return HeaderMatch(name, value.decode("latin-1"), secret=True, mismatch=condition.mismatch)
+    return HeaderMatch(name, condition.value, mismatch=condition.mismatch)
 
 
 def _secret(cluster: Cluster, name: str, key: str) -> bytes | None:
-    """Value in a Secret. Without a key it must be the only one."""
+    """Value in a Secret; without a key it must be the only one. None too when no header can have it."""
     found = cluster.secrets.get(name)
-    if found is None:
-        return None
-    if key:
-        return found.data.get(key)
-    return next(iter(found.data.values())) if len(found.data) == 1 else None
+    data = found.data if found is not None else {}
+    if not key and len(data) == 1:
+        key = next(iter(data))
+    value = data.get(key)
+    return None if value is None or any(byte in value for byte in b"\r\n\0") else value
