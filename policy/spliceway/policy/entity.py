@@ -45,12 +45,13 @@ class Entity(Enum):
     HOST = "host"
     REMOTE_NODE = "remote-node"
     CLUSTER = "cluster"
+    CLUSTER_MESH = "cluster-mesh"
+    KUBE_APISERVER = "kube-apiserver"
     UNMANAGED = "unmanaged"
+    INIT = "init"
+    HEALTH = "health"
+    INGRESS = "ingress"
     NONE = "none"
-
-
-#: Entities that Cilium knows and Spliceway does not have yet.
-UNSUPPORTED_ENTITIES = ("health", "init", "kube-apiserver", "ingress")
 
 
 def _one(identity: Reserved) -> Selector:
@@ -58,8 +59,28 @@ def _one(identity: Reserved) -> Selector:
     return Selector((Requirement("reserved", key, Operator.EXISTS),))
 
 
+#: Everything of the cluster. The API server belongs to it wherever it runs.
+_CLUSTER = (
+    *(
+        _one(identity)
+        for identity in (
+            Reserved.HOST,
+            Reserved.REMOTE_NODE,
+            Reserved.INIT,
+            Reserved.HEALTH,
+            Reserved.INGRESS,
+            Reserved.KUBE_APISERVER,
+            Reserved.UNMANAGED,
+        )
+    ),
+    Selector((Requirement("k8s", CLUSTER_KEY, Operator.EXISTS),)),
+)
+
 #: What an entity means: an identity belongs to it when any of the selectors matches. A prefix outside the cluster with
 #: an identity of its own (`cidr:…`) carries `reserved:world-ipv4` or `-ipv6` too, so that it stays part of the world.
+#: `reserved:kube-apiserver` comes in addition to the other labels of an address of the Service default/kubernetes.
+#: There is one cluster only, so a mesh of clusters is that one. Nobody is in init, health and ingress: Spliceway has
+#: no endpoints without labels, no health endpoints and no ingress proxy of its own.
 ENTITY_SELECTORS = MappingProxyType(
     {
         Entity.ALL: (Selector(),),
@@ -68,22 +89,13 @@ ENTITY_SELECTORS = MappingProxyType(
         Entity.WORLD_IPV6: (_one(Reserved.WORLD_IPV6),),
         Entity.HOST: (_one(Reserved.HOST),),
         Entity.REMOTE_NODE: (_one(Reserved.REMOTE_NODE),),
-        Entity.CLUSTER: (
-            *(
-                _one(identity)
-                for identity in (
-                    Reserved.HOST,
-                    Reserved.REMOTE_NODE,
-                    Reserved.INIT,
-                    Reserved.HEALTH,
-                    Reserved.INGRESS,
-                    Reserved.KUBE_APISERVER,
-                    Reserved.UNMANAGED,
-                )
-            ),
-            Selector((Requirement("k8s", CLUSTER_KEY, Operator.EXISTS),)),
-        ),
+        Entity.CLUSTER: _CLUSTER,
+        Entity.CLUSTER_MESH: _CLUSTER,
+        Entity.KUBE_APISERVER: (_one(Reserved.KUBE_APISERVER),),
         Entity.UNMANAGED: (_one(Reserved.UNMANAGED),),
+        Entity.INIT: (_one(Reserved.INIT),),
+        Entity.HEALTH: (_one(Reserved.HEALTH),),
+        Entity.INGRESS: (_one(Reserved.INGRESS),),
         Entity.NONE: (),
     }
 )

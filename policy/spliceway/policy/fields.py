@@ -81,6 +81,10 @@ class Fields:
         value = self._rest.pop(key, None)
         return default if value is None else self.where.at(key).typed(value, kind)
 
+    def has(self, key: str) -> bool:
+        """Whether a key is there, not taken yet and not null."""
+        return self._rest.get(key) is not None
+
     def raw(self, key: str) -> Any:
         """Value of a key, of any kind, or None."""
         return self._rest.pop(key, None)

@@ -1,4 +1,4 @@
-"""Documents to objects: the one entry for policies, pods, nodes and namespaces.
+"""Documents to objects: the one entry for policies and for the objects that they are about.
 
 A document is refused whole, with a PolicyError that names the field; the other documents of a file are not touched by
 that.
@@ -16,7 +16,8 @@ from spliceway.policy.errors import PolicyError
 from spliceway.policy.fields import Fields, Where, shown
 from spliceway.policy.model import Object, object_key
 from spliceway.policy.parse_objects import parse_namespace, parse_node, parse_pod
-from spliceway.policy.parse_policy import parse_cilium_policy
+from spliceway.policy.parse_policy import parse_cilium_policy, parse_clusterwide_policy
+from spliceway.policy.parse_services import parse_cidr_group, parse_endpoint_slice, parse_secret, parse_service
 
 #: Which reader a document's apiVersion and kind have.
 READERS: Mapping[tuple[str, str], Callable[[Fields, Where], Object]] = MappingProxyType(
@@ -24,10 +25,16 @@ READERS: Mapping[tuple[str, str], Callable[[Fields, Where], Object]] = MappingPr
         ("v1", "Namespace"): parse_namespace,
         ("v1", "Pod"): parse_pod,
         ("v1", "Node"): parse_node,
+        ("v1", "Service"): parse_service,
+        ("v1", "Secret"): parse_secret,
+        ("discovery.k8s.io/v1", "EndpointSlice"): parse_endpoint_slice,
         ("cilium.io/v2", "CiliumNetworkPolicy"): parse_cilium_policy,
+        ("cilium.io/v2", "CiliumClusterwideNetworkPolicy"): parse_clusterwide_policy,
+        ("cilium.io/v2", "CiliumCIDRGroup"): parse_cidr_group,
+        ("cilium.io/v2alpha1", "CiliumCIDRGroup"): parse_cidr_group,
     }
 )
-_VERSIONS = MappingProxyType({kind: version for version, kind in READERS})
+_KINDS = tuple(dict.fromkeys(kind for _, kind in READERS))
 
 
 class Parsed(msgspec.Struct, frozen=True):
@@ -83,8 +90,9 @@ def _parse(content: object, where: Where, *, in_list: bool) -> tuple[Object, ...
                     place.item(index).refuse(f"{key[0]} {key[1]} appears twice in this list")
                 found[key] = entry
         return tuple(found.values())
-    if kind not in _VERSIONS:
-        where.at("kind").refuse(f"unsupported kind {shown(kind)} (supported: {', '.join((*_VERSIONS, 'List'))})")
+    if kind not in _KINDS:
+        where.at("kind").refuse(f"unsupported kind {shown(kind)} (supported: {', '.join((*_KINDS, 'List'))})")
     if (version, kind) not in READERS:
-        where.at("apiVersion").refuse(f"unsupported version {shown(version)} of {kind} (supported: {_VERSIONS[kind]})")
+        versions = ", ".join(known for known, name in READERS if name == kind)
+        where.at("apiVersion").refuse(f"unsupported version {shown(version)} of {kind} (supported: {versions})")
     return (READERS[version, kind](fields, where),)

@@ -2,54 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from ipaddress import IPv6Address, ip_address, ip_network
-from typing import Any
+from collections.abc import Iterator
 
-from spliceway.policy.fields import DNS_LABEL, DNS_SUBDOMAIN, Fields, Where, shown
-from spliceway.policy.model import IPAddress, Namespace, Node, Pod
-from spliceway.policy.parse_selector import check_label_key, check_label_value
-from spliceway.policy.table import IPNetwork
+from spliceway.policy.fields import Fields, Where
+from spliceway.policy.model import ContainerPort, IPAddress, Namespace, Node, Pod
+from spliceway.policy.parse_address import parse_address, parse_network
+from spliceway.policy.parse_metadata import Metadata
+from spliceway.policy.parse_port import check_port_name, check_port_number, kubernetes_protocol
 
-#: What ObjectMeta may hold besides name, namespace and labels (Kubernetes API reference, ObjectMeta).
-_META = (
-    "annotations",
-    "creationTimestamp",
-    "deletionGracePeriodSeconds",
-    "deletionTimestamp",
-    "finalizers",
-    "generateName",
-    "generation",
-    "managedFields",
-    "ownerReferences",
-    "resourceVersion",
-    "selfLink",
-    "uid",
-)
 #: Phases in which a pod has no address of its own any more: it may already be another pod's.
 _FINISHED = ("Succeeded", "Failed")
-
-
-class Metadata:
-    """Name, namespace and labels of an object, and the place of its errors from here on."""
-
-    __slots__ = ("labels", "name", "namespace", "where")
-
-    def __init__(self, fields: Fields, where: Where, kind: str, *, namespaced: bool = True) -> None:
-        inner = Fields(fields.need("metadata", dict), where.at("metadata"))
-        self.name = inner.need_name("name", DNS_SUBDOMAIN if kind != "Namespace" else DNS_LABEL)
-        self.namespace = ""
-        if namespaced:
-            given = inner.raw("namespace")
-            self.namespace = "default"
-            if given is not None:
-                self.namespace = Fields({"namespace": given}, inner.where).need_name("namespace", DNS_LABEL)
-        title = f"{kind} {self.namespace}/{self.name}" if namespaced else f"{kind} {self.name}"
-        self.where = Where(where.file, title, where.field)
-        inner.where = self.where.at("metadata")
-        self.labels = _labels(inner.take("labels", dict, {}), inner.where.at("labels"))
-        inner.ignore(*_META)
-        inner.done()
 
 
 def parse_namespace(fields: Fields, where: Where) -> Namespace:
@@ -59,7 +21,7 @@ def parse_namespace(fields: Fields, where: Where) -> Namespace:
 
 
 def parse_pod(fields: Fields, where: Where) -> Pod:
-    """A Pod: labels, spec.nodeName, spec.hostNetwork, spec.serviceAccountName, status.podIPs or podIP.
+    """A Pod: labels, spec.nodeName, spec.hostNetwork, spec.serviceAccountName, named ports, status.podIPs or podIP.
 
     A pod that has finished keeps its last addresses in its status; they are not its own any more and are left out.
     """
@@ -79,11 +41,12 @@ def parse_pod(fields: Fields, where: Where) -> Pod:
         spec.take("hostNetwork", bool, False),
         spec.take("serviceAccountName", str, ""),
         where.file,
+        tuple(sorted(set(_named_ports(spec)), key=lambda port: (port.name, port.protocol, port.port))),
     )
 
 
 def parse_node(fields: Fields, where: Where) -> Node:
-    """A Node: the IP addresses of status.addresses, and spec.podCIDRs or podCIDR."""
+    """A Node: its labels, the IP addresses of status.addresses, and spec.podCIDRs or podCIDR."""
     meta = Metadata(fields, where, "Node", namespaced=False)
     where = meta.where
     spec = Fields(fields.take("spec", dict, {}), where.at("spec"))
@@ -98,29 +61,7 @@ def parse_node(fields: Fields, where: Where) -> Node:
     found = [parse_network(item, place) for place, item in where_cidrs.items(cidrs, str)]
     if not found and (one := spec.take("podCIDR", str, "")):
         found = [parse_network(one, spec.where.at("podCIDR"))]
-    return Node(meta.name, tuple(dict.fromkeys(addresses)), tuple(found), where.file)
-
-
-def parse_address(text: str, where: Where) -> IPAddress:
-    """An IP address. IPv4 inside IPv6 and zones are refused: packets never look like that."""
-    try:
-        found = ip_address(text)
-    except ValueError:
-        where.refuse(f"{shown(text)} is not an IP address")
-    if isinstance(found, IPv6Address) and (found.ipv4_mapped is not None or found.scope_id is not None):
-        where.refuse(f"{shown(text)} is not an address of packets (IPv4-mapped or with a zone)")
-    return found
-
-
-def parse_network(text: str, where: Where) -> IPNetwork:
-    """A prefix in CIDR notation, the host bits cleared (as Cilium and net.ParseCIDR do). Netmasks are refused."""
-    address, slash, bits = text.partition("/")
-    if not slash:
-        where.refuse(f"{shown(text)} is not a CIDR (no prefix length)")
-    base = parse_address(address, where)
-    if not (bits.isascii() and bits.isdigit()) or (len(bits) > 1 and bits[0] == "0") or int(bits) > base.max_prefixlen:
-        where.refuse(f"{shown(text)} is not a CIDR (prefix length 0 to {base.max_prefixlen})")
-    return ip_network((base, int(bits)), strict=False)
+    return Node(meta.name, tuple(dict.fromkeys(addresses)), tuple(found), where.file, meta.labels)
 
 
 def _pod_addresses(status: Fields) -> list[IPAddress]:
@@ -134,8 +75,23 @@ def _pod_addresses(status: Fields) -> list[IPAddress]:
     return addresses
 
 
-def _labels(value: Mapping[str, Any], where: Where) -> dict[str, str]:
-    for key, text in value.items():
-        check_label_key(key, where.at(shown(key)))
-        check_label_value(where.at(key).typed(text, str), where.at(key))
-    return dict(value)
+def _named_ports(spec: Fields) -> Iterator[ContainerPort]:
+    """Named ports of what runs as long as the pod: containers, and init containers that are restarted (sidecars)."""
+    for field in ("containers", "initContainers"):
+        for place, item in spec.where.at(field).items(spec.take(field, list, []), dict):
+            container = Fields(item, place)
+            if field == "containers" or container.take("restartPolicy", str) == "Always":
+                yield from _container_ports(container)
+
+
+def _container_ports(container: Fields) -> Iterator[ContainerPort]:
+    for place, item in container.where.at("ports").items(container.take("ports", list, []), dict):
+        port = Fields(item, place)
+        name = port.take("name", str, "")
+        if not name:
+            continue
+        check_port_name(name, place.at("name"))
+        protocol = kubernetes_protocol(port)
+        yield ContainerPort(
+            name, protocol, check_port_number(port.need("containerPort", int), place.at("containerPort"))
+        )

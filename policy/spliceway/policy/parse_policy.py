@@ -1,6 +1,7 @@
-"""CiliumNetworkPolicy (cilium.io/v2): the object and its specifications.
+"""CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy (cilium.io/v2): the object and its specifications.
 
-Sources: Cilium's CRD ciliumnetworkpolicies.yaml and pkg/policy/api/rule_validation.go.
+Sources: Cilium's CRDs ciliumnetworkpolicies.yaml and ciliumclusterwidenetworkpolicies.yaml, pkg/policy/api and
+pkg/k8s/apis/cilium.io/utils (scopes of selectors).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import Any
 
 from spliceway.policy.fields import Fields, Where
 from spliceway.policy.model import NetworkPolicy, Rule, Spec
-from spliceway.policy.parse_objects import Metadata
+from spliceway.policy.parse_metadata import Metadata
 from spliceway.policy.parse_rule import parse_rule
 from spliceway.policy.parse_selector import parse_selector, scope_subject
 from spliceway.policy.verdict import Direction
@@ -20,13 +21,20 @@ _SECTIONS = (
     ("ingressDeny", Direction.INGRESS, True),
     ("egressDeny", Direction.EGRESS, True),
 )
-_KIND = "CiliumNetworkPolicy"
 
 
 def parse_cilium_policy(fields: Fields, where: Where) -> NetworkPolicy:
-    """A CiliumNetworkPolicy with `spec`, `specs` or both."""
-    meta = Metadata(fields, where, _KIND)
-    fields.where = meta.where
+    """A CiliumNetworkPolicy with `spec`, `specs` or both: about endpoints of its own namespace."""
+    return _policy(fields, where, "CiliumNetworkPolicy", namespaced=True)
+
+
+def parse_clusterwide_policy(fields: Fields, where: Where) -> NetworkPolicy:
+    """A CiliumClusterwideNetworkPolicy with `spec`, `specs` or both: about endpoints of every namespace."""
+    return _policy(fields, where, "CiliumClusterwideNetworkPolicy", namespaced=False)
+
+
+def _policy(fields: Fields, where: Where, kind: str, *, namespaced: bool) -> NetworkPolicy:
+    meta = Metadata(fields, where, kind, namespaced=namespaced, policy=True)
     where = meta.where
     prefix = f"{where.field}." if where.field else ""
     specs: list[Spec] = []
@@ -38,14 +46,15 @@ def parse_cilium_policy(fields: Fields, where: Where) -> NetworkPolicy:
     fields.done()
     if not specs:
         where.refuse("needs spec or specs")
-    return NetworkPolicy(_KIND, meta.namespace, meta.name, tuple(specs), where.file)
+    return NetworkPolicy(kind, meta.namespace, meta.name, tuple(specs), where.file, meta.audit)
 
 
 def _spec(value: Any, where: Where, namespace: str, prefix: str) -> Spec:
     fields = Fields(value, where)
     fields.unsupported(("nodeSelector", "log"))
     subject = parse_selector(fields.need("endpointSelector", dict), where.at("endpointSelector"))
-    subject = scope_subject(subject, namespace, where.at("endpointSelector"))
+    if namespace:
+        subject = scope_subject(subject, namespace, where.at("endpointSelector"))
     description = fields.take("description", str, "")
     for place, item in where.at("labels").items(fields.take("labels", list, []), dict):
         _rule_label(Fields(item, place))

@@ -6,10 +6,12 @@ Sources: Kubernetes «Labels and Selectors»; Cilium pkg/k8s/apis/cilium.io/util
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from spliceway.policy.fields import Fields, Where, shown
 from spliceway.policy.labels import (
+    DERIVED_PREFIX,
     NAMESPACE_KEY,
     NAMESPACE_LABELS_PREFIX,
     SELECTOR_SOURCES,
@@ -42,30 +44,53 @@ def check_label_value(value: str, where: Where) -> None:
 
 
 def parse_selector(value: Any, where: Where) -> Selector:
-    """A selector with matchLabels and matchExpressions. Keys may have the prefix k8s:, any: or reserved:."""
+    """A selector of Cilium's policies. Keys may have the prefix k8s:, any: or reserved:."""
+    return _selector(value, where, _prefixed_key)
+
+
+def parse_plain_selector(value: Any, where: Where) -> Selector:
+    """A selector on labels of nodes, Services or CIDR groups: keys without prefix, the source is «any»."""
+    return _selector(value, where, _plain_key)
+
+
+def parse_pod_selector(value: Any, where: Where) -> Selector:
+    """A podSelector of Kubernetes: on labels that pods themselves have."""
+    return _selector(value, where, _pod_key)
+
+
+def parse_namespace_selector(value: Any, where: Where) -> Selector:
+    """A namespaceSelector of Kubernetes, as a selector of the pods in those namespaces."""
+    return in_any_namespace(_selector(value, where, _namespace_key))
+
+
+def _selector(value: Any, where: Where, read_key: Callable[[str, Where], tuple[str, str]]) -> Selector:
     fields = Fields(value, where)
     requirements: list[Requirement] = []
     labels_where = where.at("matchLabels")
     for key, text in fields.take("matchLabels", dict, {}).items():
         place = labels_where.at(shown(key))
-        source, name = _key(key, place)
+        source, name = read_key(key, place)
         check_label_value(place.typed(text, str), place)
         requirements.append(Requirement(source, name, Operator.IN, (text,)))
     expressions = fields.take("matchExpressions", list, [])
     for place, item in where.at("matchExpressions").items(expressions, dict):
-        requirements.append(_expression(Fields(item, place)))
+        requirements.append(_expression(Fields(item, place), read_key))
     fields.done()
     return Selector(tuple(requirements))
 
 
 def scope_peer(selector: Selector, namespace: str) -> Selector:
-    """Cilium's scope of a peer selector: the policy's namespace, unless it names a namespace or a reserved label."""
+    """Cilium's scope of a peer selector: the policy's namespace, unless it names a namespace or a reserved label.
+
+    In a clusterwide policy (namespace empty) the scope is every pod, as far as it names no namespace and no reserved
+    label: only pods have a namespace.
+    """
     for requirement in selector.requirements:
-        if requirement.source == "reserved":
+        if requirement.source == "reserved" or requirement.key == NAMESPACE_KEY:
             return selector
-        if requirement.key == NAMESPACE_KEY or requirement.key.startswith(NAMESPACE_LABELS_PREFIX):
+        if namespace and requirement.key.startswith(NAMESPACE_LABELS_PREFIX):
             return selector
-    return _in_namespace(selector, namespace)
+    return in_namespace(selector, namespace) if namespace else in_any_namespace(selector)
 
 
 def scope_subject(selector: Selector, namespace: str, where: Where) -> Selector:
@@ -77,14 +102,37 @@ def scope_subject(selector: Selector, namespace: str, where: Where) -> Selector:
             and namespace not in requirement.values
         ):
             where.refuse(f"selects another namespace; a policy is about endpoints of its own namespace {namespace}")
-    return _in_namespace(selector, namespace)
+    return in_namespace(selector, namespace)
 
 
-def _in_namespace(selector: Selector, namespace: str) -> Selector:
+def in_namespace(selector: Selector, namespace: str) -> Selector:
+    """The pods of a namespace that the selector selects."""
     return Selector((*selector.requirements, Requirement("k8s", NAMESPACE_KEY, Operator.IN, (namespace,))))
 
 
-def _key(text: str, where: Where) -> tuple[str, str]:
+def in_any_namespace(selector: Selector) -> Selector:
+    """What the selector selects, pods only."""
+    return Selector((*selector.requirements, Requirement("k8s", NAMESPACE_KEY, Operator.EXISTS)))
+
+
+def _plain_key(text: str, where: Where) -> tuple[str, str]:
+    check_label_key(text, where)
+    return "any", text
+
+
+def _pod_key(text: str, where: Where) -> tuple[str, str]:
+    check_label_key(text, where)
+    if text == NAMESPACE_KEY or text.startswith((NAMESPACE_LABELS_PREFIX, DERIVED_PREFIX)):
+        where.refuse("is no label of the pod itself (use namespaceSelector, or a CiliumNetworkPolicy)")
+    return "k8s", text
+
+
+def _namespace_key(text: str, where: Where) -> tuple[str, str]:
+    check_label_key(text, where)
+    return "k8s", NAMESPACE_LABELS_PREFIX + text
+
+
+def _prefixed_key(text: str, where: Where) -> tuple[str, str]:
     source, colon, key = text.partition(":")
     if not colon:
         source, key = "any", text
@@ -94,9 +142,9 @@ def _key(text: str, where: Where) -> tuple[str, str]:
     return source, key
 
 
-def _expression(fields: Fields) -> Requirement:
+def _expression(fields: Fields, read_key: Callable[[str, Where], tuple[str, str]]) -> Requirement:
     where = fields.where
-    source, key = _key(fields.need("key", str), where.at("key"))
+    source, key = read_key(fields.need("key", str), where.at("key"))
     name = fields.need("operator", str)
     if name not in _OPERATORS:
         where.at("operator").refuse(f"{shown(name)} is not an operator ({', '.join(_OPERATORS)})")

@@ -1,0 +1,78 @@
+"""ObjectMeta: name, namespace, labels, and the one annotation that counts.
+
+Source: Kubernetes API reference, ObjectMeta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from spliceway.policy.fields import DNS_LABEL, DNS_SUBDOMAIN, Fields, Where, shown
+from spliceway.policy.parse_selector import check_label_key, check_label_value
+
+#: Whether a policy is enforced, or only says what it would do.
+ENFORCEMENT = "spliceway.io/enforcement"
+
+#: What ObjectMeta may hold besides name, namespace, labels and annotations.
+_META = (
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "finalizers",
+    "generateName",
+    "generation",
+    "managedFields",
+    "ownerReferences",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+)
+_MODES = {"enforce": False, "audit": True}
+
+
+class Metadata:
+    """Name, namespace and labels of an object, and the place of its errors from here on.
+
+    `audit` is what a policy's annotation says; on other objects annotations mean nothing.
+    """
+
+    __slots__ = ("audit", "labels", "name", "namespace", "where")
+
+    def __init__(
+        self, fields: Fields, where: Where, kind: str, *, namespaced: bool = True, policy: bool = False
+    ) -> None:
+        inner = Fields(fields.need("metadata", dict), where.at("metadata"))
+        self.name = inner.need_name("name", DNS_SUBDOMAIN if kind != "Namespace" else DNS_LABEL)
+        self.namespace = ""
+        if namespaced:
+            given = inner.raw("namespace")
+            self.namespace = "default"
+            if given is not None:
+                self.namespace = Fields({"namespace": given}, inner.where).need_name("namespace", DNS_LABEL)
+        title = f"{kind} {self.namespace}/{self.name}" if namespaced else f"{kind} {self.name}"
+        self.where = Where(where.file, title, where.field)
+        fields.where = self.where
+        inner.where = self.where.at("metadata")
+        if not namespaced and inner.raw("namespace") is not None:
+            inner.where.at("namespace").refuse(f"a {kind} has no namespace")
+        self.labels = parse_labels(inner.take("labels", dict, {}), inner.where.at("labels"))
+        self.audit = policy and _audit(inner)
+        inner.ignore("annotations", *_META)
+        inner.done()
+
+
+def parse_labels(value: Mapping[str, Any], where: Where) -> dict[str, str]:
+    """Labels of an object."""
+    for key, text in value.items():
+        check_label_key(key, where.at(shown(key)))
+        check_label_value(where.at(key).typed(text, str), where.at(key))
+    return dict(value)
+
+
+def _audit(meta: Fields) -> bool:
+    annotations = Fields(meta.take("annotations", dict, {}), meta.where.at("annotations"))
+    mode = annotations.take(ENFORCEMENT, str, "enforce")
+    if mode not in _MODES:
+        annotations.where.at(ENFORCEMENT).refuse(f"{shown(mode)} is not a mode ({', '.join(_MODES)})")
+    return _MODES[mode]
