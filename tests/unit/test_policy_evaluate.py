@@ -487,7 +487,13 @@ def test_a_value_beside_a_secret_counts_while_that_is_missing() -> None:
     condition = HeaderCondition("X-Token", "fallback", secret=("shop/tokens", "token"))
     found = cluster(policy("in", http_entry("i", HttpMatch("h", headers=(condition,)), direction=Direction.INGRESS)))
     request = HttpRequest.of("GET", "/", [("Host", "db"), ("x-token", "fallback")])
-    for objects, status in (([], 200), ([Secret("shop", "tokens", {"token": b"s3cret"})], 403)):
-        decision = ask(found.with_objects(objects), WEB, DB, request=request)
+    for data, status in (
+        ({}, 200),
+        ({"token": b""}, 200),  # nothing that could be meant
+        ({"token": b"s3cret"}, 403),
+        ({"token": b"fallback\n"}, 403),  # it is there, and no header can have it
+        ({"token": b" fallback"}, 403),
+    ):
+        decision = ask(found.with_objects([Secret("shop", "tokens", data)]), WEB, DB, request=request)
         assert decision.http is not None
         assert decision.http.status == status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from spliceway.policy.evaluate_tiers import Half
@@ -11,6 +12,8 @@ from spliceway.policy.verdict import Verdict
 
 #: No header of an accepted request has a line feed: a condition on it never holds.
 _IMPOSSIBLE = "\n"
+#: RFC 9110, 5.5: no control characters, no blanks at the margins.
+_FIELD_VALUE = re.compile(rb"[\x21-\x7e\x80-\xff]([\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?")
 
 
 def rule_set(cluster: Cluster, *halves: Half | None) -> tuple[RuleSet, dict[int, RuleRef]]:
@@ -53,23 +56,24 @@ def _http_rules(policy: NetworkPolicy, refs: tuple[RuleRef, ...]) -> Iterator[Ht
 def _header(cluster: Cluster, condition: HeaderCondition) -> HeaderMatch:
     """A condition with its value.
 
-    While the Secret is missing the value that is written beside it counts (Cilium, `HeaderMatch.value`); without one
-    the condition holds for no request, whatever `mismatch` says.
+    While the Secret is missing the value that is written beside it counts (Cilium, `HeaderMatch.value`). Without one,
+    or when the Secret holds what no header can be, the condition holds for no request, whatever `mismatch` says.
     """
     name = condition.name.lower()
-    secret = _secret(cluster, *condition.secret) if condition.secret is not None else None
-    if secret is not None:
+    secret = _secret(cluster, *condition.secret) if condition.secret is not None else b""
+    if secret:
+        if not _FIELD_VALUE.fullmatch(secret):
+            return HeaderMatch(name, _IMPOSSIBLE, secret=True)
         return HeaderMatch(name, secret.decode("latin-1"), secret=True, mismatch=condition.mismatch)
     if condition.secret is not None and condition.value is None:
         return HeaderMatch(name, _IMPOSSIBLE, secret=True)
     return HeaderMatch(name, condition.value, mismatch=condition.mismatch)
 
 
-def _secret(cluster: Cluster, name: str, key: str) -> bytes | None:
-    """Value in a Secret; without a key it must be the only one. None too when no header can have it."""
+def _secret(cluster: Cluster, name: str, key: str) -> bytes:
+    """Value in a Secret; without a key it must be the only one. Empty: there is none."""
     found = cluster.secrets.get(name)
     data = found.data if found is not None else {}
     if not key and len(data) == 1:
         key = next(iter(data))
-    value = data.get(key)
-    return None if value is None or any(byte in value for byte in b"\r\n\0") else value
+    return data.get(key, b"")
