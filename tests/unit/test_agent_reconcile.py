@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 
 from spliceway.agent import reconcile
+from spliceway.agent.compiler import Compiler
 from spliceway.agent.control import Acceptance
 from spliceway.agent.errors import StateError
+from spliceway.agent.inventory import Changes
 from spliceway.agent.ports import PortAllocator
 from spliceway.agent.reconcile import Intent, Reconciler
 from spliceway.agent.state import Held
 from spliceway.bpf.types import LocalEndpoint
-from spliceway.policy.compile import compile_table
+from spliceway.policy.errors import NumberingError
+from spliceway.policy.model import Object, object_key
 from spliceway.policy.numbering import Numbering
+from spliceway.policy.parse import parse_text
 from spliceway.policy.table import PolicyTable
 from spliceway.policy.verdict import Verdict
-from support.agent import NODE, MemoryDatapath, MemoryProxy, cluster_of, endpoint, pod, policy, run, until
+from support.agent import NODE, MemoryDatapath, MemoryProxy, endpoint, pod, policy, run, until
 
 CLIENT, SERVER, OTHER = pod("client", "10.240.1.10"), pod("server", "10.240.1.11"), pod("other", "10.240.1.12")
 PODS = (CLIENT, SERVER, OTHER)
@@ -34,28 +39,34 @@ class World:
         self.journal: list[str] = []
         self.proxy = MemoryProxy(self.journal, prompt=prompt)
         self.datapath = MemoryDatapath(self.journal, self.proxy)
-        self.numbering = Numbering()
+        self.compiler = Compiler(NODE, Numbering())
+        self.compile_error = ""
+        self.said: dict[tuple[str, str], Object] = {}
         self.saved: list[dict[int, int]] = []
         self.save_error = ""
         self.compiled = 0
         self.durations: list[float] = []
         self.tables: list[PolicyTable] = []
         self.reconciler = Reconciler(
-            compile_=self.compile,
+            maker=self,
             save=self.save,
-            prune=self.numbering.prune,
             ports=ports or PortAllocator(23000, 23009),
             datapath=self.datapath,
             proxy=self.proxy,
             listening=self.proxy.listening,
             taken_over=taken_over,
             observe=self.durations.append,
-            on_table=lambda _intent, table: self.tables.append(table),
+            on_table=self.tables.append,
         )
 
-    def compile(self, cluster: object, revision: int) -> PolicyTable:
+    def apply(self, changes: Changes, revision: int) -> PolicyTable:
         self.compiled += 1
-        return compile_table(cluster, node=NODE, numbering=self.numbering, revision=revision)  # type: ignore[arg-type]
+        if self.compile_error:
+            raise NumberingError(self.compile_error)
+        return self.compiler.apply(changes, revision)
+
+    def settle(self, table: PolicyTable) -> None:
+        self.compiler.settle(table)
 
     def save(self, ports: PortAllocator, _held: Held) -> None:
         self.journal.append("save")
@@ -63,8 +74,14 @@ class World:
             raise StateError(self.save_error)
         self.saved.append(ports.ports)
 
-    def want(self, *texts: str, endpoints: tuple[LocalEndpoint, ...] = ENDPOINTS) -> None:
-        self.reconciler.submit(Intent(cluster_of(*PODS, *texts), endpoints, Held(), 0.0))
+    def want(self, *texts: str, pods: tuple[str, ...] = PODS, endpoints: tuple[LocalEndpoint, ...] = ENDPOINTS) -> None:
+        """Submit what changed since this was called last."""
+        parsed = parse_text("\n---\n".join((*pods, *texts)), "test.yaml")
+        assert not parsed.errors
+        now = {object_key(item): item for item in parsed.objects}
+        changes = {key: now.get(key) for key in self.said.keys() | now if self.said.get(key) != now.get(key)}
+        self.said = now
+        self.reconciler.submit(Intent(changes, endpoints, Held(), 0.0))
 
     async def step(self, *texts: str) -> list[str]:
         """Submit, reconcile once, and return what was called."""
@@ -172,7 +189,7 @@ def test_patience_ends_closed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_new_identity_is_never_judged_by_old_classes() -> None:
     async def body(world: World) -> None:
         await world.step(L4)
-        world.reconciler.submit(Intent(cluster_of(*PODS, pod("late", "10.240.1.13"), HTTP), ENDPOINTS, Held(), 0.0))
+        world.want(HTTP, pods=(*PODS, pod("late", "10.240.1.13")))
         await world.reconciler.step()
         assert world.verdicts("server") == {80: Verdict.REDIRECT}
         assert world.datapath.listeners == {}
@@ -269,7 +286,7 @@ def test_an_endpoint_that_fails_holds_up_nobody() -> None:
 def test_an_endpoint_goes_after_its_rows() -> None:
     async def body(world: World) -> None:
         await world.step(HTTP)
-        world.reconciler.submit(Intent(cluster_of(CLIENT, OTHER, HTTP), (ENDPOINTS[0], ENDPOINTS[2]), Held(), 0.0))
+        world.want(HTTP, pods=(CLIENT, OTHER), endpoints=(ENDPOINTS[0], ENDPOINTS[2]))
         called = await world.step()
         assert called.index("apply 2") < called.index("endpoints ['default/client', 'default/other']")
 
@@ -340,6 +357,66 @@ def test_only_the_newest_intent_counts_and_answers_wake() -> None:
         task.cancel()
 
     world_test(body, prompt=False)
+
+
+def test_what_could_not_be_compiled_is_not_forgotten() -> None:
+    async def body(world: World) -> None:
+        await world.step(L4, policy("other", "other", 80))
+        world.compile_error = "all numbers are taken"
+        await world.step(HTTP, policy("other", "other", 80))
+        assert world.reconciler.status().error == "all numbers are taken"
+        world.compile_error = ""
+        await world.step(HTTP, policy("other", "other", 81))  # says nothing of the first policy
+        assert world.verdicts("server") == {80: Verdict.REDIRECT}
+        assert world.verdicts("other") == {81: Verdict.ALLOW}
+
+    world_test(body)
+
+
+def test_changes_of_skipped_intents_count() -> None:
+    async def body(world: World) -> None:
+        await world.step(L4, policy("other", "other", 80))
+        world.want(L4, policy("other", "other", 81))
+        world.want(HTTP, policy("other", "other", 81))
+        await world.step()
+        assert world.verdicts("server") == {80: Verdict.REDIRECT}
+        assert world.verdicts("other") == {81: Verdict.ALLOW}
+
+    world_test(body)
+
+
+def test_the_kernel_gets_what_differs_from_what_it_has() -> None:
+    """Whatever was skipped, held back or failed in between: every key that differs is in the delta."""
+
+    async def body(world: World) -> None:
+        edits = (
+            (L4,), (HTTP, policy("o", "other", 80)), (HTTP, policy("o", "other", 81)), (L4,), (), (HTTP,),
+            (policy("http", "server", 80, http=["/b"]),), (L4, policy("o", "other", 90)),
+        )  # fmt: skip
+        kernel: PolicyTable | None = None
+        deltas = 0
+        for number, texts in enumerate(edits):
+            world.datapath.fail = {"apply": "busy"} if number % 3 == 2 else {}
+            if number % 4 == 1:
+                world.proxy.answer()
+            await world.step(*(texts or (policy("o", "other", 1),)))
+            table = world.datapath.table
+            assert table is not None
+            if kernel is not None and table is not kernel and table.delta is not None:
+                deltas += 1
+                assert table.delta.base == kernel.revision
+                assert _differing(kernel.rows, table.rows) <= table.delta.rows
+                assert _differing(kernel.classes, table.classes) <= table.delta.classes
+                assert _differing(kernel.endpoints, table.endpoints) <= table.delta.endpoints
+                assert _differing(kernel.ipcache, table.ipcache) <= table.delta.ipcache
+            kernel = table
+        assert deltas >= 3
+
+    world_test(body, prompt=False)
+
+
+def _differing(old: Mapping[Any, object], new: Mapping[Any, object]) -> set[object]:
+    return {key for key in {*old, *new} if old.get(key) != new.get(key)}
 
 
 def test_failures_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

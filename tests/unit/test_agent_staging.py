@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spliceway.agent.staging import hold_back, steered, waiting_units
+from spliceway.agent.staging import Overlay, difference, hold_back, same_rows, steered, waiting_units
 from spliceway.policy.compile import compile_table
 from spliceway.policy.lookup import lookup
 from spliceway.policy.numbering import Numbering
@@ -51,7 +51,8 @@ def test_every_verdict_is_that_of_one_generation(
     before = compile_table(cluster_of(*old_pods, *old), node=NODE, numbering=numbering, revision=1)
     after = compile_table(cluster_of(*new_pods, *new), node=NODE, numbering=numbering, revision=2)
     pending = data.draw(st.sets(st.sampled_from(sorted(after.rule_sets)))) if after.rule_sets else set()
-    target = hold_back(before, after, pending)
+    target, left = hold_back(before, after, pending, difference(before, after))
+    assert (left is None) == (target is after)
     assert target.endpoints.keys() == after.endpoints.keys()
     held = waiting_units(after, pending) - waiting_units(target, pending)
     # Old classes would take a new identity for any other peer, whatever a deny rule says of it.
@@ -70,5 +71,27 @@ def test_every_verdict_is_that_of_one_generation(
                         other for other, known in before.endpoints.items() if known.policy_id == endpoint.policy_id
                     )
                     assert judged == _judged(before, twin, direction, identity, port)
-    assert steered(target) <= target.rule_sets.keys()
+    assert steered(target) >= {row.rule_set for row in target.rows.values() if row.rule_set}
     assert {row.rule for row in target.rows.values()} - {0} <= target.rules.keys()
+    if left is not None:
+        # What is left out is all that still differs, and once it is ready, it comes.
+        for name in ("rows", "classes", "endpoints"):
+            old, new = dict(getattr(target, name)), dict(getattr(after, name))
+            assert {key for key in old.keys() | new if old.get(key) != new.get(key)} <= getattr(left, name)
+        assert not same_rows(target, after, left)
+        assert hold_back(target, after, (), left) == (after, None)
+        # Held once more, it is the same table.
+        again, still = hold_back(target, after, pending, left)
+        assert still is not None
+        assert same_rows(target, again, difference(target, again))
+
+
+@given(
+    st.dictionaries(st.integers(0, 9), st.integers(1, 5)), st.dictionaries(st.integers(0, 9), st.none() | st.just(7))
+)
+def test_an_overlay_is_the_changed_copy(base: dict[int, int], changed: dict[int, int | None]) -> None:
+    copy: dict[int, int] = {key: value for key, value in {**base, **changed}.items() if value is not None}
+    overlay = Overlay(base, changed)
+    assert dict(overlay) == copy
+    assert len(overlay) == len(copy)
+    assert all((key in overlay, overlay.get(key)) == (key in copy, copy.get(key)) for key in range(11))

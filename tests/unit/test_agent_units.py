@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from spliceway.agent.addresses import AddressBook
 from spliceway.agent.errors import PortsExhaustedError, StateError
 from spliceway.agent.flowlog import Flow, FlowLog, FlowPeer, Lost, flow_filter
 from spliceway.agent.flows import Names
 from spliceway.agent.jsonable import encode, plain
 from spliceway.agent.ports import PortAllocator
-from spliceway.agent.staging import hold_back, same_rows, waiting_units
+from spliceway.agent.staging import difference, hold_back, same_rows, waiting_units
 from spliceway.agent.state import AgentState, Held, StateStore
 from spliceway.agent.views import port_text
 from spliceway.bpf.types import Hook, KernelFlow, Leg
@@ -144,8 +145,9 @@ def test_hold_back_keeps_whole_units() -> None:
         (policy("s", "server", 80, http=["/a"]), policy("o", "other", 81)),
     )
     (rule_set,) = new.rule_sets
-    target = hold_back(old, new, {rule_set})
+    target, left = hold_back(old, new, {rule_set}, difference(old, new))
     held = waiting_units(new, {rule_set})
+    assert left is not None
     assert len(held) == 1
     for table, keys in ((old, held), (new, waiting_units(new, ()) or None)):
         if keys:
@@ -156,14 +158,14 @@ def test_hold_back_keeps_whole_units() -> None:
         k: r for k, r in new.rows.items() if (k.policy_id, k.direction) not in held
     }
     assert target.revision == old.revision
-    assert hold_back(old, new, set()) is new
+    assert hold_back(old, new, set(), difference(old, new)) == (new, None)
 
 
 def test_hold_back_keeps_an_open_direction_open_only_where_it_was() -> None:
     old, new = tables((), (policy("s", "server", 80, http=["/a"]),))
-    target = hold_back(old, new, set(new.rule_sets))
+    target, _left = hold_back(old, new, set(new.rule_sets), difference(old, new))
     assert not target.endpoints["default/server"].ingress
-    assert same_rows(old, target)
+    assert same_rows(old, target, difference(old, target))
 
 
 def test_hold_back_does_not_judge_new_identities_by_old_classes() -> None:
@@ -171,7 +173,7 @@ def test_hold_back_does_not_judge_new_identities_by_old_classes() -> None:
     old = compile_table(cluster_of(*PODS, policy("s", "server", 80)), node=NODE, numbering=numbering, revision=1)
     late = cluster_of(*PODS, pod("late", "10.240.1.20"), policy("s", "server", 80, http=["/a"]))
     new = compile_table(late, node=NODE, numbering=numbering, revision=2)
-    assert hold_back(old, new, set(new.rule_sets)) is new
+    assert hold_back(old, new, set(new.rule_sets), difference(old, new)) == (new, None)
 
 
 def test_same_rows_is_blind_to_http_rules() -> None:
@@ -180,9 +182,8 @@ def test_same_rows_is_blind_to_http_rules() -> None:
         (policy("s", "server", 80, http=["/b"]),),
         (policy("s", "server", 81, http=["/b"]),),
     )
-    assert same_rows(first, second)
-    assert not same_rows(second, third)
-    assert not same_rows(None, first)
+    assert same_rows(first, second, difference(first, second))
+    assert not same_rows(second, third, difference(second, third))
 
 
 # --- JSON ---
@@ -219,7 +220,9 @@ def test_port_text(protocol: Protocol, port: int, bits: int, text: str) -> None:
 def names() -> Names:
     cluster = cluster_of(*PODS, policy("web", "server", 80, http=["/articles/[0-9]+"]))
     table = compile_table(cluster, node=NODE, numbering=Numbering(), revision=1)
-    return Names(cluster, table)
+    book = AddressBook()
+    book.update((("Pod", key), item) for key, item in cluster.pods.items())
+    return Names(table, book)
 
 
 def http_flow(path: str, verdict: Verdict, reason: Reason, rule: int = 0, status: int = 200) -> HttpFlow:
@@ -281,6 +284,7 @@ def test_kernel_flows_have_names() -> None:
     assert (flow.destination.pod, flow.destination.labels) == ("", ("reserved:world-ipv4",))
     assert found.rule(99) == "rule 99 (gone)"
     assert Names(None, None, found).rule(rule) == flow.rule
+    assert Names(None, None, Names(None, None, found)).rule(rule) == flow.rule
     assert Names().http(http_flow("/", Verdict.DENY, Reason.HTTP_DENIED)).nearest_miss == ""
 
 

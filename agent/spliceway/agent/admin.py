@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import msgspec
@@ -44,11 +45,12 @@ def admin_app(
     flows: FlowLog,
     registry: CollectorRegistry,
     splice: SpliceSwitch,
+    resets: Mapping[str, Callable[[], Any]] = MappingProxyType({}),
 ) -> Starlette:
     """Build the application.
 
     `views`: path below /v1/ → what it answers, made in the event loop; `dumps`: the same for what reads whole kernel
-    maps, made in a thread.
+    maps, made in a thread; `resets`: path → what DELETE does, and answers.
     """
 
     async def put_splice(request: Request) -> Response:
@@ -89,6 +91,7 @@ def admin_app(
         routes=[
             *(Route(f"/v1/{path}", _handler(view), methods=["GET"]) for path, view in views.items()),
             *(Route(f"/v1/{path}", _handler(view, slow=True), methods=["GET"]) for path, view in dumps.items()),
+            *(Route(f"/v1/{path}", _resetter(reset), methods=["DELETE"]) for path, reset in resets.items()),
             Route("/v1/flows", get_flows, methods=["GET"]),
             Route("/v1/splice", put_splice, methods=["PUT"]),
             Route("/metrics", metrics, methods=["GET"]),
@@ -112,6 +115,16 @@ def _handler(view: View, *, slow: bool = False) -> Callable[[Request], Awaitable
         async def answer() -> bytes:
             value = await asyncio.to_thread(view, query) if slow else view(query)
             return await asyncio.to_thread(encode, value)
+
+        return await _answer(answer)
+
+    return handle
+
+
+def _resetter(reset: Callable[[], Any]) -> Callable[[Request], Awaitable[Response]]:
+    async def handle(_request: Request) -> Response:
+        async def answer() -> Any:
+            return reset()
 
         return await _answer(answer)
 

@@ -16,7 +16,10 @@ from functools import partial
 import structlog
 
 from spliceway.agent import preflight
+from spliceway.agent.addresses import AddressBook
 from spliceway.agent.admin import admin_app, metrics_app
+from spliceway.agent.audit import AuditLog
+from spliceway.agent.compiler import Compiler
 from spliceway.agent.config import Config, listen_address
 from spliceway.agent.control import ListeningPorts
 from spliceway.agent.errors import OWN_ERRORS
@@ -32,10 +35,9 @@ from spliceway.agent.sides import AgentDatapath, ProxyProcess
 from spliceway.agent.sockets import listening_ports
 from spliceway.agent.sources.directory import DirectorySource
 from spliceway.agent.state import AgentState, Held, StateStore
+from spliceway.agent.verdicts import is_audit
 from spliceway.agent.views import Views
 from spliceway.bpf.types import DatapathSettings
-from spliceway.policy.compile import compile_table
-from spliceway.policy.model import Cluster
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.table import PolicyTable
 from spliceway.xds.errors import AdminError
@@ -79,7 +81,9 @@ class Agent:
         self._listening = listening
         self._store = StateStore(config.state_dir)
         self._flows = FlowLog(config.flows.buffer_size)
-        self._names = Names()
+        self._audit = AuditLog()
+        self._pods = AddressBook()
+        self._names = Names(None, self._pods)
         self._splice_mode: str = config.splice.mode
         self._losses = LossCounter()
         self._sampler = Sampler()
@@ -124,14 +128,14 @@ class Agent:
         self._proxy = ProxyLink(self._server, config.node_name, preflight.resource_settings(config))
         self._supervisor = self._make_proxy(config, self._on_proxy_exit)
         self._inventory = Inventory(config.node_name, state.held)
+        self._compiler = Compiler(config.node_name, self._numbering, audit=config.enforcement == "audit")
         self._datapath = await self._open_datapath(config.datapath_settings())
         stack.push_async_callback(self._let_go)
         self._metrics = Metrics(self._datapath, self._gauges)
         ports = config.proxy.listener_ports
         self._reconciler = Reconciler(
-            compile_=self._compile,
+            maker=self._compiler,
             save=self._save,
-            prune=self._numbering.prune,
             ports=PortAllocator(ports.first, ports.last, assigned=state.ports, freed=state.freed),
             datapath=self._datapath,
             proxy=self._proxy,
@@ -146,7 +150,14 @@ class Agent:
         await self._supervisor.start()
         views = self._views()
         admin = HttpServer(
-            admin_app(views.routes(), views.dumps(), flows=self._flows, registry=self._metrics.registry, splice=self)
+            admin_app(
+                views.routes(),
+                views.dumps(),
+                flows=self._flows,
+                registry=self._metrics.registry,
+                splice=self,
+                resets=views.resets(),
+            )
         )
         listener = stack.enter_context(unix_listener(config.admin.socket))
         stack.callback(config.admin.socket.unlink, missing_ok=True)
@@ -182,7 +193,9 @@ class Agent:
         first = True
         async for batch in source.batches():
             seen = time.monotonic()
-            changed = self._inventory.feed(batch)
+            # Thousands of documents take a second or more: flows and requests must not wait for it.
+            read = await asyncio.to_thread(self._inventory.read, batch)
+            changed = self._inventory.feed(batch, read)
             now = tuple(map(str, self._inventory.refusals))
             for text in now:
                 if text not in refused:
@@ -201,7 +214,9 @@ class Agent:
                 self._reconciler.submit(self._intent(seen))
 
     def _intent(self, seen: float) -> Intent:
-        return Intent(self._inventory.cluster, self._inventory.endpoints, self._inventory.held, seen)
+        changes = self._inventory.changes()
+        self._pods.update(changes.items())
+        return Intent(changes, self._inventory.endpoints, self._inventory.held, seen)
 
     async def _watch_links(self) -> None:
         while True:
@@ -217,7 +232,10 @@ class Agent:
 
     async def _kernel_flows(self) -> None:
         async for record in self._datapath.events():
-            self._flows.publish(partial(self._names.kernel, record))
+            names, ends = self._names, self._names.ends(record)
+            self._flows.publish(partial(names.kernel, record, ends))
+            if is_audit(record.verdict, record.reason) and not record.reply:
+                self._audit.add(names.kernel(record, ends), names.direction(record, ends))
 
     async def _count_losses(self) -> None:
         while True:
@@ -238,9 +256,6 @@ class Agent:
                 except AdminError:
                     told = -1  # the proxy is away, or starting: tell it when it is there
 
-    def _compile(self, cluster: Cluster, revision: int) -> PolicyTable:
-        return compile_table(cluster, node=self.config.node_name, numbering=self._numbering, revision=revision)
-
     def _save(self, ports: PortAllocator, held: Held) -> None:
         self._store.save(
             AgentState(
@@ -252,11 +267,14 @@ class Agent:
             )
         )
 
-    def _on_table(self, intent: Intent, table: PolicyTable) -> None:
-        self._names = Names(intent.cluster, table, self._names)
+    def _on_table(self, table: PolicyTable) -> None:
+        self._names = Names(table, self._pods, self._names)
 
     def _on_http_flow(self, record: HttpFlow) -> None:
-        self._flows.publish(partial(self._names.http, record))
+        names, ends = self._names, self._names.ends(record)
+        self._flows.publish(partial(names.http, record, ends))
+        if is_audit(record.verdict, record.reason):
+            self._audit.add(names.http(record, ends), "")
 
     def _on_proxy_exit(self, _how: str) -> None:
         self._reconciler.proxy_gone()
@@ -264,6 +282,7 @@ class Agent:
     def _gauges(self) -> Gauges:
         policy = self._reconciler.status()
         process = self._supervisor.status()
+        policies, in_audit = self._inventory.policies
         return Gauges(
             revision=policy.revision,
             wanted_revision=policy.wanted,
@@ -275,11 +294,14 @@ class Agent:
             waiting_rule_sets=len(policy.waiting),
             xds_nacks=self._proxy.nacks,
             xds_clients=self._proxy.clients,
-            lost_log_entries=self._losses.lost + self._server.flows_skipped,
+            lost_log_entries=self._lost()["access-log"],
             log_share=self._sampler.share / WHOLE,
             lost_flows=self._flows.lost,
             proxy_restarts=process.restarts,
             proxy_running=process.running,
+            policies=policies,
+            policies_in_audit=policies if self._compiler.audit else in_audit,
+            audit_records=self._audit.total,
         )
 
     def _views(self) -> Views:
@@ -291,9 +313,18 @@ class Agent:
             proxy=self._proxy,
             supervisor=self._supervisor,
             flows=self._flows,
+            audit=self._audit,
+            lost=self._lost,
             names=lambda: self._names,
             splice_mode=lambda: self._splice_mode,
         )
+
+    def _lost(self) -> dict[str, int]:
+        """Records that never became flows, by where they got lost."""
+        return {
+            "kernel": self._datapath.status().lost_events,
+            "access-log": self._losses.lost + self._server.flows_skipped,
+        }
 
     async def _let_go(self) -> None:
         if not self._leave_nothing:

@@ -143,6 +143,7 @@ class Config(_Section, frozen=True):
     datapath: DatapathConfig = DatapathConfig()
     metrics: MetricsConfig = MetricsConfig()
     flows: FlowsConfig = FlowsConfig()
+    enforcement: Literal["enforce", "audit"] = "enforce"
 
     @property
     def node_name(self) -> str:

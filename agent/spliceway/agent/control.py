@@ -1,4 +1,4 @@
-"""The two sides that reconciliation drives. `bpf.Datapath` is one, `proxy_control` adapts `xds` to the other."""
+"""What reconciliation drives: who makes tables, the kernel side (`bpf.Datapath`), the proxy side (`proxylink`)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum
 from typing import Protocol
 
+from spliceway.agent.inventory import Changes
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.table import PolicyTable, RuleSet
 
@@ -53,3 +54,16 @@ class ProxyControl(Protocol):
 
     def acceptance(self, rule_set: int) -> Acceptance:
         """What the proxy says of this rule set as it was published last."""
+
+
+class TableMaker(Protocol):
+    """Makes tables of changes (`compiler.Compiler`)."""
+
+    def apply(self, changes: Changes, revision: int) -> PolicyTable:
+        """The table with these changes. Runs in a thread; one call at a time.
+
+        Raises one of OWN_ERRORS; then the same changes come again, with what changed meanwhile.
+        """
+
+    def settle(self, table: PolicyTable) -> None:
+        """This table is in force everywhere: numbers that it does not use may be forgotten."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from spliceway.agent.verdicts import AUDIT
 from spliceway.bpf.types import Hook
 from spliceway.policy.verdict import Reason, Verdict
 
 #: Filter → every value that it can have. Filters that are not here (pod, port) take anything.
 VALUES: Mapping[str, tuple[str, ...]] = {
-    "verdict": tuple(verdict.label for verdict in Verdict if verdict is not Verdict.NONE),
+    "verdict": (*(verdict.label for verdict in Verdict if verdict is not Verdict.NONE), AUDIT),
     "reason": tuple(reason.label for reason in Reason),
     "hook": (*(hook.label for hook in Hook), "proxy"),
 }

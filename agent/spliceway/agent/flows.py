@@ -7,17 +7,17 @@ name for one more table.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address
 
+from spliceway.agent.addresses import AddressBook
 from spliceway.agent.flowlog import Flow, FlowPeer, HttpPart
+from spliceway.agent.verdicts import verdict_label
 from spliceway.bpf.types import KernelFlow, Leg
 from spliceway.policy.http import HttpRequest, decide
-from spliceway.policy.lookup import identify
-from spliceway.policy.model import Cluster
-from spliceway.policy.table import PolicyTable, RuleRef, RuleSet
-from spliceway.policy.verdict import Reason, Verdict
+from spliceway.policy.lookup import identify, lookup
+from spliceway.policy.table import HttpRule, PolicyTable, RuleRef, RuleSet
+from spliceway.policy.verdict import Direction, Protocol, Reason
 from spliceway.xds.flow import HttpFlow
 
 IPAddress = IPv4Address | IPv6Address
@@ -27,39 +27,50 @@ _CACHED_ADDRESSES = 65_536
 _PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
 
 
+#: Names of the pods at both ends of a record, empty for what is no pod.
+Ends = tuple[str, str]
+
+
 class Names:
-    """The names of one moment. Not changed after it is made: a flow that is read later still has those of its time."""
+    """The names of one moment. A flow that is read later still has those of its time, if its `ends` were taken then."""
 
     def __init__(
-        self, cluster: Cluster | None = None, table: PolicyTable | None = None, last: Names | None = None
+        self, table: PolicyTable | None = None, pods: AddressBook | None = None, last: Names | None = None
     ) -> None:
-        """`last`: the names before these; its rules and rule sets stay known."""
+        """`pods` may change later; `last`: the names before these; its rules and rule sets stay known."""
         self._table = table
-        self._pods: dict[IPAddress, str] = {}
-        if cluster is not None:
-            self._pods = {address: pod.key for pod in cluster.pods.values() for address in pod.addresses}
-        before = last._table if last else None
-        self._rules: Mapping[int, RuleRef] = {**(before.rules if before else {}), **(table.rules if table else {})}
-        self._rule_sets: Mapping[int, RuleSet] = {
-            **(before.rule_sets if before else {}),
-            **(table.rule_sets if table else {}),
-        }
+        self._pods = pods or AddressBook()
+        self._before = last.known_before(table) if last else None
         self._numbers: dict[IPAddress, int] = {}
         # KernelFlow counts from boot. The offset changes only when the clock is set, so one for each table will do.
         self._boot_ns = time.time_ns() - time.monotonic_ns()
 
     def __repr__(self) -> str:
-        return f"Names(pods={len(self._pods)}, rules={len(self._rules)})"
+        return f"Names(revision={self._table and self._table.revision}, {self._pods!r})"
 
-    def kernel(self, record: KernelFlow) -> Flow:
+    def known_before(self, table: PolicyTable | None) -> PolicyTable | None:
+        """Whose rules and rule sets a later `table` does not have, and flows may still name."""
+        mine = self._table
+        if mine is None or (table is not None and mine.rules is table.rules and mine.rule_sets is table.rule_sets):
+            return self._before
+        return mine
+
+    def ends(self, record: KernelFlow | HttpFlow) -> Ends:
+        """The pods that have source and destination now."""
+        return self._pods.get(record.source), self._pods.get(record.destination)
+
+    def kernel(self, record: KernelFlow, ends: Ends | None = None) -> Flow:
         """A kernel verdict with names."""
+        source, destination = ends or self.ends(record)
         return Flow(
             time=_rfc3339(self._boot_ns + record.time),
             hook=record.hook.label,
-            verdict=record.verdict.label,
+            verdict=verdict_label(record.verdict, record.reason),
             reason=record.reason.label,
-            source=self._peer(record.source, record.source_port, record.source_identity),
-            destination=self._peer(record.destination, record.destination_port, record.destination_identity),
+            source=self._peer(record.source, record.source_port, record.source_identity, source),
+            destination=self._peer(
+                record.destination, record.destination_port, record.destination_identity, destination
+            ),
             protocol=_PROTOCOLS.get(record.protocol, str(record.protocol)),
             leg=record.leg.label,
             reply=record.reply,
@@ -68,15 +79,18 @@ class Names:
             length=record.length,
         )
 
-    def http(self, record: HttpFlow) -> Flow:
+    def http(self, record: HttpFlow, ends: Ends | None = None) -> Flow:
         """An HTTP verdict with names; a denied one also says what the nearest rule lacked."""
+        source, destination = ends or self.ends(record)
         return Flow(
             time=_rfc3339(record.time),
             hook="proxy",
-            verdict=record.verdict.label,
+            verdict=verdict_label(record.verdict, record.reason),
             reason=record.reason.label,
-            source=self._peer(record.source, record.source_port, self._identity(record.source)),
-            destination=self._peer(record.destination, record.destination_port, self._identity(record.destination)),
+            source=self._peer(record.source, record.source_port, self._identity(record.source), source),
+            destination=self._peer(
+                record.destination, record.destination_port, self._identity(record.destination), destination
+            ),
             protocol=record.protocol,
             leg=Leg.DOWNSTREAM.label,
             reply=False,
@@ -97,23 +111,51 @@ class Names:
         """Name of a rule: «CiliumNetworkPolicy default/api spec.ingress[0]…»; empty for none."""
         if not number:
             return ""
-        ref = self._rules.get(number)
+        ref = self._rule(number)
         return str(ref) if ref else f"rule {number} (gone)"
 
     def rule_set(self, number: int) -> str:
         """Name of a rule set; empty for none."""
         if not number:
             return ""
-        found = self._rule_sets.get(number)
+        found = self._rule_set(number)
         return found.name if found else f"rule set {number} (gone)"
 
     def pod(self, address: IPAddress) -> str:
         """«namespace/name» of the pod with this address; empty for none."""
-        return self._pods.get(address, "")
+        return self._pods.get(address)
 
-    def _peer(self, address: IPAddress, port: int, identity: int) -> FlowPeer:
+    def direction(self, record: KernelFlow, ends: Ends) -> str:
+        """Whose policy gave a connection this reason: `egress` of its client, `ingress` of its server, or unknown."""
+        table = self._table
+        port = record.destination_port
+        if record.protocol in (Protocol.ICMP, Protocol.ICMPV6):
+            port <<= 8  # of ICMP a record has the type
+        peers = (record.destination_identity, record.source_identity)
+        for pod, peer, direction in zip(ends, peers, (Direction.EGRESS, Direction.INGRESS), strict=True):
+            endpoint = table.endpoints.get(pod) if table else None
+            if table is None or endpoint is None:
+                continue
+            found = lookup(table, endpoint, direction, peer, record.protocol, port)
+            if (found.reason, found.rule) == (record.reason, record.rule):
+                return direction.label
+        return ""
+
+    def _peer(self, address: IPAddress, port: int, identity: int, pod: str) -> FlowPeer:
         labels = self._table.identities.get(identity, ()) if self._table else ()
-        return FlowPeer(str(address), port, identity, self.pod(address), labels)
+        return FlowPeer(str(address), port, identity, pod, labels)
+
+    def _rule(self, number: int) -> RuleRef | None:
+        for table in (self._table, self._before):
+            if table is not None and (found := table.rules.get(number)) is not None:
+                return found
+        return None
+
+    def _rule_set(self, number: int) -> RuleSet | None:
+        for table in (self._table, self._before):
+            if table is not None and (found := table.rule_sets.get(number)) is not None:
+                return found
+        return None
 
     def _identity(self, address: IPAddress) -> int:
         if self._table is None:
@@ -126,12 +168,24 @@ class Names:
         return found
 
     def _nearest_miss(self, record: HttpFlow) -> str:
-        rule_set = self._rule_sets.get(record.rule_set)
-        if record.verdict is not Verdict.DENY or record.reason is not Reason.HTTP_DENIED or rule_set is None:
+        rule_set = self._rule_set(record.rule_set)
+        if record.reason is not Reason.HTTP_DENIED or rule_set is None:
+            return ""
+        rules = _rules(rule_set)
+        # The access log has no headers: what was missing of them can't be told afterwards.
+        if any(rule.headers for rule in rules):
             return ""
         # The rules may have changed since the request: a decision that now allows explains nothing.
-        decision = decide(HttpRequest.of(record.method, record.path), rule_set, self._rules)
-        return decision.nearest_miss if decision.verdict is Verdict.DENY else ""
+        request = HttpRequest.of(record.method, record.path, (("host", record.authority),))
+        names = {rule.rule: ref for rule in rules if (ref := self._rule(rule.rule)) is not None}
+        decision = decide(request, rule_set, names)
+        return decision.nearest_miss if decision.reason is Reason.HTTP_DENIED else ""
+
+
+def _rules(rule_set: RuleSet) -> tuple[HttpRule, ...]:
+    """Every rule that the set asks, of both ends, enforced or in audit."""
+    also = _rules(rule_set.also) if rule_set.also else ()
+    return (*(rule_set.rules or ()), *(rule_set.audit or ()), *also)
 
 
 def _rfc3339(nanoseconds: int) -> str:

@@ -1,8 +1,10 @@
-"""From source events to one immutable Cluster. A refused document changes nothing; its last good version stays. Pure.
+"""From source events to objects in force, and to what changed of them. Pure.
 
+A refused document changes nothing; its last good version stays.
 Which object a refused document was meant to be is read from its kind and metadata; when not even that can be read, or
 the file is no YAML at all, nothing that the file said before goes away. So a typo never removes a policy. What is held
-in this way survives a restart of the agent (`Held`), and is given up when the file says it well, or goes.
+in this way survives a restart of the agent (`Held`), and is given up when the file says it well, or goes. Secrets are
+held in memory only: after a restart a refused one is missing, and header matches that need it match nothing.
 """
 
 from __future__ import annotations
@@ -12,17 +14,17 @@ from typing import Any
 
 import msgspec
 
-from spliceway.agent.endpoints import INTERFACE, local_endpoint
-from spliceway.agent.sources.events import Batch, FileChanged, FileRefused, FileRemoved, SourceLost
+from spliceway.agent.endpoints import INTERFACE
+from spliceway.agent.manifests import Entry, Key, Said, read_documents, read_text
+from spliceway.agent.sources.events import Batch, FileChanged, FileRefused, FileRemoved, SourceEvent, SourceLost
 from spliceway.agent.state import Held
 from spliceway.bpf.types import LocalEndpoint
-from spliceway.policy.documents import Document, load_documents
+from spliceway.policy.documents import Document
 from spliceway.policy.errors import PolicyError
-from spliceway.policy.model import Cluster, Object, Pod, object_key
-from spliceway.policy.parse import parse_document
+from spliceway.policy.model import Cluster, NetworkPolicy, Object
 
-#: Kind and «namespace/name» of an object.
-Key = tuple[str, str]
+#: Object by kind and name; None: it went.
+Changes = Mapping[Key, Object | None]
 
 
 class Refusal(msgspec.Struct, frozen=True, rename="camel"):
@@ -39,24 +41,22 @@ class Refusal(msgspec.Struct, frozen=True, rename="camel"):
         return f"{text} (the last good version stays in force)" if self.kept else text
 
 
-class _Entry(msgspec.Struct, frozen=True):
-    """One good object, and the document it came in (an item, when that was a List)."""
-
-    item: Object
-    content: dict[str, Any]
-    endpoint: LocalEndpoint | None = None
-
-
 class _File(msgspec.Struct, frozen=True):
     """What is in force of one file: what it says now, and (`held`) what it said before; and what is refused of it."""
 
-    entries: dict[Key, _Entry] = {}
+    entries: dict[Key, Entry] = {}
     held: frozenset[Key] = frozenset()
     refusals: tuple[Refusal, ...] = ()
 
 
+_NOTHING = _File()
+
+
 class Inventory:
-    """All objects of the source. Feed it batches; then look at `cluster`, `endpoints`, `refusals` and `held`."""
+    """All objects of the source. Feed it batches, take `changes`; look at `endpoints`, `refusals` and `held`.
+
+    A batch costs what its files hold, whatever else there is.
+    """
 
     def __init__(self, node: str, held: Held | None = None) -> None:
         """`node`: whose pods are local; `held`: what the last agent held."""
@@ -64,27 +64,40 @@ class Inventory:
         self._node = node
         self._files: dict[str, _File] = {}
         self._owners: dict[Key, str] = {}
-        self._claims: dict[Key, int] = {}
+        self._rivals: dict[Key, set[str]] = {}  # other files that have an object, too
+        self._wired: dict[str, LocalEndpoint] = {}
+        self._in_audit: set[Key] = set()
+        self._policies = 0
+        self._changes: dict[Key, Object | None] = {}
         self._lost = ""
         self._synced = False
         self._restored_owners = held.owners
         for file, contents in held.documents.items():
-            said, _refused = self._parse(
-                Document(file, index, 1, content) for index, content in enumerate(contents, start=1)
-            )
+            documents = (Document(file, index, 1, content) for index, content in enumerate(contents, start=1))
+            said = read_documents(documents, node).entries
             self._files[file] = _File(said, frozenset(said))
-        self._resolve()
+        self._settle(dict.fromkeys(self._files, _NOTHING))
 
     def __repr__(self) -> str:
         return f"Inventory(files={len(self._files)}, objects={len(self._owners)}, refused={len(self.refusals)})"
 
-    def feed(self, batch: Batch) -> bool:
-        """Take in one change. False when it changes neither objects nor refusals."""
-        before = (self._in_force(), self.refusals)
+    def read(self, batch: Batch) -> dict[str, Said]:
+        """Take the files of a batch apart: what takes long of `feed`, and may run in a thread."""
+        return {
+            event.file: read_text(event.text, event.file, self._node)
+            for event in batch
+            if isinstance(event, FileChanged)
+        }
+
+    def feed(self, batch: Batch, read: Mapping[str, Said] | None = None) -> bool:
+        """Take in one change (`read`: its files). False when objects, refusals and what is held are as they were."""
+        said = self.read(batch) if read is None else read
+        before = {event.file: self._file(event) for event in batch if not isinstance(event, SourceLost)}
+        told = (self._refusals, self._held, self._lost)
         if not self._synced and not any(isinstance(event, SourceLost) and event.reason for event in batch):
             # The first look names every file that is there: what an earlier agent held of others is gone.
-            there = {event.file for event in batch if not isinstance(event, SourceLost)}
-            self._files = {file: known for file, known in self._files.items() if file in there}
+            for file in self._files.keys() - before.keys():
+                before[file] = self._files.pop(file)
             self._synced = True
         for event in batch:
             match event:
@@ -94,10 +107,15 @@ class Inventory:
                     self._keep(file, PolicyError(file, "", "", reason))
                 case SourceLost(reason=reason):
                     self._lost = reason
-                case FileChanged(file=file, text=text):
-                    self._change(file, text)
-        self._resolve()
-        return before != (self._in_force(), self.refusals)
+                case FileChanged(file=file):
+                    self._change(file, said[file])
+        changed = self._settle(before)
+        return changed or told != (self._refusals, self._held, self._lost)
+
+    def changes(self) -> Changes:
+        """What changed since this was asked last; at first everything."""
+        taken, self._changes = self._changes, {}
+        return taken
 
     @property
     def synced(self) -> bool:
@@ -115,141 +133,143 @@ class Inventory:
         return len(self._owners)
 
     @property
+    def policies(self) -> tuple[int, int]:
+        """How many policies there are, and how many of them are in audit mode by their annotation."""
+        return self._policies, len(self._in_audit)
+
+    @property
     def cluster(self) -> Cluster:
         """Everything in force."""
-        return Cluster().with_objects(entry.item for entry in self._in_force().values())
+        return Cluster().with_objects(self._files[file].entries[key].item for key, file in self._owners.items())
 
     @property
     def endpoints(self) -> tuple[LocalEndpoint, ...]:
         """This node's pods that are wired. Of two that claim one interface, the first by name has it."""
-        found: dict[str, LocalEndpoint] = {}
-        for endpoint in self._wired():
-            found.setdefault(endpoint.interface, endpoint)
-        return tuple(sorted(found.values(), key=lambda endpoint: endpoint.name))
+        return self._endpoints
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
         """What is not in force as written, by file."""
-        found = [refusal for file in sorted(self._files) for refusal in self._files[file].refusals]
-        if self._lost:
-            found.append(Refusal("", "", "", self._lost, kept=bool(self._owners)))
-        for file in sorted(self._files):
-            for kind, name in self._files[file].entries:
-                owner = self._owners[kind, name]
-                if owner != file:
-                    found.append(Refusal(file, f"{kind} {name}", "", f"is already in {owner}, which stays", kept=False))
-        owners: dict[str, str] = {}
-        for endpoint in self._wired():
-            owner = owners.setdefault(endpoint.interface, endpoint.name)
-            if owner != endpoint.name:
-                file = self._owners["Pod", endpoint.name]
-                reason = f"{endpoint.interface} is already that of {owner}"
-                found.append(Refusal(file, f"Pod {endpoint.name}", f"metadata.annotations[{INTERFACE}]", reason, False))
-        return tuple(found)
+        lost = (Refusal("", "", "", self._lost, kept=bool(self._owners)),) if self._lost else ()
+        return (*self._refusals, *lost)
 
     @property
     def held(self) -> Held:
         """What a restart must not lose."""
-        return Held(
-            documents={
-                file: tuple(known.entries[key].content for key in sorted(known.held))
-                for file, known in sorted(self._files.items())
-                if known.held
-            },
-            owners={
-                f"{kind} {name}": owner
-                for (kind, name), owner in sorted(self._owners.items())
-                if self._claims[kind, name] > 1
-            },
-        )
+        return self._held
 
-    def _wired(self) -> list[LocalEndpoint]:
-        found = [entry.endpoint for entry in self._in_force().values() if entry.endpoint is not None]
-        return sorted(found, key=lambda endpoint: endpoint.name)
+    def _file(self, event: SourceEvent) -> _File:
+        assert not isinstance(event, SourceLost)
+        return self._files.get(event.file, _NOTHING)
 
-    def _in_force(self) -> dict[Key, _Entry]:
-        return {key: self._files[file].entries[key] for key, file in self._owners.items()}
-
-    def _change(self, file: str, text: str) -> None:
-        before = self._files.get(file, _File()).entries
-        try:
-            documents = load_documents(text, file)
-        except PolicyError as error:
-            self._keep(file, error)
+    def _change(self, file: str, said: Said) -> None:
+        if said.broken is not None:
+            self._keep(file, said.broken)
             return
-        said, refused = self._parse(documents)
-        meant = {key for _error, keys in refused for key in keys}
+        before = self._files.get(file, _NOTHING).entries
+        meant = {key for _error, keys in said.refused for key in keys}
         # A refused document that was not there before may be one that was, under a new name: then nothing goes.
-        unknown = any(not keys or not before.keys() >= set(keys) for _error, keys in refused)
-        held = {key: entry for key, entry in before.items() if key not in said and (unknown or key in meant)}
+        unknown = any(not keys or not before.keys() >= set(keys) for _error, keys in said.refused)
+        held = {key: entry for key, entry in before.items() if key not in said.entries and (unknown or key in meant)}
         refusals = tuple(
-            _refusal(error, kept=bool(held) if unknown else any(key in held for key in keys)) for error, keys in refused
+            _refusal(error, kept=bool(held) if unknown else any(key in held for key in keys))
+            for error, keys in said.refused
         )
-        self._files[file] = _File({**held, **said}, frozenset(held), refusals)
+        self._files[file] = _File({**held, **said.entries}, frozenset(held), refusals)
 
     def _keep(self, file: str, error: PolicyError) -> None:
-        before = self._files.get(file, _File()).entries
+        before = self._files.get(file, _NOTHING).entries
         self._files[file] = _File(before, frozenset(before), (_refusal(error, kept=bool(before)),))
 
-    def _parse(self, documents: Iterable[Document]) -> tuple[dict[Key, _Entry], list[tuple[PolicyError, list[Key]]]]:
-        """Good entries, and refused documents with the objects they were meant to be (empty: it can't be told)."""
-        said: dict[Key, _Entry] = {}
-        refused: list[tuple[PolicyError, list[Key]]] = []
-        for document in documents:
-            try:
-                entries = self._entries(document)
-                for kind, name in entries:
-                    if (kind, name) in said:
-                        raise PolicyError(document.file, f"{kind} {name}", "", "appears twice in this file")
-            except PolicyError as error:
-                refused.append((error, _meant(document.content)))
-            else:
-                said.update(entries)
-        return said, refused
-
-    def _entries(self, document: Document) -> dict[Key, _Entry]:
-        items = parse_document(document)
-        is_list = document.content.get("kind") == "List"
-        contents = document.content["items"] if is_list else [document.content]
-        entries: dict[Key, _Entry] = {}
-        for item, content in zip(items, contents, strict=True):
-            endpoint = local_endpoint(item, content, self._node) if isinstance(item, Pod) else None
-            entries[object_key(item)] = _Entry(item, content, endpoint)
-        return entries
-
-    def _resolve(self) -> None:
-        """Decide which file an object belongs to when several have it: the one that had it, else the first by name."""
-        owners: dict[Key, str] = {}
-        self._claims = {}
-        for file in sorted(self._files):
-            for key in self._files[file].entries:
-                self._claims[key] = self._claims.get(key, 0) + 1
-                restored = self._restored_owners.get(f"{key[0]} {key[1]}")
-                if key not in owners or file in (self._owners.get(key), restored):
-                    owners[key] = file
-        self._owners = owners
+    def _settle(self, before: Mapping[str, _File]) -> bool:
+        """Take in that these files were different: owners, changes, endpoints and what is said of them."""
+        claims: dict[Key, set[str]] = {}
+        for file, old in before.items():
+            new = self._files.get(file, _NOTHING).entries
+            for key in _differing(old.entries, new):
+                claims.setdefault(key, set()).update((file,) if key in new else ())
+        changed = False
+        for key in sorted(claims):
+            owner = self._owners.get(key)
+            was = before.get(owner, self._files.get(owner, _NOTHING)).entries[key] if owner is not None else None
+            changed |= self._own(key, was, self._claimants(key, claims[key]))
         if self._synced:
             self._restored_owners = {}
+        self._tell()
+        return changed
+
+    def _claimants(self, key: Key, new: Iterable[str]) -> set[str]:
+        """Files that have an object: of those that had it, and `new` ones."""
+        known = {*self._rivals.get(key, ()), *new}
+        if key in self._owners:
+            known.add(self._owners[key])
+        return {file for file in known if key in self._files.get(file, _NOTHING).entries}
+
+    def _own(self, key: Key, was: Entry | None, claimants: set[str]) -> bool:
+        """Decide which file an object belongs to: the one that had it, else the first by name. Whether it changed."""
+        self._rivals.pop(key, None)
+        if not claimants:
+            self._owners.pop(key, None)
+            return self._put(key, was, None)
+        preferred = (self._restored_owners.get(f"{key[0]} {key[1]}"), self._owners.get(key))
+        owner = next((file for file in preferred if file in claimants), min(claimants))
+        assert owner is not None
+        self._owners[key] = owner
+        if len(claimants) > 1:
+            self._rivals[key] = claimants - {owner}
+        return self._put(key, was, self._files[owner].entries[key])
+
+    def _put(self, key: Key, was: Entry | None, now: Entry | None) -> bool:
+        old, new = was.item if was else None, now.item if now else None
+        if (was and was.endpoint) != (now and now.endpoint):
+            self._wired.pop(key[1], None)
+            if now and now.endpoint:
+                self._wired[key[1]] = now.endpoint
+        elif old == new:
+            return False
+        self._changes[key] = new
+        self._policies += isinstance(new, NetworkPolicy) - isinstance(old, NetworkPolicy)
+        self._in_audit.discard(key)
+        if isinstance(new, NetworkPolicy) and new.audit:
+            self._in_audit.add(key)
+        return True
+
+    def _tell(self) -> None:
+        """Make anew what is told of all: endpoints, refusals, what is held. Costs what there is of these."""
+        wired: dict[str, LocalEndpoint] = {}
+        doubled: list[tuple[str, str]] = []
+        for name in sorted(self._wired):
+            endpoint = self._wired[name]
+            owner = wired.setdefault(endpoint.interface, endpoint)
+            if owner is not endpoint:
+                doubled.append((name, owner.name))
+        self._endpoints = tuple(sorted(wired.values(), key=lambda endpoint: endpoint.name))
+        found = [refusal for file in sorted(self._files) for refusal in self._files[file].refusals]
+        for kind, name in sorted(self._rivals):
+            reason = f"is already in {self._owners[kind, name]}, which stays"
+            found += [Refusal(file, f"{kind} {name}", "", reason, False) for file in sorted(self._rivals[kind, name])]
+        for name, owner_name in doubled:
+            reason = f"{self._wired[name].interface} is already that of {owner_name}"
+            field = f"metadata.annotations[{INTERFACE}]"
+            found.append(Refusal(self._owners["Pod", name], f"Pod {name}", field, reason, False))
+        self._refusals = tuple(found)
+        documents: dict[str, tuple[dict[str, Any], ...]] = {}
+        for file in sorted(self._files):
+            held = [self._files[file].entries[key].document() for key in sorted(self._files[file].held)]
+            if kept := tuple(document for document in held if document is not None):
+                documents[file] = kept
+        owners = {f"{kind} {name}": self._owners[kind, name] for kind, name in sorted(self._rivals)}
+        self._held = Held(documents=documents, owners=owners)
+
+
+def _differing(old: Mapping[Key, Entry], new: Mapping[Key, Entry]) -> Iterable[Key]:
+    """Objects that one of the two does not have, or has differently."""
+    yield from (key for key in old if key not in new)
+    for key, entry in new.items():
+        was = old.get(key)
+        if was is not entry and (was is None or was.item != entry.item or was.endpoint != entry.endpoint):
+            yield key
 
 
 def _refusal(error: PolicyError, *, kept: bool) -> Refusal:
     return Refusal(error.file, error.document, error.field, error.reason, kept)
-
-
-def _meant(content: Any) -> list[Key]:
-    """Which objects a refused document was meant to be; empty when that can't be told of all of it."""
-    if not isinstance(content, Mapping):
-        return []
-    if content.get("kind") == "List":
-        items = content.get("items")
-        if not isinstance(items, list):
-            return []
-        keys = [_meant(item) for item in items]
-        return [key for found in keys for key in found] if all(keys) else []
-    kind, metadata = content.get("kind"), content.get("metadata")
-    if not isinstance(kind, str) or not isinstance(metadata, Mapping):
-        return []
-    name, namespace = metadata.get("name"), metadata.get("namespace", "default")
-    if not isinstance(name, str) or not isinstance(namespace, str):
-        return []
-    return [(kind, name if kind in ("Namespace", "Node") else f"{namespace}/{name}")]

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from spliceway.agent.verdicts import verdict_label
 from spliceway.bpf.types import DatapathStatus, ReasonCount, SpliceCounters
 
 #: Seconds from a change of the source to its rows being in force. The promise is under 0.2 in the median.
@@ -47,6 +48,9 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     lost_flows: int
     proxy_restarts: int
     proxy_running: bool
+    policies: int
+    policies_in_audit: int
+    audit_records: int
 
 
 class Metrics:
@@ -83,10 +87,15 @@ class _Collector(Collector):
             "spliceway_verdicts", "Packets or messages judged.", labels=["hook", "verdict", "reason"]
         )
         size = CounterMetricFamily("spliceway_verdict_bytes", "Bytes judged.", labels=["hook", "verdict", "reason"])
+        sums: dict[tuple[str, str, str], tuple[int, int]] = {}
         for count in self._datapath.reasons():
-            labels = [count.hook.label, count.verdict.label, count.reason.label]
-            packets.add_metric(labels, count.packets)
-            size.add_metric(labels, count.bytes)
+            # An audit may be an allow or a redirect in the kernel: one series for both.
+            labels = (count.hook.label, verdict_label(count.verdict, count.reason), count.reason.label)
+            before = sums.get(labels, (0, 0))
+            sums[labels] = (before[0] + count.packets, before[1] + count.bytes)
+        for labels, (number, octets) in sums.items():
+            packets.add_metric(labels, number)
+            size.add_metric(labels, octets)
         yield from (packets, size)
 
     def _splices(self) -> Iterator[Metric]:
@@ -118,6 +127,8 @@ class _Collector(Collector):
             ("spliceway_policy_wanted_revision", "Revision of the policy as the source says it.", now.wanted_revision),
             ("spliceway_kernel_generation", "Generation of the rows in the kernel.", now.generation),
             ("spliceway_refused_documents", "Documents that are not in force as written.", now.refused_documents),
+            ("spliceway_policies", "Policies as the source says them.", now.policies),
+            ("spliceway_policies_in_audit", "Policies that are not enforced.", now.policies_in_audit),
             ("spliceway_endpoints", "Local endpoints.", now.endpoints),
             ("spliceway_rule_sets", "Rule sets in force.", now.rule_sets),
             ("spliceway_rule_sets_waiting", "Rule sets the proxy has not taken over.", now.waiting_rule_sets),
@@ -129,6 +140,7 @@ class _Collector(Collector):
             yield GaugeMetricFamily(name, text, value=value)
         for name, text, count in (
             ("spliceway_reconcile_failures", "Attempts that left the old policy in force.", now.reconcile_failures),
+            ("spliceway_audit_records", "Records of what audit mode let pass.", now.audit_records),
             ("spliceway_xds_nacks", "Responses that a proxy refused.", now.xds_nacks),
             ("spliceway_proxy_restarts", "Restarts of the proxy process.", now.proxy_restarts),
         ):

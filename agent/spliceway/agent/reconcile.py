@@ -15,15 +15,18 @@ from collections.abc import Callable, Mapping
 import msgspec
 import structlog
 
-from spliceway.agent.control import Acceptance, DatapathControl, ListeningPorts, ProxyControl
+from spliceway.agent.control import Acceptance, DatapathControl, ListeningPorts, ProxyControl, TableMaker
 from spliceway.agent.errors import OWN_ERRORS
+from spliceway.agent.inventory import Changes
+from spliceway.agent.manifests import Key
 from spliceway.agent.ports import PortAllocator
 from spliceway.agent.readiness import Readiness
-from spliceway.agent.staging import hold_back, same_rows, steered
+from spliceway.agent.staging import steered
 from spliceway.agent.state import Held
+from spliceway.agent.tablechain import TableChain
 from spliceway.bpf.types import LocalEndpoint
-from spliceway.policy.model import Cluster
-from spliceway.policy.table import PolicyTable, RuleSet
+from spliceway.policy.model import Object
+from spliceway.policy.table import PolicyTable, RuleSet, TableDelta
 
 #: How long a policy stays as it was while its listener is on its way. A healthy proxy answers in milliseconds.
 PATIENCE_SECONDS = 2.0
@@ -38,9 +41,12 @@ log = structlog.get_logger(__name__)
 
 
 class Intent(msgspec.Struct, frozen=True):
-    """What shall be in force. `seen`: time.monotonic() of the change; `held`: what a restart needs of the source."""
+    """What shall be in force: the `changes` since the intent before, and all that is wired.
 
-    cluster: Cluster
+    `seen`: time.monotonic() of the change; `held`: what a restart needs of the source.
+    """
+
+    changes: Changes
     endpoints: tuple[LocalEndpoint, ...]
     held: Held
     seen: float
@@ -71,16 +77,15 @@ class Reconciler:
     def __init__(
         self,
         *,
-        compile_: Callable[[Cluster, int], PolicyTable],
+        maker: TableMaker,
         save: Callable[[PortAllocator, Held], object],
-        prune: Callable[[PolicyTable], None],
         ports: PortAllocator,
         datapath: DatapathControl,
         proxy: ProxyControl,
         listening: ListeningPorts,
         taken_over: bool = False,
         observe: Callable[[float], None] = lambda _seconds: None,
-        on_table: Callable[[Intent, PolicyTable], None] = lambda _intent, _table: None,
+        on_table: Callable[[PolicyTable], None] = lambda _table: None,
     ) -> None:
         """Wire it up.
 
@@ -88,9 +93,8 @@ class Reconciler:
         `taken_over`: the kernel already enforces what an earlier agent left; `observe` gets the seconds from a change
         to its rows being in force; `on_table` is told of each table that comes into force.
         """
-        self._compile = compile_
+        self._maker = maker
         self._save = save
-        self._prune = prune
         self._ports = ports
         self._datapath = datapath
         self._proxy = proxy
@@ -102,12 +106,13 @@ class Reconciler:
         self._readiness = Readiness(ports.ports)
         self._wake = asyncio.Event()
         self._intent: Intent | None = None
-        self._compiled: Intent | None = None
-        self._desired: PolicyTable | None = None
-        self._applied: PolicyTable | None = None
+        self._changes: dict[Key, Object | None] = {}
+        self._tables = TableChain()
+        self._told: PolicyTable | None = None
         self._observed: Intent | None = None
         self._removed: PolicyTable | None = None
         self._unsaved = False
+        self._saved = Held()
         self._published: tuple[dict[int, RuleSet], dict[int, int]] | None = None
         self._listeners: dict[int, int] | None = None
         self._attached: tuple[LocalEndpoint, ...] = ()
@@ -128,12 +133,12 @@ class Reconciler:
         self._retry = RETRY_SECONDS[0]
 
     def __repr__(self) -> str:
-        wanted = self._desired.revision if self._desired else None
-        return f"Reconciler(wanted={wanted}, applied={self._applied and self._applied.revision}, error={self._error!r})"
+        return f"Reconciler({self._tables!r}, error={self._error!r})"
 
     def submit(self, intent: Intent) -> None:
-        """Want this from now on; an intent that was not begun with yet is forgotten."""
+        """Want this from now on, too; of an intent that was not begun with yet only the changes are kept."""
         self._intent = intent
+        self._changes.update(intent.changes)
         self._wake.set()
 
     def wake(self) -> None:
@@ -162,7 +167,7 @@ class Reconciler:
     @property
     def table(self) -> PolicyTable | None:
         """The table in force, None before the first."""
-        return self._applied
+        return self._tables.applied
 
     @property
     def ports(self) -> dict[int, int]:
@@ -171,7 +176,7 @@ class Reconciler:
 
     def status(self) -> ReconcileStatus:
         """Where things are now."""
-        applied, desired = self._applied, self._desired
+        applied, desired = self._tables.applied, self._tables.desired
         waiting = {}
         if desired is not None:
             for rule_set in desired.rule_sets.values():
@@ -242,22 +247,24 @@ class Reconciler:
         return error
 
     async def _pass(self, intent: Intent) -> None:
-        desired = await self._table_of(intent)
-        live = steered(self._applied) if self._applied else frozenset()
+        desired = await self._table_of()
+        applied = self._tables.applied
+        live = steered(applied) if applied else frozenset()
         self._ports.assign(desired.rule_sets)
         await self._persist(intent)
         await self._attach({e.name: e for e in (*self._attached, *intent.endpoints)}, retry=True)
-        old = self._applied.rule_sets if self._applied else {}
-        self._publish({**{key: old[key] for key in live if key in old}, **desired.rule_sets})
+        self._publish({**(applied.rule_sets if applied else {}), **desired.rule_sets})
 
         loop_time = asyncio.get_running_loop().time()
         await self._check_ready(loop_time)
-        target = self._target(desired, loop_time)
-        if target is None:
+        pending = self._pending(desired, loop_time)
+        if pending and applied is None and self._taken_over:
+            # What an earlier agent left goes on, its tables are unknown here; where nothing was left, everything drops.
             return
+        target, left = self._tables.target(pending | self._readiness.refused & steered(desired))
         # Listeners before the rows that steer to them, and the old ones until no row does.
         await self._listen(live | steered(target))
-        await self._apply(intent, target)
+        await self._apply(intent, target, left)
         await self._attach({e.name: e for e in intent.endpoints})
         if target is desired:
             await self._remove(intent, desired)
@@ -267,18 +274,25 @@ class Reconciler:
         self._moved = True
         self.submit(intent)
 
-    async def _table_of(self, intent: Intent) -> PolicyTable:
-        if intent is not self._compiled or self._desired is None:
-            self._desired = await asyncio.to_thread(self._compile, intent.cluster, self._revision + 1)
-            self._revision += 1
-            self._compiled = intent
-            self._unsaved = True
-        return self._desired
+    async def _table_of(self) -> PolicyTable:
+        desired = self._tables.desired
+        if desired is not None and not self._changes:
+            return desired
+        taken, self._changes = self._changes, {}
+        try:
+            desired = await asyncio.to_thread(self._maker.apply, taken, self._revision + 1)
+        except BaseException:
+            self._changes = {**taken, **self._changes}
+            raise
+        self._revision += 1
+        self._tables.want(desired)
+        self._unsaved = True
+        return desired
 
     async def _persist(self, intent: Intent) -> None:
-        if self._unsaved:
+        if self._unsaved or intent.held != self._saved:
             await asyncio.to_thread(self._save, self._ports, intent.held)
-            self._unsaved = False
+            self._unsaved, self._saved = False, intent.held
 
     async def _attach(self, endpoints: Mapping[str, LocalEndpoint], *, retry: bool = False) -> None:
         wanted = tuple(endpoints[name] for name in sorted(endpoints))
@@ -316,18 +330,14 @@ class Reconciler:
         else:
             self._poll = LISTEN_POLL_SECONDS[0]
 
-    def _target(self, desired: PolicyTable, now: float) -> PolicyTable | None:
-        """The table to bring into force now, None to leave the kernel as it is."""
-        wanted = steered(desired)
-        waiting = self._readiness.waiting(now, PATIENCE_SECONDS) & wanted
+    def _pending(self, desired: PolicyTable, now: float) -> frozenset[int]:
+        """Rule sets that are worth waiting for."""
+        waiting = self._readiness.waiting(now, PATIENCE_SECONDS) & steered(desired)
         if waiting:
             deadline = self._readiness.next_deadline(now, PATIENCE_SECONDS)
             assert deadline is not None  # something waits
             self._again_in(deadline - now)
-        if self._applied is not None:
-            return hold_back(self._applied, desired, waiting | self._readiness.refused & wanted)
-        # What an earlier agent left goes on, its tables are unknown here; where nothing was left, everything drops.
-        return None if waiting and self._taken_over else desired
+        return waiting
 
     async def _listen(self, rule_sets: frozenset[int]) -> None:
         ports = self._ports.ports
@@ -336,14 +346,18 @@ class Reconciler:
             await self._datapath.set_listeners(listeners)
             self._listeners = listeners
 
-    async def _apply(self, intent: Intent, target: PolicyTable) -> None:
-        if not same_rows(self._applied, target):
-            self._generation = await self._datapath.apply(target)
+    async def _apply(self, intent: Intent, target: PolicyTable, left: TableDelta | None) -> None:
+        tables = self._tables
+        if tables.changes_rows(target):
+            self._generation = await self._datapath.apply(tables.for_kernel(target))
             self._applies += 1
-        if target != self._applied:
-            self._applied = target
-            self._on_table(intent, target)
-        if target is self._desired and self._observed is not intent:
+            tables.given(target)
+            self._told = None
+        if self._told is not tables.desired or (left is None and tables.applied is not target):
+            tables.settle(target, left)
+            self._told = tables.desired
+            self._on_table(target)
+        if target is tables.desired and self._observed is not intent:
             self._observed = intent
             seconds = time.monotonic() - intent.seen
             self._observe(seconds)
@@ -363,7 +377,7 @@ class Reconciler:
             await self._listen(steered(desired))
             self._publish(desired.rule_sets)
             self._ports.release(desired.rule_sets)
-            self._prune(desired)
+            await asyncio.to_thread(self._maker.settle, desired)
             self._unsaved = True
             self._removed = desired
         await self._persist(intent)

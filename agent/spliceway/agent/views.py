@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
+from spliceway.agent.audit import AuditLog, AuditSummary
 from spliceway.agent.config import Config
 from spliceway.agent.flowlog import FlowLog
 from spliceway.agent.flows import Names
@@ -16,8 +17,9 @@ from spliceway.agent.jsonable import plain
 from spliceway.agent.metrics import DatapathCounters
 from spliceway.agent.proxylink import ProxyLink
 from spliceway.agent.reconcile import Reconciler
+from spliceway.agent.verdicts import verdict_label, with_audit
 from spliceway.bpf.types import CtEntry, SockEntry
-from spliceway.policy.table import OTHER_PEERS, PolicyTable, RowKey, RuleSet
+from spliceway.policy.table import OTHER_PEERS, HeaderMatch, PolicyTable, RowKey, RuleSet
 from spliceway.policy.verdict import Direction
 from spliceway.policy.verdict import Protocol as IpProtocol
 
@@ -60,10 +62,12 @@ class Views:
         proxy: ProxyLink,
         supervisor: ProxyStatus,
         flows: FlowLog,
+        audit: AuditLog,
+        lost: Callable[[], dict[str, int]],
         names: Callable[[], Names],
         splice_mode: Callable[[], str],
     ) -> None:
-        """`names` and `splice_mode` are asked anew for each answer."""
+        """`lost` (records, by place), `names` and `splice_mode` are asked anew for each answer."""
         self._config = config
         self._inventory = inventory
         self._reconciler = reconciler
@@ -71,6 +75,8 @@ class Views:
         self._proxy = proxy
         self._supervisor = supervisor
         self._flows = flows
+        self._audit = audit
+        self._lost = lost
         self._names = names
         self._splice_mode = splice_mode
         self._started = time.time()
@@ -80,24 +86,30 @@ class Views:
         return {
             "status": self.status,
             "endpoints": self.endpoints,
-            "identities": self.identities,
-            "policy": self.policy,
+            "audit": self.audit,
             "xds": self.xds,
         }
 
     def dumps(self) -> dict[str, Callable[[Query], Any]]:
-        """Path below /v1/ → view of a kernel map; they may take long and run in a thread."""
+        """Path below /v1/ → view of a whole table or map; they may take long and run in a thread."""
         return {
+            "identities": self.identities,
+            "policy": self.policy,
             "bpf/policy": _plainly(self._datapath.dump_policy),
             "bpf/ipcache": _plainly(self._datapath.dump_ipcache),
             "bpf/ct": _plainly(self._conntrack),
-            "bpf/reasons": _plainly(self._datapath.reasons),
+            "bpf/reasons": _plainly(self._reasons),
             "socks": _plainly(self._socks),
         }
+
+    def resets(self) -> dict[str, Callable[[], Any]]:
+        """Path below /v1/ → what begins anew, and answers what there was."""
+        return {"audit": lambda: self._audit.reset(self._lost())}
 
     def status(self, query: Query) -> dict[str, Any]:
         """Everything a person wants to see first."""
         _only(query)
+        policies, in_audit = self._inventory.policies
         return {
             "node": self._config.node_name,
             "pid": os.getpid(),
@@ -109,6 +121,7 @@ class Views:
                 "refusals": [*self._inventory.refusals],
             },
             "policy": self._reconciler.status(),
+            "enforcement": {"mode": self._config.enforcement, "policies": policies, "policiesInAudit": in_audit},
             "datapath": self._datapath.status(),
             "proxy": {
                 "kind": self._config.proxy.kind,
@@ -178,16 +191,22 @@ class Views:
         policies: dict[int, list[str]] = defaultdict(list)
         for endpoint, policy in chosen.items():
             policies[policy.policy_id].append(endpoint)
+        rows = _rows(table, policies.keys())
         return [
             {
                 "policyId": policy_id,
                 "endpoints": sorted(names),
                 "ingress": table.endpoints[names[0]].ingress,
                 "egress": table.endpoints[names[0]].egress,
-                "rows": _rows(table, policy_id),
+                "rows": rows.get(policy_id, []),
             }
             for policy_id, names in sorted(policies.items())
         ]
+
+    def audit(self, query: Query) -> AuditSummary:
+        """What policies in audit mode would deny."""
+        _only(query)
+        return self._audit.summary(self._lost())
 
     def xds(self, query: Query) -> dict[str, Any]:
         """What the proxy is served and what it answered; `type` (LDS, RDS, CDS) and `name` narrow the resources."""
@@ -199,9 +218,12 @@ class Views:
     def _conntrack(self) -> list[dict[str, Any]]:
         names = self._names()
         return [
-            {**plain(entry), "endpointPod": names.pod(entry.endpoint), "ruleName": names.rule(entry.rule)}
+            {**with_audit(plain(entry)), "endpointPod": names.pod(entry.endpoint), "ruleName": names.rule(entry.rule)}
             for entry in self._datapath.conntrack()
         ]
+
+    def _reasons(self) -> list[dict[str, Any]]:
+        return [with_audit(plain(entry)) for entry in self._datapath.reasons()]
 
     def _socks(self) -> list[dict[str, Any]]:
         names = self._names()
@@ -224,13 +246,17 @@ def _only(query: Query, *known: str) -> None:
         raise ValueError(f"unknown parameter {', '.join(sorted(unknown))}")
 
 
-def _rows(table: PolicyTable, policy_id: int) -> list[dict[str, Any]]:
-    members: dict[tuple[Direction, int], list[int]] = defaultdict(list)
+def _rows(table: PolicyTable, policy_ids: Collection[int]) -> dict[int, list[dict[str, Any]]]:
+    """Rows by policy id."""
+    members: dict[tuple[int, Direction, int], list[int]] = defaultdict(list)
     for key, class_id in table.classes.items():
-        if key.policy_id == policy_id:
-            members[key.direction, class_id].append(key.identity)
-    keys = sorted(key for key in table.rows if key.policy_id == policy_id)
-    return [_row(table, key, sorted(members.get((key.direction, key.class_id), ()))) for key in keys]
+        if key.policy_id in policy_ids:
+            members[key.policy_id, key.direction, class_id].append(key.identity)
+    found: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in sorted(key for key in table.rows if key.policy_id in policy_ids):
+        inside = sorted(members.get((row.policy_id, row.direction, row.class_id), ()))
+        found[row.policy_id].append(_row(table, row, inside))
+    return found
 
 
 def _row(table: PolicyTable, key: RowKey, identities: list[int]) -> dict[str, Any]:
@@ -243,7 +269,7 @@ def _row(table: PolicyTable, key: RowKey, identities: list[int]) -> dict[str, An
         "identities": [{"id": identity, "labels": table.identities.get(identity, ())} for identity in identities],
         "protocol": key.protocol,
         "ports": port_text(key),
-        "verdict": row.verdict,
+        "verdict": verdict_label(row.verdict, row.reason),
         "reason": row.reason,
         "rule": str(table.rules[row.rule]) if row.rule in table.rules else "",
         "ruleSet": rule_set.name if rule_set else "",
@@ -253,9 +279,23 @@ def _row(table: PolicyTable, key: RowKey, identities: list[int]) -> dict[str, An
 
 def _http(table: PolicyTable, rule_set: RuleSet) -> list[dict[str, Any]]:
     return [
-        {"method": rule.method, "path": rule.path, "rule": str(table.rules.get(rule.rule, ""))}
-        for rule in rule_set.rules or ()
+        {
+            "method": rule.method,
+            "path": rule.path,
+            "host": rule.host,
+            "headers": [_header(header) for header in rule.headers],
+            "audit": audit,
+            "rule": str(table.rules.get(rule.rule, "")),
+        }
+        for audit, rules in ((False, rule_set.rules), (True, rule_set.audit))
+        for rule in rules or ()
     ]
+
+
+def _header(header: HeaderMatch) -> dict[str, str | None]:
+    """A header match, without the value of a Secret."""
+    value = "(secret)" if header.secret and header.value is not None else header.value
+    return {"name": header.name, "value": value, "mismatch": header.mismatch.value}
 
 
 def port_text(key: RowKey) -> str:

@@ -36,6 +36,11 @@ class AgentClient:
         with self._ask("PUT", _with_query(target, {}), msgspec.json.encode(body)) as answer:
             return msgspec.json.decode(answer.read())
 
+    def delete(self, target: str) -> Any:
+        """Answer to DELETE /v1/`target`, decoded."""
+        with self._ask("DELETE", _with_query(target, {})) as answer:
+            return msgspec.json.decode(answer.read())
+
     def lines(self, target: str, **query: str | None) -> Iterator[dict[str, Any]]:
         """Answer to GET /v1/`target` as JSON lines, each as it comes; ends when the agent ends."""
         with self._ask("GET", _with_query(target, query), timeout=None) as answer:

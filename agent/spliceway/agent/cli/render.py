@@ -92,6 +92,7 @@ _STYLES = {
     "allow": "green",
     "redirect": "cyan",
     "deny": "red",
+    "audit": "yellow",
     "spliced": "green",
     "tcp-only": "yellow",
     "revoked": "red",

@@ -63,7 +63,11 @@ _Command = Callable[..., None]
 _GROUPS: tuple[tuple[str, str, dict[str, _Command]], ...] = (
     ("endpoint", "Pods of this node.", {"list": show.endpoints}),
     ("identity", "Numbers for sets of labels.", {"list": show.identities}),
-    ("policy", "What is in force, and checking files.", {"get": show.policy, "validate": source.validate}),
+    (
+        "policy",
+        "What is in force, and checking files.",
+        {"get": show.policy, "audit": show.audit, "validate": source.validate},
+    ),
     ("sock", "Redirected connections and their splices.", {"list": show.socks}),
     ("xds", "What the proxy is served and what it answered.", {"dump": show.xds}),
 )

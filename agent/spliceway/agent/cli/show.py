@@ -88,6 +88,23 @@ def policy(
     emit(found, output, columns, policy_rows(found))
 
 
+def audit(
+    reset: Annotated[bool, typer.Option("--reset", help="Begin to count anew, after showing what there is.")] = False,
+    output: OutputOption = Output.TABLE,
+    socket: SocketOption = None,
+) -> None:
+    """Show what policies in audit mode would deny, summed by rule and pair: nothing of it was denied."""
+    from spliceway.agent.cli.render import emit
+    from spliceway.agent.cli.summary import audit_notes, audit_rows
+
+    client = agent_client(socket)
+    found = client.delete("audit") if reset else client.get("audit")
+    columns = ("COUNT", "REASON", "RULE", "FROM", "TO", "PORT", "REQUEST", "FIRST", "LAST")
+    emit(found, output, columns, audit_rows(found))
+    for note in audit_notes(found):
+        typer.echo(note, err=True)
+
+
 def bpf_policy(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:
     """List the policy rows in the kernel."""
     _list("bpf/policy", output, socket)
@@ -175,7 +192,9 @@ def flows(
     last: Annotated[
         int | None, typer.Option("--last", "-n", min=0, help="How many of the latest. [default: 100, 0 with --follow]")
     ] = None,
-    verdict: Annotated[str | None, typer.Option(help="allow, redirect or deny.", callback=options.flow_value)] = None,
+    verdict: Annotated[
+        str | None, typer.Option(help="allow, redirect, deny or audit.", callback=options.flow_value)
+    ] = None,
     reason: Annotated[str | None, typer.Option(help="For example default-deny.", callback=options.flow_value)] = None,
     hook: Annotated[
         str | None, typer.Option(help="Where it was judged, for example to-pod or proxy.", callback=options.flow_value)

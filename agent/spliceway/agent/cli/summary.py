@@ -10,6 +10,9 @@ from spliceway.agent.cli.render import labels_text
 
 Json = dict[str, Any]
 
+#: The identity label that has a pod's namespace.
+_NAMESPACE = "k8s:io.kubernetes.pod.namespace="
+
 
 def summary(status: Json) -> list[tuple[str, str]]:
     """Rows of `spliceway status`."""
@@ -24,6 +27,7 @@ def summary(status: Json) -> list[tuple[str, str]]:
             f"{source['directory']}: {source['files']} files, {source['objects']} objects",
         ),
         ("policy", f"revision {policy['revision']} in force, {policy['rows']} rows, {policy['ruleSets']} rule sets"),
+        ("enforcement", _enforcement(status["enforcement"])),
         (
             "kernel",
             f"generation {datapath['generation']}, ABI {datapath['abi']}, attached: {attached}",
@@ -80,6 +84,31 @@ def policy_rows(policies: list[Json]) -> Iterator[tuple[str, ...]]:
             yield (names, row["direction"], peers, row["protocol"], row["ports"], row["verdict"], http, rule)
 
 
+def audit_rows(summary: Json) -> Iterator[tuple[Any, ...]]:
+    """Rows of `spliceway policy audit`."""
+    for item in summary["entries"]:
+        port = f"{item['protocol']} {item['port']}" if item["protocol"] else "(others)"
+        rule = item["rule"] or (
+            f"(rule set {item['ruleSet']})" if item["ruleSet"] else f"({item['direction'] or 'none'})"
+        )
+        request = f"{item['method']} {item['path']}".strip()
+        source, destination = _party(item["source"]), _party(item["destination"])
+        yield item["count"], item["reason"], rule, source, destination, port, request, item["first"], item["last"]
+
+
+def audit_notes(summary: Json) -> list[str]:
+    """What the table of `spliceway policy audit` can't show, one sentence each."""
+    found = [f"{summary['records']} records since {summary['since']}"]
+    if summary["uncounted"]:
+        found.append(f"! {summary['uncounted']} more records of other pairs: too many to keep apart")
+    found += [
+        f"! {count} records were lost ({place}): some of them may have been audits"
+        for place, count in summary["lost"].items()
+        if count
+    ]
+    return found
+
+
 def xds_rows(dump: Json) -> Iterator[tuple[str, ...]]:
     """Rows of `spliceway xds dump`: the newest stream's word on each resource."""
     said = {
@@ -116,6 +145,20 @@ def _end(end: Json) -> str:
     where = end["pod"] or (labels_text(end["labels"]) if end["labels"] else "")
     text = address(end["address"], end["port"]) if end["port"] else end["address"]
     return f"{where}({text})" if where else text
+
+
+def _party(end: Json) -> str:
+    """Namespace and labels of one end of an audit, and for what is no pod the latest address."""
+    namespace = next((label.partition("=")[2] for label in end["labels"] if label.startswith(_NAMESPACE)), "")
+    text = labels_text(end["labels"]) or str(end["identity"])
+    return f"{namespace}: {text}" if namespace else f"{text} ({end['address']})"
+
+
+def _enforcement(found: Json) -> str:
+    mode, count = found["mode"], found["policiesInAudit"]
+    if mode == "audit":
+        return f"audit: no policy is enforced ({found['policies']} policies)"
+    return f"{mode}: {found['policies']} policies" + (f", {count} of them in audit" if count else "")
 
 
 def _identity(identity: Json) -> str:

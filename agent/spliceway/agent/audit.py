@@ -1,0 +1,177 @@
+"""What policies in audit mode would deny, summed by rule and pair, in bounded memory.
+
+Flows are remembered for a moment only; a team that wants to know what switching on would break needs all of them since
+it began to look. So every record that is an audit is counted here as it comes.
+"""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from spliceway.agent.flowlog import Flow, FlowPeer
+
+#: Most (direction, reason, rule, source identity, destination identity). What is new beyond that is only counted.
+MAX_PAIRS = 2048
+#: Most (port, protocol, method, path) of one pair. What is new beyond that is summed without them.
+MAX_DETAILS = 64
+
+
+class AuditEnd(msgspec.Struct, frozen=True, rename="camel"):
+    """One end: everything with these labels. `pod` and `address` are those of the latest record."""
+
+    identity: int
+    labels: tuple[str, ...]
+    pod: str
+    address: str
+
+
+class AuditEntry(msgspec.Struct, frozen=True, rename="camel"):
+    """Records with one rule, pair and destination. `first` and `last` are RFC 3339 in UTC.
+
+    `rule` is empty where no rule made it (default deny). `protocol` empty: the rest of a pair with many different
+    destinations, with port 0. `method` and `path` (without query) of HTTP, as is `nearest_miss`, the latest one.
+    """
+
+    direction: str
+    reason: str
+    rule: str
+    rule_set: str
+    source: AuditEnd
+    destination: AuditEnd
+    protocol: str
+    port: int
+    method: str
+    path: str
+    count: int
+    first: str
+    last: str
+    nearest_miss: str = ""
+
+
+class AuditSummary(msgspec.Struct, frozen=True, rename="camel"):
+    """All of it, most frequent first. `since` is RFC 3339; `records` were counted in entries.
+
+    `uncounted`: records of further pairs, beyond the limit; `lost`: records that never arrived, by where they got lost.
+    Of those nobody can say whether they were audits.
+    """
+
+    since: str
+    records: int
+    uncounted: int
+    lost: dict[str, int]
+    entries: list[AuditEntry]
+
+
+_Pair = tuple[str, str, str, str, int, int]
+_Detail = tuple[str, int, str, str]
+_REST: _Detail = ("", 0, "", "")
+
+
+class _Sum:
+    __slots__ = ("count", "first", "flow", "last")
+
+    def __init__(self, flow: Flow) -> None:
+        self.count = 0
+        self.first = self.last = flow.time
+        self.flow = flow
+
+    def add(self, flow: Flow) -> None:
+        self.count += 1
+        self.first = min(self.first, flow.time)
+        if flow.time >= self.last:
+            self.last, self.flow = flow.time, flow
+
+
+class AuditLog:
+    """Sums of what would be denied, since the start or the last `reset`."""
+
+    def __init__(self, *, max_pairs: int = MAX_PAIRS, max_details: int = MAX_DETAILS) -> None:
+        self._max_pairs = max_pairs
+        self._max_details = max_details
+        self._pairs: dict[_Pair, dict[_Detail, _Sum]] = {}
+        self._since = _now()
+        self._records = 0
+        self._uncounted = 0
+        self._lost_before: dict[str, int] = {}
+        self.total = 0
+
+    def __repr__(self) -> str:
+        return f"AuditLog(pairs={len(self._pairs)}, records={self._records}, uncounted={self._uncounted})"
+
+    def add(self, flow: Flow, direction: str) -> None:
+        """Count a flow whose verdict is `audit`. `direction`: of the policy that would deny, empty when unknown."""
+        self.total += 1
+        pair = (direction, flow.reason, flow.rule, flow.rule_set, flow.source.identity, flow.destination.identity)
+        details = self._pairs.get(pair)
+        if details is None:
+            if len(self._pairs) >= self._max_pairs:
+                self._uncounted += 1
+                return
+            details = self._pairs[pair] = {}
+        detail = _detail(flow)
+        if detail not in details and len(details) >= self._max_details:
+            detail = _REST
+        if detail not in details:
+            details[detail] = _Sum(flow)
+        details[detail].add(flow)
+        self._records += 1
+
+    def summary(self, lost: dict[str, int]) -> AuditSummary:
+        """What there is. `lost`: records lost since the start of the agent, by place."""
+        entries = [
+            _entry(pair[0], detail, found) for pair, details in self._pairs.items() for detail, found in details.items()
+        ]
+        return AuditSummary(
+            since=self._since,
+            records=self._records,
+            uncounted=self._uncounted,
+            lost={place: max(0, count - self._lost_before.get(place, 0)) for place, count in lost.items()},
+            entries=sorted(entries, key=lambda entry: (-entry.count, entry.first, entry.rule)),
+        )
+
+    def reset(self, lost: dict[str, int]) -> AuditSummary:
+        """Begin anew; returns what there was."""
+        told = self.summary(lost)
+        self._pairs.clear()
+        self._since = _now()
+        self._records = self._uncounted = 0
+        self._lost_before = dict(lost)
+        return told
+
+
+def _detail(flow: Flow) -> _Detail:
+    if flow.http is None:
+        return flow.protocol, flow.destination.port, "", ""
+    # A query is the client's own, often with secrets in it, and would make every request another entry.
+    return flow.protocol, flow.destination.port, flow.http.method, flow.http.path.partition("?")[0]
+
+
+def _entry(direction: str, detail: _Detail, found: _Sum) -> AuditEntry:
+    protocol, port, method, path = detail
+    flow = found.flow
+    return AuditEntry(
+        direction=direction,
+        reason=flow.reason,
+        rule=flow.rule,
+        rule_set=flow.rule_set,
+        source=_end(flow.source),
+        destination=_end(flow.destination),
+        protocol=protocol,
+        port=port,
+        method=method,
+        path=path,
+        count=found.count,
+        first=found.first,
+        last=found.last,
+        nearest_miss=flow.nearest_miss,
+    )
+
+
+def _end(peer: FlowPeer) -> AuditEnd:
+    return AuditEnd(peer.identity, peer.labels, peer.pod, peer.address)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
