@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import msgspec
 
+from spliceway.policy.evaluate_facts import Facts, find_pod
 from spliceway.policy.evaluate_http import rule_set
-from spliceway.policy.evaluate_peers import find_peer, find_pod, peers_match, ports_match
-from spliceway.policy.evaluate_tiers import Half, both, judge
+from spliceway.policy.evaluate_peers import find_peer, peers_match, ports_match
+from spliceway.policy.evaluate_tiers import Half, applied, both, judge
 from spliceway.policy.http import HttpDecision, HttpRequest, decide
 from spliceway.policy.model import Cluster, IPAddress, Pod, PortRule, Rule
 from spliceway.policy.table import RuleRef
 from spliceway.policy.verdict import Direction, Reason, Verdict
 
-__all__ = ["Connection", "Decision", "Half", "evaluate", "evaluate_half", "find_pod"]
+__all__ = ["Connection", "Decision", "Half", "evaluate", "evaluate_half"]
 
 
 class Connection(msgspec.Struct, frozen=True):
@@ -58,8 +59,9 @@ def evaluate(cluster: Cluster, connection: Connection, request: HttpRequest | No
     """
     if connection.source.version != connection.destination.version:
         raise ValueError("source and destination are not of one address family")
-    client = find_pod(cluster, connection.source)
-    server = find_pod(cluster, connection.destination)
+    facts = Facts(cluster)
+    client = find_pod(facts, connection.source)
+    server = find_pod(facts, connection.destination)
     egress = ingress = None
     if client is not None and client is not server:
         egress = evaluate_half(cluster, client, Direction.EGRESS, connection)
@@ -75,15 +77,8 @@ def evaluate(cluster: Cluster, connection: Connection, request: HttpRequest | No
 
 def evaluate_half(cluster: Cluster, pod: Pod, direction: Direction, connection: Connection) -> Half:
     """What this pod's policies say about a connection to it (ingress) or from it (egress)."""
-    labels = cluster.labels_of(pod)
-    specs = [
-        (policy, spec)
-        for policy in cluster.ordered_policies()
-        for spec in policy.specs
-        if spec.applies[direction] and spec.subject.matches(labels)
-    ]
     incoming = direction is Direction.INGRESS
-    peer = find_peer(cluster, pod, connection.source if incoming else connection.destination)
+    peer = find_peer(Facts(cluster), pod.node, connection.source if incoming else connection.destination)
     serving = pod.ports if incoming else peer.ports
 
     def matches(rule: Rule, entry: PortRule | None) -> bool:
@@ -91,4 +86,5 @@ def evaluate_half(cluster: Cluster, pod: Pod, direction: Direction, connection: 
             cluster, rule.peers, peer
         )
 
+    specs = applied(cluster.ordered_policies(), cluster.labels_of(pod), direction)
     return judge(specs, direction, matches, host=peer.host, audit=cluster.audit)

@@ -7,11 +7,12 @@ network-policy-api v1alpha2.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 
 import msgspec
 
 from spliceway.policy.entity import ENTITY_SELECTORS, Reserved
+from spliceway.policy.evaluate_facts import Facts, k8s_labels, prefixes
 from spliceway.policy.labels import Selector
 from spliceway.policy.model import (
     CidrPeer,
@@ -25,10 +26,6 @@ from spliceway.policy.model import (
     Service,
     ServicePeer,
 )
-from spliceway.policy.table import IPNetwork
-
-#: The Service behind which the API server is (Kubernetes makes it in every cluster).
-API_SERVER = ("default", "kubernetes")
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -51,38 +48,24 @@ class Peer(msgspec.Struct, frozen=True):
         return tuple(port for pod in self.pods for port in pod.ports)
 
 
-def find_pod(cluster: Cluster, address: IPAddress) -> Pod | None:
-    """The endpoint of an address. Pods in their host's network, and addresses of nodes, are none."""
-    if any(address in node.addresses for node in cluster.nodes.values()):
-        return None
-    found = None
-    for pod in cluster.pods.values():
-        if address not in pod.addresses:
-            continue
-        if pod.host_network:
-            return None
-        if found is None or pod.key < found.key:
-            found = pod
-    return found
-
-
-def find_peer(cluster: Cluster, endpoint: Pod, address: IPAddress) -> Peer:
-    """Who an address is, seen from the node of an endpoint."""
-    also = (Reserved.KUBE_APISERVER.label,) if _is_api_server(cluster, address) else ()
-    nodes = sorted(_nodes_with(cluster, address))
+def find_peer(facts: Facts, node: str, address: IPAddress) -> Peer:
+    """Who an address is, seen from the node of this name."""
+    cluster = facts.cluster
+    also = (Reserved.KUBE_APISERVER.label,) if facts.is_api_server(address) else ()
+    nodes = sorted(facts.nodes_with(address))
     if nodes:
-        host = endpoint.node in nodes
+        host = node in nodes
         kind = Reserved.HOST if host else Reserved.REMOTE_NODE
-        labels = tuple(_k8s(cluster.nodes[name].labels) if name in cluster.nodes else () for name in nodes)
+        labels = tuple(k8s_labels(cluster.nodes[name].labels) if name in cluster.nodes else () for name in nodes)
         return Peer(address, (kind.label, *also), nodes=labels, host=host)
-    pods = tuple(pod for pod in cluster.pods.values() if address in pod.addresses)
+    pods = facts.pods_with(address)
     label_sets = {cluster.labels_of(pod) for pod in pods}
     if len(label_sets) == 1:
         return Peer(address, (*label_sets.pop(), *also), pods=pods)
-    if pods or any(address in cidr for cidr in cluster.all_pod_cidrs()):
+    if pods or facts.in_pod_range(address):
         return Peer(address, (Reserved.UNMANAGED.label, *also))
     world = Reserved.WORLD_IPV4 if address.version == 4 else Reserved.WORLD_IPV6
-    named = _named_prefix(cluster, address)
+    named = facts.named_prefix(address)
     return Peer(address, (world.label, *((f"cidr:{named}",) if named else ()), *also), outside=True)
 
 
@@ -118,43 +101,12 @@ def _range_covers(ports: PortRange, protocol: int, port: int, serving: Iterable[
     )
 
 
-def _nodes_with(cluster: Cluster, address: IPAddress) -> set[str]:
-    """Names of the nodes an address belongs to, their own or by a pod in the host's network."""
-    found = {node.name for node in cluster.nodes.values() if address in node.addresses}
-    return found | {pod.node for pod in cluster.pods.values() if pod.host_network and address in pod.addresses}
-
-
-def _is_api_server(cluster: Cluster, address: IPAddress) -> bool:
-    return any(
-        (found.namespace, found.service) == API_SERVER and address in found.addresses
-        for found in cluster.slices.values()
-    )
-
-
-def _named_prefix(cluster: Cluster, address: IPAddress) -> str:
-    """The longest prefix with this address that a CIDR rule names: it is a label that selectors can see."""
-    rules = [rule for policy in cluster.policies.values() for spec in policy.specs for rule in spec.rules]
-    peers = [peer for rule in rules if rule.peers for peer in rule.peers.cidrs if not peer.inside]
-    blocks = [block for peer in peers for block in (*_prefixes(cluster, peer), *peer.excepts) if address in block]
-    longest = max(blocks, key=lambda block: block.prefixlen, default=None)
-    return str(longest) if longest is not None and longest.prefixlen else ""
-
-
 def _cidr_matches(cluster: Cluster, rule: CidrPeer, peer: Peer) -> bool:
     if not peer.outside and not rule.inside:
         return False
-    return any(peer.address in block for block in _prefixes(cluster, rule)) and not any(
+    return any(peer.address in block for block in prefixes(cluster, rule)) and not any(
         peer.address in block for block in rule.excepts
     )
-
-
-def _prefixes(cluster: Cluster, rule: CidrPeer) -> Iterator[IPNetwork]:
-    """What a CIDR rule names itself or by groups. A group that is not there names nothing."""
-    if rule.cidr is not None:
-        yield rule.cidr
-    for group in cluster.cidr_groups.values():
-        if group.name == rule.group or (rule.groups is not None and rule.groups.matches(_k8s(group.labels))):
-            yield from group.cidrs
 
 
 def _any_node(selectors: Iterable[Selector], peer: Peer) -> bool:
@@ -168,20 +120,15 @@ def _service_matches(cluster: Cluster, rule: ServicePeer, peer: Peer) -> bool:
 def _named(rule: ServicePeer, service: Service) -> bool:
     if rule.namespace and rule.namespace != service.namespace:
         return False
-    return rule.selector.matches(_k8s(service.labels)) if rule.selector is not None else rule.name == service.name
+    return rule.selector.matches(k8s_labels(service.labels)) if rule.selector is not None else rule.name == service.name
 
 
 def _is_behind(cluster: Cluster, service: Service, peer: Peer) -> bool:
     """Whether the peer is an endpoint of the Service: a pod that it selects, or an address outside the cluster."""
     if service.selector:
-        wanted = set(_k8s(service.selector))
+        wanted = set(k8s_labels(service.selector))
         return any(pod.namespace == service.namespace and wanted <= set(peer.labels) for pod in peer.pods)
     return peer.outside and any(
         (found.namespace, found.service) == (service.namespace, service.name) and peer.address in found.addresses
         for found in cluster.slices.values()
     )
-
-
-def _k8s(labels: Mapping[str, str]) -> tuple[str, ...]:
-    """Labels of an object as selectors see them."""
-    return tuple(f"k8s:{key}={value}" for key, value in labels.items())

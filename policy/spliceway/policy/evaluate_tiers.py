@@ -5,7 +5,7 @@ Source: docs/policy.md, «Which rule wins».
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -35,6 +35,16 @@ Applied = tuple[NetworkPolicy, Spec]
 #: Whether a rule, by this entry of its toPorts (None: it has none), is about the connection.
 Matches = Callable[[Rule, PortRule | None], bool]
 _Said = tuple[NetworkPolicy, Rule, PortRule | None]
+
+
+def applied(policies: Iterable[NetworkPolicy], labels: tuple[str, ...], direction: Direction) -> list[Applied]:
+    """Specifications that say anything about this direction of an endpoint with these labels."""
+    return [
+        (policy, spec)
+        for policy in policies
+        for spec in policy.specs
+        if spec.applies[direction] and spec.subject.matches(labels)
+    ]
 
 
 def judge(specs: Sequence[Applied], direction: Direction, matches: Matches, *, host: bool, audit: bool) -> Half:
