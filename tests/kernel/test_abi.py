@@ -43,6 +43,9 @@ _CONSTANTS = {
     "ENFORCE_INGRESS": abi.Enforce.INGRESS,
     "ENFORCE_EGRESS": abi.Enforce.EGRESS,
     "ENFORCE_READY": abi.Enforce.READY,
+    "IDENTITY_HOST": abi.IDENTITY_HOST,
+    "FIRST_HOST_VARIANT": abi.FIRST_HOST_VARIANT,
+    "LAST_HOST_VARIANT": abi.LAST_HOST_VARIANT,
     "CT_CLIENT": abi.CtFlag.CLIENT,
     "CT_FIN_OUT": abi.CtFlag.FIN_OUT,
     "CT_FIN_IN": abi.CtFlag.FIN_IN,
@@ -142,7 +145,7 @@ def test_programs_compile_where_no_headers_are_installed(tmp_path: Path) -> None
         root = Path(sys.argv[1])
         mount("bpf", root, "bpf")
         defines = {"PIN_ROOT": f'"{root}/v"', "MAX_ENDPOINTS": "16", "MAX_IPCACHE": "64", "MAX_ROWS": "64",
-                   "MAX_CONNECTIONS": "64", "EVENT_BYTES": "4096"}
+                   "MAX_PAIRS": "64", "MAX_CONNECTIONS": "64", "EVENT_BYTES": "4096"}
         reply = _compile_and_pin(LoadRequest(pin_root=f"{root}/v", defines=defines))
         print(reply.error or "loaded " + " ".join(reply.programs))
     """

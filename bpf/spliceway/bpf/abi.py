@@ -16,6 +16,9 @@ ABI_VERSION = 1
 REASON_SLOTS = 128
 VERDICTS = 4
 HOOKS = 5
+IDENTITY_HOST = 1
+FIRST_HOST_VARIANT = 64
+LAST_HOST_VARIANT = 127
 POLICY_PREFIX_ANY = 72
 POLICY_PREFIX_PROTOCOL = 80
 MAPPED = b"\0" * 10 + b"\xff\xff"
@@ -165,6 +168,18 @@ class PolicyValue(ctypes.Structure):
     )
 
 
+class PairKey(ctypes.Structure):
+    """struct pair_key."""
+
+    _fields_ = (("egress", c_uint32), ("ingress", c_uint32))
+
+
+class PairValue(ctypes.Structure):
+    """struct pair_value."""
+
+    _fields_ = (("rule_set", c_uint32),)
+
+
 class Listener(ctypes.Structure):
     """struct listener; the port is in host order."""
 
@@ -298,6 +313,8 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "class_value": ClassValue,
     "policy_key": PolicyKey,
     "policy_value": PolicyValue,
+    "pair_key": PairKey,
+    "pair_value": PairValue,
     "listener": Listener,
     "ct_key": CtKey,
     "ct_value": CtValue,
@@ -308,6 +325,11 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "sock_tag": SockTag,
     "splice_counters": SpliceCounters,
 }
+
+
+def is_host(identity: int) -> bool:
+    """Whether an identity is the node itself: 1, or the host with further labels."""
+    return identity == IDENTITY_HOST or FIRST_HOST_VARIANT <= identity <= LAST_HOST_VARIANT
 
 
 def pack_address(address: IPv4Address | IPv6Address) -> bytes:

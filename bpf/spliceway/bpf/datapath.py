@@ -25,7 +25,7 @@ from spliceway.bpf.loader import LoadRequest, load
 from spliceway.bpf.maps import ZERO, Maps
 from spliceway.bpf.netns import cookie_of, current_cookie
 from spliceway.bpf.revoke import Revoker
-from spliceway.bpf.rows import Attached, logical_rows, pack_endpoint, unpack_endpoint, with_slots
+from spliceway.bpf.rows import Attached, pack_endpoint, unpack_endpoint, with_slots
 from spliceway.bpf.source import PROGRAMS, digest
 from spliceway.bpf.staging import KernelTable
 from spliceway.bpf.types import (
@@ -74,6 +74,7 @@ def defines(settings: DatapathSettings, extra: Mapping[str, str] | None = None) 
         "MAX_ENDPOINTS": str(settings.max_endpoints),
         "MAX_IPCACHE": str(settings.max_ipcache),
         "MAX_ROWS": str(settings.max_rows),
+        "MAX_PAIRS": str(settings.max_pairs),
         "MAX_CONNECTIONS": str(settings.max_connections),
         "EVENT_BYTES": str(settings.event_buffer_bytes),
         **(extra or {}),
@@ -220,13 +221,30 @@ class Datapath:
     # ---- policy ----
 
     async def apply(self, table: PolicyTable) -> int:
-        """Make the table live in one step and return the kernel's generation. On failure the old one stays."""
+        """Make the table live in one step and return the kernel's generation. On failure the old one stays.
+
+        Costs what changed, when the table has a delta against the one before (see `PolicyTable.delta`).
+        """
         async with self._lock:
-            rows = logical_rows(table, self._attached)
-            by_index = {one.ifindex: one for one in self._attached.values()}
-            generation = await asyncio.to_thread(self._table.apply, rows, by_index)
+            generation = await asyncio.to_thread(self._table.apply, table, self._attached)
             self._policy = table
             return generation
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """How many elements a PolicyTable may bring: endpoints, ipcache, classes, rows, listeners, pairs.
+
+        While a revision is staged, the keys that go are there together with those that come.
+        """
+        maps, (low, high) = self._maps, self._settings.listener_ports
+        return {
+            "endpoints": maps.endpoints.max_entries,
+            "ipcache": maps.ipcache.max_entries,
+            "classes": maps.classes.max_entries,
+            "rows": maps.policy.max_entries,
+            "listeners": min(maps.listeners.max_entries, high - low + 1),
+            "pairs": maps.pairs.max_entries,
+        }
 
     async def set_listeners(self, ports: Mapping[int, int]) -> None:
         """Where the proxy listens for each rule set: acknowledged listeners whose sockets are there, no others."""

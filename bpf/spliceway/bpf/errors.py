@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from errno import ENOSPC
+
 
 class DatapathError(Exception):
     """The kernel part can't do what was asked; nothing was changed unless the message says so."""
@@ -16,6 +18,21 @@ class KernelRefusedError(DatapathError):
 
         self.errno = errno
         super().__init__(f"{what}: {os.strerror(errno)}" + (f" ({hint})" if hint else ""))
+
+
+_SIZES = {"endpoints": "max_endpoints", "ipcache": "max_ipcache", "classes": "max_rows", "policy": "max_rows"}
+
+
+class MapFullError(KernelRefusedError):
+    """A revision doesn't fit. Nothing was written."""
+
+    def __init__(self, name: str, need: int, together: int, room: int) -> None:
+        """`need`: elements of the new revision; `together`: with those that go only after it is live."""
+        beside = f", {together} while the old revision is still there" if together > need else ""
+        raising = f": raise datapath.{_SIZES[name]}" if name in _SIZES else ""
+        super().__init__(
+            f"map {name}: {need} elements needed{beside}, room for {room}", ENOSPC, f"the map is full{raising}"
+        )
 
 
 class LoadError(DatapathError):

@@ -9,7 +9,7 @@ import ctypes
 import errno as errnos
 import os
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,13 @@ class BpfMap:
         self.fd, self.name, self.key_size, self.value_size, self.per_cpu = fd, name, key_size, value_size, per_cpu
         self._stride = (value_size + 7) // 8 * 8
         self._room = self._stride * possible_cpus() if per_cpu else value_size
+
+    @cached_property
+    def max_entries(self) -> int:
+        """How many elements the map takes: as it was made, whatever the configuration says by now."""
+        info, size = (ctypes.c_uint32 * 22)(), ctypes.c_uint32(88)  # struct bpf_map_info
+        _checked(library().bpf_obj_get_info_by_fd(self.fd, info, ctypes.byref(size)), f"look at map {self.name}")
+        return int(info[4])
 
     def __repr__(self) -> str:
         return f"BpfMap({self.name!r}, fd={self.fd})"

@@ -19,6 +19,7 @@ LAYOUT: dict[str, tuple[int, int, bool]] = {
     "ipcache": (_S(abi.IpcacheKey), _S(abi.IpcacheValue), False),
     "classes": (_S(abi.ClassKey), _S(abi.ClassValue), False),
     "policy": (_S(abi.PolicyKey), _S(abi.PolicyValue), False),
+    "pairs": (_S(abi.PairKey), _S(abi.PairValue), False),
     "listeners": (_U32, _S(abi.Listener), False),
     "conntrack": (_S(abi.CtKey), _S(abi.CtValue), False),
     "reasons": (_U32, _S(abi.Counter), True),
@@ -43,6 +44,7 @@ class Maps:
     ipcache: BpfMap
     classes: BpfMap
     policy: BpfMap
+    pairs: BpfMap
     listeners: BpfMap
     conntrack: BpfMap
     reasons: BpfMap

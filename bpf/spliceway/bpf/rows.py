@@ -7,23 +7,29 @@ by side, and the generation's lowest bit says which one is live: see `staging.py
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from spliceway.bpf import abi
 from spliceway.bpf.abi import Enforce
-from spliceway.bpf.types import LocalEndpoint
-from spliceway.policy.table import PolicyTable
+from spliceway.bpf.types import IPAddress, LocalEndpoint
+from spliceway.policy.table import ClassKey, PolicyTable, Row, RowKey, TableDelta
 from spliceway.policy.verdict import Protocol
 
+_U32x2 = struct.Struct("=II")
 _U32x3 = struct.Struct("=III")
 _POLICY_KEY = struct.Struct("=IIIBBH")
 _IDENTITY = struct.Struct("=I")
 _CLASS = struct.Struct("=I")
+_PAIR = struct.Struct("=I")
 _ROW = struct.Struct("=IIBB")
 _ENDPOINT = struct.Struct("=IIB")
 
 Rows = dict[bytes, bytes]
+#: Values that differ; None: the key is gone.
+Edits = dict[bytes, bytes | None]
 
 
 class Attached(NamedTuple):
@@ -35,65 +41,156 @@ class Attached(NamedTuple):
 
 
 class LogicalRows(NamedTuple):
-    """All rows of one revision; `fixed` holds what has no slots: key of `ipcache` → ifindex of the endpoint there."""
+    """All rows of one revision. `pairs` and `fixed` have no slots.
+
+    `fixed`: key of `ipcache` → ifindex of the endpoint there.
+    """
 
     endpoints: Rows
     ipcache: Rows
     classes: Rows
     policy: Rows
+    pairs: Rows
     fixed: dict[bytes, int]
+
+
+class RowEdits(NamedTuple):
+    """What leads from one revision to another. Values that are there already do no harm.
+
+    `addresses` are whole: key of `ipcache` → ifindex of the endpoint that has this address.
+    """
+
+    endpoints: Edits
+    ipcache: Edits
+    classes: Edits
+    policy: Edits
+    pairs: Edits
+    addresses: dict[bytes, int]
 
 
 def logical_rows(table: PolicyTable, attached: Mapping[str, Attached]) -> LogicalRows:
     """What the kernel must hold for `table`. Endpoints without a policy in the table stay «not ready»."""
-    endpoints: Rows = {}
-    fixed: dict[bytes, int] = {}
+    ipcache = {abi.pack_prefix(prefix): _IDENTITY.pack(identity) for prefix, identity in table.ipcache.items()}
+    addresses = _addresses(attached)
+    return LogicalRows(
+        endpoints={key: value for key, value in _endpoints(table, attached).items() if value is not None},
+        ipcache=ipcache,
+        classes={_class_key(key): _CLASS.pack(class_id) for key, class_id in table.classes.items()},
+        policy={_policy_key(key): _row(row) for key, row in table.rows.items()},
+        pairs={_U32x2.pack(*pair): _PAIR.pack(rule_set) for pair, rule_set in table.pairs.items()},
+        fixed={key: index for key, index in addresses.items() if key in ipcache},
+    )
+
+
+def delta_rows(table: PolicyTable, delta: TableDelta, attached: Mapping[str, Attached]) -> RowEdits:
+    """What may differ in the kernel since the table of revision `delta.base`, in time that grows with the delta.
+
+    Of the endpoints everything: there are few on a node, and which of them are attached is in no table.
+    """
+    edits = RowEdits(_endpoints(table, attached), {}, {}, {}, {}, _addresses(attached))
+    for prefix in delta.ipcache:
+        identity = table.ipcache.get(prefix)
+        edits.ipcache[abi.pack_prefix(prefix)] = None if identity is None else _IDENTITY.pack(identity)
+    for key in delta.classes:
+        class_id = table.classes.get(key)
+        edits.classes[_class_key(key)] = None if class_id is None else _CLASS.pack(class_id)
+    for row_key in delta.rows:
+        row = table.rows.get(row_key)
+        edits.policy[_policy_key(row_key)] = None if row is None else _row(row)
+    for pair in delta.pairs:
+        rule_set = table.pairs.get(pair)
+        edits.pairs[_U32x2.pack(*pair)] = None if rule_set is None else _PAIR.pack(rule_set)
+    return edits
+
+
+def full_edits(old: LogicalRows, new: LogicalRows) -> RowEdits:
+    """What leads from some rows to others, by looking at all of them."""
+
+    def edits(before: Rows, after: Rows) -> Edits:
+        return {key: after.get(key) for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+
+    return RowEdits(
+        endpoints=edits(old.endpoints, new.endpoints),
+        ipcache=edits(old.ipcache, new.ipcache),
+        classes=edits(old.classes, new.classes),
+        policy=edits(old.policy, new.policy),
+        pairs=edits(old.pairs, new.pairs),
+        addresses=new.fixed,
+    )
+
+
+def _endpoints(table: PolicyTable, attached: Mapping[str, Attached]) -> Edits:
+    found: Edits = {}
     for name, one in attached.items():
         policy = table.endpoints.get(name)
-        if policy is not None:
-            enforce = Enforce.READY
-            enforce |= Enforce.INGRESS if policy.ingress else Enforce(0)
-            enforce |= Enforce.EGRESS if policy.egress else Enforce(0)
-            endpoints[one.ifindex.to_bytes(4, "little")] = _ENDPOINT.pack(policy.identity, policy.policy_id, enforce)
-        for address in one.endpoint.addresses:
-            fixed[(128).to_bytes(4, "little") + abi.pack_address(address)] = one.ifindex
-    ipcache = {abi.pack_prefix(prefix): _IDENTITY.pack(identity) for prefix, identity in table.ipcache.items()}
-    return LogicalRows(
-        endpoints=endpoints,
-        ipcache=ipcache,
-        classes={
-            _U32x3.pack(key.policy_id, key.identity, key.direction): _CLASS.pack(class_id)
-            for key, class_id in table.classes.items()
-        },
-        policy={
-            _POLICY_KEY.pack(
-                abi.POLICY_PREFIX_ANY if key.protocol is Protocol.ANY else abi.POLICY_PREFIX_PROTOCOL + key.port_bits,
-                key.policy_id,
-                key.class_id,
-                key.direction,
-                key.protocol,
-                int.from_bytes(key.port.to_bytes(2, "big"), "little"),
-            ): _ROW.pack(row.rule, row.rule_set, row.verdict, row.reason)
-            for key, row in table.rows.items()
-        },
-        fixed={key: index for key, index in fixed.items() if key in ipcache},
+        key = one.ifindex.to_bytes(4, "little")
+        if policy is None:
+            found[key] = None
+            continue
+        enforce = Enforce.READY.value
+        enforce |= Enforce.INGRESS.value if policy.ingress else 0
+        enforce |= Enforce.EGRESS.value if policy.egress else 0
+        found[key] = _ENDPOINT.pack(policy.identity, policy.policy_id, enforce)
+    return found
+
+
+def _addresses(attached: Mapping[str, Attached]) -> dict[bytes, int]:
+    return {_address_key(address): one.ifindex for one in attached.values() for address in one.endpoint.addresses}
+
+
+@lru_cache(maxsize=4096)
+def _address_key(address: IPAddress) -> bytes:
+    return (128).to_bytes(4, "little") + abi.pack_address(address)
+
+
+def _class_key(key: ClassKey) -> bytes:
+    return _U32x3.pack(key.policy_id, key.identity, key.direction)
+
+
+def _policy_key(key: RowKey) -> bytes:
+    return _POLICY_KEY.pack(
+        abi.POLICY_PREFIX_ANY if key.protocol is Protocol.ANY else abi.POLICY_PREFIX_PROTOCOL + key.port_bits,
+        key.policy_id,
+        key.class_id,
+        key.direction,
+        key.protocol,
+        int.from_bytes(key.port.to_bytes(2, "big"), "little"),
     )
+
+
+def _row(row: Row) -> bytes:
+    return _ROW.pack(row.rule, row.rule_set, row.verdict, row.reason)
 
 
 class Longest:
     """Longest-prefix match over logical rows whose key is (prefix length, data), as the kernel's tries do it."""
 
     def __init__(self, rows: Rows) -> None:
-        """Index the prefix lengths that occur."""
-        self._rows = rows
-        self._lengths = sorted({int.from_bytes(key[:4], "little") for key in rows}, reverse=True)
+        """Take over `rows`, which from now on change by `put` only."""
+        self.rows = rows
+        self._counts = Counter(int.from_bytes(key[:4], "little") for key in rows)
+        self._lengths = sorted(self._counts, reverse=True)
+
+    def put(self, key: bytes, value: bytes | None) -> None:
+        """Set one row, or take it out."""
+        length = int.from_bytes(key[:4], "little")
+        if value is not None:
+            if key not in self.rows:
+                self._counts[length] += 1
+                if self._counts[length] == 1:
+                    self._lengths = sorted([*self._lengths, length], reverse=True)
+            self.rows[key] = value
+        elif self.rows.pop(key, None) is not None:
+            self._counts[length] -= 1
+            if not self._counts[length]:
+                self._lengths.remove(length)
 
     def covering(self, key: bytes) -> bytes | None:
         """The value of the longest prefix that covers `key`, `key` itself included."""
         bits, data = int.from_bytes(key[:4], "little"), key[4:]
         for length in self._lengths:
             if length <= bits:
-                found = self._rows.get(length.to_bytes(4, "little") + _mask(data, length))
+                found = self.rows.get(length.to_bytes(4, "little") + _mask(data, length))
                 if found is not None:
                     return found
         return None

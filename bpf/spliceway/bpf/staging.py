@@ -8,21 +8,24 @@ after that, when no program still runs with the old word. A failure before the s
 
 from __future__ import annotations
 
-import ctypes
-import platform
 import struct
-import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from spliceway.bpf.errors import KernelRefusedError
+from spliceway.bpf.errors import KernelRefusedError, MapFullError
+from spliceway.bpf.grace import wait_for_programs
 from spliceway.bpf.libbpf import BpfMap
 from spliceway.bpf.maps import ZERO, Maps
 from spliceway.bpf.rows import (
     Attached,
+    Edits,
     LogicalRows,
     Longest,
+    RowEdits,
     Rows,
+    delta_rows,
+    full_edits,
+    logical_rows,
     pack_class,
     pack_endpoint,
     pack_identity,
@@ -33,10 +36,7 @@ from spliceway.bpf.rows import (
     unpack_row,
     with_slots,
 )
-
-_MEMBARRIER = {"x86_64": 324, "aarch64": 283}  # system call numbers
-_MEMBARRIER_GLOBAL = 1
-_GRACE_SECONDS = 0.05
+from spliceway.policy.table import PolicyTable, TableDelta
 
 
 class _Change(NamedTuple):
@@ -49,26 +49,29 @@ class _Change(NamedTuple):
     new_effective: bytes
 
 
-def _changes(old: Rows, new: Rows, *, longest: bool) -> list[_Change]:
-    keys = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
-    if not longest:
-        return [_Change(k, old.get(k, b""), new.get(k, b""), old.get(k, b""), new.get(k, b"")) for k in keys]
-    before, after = Longest(old), Longest(new)
-    return [
-        _Change(k, old.get(k, b""), new.get(k, b""), before.covering(k) or b"", after.covering(k) or b"") for k in keys
-    ]
-
-
 class _Staged(NamedTuple):
     """One map with its changes and how a value of two slots is packed for a key."""
 
     target: BpfMap
     changes: list[_Change]
     pack: Callable[[bytes, tuple[bytes, bytes]], bytes]
-    keep: bool  # an absent value stays as an entry (endpoints: attached, not ready)
+    keep: bool = False  # an absent value stays as an entry (endpoints: attached, not ready)
 
-    def settle(self, items: list[tuple[bytes, bytes]]) -> None:
-        """Give each key one value in both slots, or take it out."""
+    def back(self) -> _Staged:
+        """The same changes the other way."""
+        return self._replace(
+            changes=[_Change(c.key, c.new, c.old, c.new_effective, c.old_effective) for c in self.changes]
+        )
+
+    def stage(self, live: int) -> None:
+        """Fill the idle slot."""
+        self.target.update_many(
+            [(c.key, self.pack(c.key, _slots(live, c.old_effective, c.new_effective))) for c in self.changes]
+        )
+
+    def settle(self) -> None:
+        """Give each key its new value in both slots, or take it out."""
+        items = [(c.key, c.new) for c in self.changes]
         gone = [key for key, value in items if not value and not self.keep]
         for key in gone:
             self.target.delete(key)
@@ -82,6 +85,7 @@ class KernelTable:
         """Read what is live, and settle what an agent that died while it staged has left."""
         self._maps = maps
         self.generation = int.from_bytes(maps.generation.lookup(ZERO) or b"", "little")
+        self._applied: PolicyTable | None = None
         slot = self.generation & 1
         ipcache = dict(maps.ipcache.items())
         self._rows = LogicalRows(
@@ -97,8 +101,11 @@ class KernelTable:
             ),
             classes=_settle(maps.classes, slot, unpack_class, lambda _, v: pack_class((v, v))),
             policy=_settle(maps.policy, slot, unpack_row, lambda _, v: pack_row((v, v))),
+            pairs=dict(maps.pairs.items()),
             fixed={k: _endpoint_of(raw) for k, raw in ipcache.items() if _endpoint_of(raw)},
         )
+        self._ipcache, self._policy = Longest(self._rows.ipcache), Longest(self._rows.policy)
+        self._unsettled: list[_Staged] = []
 
     def __repr__(self) -> str:
         rows = f"rows={len(self._rows.policy)}, ipcache={len(self._rows.ipcache)}"
@@ -109,59 +116,148 @@ class KernelTable:
         """The live rows."""
         return self._rows
 
-    def apply(self, new: LogicalRows, attached: Mapping[int, Attached]) -> int:
-        """Make `new` live; `attached` by ifindex. Returns the generation, which stays when nothing differs.
+    def apply(self, table: PolicyTable, attached: Mapping[str, Attached]) -> int:
+        """Make `table` live. Returns the generation, which stays when nothing differs.
 
+        Costs what changed when the table's delta is against the table that was applied last, or it is that one again.
         Raises KernelRefusedError, with the old generation still live.
         """
-        staged = self._stage(new, attached)
-        moved = [k for k in new.fixed.keys() | self._rows.fixed.keys() if new.fixed.get(k) != self._rows.fixed.get(k)]
-        if not moved and not any(one.changes for one in staged):
-            return self.generation
-        live = self.generation & 1
+        self._settle()
+        last, self._applied = self._applied, None
+        if last is not None and table is last:
+            edits = delta_rows(table, TableDelta(table.revision), attached)
+        elif last is not None and table.delta is not None and table.delta.base == last.revision:
+            edits = delta_rows(table, table.delta, attached)
+        else:
+            edits = full_edits(self._rows, logical_rows(table, attached))
         try:
-            for one in staged:
-                one.target.update_many(
-                    [(c.key, one.pack(c.key, _slots(live, c.old_effective, c.new_effective))) for c in one.changes]
-                )
-        except KernelRefusedError:
-            self._undo(staged)
+            self._switch(edits, {one.ifindex: one for one in attached.values()})
+        except MapFullError:
+            self._applied = last  # nothing was touched
             raise
-        self.generation += 1
-        self._maps.generation.update(ZERO, struct.pack("=Q", self.generation))
-        wait_for_programs()
-        for one in staged:
-            one.settle([(c.key, c.new) for c in one.changes])
-        changed = {c.key for c in staged[1].changes}
-        settled = [(k, new.ipcache[k]) for k in moved if k in new.ipcache and k not in changed]
-        self._maps.ipcache.update_many([(k, pack_identity((v, v), new.fixed.get(k, 0))) for k, v in settled])
-        self._rows = new
+        self._applied = table
         return self.generation
 
-    def _undo(self, staged: list[_Staged]) -> None:
-        """Take back what was staged: left in the idle slot, it would become live with the next switch."""
-        for one in staged:
-            one.settle([(c.key, c.old) for c in one.changes])
-
-    def _stage(self, new: LogicalRows, attached: Mapping[int, Attached]) -> list[_Staged]:
-        now, maps = self._rows, self._maps
-
-        def endpoint(key: bytes, slots: tuple[bytes, bytes]) -> bytes:
-            return pack_endpoint(attached[int.from_bytes(key, "little")], slots)
-
+    def _switch(self, edits: RowEdits, attached: Mapping[int, Attached]) -> None:
+        rows = self._rows
         known = {index.to_bytes(4, "little") for index in attached}
-        endpoints = [c for c in _changes(now.endpoints, new.endpoints, longest=False) if c.key in known]
-        return [
-            _Staged(maps.classes, _changes(now.classes, new.classes, longest=False), lambda _, s: pack_class(s), False),
+        endpoints = {k: v for k, v in edits.endpoints.items() if k in known and rows.endpoints.get(k) != v}
+        classes, ipcache = _differing(rows.classes, edits.classes), _differing(rows.ipcache, edits.ipcache)
+        policy, pairs = _differing(rows.policy, edits.policy), _differing(rows.pairs, edits.pairs)
+        maps = self._maps
+        for target, before, after in (
+            (maps.endpoints, rows.endpoints, endpoints),
+            (maps.ipcache, rows.ipcache, ipcache),
+            (maps.classes, rows.classes, classes),
+            (maps.policy, rows.policy, policy),
+            (maps.pairs, rows.pairs, pairs),
+        ):
+            _check_room(target, before, after)
+        fixed = {
+            k: index
+            for k, index in edits.addresses.items()
+            if (ipcache[k] is not None if k in ipcache else k in rows.ipcache)
+        }
+        moved = [k for k in fixed.keys() | rows.fixed.keys() if fixed.get(k) != rows.fixed.get(k)]
+        if not (moved or endpoints or classes or ipcache or policy or pairs):
+            return
+        staged = [
+            _Staged(maps.classes, _plain(rows.classes, classes), lambda _, s: pack_class(s)),
             _Staged(
                 maps.ipcache,
-                _changes(now.ipcache, new.ipcache, longest=True),
-                lambda k, s: pack_identity(s, new.fixed.get(k, 0)),
-                False,
+                _prefixes(self._ipcache, ipcache),
+                lambda k, s: pack_identity(s, fixed.get(k, 0)),
             ),
-            _Staged(maps.policy, _changes(now.policy, new.policy, longest=True), lambda _, s: pack_row(s), False),
-            _Staged(maps.endpoints, endpoints, endpoint, True),
+            _Staged(maps.policy, _prefixes(self._policy, policy), lambda _, s: pack_row(s)),
+            _Staged(
+                maps.endpoints,
+                _plain(rows.endpoints, endpoints),
+                lambda k, s: pack_endpoint(attached[int.from_bytes(k, "little")], s),
+                keep=True,
+            ),
         ]
+        self._write(staged, pairs)
+        for before, after in ((rows.classes, classes), (rows.endpoints, endpoints), (rows.pairs, pairs)):
+            _put(before, after)
+        self._settle()
+        for key in [k for k, v in pairs.items() if v is None]:
+            self._maps.pairs.delete(key)
+        again = [k for k in moved if k not in ipcache and k in rows.ipcache]
+        maps.ipcache.update_many(
+            [(k, pack_identity((rows.ipcache[k], rows.ipcache[k]), fixed.get(k, 0))) for k in again]
+        )
+        rows.fixed.clear()
+        rows.fixed.update(fixed)
+
+    def _write(self, staged: list[_Staged], pairs: Edits) -> None:
+        try:
+            self._maps.pairs.update_many([(k, v) for k, v in pairs.items() if v is not None])
+            for one in staged:
+                one.stage(self.generation & 1)
+        except KernelRefusedError:
+            self._undo(staged, pairs)
+            raise
+        self._maps.generation.update(ZERO, struct.pack("=Q", self.generation + 1))
+        self.generation += 1
+        self._unsettled = staged
+        wait_for_programs()
+
+    def _undo(self, staged: list[_Staged], pairs: Edits) -> None:
+        for trie, changes in ((self._ipcache, staged[1].changes), (self._policy, staged[2].changes)):
+            for change in changes:
+                trie.put(change.key, change.old or None)
+        self._unsettled = [one.back() for one in staged]
+        self._settle()
+        for key in pairs:
+            before = self._rows.pairs.get(key)
+            if before is None:
+                self._maps.pairs.delete(key)
+            else:
+                self._maps.pairs.update(key, before)
+
+    def _settle(self) -> None:
+        """Make both slots alike where the last change, or its undoing, has left them different.
+
+        What stayed in the idle slot would become live with the next switch: nothing is staged before this is done.
+        """
+        while self._unsettled:
+            self._unsettled[0].settle()
+            self._unsettled = self._unsettled[1:]
+
+
+def _check_room(target: BpfMap, before: Rows, edits: Edits) -> None:
+    """While a change is staged, what comes and what goes are there together."""
+    new = sum(key not in before for key, value in edits.items() if value is not None)
+    gone = sum(value is None for value in edits.values())
+    if len(before) + new > target.max_entries:
+        raise MapFullError(target.name, len(before) + new - gone, len(before) + new, target.max_entries)
+
+
+def _differing(rows: Rows, edits: Edits) -> Edits:
+    return {key: value for key, value in edits.items() if rows.get(key) != value}
+
+
+def _plain(rows: Rows, edits: Edits) -> list[_Change]:
+    return [_Change(k, rows.get(k, b""), v or b"", rows.get(k, b""), v or b"") for k, v in edits.items()]
+
+
+def _prefixes(trie: Longest, edits: Edits) -> list[_Change]:
+    """Changes of a trie, with what the kernel answers for their keys before and after. `trie` is as after then."""
+    before = [(key, trie.rows.get(key, b""), trie.covering(key) or b"") for key in edits]
+    for key, value in edits.items():
+        trie.put(key, value)
+    return [
+        _Change(key, old, trie.rows.get(key, b""), effective, trie.covering(key) or b"")
+        for key, old, effective in before
+    ]
+
+
+def _put(rows: Rows, edits: Edits) -> None:
+    for key, value in edits.items():
+        if value is None:
+            rows.pop(key, None)
+        else:
+            rows[key] = value
 
 
 def _slots(live: int, old: bytes, new: bytes) -> tuple[bytes, bytes]:
@@ -190,11 +286,3 @@ def _settle(
 
 def _endpoint_of(raw: bytes) -> int:
     return int.from_bytes(raw[8:12], "little")
-
-
-def wait_for_programs() -> None:
-    """Return when every program that was running has ended (membarrier(2) GLOBAL waits for an RCU grace period)."""
-    number = _MEMBARRIER.get(platform.machine())
-    if number is None or ctypes.CDLL(None).syscall(number, _MEMBARRIER_GLOBAL, 0, 0) < 0:
-        # Refused on kernels with nohz_full CPUs. A program runs for microseconds.
-        time.sleep(_GRACE_SECONDS)

@@ -82,6 +82,7 @@ class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_ipcache: int = 524_288
     max_rows: int = 262_144
     max_endpoints: int = 1024
+    max_pairs: int = 4096
     event_buffer_bytes: int = 4 << 20
 
 
@@ -117,6 +118,11 @@ class KernelFlow(msgspec.Struct, frozen=True):
     length: int
     leg: Leg
     reply: bool = False
+
+    @property
+    def audit(self) -> bool:
+        """Whether a policy in audit mode would have denied it, for this reason and by this rule. It passed."""
+        return self.verdict is not Verdict.DENY and self.reason.denies
 
 
 class CtEntry(msgspec.Struct, frozen=True):

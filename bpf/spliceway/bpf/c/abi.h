@@ -65,6 +65,9 @@ struct config {
 };
 
 #define IDENTITY_HOST 1u
+// The host with further labels (addresses that a policy tells apart): the host all the same.
+#define FIRST_HOST_VARIANT 64u
+#define LAST_HOST_VARIANT 127u
 
 struct ipcache_key {
 	u32 prefixlen;
@@ -119,6 +122,17 @@ struct policy_value {
 	u32 rule_set[2];
 	u8 verdict[2];
 	u8 reason[2];
+};
+
+// Rule sets of the client's egress and the server's ingress → the rule set that asks both. A rule set never changes its meaning, so there is
+// nothing to switch: entries come before the rows that need them and go after.
+struct pair_key {
+	u32 egress;
+	u32 ingress;
+};
+
+struct pair_value {
+	u32 rule_set;
 };
 
 struct listener {

@@ -9,6 +9,12 @@ struct decision {
 	u8 reason;
 };
 
+// A reason to drop. With a verdict that passes it is an audit: what a policy in audit mode would have done.
+static __always_inline int denies(u32 reason)
+{
+	return reason >= DEFAULT_DENY;
+}
+
 static __always_inline struct splice_counters *totals(void)
 {
 	u32 zero = 0;
@@ -35,6 +41,7 @@ struct flow {
 	u8 leg;
 	u8 reply;
 	u8 revoked;
+	u8 audited;		// a known connection whose verdict has just become an audit
 };
 
 static __always_inline void report(u32 hook, const struct flow *f, const struct decision *d)

@@ -68,10 +68,12 @@ static __always_inline void decide_ends(const struct ct_key *k, const struct end
 {
 	struct party local, remote;
 
-	if (ep)
+	if (ep) {
 		endpoint_party(ep, slot, &local);
-	else
+		peer_identity(&k->local, slot, &local);
+	} else {
 		find_party(&k->local, slot, &local);
+	}
 	find_party(&k->remote, slot, &remote);
 	if (local_is_client)
 		decide(&local, &remote, k->protocol, port, slot, d);
@@ -94,8 +96,9 @@ static __always_inline void keep_leg(u8 leg, u32 rule_set, struct decision *d)
 	d->reason = RULE_SET_CHANGED;
 }
 
-// Decides a known connection again if the policy has changed since. Returns 1 when it has just lost its verdict.
-static __always_inline int ct_revalidate(const struct ct_key *k, const struct endpoint *ep, struct ct_value *e,
+// Decides a known connection again if the policy has changed since. Tells the flow when it has just lost its verdict, or got one that
+// is an audit.
+static __always_inline void ct_revalidate(const struct ct_key *k, const struct endpoint *ep, struct ct_value *e,
 					 u64 generation, struct flow *f, struct decision *d)
 {
 	u64 judged = e->judged;
@@ -105,16 +108,18 @@ static __always_inline int ct_revalidate(const struct ct_key *k, const struct en
 		u32 client = e->flags & CT_CLIENT;
 		decide_ends(k, ep, client, policy_port(k, client), generation & 1, f, d);
 		keep_leg(e->leg, e->rule_set, d);
+		f->revoked = was != DENY && d->verdict == DENY;
+		f->audited = e->leg != LEG_UPSTREAM && d->verdict != DENY && denies(d->reason) &&
+			     (was == DENY || e->reason != d->reason || e->rule != d->rule);
 		e->judged = generation << 2 | d->verdict;
 		e->reason = d->reason;
 		e->rule = d->rule;
-		return was != DENY && d->verdict == DENY;
+		return;
 	}
 	d->verdict = was;
 	d->reason = e->reason;
 	d->rule = e->rule;
 	d->rule_set = e->rule_set;
-	return 0;
 }
 
 static __always_inline void ct_create(const struct ct_key *k, u32 client, u32 peer_identity, u64 generation, u64 now,

@@ -6,10 +6,15 @@
 struct party {
 	u64 netns_cookie;	// 0: not an endpoint of this node
 	u32 ifindex;		// of its veth
-	u32 identity;
+	u32 identity;		// as a peer: that of its address
 	u32 policy;
 	u32 enforce;		// ENFORCE_*; ENFORCE_READY is always set for others than local endpoints
 };
+
+static __always_inline int is_host(u32 identity)
+{
+	return identity == IDENTITY_HOST || (identity >= FIRST_HOST_VARIANT && identity <= LAST_HOST_VARIANT);
+}
 
 static __always_inline void endpoint_party(const struct endpoint *ep, u32 slot, struct party *p)
 {
@@ -18,6 +23,16 @@ static __always_inline void endpoint_party(const struct endpoint *ep, u32 slot, 
 	p->policy = ep->policy[slot];
 	p->enforce = ep->enforce[slot];
 	p->ifindex = 0;
+}
+
+// The endpoint's own address, if the table has it already: policies may tell apart the addresses of one pod.
+static __always_inline void peer_identity(const struct addr *a, u32 slot, struct party *p)
+{
+	struct ipcache_key key = { .prefixlen = 128 };
+	key.addr = *a;
+	struct ipcache_value *v = ipcache.lookup(&key);
+	if (v && v->endpoint && v->identity[slot])
+		p->identity = v->identity[slot];
 }
 
 static __always_inline void find_party(const struct addr *a, u32 slot, struct party *p)
@@ -37,11 +52,13 @@ static __always_inline void find_party(const struct addr *a, u32 slot, struct pa
 	if (!ifindex)
 		return;
 	struct endpoint *ep = endpoints.lookup(&ifindex);
+	u32 identity = p->identity;
 	if (ep)
 		endpoint_party(ep, slot, p);
 	else
 		p->enforce = 0;		// going away
 	p->ifindex = ifindex;
+	p->identity = identity;
 }
 
 // One endpoint's policy in one direction. The table is resolved, so the longest match is the answer.
@@ -68,11 +85,38 @@ static __always_inline void decide_one(u32 policy_id, u32 direction, u32 peer, u
 	d->rule_set = v->rule_set[slot];
 }
 
-// The client's egress and the server's ingress policy together: a denial of either denies, HTTP rules of either redirect.
+// Two halves that pass: HTTP rules of either redirect, those of both ask for the rule set of the pair. Named is the half in audit, else the
+// one that redirects (the client's first), else the one that a policy made (the server's first).
+static __always_inline void combine(struct decision *d, const struct decision *in)
+{
+	struct pair_key key = { .egress = d->rule_set, .ingress = in->rule_set };
+	u32 out_redirects = d->verdict == REDIRECT, in_redirects = in->verdict == REDIRECT;
+	u32 in_is_named = !denies(d->reason) &&
+			  (denies(in->reason) || (!out_redirects && (in_redirects || in->reason != NO_POLICY)));
+
+	if (in_is_named) {
+		d->reason = in->reason;
+		d->rule = in->rule;
+	}
+	if (!in_redirects)
+		return;
+	d->verdict = REDIRECT;
+	d->rule_set = in->rule_set;
+	if (!out_redirects)
+		return;
+	struct pair_value *both = pairs.lookup(&key);
+	d->rule_set = both ? both->rule_set : 0;
+	if (!both) {
+		d->verdict = DENY;
+		d->reason = NO_LISTENER;
+	}
+}
+
+// The client's egress and the server's ingress policy together: a denial of either denies, the client's first.
 static __always_inline void decide(const struct party *client, const struct party *server, u8 protocol, u16 port, u32 slot,
 				   struct decision *d)
 {
-	struct decision in = { .verdict = ALLOW, .reason = NO_POLICY };
+	struct decision in = {};
 
 	d->verdict = ALLOW;
 	d->reason = NO_POLICY;
@@ -96,7 +140,8 @@ static __always_inline void decide(const struct party *client, const struct part
 	if (!(server->enforce & ENFORCE_INGRESS))
 		return;
 	decide_one(server->policy, INGRESS, client->identity, protocol, port, slot, &in);
-	if (in.verdict != DENY && d->verdict == REDIRECT)
-		return;
-	*d = in;
+	if (in.verdict == DENY)
+		*d = in;
+	else
+		combine(d, &in);
 }

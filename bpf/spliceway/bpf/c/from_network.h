@@ -23,7 +23,7 @@ int from_network(struct __sk_buff *skb)
 	find_party(&w->p.outer.src, slot, &src);
 	w->f.src_identity = src.identity;
 	w->f.dst_identity = dst.identity;
-	if (src.netns_cookie || src.identity == IDENTITY_HOST)
+	if (src.netns_cookie || is_host(src.identity))
 		return drop(HOOK_FROM_NETWORK, w, SPOOFED_SOURCE);
 	if (!dst.netns_cookie)
 		return PASS;
@@ -47,7 +47,7 @@ int from_network(struct __sk_buff *skb)
 		proxied = proxy_has(skb, &w->p);
 	if (!fresh) {
 		w->f.leg = e->leg;
-		w->f.revoked = ct_revalidate(&w->key, NULL, e, w->generation, &w->f, &w->d);
+		ct_revalidate(&w->key, NULL, e, w->generation, &w->f, &w->d);
 		// The proxy's FIN and RST leave by a device without a hook: a new SYN shows that the old connection has ended.
 		fresh = w->d.verdict == DENY && syn && !proxied;
 	}

@@ -71,17 +71,17 @@ int from_pod(struct __sk_buff *skb)
 	w->f.leg = e->leg;
 	w->f.dst_identity = e->peer_identity;
 	w->f.reply = !(e->flags & CT_CLIENT);
-	w->f.revoked = ct_revalidate(&w->key, ep, e, w->generation, &w->f, &w->d);
+	ct_revalidate(&w->key, ep, e, w->generation, &w->f, &w->d);
 	if (w->d.verdict == DENY)
 		return drop(HOOK_FROM_POD, w, 0);
 	ct_touch(e, &w->p, 1, w->f.length, w->now);
 	if (e->leg == LEG_DIRECT)
-		return pass(HOOK_FROM_POD, w, w->f.reply ? REPLY : w->d.reason);
+		return pass(HOOK_FROM_POD, w, known_reason(HOOK_FROM_POD, w));
 	if (syn)
 		begin_splice(&w->key, ep->netns_cookie, &w->p, e->leg, e->rule_set, w->generation);
 	reason = steer(skb, &w->p, cfg, e->rule_set, e->leg);
 	if (reason)
 		return drop(HOOK_FROM_POD, w, reason);
-	count(HOOK_FROM_POD, REDIRECT, w->f.reply ? REPLY : w->d.reason, w->f.length);
+	count(HOOK_FROM_POD, REDIRECT, known_reason(HOOK_FROM_POD, w), w->f.length);
 	return PASS;
 }

@@ -11,6 +11,7 @@ BPF_TABLE_PINNED("hash", u32, struct endpoint, endpoints, MAX_ENDPOINTS, PIN("en
 BPF_TABLE_PINNED("lpm_trie", struct ipcache_key, struct ipcache_value, ipcache, MAX_IPCACHE, PIN("ipcache"), BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("hash", struct class_key, struct class_value, classes, MAX_ROWS, PIN("classes"), BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("lpm_trie", struct policy_key, struct policy_value, policy, MAX_ROWS, PIN("policy"), BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("hash", struct pair_key, struct pair_value, pairs, MAX_PAIRS, PIN("pairs"), BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("hash", u32, struct listener, listeners, 4096, PIN("listeners"), BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("lru_hash", struct ct_key, struct ct_value, conntrack, MAX_CONNECTIONS, PIN("conntrack"), 0);
 BPF_TABLE_PINNED("lru_hash", struct fragment_key, struct fragment_value, fragments, 4096, PIN("fragments"), 0);

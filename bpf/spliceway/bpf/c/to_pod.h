@@ -42,7 +42,7 @@ static __always_inline int wrong_leg(const struct packet *p, const struct ct_val
 		return e->leg == proxy_leg(o->mark) ? 0 : TUPLE_CONFLICT;
 	if (e->leg != LEG_DIRECT && o->from == FROM_ELSEWHERE)
 		return NOT_STEERED;
-	if (o->from == FROM_NODE && !(e->leg == LEG_DIRECT ? e->peer_identity == IDENTITY_HOST : is_bare(p, e)))
+	if (o->from == FROM_NODE && !(e->leg == LEG_DIRECT ? is_host(e->peer_identity) : is_bare(p, e)))
 		return FOREIGN_SOURCE;
 	return 0;
 }
@@ -64,7 +64,7 @@ static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, con
 		if (w->d.verdict != DENY && !same_listener(o->mark, &w->d))
 			return drop(HOOK_TO_POD, w, RULE_SET_CHANGED);
 	} else {
-		if (o->from == FROM_NODE && w->f.src_identity != IDENTITY_HOST)
+		if (o->from == FROM_NODE && !is_host(w->f.src_identity))
 			return drop(HOOK_TO_POD, w, FOREIGN_SOURCE);
 		// A local pod's packet comes from its own veth, where its source was checked: not from a tunnel, say.
 		if (o->from == FROM_ELSEWHERE && w->f.remote_ifindex && w->f.remote_ifindex != skb->ingress_ifindex)
@@ -124,7 +124,7 @@ int to_pod(struct __sk_buff *skb)
 		w->f.src_identity = e->peer_identity;
 		w->f.dst_identity = ep->identity[w->generation & 1];
 		w->f.reply = !!(e->flags & CT_CLIENT);
-		w->f.revoked = ct_revalidate(&w->key, ep, e, w->generation, &w->f, &w->d);
+		ct_revalidate(&w->key, ep, e, w->generation, &w->f, &w->d);
 		// What once went directly and may not any more leaves its ports to the proxy.
 		fresh = e->leg == LEG_DIRECT && syn && o.from == FROM_PROXY_SOCK && w->d.verdict == DENY;
 	}
@@ -142,7 +142,7 @@ int to_pod(struct __sk_buff *skb)
 	ct_touch(e, &w->p, 0, w->f.length, w->now);
 	if (syn && e->leg == LEG_UPSTREAM)
 		begin_splice(&w->key, ep->netns_cookie, &w->p, e->leg, e->rule_set, w->generation);
-	if (e->leg != LEG_DIRECT)
+	if (e->leg != LEG_DIRECT && !w->f.audited)
 		return pass(HOOK_TO_POD, w, FROM_PROXY);
-	return pass(HOOK_TO_POD, w, w->f.reply ? REPLY : w->d.reason);
+	return pass(HOOK_TO_POD, w, known_reason(HOOK_TO_POD, w));
 }

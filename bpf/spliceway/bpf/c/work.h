@@ -43,6 +43,17 @@ static __always_inline int pass(u32 hook, struct work *w, u32 reason)
 	return PASS;
 }
 
+// What a packet of a known connection counts as. An audit counts and shows once for a connection, when it gets that verdict: its first packet,
+// or the next one after the policy has changed.
+static __always_inline u32 known_reason(u32 hook, struct work *w)
+{
+	if (w->f.audited) {
+		report(hook, &w->f, &w->d);
+		return w->d.reason;
+	}
+	return w->f.reply || denies(w->d.reason) ? REPLY : w->d.reason;
+}
+
 static __always_inline void begin(struct __sk_buff *skb, struct work *w)
 {
 	u32 zero = 0;
