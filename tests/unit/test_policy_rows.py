@@ -488,7 +488,7 @@ clusters = st.integers(1, 4).flatmap(lambda size: st.tuples(*(policies(index) fo
 memberships = st.frozensets(st.sampled_from((FRONT, BACK, HOST_PEERS)))
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(clusters, memberships, st.sampled_from(Direction))
 def test_rows_equal_the_oracle(found: tuple[NetworkPolicy, ...], peer: frozenset[Peers], direction: Direction) -> None:
     rows = compiled(found, peer=peer, direction=direction)
@@ -504,7 +504,7 @@ def test_rows_equal_the_oracle(found: tuple[NetworkPolicy, ...], peer: frozenset
         assert bool(outcome.contributors) == (outcome.verdict is Verdict.REDIRECT)
 
 
-@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=2, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(clusters)
 def test_every_port_equals_the_oracle(found: tuple[NetworkPolicy, ...]) -> None:
     rows = compiled(found)

@@ -5,6 +5,7 @@ The number and name follow from *which* rules contribute and how, not from what 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from hashlib import sha256
 
@@ -19,8 +20,11 @@ from spliceway.policy.terms import Effect, Order, SpecTerms
 MAX_NAME = 200
 #: Most rule sets that ask both ends, unless said otherwise: each is a listener of its own.
 MAX_PAIRS = 1024
-#: The value of a header whose Secret is missing: no proxy lets NUL pass in a header (RFC 9110, 5.5).
+#: A value that no header has: no proxy lets NUL pass in one (RFC 9110, section 5.5).
 NO_VALUE = "\0"
+
+#: What a header can have for a value: blanks inside only, no control characters (RFC 9110, section 5.5).
+_VALUE = re.compile(rb"[!-~\x80-\xff]([\t -~\x80-\xff]*[!-~\x80-\xff])?")
 
 
 class Contributors(msgspec.Struct, frozen=True):
@@ -104,6 +108,7 @@ class RuleSets:
         if len(self.pairs) >= self._max_pairs:
             self.refused_pairs.add((egress, ingress))
             return 0
+        self.refused_pairs.discard((egress, ingress))
         first, second = self._made_of[egress], self._made_of[ingress]
         found = self._numbering.rule_set([*first.key("egress"), *second.key("ingress")])
         self.pairs[egress, ingress] = found
@@ -171,34 +176,30 @@ class RuleSets:
 def header_match(condition: HeaderCondition, secrets: Mapping[str, Secret]) -> HeaderMatch:
     """A header condition with its Secret read.
 
-    Without the Secret the condition's own value counts, if it has one (Cilium, HeaderMatch `value`); if not, the rule
-    matches nothing, whatever its mismatch action. The rule stays in its rule set: it keeps its number and can be named
-    as the nearest miss, and no rule set is left without rules.
+    Without the Secret the condition's own value counts, if it has one (Cilium, HeaderMatch `value`). If not, or if the
+    Secret holds what no header can, the rule matches nothing, whatever its mismatch action. The rule stays in its rule
+    set: it keeps its number, can be named as the nearest miss, and no rule set is left without rules.
     """
     name = condition.name.lower()
-    if condition.secret is None:
-        return HeaderMatch(name, condition.value, mismatch=condition.mismatch)
-    value = secret_value(secrets, *condition.secret)
-    if value is not None:
-        return HeaderMatch(name, value, secret=True, mismatch=condition.mismatch)
-    if condition.value is not None:
+    found = None if condition.secret is None else secret_value(secrets, *condition.secret)
+    if found is not None and _VALUE.fullmatch(found):
+        return HeaderMatch(name, found.decode("latin-1"), secret=True, mismatch=condition.mismatch)
+    if condition.secret is None or (found is None and condition.value is not None):
         return HeaderMatch(name, condition.value, mismatch=condition.mismatch)
     return HeaderMatch(name, NO_VALUE, secret=True, mismatch=Mismatch.DENY)
 
 
-def secret_value(secrets: Mapping[str, Secret], secret: str, key: str) -> str | None:
-    """The header value that a Secret «namespace/name» has under a key; under its only one when the key is empty.
+def secret_value(secrets: Mapping[str, Secret], secret: str, key: str) -> bytes | None:
+    """What a Secret «namespace/name» has under a key; under its only one when the key is empty. None: nothing.
 
-    None when it is not there, or is nothing that a header can hold.
+    An empty value is nothing too: in Cilium it would turn a condition on a value into one on presence.
     """
     found = secrets.get(secret)
     if found is None:
         return None
-    only = next(iter(found.data.values())) if len(found.data) == 1 else None
-    value = found.data.get(key) if key else only
-    if value is None or any(byte in value for byte in b"\r\n\0"):
-        return None
-    return value.decode("latin-1")
+    if key:
+        return found.data.get(key) or None
+    return next(iter(found.data.values())) or None if len(found.data) == 1 else None
 
 
 def rule_set_name(refs: Iterable[RuleRef]) -> str:

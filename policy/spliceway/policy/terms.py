@@ -97,7 +97,7 @@ def _terms(policy: NetworkPolicy, spec: Spec, place: int, *, audit: bool) -> Ite
         if not rule.to_ports:
             entries = [(rule.path, (), None)]
         for path, ports, http in entries:
-            effect = Effect.HTTP if http is not None else _EFFECTS[rule.action]
+            effect = Effect.HTTP if http is not None and rule.action is Action.ALLOW else _EFFECTS[rule.action]
             order = (spec.priority, policy.kind, policy.namespace, policy.name, place)
             ref = policy.ref(path)
             yield rule.direction, Term(spec.tier, effect, order, rule.peers, ports, ref, http or (), audit)
@@ -117,7 +117,8 @@ def direction_terms(specs: Iterable[SpecTerms], direction: Direction) -> tuple[T
     if direction is Direction.INGRESS:
         audit = all(entry.audit for entry in applying)
         terms.append(Term(Tier.NORMAL, Effect.HOST, peers=HOST_PEERS, audit=audit))
-    asking = [entry.audit for entry in applying if entry.spec.default_deny[direction]]
+    normal = [entry for entry in applying if entry.spec.tier is Tier.NORMAL]
+    asking = [entry.audit for entry in normal if entry.spec.default_deny[direction]]
     if asking:
         terms.append(Term(Tier.NORMAL, Effect.DEFAULT_DENY, audit=all(asking)))
     return tuple(terms)
