@@ -12,6 +12,8 @@ from spliceway.xds.accesslog import flow_of, judged
 from spliceway.xds.flow import FlowBudget, LossCounter
 from spliceway.xds.names import AMBIGUOUS_PATH, MALFORMED_HOST
 
+PASSED = {"policy_enforced_engine_result": "allowed", "also_enforced_engine_result": "allowed"}
+
 
 def entry(**common: object) -> accesslog_pb2.HTTPAccessLogEntry:
     return accesslog_pb2.HTTPAccessLogEntry(
@@ -38,7 +40,7 @@ def test_an_allowed_request() -> None:
         upstream_wire_bytes_sent=5,
     )
     made.common_properties.metadata.filter_metadata["envoy.filters.http.rbac"].update(
-        {"enforced_effective_policy_id": "00001/42"}
+        {**PASSED, "policy_enforced_effective_policy_id": "00001/42", "also_enforced_effective_policy_id": "pass"}
     )
     flow = flow_of(made)
     assert (flow.time, flow.duration_ns, flow.protocol) == (1_000_000_002, 3, "HTTP/1.1")
@@ -56,19 +58,57 @@ def test_an_entry_with_next_to_nothing() -> None:
     assert (flow.method, flow.protocol, flow.rule_set, flow.rule, flow.upstream_source) == ("", "", 0, 0, None)
 
 
+DENIED = "rbac_access_denied_matched_policy"
+
+
 @pytest.mark.parametrize(
-    ("details", "rule", "expected"),
+    ("details", "results", "expected"),
     [
-        ("via_upstream", 5, (Verdict.ALLOW, Reason.HTTP_ALLOWED)),
-        ("upstream_reset_before_response_started{connection_failure}", 5, (Verdict.ALLOW, Reason.HTTP_ALLOWED)),
-        ("rbac_access_denied_matched_policy[none]", 0, (Verdict.DENY, Reason.HTTP_DENIED)),
-        (f"rbac_access_denied_matched_policy[{AMBIGUOUS_PATH}]", 0, (Verdict.DENY, Reason.HTTP_AMBIGUOUS)),
-        (f"rbac_access_denied_matched_policy[{MALFORMED_HOST}]", 0, (Verdict.DENY, Reason.HTTP_MALFORMED)),
-        ("http1.codec_error", 0, (Verdict.DENY, Reason.HTTP_MALFORMED)),
+        ("via_upstream", PASSED, (Verdict.ALLOW, Reason.HTTP_ALLOWED)),
+        ("upstream_reset_before_response_started{failure}", PASSED, (Verdict.ALLOW, Reason.HTTP_ALLOWED)),
+        (f"{DENIED}[none]", {}, (Verdict.DENY, Reason.HTTP_DENIED)),
+        (f"{DENIED}[none]", {"policy_shadow_engine_result": "allowed"}, (Verdict.DENY, Reason.HTTP_DENIED)),
+        (f"{DENIED}[{AMBIGUOUS_PATH}]", {}, (Verdict.DENY, Reason.HTTP_AMBIGUOUS)),
+        (f"{DENIED}[{MALFORMED_HOST}]", {}, (Verdict.DENY, Reason.HTTP_MALFORMED)),
+        ("http1.codec_error", {}, (Verdict.DENY, Reason.HTTP_MALFORMED)),
+        ("via_upstream", PASSED | {"policy_shadow_engine_result": "allowed"}, (Verdict.ALLOW, Reason.HTTP_ALLOWED)),
+        ("via_upstream", PASSED | {"policy_shadow_engine_result": "denied"}, (Verdict.ALLOW, Reason.HTTP_DENIED)),
+        ("via_upstream", PASSED | {"also_shadow_engine_result": "denied"}, (Verdict.ALLOW, Reason.HTTP_DENIED)),
+        (
+            "via_upstream",
+            PASSED | {"ambiguous_shadow_engine_result": "denied", "policy_shadow_engine_result": "denied"},
+            (Verdict.ALLOW, Reason.HTTP_AMBIGUOUS),
+        ),
+        # A filter that passed is not enough: only the last one lets a request through.
+        ("no_details", {"policy_enforced_engine_result": "allowed"}, (Verdict.DENY, Reason.HTTP_MALFORMED)),
     ],
 )
-def test_verdicts(details: str, rule: int, expected: tuple[Verdict, Reason]) -> None:
-    assert judged(details, rule) == expected
+def test_verdicts(details: str, results: dict[str, str], expected: tuple[Verdict, Reason]) -> None:
+    assert judged(details, results) == expected
+
+
+@pytest.mark.parametrize(
+    ("policy", "also", "expected"),
+    [
+        ("00000/7", "pass", (0, 7)),
+        ("00000/7", "00001/8", (7, 8)),
+        ("pass", "pass", (0, 0)),
+        ("pass", "00001/8", (0, 8)),
+    ],
+)
+def test_the_rule_is_the_servers_and_the_clients_stands_beside(
+    policy: str, also: str, expected: tuple[int, int]
+) -> None:
+    made = entry()
+    made.common_properties.metadata.filter_metadata["envoy.filters.http.rbac"].update(
+        {
+            **PASSED,
+            "policy_enforced_effective_policy_id": policy,
+            "also_enforced_effective_policy_id": also,
+        }
+    )
+    flow = flow_of(made)
+    assert (flow.client_rule, flow.rule) == expected
 
 
 def test_losses_are_what_was_written_and_never_arrived() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import msgspec
 
-from spliceway.policy.table import HttpRule, RuleSet
+from spliceway.policy.table import HeaderMatch, HttpRule, RuleSet
 from spliceway.xds.resources import build_snapshot
 from spliceway.xds.settings import ResourceSettings
 from spliceway.xds.snapshot import Snapshot
@@ -14,6 +15,8 @@ from spliceway.xds.status import Client, StreamRecord, client_status, dump_resou
 from spliceway.xds.stream import AdsStream
 from spliceway.xds.subscription import Request, Response
 from spliceway.xds.typeurls import LISTENER, ROUTE
+
+GET = HttpRule(1, "GET")
 
 
 def snapshot(path: str, version: str, previous: Snapshot | None = None) -> Snapshot:
@@ -72,3 +75,18 @@ def test_the_dump_is_json_and_can_be_filtered() -> None:
     assert '"regex": "/a"' in json.dumps(everything)
     assert [item["name"] for item in dump_resources(served, types=["LDS"])] == ["rule-set-5", "rule-set-6"]
     assert [item["type"] for item in dump_resources(served, names=["rule-set-6"])] == ["LDS", "RDS"]
+
+
+def test_the_dump_does_not_show_secrets() -> None:
+    matches = tuple(
+        HeaderMatch(f"x-{number}", value, secret=True) for number, value in enumerate(("hush-hush", "h\xfcsh", "50%"))
+    )
+    rule = HttpRule(1, "GET", "/a", headers=(*matches, HeaderMatch("x-plain", "plain")))
+    sets = {5: RuleSet(5, "web", (GET,), also=RuleSet(6, "x", None, audit=(rule,))), 7: RuleSet(7, "y", (GET,))}
+    served = build_snapshot(sets, {5: 23005, 7: 23007}, ResourceSettings(), "1")
+    shown = json.dumps(list(dump_resources(served, types=["RDS"])))
+    assert shown.count("(secret)") == 6  # once as a matcher, once in an expression
+    for value in ("hush", "h\xfcsh", "h\\xfcsh", "50%", "aHVzaC1odXNo", "NTAl", base64.b64encode(b"h\xfcsh").decode()):
+        assert value not in shown
+    assert '"exact": "plain"' in shown
+    assert "hush" not in f"{served!r} {served.types!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
@@ -13,10 +14,16 @@ from spliceway.policy.verdict import Reason, Verdict
 from spliceway.xds.flow import HttpFlow, IPAddress
 from spliceway.xds.names import (
     AMBIGUOUS_PATH,
+    FILTER_ALSO,
+    FILTER_AMBIGUOUS,
+    FILTER_POLICY,
     MALFORMED_HOST,
     MALFORMED_TARGET,
+    POLICY,
+    PREFIXES,
     RBAC_METADATA,
-    RBAC_POLICY_KEY,
+    RESULT,
+    SHADOW_RESULT,
     TAG_CONNECTION,
     rule_of,
 )
@@ -31,6 +38,15 @@ _REASONS = {
     MALFORMED_TARGET: Reason.HTTP_MALFORMED,
     MALFORMED_HOST: Reason.HTTP_MALFORMED,
 }
+#: The last of the filters lets pass only what all before it have let pass.
+_PASSED = PREFIXES[FILTER_ALSO] + RESULT
+_RULES = tuple(PREFIXES[name] + POLICY for name in (FILTER_POLICY, FILTER_ALSO))
+#: What would be refused without audit, in the order in which it would be noticed.
+_AUDIT = (
+    (PREFIXES[FILTER_AMBIGUOUS] + SHADOW_RESULT, Reason.HTTP_AMBIGUOUS),
+    (PREFIXES[FILTER_POLICY] + SHADOW_RESULT, Reason.HTTP_DENIED),
+    (PREFIXES[FILTER_ALSO] + SHADOW_RESULT, Reason.HTTP_DENIED),
+)
 
 
 def flow_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> HttpFlow:
@@ -39,8 +55,9 @@ def flow_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> HttpFlow:
     # Not downstream_remote_address: that one believes X-Forwarded-For.
     source, source_port = _socket(common.downstream_direct_remote_address)
     destination, destination_port = _socket(common.downstream_local_address)
-    rule = rule_of(_policy(common))
-    verdict, reason = judged(response.response_code_details, rule)
+    results = _results(common)
+    verdict, reason = judged(response.response_code_details, results)
+    client_rule, rule = _rules(results) if verdict is Verdict.ALLOW else (0, 0)
     upstream = _socket(common.upstream_local_address) if common.HasField("upstream_local_address") else None
     tag = common.custom_tags.get(TAG_CONNECTION, "")
     return HttpFlow(
@@ -58,7 +75,8 @@ def flow_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> HttpFlow:
         verdict=verdict,
         reason=reason,
         rule_set=int(common.route_name) if common.route_name.isdigit() else 0,
-        rule=rule if verdict is Verdict.ALLOW else 0,
+        rule=rule,
+        client_rule=client_rule,
         details=response.response_code_details,
         flags=tuple(field.name for field, _ in common.response_flags.ListFields()),
         connection=int(tag) if tag.isdigit() else 0,
@@ -70,19 +88,24 @@ def flow_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> HttpFlow:
     )
 
 
-def judged(details: str, rule: int) -> tuple[Verdict, Reason]:
-    """Verdict and reason from Envoy's response code details and the rule that the allow list named (0: none)."""
+def judged(details: str, results: Mapping[str, str]) -> tuple[Verdict, Reason]:
+    """Verdict and reason from Envoy's response code details and what the RBAC filters wrote down."""
     if found := _DENIED.fullmatch(details):
         return Verdict.DENY, _REASONS.get(found[1], Reason.HTTP_DENIED)
-    if rule:
-        return Verdict.ALLOW, Reason.HTTP_ALLOWED
-    return Verdict.DENY, Reason.HTTP_MALFORMED
+    if results.get(_PASSED) != "allowed":
+        return Verdict.DENY, Reason.HTTP_MALFORMED
+    return Verdict.ALLOW, next((reason for key, reason in _AUDIT if results.get(key) == "denied"), Reason.HTTP_ALLOWED)
 
 
-def _policy(common: accesslog_pb2.AccessLogCommon) -> str:
-    fields = common.metadata.filter_metadata.get(RBAC_METADATA)
-    value = fields.fields.get(RBAC_POLICY_KEY) if fields is not None else None
-    return value.string_value if value is not None else ""
+def _rules(results: Mapping[str, str]) -> tuple[int, int]:
+    """The client's and the server's rule that let a request pass; the first is 0 unless both ends have rules."""
+    first, second = (rule_of(results.get(key, "")) for key in _RULES)
+    return (first, second) if second else (0, first)
+
+
+def _results(common: accesslog_pb2.AccessLogCommon) -> dict[str, str]:
+    held = common.metadata.filter_metadata.get(RBAC_METADATA)
+    return {} if held is None else {key: value.string_value for key, value in held.fields.items()}
 
 
 def _method(request: accesslog_pb2.HTTPRequestProperties) -> str:

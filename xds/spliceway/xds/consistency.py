@@ -7,6 +7,7 @@ nothing by mistake must be impossible.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -15,17 +16,40 @@ from envoy.config.listener.v3 import listener_pb2
 from envoy.config.rbac.v3 import rbac_pb2 as rbac_rules_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (
     HttpConnectionManager,
 )
 
 from spliceway.xds.errors import InconsistentSnapshotError
-from spliceway.xds.names import FILTER_AMBIGUOUS, FILTER_POLICY, FILTER_ROUTER
+from spliceway.xds.names import (
+    FILTER_ALSO,
+    FILTER_AMBIGUOUS,
+    FILTER_FIRST,
+    FILTER_POLICY,
+    FILTER_ROUTER,
+    PASS,
+    PREFIXES,
+)
+from spliceway.xds.packing import packed
+from spliceway.xds.rbac import audit_ambiguous, pass_all
 from spliceway.xds.typeurls import CLUSTER, LISTENER, ROUTE
 
 _ALLOW = rbac_rules_pb2.RBAC.ALLOW
 _DENY = rbac_rules_pb2.RBAC.DENY
-_CHAIN = (FILTER_AMBIGUOUS, FILTER_POLICY, FILTER_ROUTER)
+_CHAIN = (FILTER_AMBIGUOUS, FILTER_FIRST, FILTER_POLICY, FILTER_ALSO, FILTER_ROUTER)
+#: Filters that run only where a route has a configuration for them.
+_ON_DEMAND = frozenset({FILTER_FIRST})
+_PASS_ALL = pass_all()
+_AUDIT_AMBIGUOUS = packed(audit_ambiguous())
+
+
+class _End(Enum):
+    """What a policy filter does with the requests of one end: ask rules, pass and note, or pass."""
+
+    ENFORCES = "rules"
+    AUDITS = "everything passes, and shadow rules say what would not"
+    OPEN = "everything passes"
 
 
 class _Listener(NamedTuple):
@@ -105,20 +129,41 @@ def _check_routes(name: str, body: bytes) -> _Routes:
 
 
 def _check_route(name: str, route: route_components_pb2.Route) -> None:
+    where = f"route {route.name!r}"
     if route.WhichOneof("action") != "route":
-        raise _fail("route configuration", name, f"route {route.name!r} does not route to a cluster")
+        raise _fail("route configuration", name, f"{where} does not route to a cluster")
+    overrides = route.typed_per_filter_config
+    if strange := overrides.keys() - set(_CHAIN[:-1]):
+        raise _fail("route configuration", name, f"{where} overrides {', '.join(sorted(strange))}")
+    ends = _end(name, route, FILTER_POLICY), _end(name, route, FILTER_ALSO)
+    if ends[0] is _End.OPEN:
+        raise _fail("route configuration", name, f"RBAC of {where} lets everything pass")
+    # The filter in front may let the ambiguous pass only where nothing is enforced behind it.
+    if FILTER_AMBIGUOUS in overrides:
+        if _End.ENFORCES in ends:
+            raise _fail("route configuration", name, f"{where} overrides {FILTER_AMBIGUOUS}")
+        if overrides[FILTER_AMBIGUOUS] != _AUDIT_AMBIGUOUS:
+            raise _fail("route configuration", name, f"{where} overrides {FILTER_AMBIGUOUS} with something else")
+
+
+def _end(name: str, route: route_components_pb2.Route, filter_name: str) -> _End:
+    """What one of the two policy filters does on this route."""
+    where = f"RBAC of route {route.name!r}"
     override = http_rbac_pb2.RBACPerRoute()
-    packed = route.typed_per_filter_config.get(FILTER_POLICY)
+    held = route.typed_per_filter_config.get(filter_name)
     # RBACPerRoute{}, {rbac: {}} and shadow rules alone allow everything (seen in Envoy 1.40).
-    if packed is None or not packed.Unpack(override) or not override.rbac.HasField("rules"):
-        raise _fail("route configuration", name, f"route {route.name!r} has no RBAC rules")
-    rules = override.rbac.rules
-    if rules.action != _ALLOW:
-        raise _fail("route configuration", name, f"RBAC of route {route.name!r} is not an allow list")
-    if not rules.policies:
-        raise _fail("route configuration", name, f"RBAC of route {route.name!r} has no policies")
-    if FILTER_AMBIGUOUS in route.typed_per_filter_config:
-        raise _fail("route configuration", name, f"route {route.name!r} overrides {FILTER_AMBIGUOUS}")
+    if held is None or not held.Unpack(override) or not override.rbac.HasField("rules"):
+        raise _fail("route configuration", name, f"route {route.name!r} has no RBAC rules for {filter_name}")
+    rbac = override.rbac
+    if rbac.rules.action != _ALLOW or (rbac.HasField("shadow_rules") and rbac.shadow_rules.action != _ALLOW):
+        raise _fail("route configuration", name, f"{where} is not an allow list")
+    if not rbac.rules.policies:
+        raise _fail("route configuration", name, f"{where} has no policies")
+    if PASS not in rbac.rules.policies:
+        return _End.ENFORCES
+    if rbac.rules != _PASS_ALL:
+        raise _fail("route configuration", name, f"{where} has a policy {PASS!r} among others")
+    return _End.AUDITS if rbac.HasField("shadow_rules") else _End.OPEN
 
 
 @lru_cache(maxsize=8192)
@@ -144,14 +189,22 @@ def _check_filters(name: str, manager: HttpConnectionManager) -> None:
     chain = tuple(item.name for item in manager.http_filters)
     if chain != _CHAIN:
         raise _fail("listener", name, f"HTTP filters are {chain}, not {_CHAIN}")
-    for item, action in zip(manager.http_filters, (_DENY, _ALLOW), strict=False):
-        rbac = http_rbac_pb2.RBAC()
-        if not item.typed_config.Unpack(rbac) or not rbac.HasField("rules") or rbac.rules.action != action:
-            raise _fail("listener", name, f"filter {item.name!r} is not the RBAC that it should be")
-        if item.disabled or item.is_optional:
+    for item in manager.http_filters:
+        if item.is_optional or item.disabled != (item.name in _ON_DEMAND):
             raise _fail("listener", name, f"filter {item.name!r} may be left out")
-        if action == _ALLOW and rbac.rules.policies:
-            raise _fail("listener", name, f"filter {item.name!r} allows requests without a route")
+        if item.name in PREFIXES:
+            _check_rbac(name, item)
+
+
+def _check_rbac(name: str, item: http_connection_manager_pb2.HttpFilter) -> None:
+    rbac = http_rbac_pb2.RBAC()
+    action = _DENY if item.name == FILTER_AMBIGUOUS else _ALLOW
+    if not item.typed_config.Unpack(rbac) or not rbac.HasField("rules") or rbac.rules.action != action:
+        raise _fail("listener", name, f"filter {item.name!r} is not the RBAC that it should be")
+    if action == _ALLOW and rbac.rules.policies:
+        raise _fail("listener", name, f"filter {item.name!r} allows requests without a route")
+    if {rbac.rules_stat_prefix, rbac.shadow_rules_stat_prefix} != {PREFIXES[item.name]}:
+        raise _fail("listener", name, f"filter {item.name!r} writes its results under another name")
 
 
 def _managers(name: str, listener: listener_pb2.Listener) -> Iterator[HttpConnectionManager]:

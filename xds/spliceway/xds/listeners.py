@@ -8,8 +8,8 @@ from __future__ import annotations
 from envoy.config.accesslog.v3 import accesslog_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.extensions.access_loggers.grpc.v3 import als_pb2
-from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
+from envoy.extensions.filters.http.set_filter_state.v3 import set_filter_state_pb2
 from envoy.extensions.filters.listener.original_dst.v3 import original_dst_pb2
 from envoy.extensions.filters.listener.original_src.v3 import original_src_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (
@@ -21,16 +21,21 @@ from spliceway.xds.clusters import preserve_case
 from spliceway.xds.names import (
     ACCESS_LOG,
     CLUSTER_AGENT,
+    FILTER_ALSO,
     FILTER_AMBIGUOUS,
+    FILTER_FIRST,
     FILTER_POLICY,
     FILTER_ROUTER,
+    PREFIXES,
     RBAC_METADATA,
+    RESULT,
     RUNTIME_LOG_ALLOWED,
+    SHADOW_RESULT,
     TAG_CONNECTION,
     listener_name,
 )
 from spliceway.xds.packing import seconds, typed
-from spliceway.xds.rbac import deny_all, deny_ambiguous, deny_own_addresses
+from spliceway.xds.rbac import deny_all, deny_ambiguous, deny_own_addresses, http_filter
 from spliceway.xds.settings import ResourceSettings
 
 _STATS = "spliceway"  # one prefix for all: counters for each listener cost memory that nobody reads
@@ -78,8 +83,11 @@ def _manager(name: str, settings: ResourceSettings) -> HttpConnectionManager:
             "route_config_name": name,
         },
         http_filters=[
-            typed(FILTER_AMBIGUOUS, http_rbac_pb2.RBAC(rules=deny_ambiguous())),
-            typed(FILTER_POLICY, http_rbac_pb2.RBAC(rules=deny_all())),
+            typed(FILTER_AMBIGUOUS, http_filter(FILTER_AMBIGUOUS, deny_ambiguous())),
+            # Runs only where a route has something for it.
+            typed(FILTER_FIRST, set_filter_state_pb2.Config()) | {"disabled": True},
+            typed(FILTER_POLICY, http_filter(FILTER_POLICY, deny_all())),
+            typed(FILTER_ALSO, http_filter(FILTER_ALSO, deny_all())),
             typed(FILTER_ROUTER, router_pb2.Router(suppress_envoy_headers=True)),
         ],
         access_log=[_access_log(settings)],
@@ -146,7 +154,7 @@ def _limits(settings: ResourceSettings) -> dict[str, object]:
 
 
 def _access_log(settings: ResourceSettings) -> accesslog_pb2.AccessLog:
-    """Denied requests always, allowed ones as often as the agent says by the runtime key (see `sampling.py`)."""
+    """What was denied, or would be but for audit, always; what passed as often as the agent says by the runtime key."""
     config = als_pb2.HttpGrpcAccessLogConfig(
         common_config={
             "log_name": ACCESS_LOG,
@@ -158,21 +166,23 @@ def _access_log(settings: ResourceSettings) -> accesslog_pb2.AccessLog:
             ],
         }
     )
-    not_allowed = {
-        "filter": RBAC_METADATA,
-        "path": [{"key": "enforced_engine_result"}],
-        "value": {"string_match": {"exact": "denied"}},
-    }
     sampled = {
         "runtime_key": RUNTIME_LOG_ALLOWED,
         "percent_sampled": {"numerator": 1_000_000, "denominator": "MILLION"},
         "use_independent_randomness": True,
     }
     filters = [
-        # A request that was refused before the RBAC filters has no result.
-        {"metadata_filter": {"matcher": not_allowed, "match_if_key_not_found": {"value": True}}},
+        # The last of the filters has no result where one before it refused, or Envoy itself.
+        _denied_by(PREFIXES[FILTER_ALSO] + RESULT, if_absent=True),
+        *(_denied_by(prefix + SHADOW_RESULT, if_absent=False) for prefix in PREFIXES.values()),
         {"runtime_filter": sampled},
     ]
     return accesslog_pb2.AccessLog(
         **typed("envoy.access_loggers.http_grpc", config), filter={"or_filter": {"filters": filters}}
     )
+
+
+def _denied_by(key: str, if_absent: bool) -> dict[str, object]:
+    """The requests whose RBAC result under this key is «denied»."""
+    denied = {"filter": RBAC_METADATA, "path": [{"key": key}], "value": {"string_match": {"exact": "denied"}}}
+    return {"metadata_filter": {"matcher": denied, "match_if_key_not_found": {"value": if_absent}}}

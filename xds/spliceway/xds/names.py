@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-#: Names of the HTTP filters, in the order of the chain. RBACPerRoute is keyed with FILTER_POLICY.
+#: Names of the HTTP filters, in the order of the chain. Routes override FILTER_POLICY with the rules, FILTER_ALSO with
+#: those of the other end (or with «pass»), FILTER_AMBIGUOUS in audit, and switch FILTER_FIRST on where they need it.
 FILTER_AMBIGUOUS = "spliceway.deny-ambiguous"
+FILTER_FIRST = "spliceway.first-values"
 FILTER_POLICY = "spliceway.policy"
+FILTER_ALSO = "spliceway.policy-also"
 FILTER_ROUTER = "envoy.filters.http.router"
 
 #: The cluster that connects to where the client wanted to go.
@@ -17,12 +20,20 @@ ACCESS_LOG = "spliceway"
 #: Custom tag of an access log entry that holds Envoy's id of the downstream connection.
 TAG_CONNECTION = "connection"
 
-#: Where Envoy's RBAC filter writes what it decided, and the key with the policy's name.
+#: Where Envoy's RBAC filters write what they decided: `<prefix>enforced_engine_result`, and so on.
 RBAC_METADATA = "envoy.filters.http.rbac"
+#: Prefix of what each of the RBAC filters writes, so that the next one does not overwrite it.
+PREFIXES = {FILTER_AMBIGUOUS: "ambiguous_", FILTER_POLICY: "policy_", FILTER_ALSO: "also_"}
+#: Keys after the prefix: `allowed` or `denied`, and the policy that matched, of the rules and of the shadow rules.
+RESULT = "enforced_engine_result"
+POLICY = "enforced_effective_policy_id"
+SHADOW_RESULT = "shadow_engine_result"
+SHADOW_POLICY = "shadow_effective_policy_id"
 #: Runtime key: how many of a million allowed requests are written to the access log.
 RUNTIME_LOG_ALLOWED = "spliceway.access_log.allowed"
-RBAC_POLICY_KEY = "enforced_effective_policy_id"
 
+#: The one policy of an allow list that lets every request pass: there are no rules, or only ones in audit.
+PASS = "pass"
 #: Policies of the deny-ambiguous filter. Envoy tries them in the order of their names, and reports the first match.
 MALFORMED_TARGET = "1-malformed-target"
 MALFORMED_HOST = "2-malformed-host"
@@ -38,6 +49,11 @@ def rule_set_of(name: str) -> int:
     """Rule set id of a listener's or route configuration's name; 0 when it is neither."""
     digits = name.removeprefix("rule-set-")
     return int(digits) if digits != name and digits.isascii() and digits.isdigit() else 0
+
+
+def first_value_key(header: str) -> str:
+    """Key of the filter state that holds the first value of a header."""
+    return f"spliceway.first.{header}"
 
 
 def policy_name(index: int, rule: int) -> str:

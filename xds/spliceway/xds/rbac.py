@@ -1,4 +1,4 @@
-"""RBAC messages: what is refused before matching, and a rule set's rules.
+"""RBAC messages that don't depend on rules: what is refused before matching, lists that allow nothing or everything.
 
 Everything here is fail closed: a header that is absent never matches, so «not well-formed» denies and «rule» doesn't
 allow.
@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from envoy.config.rbac.v3 import rbac_pb2
 from envoy.config.route.v3 import route_components_pb2
+from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
 
-from spliceway.policy.regex import RegexError, compile_regex
-from spliceway.policy.table import HttpRule, RuleSet
-from spliceway.xds.errors import ResourceError
-from spliceway.xds.names import AMBIGUOUS_PATH, MALFORMED_HOST, MALFORMED_TARGET, policy_name
+from spliceway.xds.names import AMBIGUOUS_PATH, MALFORMED_HOST, MALFORMED_TARGET, PASS, PREFIXES
 
 # A path that two servers can't read differently, up to `?` (docs/xds.md). Not in it: `;`, controls, space, DEL, bytes
 # >= 0x80, `\`; %25 %2e %2f %5c %3b, encoded controls and bytes >= 0x80; a bare or cut percent sign.
@@ -26,33 +24,64 @@ ORIGIN_FORM = r"(?s)/.*"
 # A host without userinfo, as `policy.http` has it. Two Host headers arrive joined with a comma, an empty one empty.
 WELL_FORMED_HOST = r"[A-Za-z0-9._~!$&'()*+=%:\[\]-]+"
 
-_ANYONE = rbac_pb2.Principal(any=True)
+ANYONE = rbac_pb2.Principal(any=True)
+ANYTHING = rbac_pb2.Permission(any=True)
 
 
-def _matches(header: str, pattern: str) -> rbac_pb2.Permission:
+def regex_permission(header: str, pattern: str) -> rbac_pb2.Permission:
+    """What has this header with a value that the expression matches as a whole."""
     matcher = route_components_pb2.HeaderMatcher(name=header, string_match={"safe_regex": {"regex": pattern}})
     return rbac_pb2.Permission(header=matcher)
 
 
 def _unless(header: str, pattern: str) -> rbac_pb2.Policy:
-    return rbac_pb2.Policy(permissions=[rbac_pb2.Permission(not_rule=_matches(header, pattern))], principals=[_ANYONE])
+    unfit = rbac_pb2.Permission(not_rule=regex_permission(header, pattern))
+    return rbac_pb2.Policy(permissions=[unfit], principals=[ANYONE])
+
+
+_MALFORMED = {
+    MALFORMED_TARGET: _unless(":path", ORIGIN_FORM),
+    MALFORMED_HOST: _unless(":authority", WELL_FORMED_HOST),
+}
+_AMBIGUOUS = {AMBIGUOUS_PATH: _unless(":path", WELL_FORMED_PATH)}
 
 
 def deny_ambiguous() -> rbac_pb2.RBAC:
     """Rules of the first filter: what two servers could read differently is refused before it is matched."""
-    return rbac_pb2.RBAC(
-        action=rbac_pb2.RBAC.DENY,
-        policies={
-            MALFORMED_TARGET: _unless(":path", ORIGIN_FORM),
-            MALFORMED_HOST: _unless(":authority", WELL_FORMED_HOST),
-            AMBIGUOUS_PATH: _unless(":path", WELL_FORMED_PATH),
-        },
+    return rbac_pb2.RBAC(action=rbac_pb2.RBAC.DENY, policies=_MALFORMED | _AMBIGUOUS)
+
+
+def audit_ambiguous() -> http_rbac_pb2.RBACPerRoute:
+    """The first filter where nothing is enforced: what no proxy may pass on is refused, the ambiguous is only noted."""
+    return per_route(
+        rbac_pb2.RBAC(action=rbac_pb2.RBAC.DENY, policies=_MALFORMED),
+        rbac_pb2.RBAC(action=rbac_pb2.RBAC.DENY, policies=_AMBIGUOUS),
     )
 
 
 def deny_all() -> rbac_pb2.RBAC:
-    """Rules of the second filter without a route's own: an allow list without entries."""
+    """Rules of the policy filters without a route's own: an allow list without entries."""
     return rbac_pb2.RBAC(action=rbac_pb2.RBAC.ALLOW)
+
+
+def pass_all() -> rbac_pb2.RBAC:
+    """An allow list that every request passes.
+
+    It is written down instead of leaving `rules` out, which does the same in Envoy: no rules at all stays a mistake.
+    """
+    everything = rbac_pb2.Policy(permissions=[ANYTHING], principals=[ANYONE])
+    return rbac_pb2.RBAC(action=rbac_pb2.RBAC.ALLOW, policies={PASS: everything})
+
+
+def http_filter(name: str, rules: rbac_pb2.RBAC) -> http_rbac_pb2.RBAC:
+    """The configuration of an RBAC filter in the chain. Its prefix holds for what routes override, too."""
+    prefix = PREFIXES[name]
+    return http_rbac_pb2.RBAC(rules=rules, rules_stat_prefix=prefix, shadow_rules_stat_prefix=prefix)
+
+
+def per_route(rules: rbac_pb2.RBAC, shadow: rbac_pb2.RBAC | None = None) -> http_rbac_pb2.RBACPerRoute:
+    """A route's override of an RBAC filter: rules that are enforced, and rules whose answer is only written down."""
+    return http_rbac_pb2.RBACPerRoute(rbac={"rules": rules} | ({} if shadow is None else {"shadow_rules": shadow}))
 
 
 def deny_own_addresses() -> rbac_pb2.RBAC:
@@ -70,41 +99,7 @@ def deny_own_addresses() -> rbac_pb2.RBAC:
                     rbac_pb2.Permission(destination_ip={"address_prefix": prefix, "prefix_len": {"value": bits}})
                     for prefix, bits in ranges
                 ],
-                principals=[_ANYONE],
+                principals=[ANYONE],
             )
         },
     )
-
-
-def allow_rules(rule_set: RuleSet) -> rbac_pb2.RBAC:
-    """The allow list of a rule set: one policy for each rule, named so that an access log entry tells which matched.
-
-    Raises:
-        ResourceError: no rules (that would be a listener that serves nobody, and a mistake), or a bad pattern.
-    """
-    if not rule_set.rules:
-        raise ResourceError(f"rule set {rule_set.id} ({rule_set.name}): no rules")
-    return rbac_pb2.RBAC(
-        action=rbac_pb2.RBAC.ALLOW,
-        policies={policy_name(index, rule.rule): _policy(rule_set, rule) for index, rule in enumerate(rule_set.rules)},
-    )
-
-
-def _policy(rule_set: RuleSet, rule: HttpRule) -> rbac_pb2.Policy:
-    wanted = [
-        _matches(header, _checked(rule_set, rule, field, pattern))
-        for field, header, pattern in (("method", ":method", rule.method), ("path", ":path", rule.path))
-        if pattern
-    ]
-    permission = rbac_pb2.Permission(and_rules={"rules": wanted}) if wanted else rbac_pb2.Permission(any=True)
-    return rbac_pb2.Policy(permissions=[permission], principals=[_ANYONE])
-
-
-def _checked(rule_set: RuleSet, rule: HttpRule, field: str, pattern: str) -> str:
-    """The pattern, when Envoy will accept it: one refused RDS resource would hold back what comes with it."""
-    try:
-        compile_regex(pattern)
-    except RegexError as error:
-        where = f"rule set {rule_set.id} ({rule_set.name}), rule {rule.rule}, {field}"
-        raise ResourceError(f"{where}: {pattern!r}: {error}") from error
-    return pattern

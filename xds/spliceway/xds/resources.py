@@ -12,6 +12,7 @@ from spliceway.xds.listeners import rule_set_listener
 from spliceway.xds.names import CLUSTER_ORIGINAL, listener_name
 from spliceway.xds.packing import serialized
 from spliceway.xds.routes import rule_set_routes
+from spliceway.xds.rules import check_rule_set, secret_forms
 from spliceway.xds.settings import ResourceSettings
 from spliceway.xds.snapshot import Snapshot
 from spliceway.xds.typeurls import CLUSTER, LISTENER, ROUTE
@@ -30,7 +31,7 @@ def build_snapshot(
 
     Raises:
         ResourceError: a rule set without a port or with another id than its key, a port out of range or used twice,
-            no rules, a pattern that Envoy would refuse.
+            or what `check_rule_set` refuses (`unfit` tells the last beforehand).
         InconsistentSnapshotError: the resources don't fit together.
     """
     _check_ports(rule_sets, ports)
@@ -42,7 +43,13 @@ def build_snapshot(
             ROUTE: {listener_name(key): _routes(rule_set) for key, rule_set in rule_sets.items()},
         },
         previous,
+        {listener_name(key): forms for key, rule_set in rule_sets.items() if (forms := secret_forms(rule_set))},
     ).consistent()
+
+
+def unfit(rule_sets: Mapping[int, RuleSet]) -> dict[int, str]:
+    """Rule sets that `build_snapshot` would refuse for what they say, by id, each with the reason."""
+    return {key: reason for key, rule_set in rule_sets.items() if (reason := _unfit(rule_set))}
 
 
 # An edit changes one rule set of many; building all of 500 again takes 150 ms, of which the edit has 200.
@@ -51,6 +58,15 @@ def build_snapshot(
 @lru_cache(maxsize=4096)
 def _listener(key: int, port: int, settings: ResourceSettings) -> bytes:
     return serialized(rule_set_listener(key, port, settings))
+
+
+@lru_cache(maxsize=4096)
+def _unfit(rule_set: RuleSet) -> str:
+    try:
+        check_rule_set(rule_set)
+    except ResourceError as error:
+        return str(error)
+    return ""
 
 
 @lru_cache(maxsize=4096)

@@ -17,6 +17,10 @@ class Resource(msgspec.Struct, frozen=True):
     version: str
     body: bytes
 
+    def __repr__(self) -> str:
+        # The body may hold values of Secrets.
+        return f"Resource({self.name!r}, version={self.version!r}, {len(self.body)} bytes)"
+
 
 class TypeSet(msgspec.Struct, frozen=True):
     """All resources of one type. `version` is the version of the snapshot in which the set last changed."""
@@ -26,13 +30,27 @@ class TypeSet(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """What one node shall have. `types` has an entry for every served type URL, in sending order."""
+    """What one node shall have. `types` has an entry for every served type URL, in sending order.
+
+    `secrets`: what must not be shown of a resource, by its name: texts that stand in it as values of Secrets.
+    """
 
     version: str
     types: Mapping[str, TypeSet]
+    secrets: Mapping[str, frozenset[str]] = {}
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{len(held.resources)} {TYPES[url].short}" for url, held in self.types.items())
+        return f"Snapshot({self.version!r}, {counts})"
 
     @classmethod
-    def of(cls, version: str, bodies: Mapping[str, Mapping[str, bytes]], previous: Snapshot | None = None) -> Snapshot:
+    def of(
+        cls,
+        version: str,
+        bodies: Mapping[str, Mapping[str, bytes]],
+        previous: Snapshot | None = None,
+        secrets: Mapping[str, frozenset[str]] | None = None,
+    ) -> Snapshot:
         """Make a snapshot from serialized resources: type URL -> name -> bytes.
 
         What is equal in `previous` keeps its version, so that an identical update causes no push. `version` must never
@@ -55,7 +73,7 @@ class Snapshot(msgspec.Struct, frozen=True):
             for url, kept_set in previous.types.items():
                 if kept_set.resources == types[url].resources:
                     types[url] = kept_set
-        return cls(version, types)
+        return cls(version, types, secrets or {})
 
     def bodies(self) -> dict[str, dict[str, bytes]]:
         """Type URL -> name -> serialized message."""

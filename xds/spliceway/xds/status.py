@@ -13,6 +13,9 @@ from spliceway.xds.stream import AdsStream
 from spliceway.xds.subscription import Refusal, Subscription
 from spliceway.xds.typeurls import TYPES
 
+#: What `dump_resources` shows instead of a value of a Secret.
+HIDDEN = "(secret)"
+
 
 class Client(msgspec.Struct, frozen=True):
     """How a client calls itself: node id and cluster, its name (`envoy`) and version."""
@@ -85,7 +88,10 @@ def client_status(record: StreamRecord, snapshot: Snapshot | None, current: bool
 def dump_resources(
     snapshot: Snapshot, types: Collection[str] = (), names: Collection[str] = ()
 ) -> Iterable[dict[str, object]]:
-    """Every resource as JSON: `type`, `name`, `version`, `resource`; only those short types and names, if given."""
+    """Every resource as JSON: `type`, `name`, `version`, `resource`; only those short types and names, if given.
+
+    Values of Secrets are replaced by `HIDDEN`.
+    """
     for url, held in snapshot.types.items():
         if types and TYPES[url].short not in types:
             continue
@@ -93,7 +99,16 @@ def dump_resources(
             if names and resource.name not in names:
                 continue
             body = MessageToDict(Any(type_url=url, value=resource.body), preserving_proto_field_name=True)
-            yield {"type": TYPES[url].short, "name": resource.name, "version": resource.version, "resource": body}
+            shown = _hide(body, snapshot.secrets.get(resource.name, frozenset()))
+            yield {"type": TYPES[url].short, "name": resource.name, "version": resource.version, "resource": shown}
+
+
+def _hide(value: object, secrets: frozenset[str]) -> object:
+    if isinstance(value, dict) and secrets:
+        return {key: _hide(item, secrets) for key, item in value.items()}
+    if isinstance(value, list) and secrets:
+        return [_hide(item, secrets) for item in value]
+    return HIDDEN if isinstance(value, str) and value in secrets else value
 
 
 def _type_status(subscription: Subscription, snapshot: Snapshot | None) -> TypeStatus:
