@@ -68,11 +68,11 @@ HEADERS = [
 PEERS = [
     (
         "egress: [{toCIDRSet: [{cidr: 10.0.0.0/8, cidrGroupRef: a}]}]",
-        "egress[0].toCIDRSet[0]: needs exactly one of cidr, cidrGroupRef and cidrGroupSelector (has 2)",
+        "egress[0].toCIDRSet[0]: needs exactly one of cidr, cidrGroupRef, cidrGroupSelector (has 2)",
     ),
     (
         "egress: [{toCIDRSet: [{except: [10.0.0.0/8]}]}]",
-        "egress[0].toCIDRSet[0]: needs exactly one of cidr, cidrGroupRef and cidrGroupSelector (has 0)",
+        "egress[0].toCIDRSet[0]: needs exactly one of cidr, cidrGroupRef, cidrGroupSelector (has 0)",
     ),
     (
         "ingress: [{fromCIDRSet: [{cidrGroupRef: A}]}]",
@@ -92,11 +92,11 @@ PEERS = [
     ),
     (
         "egress: [{toServices: [{}]}]",
-        "egress[0].toServices[0]: needs exactly one of k8sService and k8sServiceSelector (has 0)",
+        "egress[0].toServices[0]: needs exactly one of k8sService, k8sServiceSelector (has 0)",
     ),
     (
         "egress: [{toServices: [{k8sService: {serviceName: a}, k8sServiceSelector: {selector: {}}}]}]",
-        "egress[0].toServices[0]: needs exactly one of k8sService and k8sServiceSelector (has 2)",
+        "egress[0].toServices[0]: needs exactly one of k8sService, k8sServiceSelector (has 2)",
     ),
     (
         "egress: [{toServices: [{k8sService: {namespace: a}}]}]",

@@ -165,11 +165,16 @@ def _scalar(event: Any) -> Any:
     if found := _BOOL.fullmatch(text):
         return found.group(1) is not None
     if _INT.fullmatch(text):
-        return int(text)
+        return _integer(int(text))
     if _OCTAL.fullmatch(text):
         raise _RefusedError(event.start_mark, f"{text} is ambiguous (octal or decimal): quote it, or drop the zero")
     if _HEX.fullmatch(text):
-        return int(text, 16)
+        return _integer(int(text, 16))
     if _FLOAT.fullmatch(text) and isfinite(number := float(text)):
         return number
     return text
+
+
+def _integer(value: int) -> int | float:
+    """An integer as JSON readers in Go take it: what needs more than 64 bits is a floating-point number."""
+    return value if -(1 << 63) <= value < 1 << 63 else float(value)

@@ -85,6 +85,13 @@ class Fields:
         """Whether a key is there, not taken yet and not null."""
         return self._rest.get(key) is not None
 
+    def one_of(self, *keys: str) -> str:
+        """Which one of these keys is there. Raises PolicyError unless it is exactly one."""
+        given = [key for key in keys if self.has(key)]
+        if len(given) != 1:
+            self.where.refuse(f"needs exactly one of {', '.join(keys)} (has {len(given)})")
+        return given[0]
+
     def raw(self, key: str) -> Any:
         """Value of a key, of any kind, or None."""
         return self._rest.pop(key, None)

@@ -15,6 +15,12 @@ from spliceway.policy.documents import Document, load_documents
 from spliceway.policy.errors import PolicyError
 from spliceway.policy.fields import Fields, Where, shown
 from spliceway.policy.model import Object, object_key
+from spliceway.policy.parse_admin import (
+    parse_admin_network_policy,
+    parse_baseline_policy,
+    parse_cluster_network_policy,
+)
+from spliceway.policy.parse_network_policy import parse_network_policy
 from spliceway.policy.parse_objects import parse_namespace, parse_node, parse_pod
 from spliceway.policy.parse_policy import parse_cilium_policy, parse_clusterwide_policy
 from spliceway.policy.parse_services import parse_cidr_group, parse_endpoint_slice, parse_secret, parse_service
@@ -30,6 +36,10 @@ READERS: Mapping[tuple[str, str], Callable[[Fields, Where], Object]] = MappingPr
         ("discovery.k8s.io/v1", "EndpointSlice"): parse_endpoint_slice,
         ("cilium.io/v2", "CiliumNetworkPolicy"): parse_cilium_policy,
         ("cilium.io/v2", "CiliumClusterwideNetworkPolicy"): parse_clusterwide_policy,
+        ("networking.k8s.io/v1", "NetworkPolicy"): parse_network_policy,
+        ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy"): parse_cluster_network_policy,
+        ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy"): parse_admin_network_policy,
+        ("policy.networking.k8s.io/v1alpha1", "BaselineAdminNetworkPolicy"): parse_baseline_policy,
         ("cilium.io/v2", "CiliumCIDRGroup"): parse_cidr_group,
         ("cilium.io/v2alpha1", "CiliumCIDRGroup"): parse_cidr_group,
     }

@@ -86,12 +86,10 @@ _READERS: MappingProxyType[Direction, dict[str, tuple[type[Any], Callable[[Any, 
 def _cidr_rule(fields: Fields) -> CidrPeer:
     """An entry of fromCIDRSet or toCIDRSet: a prefix, or the prefixes of CIDR groups, without the exceptions."""
     where = fields.where
-    given = [name for name in ("cidr", "cidrGroupRef", "cidrGroupSelector") if fields.has(name)]
-    if len(given) != 1:
-        where.refuse(f"needs exactly one of cidr, cidrGroupRef and cidrGroupSelector (has {len(given)})")
+    given = fields.one_of("cidr", "cidrGroupRef", "cidrGroupSelector")
     excepts = fields.take("except", list, [])
     at_excepts = where.at("except")
-    match given[0]:
+    match given:
         case "cidr":
             cidr = parse_network(fields.need("cidr", str), where.at("cidr"))
             found = CidrPeer(cidr, parse_excepts(excepts, cidr, at_excepts, strict=False))
@@ -109,14 +107,12 @@ def _cidr_rule(fields: Fields) -> CidrPeer:
 
 def _service(fields: Fields) -> ServicePeer:
     """An entry of toServices. Without a namespace it means Services in every namespace, as in Cilium."""
-    given = [name for name in ("k8sService", "k8sServiceSelector") if fields.has(name)]
-    if len(given) != 1:
-        fields.where.refuse(f"needs exactly one of k8sService and k8sServiceSelector (has {len(given)})")
-    inner = Fields(fields.need(given[0], dict), fields.where.at(given[0]))
+    given = fields.one_of("k8sService", "k8sServiceSelector")
+    inner = Fields(fields.need(given, dict), fields.where.at(given))
     fields.done()
     namespace = inner.need_name("namespace", DNS_LABEL) if inner.has("namespace") else ""
     name, selector = "", None
-    if given[0] == "k8sService":
+    if given == "k8sService":
         name = inner.need_name("serviceName")
     else:
         selector = parse_plain_selector(inner.need("selector", dict), inner.where.at("selector"))
