@@ -209,6 +209,61 @@ def test_flows_are_followed(tmp_path: Path) -> None:
     with_agent(tmp_path, body)
 
 
+def test_audits_are_told_and_summed(tmp_path: Path) -> None:
+    async def body(site: Site) -> None:
+        site.write(
+            "web.yaml",
+            policy("web", "server", 80).replace(
+                "metadata: {name: web,", "metadata: {annotations: {spliceway.io/enforcement: audit}, name: web,"
+            ),
+        )
+        while (await site.get("status"))["enforcement"] != {"mode": "enforce", "policies": 1, "policiesInAudit": 1}:
+            pass
+        assert "enforce: 1 policy, 1 of them in audit" in await site.cli("status", status=1)
+        for _ in range(3):
+            site.datapath.flows.put_nowait(msgspec.structs.replace(record(), verdict=Verdict.ALLOW))
+        site.datapath.flows.put_nowait(msgspec.structs.replace(record(), verdict=Verdict.ALLOW, reply=True))
+        site.datapath.flows.put_nowait(record())
+        await until(lambda: site.datapath.flows.empty())
+        told = await site.get("audit")
+        ((entry,), lost) = told["entries"], told["lost"]
+        assert (entry["reason"], entry["port"], entry["count"]) == ("default-deny", 81, 3)
+        assert (entry["source"]["pod"], entry["destination"]["pod"]) == ("default/client", "default/server")
+        assert lost == {"kernel": 4, "access-log": 0}
+        flows = (await site.cli("flows", "--verdict", "audit")).splitlines()
+        assert len(flows) == 4
+        assert " audit default-deny" in flows[0]
+        output = await site.cli("policy", "audit", "--reset")
+        assert "default: k8s:app=client" in output
+        assert "! 4 records were lost (kernel)" in output
+        again = msgspec.json.decode(await site.cli("policy", "audit", "-o", "json"))
+        assert (again["entries"], again["lost"]["kernel"]) == ([], 0)
+        assert "spliceway_audit_records_total 3.0" in await asyncio.to_thread(_metrics, site.socket)
+        assert "spliceway_policies_in_audit 1.0" in await asyncio.to_thread(_metrics, site.socket)
+
+    with_agent(tmp_path, body)
+
+
+def test_enforcement_audit_is_for_every_policy(tmp_path: Path) -> None:
+    async def body() -> None:
+        site = Site(tmp_path, "enforcement: audit")
+        site.write("pods.yaml", pod("client", "10.240.1.10") + "---" + pod("server", "10.240.1.11"))
+        site.write("web.yaml", policy("web", "server", 80))
+        task = asyncio.create_task(site.agent().run(site.stop))
+        await until(lambda: site.datapath.table is not None or task.done())
+        table = site.datapath.table
+        assert table is not None
+        assert {row.verdict for row in table.rows.values()} == {Verdict.ALLOW}
+        assert Reason.DEFAULT_DENY in {row.reason for row in table.rows.values()}
+        assert "audit: nothing is denied by any policy (1 policy)" in await site.cli("status", status=1)
+        (server,) = await site.get("policy", endpoint="default/server")
+        assert {row["verdict"] for row in server["rows"]} == {"allow", "audit"}
+        site.stop.set()
+        await task
+
+    run(body)
+
+
 def test_a_follower_that_goes_is_forgotten(tmp_path: Path) -> None:
     async def body(site: Site) -> None:
         reader, writer = await asyncio.open_unix_connection(site.socket)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from spliceway.agent.inventory import Inventory
 from spliceway.agent.sources.events import FileChanged, FileRefused, FileRemoved, SourceLost
 from spliceway.agent.state import Held
+from spliceway.policy.model import Cluster, Pod
+from spliceway.policy.parse import READERS
 from support.agent import endpoint, pod, policy
 
 NS = "apiVersion: v1\nkind: Namespace\nmetadata: {name: default}\n"
@@ -194,3 +197,105 @@ def test_nothing_is_known_before_the_first_good_look() -> None:
     assert not inventory.synced
     inventory.feed((SourceLost(""), FileChanged("p", GOOD)))
     assert inventory.synced
+
+
+KINDS = {
+    ("NetworkPolicy", "default/a"): "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, "
+    "metadata: {name: a}, spec: {podSelector: {}}}",
+    ("CiliumNetworkPolicy", "default/a"): "{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, "
+    "metadata: {name: a}, spec: {endpointSelector: {}, ingress: [{}]}}",
+    ("CiliumClusterwideNetworkPolicy", "a"): "{apiVersion: cilium.io/v2, kind: CiliumClusterwideNetworkPolicy, "
+    "metadata: {name: a}, spec: {endpointSelector: {}, ingress: [{}]}}",
+    ("ClusterNetworkPolicy", "a"): "{apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy, "
+    "metadata: {name: a}, spec: {tier: Admin, priority: 1, subject: {namespaces: {}}, ingress: []}}",
+    ("AdminNetworkPolicy", "a"): "{apiVersion: policy.networking.k8s.io/v1alpha1, kind: AdminNetworkPolicy, "
+    "metadata: {name: a}, spec: {priority: 1, subject: {namespaces: {}}, ingress: []}}",
+    ("BaselineAdminNetworkPolicy", "default"): "{apiVersion: policy.networking.k8s.io/v1alpha1, "
+    "kind: BaselineAdminNetworkPolicy, metadata: {name: default}, spec: {subject: {namespaces: {}}, ingress: []}}",
+    ("CiliumCIDRGroup", "a"): "{apiVersion: cilium.io/v2, kind: CiliumCIDRGroup, "
+    "metadata: {name: a}, spec: {externalCIDRs: [192.0.2.0/24]}}",
+    ("Service", "default/a"): "{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {ports: [{port: 80}]}}",
+    ("EndpointSlice", "default/a"): "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: a}, "
+    "addressType: IPv4, endpoints: [{addresses: [192.0.2.1]}]}",
+    ("Secret", "default/a"): "{apiVersion: v1, kind: Secret, metadata: {name: a}, stringData: {token: hush}}",
+    ("Namespace", "a"): "{apiVersion: v1, kind: Namespace, metadata: {name: a}}",
+    ("Node", "a"): "{apiVersion: v1, kind: Node, metadata: {name: a}}",
+}
+
+
+def test_no_kind_is_left_out() -> None:
+    assert {kind for _version, kind in READERS} <= {kind for kind, _name in KINDS} | {"Pod"}
+
+
+@pytest.mark.parametrize("key", [key for key in KINDS if key[0] in {kind for _version, kind in READERS}])
+def test_every_kind_is_kept_by_its_name(key: tuple[str, str]) -> None:
+    """A document that says which object it means holds that object and no other."""
+    good, other = KINDS[key], KINDS["Namespace", "a"].replace("name: a", "name: other")
+    inventory = fed(FileChanged("p", f"{good}\n---\n{other}"))
+    assert inventory.refusals == ()
+    assert dict(inventory.changes()).keys() == {key, ("Namespace", "other")}
+    inventory.feed((FileChanged("p", good.replace("metadata: {", "unknown: 1, metadata: {unknown: 1, ")),))
+    if not inventory.refusals:  # of objects only what is needed is read
+        assert key[0] in ("Namespace", "Node", "Service", "EndpointSlice", "Secret", "CiliumCIDRGroup")
+        inventory.feed((FileChanged("p", good.replace("}", ", name: b}", 1)),))
+    assert [refusal.kept for refusal in inventory.refusals] == [True]
+    assert dict(inventory.changes()) == {("Namespace", "other"): None}
+
+
+def test_changes_are_what_changed() -> None:
+    inventory = fed(FileChanged("a", pod("a", "10.0.0.1") + "---" + pod("b", "10.0.0.2")), FileChanged("p", GOOD))
+    first = dict(inventory.changes())
+    assert first.keys() == {("Pod", "default/a"), ("Pod", "default/b"), ("CiliumNetworkPolicy", "default/web")}
+    assert dict(inventory.changes()) == {}
+    inventory.feed((FileChanged("a", pod("a", "10.0.0.9") + "---" + pod("b", "10.0.0.2")),))
+    ((key, item),) = inventory.changes().items()
+    assert (key, isinstance(item, Pod) and str(item.addresses[0])) == (("Pod", "default/a"), "10.0.0.9")
+    inventory.feed((FileRemoved("p"), FileChanged("q", pod("c", "10.0.0.3"))))
+    inventory.feed((FileRemoved("q"),))
+    assert dict(inventory.changes()) == {("CiliumNetworkPolicy", "default/web"): None, ("Pod", "default/c"): None}
+
+
+def test_changes_add_up_to_the_cluster() -> None:
+    """Files come, change, lose documents, become unreadable, contest objects and go."""
+    steps: list[tuple[FileChanged | FileRemoved | FileRefused, ...]] = [
+        (FileChanged("b", GOOD + "---" + pod("a", "10.0.0.1")), FileChanged("c", pod("c", "10.0.0.3"))),
+        (FileChanged("a", policy("web", "server", 81) + "---" + pod("a", "10.0.0.2")),),
+        (FileChanged("b", BAD),),
+        (FileRefused("c", "is a pipe"),),
+        (FileRemoved("b"), FileChanged("d", policy("web", "server", 82))),
+        (FileChanged("a", "a: ["),),
+        (FileRemoved("a"), FileRemoved("c")),
+        (FileRemoved("d"),),
+    ]
+    inventory, cluster = Inventory("node1"), Cluster()
+    for step in steps:
+        inventory.feed(step)
+        for (kind, name), item in inventory.changes().items():
+            cluster = cluster.with_objects((item,)) if item is not None else cluster.without(kind, name)
+        assert cluster == inventory.cluster
+    assert cluster == Cluster()
+
+
+def test_a_secret_is_held_in_memory_only() -> None:
+    good = KINDS["Secret", "default/a"]
+    bad = good.replace("stringData: {token: hush}", "data: {token: '%%%hush%%%'}")
+    inventory = fed(FileChanged("s", f"{good}\n---\n{GOOD}"), FileChanged("s", f"{bad}\n---\n{BAD}"))
+    assert inventory.cluster.secrets["default/a"].data == {"token": b"hush"}
+    assert [refusal.kept for refusal in inventory.refusals] == [True, True]
+    written = msgspec.json.encode(inventory.held)
+    assert b"web" in written
+    assert b"hush" not in written
+    assert "hush" not in repr(inventory.refusals) + repr(inventory) + repr(inventory.changes())
+    after = Inventory("node1", inventory.held)
+    after.feed((FileChanged("s", f"{bad}\n---\n{BAD}"),))
+    assert (port_of(after), after.cluster.secrets) == (80, {})
+
+
+def test_policies_in_audit_are_counted() -> None:
+    audited = GOOD.replace("name: web", "annotations: {spliceway.io/enforcement: audit}, name: web")
+    inventory = fed(FileChanged("p", audited), FileChanged("q", policy("q", "x", 2)))
+    assert inventory.policies == (2, 1)
+    inventory.feed((FileChanged("p", GOOD),))
+    assert inventory.policies == (2, 0)
+    inventory.feed((FileRemoved("p"), FileRemoved("q")))
+    assert inventory.policies == (0, 0)

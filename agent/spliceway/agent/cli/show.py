@@ -101,7 +101,7 @@ def audit(
     found = client.delete("audit") if reset else client.get("audit")
     columns = ("COUNT", "REASON", "RULE", "FROM", "TO", "PORT", "REQUEST", "FIRST", "LAST")
     emit(found, output, columns, audit_rows(found))
-    for note in audit_notes(found):
+    for note in audit_notes(found) if output is Output.TABLE else ():
         typer.echo(note, err=True)
 
 

@@ -79,7 +79,7 @@ def policy_rows(policies: list[Json]) -> Iterator[tuple[str, ...]]:
                 yield (names, direction, "any", "any", "*", "allow", "", "(no policy selects it)")
         for row in policy["rows"]:
             peers = "any other" if row["peers"] == "any other" else "; ".join(map(_identity, row["identities"]))
-            http = "; ".join(f"{rule['method'] or '*'} {rule['path'] or '*'}" for rule in row["http"])
+            http = "; ".join(map(_http_rule, row["http"]))
             rule = row["rule"] or f"({row['reason']})"
             yield (names, row["direction"], peers, row["protocol"], row["ports"], row["verdict"], http, rule)
 
@@ -147,6 +147,14 @@ def _end(end: Json) -> str:
     return f"{where}({text})" if where else text
 
 
+def _http_rule(rule: Json) -> str:
+    parts = [rule["method"] or "*", rule["path"] or "*"]
+    parts += [f"host {rule['host']}"] if rule["host"] else []
+    for header in rule["headers"]:
+        parts.append(header["name"] if header["value"] is None else f"{header['name']}: {header['value']}")
+    return " ".join((*parts, "(audit)") if rule["audit"] else parts)
+
+
 def _party(end: Json) -> str:
     """Namespace and labels of one end of an audit, and for what is no pod the latest address."""
     namespace = next((label.partition("=")[2] for label in end["labels"] if label.startswith(_NAMESPACE)), "")
@@ -156,9 +164,10 @@ def _party(end: Json) -> str:
 
 def _enforcement(found: Json) -> str:
     mode, count = found["mode"], found["policiesInAudit"]
+    policies = f"{found['policies']} {'policy' if found['policies'] == 1 else 'policies'}"
     if mode == "audit":
-        return f"audit: no policy is enforced ({found['policies']} policies)"
-    return f"{mode}: {found['policies']} policies" + (f", {count} of them in audit" if count else "")
+        return f"audit: nothing is denied by any policy ({policies})"
+    return f"{mode}: {policies}" + (f", {count} of them in audit" if count else "")
 
 
 def _identity(identity: Json) -> str:
