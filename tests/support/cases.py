@@ -1,12 +1,15 @@
 """The table of cases: policies + connection or request → verdict, reason, rule.
 
-`tests/cases/*.yaml` run against the interpreter, the kernel programs, Envoy and the embedded proxy. A file has
+`tests/cases/*.yaml` run against the interpreter, the compiled table, the kernel programs and Envoy. A file has
 
 - `include`: files or folders of manifests, relative to the top of the repository (optional),
 - `manifests`: inline Namespace, Node, Pod and policy documents (optional),
+- `sources`: short name → where expected values come from: a specification, or a line of docs/policy.md,
+- `spec`: the sources of every case that names none itself (optional),
 - `cases`: a list of
 
       name: what it shows
+      spec: a name, or a list of names, of `sources`
       from: default/frontend        # a pod, or an IP address
       to: default/backend
       family: 4                     # between pods; left out: the case is run for IPv4 and for IPv6
@@ -18,6 +21,13 @@
         - {method: GET, path: /a, headers: ["Name: value"], version: "1.1",
            http: {status: 200, reason: http-allowed, rule: …}}
 
+  or groups: `{group: name, cases: […], …}`, where every other field is the default of the cases in it.
+
+`expect` may be one line, «[verdict] reason [rule]», the verdict left out where the reason says it; `http` likewise,
+«[status] reason [rule]». A rule that begins with «spec» is one of the policy named by `policy` (of the case, the group
+or the file).
+A verdict that passes with a reason that denies is **audit**.
+
 `http.envoy` is Envoy's status where Envoy cannot answer alike; status or reason may then differ (the file says why).
 A Host header is added unless one is listed; `no_host: true` keeps it out. Characters of method, path and headers are
 Latin-1 bytes.
@@ -28,7 +38,7 @@ fd00:240:2::/64.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -36,10 +46,10 @@ from typing import Any
 import msgspec
 
 from spliceway.policy.documents import Document, load_documents
-from spliceway.policy.http import HttpRequest
+from spliceway.policy.http import STATUS, HttpRequest
 from spliceway.policy.model import Cluster, Object
 from spliceway.policy.parse import parse_document
-from spliceway.policy.verdict import Protocol
+from spliceway.policy.verdict import Protocol, Reason
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ROOT / "tests" / "cases"
@@ -49,6 +59,9 @@ POD_CIDRS = tuple(ip_network(text) for text in ("10.240.1.0/24", "fd00:240:1::/6
 PATHS = ("interpreter", "kernel", "envoy", "embedded")
 
 IPAddress = IPv4Address | IPv6Address
+
+_CASE = {"name", "from", "to", "family", "protocol", "port", "paths", "expect", "request", "requests", "spec", "policy"}
+_REQUEST = {"method", "path", "headers", "version", "no_host", "http", "paths"}
 
 
 class ExpectHttp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,7 +83,10 @@ class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Case(msgspec.Struct, frozen=True):
-    """One line of the table. `source` and `destination` are addresses, the names are as written in the file."""
+    """One line of the table. `source` and `destination` are addresses, the names are as written in the file.
+
+    `spec` says where the expected value comes from.
+    """
 
     file: str
     name: str
@@ -83,6 +99,7 @@ class Case(msgspec.Struct, frozen=True):
     expect: Expect
     request: HttpRequest | None = None
     paths: tuple[str, ...] = PATHS
+    spec: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -108,20 +125,30 @@ def load_case_file(path: Path) -> CaseFile:
     """One file of the table."""
     (document,) = load_documents(path.read_text(encoding="utf-8"), path.name)
     content = document.content
-    if unknown := set(content) - {"include", "manifests", "cases"}:
+    if unknown := set(content) - {"include", "manifests", "sources", "spec", "policy", "cases"}:
         raise ValueError(f"{path.name}: unknown {unknown}")
     documents = [found for name in content.get("include", ()) for found in _included(ROOT / name)]
     documents += [
         Document(path.name, index + 1, document.line, manifest)
         for index, manifest in enumerate(content.get("manifests", ()))
     ]
-    objects: list[Object] = [item for found in documents for item in parse_document(found)]
-    cluster = Cluster(pod_cidrs=POD_CIDRS).with_objects(objects)
-    cases = tuple(case for entry in content["cases"] for case in _cases(path.name, entry, cluster))
+    cluster = cluster_of(documents)
+    defaults = {key: content[key] for key in ("spec", "policy") if key in content}
+    entries = _flatten(path.name, content["cases"], defaults)
+    sources = content.get("sources", {})
+    cases = tuple(case for entry in entries for case in _cases(path.name, entry, cluster, sources))
     names = [case.id for case in cases]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"cases twice: {twice}")
+    if unused := set(sources) - {name for entry in entries for name in _names(entry["spec"])}:
+        raise ValueError(f"{path.name}: sources that no case names: {unused}")
     return CaseFile(path.name, tuple(found.content for found in documents), cluster, cases)
+
+
+def cluster_of(documents: list[Document]) -> Cluster:
+    """The cluster that documents describe, with the pod ranges of the table."""
+    objects: list[Object] = [item for found in documents for item in parse_document(found)]
+    return Cluster(pod_cidrs=POD_CIDRS).with_objects(objects)
 
 
 def _included(path: Path) -> Iterator[Document]:
@@ -129,10 +156,35 @@ def _included(path: Path) -> Iterator[Document]:
         yield from load_documents(file.read_text(encoding="utf-8"), str(file.relative_to(ROOT)))
 
 
-def _cases(file: str, entry: dict[str, Any], cluster: Cluster) -> Iterator[Case]:
-    allowed = {"name", "from", "to", "family", "protocol", "port", "paths", "expect", "request", "requests"}
-    if unknown := set(entry) - allowed:
+def _flatten(file: str, entries: list[dict[str, Any]], defaults: dict[str, Any]) -> list[dict[str, Any]]:
+    """Cases with what their groups say for all of them; names begin with those of the groups."""
+    found: list[dict[str, Any]] = []
+    for entry in entries:
+        if "cases" not in entry:
+            found.append({**defaults, **entry, "name": _name(defaults, entry["name"])})
+            continue
+        if unknown := set(entry) - _CASE - {"group", "cases"} | {"name"} & set(entry):
+            raise ValueError(f"{file}: group {entry.get('group')}: unknown {unknown}")
+        inner = {**defaults, **entry, "name": _name(defaults, entry["group"])}
+        del inner["cases"], inner["group"]
+        found += _flatten(file, entry["cases"], inner)
+    return found
+
+
+def _name(defaults: Mapping[str, Any], name: str) -> str:
+    return f"{defaults['name']}: {name}" if "name" in defaults else name
+
+
+def _names(value: str | list[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _cases(file: str, entry: dict[str, Any], cluster: Cluster, sources: Mapping[str, str]) -> Iterator[Case]:
+    if unknown := set(entry) - _CASE:
         raise ValueError(f"{file}: {entry.get('name')}: unknown {unknown}")
+    if not entry.get("spec") or not set(_names(entry["spec"])) <= set(sources):
+        raise ValueError(f"{file}: {entry['name']}: needs a spec, and each a source")
+    policy = entry.get("policy", "")
     for source, destination in _addresses(entry, cluster):
         base = Case(
             file,
@@ -143,25 +195,52 @@ def _cases(file: str, entry: dict[str, Any], cluster: Cluster) -> Iterator[Case]
             destination,
             _protocol(entry.get("protocol", "TCP")),
             entry.get("port", 0),
-            msgspec.convert(entry["expect"], Expect),
+            _expect(entry["expect"], policy),
             _request(entry["request"]) if "request" in entry else None,
             tuple(entry.get("paths", PATHS)),
+            tuple(sources[name] for name in _names(entry["spec"])),
         )
         if set(base.paths) - set(PATHS):
             raise ValueError(f"{file}: {base.name}: unknown paths {base.paths}")
         if "requests" not in entry:
             yield base
         for item in entry.get("requests", ()):
-            http = msgspec.convert(item["http"], ExpectHttp)
             headers = "".join(f", {header}" for header in item.get("headers", ()))
             host = ", no Host" if item.get("no_host") else ""
             yield msgspec.structs.replace(
                 base,
                 name=f"{base.name}: {item['method']} {item['path']!r}{headers}{host} HTTP/{item.get('version', '1.1')}",
                 request=_request(item),
-                expect=msgspec.structs.replace(base.expect, http=http),
+                expect=msgspec.structs.replace(base.expect, http=_expect_http(item["http"], policy)),
                 paths=tuple(item.get("paths", base.paths)),
             )
+
+
+def _expect(value: str | dict[str, Any], policy: str) -> Expect:
+    if not isinstance(value, str):
+        return msgspec.convert(value, Expect)
+    verdict, reason, rule = _line(value, policy, ("allow", "deny", "redirect"))
+    if not verdict:
+        verdict = "redirect" if reason is Reason.REDIRECTED else "deny" if reason.denies else "allow"
+    return Expect(verdict, reason.label, rule)
+
+
+def _expect_http(value: str | dict[str, Any], policy: str) -> ExpectHttp:
+    if not isinstance(value, str):
+        return msgspec.convert(value, ExpectHttp)
+    status, reason, rule = _line(value, policy, ("200",))
+    return ExpectHttp(int(status or STATUS[reason]), reason.label, rule)
+
+
+def _line(text: str, policy: str, first: tuple[str, ...]) -> tuple[str, Reason, str | None]:
+    """Parts of «[first] reason [rule]»."""
+    words = text.split()
+    begin = words.pop(0) if words[0] in first else ""
+    reason = Reason[words.pop(0).upper().replace("-", "_")]
+    rule = " ".join(words)
+    if rule.startswith("spec"):
+        rule = f"{policy} {rule}"
+    return begin, reason, rule or None
 
 
 def _addresses(entry: dict[str, Any], cluster: Cluster) -> Iterator[tuple[IPAddress, IPAddress]]:
@@ -184,7 +263,7 @@ def _protocol(value: str | int) -> int:
 
 
 def _request(item: dict[str, Any]) -> HttpRequest:
-    if unknown := set(item) - {"method", "path", "headers", "version", "no_host", "http", "paths"}:
+    if unknown := set(item) - _REQUEST:
         raise ValueError(f"request {item.get('path')!r}: unknown {unknown}")
     headers = []
     for line in item.get("headers", ()):
