@@ -245,6 +245,15 @@ def test_admin_decides_over_normal_and_baseline() -> None:
     assert ask(policy("a", rule(ALLOW), tier=ADMIN), policy("n", rule(ALLOW, tcp(80), http=True)))[:2] == ALLOWED
 
 
+def test_tiers_are_asked_one_after_the_other_on_some_ports_too() -> None:
+    web = policy("a", rule(ALLOW, tcp(80)), tier=ADMIN, priority=10)
+    assert ask(web, policy("n", rule(DENY))) == Answer(*ALLOWED, "a:ingress[0].toPorts[0]")
+    assert ask(web, policy("n", rule(DENY)), port=81)[:2] == DENIED
+    base = policy("b", rule(DENY, tcp(80)), tier=BASELINE)
+    assert ask(base, policy("z", rule(ALLOW), tier=BASELINE, priority=1))[:2] == DENIED
+    assert ask(base, policy("n", rule(ALLOW)))[:2] == ALLOWED
+
+
 def test_pass_ends_the_admin_tier_only() -> None:
     admin = policy("a", rule(PASS, tcp(80)), rule(DENY, place=1), tier=ADMIN)
     assert ask(admin) == FREE
@@ -405,6 +414,12 @@ def test_with_audit_alone_everything_passes_and_nothing_is_lost() -> None:
     assert ask(AUDITED["nothing"], peer=[HOST_PEERS]) == Answer(Verdict.ALLOW, Reason.HOST_ALLOWED)
     # Cluster.audit is audit of every policy.
     assert ask(ENFORCED["deny"], audit=True) == Answer(Verdict.ALLOW, Reason.POLICY_DENIED, "e:ingressDeny[0]")
+
+
+def test_http_rules_in_audit_are_never_among_enforced_ones() -> None:
+    wide = policy("e", rule(ALLOW, tcp(70, 90), http=True))
+    narrow = policy("a", rule(ALLOW, tcp(80, 81), http=True), audit=True)
+    assert [ask(wide, narrow, port=port).http for port in (75, 80, 85)] == [{E}] * 3
 
 
 def test_default_deny_of_audit_alone_is_not_enforced() -> None:

@@ -36,6 +36,8 @@ Slot = tuple[Protocol, int, int]
 NamedPorts = Mapping[tuple[str, Protocol], Iterable[int]]
 
 _Span = tuple[int, int, Term]
+#: A term in force: its precedence, a number that no other one has (terms do not compare), its last port.
+_Standing = tuple[tuple[int, Order], int, int, Term]
 
 
 def resolve(terms: Iterable[Term], named: NamedPorts) -> dict[Slot, Outcome]:
@@ -43,13 +45,15 @@ def resolve(terms: Iterable[Term], named: NamedPorts) -> dict[Slot, Outcome]:
 
     What is missing is `MISSING`. Rows of a named protocol are left out where Protocol.ANY, or no row, says the same.
     """
-    everywhere: list[_Span] = []
+    terms = tuple(terms)
+    leading = _leading(term for term in terms if not term.ports)
+    everywhere = [(0, LAST_PORT, term) for term in leading.values()]
     by_protocol: dict[Protocol, list[_Span]] = {}
     for term in terms:
-        if not term.ports:
-            everywhere.append((0, LAST_PORT, term))
-        for protocol, first, last in _spans(term, named):
-            by_protocol.setdefault(protocol, []).append((first, last, term))
+        enforced = leading.get((term.tier, False))
+        if term.ports and (enforced is None or term.precedence < enforced.precedence):
+            for protocol, first, last in _spans(term, named):
+                by_protocol.setdefault(protocol, []).append((first, last, term))
 
     # A protocol that no term names: one run of ports.
     ((_, _, base),) = _runs(everywhere)
@@ -59,6 +63,16 @@ def resolve(terms: Iterable[Term], named: NamedPorts) -> dict[Slot, Outcome]:
             if outcome != base:
                 for port, bits in prefixes(first, last):
                     found[protocol, port, bits] = outcome
+    return found
+
+
+def _leading(terms: Iterable[Term]) -> dict[tuple[Tier, bool], Term]:
+    """Of terms about every port, those that can decide: the first in each tier, enforced and in audit."""
+    found: dict[tuple[Tier, bool], Term] = {}
+    for term in terms:
+        key = term.tier, term.audit
+        if key not in found or term.precedence < found[key].precedence:
+            found[key] = term
     return found
 
 
@@ -79,22 +93,22 @@ def _runs(spans: list[_Span]) -> Iterator[tuple[int, int, Outcome]]:
     for first, last, term in spans:
         begins.setdefault(first, []).append((last, term))
         ends.setdefault(last + 1, []).append(term)
-    auditing = any(term.audit for _, _, term in spans)
-    enforced, everything = _Ladder(), _Ladder()
+    everything = _Ladder()
+    enforced = _Ladder() if any(term.audit for _, _, term in spans) else None
     start, current = 0, NO_POLICY
     for port in sorted({*begins, *ends}):
         if port > LAST_PORT:
             break
         for term in ends.get(port, ()):
             everything.end(term)
-            if not term.audit:
+            if enforced and not term.audit:
                 enforced.end(term)
         for last, term in begins.get(port, ()):
             everything.begin(last, term)
-            if not term.audit:
+            if enforced and not term.audit:
                 enforced.begin(last, term)
         outcome = everything.outcome(port)
-        if auditing:
+        if enforced:
             outcome = combine(enforced.outcome(port), outcome)
         if port == 0:
             current = outcome
@@ -109,8 +123,8 @@ class _Ladder:
 
     def __init__(self) -> None:
         # Each tier's best term is on top; what has ended stays below until it would be.
-        self._tiers: dict[Tier, list[tuple[tuple[int, Order], int, int, Term]]] = {tier: [] for tier in Tier}
-        self._serial = count()  # terms do not compare
+        self._tiers: tuple[list[_Standing], ...] = ([], [], [])
+        self._serial = count()
         self._http: Counter[RuleRef] = Counter()
 
     def begin(self, last: int, term: Term) -> None:
@@ -126,7 +140,7 @@ class _Ladder:
 
     def outcome(self, port: int) -> Outcome:
         """What the terms in force make of a port."""
-        for heap in self._tiers.values():
+        for heap in self._tiers:
             while heap and heap[0][2] < port:
                 heappop(heap)
             if heap and heap[0][-1].effect is not Effect.PASS:
