@@ -11,16 +11,16 @@ import pytest
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf.datapath import Datapath
 from spliceway.bpf.errors import KernelRefusedError
-from spliceway.bpf.rows import LogicalRows, logical_rows, unpack_class, unpack_endpoint, unpack_identity, unpack_row
+from spliceway.bpf.rows import LogicalRows, logical_rows
 from spliceway.policy.table import ClassKey, EndpointPolicy, PolicyTable, Row, RowKey, RuleRef
 from spliceway.policy.verdict import Direction, Protocol, Reason, Verdict
 from support import packets as p
 from support.kernel import KernelNode
+from support.maps import expected, live
 
 pytestmark = pytest.mark.kernel
 
 ME = "default/frontend"
-_UNPACK = {"endpoints": unpack_endpoint, "ipcache": unpack_identity, "classes": unpack_class, "policy": unpack_row}
 
 
 @pytest.fixture(scope="module")
@@ -58,25 +58,6 @@ def table(rng: random.Random, revision: int, rows: int = 20) -> PolicyTable:
         rule_sets={},
         rules={i: RuleRef("test", str(i)) for i in range(1, 10)},
     )
-
-
-def live(node: KernelNode) -> tuple[dict[str, dict[bytes, bytes]], dict[str, dict[bytes, bytes]]]:
-    """What the maps hold, by slot: the live one first."""
-    maps = node.datapath._maps
-    slot = node.datapath._table.generation & 1
-    both = []
-    for which in (slot, 1 - slot):
-        both.append(
-            {
-                name: {key: value for key, raw in getattr(maps, name).items() if (value := unpack(raw, which))}
-                for name, unpack in _UNPACK.items()
-            }
-        )
-    return both[0], both[1]
-
-
-def expected(rows: LogicalRows) -> dict[str, dict[bytes, bytes]]:
-    return {name: getattr(rows, name) for name in _UNPACK}
 
 
 @pytest.mark.parametrize("seed", range(4))
