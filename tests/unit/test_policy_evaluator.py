@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
+from random import Random
 from typing import Any
 
 import pytest
@@ -166,6 +167,15 @@ def policies(draw: Any, number: int) -> NetworkPolicy:
     return NetworkPolicy(kind, "one" if normal else "", f"p{number}", (spec,), audit=audit)
 
 
+def _http_policy(audit: bool, role: str) -> NetworkPolicy:
+    """What random rules say too seldom: HTTP rules that no plain rule voids, at one end or at both."""
+    entry = PortRule("http.toPorts[0]", (PortRange(Protocol.TCP, 80, 80),), MATCHES[:1])
+    found = tuple(Rule("http", direction, Action.ALLOW, None, (entry,)) for direction in Direction)
+    subject = Selector((Requirement("any", "role", Operator.IN, (role,)),))
+    spec = Spec("spec", subject, found, (False, False), (True, True))
+    return NetworkPolicy("CiliumNetworkPolicy", "one", "http", (spec,), audit=audit)
+
+
 @st.composite
 def clusters(draw: Any) -> Cluster:
     items = list(OBJECTS)
@@ -180,6 +190,8 @@ def clusters(draw: Any) -> Cluster:
             Pod(draw(some(("one", "two"))), f"pod{number}", labels, tuple(addresses), f"node{network}", ports=named)
         )
     items += [draw(policies(number)) for number in range(draw(st.integers(1, 5)))]
+    if draw(st.booleans()):
+        items.append(_http_policy(draw(st.booleans()), draw(some("ab"))))
     pod_cidrs = (ip_network("fd00:240:1::/64"), ip_network("fd00:240:2::/64"))
     return Cluster(pod_cidrs=pod_cidrs, audit=draw(some((False, False, False, True)))).with_objects(items)
 
@@ -199,9 +211,10 @@ def test_the_evaluator_has_the_interpreters_answers(memory: int, monkeypatch: py
     monkeypatch.setattr(evaluator, "MEMORY", memory)
     seen: set[tuple[str, str]] = set()
 
-    @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-    @given(clusters(), st.randoms(use_true_random=False))
-    def check(cluster: Cluster, random: Any) -> None:
+    @settings(max_examples=90, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+    @given(clusters(), st.integers(0, 2**32))
+    def check(cluster: Cluster, seed: int) -> None:
+        random = Random(seed)
         remembers = Evaluator(cluster)
         for _ in range(60):
             source = ip_address(random.choice(ADDRESSES))
