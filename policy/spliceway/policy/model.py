@@ -341,7 +341,7 @@ class Cluster(msgspec.Struct, frozen=True):
         """A snapshot in which these objects are new, or replace those of the same kind and name."""
         parts: dict[str, dict[Any, Any]] = {}
         for item in items:
-            field, key = _place(*object_key(item))
+            field, key = place_of(*object_key(item))
             if field not in parts:
                 parts[field] = dict(getattr(self, field))
             parts[field][key] = item
@@ -349,7 +349,7 @@ class Cluster(msgspec.Struct, frozen=True):
 
     def without(self, kind: str, name: str) -> Cluster:
         """A snapshot without the object of this kind and name (see `object_key`); unknown names change nothing."""
-        field, key = _place(kind, name)
+        field, key = place_of(kind, name)
         rest = dict(getattr(self, field))
         if rest.pop(key, None) is None:
             return self
@@ -381,7 +381,7 @@ _FIELDS = {
 }
 
 
-def _place(kind: str, name: str) -> tuple[str, str | tuple[str, str]]:
+def place_of(kind: str, name: str) -> tuple[str, str | tuple[str, str]]:
     """Field of Cluster and key in it. Every other kind is a policy."""
     field = _FIELDS.get(kind)
     return (field, name) if field else ("policies", (kind, name))

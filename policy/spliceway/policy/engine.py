@@ -1,0 +1,330 @@
+"""The incremental compiler: changed objects in, a PolicyTable that shares structure with the last one out.
+
+`Compilation` does the work. The engine decides what comes into force: it checks that every table fits the kernel's
+maps, refuses policies that would make it overflow, and keeps numbers until nothing can mean what they meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+import msgspec
+
+from spliceway.policy.budget import BudgetError, Limits, Need, Refusal, overflows
+from spliceway.policy.compilation import Change, Compilation
+from spliceway.policy.halves import Retired
+from spliceway.policy.labelfilter import LabelFilter
+from spliceway.policy.model import (
+    CidrGroup,
+    Cluster,
+    EndpointSlice,
+    Namespace,
+    NetworkPolicy,
+    Node,
+    Object,
+    Pod,
+    Secret,
+    Service,
+    object_key,
+)
+from spliceway.policy.numbering import Numbering
+from spliceway.policy.sharing import SharedMap, differing
+from spliceway.policy.store import Store
+from spliceway.policy.table import IPNetwork, PolicyTable, TableDelta
+
+#: Pairs of rule sets when no limit is given: each is a listener of its own.
+_MAX_PAIRS = 1024
+_Key = tuple[str, str]
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What a node's tables depend on beside objects and numbers.
+
+    `pod_cidrs`: prefixes of pod addresses beyond those that nodes name; `audit`: every policy is in audit mode;
+    `labels`: which labels of pods count for identities.
+    """
+
+    node: str
+    pod_cidrs: tuple[IPNetwork, ...] = ()
+    audit: bool = False
+    labels: LabelFilter = LabelFilter()
+    limits: Limits = Limits()
+
+
+class Engine:
+    """Compiles for one node. Not for several threads at once."""
+
+    def __init__(self, options: Options, numbering: Numbering) -> None:
+        """With nothing in it. Numbers that `numbering` has from earlier are used again, and never released here."""
+        self._options = options
+        self._numbering = numbering
+        self._store = Store(pod_cidrs=options.pod_cidrs, audit=options.audit)
+        self._compilation = self._new()
+        self._broken = False
+        self._table: PolicyTable | None = None
+        self._retired: dict[Retired, int] = {}
+        self._refused: dict[_Key, Refusal] = {}
+        self._wanted: dict[_Key, NetworkPolicy] = {}
+        self._tried: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        revision = self._table.revision if self._table else None
+        return f"Engine({self._options.node}, revision={revision}, {self.sizes()}, refused={len(self._refused)})"
+
+    @property
+    def cluster(self) -> Cluster:
+        """The objects that the engine has; policies as they are in force."""
+        return self._store.cluster
+
+    @property
+    def table(self) -> PolicyTable | None:
+        """The last table that was given out."""
+        return self._table
+
+    @property
+    def refused(self) -> Mapping[_Key, Refusal]:
+        """Policies that were refused for want of room. They are tried again when there is more of it."""
+        return MappingProxyType(self._refused)
+
+    @property
+    def refused_pairs(self) -> frozenset[tuple[int, int]]:
+        """Pairs of rule sets for which there was no room: what would meet both is denied (no-listener)."""
+        return self._compilation.refused_pairs
+
+    def sizes(self) -> dict[str, int]:
+        """Entries that the objects need now, by the names of Limits."""
+        state = self._compilation
+        return {
+            "endpoints": len(state.endpoints),
+            "ipcache": len(state.ipcache),
+            "classes": len(state.halves.classes),
+            "rows": len(state.halves.rows),
+            "listeners": len(state.halves.rule_sets),
+            "pairs": len(state.halves.pairs),
+        }
+
+    def apply(self, changed: Iterable[Object], removed: Iterable[_Key] = (), *, revision: int) -> PolicyTable:
+        """Take over new and changed objects, and remove those of these kinds and keys; gives the table that follows.
+
+        Objects that are as they were cost nothing, so that handing them in again is harmless. Raises BudgetError when
+        pods alone need more room than there is, NumberingError when numbers run out. The objects are taken over even
+        then, the last table stays, and the next call tries again; its delta is against the last table that was given.
+        """
+        policies, others = self._sort(changed, removed)
+        if self._broken:
+            self._rebuild(others + policies)
+        else:
+            self._work(others + policies)
+        needs = self._needs()
+        if needs and policies:
+            needs = self._undo(policies, needs)
+        if needs:
+            raise BudgetError(needs)
+        self._retry()
+        return self._give(revision)
+
+    def settle(self, revision: int) -> None:
+        """The table of this revision is in force everywhere: numbers that it and its predecessors dropped are free."""
+        for retired, dropped in list(self._retired.items()):
+            if dropped > revision:
+                break
+            del self._retired[retired]
+            if not self._compilation.in_use(retired):
+                _release(self._numbering, retired)
+
+    def _sort(self, changed: Iterable[Object], removed: Iterable[_Key]) -> tuple[list[Change], list[Change]]:
+        """What really changes, policies apart, always in the same order."""
+        wanted: dict[_Key, Object | None] = dict.fromkeys(removed)
+        wanted.update((object_key(item), item) for item in changed)
+        policies: list[Change] = []
+        others: list[Change] = []
+        for key, new in sorted(wanted.items(), key=lambda entry: entry[0]):
+            old = self._store.get(*key)
+            if key in self._refused and isinstance(new, NetworkPolicy) and new == self._wanted.get(key):
+                continue
+            self._refused.pop(key, None)
+            self._wanted.pop(key, None)
+            if old != new:
+                policy = isinstance(old if new is None else new, NetworkPolicy)
+                (policies if policy else others).append((old, new))
+        return policies, others
+
+    def _work(self, changes: list[Change]) -> None:
+        for old, new in changes:
+            if new is not None:
+                self._store.put(new)
+            elif old is not None:
+                self._store.drop(*object_key(old))
+        self._broken = True
+        # Policies come first: which labels and ports count is known before pods are put in order.
+        self._compilation.change(sorted(changes, key=_rank))
+        self._compilation.flush()
+        self._broken = False
+
+    def _needs(self) -> tuple[Need, ...]:
+        """What does not fit. While a change is under way the kernel has the keys of both tables."""
+        state = self._compilation
+        leaving = {
+            "endpoints": _leaving(state.endpoints),
+            "ipcache": _leaving(state.ipcache),
+            "classes": _leaving(state.halves.classes),
+            "rows": _leaving(state.halves.rows),
+        }
+        limits = msgspec.structs.replace(self._options.limits, pairs=None)  # pairs beyond are left out one by one
+        return overflows(limits, {name: size + leaving.get(name, 0) for name, size in self.sizes().items()})
+
+    def _undo(self, policies: list[Change], needs: tuple[Need, ...]) -> tuple[Need, ...]:
+        """Leave the policies as they were, unless that makes it worse. Gives what does not fit even so."""
+        self._work([(new, old) for old, new in policies])
+        rest = self._needs()
+        if sum(need.need - need.room for need in needs) < sum(need.need - need.room for need in rest):
+            self._work(policies)
+            return needs
+        for old, new in policies:
+            one = new if new is not None else old
+            assert isinstance(one, NetworkPolicy)
+            key = object_key(one)
+            self._refused[key] = Refusal(key, needs)
+            if isinstance(new, NetworkPolicy):
+                self._wanted[key] = new
+        self._tried = self.sizes()
+        return rest
+
+    def _retry(self) -> None:
+        """Try policies that were refused again when something has become smaller."""
+        sizes = self.sizes()
+        if not self._wanted or all(sizes[name] >= tried for name, tried in self._tried.items()):
+            return
+        for key, policy in sorted(self._wanted.items()):
+            change: Change = (self._store.get(*key), policy)
+            self._work([change])
+            if self._needs():
+                self._work([(change[1], change[0])])
+            else:
+                del self._refused[key], self._wanted[key]
+        self._tried = self.sizes()
+
+    def _new(self) -> Compilation:
+        return Compilation(
+            node=self._options.node,
+            pod_cidrs=self._options.pod_cidrs,
+            audit=self._options.audit,
+            label_filter=self._options.labels,
+            numbering=self._numbering,
+            max_pairs=_MAX_PAIRS if self._options.limits.pairs is None else self._options.limits.pairs,
+        )
+
+    def _rebuild(self, changes: list[Change]) -> None:
+        """From scratch: an error left things half done."""
+        for old, new in changes:
+            if new is not None:
+                self._store.put(new)
+            elif old is not None:
+                self._store.drop(*object_key(old))
+        self._compilation = self._new()
+        self._work([(None, item) for item in sorted(objects(self._store.cluster), key=object_key)])
+        if self._table is None:
+            return
+        state, last = self._compilation, self._table
+        for shared, before in _maps(state, last):
+            shared.touched = differing(before, shared.give())
+        gone: list[Retired] = [("identity", number) for number in last.identities]
+        gone += [("policy", endpoint.policy_id) for endpoint in last.endpoints.values()]
+        gone += [("class", key.policy_id, key.direction, number) for key, number in last.classes.items()]
+        gone += [("rule", number) for number in last.rules]
+        gone += [("rule set", number) for number in last.rule_sets]
+        state.halves.retired.update(dict.fromkeys(retired for retired in gone if not state.in_use(retired)))
+
+    def _give(self, revision: int) -> PolicyTable:
+        state, halves = self._compilation, self._compilation.halves
+        last = self._table
+        delta = None
+        if last is not None:
+            delta = TableDelta(
+                base=last.revision,
+                identities=frozenset(state.identities.touched),
+                ipcache=frozenset(state.ipcache.touched),
+                endpoints=frozenset(state.endpoints.touched),
+                classes=frozenset(halves.classes.touched),
+                rows=frozenset(halves.rows.touched),
+                rule_sets=frozenset(halves.rule_sets.touched),
+                pairs=frozenset(halves.pairs.touched),
+            )
+        self._table = PolicyTable(
+            revision=revision,
+            identities=state.identities.give(),
+            ipcache=state.ipcache.give(),
+            endpoints=state.endpoints.give(),
+            classes=halves.classes.give(),
+            rows=halves.rows.give(),
+            rule_sets=halves.rule_sets.give(),
+            rules=halves.rules.give(),
+            pairs=halves.pairs.give(),
+            delta=delta,
+        )
+        for shared, _ in _maps(state, self._table):
+            shared.touched = set()
+        for retired in halves.retired:
+            self._retired.pop(retired, None)  # the latest goes last
+            self._retired[retired] = revision
+        halves.retired = {}
+        return self._table
+
+
+_RANKS: Mapping[type, int] = {Namespace: 1, Node: 2, Service: 3, EndpointSlice: 4, CidrGroup: 5, Secret: 6, Pod: 7}
+
+
+def _rank(change: Change) -> int:
+    old, new = change
+    return _RANKS.get(type(old if new is None else new), 0)
+
+
+def _maps(state: Compilation, table: PolicyTable) -> list[tuple[SharedMap, Mapping]]:  # type: ignore[type-arg]
+    """The maps of a compilation beside those of a table."""
+    halves = state.halves
+    return [
+        (state.identities, table.identities),
+        (state.ipcache, table.ipcache),
+        (state.endpoints, table.endpoints),
+        (halves.classes, table.classes),
+        (halves.rows, table.rows),
+        (halves.rule_sets, table.rule_sets),
+        (halves.rules, table.rules),
+        (halves.pairs, table.pairs),
+    ]
+
+
+def _leaving(shared: SharedMap) -> int:  # type: ignore[type-arg]
+    return sum(shared.get(key) is None for key in shared.touched)
+
+
+def objects(cluster: Cluster) -> list[Object]:
+    """Every object of a cluster."""
+    found: list[Object] = []
+    for mapping in (
+        cluster.policies,
+        cluster.namespaces,
+        cluster.nodes,
+        cluster.services,
+        cluster.slices,
+        cluster.cidr_groups,
+        cluster.secrets,
+        cluster.pods,
+    ):
+        found += mapping.values()
+    return found
+
+
+def _release(numbering: Numbering, retired: Retired) -> None:
+    match retired:
+        case ("identity", number):
+            numbering.release_identity(number)
+        case ("policy", number):
+            numbering.release_policy(number)
+        case ("class", policy_id, direction, number):
+            numbering.release_class(policy_id, direction, number)
+        case ("rule", number):
+            numbering.release_rule(number)
+        case ("rule set", number):
+            numbering.release_rule_set(number)
