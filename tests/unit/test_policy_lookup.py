@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from spliceway.policy.evaluate_tiers import Half, both
 from spliceway.policy.lookup import Judgement, lookup_pair
-from spliceway.policy.table import PolicyTable
-from spliceway.policy.verdict import Reason, Verdict
+from spliceway.policy.table import PolicyTable, RuleRef
+from spliceway.policy.verdict import Direction, Reason, Verdict
 
-TABLE = PolicyTable(1, {}, {}, {}, {}, {}, {}, {}, pairs={(11, 12): 13})
+REFS = {rule: RuleRef(f"K ns/p{rule}", "spec") for rule in (1, 2)}
+TABLE = PolicyTable(1, {}, {}, {}, {}, {}, {}, REFS, pairs={(11, 12): 13})
 
 FREE = Judgement(Verdict.ALLOW, Reason.NO_POLICY)
 HOST = Judgement(Verdict.ALLOW, Reason.HOST_ALLOWED)
@@ -62,3 +64,17 @@ def test_what_is_audit() -> None:
     assert [found.audit for found in (AUDIT_1, HTTP_AUDIT_1, ALLOW_1, HTTP_1, DENY_1, FREE)] == [True, True] + [
         False
     ] * 4
+
+
+def test_both_halves_as_the_interpreter_has_it() -> None:
+    clients = (None, FREE, ALLOW_1, DENY_1, HTTP_1, AUDIT_1, HTTP_AUDIT_1)
+    servers = (None, FREE, HOST, ALLOW_2, DENY_2, HTTP_2, AUDIT_2, HTTP_AUDIT_2)
+
+    def half(direction: Direction, found: Judgement | None) -> Half | None:
+        return None if found is None else Half(direction, found.verdict, found.reason, REFS.get(found.rule))
+
+    for egress in clients:
+        for ingress in servers:
+            found = lookup_pair(TABLE, egress, ingress)
+            expected = both(half(Direction.EGRESS, egress), half(Direction.INGRESS, ingress))
+            assert (found.verdict, found.reason, REFS.get(found.rule)) == expected
