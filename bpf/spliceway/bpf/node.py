@@ -21,7 +21,9 @@ _SYS = Path("/proc/sys/net")
 
 #: Proxies connect from clients' addresses with fresh ports: reuse those in TIME_WAIT. The port range stays as it is: a
 #: port is taken for a pair of ends only, and a wider range would reach into NodePorts.
-_WANTED = {"ipv4/tcp_tw_reuse": "1"}
+#: Answers of the node's own servers to the proxy's connections in pods' names come in by the loopback device, from the
+#: node's addresses.
+_WANTED = {"ipv4/tcp_tw_reuse": "1", "ipv4/conf/lo/accept_local": "1"}
 _FORWARDING = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
 
 
@@ -52,6 +54,11 @@ def problems(settings: DatapathSettings) -> list[str]:
     """Sentences about settings of the node that keep traffic from flowing."""
     found = [f"net/{name} is 0: pods can't reach each other" for name in _FORWARDING if _read(name) == "0"]
     strict = _read("ipv4/conf/all/rp_filter") == "1"
+    if strict or _read("ipv4/conf/lo/rp_filter") == "1":
+        found.append(
+            "net/ipv4/conf: rp_filter=1 for all or lo: pods with HTTP egress rules can't reach the node's own servers by "
+            "IPv4; set both to 0 or 2"
+        )
     if strict and _read("ipv4/conf/all/src_valid_mark") == "1":
         found.append(
             "net/ipv4/conf/all: rp_filter=1 with src_valid_mark=1 drops every steered packet; set src_valid_mark=0"

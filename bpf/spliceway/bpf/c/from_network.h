@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// clsact ingress on the uplinks: connections from outside that need the proxy.
+// clsact ingress on the uplinks: connections from outside that need the proxy, and answers to those that the proxy has opened to there.
 #pragma once
 
 // From outside to a local endpoint. What needs no proxy is left to `to_pod`.
@@ -32,7 +32,9 @@ int from_network(struct __sk_buff *skb)
 	if (w->p.kind == KIND_ICMP_ERROR) {
 		make_quoted_key(w, 1, SIDE_NETWORK);
 		if (!conntrack.lookup(&w->key))
-			return PASS;
+			return unanswered_error(skb, w, cfg);
+		if (!same_addr(&w->p.inner.src, &w->p.outer.dst))
+			return drop(HOOK_FROM_NETWORK, w, UNTRACKED);
 		return related(skb, HOOK_FROM_NETWORK, w, cfg, NULL, 1, SIDE_NETWORK);
 	}
 	if (w->p.protocol != PROTO_TCP)
@@ -41,10 +43,16 @@ int from_network(struct __sk_buff *skb)
 		return drop(HOOK_FROM_NETWORK, w, FRAGMENT);
 	make_key(w, 1, SIDE_NETWORK);
 	struct ct_value *e = conntrack.lookup(&w->key);
-	u32 syn = is_new_syn(&w->p), proxied = 0;
+	u32 syn = is_new_syn(&w->p), proxied = 0, state = 0;
 	u32 fresh = !e || ct_expired(e, PROTO_TCP, w->now) || (syn && ct_closing(e));
-	if (fresh || syn)
-		proxied = proxy_has(skb, &w->p);
+	if (fresh || syn || e->leg == LEG_UPSTREAM) {
+		proxied = proxy_has(skb, &w->p.outer, w->p.family, &state);
+		enum answer kind = answer_kind(w, e, proxied, state);
+		if (kind != NO_ANSWER)
+			return answer_from_outside(skb, w, cfg, e, kind);
+		if (e && e->leg == LEG_UPSTREAM)
+			fresh = 1;
+	}
 	if (!fresh) {
 		w->f.leg = e->leg;
 		ct_revalidate(&w->key, NULL, e, w->generation, &w->f, &w->d);

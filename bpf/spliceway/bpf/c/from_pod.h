@@ -5,13 +5,13 @@
 // A connection that this hook has not seen, or not since its entry went.
 static __always_inline int from_pod_new(struct __sk_buff *skb, struct work *w, const struct config *cfg, const struct endpoint *ep)
 {
-	u32 slot = w->generation & 1, mark = 0;
+	u32 slot = w->generation & 1, mark = 0, state;
 
 	if (w->p.echo_reply)
 		return drop(HOOK_FROM_POD, w, UNTRACKED);
 	// In the middle of a connection of the proxy whose entry was evicted or has expired.
 	if (w->p.protocol == PROTO_TCP && !is_new_syn(&w->p))
-		mark = proxy_has(skb, &w->p);
+		mark = proxy_has(skb, &w->p.outer, w->p.family, &state);
 	u32 client = mark != PROXY_CONNECTED;
 	u16 port = w->p.icmp ? htons(w->p.icmp) : policy_port(&w->key, client);
 	decide_ends(&w->key, ep, client, port, slot, &w->f, &w->d);

@@ -21,13 +21,18 @@ static __always_inline int is_steered(struct bpf_sk_lookup *ctx)
 	}
 	key.local_port = (u16)ctx->remote_port;
 	key.remote_port = htons((u16)ctx->local_port);
-	key.side = SIDE_POD;
+	u32 device = ctx->ingress_ifindex;
+	// The proxy's own SYN to a server on the node has a pod's address too, and comes by no pod's device.
+	key.side = endpoints.lookup(&device) ? SIDE_POD : SIDE_NETWORK;
 	struct ct_value *e = conntrack.lookup(&key);
-	if (!e) {
-		key.side = SIDE_NETWORK;
-		e = conntrack.lookup(&key);
-	}
-	return e && e->leg == LEG_DOWNSTREAM;
+	if (e)
+		return e->leg == LEG_DOWNSTREAM;
+	// A pod's address on the loopback device: an answer that was turned round to the proxy (upstream.h), whose socket is gone.
+	struct party pod;
+	if (device != LOOPBACK_IFINDEX)
+		return 0;
+	find_party(&key.remote, 0, &pod);
+	return pod.netns_cookie != 0;
 }
 
 // Our lookup of a listener (steer.h) asks as «from nowhere», which no packet can be.

@@ -9,6 +9,7 @@
 #include "conntrack.h"
 #include "steer.h"
 #include "work.h"
+#include "upstream.h"
 #include "from_pod.h"
 #include "to_pod.h"
 #include "from_network.h"

@@ -3,6 +3,7 @@
 // addresses, a policy route on the mark delivers it locally, and `bpf_sk_assign` names the socket (TPROXY without netfilter).
 #pragma once
 
+#define STATE_SYN_SENT 2
 #define STATE_TIME_WAIT 6
 #define STATE_LISTEN 10
 #define STATE_NEW_SYN_RECV 12
@@ -52,14 +53,16 @@ static __always_inline struct bpf_sock *lookup_listener(struct __sk_buff *skb, u
 	return lookup_sock(skb, &t, family);
 }
 
-// Is there a live connection of the proxy with this packet's tuple? As `is_proxy_sock`.
-static __always_inline u32 proxy_has(struct __sk_buff *skb, const struct packet *p)
+// Is there a live connection of the proxy with a packet's tuple? As `is_proxy_sock`. `state`: of whatever socket was found, or 0.
+static __always_inline u32 proxy_has(struct __sk_buff *skb, const struct tuple *t, u8 family, u32 *state)
 {
-	struct bpf_sock *sk = lookup_sock(skb, &p->outer, p->family);
+	struct bpf_sock *sk = lookup_sock(skb, t, family);
 	u32 ours = 0;
 
+	*state = 0;
 	if (!sk)
 		return 0;
+	*state = sk->state;
 	if (sk->state != STATE_LISTEN && sk->state != STATE_TIME_WAIT)
 		ours = is_proxy_sock(sk);
 	bpf_sk_release(sk);
@@ -97,9 +100,13 @@ static __always_inline int steer(struct __sk_buff *skb, const struct packet *p, 
 	if (sk) {
 		// A wildcard listener of the node on this port is not the proxy. A socket in TIME_WAIT has lost its mark; only the
 		// proxy could have made one between these two addresses.
-		if (sk->state != STATE_LISTEN && (sk->state == STATE_TIME_WAIT || is_proxy_sock(sk)))
+		u32 time_wait = sk->state == STATE_TIME_WAIT;
+		u32 mark = time_wait || sk->state == STATE_LISTEN ? 0 : is_proxy_sock(sk);
+		if (time_wait || (mark && proxy_leg(mark) == leg))
 			goto assign;
 		bpf_sk_release(sk);
+		if (mark)
+			return TUPLE_CONFLICT;
 	}
 	if (leg != LEG_DOWNSTREAM)
 		return NO_LISTENER;

@@ -47,6 +47,23 @@ static __always_inline int wrong_leg(const struct packet *p, const struct ct_val
 	return 0;
 }
 
+// A packet that is no answer of the proxy's own goes to the pod only if the proxy has no socket for it: one it has opened for this pod (its
+// answers are steered before they come here), or one that talks with the pod about these ends (a SYN would take its place).
+static __always_inline int is_proxied(struct __sk_buff *skb, const struct work *w, const struct ct_value *e)
+{
+	const struct tuple *o = &w->p.outer;
+	struct tuple back = { .src = o->dst, .dst = o->src, .sport = o->dport, .dport = o->sport };
+	u32 state;
+
+	if (w->p.protocol != PROTO_TCP)
+		return 0;
+	if (proxy_has(skb, o, w->p.family, &state) == PROXY_CONNECTED)
+		return NOT_STEERED;
+	if (e && e->leg == LEG_DOWNSTREAM && proxy_has(skb, &back, w->p.family, &state))
+		return TUPLE_CONFLICT;
+	return 0;
+}
+
 static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, const struct endpoint *ep, const struct origin *o)
 {
 	// A packet of a connection that the proxy accepted goes to its client; everything else goes to a server.
@@ -116,6 +133,15 @@ int to_pod(struct __sk_buff *skb)
 
 	make_key(w, 0, SIDE_POD);
 	struct ct_value *e = conntrack.lookup(&w->key);
+	if (o.from == FROM_NODE && w->p.protocol == PROTO_TCP && (!e || e->leg != LEG_DIRECT)) {
+		u32 state, mark = proxy_has(skb, &w->p.outer, w->p.family, &state);
+		make_key(w, 1, SIDE_NETWORK);
+		struct ct_value *server = conntrack.lookup(&w->key);
+		enum answer kind = answer_kind(w, server, mark, state);
+		if (kind != NO_ANSWER)
+			return answer_from_node(skb, w, cfg, server, kind);
+		make_key(w, 0, SIDE_POD);
+	}
 	u32 syn = is_new_syn(&w->p);
 	u32 fresh = !e || ct_expired(e, w->p.protocol, w->now) || (syn && ct_closing(e)) ||
 		    (syn && o.from != FROM_PROXY_SOCK && (e->flags & CT_CLIENT));
@@ -128,8 +154,10 @@ int to_pod(struct __sk_buff *skb)
 		// What once went directly and may not any more leaves its ports to the proxy.
 		fresh = e->leg == LEG_DIRECT && syn && o.from == FROM_PROXY_SOCK && w->d.verdict == DENY;
 	}
-	if (fresh)
-		return to_pod_new(skb, w, ep, &o);
+	if (fresh) {
+		reason = o.from == FROM_PROXY_SOCK ? 0 : is_proxied(skb, w, e);
+		return reason ? drop(HOOK_TO_POD, w, reason) : to_pod_new(skb, w, ep, &o);
+	}
 	reason = wrong_leg(&w->p, e, &o);
 	if (reason)
 		return drop(HOOK_TO_POD, w, reason);
