@@ -84,9 +84,7 @@ def table(node: Node, *, revision: int = 1, http: bool = True, egress: bool = Tr
     ipcache |= {ip_network(address): 1 for address in node.info.addresses}
     for key, identity in _IDENTITY.items():
         ipcache |= {ip_network(address): identity for address in node.pods[key].addresses}
-    allowed = (
-        Row(Verdict.REDIRECT, Reason.REDIRECTED, 1, EGRESS) if http else Row(Verdict.ALLOW, Reason.POLICY_ALLOWED, 1)
-    )
+    redirected, plain = (Verdict.REDIRECT, Reason.REDIRECTED, 1, EGRESS), (Verdict.ALLOW, Reason.POLICY_ALLOWED, 1)
     rows = {RowKey(3, Direction.INGRESS, 0, Protocol.TCP, 80, 16): Row(Verdict.REDIRECT, Reason.REDIRECTED, 2, INGRESS)}
     if egress:
         rows[RowKey(1, Direction.EGRESS, 0, Protocol.TCP, 80, 16)] = Row(*(redirected if http else plain))
@@ -145,12 +143,9 @@ class Site:
 
     def legs(self, server: str, version: int) -> dict[Leg, CtEntry]:
         """Conntrack entries between the client and a server, the last used of each leg."""
-        peer = self.address(server, version)
-        own = {str(a) for a in self.client.addresses}
-        found = sorted(self.node.datapath.conntrack(), key=lambda e: -e.idle_seconds)
-        return {
-            e.leg: e for e in found if {str(e.endpoint), str(e.peer)} <= own | {peer} and str(e.peer) != str(e.endpoint)
-        }
+        ends = {ip_address(self.address(server, version)), self.client.address(version)}
+        found = sorted(self.node.datapath.conntrack(), key=lambda entry: -entry.idle_seconds)
+        return {entry.leg: entry for entry in found if {entry.endpoint, entry.peer} == ends}
 
 
 @contextmanager
@@ -168,8 +163,11 @@ def egress_site(**settings: Any) -> Iterator[Site]:
         here = testbed.node.spawn_on_node([sys.executable, "-c", SERVER])
         try:
             _wait_listening(testbed.node)
-            with EgressNode(testbed.node, **settings) as node:
+            node = EgressNode(testbed.node, **settings)
+            try:
                 yield Site(testbed, node)
+            finally:
+                node.close()
         finally:
             here.kill()
             here.wait()
