@@ -8,15 +8,16 @@ import pytest
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
+from envoy.extensions.filters.http.lua.v3 import lua_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (
     HttpConnectionManager,
 )
 from google.protobuf.message import Message
 
-from spliceway.policy.table import HttpRule, RuleSet
+from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, RuleSet
 from spliceway.xds.errors import InconsistentSnapshotError
-from spliceway.xds.names import FILTER_ALSO, FILTER_AMBIGUOUS, FILTER_POLICY, listener_name
+from spliceway.xds.names import FILTER_ALSO, FILTER_AMBIGUOUS, FILTER_POLICY, MAIN, listener_name
 from spliceway.xds.packing import packed, serialized
 from spliceway.xds.rbac import audit_ambiguous, deny_ambiguous
 from spliceway.xds.resources import build_snapshot
@@ -133,7 +134,7 @@ BROKEN: dict[str, tuple[Edit, str]] = {
         "does not take its routes from RDS",
     ),
     "router only": (
-        lambda li, r, _: edit_manager(li, lambda m: m.http_filters.__delitem__(slice(0, 4))),
+        lambda li, r, _: edit_manager(li, lambda m: m.http_filters.__delitem__(slice(0, 9))),
         "HTTP filters",
     ),
     "policy filter absent": (
@@ -153,14 +154,18 @@ BROKEN: dict[str, tuple[Edit, str]] = {
         "is not the RBAC that it should be",
     ),
     "the other end allows": (
-        lambda li, r, _: edit_manager(li, lambda m: set_filter(m, 3, rbac_pb2.RBAC(**ALLOW_ALL))),
+        lambda li, r, _: edit_manager(li, lambda m: set_filter(m, 6, rbac_pb2.RBAC(**ALLOW_ALL))),
         "allows requests without a route",
     ),
     "results under one name": (
         lambda li, r, _: edit_manager(
-            li, lambda m: set_filter(m, 3, rbac_pb2.RBAC(rules={}, rules_stat_prefix="policy_"))
+            li, lambda m: set_filter(m, 6, rbac_pb2.RBAC(rules={}, rules_stat_prefix="policy_"))
         ),
         "writes its results under another name",
+    ),
+    "another script": (
+        lambda li, r, _: edit_manager(li, lambda m: set_filter(m, 4, lua_pb2.Lua())),
+        "has another script",
     ),
     "filter disabled": (
         lambda li, r, _: edit_manager(li, lambda m: setattr(m.http_filters[2], "disabled", True)),
@@ -192,6 +197,7 @@ def test_consistent_finds(what: str) -> None:
     assert message in str(caught.value)
 
 
+CHANGING = RuleSet(5, "changing", (HttpRule(1, headers=(HeaderMatch("x-a", "1", mismatch=Mismatch.ADD),)),))
 AUDIT = RuleSet(5, "audit", None, audit=(GET,))
 
 
@@ -199,6 +205,7 @@ AUDIT = RuleSet(5, "audit", None, audit=(GET,))
     "good",
     [
         AUDIT,
+        CHANGING,
         RuleSet(5, "nobody", None, audit=()),
         RuleSet(5, "both", (GET,), also=rule_set(6)),
         RuleSet(5, "rules and audit", (GET,), audit=(), also=RuleSet(6, "x", (GET,), audit=(GET,))),
@@ -223,6 +230,37 @@ def test_every_shape_of_a_rule_set_is_consistent(good: RuleSet) -> None:
 )
 def test_consistent_finds_in_an_audit_set(edit: Callable[[route_pb2.RouteConfiguration], None], message: str) -> None:
     bodies = build(AUDIT).bodies()
+    routes = route_pb2.RouteConfiguration.FromString(bodies[ROUTE][listener_name(5)])
+    edit(routes)
+    bodies[ROUTE][listener_name(5)] = serialized(routes)
+    with pytest.raises(InconsistentSnapshotError, match=message):
+        Snapshot.of("1", bodies).consistent()
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda r: override(r, rbac_pb2.RBACPerRoute(), MAIN.matches), "does not let everything pass"),
+        (lambda r: override(r, rbac_pb2.RBACPerRoute(rbac=ALLOW_ALL), MAIN.matches), "does not let everything pass"),
+        (lambda r: override(r, lua_pb2.LuaPerRoute(), MAIN.changes), "a script of its own"),
+        (lambda r: override(r, lua_pb2.LuaPerRoute(disabled=True), MAIN.changes), "a script of its own"),
+        (
+            lambda r: override(
+                r, lua_pb2.LuaPerRoute(source_code={"inline_string": ""}, filter_context={}), MAIN.changes
+            ),
+            "a script of its own",
+        ),
+        (
+            lambda r: r.virtual_hosts[0].routes[0].typed_per_filter_config.pop(MAIN.changes),
+            "half of what spliceway.changes needs",
+        ),
+        (lambda r: override(r, rbac_pb2.RBACPerRoute(), MAIN.changes), "half of what spliceway.changes needs"),
+    ],
+)
+def test_consistent_finds_where_headers_are_changed(
+    edit: Callable[[route_pb2.RouteConfiguration], None], message: str
+) -> None:
+    bodies = build(CHANGING).bodies()
     routes = route_pb2.RouteConfiguration.FromString(bodies[ROUTE][listener_name(5)])
     edit(routes)
     bodies[ROUTE][listener_name(5)] = serialized(routes)

@@ -6,7 +6,7 @@ import pytest
 import re2
 from envoy.config.listener.v3 import listener_pb2
 
-from spliceway.policy.table import HeaderMatch, HttpRule, RuleSet
+from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, RuleSet
 from spliceway.xds.errors import ResourceError
 from spliceway.xds.names import CLUSTER_ORIGINAL, listener_name, policy_name, rule_of, rule_set_of
 from spliceway.xds.rbac import WELL_FORMED_HOST, WELL_FORMED_PATH
@@ -22,6 +22,10 @@ GET = HttpRule(11, "GET", "/articles/[0-9]+")
 
 def rule_set(key: int, *rules: HttpRule) -> RuleSet:
     return RuleSet(key, f"set {key}", rules or (GET,))
+
+
+def changing(number: int, path: str) -> HttpRule:
+    return HttpRule(number, path=path, headers=(HeaderMatch("x", "1", mismatch=Mismatch.ADD),))
 
 
 def build(*sets: RuleSet, version: str = "1", previous: Snapshot | None = None) -> Snapshot:
@@ -131,6 +135,21 @@ def test_names_tell_their_rule_set() -> None:
             {5: 1},
             "rule set 5 (set 5), rule 3, header a%b: its presence can't be asked for",
         ),
+        (
+            {5: rule_set(5, HttpRule(3, headers=(HeaderMatch("host", "a", mismatch=Mismatch.REPLACE),)))},
+            {5: 1},
+            "rule set 5 (set 5), rule 3, header host: mismatch action REPLACE can't be done to this header",
+        ),
+        (
+            {5: rule_set(5, HttpRule(3, headers=(HeaderMatch("x", "a\r\nb: c", mismatch=Mismatch.ADD),)))},
+            {5: 1},
+            "rule set 5 (set 5), rule 3, header x: its value has characters that no header may have",
+        ),
+        (
+            {5: rule_set(5, *(changing(number, f"/{number}") for number in range(7)))},
+            {5: 1},
+            "rule set 5 (set 5): 7 different rules with mismatch actions, and no more than 6 can be served",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_refused_with_its_place(
@@ -156,6 +175,10 @@ def test_what_would_be_refused_is_told_beforehand() -> None:
     assert found[6].startswith("rule set 6 (set 6), rule 3, path")
 
 
+def test_rules_with_one_condition_are_one_of_those_that_change_something() -> None:
+    build(rule_set(5, *(changing(number, f"/{number % 6}") for number in range(60))))
+
+
 def test_an_audit_set_has_the_listener_of_an_enforced_one() -> None:
     """A listener never changes with its rules: changing it would drain its connections."""
     plain = build(rule_set(5))
@@ -163,6 +186,7 @@ def test_an_audit_set_has_the_listener_of_an_enforced_one() -> None:
         RuleSet(5, "set 5", None, audit=(GET,)),
         RuleSet(5, "set 5", (GET,), also=rule_set(6)),
         rule_set(5, HttpRule(3, headers=(HeaderMatch("x-a"), HeaderMatch("x-b", "1")))),
+        rule_set(5, changing(3, "/")),
     )
     for number, each in enumerate(sets, 2):
         changed = build(each, version=str(number), previous=plain)

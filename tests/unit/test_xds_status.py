@@ -7,7 +7,7 @@ import json
 
 import msgspec
 
-from spliceway.policy.table import HeaderMatch, HttpRule, RuleSet
+from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, RuleSet
 from spliceway.xds.resources import build_snapshot
 from spliceway.xds.settings import ResourceSettings
 from spliceway.xds.snapshot import Snapshot
@@ -82,11 +82,21 @@ def test_the_dump_does_not_show_secrets() -> None:
         HeaderMatch(f"x-{number}", value, secret=True) for number, value in enumerate(("hush-hush", "h\xfcsh", "50%"))
     )
     rule = HttpRule(1, "GET", "/a", headers=(*matches, HeaderMatch("x-plain", "plain")))
-    sets = {5: RuleSet(5, "web", (GET,), also=RuleSet(6, "x", None, audit=(rule,))), 7: RuleSet(7, "y", (GET,))}
+    given = HttpRule(2, headers=(HeaderMatch("x-token", "hush-given", secret=True, mismatch=Mismatch.REPLACE),))
+    sets = {5: RuleSet(5, "web", (given,), also=RuleSet(6, "x", None, audit=(rule,))), 7: RuleSet(7, "y", (GET,))}
     served = build_snapshot(sets, {5: 23005, 7: 23007}, ResourceSettings(), "1")
     shown = json.dumps(list(dump_resources(served, types=["RDS"])))
-    assert shown.count("(secret)") == 6  # once as a matcher, once in an expression
-    for value in ("hush", "h\xfcsh", "h\\xfcsh", "50%", "aHVzaC1odXNo", "NTAl", base64.b64encode(b"h\xfcsh").decode()):
+    assert shown.count("(secret)") == 7  # matched: as a matcher and in an expression; given: once
+    for value in (
+        "hush",
+        "h\xfcsh",
+        "h\\xfcsh",
+        "50%",
+        "aHVzaC1odXNo",
+        b"hush".hex(),
+        "NTAl",
+        base64.b64encode(b"h\xfcsh").decode(),
+    ):
         assert value not in shown
     assert '"exact": "plain"' in shown
     assert "hush" not in f"{served!r} {served.types!r}"

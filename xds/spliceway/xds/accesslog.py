@@ -17,12 +17,14 @@ from spliceway.xds.names import (
     FILTER_ALSO,
     FILTER_AMBIGUOUS,
     FILTER_POLICY,
+    HEADERS_METADATA,
     MALFORMED_HOST,
     MALFORMED_TARGET,
     POLICY,
     PREFIXES,
     RBAC_METADATA,
     RESULT,
+    SHADOW_POLICY,
     SHADOW_RESULT,
     TAG_CONNECTION,
     rule_of,
@@ -40,7 +42,7 @@ _REASONS = {
 }
 #: The last of the filters lets pass only what all before it have let pass.
 _PASSED = PREFIXES[FILTER_ALSO] + RESULT
-_RULES = tuple(PREFIXES[name] + POLICY for name in (FILTER_POLICY, FILTER_ALSO))
+_RULES = tuple((PREFIXES[name] + POLICY, PREFIXES[name] + SHADOW_POLICY) for name in (FILTER_POLICY, FILTER_ALSO))
 #: What would be refused without audit, in the order in which it would be noticed.
 _AUDIT = (
     (PREFIXES[FILTER_AMBIGUOUS] + SHADOW_RESULT, Reason.HTTP_AMBIGUOUS),
@@ -55,9 +57,10 @@ def flow_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> HttpFlow:
     # Not downstream_remote_address: that one believes X-Forwarded-For.
     source, source_port = _socket(common.downstream_direct_remote_address)
     destination, destination_port = _socket(common.downstream_local_address)
-    results = _results(common)
+    results = _strings(common, RBAC_METADATA)
     verdict, reason = judged(response.response_code_details, results)
-    client_rule, rule = _rules(results) if verdict is Verdict.ALLOW else (0, 0)
+    client_rule, rule = _rules(results) if reason is Reason.HTTP_ALLOWED else (0, 0)
+    mismatches = ",".join(_strings(common, HEADERS_METADATA).values())
     upstream = _socket(common.upstream_local_address) if common.HasField("upstream_local_address") else None
     tag = common.custom_tags.get(TAG_CONNECTION, "")
     return HttpFlow(
@@ -77,6 +80,7 @@ def flow_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> HttpFlow:
         rule_set=int(common.route_name) if common.route_name.isdigit() else 0,
         rule=rule,
         client_rule=client_rule,
+        mismatches=tuple(sorted(set(mismatches.split(",")))) if mismatches else (),
         details=response.response_code_details,
         flags=tuple(field.name for field, _ in common.response_flags.ListFields()),
         connection=int(tag) if tag.isdigit() else 0,
@@ -98,13 +102,16 @@ def judged(details: str, results: Mapping[str, str]) -> tuple[Verdict, Reason]:
 
 
 def _rules(results: Mapping[str, str]) -> tuple[int, int]:
-    """The client's and the server's rule that let a request pass; the first is 0 unless both ends have rules."""
-    first, second = (rule_of(results.get(key, "")) for key in _RULES)
+    """The client's and the server's rule that let a request pass; the first is 0 unless both ends have rules.
+
+    Of an end that is there for audit only it is the rule that would have let it pass.
+    """
+    first, second = (rule_of(results.get(key, "")) or rule_of(results.get(shadow, "")) for key, shadow in _RULES)
     return (first, second) if second else (0, first)
 
 
-def _results(common: accesslog_pb2.AccessLogCommon) -> dict[str, str]:
-    held = common.metadata.filter_metadata.get(RBAC_METADATA)
+def _strings(common: accesslog_pb2.AccessLogCommon, namespace: str) -> dict[str, str]:
+    held = common.metadata.filter_metadata.get(namespace)
     return {} if held is None else {key: value.string_value for key, value in held.fields.items()}
 
 

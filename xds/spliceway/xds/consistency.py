@@ -15,21 +15,25 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.rbac.v3 import rbac_pb2 as rbac_rules_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.extensions.filters.http.lua.v3 import lua_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (
     HttpConnectionManager,
 )
 
+from spliceway.xds.changes import script
 from spliceway.xds.errors import InconsistentSnapshotError
 from spliceway.xds.names import (
     FILTER_ALSO,
     FILTER_AMBIGUOUS,
-    FILTER_FIRST,
     FILTER_POLICY,
-    FILTER_ROUTER,
+    FILTERS,
+    MAIN,
+    OTHER,
     PASS,
     PREFIXES,
+    End,
 )
 from spliceway.xds.packing import packed
 from spliceway.xds.rbac import audit_ambiguous, pass_all
@@ -37,11 +41,11 @@ from spliceway.xds.typeurls import CLUSTER, LISTENER, ROUTE
 
 _ALLOW = rbac_rules_pb2.RBAC.ALLOW
 _DENY = rbac_rules_pb2.RBAC.DENY
-_CHAIN = (FILTER_AMBIGUOUS, FILTER_FIRST, FILTER_POLICY, FILTER_ALSO, FILTER_ROUTER)
 #: Filters that run only where a route has a configuration for them.
-_ON_DEMAND = frozenset({FILTER_FIRST})
+_ON_DEMAND = frozenset(name for end in (MAIN, OTHER) for name in (end.first, end.matches, end.changes))
 _PASS_ALL = pass_all()
 _AUDIT_AMBIGUOUS = packed(audit_ambiguous())
+_SCRIPT = packed(script())
 
 
 class _End(Enum):
@@ -133,8 +137,10 @@ def _check_route(name: str, route: route_components_pb2.Route) -> None:
     if route.WhichOneof("action") != "route":
         raise _fail("route configuration", name, f"{where} does not route to a cluster")
     overrides = route.typed_per_filter_config
-    if strange := overrides.keys() - set(_CHAIN[:-1]):
+    if strange := overrides.keys() - set(FILTERS[:-1]):
         raise _fail("route configuration", name, f"{where} overrides {', '.join(sorted(strange))}")
+    for end in (MAIN, OTHER):
+        _check_changes(name, route, end)
     ends = _end(name, route, FILTER_POLICY), _end(name, route, FILTER_ALSO)
     if ends[0] is _End.OPEN:
         raise _fail("route configuration", name, f"RBAC of {where} lets everything pass")
@@ -144,6 +150,22 @@ def _check_route(name: str, route: route_components_pb2.Route) -> None:
             raise _fail("route configuration", name, f"{where} overrides {FILTER_AMBIGUOUS}")
         if overrides[FILTER_AMBIGUOUS] != _AUDIT_AMBIGUOUS:
             raise _fail("route configuration", name, f"{where} overrides {FILTER_AMBIGUOUS} with something else")
+
+
+def _check_changes(name: str, route: route_components_pb2.Route, end: End) -> None:
+    """The filters behind the rules let everything pass, and only the script of the listener changes something."""
+    matches, changes = (route.typed_per_filter_config.get(key) for key in (end.matches, end.changes))
+    if matches is None and changes is None:
+        return
+    where = f"route {route.name!r}"
+    rules, data = http_rbac_pb2.RBACPerRoute(), lua_pb2.LuaPerRoute()
+    if matches is None or changes is None or not matches.Unpack(rules) or not changes.Unpack(data):
+        raise _fail("route configuration", name, f"{where} has half of what {end.changes} needs")
+    passes = rules.rbac.rules.policies.get(PASS) == _PASS_ALL.policies[PASS]
+    if rules.rbac.rules.action != _ALLOW or rules.rbac.HasField("shadow_rules") or not passes:
+        raise _fail("route configuration", name, f"{where}: {end.matches} does not let everything pass")
+    if data.WhichOneof("override") is not None or not data.HasField("filter_context"):
+        raise _fail("route configuration", name, f"{where} has a script of its own for {end.changes}")
 
 
 def _end(name: str, route: route_components_pb2.Route, filter_name: str) -> _End:
@@ -187,13 +209,15 @@ def _check_listener(name: str, body: bytes) -> _Listener:
 
 def _check_filters(name: str, manager: HttpConnectionManager) -> None:
     chain = tuple(item.name for item in manager.http_filters)
-    if chain != _CHAIN:
-        raise _fail("listener", name, f"HTTP filters are {chain}, not {_CHAIN}")
+    if chain != FILTERS:
+        raise _fail("listener", name, f"HTTP filters are {chain}, not {FILTERS}")
     for item in manager.http_filters:
         if item.is_optional or item.disabled != (item.name in _ON_DEMAND):
             raise _fail("listener", name, f"filter {item.name!r} may be left out")
         if item.name in PREFIXES:
             _check_rbac(name, item)
+        if item.name in (MAIN.changes, OTHER.changes) and item.typed_config != _SCRIPT:
+            raise _fail("listener", name, f"filter {item.name!r} has another script")
 
 
 def _check_rbac(name: str, item: http_connection_manager_pb2.HttpFilter) -> None:
@@ -201,7 +225,7 @@ def _check_rbac(name: str, item: http_connection_manager_pb2.HttpFilter) -> None
     action = _DENY if item.name == FILTER_AMBIGUOUS else _ALLOW
     if not item.typed_config.Unpack(rbac) or not rbac.HasField("rules") or rbac.rules.action != action:
         raise _fail("listener", name, f"filter {item.name!r} is not the RBAC that it should be")
-    if action == _ALLOW and rbac.rules.policies:
+    if action == _ALLOW and rbac.rules.policies and item.name not in _ON_DEMAND:
         raise _fail("listener", name, f"filter {item.name!r} allows requests without a route")
     if {rbac.rules_stat_prefix, rbac.shadow_rules_stat_prefix} != {PREFIXES[item.name]}:
         raise _fail("listener", name, f"filter {item.name!r} writes its results under another name")

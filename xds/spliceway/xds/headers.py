@@ -3,7 +3,7 @@
 Envoy has two ways of reading a header with several values, and neither will do alone: RBAC's header matchers ask each
 value by itself and are content with one that fits, expressions (CEL) see all values joined with commas. What both of
 them find equal to the wanted value is there once. For presence there is no wanted value: then it is the first value,
-which `FILTER_FIRST` has put into the filter state, that must equal the join of all.
+which the filter before the rules has put into the filter state, that must equal the join of all.
 
 Headers that Envoy's codec itself joins (Cookie, Authorization, Accept-Encoding and a few more) are one value here and
 go on to the server as that one value.
@@ -20,7 +20,7 @@ from envoy.config.rbac.v3 import rbac_pb2
 from envoy.config.route.v3 import route_components_pb2
 from envoy.extensions.filters.http.set_filter_state.v3 import set_filter_state_pb2
 
-from spliceway.policy.table import HeaderMatch
+from spliceway.policy.table import HeaderMatch, Mismatch
 from spliceway.xds.names import first_value_key
 from spliceway.xds.rbac import regex_permission
 
@@ -29,6 +29,14 @@ _PLAIN_NAME = re.compile(r"[a-z0-9!#$&'*+.^_`~-]+")
 #: What Envoy sets when it is absent, so that a condition would hold for a request that did not have it.
 _SET_BY_ENVOY = frozenset({"x-forwarded-proto"})
 
+#: What belongs to one hop, to the framing or to the target: Envoy takes it away or makes it anew, and a script that
+#: touched it would change another request.
+_NOT_TO_BE_CHANGED = frozenset(
+    {"connection", "content-length", "expect", "host", "keep-alive", "proxy-connection", "te", "trailer"}
+    | {"transfer-encoding", "upgrade"}
+)
+_CONTROLS = re.compile(r"[\r\n\0]")
+
 _Expression = dict[str, Any]
 
 
@@ -36,8 +44,13 @@ def why_not(match: HeaderMatch) -> str | None:
     """Why Envoy can't be asked for this condition exactly; None when it can. Never says the value."""
     if match.name in _SET_BY_ENVOY:
         return f"header {match.name}: Envoy sets it where it is absent, so that it can't be asked for"
-    if match.value is None and not _PLAIN_NAME.fullmatch(match.name):
+    if match.value is None and not _PLAIN_NAME.fullmatch(match.name) and match.mismatch is Mismatch.DENY:
         return f"header {match.name}: its presence can't be asked for under such a name"
+    if match.mismatch is not Mismatch.DENY:
+        if match.name in _NOT_TO_BE_CHANGED or match.name.startswith((":", "x-envoy-")):
+            return f"header {match.name}: mismatch action {match.mismatch.value} can't be done to this header"
+        if _CONTROLS.search(match.value or ""):
+            return f"header {match.name}: its value has characters that no header may have"
     try:
         (match.value or "").encode("latin-1")
     except UnicodeEncodeError:
@@ -68,7 +81,7 @@ def condition(matches: Sequence[HeaderMatch]) -> _Expression | None:
 
 
 def first_values(matches: Iterable[HeaderMatch]) -> set_filter_state_pb2.Config | None:
-    """What `FILTER_FIRST` has to keep for these conditions; None when that is nothing."""
+    """What the filter before the rules has to keep for these conditions; None when that is nothing."""
     names = sorted({match.name for match in matches if match.value is None})
     if not names:
         return None
@@ -86,7 +99,8 @@ def first_values(matches: Iterable[HeaderMatch]) -> set_filter_state_pb2.Config 
 
 def shown_forms(value: str) -> frozenset[str]:
     """Every form in which a value stands in resources as JSON, to take it out of what is shown."""
-    return frozenset({value, _escaped(value), base64.b64encode(value.encode("latin-1", "replace")).decode()})
+    raw = value.encode("latin-1", "replace")
+    return frozenset({value, _escaped(value), base64.b64encode(raw).decode(), raw.hex()})
 
 
 def _escaped(value: str) -> str:

@@ -17,29 +17,34 @@ from envoy.extensions.filters.network.http_connection_manager.v3.http_connection
 )
 from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as network_rbac_pb2
 
+from spliceway.xds.changes import script
 from spliceway.xds.clusters import preserve_case
 from spliceway.xds.names import (
     ACCESS_LOG,
     CLUSTER_AGENT,
     FILTER_ALSO,
     FILTER_AMBIGUOUS,
-    FILTER_FIRST,
     FILTER_POLICY,
     FILTER_ROUTER,
+    HEADERS_METADATA,
+    MAIN,
+    OTHER,
     PREFIXES,
     RBAC_METADATA,
     RESULT,
     RUNTIME_LOG_ALLOWED,
     SHADOW_RESULT,
     TAG_CONNECTION,
+    End,
     listener_name,
 )
 from spliceway.xds.packing import seconds, typed
-from spliceway.xds.rbac import deny_all, deny_ambiguous, deny_own_addresses, http_filter
+from spliceway.xds.rbac import deny_all, deny_ambiguous, deny_own_addresses, http_filter, pass_all
 from spliceway.xds.settings import ResourceSettings
 
 _STATS = "spliceway"  # one prefix for all: counters for each listener cost memory that nobody reads
 _NEVER = seconds(0)
+_SHADOWED = (FILTER_AMBIGUOUS, FILTER_POLICY, FILTER_ALSO)
 
 
 def rule_set_listener(rule_set: int, port: int, settings: ResourceSettings) -> listener_pb2.Listener:
@@ -84,10 +89,8 @@ def _manager(name: str, settings: ResourceSettings) -> HttpConnectionManager:
         },
         http_filters=[
             typed(FILTER_AMBIGUOUS, http_filter(FILTER_AMBIGUOUS, deny_ambiguous())),
-            # Runs only where a route has something for it.
-            typed(FILTER_FIRST, set_filter_state_pb2.Config()) | {"disabled": True},
-            typed(FILTER_POLICY, http_filter(FILTER_POLICY, deny_all())),
-            typed(FILTER_ALSO, http_filter(FILTER_ALSO, deny_all())),
+            *_end(MAIN),
+            *_end(OTHER),
             typed(FILTER_ROUTER, router_pb2.Router(suppress_envoy_headers=True)),
         ],
         access_log=[_access_log(settings)],
@@ -95,6 +98,21 @@ def _manager(name: str, settings: ResourceSettings) -> HttpConnectionManager:
         **_transparent(settings),
         **_limits(settings),
     )
+
+
+def _end(end: End) -> list[dict[str, object]]:
+    """The filters of one end. Without a route the rules refuse; the others run only where a route has something."""
+    on_demand = {
+        end.first: set_filter_state_pb2.Config(),
+        end.matches: http_filter(end.matches, pass_all()),
+        end.changes: script(),
+    }
+    return [
+        typed(name, on_demand[name]) | {"disabled": True}
+        if name in on_demand
+        else typed(name, http_filter(name, deny_all()))
+        for name in end
+    ]
 
 
 def _same_meaning() -> dict[str, object]:
@@ -154,7 +172,10 @@ def _limits(settings: ResourceSettings) -> dict[str, object]:
 
 
 def _access_log(settings: ResourceSettings) -> accesslog_pb2.AccessLog:
-    """What was denied, or would be but for audit, always; what passed as often as the agent says by the runtime key."""
+    """Denied, changed and audited requests always, the others as often as the agent says by the runtime key.
+
+    Audited are those that would be denied if policies in audit were enforced.
+    """
     config = als_pb2.HttpGrpcAccessLogConfig(
         common_config={
             "log_name": ACCESS_LOG,
@@ -174,7 +195,8 @@ def _access_log(settings: ResourceSettings) -> accesslog_pb2.AccessLog:
     filters = [
         # The last of the filters has no result where one before it refused, or Envoy itself.
         _denied_by(PREFIXES[FILTER_ALSO] + RESULT, if_absent=True),
-        *(_denied_by(prefix + SHADOW_RESULT, if_absent=False) for prefix in PREFIXES.values()),
+        *(_denied_by(PREFIXES[name] + SHADOW_RESULT, if_absent=False) for name in _SHADOWED),
+        *(_has(HEADERS_METADATA, name) for name in (FILTER_POLICY, FILTER_ALSO)),
         {"runtime_filter": sampled},
     ]
     return accesslog_pb2.AccessLog(
@@ -184,5 +206,14 @@ def _access_log(settings: ResourceSettings) -> accesslog_pb2.AccessLog:
 
 def _denied_by(key: str, if_absent: bool) -> dict[str, object]:
     """The requests whose RBAC result under this key is «denied»."""
-    denied = {"filter": RBAC_METADATA, "path": [{"key": key}], "value": {"string_match": {"exact": "denied"}}}
-    return {"metadata_filter": {"matcher": denied, "match_if_key_not_found": {"value": if_absent}}}
+    return _metadata_filter(RBAC_METADATA, key, {"string_match": {"exact": "denied"}}, if_absent)
+
+
+def _has(namespace: str, key: str) -> dict[str, object]:
+    """The requests that have metadata under this key."""
+    return _metadata_filter(namespace, key, {"present_match": True}, False)
+
+
+def _metadata_filter(namespace: str, key: str, value: dict[str, object], if_absent: bool) -> dict[str, object]:
+    matcher = {"filter": namespace, "path": [{"key": key}], "value": value}
+    return {"metadata_filter": {"matcher": matcher, "match_if_key_not_found": {"value": if_absent}}}

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-#: Names of the HTTP filters, in the order of the chain. Routes override FILTER_POLICY with the rules, FILTER_ALSO with
-#: those of the other end (or with «pass»), FILTER_AMBIGUOUS in audit, and switch FILTER_FIRST on where they need it.
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class End(NamedTuple):
+    """The HTTP filters that ask the rules of one end of a connection, in the order of the chain.
+
+    `first` keeps first values of headers, `policy` enforces, `matches` finds out which rules change something, and
+    `changes` changes it. Only `policy` runs always: routes bring its rules, and switch on the others that they need.
+    """
+
+    first: str
+    policy: str
+    matches: str
+    changes: str
+
+
 FILTER_AMBIGUOUS = "spliceway.deny-ambiguous"
-FILTER_FIRST = "spliceway.first-values"
 FILTER_POLICY = "spliceway.policy"
 FILTER_ALSO = "spliceway.policy-also"
 FILTER_ROUTER = "envoy.filters.http.router"
+#: The end whose rules a rule set has, and the other one (`RuleSet.also`), which is asked after it.
+MAIN = End("spliceway.first-values", FILTER_POLICY, "spliceway.matches", "spliceway.changes")
+OTHER = End("spliceway.first-values-also", FILTER_ALSO, "spliceway.matches-also", "spliceway.changes-also")
+#: The chain.
+FILTERS = (FILTER_AMBIGUOUS, *MAIN, *OTHER, FILTER_ROUTER)
 
 #: The cluster that connects to where the client wanted to go.
 CLUSTER_ORIGINAL = "original-destination"
@@ -23,7 +42,16 @@ TAG_CONNECTION = "connection"
 #: Where Envoy's RBAC filters write what they decided: `<prefix>enforced_engine_result`, and so on.
 RBAC_METADATA = "envoy.filters.http.rbac"
 #: Prefix of what each of the RBAC filters writes, so that the next one does not overwrite it.
-PREFIXES = {FILTER_AMBIGUOUS: "ambiguous_", FILTER_POLICY: "policy_", FILTER_ALSO: "also_"}
+PREFIXES = {
+    FILTER_AMBIGUOUS: "ambiguous_",
+    FILTER_POLICY: "policy_",
+    FILTER_ALSO: "also_",
+    MAIN.matches: "matches_",
+    OTHER.matches: "matches_also_",
+}
+#: Where the script that changes headers writes which ones were not as they should be: under the name of the end's
+#: policy filter, their names with commas.
+HEADERS_METADATA = "spliceway.headers"
 #: Keys after the prefix: `allowed` or `denied`, and the policy that matched, of the rules and of the shadow rules.
 RESULT = "enforced_engine_result"
 POLICY = "enforced_effective_policy_id"
@@ -63,6 +91,11 @@ def policy_name(index: int, rule: int) -> str:
     in front makes that the order in which the rules are written.
     """
     return f"{index:05d}/{rule}"
+
+
+def combination_name(index: int, groups: Iterable[int]) -> str:
+    """Name of the RBAC policy of a combination of changing rules."""
+    return f"{index:05d}/{','.join(map(str, groups))}"
 
 
 def rule_of(policy: str) -> int:

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from spliceway.policy.table import RuleSet
+from spliceway.xds.checks import check_rule_set
 from spliceway.xds.clusters import original_cluster
 from spliceway.xds.errors import ResourceError
 from spliceway.xds.listeners import rule_set_listener
 from spliceway.xds.names import CLUSTER_ORIGINAL, listener_name
 from spliceway.xds.packing import serialized
 from spliceway.xds.routes import rule_set_routes
-from spliceway.xds.rules import check_rule_set, secret_forms
+from spliceway.xds.rules import secret_forms
 from spliceway.xds.settings import ResourceSettings
 from spliceway.xds.snapshot import Snapshot
 from spliceway.xds.typeurls import CLUSTER, LISTENER, ROUTE

@@ -6,18 +6,13 @@ from envoy.config.route.v3 import route_pb2
 from google.protobuf.any_pb2 import Any
 
 from spliceway.policy.table import RuleSet
+from spliceway.xds.changes import changing, combination_rules, script_data
+from spliceway.xds.checks import check_rule_set
 from spliceway.xds.headers import first_values
-from spliceway.xds.names import (
-    CLUSTER_ORIGINAL,
-    FILTER_ALSO,
-    FILTER_AMBIGUOUS,
-    FILTER_FIRST,
-    FILTER_POLICY,
-    listener_name,
-)
+from spliceway.xds.names import CLUSTER_ORIGINAL, FILTER_ALSO, FILTER_AMBIGUOUS, MAIN, OTHER, End, listener_name
 from spliceway.xds.packing import packed, seconds
 from spliceway.xds.rbac import audit_ambiguous, pass_all, per_route
-from spliceway.xds.rules import all_rules, audited, check_rule_set, conditions, enforced
+from spliceway.xds.rules import audited, conditions, enforced
 
 
 def rule_set_routes(rule_set: RuleSet) -> route_pb2.RouteConfiguration:
@@ -49,15 +44,23 @@ def rule_set_routes(rule_set: RuleSet) -> route_pb2.RouteConfiguration:
 
 
 def _overrides(rule_set: RuleSet) -> dict[str, Any]:
-    """What the route tells each filter of the chain."""
+    """What the route tells the filters of the chain."""
     also = rule_set.also
-    result = {
-        FILTER_POLICY: packed(per_route(enforced(rule_set), audited(rule_set))),
-        FILTER_ALSO: packed(per_route(pass_all()) if also is None else per_route(enforced(also), audited(also))),
-    }
+    result = _end(rule_set, MAIN)
+    result |= _end(also, OTHER) if also is not None else {FILTER_ALSO: packed(per_route(pass_all()))}
     if rule_set.rules is None and (also is None or also.rules is None):
         result[FILTER_AMBIGUOUS] = packed(audit_ambiguous())
-    first = first_values(match for rule in all_rules(rule_set) for match in conditions(rule))
+    return result
+
+
+def _end(half: RuleSet, end: End) -> dict[str, Any]:
+    """The same for the rules of one end. What is there for audit only changes nothing."""
+    result = {end.policy: packed(per_route(enforced(half), audited(half)))}
+    rules = (*(half.rules or ()), *(half.audit or ()))
+    first = first_values(match for rule in rules for match in conditions(rule))
     if first is not None:
-        result[FILTER_FIRST] = packed(first)
+        result[end.first] = packed(first)
+    if half.rules is not None and changing(half.rules):
+        result[end.matches] = packed(per_route(combination_rules(half.rules)))
+        result[end.changes] = packed(script_data(half.rules, end))
     return result

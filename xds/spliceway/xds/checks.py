@@ -1,0 +1,42 @@
+"""What a rule set must not be: what Envoy would refuse, could not be asked exactly, or would take for «everything»."""
+
+from __future__ import annotations
+
+from spliceway.policy.regex import RegexError, compile_regex
+from spliceway.policy.table import HttpRule, RuleSet
+from spliceway.xds.changes import too_many
+from spliceway.xds.errors import ResourceError
+from spliceway.xds.headers import why_not
+
+
+def check_rule_set(rule_set: RuleSet) -> None:
+    """Refuse what can't be served.
+
+    Raises:
+        ResourceError: no rules (that would be a listener that serves nobody, or everybody, and a mistake), a third end,
+            a pattern that Envoy would refuse (one refused route would hold back what comes with it), a condition on
+            headers or an action that it can't be asked for exactly. Never says the value of a header.
+    """
+    title = f"rule set {rule_set.id} ({rule_set.name})"
+    also = rule_set.also
+    if also is not None and also.also is not None:
+        raise ResourceError(f"{title}: rules of more than two ends")
+    for half in (rule_set, also) if also is not None else (rule_set,):
+        if half.rules == () or (half.rules is None and half.audit is None):
+            raise ResourceError(f"{title}: no rules{'' if half is rule_set else ' of the other end'}")
+        for rule in (*(half.rules or ()), *(half.audit or ())):
+            _check_rule(f"{title}, rule {rule.rule}", rule)
+        if reason := too_many(half.rules or ()):
+            raise ResourceError(f"{title}: {reason}")
+
+
+def _check_rule(where: str, rule: HttpRule) -> None:
+    for field, pattern in (("method", rule.method), ("path", rule.path), ("host", rule.host)):
+        if pattern:
+            try:
+                compile_regex(pattern)
+            except RegexError as error:
+                raise ResourceError(f"{where}, {field}: {pattern!r}: {error}") from error
+    for match in rule.headers:
+        if reason := why_not(match):
+            raise ResourceError(f"{where}, {reason}")
