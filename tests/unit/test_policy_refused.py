@@ -201,8 +201,8 @@ REFUSED = [
     (f"{HEAD}spec: {{ingress: []}}", f"{NAME}: spec.endpointSelector: is missing"),
     (f"{HEAD}spec: {{nodeSelector: {{}}, ingress: []}}", f"{NAME}: spec.nodeSelector: not supported yet"),
     (f"{HEAD}spec: {{endpointSelector: {{}}}}", f"{NAME}: spec: needs one of ingress, egress, ingressDeny, egressDeny"),
-    (HEAD, f"{NAME}: needs spec or specs"),
-    (f"{HEAD}specs: []", f"{NAME}: needs spec or specs"),
+    (HEAD, f"{NAME}: spec: is missing (spec, specs or both)"),
+    (f"{HEAD}specs: []", f"{NAME}: spec: is missing (spec, specs or both)"),
     (f"{HEAD}spce: {{}}", f"{NAME}: spce: unknown field"),
     (spec("ingress: [], enableDefaultDeny: {ingres: true}"), f"{NAME}: spec.enableDefaultDeny.ingres: unknown field"),
     (
@@ -237,7 +237,7 @@ REFUSED = [
     ),
     (
         f"{spec('ingress: []')}---\n{spec('ingress: []')}",
-        "p.yaml: CiliumNetworkPolicy default/web: appears twice in this file",
+        "p.yaml: CiliumNetworkPolicy default/web: metadata.name: appears twice in this file",
     ),
     # YAML
     ("a: [1\n", "p.yaml: line 2: not YAML: while parsing a flow sequence, did not find expected ',' or ']'"),

@@ -76,7 +76,7 @@ def parse_text(text: str, file: str) -> Parsed:
             for item in parse_document(document):
                 kind, name = object_key(item)
                 if (kind, name) in found:
-                    raise PolicyError(file, f"{kind} {name}", "", "appears twice in this file")
+                    raise PolicyError(file, f"{kind} {name}", "metadata.name", "appears twice in this file")
                 found[kind, name] = item
         except PolicyError as error:
             errors.append(error)

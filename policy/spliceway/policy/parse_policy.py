@@ -45,7 +45,7 @@ def _policy(fields: Fields, where: Where, kind: str, *, namespaced: bool) -> Net
     fields.ignore("status")
     fields.done()
     if not specs:
-        where.refuse("needs spec or specs")
+        where.at("spec").refuse("is missing (spec, specs or both)")
     return NetworkPolicy(kind, meta.namespace, meta.name, tuple(specs), where.file, meta.audit)
 
 
