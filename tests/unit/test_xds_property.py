@@ -46,6 +46,7 @@ class Envoy:
         self.last: dict[str, tuple[str, str]] = dict.fromkeys(self.held, ("left-over", "of another stream"))
         self.asked: frozenset[str] = frozenset()
         self.known = False
+        self.taken: set[str] = set()  # routes that this stream has given
         for url in (CLUSTER, LISTENER):
             self.ask(url)
         if self.held[LISTENER]:
@@ -67,15 +68,16 @@ class Envoy:
         self.last[url] = (response.version, response.nonce)
         bodies = {resource.name: resource.body for resource in response.resources}
         if refuse:
-            for name, body in bodies.items():
-                # Rule 5: what was refused never comes again on its own; routes come alone.
-                what = (self.stream.stream_id, name, body + response.version.encode())
+            for resource in response.resources:
+                # Rule 5: what was refused never comes again on its own; only new routes come together, and once.
+                what = (self.stream.stream_id, resource.name, f"{resource.version} {len(names) > 1}".encode())
                 assert url != ROUTE or what not in self.refused
                 self.refused.add(what)
             assert (self.ask_routes("no") if url == ROUTE else self.ask(url, error="no")) is Kind.NACK
             return
         if url == ROUTE:
-            assert len(names) == 1
+            assert len(names) == 1 or not self.held[ROUTE].keys() & self.taken & set(names)
+            self.taken |= set(names)
             assert set(names) <= self.asked
             self.held[ROUTE].update(bodies)
             assert self.ask_routes() is Kind.ACK

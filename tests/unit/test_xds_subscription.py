@@ -210,10 +210,41 @@ def test_rule_9_full_sets_are_sent_whole_and_removal_is_absence() -> None:
 
 def test_rule_9_routes_are_partial_and_removal_says_nothing() -> None:
     client = Client("RDS", "a", "b")
-    assert client.settle(held("1", "a", "b")) == [["a"], ["b"]]
+    assert client.settle(held("1", "a", "b")) == [["a", "b"]]
     assert client.settle(held("2", "a", "b@1")) == [["a"]]
+    assert client.settle(held("2b", "a", "b")) == [["a"], ["b"]]
+    assert client.settle(held("2", "a", "b@1")) == [["a"], ["b"]]
     assert client.settle(held("3", "a@2")) == []
     assert client.settle(held("4", "a@2", "b@1")) == [["b"]]
+
+
+def test_new_routes_come_together_and_one_by_one_when_that_is_refused() -> None:
+    client = Client("RDS", "a", "b", "c")
+    state = held("1", "a", "b", "c")
+    together = client.state.due(state)
+    assert names(together) == ["a", "b", "c"]
+    client.nack(together, "b is bad")
+    assert client.state.refused(state) == ()  # whose fault it was shows when they come alone
+    assert client.state.missing(state) == ("a", "b", "c")
+    client.ack(client.state.due(state))
+    client.nack(client.state.due(state), "bad")
+    client.ack(client.state.due(state))
+    assert client.state.due(state) is None
+    assert client.state.refused(state) == client.state.missing(state) == ("b",)
+    assert client.state.acked == {"a": "1", "c": "1"}
+    assert client.settle(held("2", "a@1", "b", "c@1")) == [["b"]]
+
+
+def test_what_a_client_has_waits_for_no_new_one() -> None:
+    client = Client("RDS", "a", "b", "c")
+    client.settle(held("1", "a"))
+    state = held("2", "a", "b", "c")
+    together = client.state.due(state)
+    assert names(together) == ["b", "c"]
+    client.nack(together)
+    assert [names(client.take(client.state.due(state)))] == [["a"]]
+    assert client.say(*client.wanted) is Kind.ACK
+    assert client.settle(state) == [["b"], ["c"]]
 
 
 @pytest.mark.parametrize("short", ["CDS", "RDS"])
@@ -253,18 +284,18 @@ def test_rule_17_one_response_is_outstanding_and_versions_coalesce() -> None:
 def test_rule_21_versions_belong_to_one_type_and_nonces_are_never_used_twice() -> None:
     client = Client("RDS", "a", "b")
     seen = []
-    state = held("1", "a", "b")
-    while (response := client.state.due(state)) is not None:
-        seen.append(response.nonce)
-        client.ack(response)
-    assert len(set(seen)) == len(seen) == 2
+    for state in (held("1", "a", "b"), held("2", "a", "b")):
+        while (response := client.state.due(state)) is not None:
+            seen.append(response.nonce)
+            client.ack(response)
+    assert len(set(seen)) == len(seen) == 3
 
 
 def test_requests_before_the_first_response_change_what_is_wanted() -> None:
     client = Client("RDS", "a")
     assert client.last is Kind.INITIAL
     assert client.say("a", "b") is Kind.SUBSCRIBE
-    assert client.settle(held("1", "a", "b")) == [["a"], ["b"]]
+    assert client.settle(held("1", "a", "b")) == [["a", "b"]]
 
 
 def test_before_the_first_answer_a_full_set_counts_as_missing() -> None:

@@ -97,6 +97,8 @@ class Subscription:
         self._next_nonce = next_nonce
         self._seen = False
         self._explicit = False
+        # Names that came back refused together with others, and are now sent one by one to find the bad one.
+        self._alone: set[str] = set()
 
     def __repr__(self) -> str:
         what = WILDCARD if self.wildcard else f"{len(self.names)} names"
@@ -183,6 +185,9 @@ class Subscription:
     def _refuse(self, message: str) -> None:
         assert self.pending is not None
         fresh = {r.name: r.version for r in self.pending.resources if self.acked.get(r.name) != r.version}
+        if self.info.one_each and len(self.pending.resources) > 1:
+            self._split(message)
+            return
         if self.info.full_set:
             # Of a full set the client applies the good ones (Envoy issue 6024), and its message names the bad ones.
             named = {name: version for name, version in fresh.items() if _mentions(message, name)} or fresh
@@ -190,6 +195,15 @@ class Subscription:
             fresh = named
         self.rejected.update(fresh)
         self.last_error = Refusal(self.pending.version, self.pending.nonce, tuple(fresh), message)
+        self.pending = None
+
+    def _split(self, message: str) -> None:
+        """After a NACK of several, of which one may have held back the rest: none is refused yet, each comes alone."""
+        assert self.pending is not None
+        together = {resource.name for resource in self.pending.resources}
+        self._alone |= together
+        self.sent = {name: resource for name, resource in self.sent.items() if name not in together}
+        self.last_error = Refusal(self.pending.version, self.pending.nonce, (), message)
         self.pending = None
 
     def _subscribe(self, names: tuple[str, ...]) -> None:
@@ -221,12 +235,16 @@ class Subscription:
             del self.sent[name]
             self.acked.pop(name, None)
             self.rejected.pop(name, None)
+        self._alone &= wanted.keys()
         changed = [resource for name, resource in wanted.items() if self.sent.get(name) != resource]
         if not changed:
             return None
         if self.info.one_each:
-            changed = changed[:1]
-            version = changed[0].version
+            # What the client has nothing of may come together; what it has waits for nobody else's mistake.
+            new = [r for r in changed if r.name not in self.acked and r.name not in self._alone]
+            changed = new if len(new) > 1 else changed[:1]
+            version = changed[0].version if len(changed) == 1 else version
+            self._alone -= {resource.name for resource in changed}
         self.sent.update({resource.name: resource for resource in changed})
         return Response(self.info.url, version, self._next_nonce(), tuple(changed))
 

@@ -19,8 +19,9 @@ class TypeInfo(msgspec.Struct, frozen=True):
 
     `full_set`: a response carries every subscribed resource and what it leaves out is deleted; an empty resource name
     list means all of them (wildcard). Otherwise a response may be partial, and empty means nothing.
-    `one_each`: one resource in a response, because a NACK of one also holds back the good one beside it (seen with
-    RDS in Envoy 1.40). `referenced`: other types name these, so what goes away goes last.
+    `one_each`: one changed resource in a response, because a NACK of one also holds back the good one beside it (seen
+    with RDS in Envoy 1.40); new ones may come together, and one by one after a NACK. `referenced`: other types name
+    these, so what goes away goes last.
     """
 
     url: str
