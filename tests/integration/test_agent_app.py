@@ -12,69 +12,19 @@ import time
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
-from typer.testing import CliRunner
 
 from spliceway.agent.app import Agent
 from spliceway.agent.cli.client import AgentClient
-from spliceway.agent.cli.root import app as cli
-from spliceway.agent.config import Config, parse_config
 from spliceway.agent.errors import ClientError, StateError
 from spliceway.agent.listening import unix_listener
-from spliceway.bpf.types import DatapathSettings, Hook, KernelFlow, Leg
+from spliceway.bpf.types import Hook, KernelFlow, Leg
 from spliceway.policy.errors import SplicewayError
 from spliceway.policy.verdict import Reason, Verdict
-from support.agent import NODE, MemoryDatapath, MemoryProxyProcess, pod, policy, run, until
-
-
-class Site:
-    """Directories, configuration and memory sides of one agent."""
-
-    def __init__(self, directory: Path, extra: str = "") -> None:
-        self.source = directory / "manifests"
-        self.source.mkdir(exist_ok=True)
-        self.config: Config = parse_config(
-            f"""
-node: {{name: {NODE}}}
-stateDir: {directory}/state
-bpffs: {directory}
-cgroups: {{pods: {directory}/pods, proxy: {directory}/proxy}}
-source: {{directory: {self.source}}}
-admin: {{socket: {directory}/agent.sock}}
-{extra}
-""",
-            "agent.yaml",
-        )
-        self.socket = self.config.admin.socket
-        self.datapath = MemoryDatapath([])
-        self.proxies: list[MemoryProxyProcess] = []
-        self.stop = asyncio.Event()
-
-    async def open(self, _settings: DatapathSettings) -> MemoryDatapath:
-        return self.datapath
-
-    def make_proxy(self, _config: Config, on_exit: Callable[[str], None]) -> MemoryProxyProcess:
-        self.proxies.append(MemoryProxyProcess(on_exit))
-        return self.proxies[-1]
-
-    def agent(self) -> Agent:
-        return Agent(self.config, open_datapath=self.open, make_proxy=self.make_proxy, check=lambda _config: None)
-
-    def write(self, name: str, text: str) -> None:
-        beside = self.source / f".{name}"
-        beside.write_text(text)
-        beside.rename(self.source / name)
-
-    async def get(self, target: str, **query: str) -> Any:
-        return await asyncio.to_thread(AgentClient(self.socket).get, target, **query)
-
-    async def cli(self, *arguments: str, status: int = 0) -> str:
-        result = await asyncio.to_thread(CliRunner().invoke, cli, [*arguments, "--socket", str(self.socket)])
-        assert result.exit_code == status, result.output
-        return result.output
+from support.agent import NODE, MemoryProxyProcess, pod, policy, run, until
+from support.agentsite import Site
 
 
 def with_agent(tmp_path: Path, body: Callable[[Site], Awaitable[None]], *, cleanup: bool = False) -> Site:

@@ -133,6 +133,10 @@ class MemoryDatapath:
         self.closed = False
         self.removed = False
 
+    @property
+    def limits(self) -> dict[str, int]:
+        return {"endpoints": 1024, "ipcache": 65_536, "classes": 65_536, "rows": 65_536, "listeners": 1000, "pairs": 64}
+
     async def endpoints_moved(self) -> bool:
         return False
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from spliceway.agent.config import Config, PortRange, load_config, parse_config
+from spliceway.agent.config import LabelsConfig, PortRange, load_config, parse_config
 from spliceway.agent.errors import ConfigError
 from spliceway.bpf.types import DatapathSettings
 
@@ -38,10 +39,14 @@ splice: {mode: off}
 datapath: {mark: 0x2000, markMask: 0x3000, proxyMark: 0x3000, routeTable: 77, rulePriority: 5, maxConnections: 4096}
 metrics: {listen: "[::1]:9000"}
 flows: {bufferSize: 10}
+enforcement: audit
+identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
 """,
         "agent.yaml",
     )
     assert config.node_name == "node1"
+    assert config.enforcement == "audit"
+    assert config.identity.labels == LabelsConfig(include=("app", "*.example.org/*"), exclude=())
     assert config.proxy.listener_ports == PortRange(24000, 24099)
     settings = config.datapath_settings()
     assert (settings.mark, settings.mark_mask, settings.proxy_mark) == (0x2000, 0x3000, 0x3000)
@@ -68,6 +73,14 @@ flows: {bufferSize: 10}
         ("stateDir: 5", "stateDir: Expected str, got int"),
         ("splice: {mode: on}", "splice.mode: Invalid enum value 'on'"),
         ("splice: {mode: true}", "splice.mode: Expected str, got bool"),
+        ("enforcement: off", "enforcement: Invalid enum value 'off'"),
+        ("identity: {labels: {only: [a]}}", "identity.labels.only: unknown field"),
+        ("identity: {labels: {include: app}}", "identity.labels.include: Expected array, got str"),
+        (
+            "identity: {labels: {exclude: [app, 'a b']}}",
+            "identity.labels.exclude[1]: 'a b' is not a key of a label, with * for anything",
+        ),
+        ("datapath: {maxPairs: 0}", "datapath.maxPairs: Expected int >= 1"),
         ("uplinks: eth0", "uplinks: Expected array, got str"),
         ("uplinks: [eth0, a/b]", "uplinks[1]: 'a/b' is not an interface name"),
         ("uplinks: [lo]", "uplinks[0]: lo is not an uplink"),
@@ -122,13 +135,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_every_field_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 
-    def fields(kind: type, prefix: str = "") -> list[str]:
+    def fields(section: Any, prefix: str = "") -> list[str]:
         found: list[str] = []
-        for name, encoded in zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True):  # type: ignore[attr-defined]
-            default = getattr(parse_config(BASE, "x") if kind is Config else None, name, None)
-            inner = type(default)
-            found += fields(inner, f"{encoded}.") if hasattr(inner, "__struct_fields__") else [f"{prefix}{encoded}"]
+        for name, encoded in zip(section.__struct_fields__, section.__struct_encode_fields__, strict=True):
+            inner = getattr(section, name)
+            is_section = hasattr(inner, "__struct_fields__")
+            found += fields(inner, f"{prefix}{encoded}.") if is_section else [f"{prefix}{encoded}"]
         return found
 
-    for name in fields(Config):
+    for name in fields(parse_config(BASE, "x")):
         assert f"`{name}`" in text, f"docs/configuration.md says nothing of `{name}`"

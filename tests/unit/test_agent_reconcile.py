@@ -17,6 +17,7 @@ from spliceway.agent.ports import PortAllocator
 from spliceway.agent.reconcile import Intent, Reconciler
 from spliceway.agent.state import Held
 from spliceway.bpf.types import LocalEndpoint
+from spliceway.policy.engine import Options
 from spliceway.policy.errors import NumberingError
 from spliceway.policy.model import Object, object_key
 from spliceway.policy.numbering import Numbering
@@ -39,7 +40,7 @@ class World:
         self.journal: list[str] = []
         self.proxy = MemoryProxy(self.journal, prompt=prompt)
         self.datapath = MemoryDatapath(self.journal, self.proxy)
-        self.compiler = Compiler(NODE, Numbering())
+        self.compiler = Compiler(Options(NODE), Numbering())
         self.compile_error = ""
         self.said: dict[tuple[str, str], Object] = {}
         self.saved: list[dict[int, int]] = []

@@ -53,10 +53,10 @@ def test_every_verdict_is_that_of_one_generation(
     pending = data.draw(st.sets(st.sampled_from(sorted(after.rule_sets)))) if after.rule_sets else set()
     target, left = hold_back(before, after, pending, difference(before, after))
     assert (left is None) == (target is after)
-    assert target.endpoints.keys() == after.endpoints.keys()
+    assert set(target.endpoints) == set(after.endpoints)
     held = waiting_units(after, pending) - waiting_units(target, pending)
     # Old classes would take a new identity for any other peer, whatever a deny rule says of it.
-    assert not held or after.identities.keys() <= before.identities.keys()
+    assert not held or set(after.identities) <= set(before.identities)
     for name, endpoint in target.endpoints.items():
         for direction in Direction:
             for identity in after.identities:
@@ -72,7 +72,7 @@ def test_every_verdict_is_that_of_one_generation(
                     )
                     assert judged == _judged(before, twin, direction, identity, port)
     assert steered(target) >= {row.rule_set for row in target.rows.values() if row.rule_set}
-    assert {row.rule for row in target.rows.values()} - {0} <= target.rules.keys()
+    assert {row.rule for row in target.rows.values()} - {0} <= set(target.rules)
     if left is not None:
         # What is left out is all that still differs, and once it is ready, it comes.
         for name in ("rows", "classes", "endpoints"):

@@ -25,7 +25,7 @@ from spliceway.agent.control import ListeningPorts
 from spliceway.agent.errors import OWN_ERRORS
 from spliceway.agent.flowlog import FlowLog
 from spliceway.agent.flows import Names
-from spliceway.agent.inventory import Inventory
+from spliceway.agent.inventory import Inventory, Refusal
 from spliceway.agent.listening import HttpServer, tcp_listener, unix_listener
 from spliceway.agent.metrics import Gauges, Metrics
 from spliceway.agent.ports import PortAllocator
@@ -88,6 +88,7 @@ class Agent:
         self._losses = LossCounter()
         self._sampler = Sampler()
         self._numbering = Numbering()
+        self._saved: object = None
         self._leave_nothing = False
 
     def __repr__(self) -> str:
@@ -128,9 +129,9 @@ class Agent:
         self._proxy = ProxyLink(self._server, config.node_name, preflight.resource_settings(config))
         self._supervisor = self._make_proxy(config, self._on_proxy_exit)
         self._inventory = Inventory(config.node_name, state.held)
-        self._compiler = Compiler(config.node_name, self._numbering, audit=config.enforcement == "audit")
         self._datapath = await self._open_datapath(config.datapath_settings())
         stack.push_async_callback(self._let_go)
+        self._compiler = Compiler(config.engine_options(self._datapath.limits), self._numbering)
         self._metrics = Metrics(self._datapath, self._gauges)
         ports = config.proxy.listener_ports
         self._reconciler = Reconciler(
@@ -257,6 +258,10 @@ class Agent:
                     told = -1  # the proxy is away, or starting: tell it when it is there
 
     def _save(self, ports: PortAllocator, held: Held) -> None:
+        # Most changes of pods bring no number: then all the others need not be looked at.
+        now = (self._numbering.changes, ports.ports, ports.freed, held)
+        if now == self._saved:
+            return
         self._store.save(
             AgentState(
                 node=self.config.node_name,
@@ -266,6 +271,7 @@ class Agent:
                 held=held,
             )
         )
+        self._saved = now
 
     def _on_table(self, table: PolicyTable) -> None:
         self._names = Names(table, self._pods, self._names)
@@ -288,7 +294,7 @@ class Agent:
             wanted_revision=policy.wanted,
             generation=policy.generation,
             reconcile_failures=policy.failures,
-            refused_documents=len(self._inventory.refusals),
+            refused_documents=len(self._refusals()),
             endpoints=len(self._inventory.endpoints),
             rule_sets=policy.rule_sets,
             waiting_rule_sets=len(policy.waiting),
@@ -300,7 +306,7 @@ class Agent:
             proxy_restarts=process.restarts,
             proxy_running=process.running,
             policies=policies,
-            policies_in_audit=policies if self._compiler.audit else in_audit,
+            policies_in_audit=policies if self.config.enforcement == "audit" else in_audit,
             audit_records=self._audit.total,
         )
 
@@ -315,8 +321,20 @@ class Agent:
             flows=self._flows,
             audit=self._audit,
             lost=self._lost,
+            refusals=self._refusals,
+            refused_pairs=lambda: self._compiler.refused_pairs,
             names=lambda: self._names,
             splice_mode=lambda: self._splice_mode,
+        )
+
+    def _refusals(self) -> tuple[Refusal, ...]:
+        """What is not in force as it is written: what can't be read, and policies that there is no room for."""
+        return (
+            *self._inventory.refusals,
+            *(
+                Refusal(self._inventory.file_of(one.key), " ".join(one.key), "", one.reason, one.kept)
+                for one in self._compiler.refused
+            ),
         )
 
     def _lost(self) -> dict[str, int]:

@@ -1,37 +1,79 @@
-"""From changes of the source to tables: the cluster as it is, and the numbers that things have."""
+"""From changes of the source to tables: the engine, and the numbers that things have."""
 
 from __future__ import annotations
 
+import gc
+
+import msgspec
+import structlog
+
 from spliceway.agent.inventory import Changes
-from spliceway.policy.compile import compile_table
-from spliceway.policy.model import Cluster
+from spliceway.agent.manifests import Key
+from spliceway.policy.budget import said
+from spliceway.policy.engine import Engine, Options
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.table import PolicyTable
 
+log = structlog.get_logger(__name__)
+
+
+class RefusedPolicy(msgspec.Struct, frozen=True):
+    """A policy for which a map has no room. `kept`: its version before is in force."""
+
+    key: Key
+    reason: str
+    kept: bool
+
 
 class Compiler:
-    """Makes the tables of one node. Not for two threads at once. With `audit`, every policy is in audit mode."""
+    """Makes the tables of one node. `apply` and `settle` are not for two threads at once; the rest may be read."""
 
-    def __init__(self, node: str, numbering: Numbering, *, audit: bool = False) -> None:
-        self._node = node
+    def __init__(self, options: Options, numbering: Numbering) -> None:
+        """`numbering`: with the numbers of an earlier agent."""
+        self._engine = Engine(options, numbering)
         self._numbering = numbering
-        self._cluster = Cluster(audit=audit)
-        self.audit = audit
+        self._pruned = False
+        self.audit = options.audit
+        self.refused: tuple[RefusedPolicy, ...] = ()
+        self.refused_pairs = 0
 
     def __repr__(self) -> str:
-        return f"Compiler({self._node!r}, pods={len(self._cluster.pods)}, policies={len(self._cluster.policies)})"
+        return f"Compiler({self._engine!r})"
 
     def apply(self, changes: Changes, revision: int) -> PolicyTable:
-        """The table with these changes."""
-        cluster = self._cluster
-        for (kind, name), item in changes.items():
-            if item is None:
-                cluster = cluster.without(kind, name)
-        cluster = cluster.with_objects(item for item in changes.values() if item is not None)
-        table = compile_table(cluster, node=self._node, numbering=self._numbering, revision=revision)
-        self._cluster = cluster
+        """The table with these changes; then `refused` says which policies have no room. Raises SplicewayError."""
+        first = self._engine.table is None
+        try:
+            table = self._engine.apply(
+                (item for item in changes.values() if item is not None),
+                (key for key, item in changes.items() if item is None),
+                revision=revision,
+            )
+        finally:
+            self._tell()
+        if first:
+            # What is there now mostly stays: the collector need not look at it again and again.
+            gc.collect()
+            gc.freeze()
         return table
 
     def settle(self, table: PolicyTable) -> None:
         """Forget numbers that this table does not use: it is in force everywhere."""
-        self._numbering.prune(table)
+        self._engine.settle(table.revision)
+        if not self._pruned:
+            # The engine knows nothing of what only an earlier agent used.
+            self._numbering.prune(table)
+            self._pruned = True
+
+    def _tell(self) -> None:
+        before = {one.key for one in self.refused}
+        found = self._engine.refused
+        kept = self._engine.cluster.policies.keys() if found else ()
+        self.refused = tuple(
+            RefusedPolicy(key, f"refused for want of room: {said(why.needs)}", key in kept)
+            for key, why in sorted(found.items())
+        )
+        self.refused_pairs = len(self._engine.refused_pairs)
+        for one in self.refused:
+            if one.key not in before:
+                log.warning("policy refused", policy=" ".join(one.key), reason=one.reason, kept=one.kept)

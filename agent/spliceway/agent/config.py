@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,12 +17,16 @@ from msgspec import Meta, Struct, field
 
 from spliceway.agent.errors import ConfigError
 from spliceway.bpf.types import DatapathSettings
+from spliceway.policy.budget import Limits
+from spliceway.policy.engine import Options
+from spliceway.policy.labelfilter import UNIQUE_KEYS, LabelFilter
 
 #: A configuration file has a few dozen lines; more than this is the wrong file.
 MAX_CONFIG_BYTES = 256 << 10
 
 Mark = Annotated[int, Meta(ge=1, le=0xFFFF_FFFF)]
 Positive = Annotated[int, Meta(ge=1)]
+_LABEL_PATTERN = re.compile(r"(?:[a-z0-9*][-a-z0-9.*]{0,252}/)?[A-Za-z0-9*][-A-Za-z0-9_.*]{0,62}")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
@@ -113,7 +118,21 @@ class DatapathConfig(_Section, frozen=True):
     max_ipcache: Positive = 524_288
     max_rows: Positive = 262_144
     max_endpoints: Annotated[int, Meta(ge=1, le=65_535)] = 1024
+    max_pairs: Positive = 4096
     event_buffer_bytes: Annotated[int, Meta(ge=4096)] = 4 << 20
+
+
+class LabelsConfig(_Section, frozen=True):
+    """Keys of pod labels that make identities; `*` stands for anything. `include` empty: all; `exclude` wins."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = UNIQUE_KEYS
+
+
+class IdentityConfig(_Section, frozen=True):
+    """What identities are made of."""
+
+    labels: LabelsConfig = LabelsConfig()
 
 
 class MetricsConfig(_Section, frozen=True):
@@ -143,6 +162,7 @@ class Config(_Section, frozen=True):
     datapath: DatapathConfig = DatapathConfig()
     metrics: MetricsConfig = MetricsConfig()
     flows: FlowsConfig = FlowsConfig()
+    identity: IdentityConfig = IdentityConfig()
     enforcement: Literal["enforce", "audit"] = "enforce"
 
     @property
@@ -162,6 +182,15 @@ class Config(_Section, frozen=True):
             listener_ports=(ports.first, ports.last),
             splice=self.splice.mode == "auto",
             **msgspec.structs.asdict(self.datapath),
+        )
+
+    def engine_options(self, limits: Mapping[str, int]) -> Options:
+        """What the compiler needs of it; `limits`: the room of the kernel's maps, by the names of `Limits`."""
+        return Options(
+            node=self.node_name,
+            audit=self.enforcement == "audit",
+            labels=LabelFilter(self.identity.labels.include, self.identity.labels.exclude),
+            limits=Limits(**limits),
         )
 
 
@@ -268,6 +297,11 @@ def _check(config: Config, file: str) -> None:
             raise ConfigError(file, f"uplinks[{index}]", f"{uplink!r} is not an interface name")
         if uplink == "lo":
             raise ConfigError(file, f"uplinks[{index}]", "lo is not an uplink")
+    for name in ("include", "exclude"):
+        for index, pattern in enumerate(getattr(config.identity.labels, name)):
+            if not _LABEL_PATTERN.fullmatch(pattern):
+                reason = f"{pattern!r} is not a key of a label, with * for anything"
+                raise ConfigError(file, f"identity.labels.{name}[{index}]", reason)
     if config.cgroups.pods == config.cgroups.proxy:
         raise ConfigError(file, "cgroups.proxy", "is the same as cgroups.pods")
     if config.metrics.listen:

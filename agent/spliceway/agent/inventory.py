@@ -158,6 +158,10 @@ class Inventory:
         """What a restart must not lose."""
         return self._held
 
+    def file_of(self, key: Key) -> str:
+        """The file that an object is in force of; empty when it is not."""
+        return self._owners.get(key, "")
+
     def _file(self, event: SourceEvent) -> _File:
         assert not isinstance(event, SourceLost)
         return self._files.get(event.file, _NOTHING)

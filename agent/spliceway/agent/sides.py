@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
 from spliceway.agent.control import DatapathControl
@@ -13,6 +13,10 @@ from spliceway.bpf.types import KernelFlow
 
 class AgentDatapath(DatapathControl, DatapathViews, Protocol):
     """All that the agent uses of `bpf.Datapath`."""
+
+    @property
+    def limits(self) -> Mapping[str, int]:
+        """Most entries of each map, by the names of `policy.budget.Limits`."""
 
     def events(self) -> AsyncIterator[KernelFlow]:
         """Verdicts from the ring buffer."""

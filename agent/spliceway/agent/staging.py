@@ -111,7 +111,7 @@ def hold_back(
     wanted = {*pending, *(end for pair, both in new.pairs.items() if both in pending for end in pair)}
     known = {(policy.policy_id, direction) for policy in old.endpoints.values() for direction in Direction}
     held = waiting_units(new, wanted, delta.rows) & known
-    if held and (before := wanted & old.rule_sets.keys()):
+    if held and (before := {number for number in wanted if number in old.rule_sets}):
         # A unit that steered to the same missing listener before gains nothing from being held.
         held -= waiting_units(old, before)
     if not held:
@@ -127,7 +127,10 @@ def hold_back(
     kept = [row for row in rows.values() if row is not None]
     needed = {row.rule_set: old.rule_sets[row.rule_set] for row in kept if row.rule_set}
     let_through = waiting_units(new, wanted, delta.rows) - held
-    unused = () if let_through else set(pending) - old.rule_sets.keys() - set(new.pairs.values())
+    listed = set(new.pairs.values())
+    unused = (
+        () if let_through else [number for number in pending if number not in listed and number not in old.rule_sets]
+    )
     target = msgspec.structs.replace(
         new,
         revision=old.revision,
@@ -145,7 +148,7 @@ def hold_back(
         classes=frozenset(classes),
         rows=frozenset(rows),
         rule_sets=delta.rule_sets,
-        pairs=frozenset(old.pairs.keys() - new.pairs.keys()),
+        pairs=frozenset(pair for pair in old.pairs if pair not in new.pairs),
     )
     return target, left
 

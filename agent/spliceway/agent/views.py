@@ -12,7 +12,7 @@ from spliceway.agent.audit import AuditLog, AuditSummary
 from spliceway.agent.config import Config
 from spliceway.agent.flowlog import FlowLog
 from spliceway.agent.flows import Names
-from spliceway.agent.inventory import Inventory
+from spliceway.agent.inventory import Inventory, Refusal
 from spliceway.agent.jsonable import plain
 from spliceway.agent.metrics import DatapathCounters
 from spliceway.agent.proxylink import ProxyLink
@@ -64,10 +64,12 @@ class Views:
         flows: FlowLog,
         audit: AuditLog,
         lost: Callable[[], dict[str, int]],
+        refusals: Callable[[], Sequence[Refusal]],
+        refused_pairs: Callable[[], int],
         names: Callable[[], Names],
         splice_mode: Callable[[], str],
     ) -> None:
-        """`lost` (records, by place), `names` and `splice_mode` are asked anew for each answer."""
+        """What is a function is asked anew for each answer: `lost` are records by place, `refused_pairs` a count."""
         self._config = config
         self._inventory = inventory
         self._reconciler = reconciler
@@ -77,6 +79,8 @@ class Views:
         self._flows = flows
         self._audit = audit
         self._lost = lost
+        self._refusals = refusals
+        self._refused_pairs = refused_pairs
         self._names = names
         self._splice_mode = splice_mode
         self._started = time.time()
@@ -118,9 +122,9 @@ class Views:
                 "directory": self._config.source.directory,
                 "files": self._inventory.files,
                 "objects": self._inventory.objects,
-                "refusals": [*self._inventory.refusals],
+                "refusals": self._refusals(),
             },
-            "policy": self._reconciler.status(),
+            "policy": {**plain(self._reconciler.status()), "refusedPairs": self._refused_pairs()},
             "enforcement": {"mode": self._config.enforcement, "policies": policies, "policiesInAudit": in_audit},
             "datapath": self._datapath.status(),
             "proxy": {

@@ -81,11 +81,14 @@ def policy(
 ) -> None:
     """Show the policy in force: for each endpoint, direction, peers and port the verdict and its rule."""
     from spliceway.agent.cli.render import emit
-    from spliceway.agent.cli.summary import policy_rows
+    from spliceway.agent.cli.summary import policy_rows, refusals
 
-    found = agent_client(socket).get("policy", endpoint=endpoint)
+    client = agent_client(socket)
+    found = client.get("policy", endpoint=endpoint)
     columns = ("ENDPOINTS", "DIRECTION", "PEERS", "PROTOCOL", "PORTS", "VERDICT", "HTTP", "RULE")
     emit(found, output, columns, policy_rows(found))
+    for refusal in refusals(client.get("status")):
+        typer.echo(f"! {refusal}", err=True)
 
 
 def audit(

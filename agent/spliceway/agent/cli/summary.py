@@ -60,6 +60,11 @@ def problems(status: Json) -> list[str]:
         found.append(f"proxy: refused {status['proxy']['lastNack']}")
     if policy["revision"] != policy["wanted"]:
         found.append(f"policy: revision {policy['wanted']} is wanted, {policy['revision']} is in force")
+    if policy["refusedPairs"]:
+        found.append(
+            f"policy: no room for {policy['refusedPairs']} pairs of rule sets (datapath.maxPairs): connections that "
+            "meet both are dropped (no-listener)"
+        )
     if not status["proxy"]["clients"]:
         found.append("proxy: none is connected over xDS")
     return found
