@@ -69,7 +69,9 @@ def test_one_bad_route_among_new_ones_is_found(tmp_path: Path) -> None:
             others = [key for key in sets if key != 7]
             await node.server.wait_acked(NODE_ID, 10, rule_sets=others)
             ports = {port_of(key) for key in others}
-            while not ports <= await asyncio.to_thread(partial(netns.call, node.net.node, netns.listening_ports)):
+            for _ in range(100):
+                if ports <= await asyncio.to_thread(partial(netns.call, node.net.node, netns.listening_ports)):
+                    break
                 await asyncio.sleep(0.02)
             assert [(await asyncio.to_thread(node.get, key, "/a")).status for key in others] == [200] * 19
             await node.apply(*sets.values())

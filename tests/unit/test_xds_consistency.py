@@ -163,9 +163,11 @@ BROKEN: dict[str, tuple[Edit, str]] = {
         ),
         "writes its results under another name",
     ),
-    "another script": (
-        lambda li, r, _: edit_manager(li, lambda m: set_filter(m, 4, lua_pb2.Lua())),
-        "has another script",
+    "a script": (
+        lambda li, r, _: edit_manager(
+            li, lambda m: set_filter(m, 4, lua_pb2.Lua(default_source_code={"inline_string": "-- x"}))
+        ),
+        "has a script",
     ),
     "filter disabled": (
         lambda li, r, _: edit_manager(li, lambda m: setattr(m.http_filters[2], "disabled", True)),
@@ -242,13 +244,13 @@ def test_consistent_finds_in_an_audit_set(edit: Callable[[route_pb2.RouteConfigu
     [
         (lambda r: override(r, rbac_pb2.RBACPerRoute(), MAIN.matches), "does not let everything pass"),
         (lambda r: override(r, rbac_pb2.RBACPerRoute(rbac=ALLOW_ALL), MAIN.matches), "does not let everything pass"),
-        (lambda r: override(r, lua_pb2.LuaPerRoute(), MAIN.changes), "a script of its own"),
-        (lambda r: override(r, lua_pb2.LuaPerRoute(disabled=True), MAIN.changes), "a script of its own"),
+        (lambda r: override(r, lua_pb2.LuaPerRoute(), MAIN.changes), "has not the script"),
+        (lambda r: override(r, lua_pb2.LuaPerRoute(disabled=True), MAIN.changes), "has not the script"),
         (
             lambda r: override(
                 r, lua_pb2.LuaPerRoute(source_code={"inline_string": ""}, filter_context={}), MAIN.changes
             ),
-            "a script of its own",
+            "has not the script",
         ),
         (
             lambda r: r.virtual_hosts[0].routes[0].typed_per_filter_config.pop(MAIN.changes),

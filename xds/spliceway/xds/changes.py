@@ -3,8 +3,8 @@
 A condition with such an action does not decide whether its rule matches. The actions of every rule that matches count,
 and each sees the headers as they came to its end. Which rules match only RBAC can say, and it names one policy: so a
 filter behind the rules has a policy for each combination of changing rules, the largest first, and the one that it
-names is exactly the combination that matches. What then differs a script finds out, which is always the same; the
-route brings its data.
+names is exactly the combination that matches. What then differs a script finds out, which is always the same and gets
+its data from the route. It is the route that brings the script, too: in every listener it would cost Envoy 300 KiB each.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from envoy.config.rbac.v3 import rbac_pb2
 from envoy.extensions.filters.http.lua.v3 import lua_pb2
 
 from spliceway.policy.table import HttpRule, Mismatch
-from spliceway.xds.names import HEADERS_METADATA, PREFIXES, RBAC_METADATA, End, combination_name
+from spliceway.xds.names import HEADERS_METADATA, POLICY, PREFIXES, RBAC_METADATA, End, combination_name
 from spliceway.xds.rbac import pass_all
 from spliceway.xds.rules import Group, group_of, matching_policy
 
@@ -103,13 +103,8 @@ def combination_rules(rules: Sequence[HttpRule]) -> rbac_pb2.RBAC:
     return result
 
 
-def script() -> lua_pb2.Lua:
-    """The filter that makes the changes; it does nothing without a route's data."""
-    return lua_pb2.Lua(default_source_code={"inline_string": SCRIPT})
-
-
-def script_data(rules: Sequence[HttpRule], end: End) -> lua_pb2.LuaPerRoute:
-    """What the script has to know of these rules."""
+def script_of(rules: Sequence[HttpRule], end: End) -> lua_pb2.LuaPerRoute:
+    """The script, and what it has to know of these rules."""
     groups = _groups(rules)
     items = [
         {"group": str(groups[group_of(rule)]), "name": match.name, "action": match.mismatch.value}
@@ -118,10 +113,9 @@ def script_data(rules: Sequence[HttpRule], end: End) -> lua_pb2.LuaPerRoute:
         for match in rule.headers
         if match.mismatch is not Mismatch.DENY
     ]
-    data = lua_pb2.LuaPerRoute()
-    result = PREFIXES[end.matches] + "enforced_effective_policy_id"
-    data.filter_context.update({"end": end.policy, "result": result, "changes": items})
-    return data
+    made = lua_pb2.LuaPerRoute(source_code={"inline_string": SCRIPT})
+    made.filter_context.update({"end": end.policy, "result": PREFIXES[end.matches] + POLICY, "changes": items})
+    return made
 
 
 def _groups(rules: Sequence[HttpRule]) -> dict[Group, int]:

@@ -22,7 +22,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3.http_connection
     HttpConnectionManager,
 )
 
-from spliceway.xds.changes import script
+from spliceway.xds.changes import SCRIPT
 from spliceway.xds.errors import InconsistentSnapshotError
 from spliceway.xds.names import (
     FILTER_ALSO,
@@ -45,7 +45,7 @@ _DENY = rbac_rules_pb2.RBAC.DENY
 _ON_DEMAND = frozenset(name for end in (MAIN, OTHER) for name in (end.first, end.matches, end.changes))
 _PASS_ALL = pass_all()
 _AUDIT_AMBIGUOUS = packed(audit_ambiguous())
-_SCRIPT = packed(script())
+_NO_SCRIPT = packed(lua_pb2.Lua())
 
 
 class _End(Enum):
@@ -153,7 +153,7 @@ def _check_route(name: str, route: route_components_pb2.Route) -> None:
 
 
 def _check_changes(name: str, route: route_components_pb2.Route, end: End) -> None:
-    """The filters behind the rules let everything pass, and only the script of the listener changes something."""
+    """The filters behind the rules let everything pass, and only the one script changes something."""
     matches, changes = (route.typed_per_filter_config.get(key) for key in (end.matches, end.changes))
     if matches is None and changes is None:
         return
@@ -164,8 +164,8 @@ def _check_changes(name: str, route: route_components_pb2.Route, end: End) -> No
     passes = rules.rbac.rules.policies.get(PASS) == _PASS_ALL.policies[PASS]
     if rules.rbac.rules.action != _ALLOW or rules.rbac.HasField("shadow_rules") or not passes:
         raise _fail("route configuration", name, f"{where}: {end.matches} does not let everything pass")
-    if data.WhichOneof("override") is not None or not data.HasField("filter_context"):
-        raise _fail("route configuration", name, f"{where} has a script of its own for {end.changes}")
+    if data.source_code.inline_string != SCRIPT or not data.HasField("filter_context"):
+        raise _fail("route configuration", name, f"{where} has not the script for {end.changes}")
 
 
 def _end(name: str, route: route_components_pb2.Route, filter_name: str) -> _End:
@@ -216,8 +216,8 @@ def _check_filters(name: str, manager: HttpConnectionManager) -> None:
             raise _fail("listener", name, f"filter {item.name!r} may be left out")
         if item.name in PREFIXES:
             _check_rbac(name, item)
-        if item.name in (MAIN.changes, OTHER.changes) and item.typed_config != _SCRIPT:
-            raise _fail("listener", name, f"filter {item.name!r} has another script")
+        if item.name in (MAIN.changes, OTHER.changes) and item.typed_config != _NO_SCRIPT:
+            raise _fail("listener", name, f"filter {item.name!r} has a script")
 
 
 def _check_rbac(name: str, item: http_connection_manager_pb2.HttpFilter) -> None:

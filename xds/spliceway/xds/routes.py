@@ -6,7 +6,7 @@ from envoy.config.route.v3 import route_pb2
 from google.protobuf.any_pb2 import Any
 
 from spliceway.policy.table import RuleSet
-from spliceway.xds.changes import changing, combination_rules, script_data
+from spliceway.xds.changes import changing, combination_rules, script_of
 from spliceway.xds.checks import check_rule_set
 from spliceway.xds.headers import first_values
 from spliceway.xds.names import CLUSTER_ORIGINAL, FILTER_ALSO, FILTER_AMBIGUOUS, MAIN, OTHER, End, listener_name
@@ -62,5 +62,5 @@ def _end(half: RuleSet, end: End) -> dict[str, Any]:
         result[end.first] = packed(first)
     if half.rules is not None and changing(half.rules):
         result[end.matches] = packed(per_route(combination_rules(half.rules)))
-        result[end.changes] = packed(script_data(half.rules, end))
+        result[end.changes] = packed(script_of(half.rules, end))
     return result
