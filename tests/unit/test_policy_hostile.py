@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,33 +11,12 @@ from spliceway.policy.errors import PolicyError
 from spliceway.policy.model import Cluster
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.parse import parse_document, parse_text
+from support.documents import FULL, places, replaced
 
-VALID: dict[str, Any] = {
-    "apiVersion": "cilium.io/v2",
-    "kind": "CiliumNetworkPolicy",
-    "metadata": {"name": "a", "namespace": "b", "labels": {"c": "d"}},
-    "spec": {
-        "endpointSelector": {
-            "matchLabels": {"k8s:e": "f"},
-            "matchExpressions": [{"key": "g", "operator": "In", "values": ["h"]}],
-        },
-        "ingress": [
-            {
-                "fromEndpoints": [{"matchLabels": {"i": "j"}}],
-                "toPorts": [
-                    {
-                        "ports": [{"port": "80", "endPort": 90, "protocol": "TCP"}],
-                        "rules": {"http": [{"method": "GET", "path": "/"}]},
-                    }
-                ],
-            }
-        ],
-        "egress": [{"toCIDRSet": [{"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}]}, {"toEntities": ["world"]}],
-        "egressDeny": [{"toCIDR": ["fd00::/64"]}],
-        "enableDefaultDeny": {"ingress": True},
-        "labels": [{"key": "a", "value": "b"}],
-    },
-}
+#: One object of each kind, so that whatever is accepted meets something to be about.
+CLUSTER = Cluster().with_objects(
+    item for document in FULL.values() for item in parse_document(Document("x.yaml", 1, 1, document))
+)
 
 values = st.recursive(
     st.none()
@@ -56,21 +32,11 @@ values = st.recursive(
 )
 
 
-def _places(value: Any) -> list[tuple[Any, Any]]:
-    found: list[tuple[Any, Any]] = []
-    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
-    for key in keys:
-        found.append((value, key))
-        found += _places(value[key])
-    return found
-
-
 @settings(max_examples=600, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_anything_anywhere(data: st.DataObject) -> None:
-    content = copy.deepcopy(VALID)
-    container, key = data.draw(st.sampled_from(_places(content)))
-    container[key] = data.draw(values)
+    document = FULL[data.draw(st.sampled_from(sorted(FULL)))]
+    content = replaced(document, data.draw(st.sampled_from(list(places(document)))), data.draw(values))
     try:
         objects = parse_document(Document("x.yaml", 1, 1, content))
     except PolicyError as error:
@@ -79,11 +45,7 @@ def test_anything_anywhere(data: st.DataObject) -> None:
         assert message.isprintable()
         assert len(message) < 1200
         return
-    compile_table(Cluster().with_objects(objects), node="n", numbering=Numbering(), revision=1)
-
-
-def test_the_valid_document_is_valid() -> None:
-    assert len(parse_document(Document("x.yaml", 1, 1, VALID))) == 1
+    compile_table(CLUSTER.with_objects(objects), node="n", numbering=Numbering(), revision=1)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

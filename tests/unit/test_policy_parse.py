@@ -108,6 +108,8 @@ def test_absent_and_empty_lists_of_peers() -> None:
         ("{matchLabels: {io.cilium.k8s.namespace.labels.team: red}}", False),
         ("{matchLabels: {'k8s:io.cilium.k8s.namespace.labels.example.com/team': red}}", False),
         ("{matchLabels: {'reserved:host': ''}}", False),
+        ("{matchLabels: {reserved.host: ''}}", False),
+        ("{matchLabels: {'k8s:reserved.host': ''}}", True),
     ],
 )
 def test_scope_of_selectors(selector: str, scoped: bool) -> None:

@@ -135,7 +135,9 @@ def _namespace_key(text: str, where: Where) -> tuple[str, str]:
 def _prefixed_key(text: str, where: Where) -> tuple[str, str]:
     source, colon, key = text.partition(":")
     if not colon:
-        source, key = "any", text
+        # `reserved.host` is an older way to write `reserved:host` (Cilium, labels.ParseSource).
+        reserved = text.startswith("reserved.")
+        source, key = ("reserved", text.removeprefix("reserved.")) if reserved else ("any", text)
     if source not in SELECTOR_SOURCES:
         where.refuse(f"unknown label source {shown(source)} (known: {', '.join(SELECTOR_SOURCES)})")
     check_label_key(key, where)
