@@ -4,7 +4,7 @@ A condition with such an action does not decide whether its rule matches. The ac
 and each sees the headers as they came to its end. Which rules match only RBAC can say, and it names one policy: so a
 filter behind the rules has a policy for each combination of changing rules, the largest first, and the one that it
 names is exactly the combination that matches. What then differs a script finds out, which is always the same and gets
-its data from the route. It is the route that brings the script, too: in every listener it would cost Envoy 300 KiB each.
+its data from the route. The route brings the script, too: in every listener it would cost Envoy 300 KiB each.
 """
 
 from __future__ import annotations
