@@ -33,17 +33,20 @@ def test_a_rule_is_one_term_or_one_for_each_entry() -> None:
         Rule("i2", IN, Action.ALLOW, None, void=True),
         Rule("i3", IN, Action.ALLOW, None, (PortRule("i3.p0", ()),)),
     )
-    policy = _policy("a", _spec(*rules, priority=7), _spec(Rule("i4", IN, Action.ALLOW, Peers())))
+    policy = _policy(
+        "a", _spec(*rules, tier=Tier.ADMIN, priority=7), _spec(Rule("i4", IN, Action.ALLOW, Peers()), priority=9)
+    )
     first, second = policy_terms(policy)
     ref = policy.ref
-    tier = Tier.NORMAL
+    tier = Tier.ADMIN
     assert first.terms[IN] == (
         Term(tier, Effect.ALLOW, (7, "K", "ns", "a", 0), PEERS, (WEB,), ref("i0.p0")),
         Term(tier, Effect.HTTP, (7, "K", "ns", "a", 1), PEERS, (WEB,), ref("i0.p1"), http),
         Term(tier, Effect.DENY, (7, "K", "ns", "a", 2), None, (), ref("i1")),
     )
     assert first.terms[OUT] == (Term(tier, Effect.PASS, (7, "K", "ns", "a", 3), None, (), ref("e0")),)
-    assert second.terms[IN] == (Term(tier, Effect.ALLOW, (0, "K", "ns", "a", 4), Peers(), (), ref("i4")),)
+    # The NORMAL tier has no order of policies but their names.
+    assert second.terms[IN] == (Term(Tier.NORMAL, Effect.ALLOW, (0, "K", "ns", "a", 4), Peers(), (), ref("i4")),)
     assert named_ports((*first.terms[IN], *second.terms[IN])) == {("web", Protocol.TCP)}
 
 

@@ -98,7 +98,13 @@ def _terms(policy: NetworkPolicy, spec: Spec, place: int, *, audit: bool) -> Ite
             entries = [(rule.path, (), None)]
         for path, ports, http in entries:
             effect = Effect.HTTP if http is not None and rule.action is Action.ALLOW else _EFFECTS[rule.action]
-            order = (spec.priority, policy.kind, policy.namespace, policy.name, place)
+            order = (
+                0 if spec.tier is Tier.NORMAL else spec.priority,
+                policy.kind,
+                policy.namespace,
+                policy.name,
+                place,
+            )
             ref = policy.ref(path)
             yield rule.direction, Term(spec.tier, effect, order, rule.peers, ports, ref, http or (), audit)
             place += 1
