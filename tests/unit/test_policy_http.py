@@ -236,6 +236,8 @@ def test_audit_and_both_ends(rule_set: RuleSet, path: str, verdict: Verdict, rea
     assert (found.verdict, found.reason, found.rule) == (verdict, reason, rule)
     assert found.status == (200 if verdict is Verdict.ALLOW else 400 if reason is Reason.HTTP_MALFORMED else 403)
     assert bool(found.nearest_miss) == reason.denies
+    if verdict is Verdict.DENY and reason is Reason.HTTP_DENIED:
+        assert found.also == (rule_set.also is not None)  # in these cases the server's end denies
 
 
 def test_the_servers_rules_see_what_the_clients_rules_made_of_the_request() -> None:

@@ -40,7 +40,7 @@ class HttpDecision(msgspec.Struct, frozen=True):
     `rule` is the id of the rule that let it pass, 0 otherwise (where both ends have rules: the server's);
     `nearest_miss` says for people why none did. ALLOW with a reason that denies is audit: the request passes, and
     would not if the policies in audit mode were enforced. `changes`: what mismatch actions of the rules that match do
-    to the request on its way, in order.
+    to the request on its way, in order. `also`: it is the other end's rules that decided (`RuleSet.also`).
     """
 
     verdict: Verdict
@@ -49,6 +49,7 @@ class HttpDecision(msgspec.Struct, frozen=True):
     path: bytes = b""
     nearest_miss: str = ""
     changes: tuple[HeaderChange, ...] = ()
+    also: bool = False
 
     @property
     def status(self) -> int:
@@ -92,6 +93,7 @@ def _one_end(request: HttpRequest, path: bytes, rule_set: RuleSet, names: Mappin
 
 
 def _both_ends(client: HttpDecision, server: HttpDecision) -> HttpDecision:
+    server = msgspec.structs.replace(server, also=True)
     if server.verdict is Verdict.DENY:
         return server
     changes = (*client.changes, *server.changes)

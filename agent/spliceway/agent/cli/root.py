@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spliceway.agent.cli import lazy, show, source
+from spliceway.agent.cli import evaluate, lazy, show, source
 from spliceway.agent.cli.common import ConfigOption, Group
 
 app = typer.Typer(
@@ -75,6 +75,8 @@ for _name, _help, _commands in _GROUPS:
     _group = typer.Typer(cls=Group, help=_help, no_args_is_help=True)
     for _command, _function in _commands.items():
         _group.command(_command)(_function)
+    if _name == "policy":
+        _group.command("evaluate", cls=evaluate.Spread)(evaluate.evaluate)
     app.add_typer(_group, name=_name)
 
 _bpf = typer.Typer(cls=Group, help="Kernel maps as they are.", no_args_is_help=True)

@@ -1,0 +1,193 @@
+"""`spliceway policy evaluate`: verdicts by the interpreter alone, without an agent and without a node."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+import typer.core
+
+from spliceway.agent.cli.common import Output, OutputOption
+
+if TYPE_CHECKING:
+    from spliceway.policy.errors import PolicyError
+    from spliceway.policy.model import Cluster
+
+#: Longest line of a query, in bytes.
+_MAX_LINE = 1 << 20
+#: How many answers are written together.
+_BATCH = 1000
+_COLUMNS = ("FROM", "TO", "PORT", "REQUEST", "VERDICT", "REASON", "RULES")
+
+
+class Spread(typer.core.TyperCommand):
+    """Takes several values after one option: `--policies a b` is `--policies a --policies b`."""
+
+    _SPREAD = ("--policies", "--inventory")
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the option before each of its values."""
+        spread: list[str] = []
+        option = ""
+        for arg in args:
+            if arg.startswith("-") and arg != "-":
+                option = arg if arg in self._SPREAD else ""
+            elif option and spread[-1] != option:
+                spread.append(option)
+            spread.append(arg)
+        return super().parse_args(ctx, spread)
+
+
+_PathsOption = Annotated[
+    list[Path], typer.Option(exists=True, metavar="PATH...", help="Files, or directories of YAML or JSON files.")
+]
+
+
+def evaluate(
+    policies: _PathsOption,
+    inventory: _PathsOption,
+    queries: Annotated[typer.FileBinaryRead, typer.Option(help="JSON lines; - is standard input.", metavar="FILE")],
+    output: OutputOption = Output.TABLE,
+    skip_refused: Annotated[
+        bool, typer.Option("--skip-refused", help="Go on without documents that are refused.")
+    ] = False,
+) -> None:
+    """What policies say of connections and requests, by the interpreter alone: for tests of policies.
+
+    Exit status 1 when a document is refused (nothing is answered then, but with --skip-refused) or a query is wrong.
+    """
+    from spliceway.agent.cli.queries import Asker
+
+    cluster, refusals = read_cluster((*policies, *inventory))
+    for refusal in refusals:
+        typer.echo(str(refusal), err=True)
+    if refusals and not skip_refused:
+        raise typer.Exit(1)
+    asker = Asker(cluster)
+    answers = (asker.line(line) for line in _lines(queries))
+    if output is Output.JSON:
+        _write_lines(answers)
+    else:
+        _write_table(answers)
+    if asker.wrong:
+        typer.echo(f"spliceway: {asker.wrong} of {asker.asked} queries are wrong; {asker.first_error}", err=True)
+        raise typer.Exit(1)
+
+
+def read_cluster(paths: Iterable[Path]) -> tuple[Cluster, list[PolicyError]]:
+    """Everything that these files and directories say, and what is refused. Raises SourceError.
+
+    A file that is named twice, also by its directory, is read once; an object that two files have is refused.
+    """
+    from spliceway.policy.errors import PolicyError
+    from spliceway.policy.model import Cluster, Object, object_key
+    from spliceway.policy.parse import parse_text
+
+    found: dict[tuple[str, str], Object] = {}
+    refusals: list[PolicyError] = []
+    for file, text in _texts(paths):
+        if isinstance(text, PolicyError):
+            refusals.append(text)
+            continue
+        parsed = parse_text(text, file)
+        refusals += parsed.errors
+        for item in parsed.objects:
+            kind, name = key = object_key(item)
+            if key in found:
+                refusals.append(PolicyError(file, f"{kind} {name}", "", f"is already in {found[key].file}"))
+            else:
+                found[key] = item
+    return Cluster().with_objects(found.values()), refusals
+
+
+def _texts(paths: Iterable[Path]) -> Iterator[tuple[str, str | PolicyError]]:
+    from spliceway.agent.errors import SourceError
+    from spliceway.agent.sources.events import FileChanged, FileRefused
+    from spliceway.agent.sources.scan import Tree
+    from spliceway.policy.errors import PolicyError
+
+    seen: set[Path] = set()
+    for path in paths:
+        try:
+            if not path.is_dir():
+                events: list[Any] = [_file(path)]
+            else:
+                events = list(Tree(path).changes())
+        except OSError as error:
+            raise SourceError(f"{path} can't be read: {error.strerror}") from error
+        for event in events:
+            file = path / event.file if path.is_dir() else path
+            if file.resolve() in seen:
+                continue
+            seen.add(file.resolve())
+            match event:
+                case FileChanged(text=text):
+                    yield str(file), text
+                case FileRefused(reason=reason):
+                    yield str(file), PolicyError(str(file), "", "", reason)
+
+
+def _file(path: Path) -> Any:
+    """A file that was named itself; it may be a pipe."""
+    from spliceway.agent.sources.events import FileChanged, FileRefused
+    from spliceway.agent.sources.scan import MAX_FILE_BYTES
+
+    with path.open("rb") as stream:
+        data = stream.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        return FileRefused(path.name, f"is larger than {MAX_FILE_BYTES} bytes")
+    try:
+        return FileChanged(path.name, data.decode())
+    except UnicodeDecodeError as error:
+        return FileRefused(path.name, f"is not UTF-8 (byte {error.start})")
+
+
+def _lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Lines that are not blank. Raises SourceError for one without end."""
+    from spliceway.agent.errors import SourceError
+
+    number = 0
+    while line := stream.readline(_MAX_LINE + 1):
+        number += 1
+        if len(line) > _MAX_LINE:
+            raise SourceError(f"line {number} of the queries is longer than {_MAX_LINE} bytes")
+        if not line.isspace():
+            yield line
+
+
+def _write_lines(answers: Iterator[bytes]) -> None:
+    out = sys.stdout.buffer
+    while batch := list(islice(answers, _BATCH)):
+        out.write(b"\n".join(batch) + b"\n")
+    out.flush()
+
+
+def _write_table(answers: Iterator[bytes]) -> None:
+    import msgspec
+
+    from spliceway.agent.cli.render import table
+
+    columns: tuple[str, ...] = _COLUMNS
+    while batch := list(islice(answers, _BATCH)):
+        table(columns, [_row(msgspec.json.decode(text)) for text in batch])
+        columns = ()
+
+
+def _row(said: dict[str, Any]) -> tuple[Any, ...]:
+    http = said.get("http") or {}
+    request = f"{http.get('method', 'GET')} {http.get('path', '/')}" if http else ""
+    ends = said.get("from", said.get("query")), said.get("to")
+    protocol = str(said.get("protocol", "TCP")).lower()
+    port = f"{said['port']}/{protocol}" if "port" in said else protocol
+    if "error" in said:
+        return (*ends, port, request, "error", said["error"], "")
+    rules = [
+        f"{rule['kind']} {'/'.join(filter(None, (rule['namespace'], rule['name'])))} {rule['path']}"
+        for rule in said["rules"]
+    ]
+    verdict = "audit" if said.get("audit") else said["verdict"]
+    return (*ends, port, request, verdict, said["reason"], rules)

@@ -1,0 +1,210 @@
+"""`spliceway policy evaluate` as users run it: files, directories, pipes, refusals, exit status, many queries."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+CLI = [sys.executable, "-m", "spliceway.agent", "policy", "evaluate"]
+PODS = """
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+spec: {nodeName: node1}
+status: {podIP: 10.240.1.10}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db, namespace: shop, labels: {app: db}}
+spec: {nodeName: node1}
+status: {podIP: 10.240.1.11}
+"""
+POLICY = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  ingress: [{from: [{podSelector: {matchLabels: {app: web}}}], ports: [{port: 5432}]}]
+"""
+CLOSED = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: closed, namespace: shop}
+spec: {endpointSelector: {matchLabels: {app: web}}, ingress: [{}]}
+"""
+QUERIES = [
+    {"from": "shop/web", "to": "shop/db", "protocol": "TCP", "port": 5432},
+    {"from": "shop/web", "to": "shop/db", "protocol": "TCP", "port": 5433},
+    {"from": "shop/db", "to": "shop/web", "protocol": "TCP", "port": 80},
+]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """Two directories and a file of queries."""
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "inventory" / "pods").mkdir(parents=True)
+    (tmp_path / "policies" / "db.yaml").write_text(POLICY)
+    (tmp_path / "inventory" / "pods" / "shop.yaml").write_text(PODS)
+    (tmp_path / "queries.jsonl").write_text("".join(f"{json.dumps(query)}\n" for query in QUERIES))
+    return tmp_path
+
+
+def run(*arguments: str | Path, stdin: str | None = None, cwd: Path) -> tuple[int, list[str], str]:
+    done = subprocess.run(
+        [*CLI, *map(str, arguments)], input=stdin, capture_output=True, text=True, cwd=cwd, timeout=60, check=False
+    )
+    return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+def verdicts(lines: list[str]) -> list[str]:
+    return [json.loads(line).get("verdict", "error") for line in lines]
+
+
+SITE = ("--policies", "policies", "--inventory", "inventory", "-o", "json")
+
+
+def test_directories_and_a_file_of_queries(site: Path) -> None:
+    status, lines, errors = run(*SITE, "--queries", "queries.jsonl", cwd=site)
+    assert (status, errors, verdicts(lines)) == (0, "", ["allow", "deny", "allow"])
+    for line, query in zip(lines, QUERIES, strict=True):
+        found: dict[str, Any] = json.loads(line)
+        assert {key: found[key] for key in query} == query
+        assert set(found) - set(query) == {"verdict", "ingress", "egress", "reason", "rules"}
+
+
+def test_several_paths_files_too_and_queries_from_stdin(site: Path) -> None:
+    """An option may be repeated or take several values; what is named twice is read once."""
+    (site / "closed.yaml").write_text(CLOSED)
+    text = (site / "queries.jsonl").read_text()
+    for policies in (
+        ("--policies", "policies", "closed.yaml"),
+        ("--policies", "policies", "--policies", "closed.yaml"),
+        ("--policies=closed.yaml", "--policies", "policies/db.yaml", "policies"),
+    ):
+        inventory = ("--inventory", "inventory", "inventory/pods/shop.yaml", "policies")
+        status, lines, errors = run(*policies, *inventory, "--queries", "-", "-o", "json", stdin=text, cwd=site)
+        assert (status, errors, verdicts(lines)) == (0, "", ["allow", "deny", "deny"])
+
+
+def test_an_inventory_from_a_pipe(site: Path) -> None:
+    command = " ".join(
+        [*CLI, "--policies policies --inventory <(cat inventory/pods/*) --queries queries.jsonl -o json"]
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=site, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert verdicts(done.stdout.splitlines()) == ["allow", "deny", "allow"]
+
+
+def test_refused_documents(site: Path) -> None:
+    (site / "policies" / "bad.yaml").write_text(CLOSED.replace("ingress", "ingres") + "---" + CLOSED)
+    says = "policies/bad.yaml: CiliumNetworkPolicy shop/closed: spec.ingres: "
+    status, lines, errors = run(*SITE, "--queries", "queries.jsonl", cwd=site)
+    assert (status, lines) == (1, [])
+    assert errors.startswith(says)
+    status, lines, errors = run(*SITE, "--queries", "queries.jsonl", "--skip-refused", cwd=site)
+    assert (status, verdicts(lines)) == (0, ["allow", "deny", "deny"])
+    assert errors.startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"kind: [", "bad.yaml: line 2: not YAML"),
+        (b"\xff", "bad.yaml: is not UTF-8 (byte 0)"),
+        (b"#" * (5 << 20), "bad.yaml: "),
+        (POLICY.encode(), "bad.yaml: NetworkPolicy shop/db: is already in policies/db.yaml"),
+        (b"{apiVersion: v1, kind: Pod, metadata: {name: x}, status: {podIP: 10.0.0.256}}",
+         "bad.yaml: Pod default/x: status.podIP: 10.0.0.256 is not an IP address"),
+    ],
+)  # fmt: skip
+def test_refused_files(site: Path, content: bytes, says: str) -> None:
+    (site / "bad.yaml").write_bytes(content)
+    status, lines, errors = run(*SITE, "--inventory", "bad.yaml", "--queries", "queries.jsonl", cwd=site)
+    assert (status, lines) == (1, [])
+    assert errors.startswith(says)
+    assert errors.count("\n") == 1
+
+
+def test_wrong_queries_are_answered_and_told_at_the_end(site: Path) -> None:
+    text = '{"from": "shop/nobody", "to": "shop/db", "port": 1}\n\n' + (site / "queries.jsonl").read_text() + "junk"
+    status, lines, errors = run(*SITE, "--queries", "-", stdin=text, cwd=site)
+    assert (status, verdicts(lines)) == (1, ["error", "allow", "deny", "allow", "error"])
+    assert errors == ("spliceway: 2 of 5 queries are wrong; query 1: from: the inventory has no pod shop/nobody\n")
+
+
+def test_usage(site: Path) -> None:
+    assert run(*SITE, cwd=site)[0] == 2
+    assert run(*SITE, "--queries", "nothing", cwd=site)[0] == 2
+    assert run("--policies", "nothing", "--inventory", "inventory", "--queries", "queries.jsonl", cwd=site)[0] == 2
+    assert run(*SITE, "--queries", "queries.jsonl", "--colour", cwd=site)[0] == 2
+
+
+def test_a_table_for_people(site: Path) -> None:
+    text = (site / "queries.jsonl").read_text() + '{"from": "shop/x", "to": "shop/db", "port": 1}\n'
+    status, lines, _errors = run(*SITE[:4], "--queries", "-", stdin=text, cwd=site)
+    assert status == 1
+    assert [line.split() for line in lines] == [
+        ["FROM", "TO", "PORT", "REQUEST", "VERDICT", "REASON", "RULES"],
+        ["shop/web", "shop/db", "5432/tcp", "-", "allow", "policy-allowed",
+         "NetworkPolicy", "shop/db", "spec.ingress[0]"],
+        ["shop/web", "shop/db", "5433/tcp", "-", "deny", "default-deny", "-"],
+        ["shop/db", "shop/web", "80/tcp", "-", "allow", "no-policy", "-"],
+        ["shop/x", "shop/db", "1/tcp", "-", "error", "from:", "the", "inventory", "has", "no", "pod", "shop/x", "-"],
+    ]  # fmt: skip
+
+
+def test_fifty_thousand_queries_over_a_thousand_pods(tmp_path: Path) -> None:
+    """A million must take less than a minute of one core (here the start has its share): time of the CPU counts."""
+    random = Random(3)
+    pods = [f"ns{number % 20}/pod{number}" for number in range(1000)]
+    manifests: list[dict[str, Any]] = []
+    for number, pod in enumerate(pods):
+        namespace, name = pod.split("/")
+        labels = {"app": f"app{number % 50}", "tier": random.choice("abc"), "own": str(number)}
+        manifests.append(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": name, "namespace": namespace, "labels": labels},
+                "spec": {"nodeName": f"node{number % 7}"},
+                "status": {"podIP": f"10.240.{number // 250}.{number % 250 + 1}"},
+            }
+        )
+    for number in range(200):
+        spec = {
+            "podSelector": {"matchLabels": {"tier": random.choice("abc")}},
+            "ingress": [
+                {
+                    "from": [{"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": f"app{number % 50}"}}}],
+                    "ports": [{"port": random.choice((80, 443))}],
+                },
+                {"from": [{"ipBlock": {"cidr": f"203.0.{number}.0/24"}}]},
+            ],
+        }
+        metadata = {"name": f"p{number}", "namespace": f"ns{number % 20}"}
+        manifests.append(
+            {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
+        )
+    (tmp_path / "all.json").write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests}))
+    with (tmp_path / "queries.jsonl").open("w") as out:
+        for number in range(50_000):
+            source = random.choice(pods) if number % 10 else f"203.0.{random.randrange(256)}.{random.randrange(256)}"
+            query = {"from": source, "to": random.choice(pods), "port": random.choice((80, 443, 8080))}
+            out.write(json.dumps(query) + "\n")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    status, lines, errors = run(
+        "--policies", "all.json", "--inventory", "all.json", "--queries", "queries.jsonl", "-o", "json", cwd=tmp_path
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (status, errors, len(lines)) == (0, "", 50_000)
+    assert set(verdicts(lines[:1000])) == {"allow", "deny"}
+    assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 8
