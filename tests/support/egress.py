@@ -66,7 +66,7 @@ _CODE = """
 import hashlib, http.client, json, sys
 method, address, path, size, count = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 body = (b"0123456789abcdef" * (size // 16 + 1))[:size]
-connection = http.client.HTTPConnection(address, 80, timeout=8)
+connection = http.client.HTTPConnection(address, 80, timeout=float(sys.argv[6]))
 try:
     for _ in range(count):
         connection.request(method, path, body or None)
@@ -125,18 +125,27 @@ class Site:
         self.client = testbed.pod("client")
 
     def address(self, server: str, version: int) -> str:
-        """A server's address."""
+        """A server's address; an address is its own."""
+        if ":" in server or server[0].isdigit():
+            return server
         if server == "node":
             return next(str(a) for a in self.testbed.node.info.addresses if a.version == version)
         return str(self.testbed.pod(server).address(version))
 
     def ask(
-        self, server: str, path: str, *, version: int = 4, method: str = "GET", size: int = 0, count: int = 1
+        self,
+        server: str,
+        path: str,
+        *,
+        version: int = 4,
+        method: str = "GET",
+        size: int = 0,
+        count: int = 1,
+        wait: int = 8,
     ) -> tuple[int, str, int, str]:
         """Status, the answer's beginning and length, and the sum of what was sent, of the last of some requests."""
-        done = python_in(
-            self.client, _CODE, method, self.address(server, version), path, str(size), str(count), timeout=60
-        )
+        numbers = (str(size), str(count), str(wait))
+        done = python_in(self.client, _CODE, method, self.address(server, version), path, *numbers, timeout=60)
         assert done.returncode == 0, done.stderr
         status, text, length, digest = json.loads(done.stdout)
         return status, text, length, digest

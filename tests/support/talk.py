@@ -24,10 +24,13 @@ for line in sys.stdin:
 
 
 class Talk:
-    """One connection from `client` to `server`; `ask` gives the status, or the name of what was raised in the pod."""
+    """One connection from `client` to `server`, a pod or an address.
+
+    `ask` gives the status, or the name of what was raised in the pod.
+    """
 
     def __init__(self, testbed: Testbed, client: str, server: str, *, version: int = 4) -> None:
-        address = str(testbed.pod(server).address(version))
+        address = server if set(".:") & set(server) else str(testbed.pod(server).address(version))
         self._process: subprocess.Popen[str] = testbed.spawn(
             client, ["python", "-c", _CODE, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

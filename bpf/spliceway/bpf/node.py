@@ -54,11 +54,6 @@ def problems(settings: DatapathSettings) -> list[str]:
     """Sentences about settings of the node that keep traffic from flowing."""
     found = [f"net/{name} is 0: pods can't reach each other" for name in _FORWARDING if _read(name) == "0"]
     strict = _read("ipv4/conf/all/rp_filter") == "1"
-    if strict or _read("ipv4/conf/lo/rp_filter") == "1":
-        found.append(
-            "net/ipv4/conf: rp_filter=1 for all or lo: pods with HTTP egress rules can't reach the node's own servers "
-            "by IPv4; set both to 0 or 2"
-        )
     if strict and _read("ipv4/conf/all/src_valid_mark") == "1":
         found.append(
             "net/ipv4/conf/all: rp_filter=1 with src_valid_mark=1 drops every steered packet; set src_valid_mark=0"

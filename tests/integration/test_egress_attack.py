@@ -1,0 +1,290 @@
+"""Connections that leave through the proxy: forged answers, listeners in the way, policies that change, small MTUs."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+import pytest
+
+from spliceway.agent.testbed import netns
+from spliceway.bpf import diag
+from spliceway.bpf.types import Leg
+from spliceway.policy.verdict import Reason, Verdict
+from support.attack import MARKER, SEQ, Witness
+from support.egress import PAIR, SERVERS, Site, egress_site
+from support.node import python_in
+from support.packets import ACK, FIN, RST, SYN, TCP, ip, tcp
+from support.talk import Talk
+
+pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
+
+VERSIONS = pytest.mark.parametrize("version", [4, 6])
+_ENDED = {"ConnectionResetError", "RemoteDisconnected", "BrokenPipeError", "PermissionError"}
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with egress_site() as built:
+        yield built
+
+
+def ports(site: Site, server: str, version: int) -> tuple[int, int]:
+    """The client's ports of a live connection: its own, and the proxy's in its name."""
+    legs = site.legs(server, version)
+    up = legs[Leg.UPSTREAM]
+    own = up.endpoint if up.endpoint_is_client else up.peer
+    assert own == site.client.address(version)
+    return legs[Leg.DOWNSTREAM].endpoint_port, up.endpoint_port if up.endpoint_is_client else up.peer_port
+
+
+def forge(site: Site, packets: list[bytes]) -> None:
+    """Send IP packets from a host outside, whatever their source says."""
+
+    def send() -> None:
+        for packet in packets:
+            _raw(packet)
+
+    netns.call(site.testbed.pod("forger").netns, send)
+
+
+def dropped(site: Site, *reasons: Reason) -> int:
+    """Packets that were dropped for one of these reasons so far."""
+    return sum(
+        c.packets
+        for c in site.node.datapath.reasons()
+        if c.verdict is Verdict.DENY and (not reasons or c.reason in reasons)
+    )
+
+
+@VERSIONS
+def test_answers_from_outside_reach_the_proxy_only(site: Site, version: int) -> None:
+    with Talk(site.testbed, "client", "outside", version=version) as talk:
+        assert talk.ask("/both/1") == "200"
+        _, opened = ports(site, "outside", version)
+        with Witness(site.client.netns, marker=(80).to_bytes(2, "big") + opened.to_bytes(2, "big")) as witness:
+            for _ in range(5):
+                assert talk.ask("/both/1") == "200"
+            witness.assert_nothing()
+
+
+@VERSIONS
+def test_answers_of_the_nodes_own_servers_reach_the_proxy_only(site: Site, version: int) -> None:
+    address = site.address("node", version)
+    for _ in range(3):
+        assert site.ask("node", "/both/1", version=version, count=5)[0] == 200
+    _, opened = ports(site, "node", version)
+    own = site.client.address(version)
+    with Witness(site.client.netns, marker=(80).to_bytes(2, "big") + opened.to_bytes(2, "big")) as witness:
+        sent = tcp(address, own, 80, opened, ACK, MARKER)
+        netns.call(site.testbed.node.info.netns, lambda: _raw(ip(address, own, TCP, sent)))
+        witness.assert_nothing()
+
+
+def _raw(packet: bytes) -> None:
+    family, size, at = (socket.AF_INET, 4, 16) if packet[0] >> 4 == 4 else (socket.AF_INET6, 16, 24)
+    with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+        if family == socket.AF_INET6:
+            raw.setsockopt(socket.IPPROTO_IPV6, 36, 1)
+        raw.sendto(packet, (str(ip_address(packet[at : at + size])), 0))
+
+
+@VERSIONS
+def test_forged_packets_on_live_tuples(site: Site, version: int) -> None:
+    """From a host outside that knows everything but the sequence numbers. None gets to the pod, none does harm."""
+    server, own = site.address("outside", version), str(site.client.address(version))
+    with Talk(site.testbed, "client", "outside", version=version) as talk:
+        assert talk.ask("/both/1") == "200"
+        mine, opened = ports(site, "outside", version)
+        before = dropped(site, Reason.NOT_STEERED, Reason.TUPLE_CONFLICT)
+        forged = [
+            ip(server, own, TCP, tcp(server, own, 80, port, flags, payload, seq=SEQ, ack=SEQ))
+            for port in (mine, opened)
+            for flags in (SYN, SYN | ACK, ACK, FIN | ACK, RST, SYN | FIN)
+            for payload in (b"", MARKER)
+        ]
+        with Witness(site.client.netns) as witness:
+            for _ in range(3):
+                forge(site, forged)
+                assert talk.ask("/both/1") == "200"
+            witness.assert_nothing()
+        assert dropped(site, Reason.NOT_STEERED, Reason.TUPLE_CONFLICT) - before >= 30
+        assert talk.ask("/in/1") == "403"
+        legs = site.legs("outside", version)
+        assert {leg: e.verdict for leg, e in legs.items()} == dict.fromkeys(
+            (Leg.DOWNSTREAM, Leg.UPSTREAM), Verdict.REDIRECT
+        )
+
+
+@VERSIONS
+@pytest.mark.parametrize("server", ["outside", "node"])
+def test_a_process_of_the_node_on_the_same_port(site: Site, server: str, version: int) -> None:
+    """It can't have the port while the proxy has it, and gets nothing when answers still come after that."""
+    address, own = site.address(server, version), site.client.address(version)
+    place = site.testbed.node.info.netns
+    with Talk(site.testbed, "client", address, version=version) as talk:
+        assert talk.ask("/both/1") == "200"
+        _, opened = ports(site, server, version)
+        with pytest.raises(OSError, match="Address already in use"):
+            netns.call(place, lambda: _listen(opened))
+        assert netns.call(place, lambda: diag.destroy(own, opened, ip_address(address), 80))
+        before = dropped(site, Reason.NO_LISTENER)
+        with netns.call(place, lambda: _listen(opened)) as squat:
+            for flags, payload in ((ACK, MARKER), (ACK, b""), (SYN | ACK, b""), (SYN, b"")):
+                packet = ip(address, own, TCP, tcp(address, own, 80, opened, flags, payload, seq=SEQ))
+                if server == "node":
+                    netns.call(place, lambda p=packet: _raw(p))  # type: ignore[misc]
+                else:
+                    forge(site, [packet])
+            time.sleep(0.3)
+            with pytest.raises(BlockingIOError):
+                squat.accept()
+        assert dropped(site, Reason.NO_LISTENER) >= before + 2
+
+
+def _listen(port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("::", port))
+        sock.listen()
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+@VERSIONS
+def test_without_a_listener_nothing_leaves(site: Site, version: int) -> None:
+    listeners = dict(site.node.datapath._listeners)
+    own = site.client.address(version).packed
+    site.node.run(site.node.datapath.set_listeners({}))
+    try:
+        with Witness(site.testbed.pod("outside").netns, marker=own) as witness:
+            assert site.ask("outside", "/both/1", version=version, wait=2)[0] == 0
+            witness.close()
+        flags = 14 + (20 if version == 4 else 40) + 13
+        assert not [frame for frame in witness.seen if frame[flags] & SYN], "a connection got out"
+        for server in ("plain", "both", "node"):
+            assert site.ask(server, "/both/1", version=version, wait=1)[0] == 0
+    finally:
+        site.node.run(site.node.datapath.set_listeners(listeners))
+    assert site.ask("outside", "/both/1", version=version)[0] == 200
+
+
+def test_rules_of_one_end_are_not_enough_without_the_pair(site: Site) -> None:
+    ports = dict(site.node.datapath._listeners)
+    site.node.run(site.node.datapath.set_listeners({k: v for k, v in ports.items() if k != PAIR}))
+    try:
+        assert site.ask("both", "/both/1", wait=1)[0] == 0
+        assert site.ask("plain", "/both/1")[0] == 200
+    finally:
+        site.node.run(site.node.datapath.set_listeners(ports))
+
+
+@VERSIONS
+@pytest.mark.parametrize("server", ["plain", "both", "outside"])
+@pytest.mark.parametrize("change", [{"http": False}, {"egress": False}], ids=["no-http", "nothing"])
+def test_a_change_of_policy_ends_what_it_does_not_cover(
+    site: Site, server: str, version: int, change: dict[str, bool]
+) -> None:
+    with Talk(site.testbed, "client", server, version=version) as talk:
+        assert talk.ask("/both/1") == "200"
+        site.node.apply(**change)
+        try:
+            began = time.monotonic()
+            assert talk.ask("/both/1") in _ENDED
+            assert time.monotonic() - began < 4, "the pod had to wait for a time-out"
+            status = site.ask(server, "/in/1", version=version, wait=1)[0]
+            assert status == (0 if "egress" in change else 200)
+        finally:
+            site.node.apply()
+    assert site.ask(server, "/both/1", version=version)[0] == 200
+
+
+@VERSIONS
+def test_what_is_left_of_a_proxied_connection_is_in_nobodys_way(site: Site, version: int) -> None:
+    """The pod may use the port that the proxy had, once it may go directly; and the other way round."""
+    code = (
+        "import http.client, sys\n"
+        "c = http.client.HTTPConnection(sys.argv[1], 80, timeout=5, source_address=('', int(sys.argv[2])))\n"
+        "c.request('GET', '/both/1')\n"
+        "print(c.getresponse().read().split()[1].decode())\n"
+    )
+    with Talk(site.testbed, "client", "outside", version=version) as talk:
+        assert talk.ask("/both/1") == "200"
+        _, opened = ports(site, "outside", version)
+    server = ip_address(site.address("outside", version))
+    netns.call(
+        site.testbed.node.info.netns,
+        lambda: diag.destroy(site.client.address(version), opened, server, 80),
+    )
+    site.node.apply(http=False)
+    try:
+        done = python_in(site.client, code, str(server), str(opened))
+        assert done.stdout.strip() == str(opened), done.stderr
+    finally:
+        site.node.apply()
+    assert site.ask("outside", "/both/1", version=version)[0] == 200
+
+
+@VERSIONS
+def test_a_small_mtu_on_the_way(site: Site, version: int) -> None:
+    """The router's «too big» is about the proxy's packets, and addressed to the pod: it must come to the proxy."""
+    server, router = site.address("outside", version), site.address("forger", version)
+    ip_command, length = ["ip", f"-{version}", "route"], 32 if version == 4 else 128
+    detour = [*ip_command, "replace", f"{server}/{length}", "via", router, "dev", "eth0"]
+    narrow = [*ip_command, "replace", f"{server}/{length}", "dev", "eth0", "mtu", "1280"]
+    forward = "ipv4.ip_forward" if version == 4 else "ipv6.conf.all.forwarding"
+    for command in (["sysctl", "-qw", f"net.{forward}=1", "net.ipv4.conf.eth0.send_redirects=0"], narrow):
+        done = site.testbed.run("forger", command)
+        assert done.returncode == 0, done.stderr
+    done = site.testbed.node.run_on_node(detour)
+    assert done.returncode == 0, done.stderr
+    try:
+        before = related(site)
+        status, text, _, digest = site.ask("outside", "/both/1", version=version, method="POST", size=1 << 20)
+        assert (status, text.split()[2:4]) == (200, [str(1 << 20), digest])
+        assert related(site) > before
+    finally:
+        site.testbed.node.run_on_node([*ip_command, "del", f"{server}/{length}", "via", router, "dev", "eth0"])
+        site.testbed.node.run_on_node([*ip_command, "flush", "cache"])
+
+
+def related(site: Site) -> int:
+    """ICMP errors that passed so far."""
+    return sum(c.packets for c in site.node.datapath.reasons() if c.reason is Reason.RELATED)
+
+
+@VERSIONS
+def test_an_error_about_a_connection_that_is_not_there_yet(site: Site, version: int) -> None:
+    """Nobody is at that address, its router says: the client hears of it at once, by way of the proxy."""
+    router = site.address("forger", version)
+    nowhere = "10.10.2.99" if version == 4 else "fd00:10:2::99"
+    length = 32 if version == 4 else 128
+    ip_command = ["ip", f"-{version}", "route"]
+    site.testbed.run("forger", [*ip_command, "add", "unreachable", f"{nowhere}/{length}"])
+    site.testbed.run("forger", ["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"])
+    site.testbed.node.run_on_node([*ip_command, "replace", f"{nowhere}/{length}", "via", router, "dev", "eth0"])
+    try:
+        before = related(site)
+        began = time.monotonic()
+        assert site.ask(nowhere, "/both/1", version=version)[0] == 503
+        assert time.monotonic() - began < 3
+        assert related(site) > before
+    finally:
+        site.testbed.node.run_on_node([*ip_command, "del", f"{nowhere}/{length}", "via", router, "dev", "eth0"])
+
+
+def test_strict_reverse_path_filters(site: Site) -> None:
+    """IPv4 answers of the node's own servers come in by the loopback device, from an address of another one."""
+    names = ["net.ipv4.conf.all.rp_filter", "net.ipv4.conf.lo.rp_filter"]
+    site.testbed.node.run_on_node(["sysctl", "-qw", *(f"{name}=1" for name in names)])
+    try:
+        for server in SERVERS:
+            assert site.ask(server, "/both/1")[0] == 200
+    finally:
+        site.testbed.node.run_on_node(["sysctl", "-qw", *(f"{name}=0" for name in names)])
