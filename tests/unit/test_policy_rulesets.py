@@ -215,6 +215,16 @@ def test_the_value_of_a_secret(secret: tuple[str, str], expected: str) -> None:
     assert found == HeaderMatch("x-token", expected, secret=True, mismatch=mismatch)
 
 
+def test_secrets_are_not_shown() -> None:
+    reading = _match("/1", headers=(HeaderCondition("x", secret=("ns/one", "")), HeaderCondition("y", "own")))
+    sets = _sets(_policy("a", reading), secrets=SECRETS)
+    number = sets.number(frozenset({_ref("a")}))
+    shown = repr(sets.rule_sets[sets.pair(number, number)])
+    assert "s3cret" not in shown
+    assert "HeaderMatch('x', (secret), DENY)" in shown
+    assert "HeaderMatch('y', 'own', DENY)" in shown
+
+
 def test_the_own_value_counts_while_the_secret_is_missing() -> None:
     def match(secret: str) -> HeaderMatch:
         return header_match(HeaderCondition("x", "own", (secret, ""), Mismatch.ADD), SECRETS)

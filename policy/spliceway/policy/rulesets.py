@@ -75,6 +75,8 @@ class RuleSets:
         if new:
             self._by_policy[title] = set(new)
         touched = {ref for ref in {*before, *new} if before.get(ref) != new.get(ref)}
+        if not touched:
+            return set()
         return self._rebuild(number for number, made_of in self._made_of.items() if made_of.refs & touched)
 
     def set_secrets(self, secrets: Mapping[str, Secret], changed: Collection[str]) -> set[int]:

@@ -91,6 +91,10 @@ class HeaderMatch(msgspec.Struct, frozen=True):
     secret: bool = False
     mismatch: Mismatch = Mismatch.DENY
 
+    def __repr__(self) -> str:
+        value = "(secret)" if self.secret else repr(self.value)
+        return f"HeaderMatch({self.name!r}, {value}, {self.mismatch.name})"
+
 
 class HttpRule(msgspec.Struct, frozen=True):
     """One HTTP rule of a rule set: all that it has must match. Empty fields match everything.
