@@ -320,3 +320,17 @@ def test_only_one_baseline_policy() -> None:
     assert [str(error) for error in parsed.errors] == [
         f"p.yaml: {BASELINE} other: metadata.name: other can't be its name: there is only one, called default"
     ]
+
+
+def test_a_list_names_rules_as_the_object_would() -> None:
+    body = f"{BASE}, egress: [{{action: Deny, to: {ANYBODY}, protocols: [{{destinationNamedPort: web}}]}}]"
+    network = (
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: a}, spec: {egress: [{ports: [{}]}]}}"
+    )
+    parsed = parse_text(f"{{apiVersion: v1, kind: List, items: [{document(CLUSTER, body)}, {network}]}}", "p.yaml")
+    assert not parsed.errors
+    for found in parsed.objects:
+        assert isinstance(found, NetworkPolicy)
+        assert found.specs[0].path == "spec"
+        (rule,) = found.specs[0].rules
+        assert rule.path == rule.to_ports[0].path == "spec.egress[0]"

@@ -253,7 +253,7 @@ REFUSED = [
     ("a: !secret b\n", "p.yaml: line 1: tag !secret is not allowed"),
     ("a: *b\n", "p.yaml: line 1: alias *b stands for nothing yet"),
     ("a: &a [*a]\n", "p.yaml: line 1: alias *a stands for nothing yet"),
-    ("port: 010\n", "p.yaml: line 1: 010 is ambiguous (octal or decimal): quote it, or drop the zero"),
+    ("port: 010\n", "p.yaml: line 1: a number with a leading zero is octal or decimal: quote it, or drop the zero"),
     ("a: " + "[" * 60 + "]" * 60, "p.yaml: line 1: nested deeper than 48"),
     ("x" * (4 << 20) + "y", "p.yaml: 4194305 characters are more than the limit of 4194304"),
 ]

@@ -167,7 +167,10 @@ def _scalar(event: Any) -> Any:
     if _INT.fullmatch(text):
         return _integer(int(text))
     if _OCTAL.fullmatch(text):
-        raise _RefusedError(event.start_mark, f"{text} is ambiguous (octal or decimal): quote it, or drop the zero")
+        # The text is not repeated: it may be a password.
+        raise _RefusedError(
+            event.start_mark, "a number with a leading zero is octal or decimal: quote it, or drop the zero"
+        )
     if _HEX.fullmatch(text):
         return _integer(int(text, 16))
     if _FLOAT.fullmatch(text) and isfinite(number := float(text)):

@@ -79,7 +79,11 @@ class Fields:
     def take(self, key: str, kind: type[Any], default: Any = None) -> Any:
         """Value of a key, of this kind, or the default when it is absent."""
         value = self._rest.pop(key, None)
-        return default if value is None else self.where.at(key).typed(value, kind)
+        if value is None:
+            return default
+        if type(value) is not kind:
+            self.where.at(key).typed(value, kind)
+        return value
 
     def has(self, key: str) -> bool:
         """Whether a key is there, not taken yet and not null."""

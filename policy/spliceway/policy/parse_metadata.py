@@ -65,8 +65,9 @@ class Metadata:
 def parse_labels(value: Mapping[str, Any], where: Where) -> dict[str, str]:
     """Labels of an object."""
     for key, text in value.items():
-        check_label_key(key, where.at(shown(key)))
-        check_label_value(where.at(key).typed(text, str), where.at(key))
+        place = where.at(shown(key))
+        check_label_key(key, place)
+        check_label_value(place.typed(text, str), place)
     return dict(value)
 
 
