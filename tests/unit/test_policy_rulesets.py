@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from spliceway.policy.labels import Selector
@@ -48,8 +50,8 @@ def _ref(name: str, index: int = 0) -> RuleRef:
     return RuleRef(f"{KIND} ns/{name}", f"spec.ingress[{index}].toPorts[0]")
 
 
-def _sets(*policies: NetworkPolicy, **options: object) -> RuleSets:
-    found = RuleSets(Numbering(), **options)  # type: ignore[arg-type]
+def _sets(*policies: NetworkPolicy, secrets: Mapping[str, Secret] | None = None, max_pairs: int = 100) -> RuleSets:
+    found = RuleSets(Numbering(), secrets or {}, max_pairs=max_pairs)
     for policy in policies:
         found.set_policy(policy.title, policy_terms(policy))
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spliceway.policy.labels import Selector
 from spliceway.policy.model import Action, HttpMatch, NetworkPolicy, Peers, PortRange, PortRule, Rule, Spec, Tier
-from spliceway.policy.terms import HOST_PEERS, Effect, Term, direction_terms, named_ports, policy_terms
+from spliceway.policy.terms import HOST_PEERS, Effect, Term, direction_terms, policy_terms
 from spliceway.policy.verdict import Direction, Protocol
 
 IN, OUT = Direction.INGRESS, Direction.EGRESS
@@ -47,7 +47,6 @@ def test_a_rule_is_one_term_or_one_for_each_entry() -> None:
     assert first.terms[OUT] == (Term(tier, Effect.PASS, (7, "K", "ns", "a", 3), None, (), ref("e0")),)
     # The NORMAL tier has no order of policies but their names.
     assert second.terms[IN] == (Term(Tier.NORMAL, Effect.ALLOW, (0, "K", "ns", "a", 4), Peers(), (), ref("i4")),)
-    assert named_ports((*first.terms[IN], *second.terms[IN])) == {("web", Protocol.TCP)}
 
 
 def test_a_denial_with_http_rules_is_a_denial() -> None:

@@ -18,8 +18,6 @@ from spliceway.policy.terms import Effect, Order, SpecTerms
 
 #: Longest name; the proxy uses names in statistics and logs.
 MAX_NAME = 200
-#: Most rule sets that ask both ends, unless said otherwise: each is a listener of its own.
-MAX_PAIRS = 1024
 #: A value that no header has: no proxy lets NUL pass in one (RFC 9110, section 5.5).
 NO_VALUE = "\0"
 
@@ -42,15 +40,13 @@ class Contributors(msgspec.Struct, frozen=True):
 class RuleSets:
     """Collects the rule sets of a table, and numbers their rules.
 
-    `rule_sets`, `rules` and `pairs` are as in PolicyTable. `refused_pairs`: pairs for which there was no room; what
-    meets one is denied (no-listener).
+    `rule_sets`, `rules` and `pairs` are as in PolicyTable. `refused_pairs`: pairs for which there was no room, since
+    `max_pairs` (each is a listener of its own) are there; what meets one is denied (no-listener).
     """
 
-    def __init__(
-        self, numbering: Numbering, secrets: Mapping[str, Secret] | None = None, *, max_pairs: int = MAX_PAIRS
-    ) -> None:
+    def __init__(self, numbering: Numbering, secrets: Mapping[str, Secret], *, max_pairs: int) -> None:
         self._numbering = numbering
-        self._secrets: Mapping[str, Secret] = secrets or {}
+        self._secrets = secrets
         self._max_pairs = max_pairs
         self._http: dict[RuleRef, tuple[Order, tuple[HttpMatch, ...]]] = {}
         self._by_policy: dict[str, set[RuleRef]] = {}

@@ -15,7 +15,7 @@ import msgspec
 from spliceway.policy.entity import Entity
 from spliceway.policy.model import Action, HttpMatch, NetworkPolicy, Peers, PortRange, Spec, Tier
 from spliceway.policy.table import RuleRef
-from spliceway.policy.verdict import Direction, Protocol
+from spliceway.policy.verdict import Direction
 
 #: Which of two terms comes first: (priority, kind, namespace and name of the policy, place in it).
 Order = tuple[int, str, str, str, int]
@@ -128,8 +128,3 @@ def direction_terms(specs: Iterable[SpecTerms], direction: Direction) -> tuple[T
     if asking:
         terms.append(Term(Tier.NORMAL, Effect.DEFAULT_DENY, audit=all(asking)))
     return tuple(terms)
-
-
-def named_ports(terms: Iterable[Term]) -> frozenset[tuple[str, Protocol]]:
-    """The named ports of these terms, as written (the protocol may be ANY)."""
-    return frozenset((ports.name, ports.protocol) for term in terms for ports in term.ports if ports.name)
