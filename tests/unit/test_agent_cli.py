@@ -84,6 +84,14 @@ def test_policy_validate(tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text(policy("web", "a", 80))
     status, output, _errors = invoke("policy", "validate", str(tmp_path))
     assert (status, output) == (0, "2 files: 1 CiliumNetworkPolicy, 1 Pod; 0 refused\n")
+    (tmp_path / "more.yaml").write_text(
+        "{apiVersion: v1, kind: Secret, metadata: {name: s}, stringData: {a: hush}}\n---\n"
+        "{apiVersion: v1, kind: Service, metadata: {name: s}, spec: {ports: [{port: 80}]}}\n---\n"
+        "{apiVersion: cilium.io/v2, kind: CiliumCIDRGroup, metadata: {name: g}, spec: {externalCIDRs: [192.0.2.0/24]}}"
+    )
+    status, output, _errors = invoke("policy", "validate", str(tmp_path))
+    assert output == "3 files: 1 CiliumCIDRGroup, 1 CiliumNetworkPolicy, 1 Pod, 1 Secret, 1 Service; 0 refused\n"
+    (tmp_path / "more.yaml").unlink()
     (tmp_path / "bad.yaml").write_text(policy("bad", "a", 80).replace("toPorts", "toPort"))
     status, output, errors = invoke("policy", "validate", str(tmp_path))
     assert status == 1

@@ -137,6 +137,7 @@ class Agent:
         self._reconciler = Reconciler(
             maker=self._compiler,
             save=self._save,
+            unsaved=self._unsaved,
             ports=PortAllocator(ports.first, ports.last, assigned=state.ports, freed=state.freed),
             datapath=self._datapath,
             proxy=self._proxy,
@@ -257,11 +258,15 @@ class Agent:
                 except AdminError:
                     told = -1  # the proxy is away, or starting: tell it when it is there
 
-    def _save(self, ports: PortAllocator, held: Held) -> None:
+    def _to_save(self, ports: PortAllocator, held: Held) -> object:
+        return self._compiler.given, ports.ports, ports.freed, held
+
+    def _unsaved(self, ports: PortAllocator, held: Held) -> bool:
         # Most changes of pods bring no number: then all the others need not be looked at.
-        now = (self._numbering.changes, ports.ports, ports.freed, held)
-        if now == self._saved:
-            return
+        return self._to_save(ports, held) != self._saved
+
+    def _save(self, ports: PortAllocator, held: Held) -> None:
+        now = self._to_save(ports, held)
         self._store.save(
             AgentState(
                 node=self.config.node_name,

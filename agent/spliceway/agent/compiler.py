@@ -33,7 +33,7 @@ class Compiler:
         self._engine = Engine(options, numbering)
         self._numbering = numbering
         self._pruned = False
-        self.audit = options.audit
+        self._released = 0
         self.refused: tuple[RefusedPolicy, ...] = ()
         self.refused_pairs = 0
 
@@ -57,13 +57,20 @@ class Compiler:
             gc.freeze()
         return table
 
+    @property
+    def given(self) -> int:
+        """How many numbers were given. Only these must be saved before anyone uses them; releasing can wait."""
+        return self._numbering.changes - self._released
+
     def settle(self, table: PolicyTable) -> None:
         """Forget numbers that this table does not use: it is in force everywhere."""
+        before = self._numbering.changes
         self._engine.settle(table.revision)
         if not self._pruned:
             # The engine knows nothing of what only an earlier agent used.
             self._numbering.prune(table)
             self._pruned = True
+        self._released += self._numbering.changes - before
 
     def _tell(self) -> None:
         before = {one.key for one in self.refused}

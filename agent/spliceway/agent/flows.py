@@ -1,7 +1,7 @@
 """Verdicts get their names: kernel records and access log entries become flows. Pure.
 
 Names come from the table and cluster in force when the record arrived; a rule that went away a moment before keeps its
-name for one more table.
+name.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ _CACHED_ADDRESSES = 65_536
 _PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
 
 
+#: How long at least what went keeps its name, in seconds: tables may follow each other in milliseconds.
+_BEFORE_SECONDS = 1.0
+
 #: Names of the pods at both ends of a record, empty for what is no pod.
 Ends = tuple[str, str]
 
@@ -40,7 +43,7 @@ class Names:
         """`pods` may change later; `last`: the names before these; its rules and rule sets stay known."""
         self._table = table
         self._pods = pods or AddressBook()
-        self._before = last.known_before(table) if last else None
+        self._before, self._before_since = last.known_before() if last else (None, 0.0)
         self._numbers: dict[IPAddress, int] = {}
         # KernelFlow counts from boot. The offset changes only when the clock is set, so one for each table will do.
         self._boot_ns = time.time_ns() - time.monotonic_ns()
@@ -48,12 +51,12 @@ class Names:
     def __repr__(self) -> str:
         return f"Names(revision={self._table and self._table.revision}, {self._pods!r})"
 
-    def known_before(self, table: PolicyTable | None) -> PolicyTable | None:
-        """Whose rules and rule sets a later `table` does not have, and flows may still name."""
-        mine = self._table
-        if mine is None or (table is not None and mine.rules is table.rules and mine.rule_sets is table.rule_sets):
-            return self._before
-        return mine
+    def known_before(self) -> tuple[PolicyTable | None, float]:
+        """Whose rules and rule sets the next table may not have, and flows may still name."""
+        mine, now = self._table, time.monotonic()
+        if mine is None or (self._before is not None and now - self._before_since < _BEFORE_SECONDS):
+            return self._before, self._before_since
+        return mine, now
 
     def ends(self, record: KernelFlow | HttpFlow) -> Ends:
         """The pods that have source and destination now."""

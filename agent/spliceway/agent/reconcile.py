@@ -79,6 +79,7 @@ class Reconciler:
         *,
         maker: TableMaker,
         save: Callable[[PortAllocator, Held], object],
+        unsaved: Callable[[PortAllocator, Held], bool] = lambda _ports, _held: True,
         ports: PortAllocator,
         datapath: DatapathControl,
         proxy: ProxyControl,
@@ -89,12 +90,14 @@ class Reconciler:
     ) -> None:
         """Wire it up.
 
-        `save` persists numbering, ports and held documents (it runs in a thread and may block for an fsync);
+        `save` persists numbering, ports and held documents (it runs in a thread and may block for an fsync), `unsaved`
+        says whether it has to;
         `taken_over`: the kernel already enforces what an earlier agent left; `observe` gets the seconds from a change
         to its rows being in force; `on_table` is told of each table that comes into force.
         """
         self._maker = maker
         self._save = save
+        self._must_save = unsaved
         self._ports = ports
         self._datapath = datapath
         self._proxy = proxy
@@ -291,7 +294,8 @@ class Reconciler:
 
     async def _persist(self, intent: Intent) -> None:
         if self._unsaved or intent.held != self._saved:
-            await asyncio.to_thread(self._save, self._ports, intent.held)
+            if self._must_save(self._ports, intent.held):
+                await asyncio.to_thread(self._save, self._ports, intent.held)
             self._unsaved, self._saved = False, intent.held
 
     async def _attach(self, endpoints: Mapping[str, LocalEndpoint], *, retry: bool = False) -> None:

@@ -22,12 +22,8 @@ def validate(
     from spliceway.agent.cli.render import emit_json
 
     inventory = read(path)
-    cluster = inventory.cluster
     refusals = inventory.refusals
-    kinds = Counter(
-        type(item).__name__ for group in (cluster.namespaces, cluster.nodes, cluster.pods) for item in group.values()
-    )
-    kinds.update(policy.kind for policy in cluster.policies.values())
+    kinds = Counter(kind for kind, _name in inventory.changes())
     if output is Output.JSON:
         from spliceway.agent.jsonable import plain
 
