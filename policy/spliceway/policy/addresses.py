@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import ip_network
 
 from spliceway.policy.entity import Reserved
+from spliceway.policy.labels import pod_labels
 from spliceway.policy.labelsets import LabelSet, LabelSets
 from spliceway.policy.model import IPAddress, Node
 from spliceway.policy.prefixsets import PrefixCounts, host_prefix, place_of
@@ -161,15 +162,20 @@ class Addresses:
                 return *self._shared(pods), self._extra(prefix, address)
         return self._area(prefix)
 
-    def _shared(self, pods: Iterable[str]) -> tuple[tuple[str, ...], LabelSet | None]:
-        """Several pods with one address: `unmanaged` unless they are one identity; then they serve the ports of all."""
-        sets = {found.labels: found for found in map(self._label_sets.of, pods)}
-        if len(sets) == 1:
-            return (), next(iter(sets.values()))
-        plain = {tuple(label for label in labels if not label.startswith("port:")) for labels in sets}
-        if len(plain) == 1:
-            return tuple({label for labels in sets for label in labels}), None
-        return (_UNMANAGED,), None
+    def _shared(self, names: Iterable[str]) -> tuple[tuple[str, ...], LabelSet | None]:
+        """Several pods with one address are `unmanaged`, unless all their labels are the same.
+
+        Those that do not count for identities are compared too: a verdict must not depend on the label filter. Named
+        ports are no labels: such pods serve the ports of all.
+        """
+        sets = [(self._label_sets.of(name), name) for name in names]
+        pods = [found.pods[name] for found, name in sets]
+        if len({pod_labels(pod.namespace, pod.labels, {}, pod.service_account) for pod in pods}) > 1:
+            return (_UNMANAGED,), None
+        different = {found.labels: found for found, _ in sets}
+        if len(different) == 1:
+            return (), sets[0][0]
+        return tuple({label for labels in different for label in labels}), None
 
     def _area(self, prefix: IPNetwork) -> tuple[tuple[str, ...], LabelSet | None, tuple[str, ...]] | None:
         server = prefix.prefixlen == prefix.max_prefixlen and prefix.network_address in self._servers

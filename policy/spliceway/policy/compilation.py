@@ -115,6 +115,16 @@ class Compilation:
         """Pairs of rule sets for which there was no room."""
         return frozenset(self._rule_sets.refused_pairs)
 
+    def naive_rows(self) -> int:
+        """Rows that a map without classes would have: identities × port rows, for each endpoint."""
+        total = 0
+        for unit in self._units.values():
+            for half in unit.halves:
+                if half.program is not None:
+                    contents = (half.program.other, *half.program.assigned.values())
+                    total += len(unit.endpoints) * sum(len(content.rows) for content in contents)
+        return total
+
     def change(self, changes: Iterable[Change]) -> None:
         """Take over objects: (as it was, as it is); None: it was not there, or is no more."""
         for old, new in changes:
@@ -178,7 +188,7 @@ class Compilation:
             return
         before = None if old is None or old.host_network else self._label_sets.of(new.key)
         found = self._label_sets.put(new)
-        if found is not before or old is None or old.addresses != new.addresses:
+        if found is not before or old is None or (old.addresses, old.labels) != (new.addresses, new.labels):
             self._addresses.pod(new.key, new.addresses, there=True)
         if new.node == self._node:
             self._local[new.key] = new

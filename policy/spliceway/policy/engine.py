@@ -104,22 +104,26 @@ class Engine:
             "pairs": len(state.halves.pairs),
         }
 
+    def naive_rows(self) -> int:
+        """Rows that a map without classes would have: identities × port rows, for each endpoint."""
+        return self._compilation.naive_rows()
+
     def apply(self, changed: Iterable[Object], removed: Iterable[_Key] = (), *, revision: int) -> PolicyTable:
         """Take over new and changed objects, and remove those of these kinds and keys; gives the table that follows.
 
-        Objects that are as they were cost nothing, so that handing them in again is harmless. Raises BudgetError when
-        pods alone need more room than there is, NumberingError when numbers run out. The objects are taken over even
-        then, the last table stays, and the next call tries again; its delta is against the last table that was given.
+        Objects that are as they were cost nothing, so that handing them in again is harmless. A change of policies that
+        the kernel has no room for is refused whole, see `refused`. Raises BudgetError when pods alone need more room
+        than there is, NumberingError when numbers run out. The objects are taken over even then, the last table stays,
+        and the next call tries again; its delta is against the last table that was given.
         """
         policies, others = self._sort(changed, removed)
         if self._broken:
             self._rebuild(others + policies)
         else:
             self._work(others + policies)
-        needs = self._needs()
-        if needs and policies:
-            needs = self._undo(policies, needs)
-        if needs:
+        if policies and (needs := self._needs(self._staged_sizes())):
+            self._undo(policies, needs)
+        if needs := self._needs(self.sizes()):
             raise BudgetError(needs)
         self._retry()
         return self._give(revision)
@@ -162,25 +166,25 @@ class Engine:
         self._compilation.flush()
         self._broken = False
 
-    def _needs(self) -> tuple[Need, ...]:
-        """What does not fit. While a change is under way the kernel has the keys of both tables."""
-        state = self._compilation
-        leaving = {
-            "endpoints": _leaving(state.endpoints),
-            "ipcache": _leaving(state.ipcache),
-            "classes": _leaving(state.halves.classes),
-            "rows": _leaving(state.halves.rows),
-        }
-        limits = msgspec.structs.replace(self._options.limits, pairs=None)  # pairs beyond are left out one by one
-        return overflows(limits, {name: size + leaving.get(name, 0) for name, size in self.sizes().items()})
+    def _staged_sizes(self) -> dict[str, int]:
+        """As `sizes`, with the keys that go: while a change is under way the kernel has those of both tables."""
+        sizes = self.sizes()
+        if self._table is not None:
+            for name, (shared, before) in zip(_SIZED, _maps(self._compilation, self._table), strict=False):
+                if name:
+                    sizes[name] += sum(key in before and shared.get(key) is None for key in shared.touched)
+        return sizes
 
-    def _undo(self, policies: list[Change], needs: tuple[Need, ...]) -> tuple[Need, ...]:
-        """Leave the policies as they were, unless that makes it worse. Gives what does not fit even so."""
+    def _needs(self, sizes: dict[str, int]) -> tuple[Need, ...]:
+        """What does not fit. Pairs beyond their limit do no harm: they are left out one by one."""
+        return overflows(msgspec.structs.replace(self._options.limits, pairs=None), sizes)
+
+    def _undo(self, policies: list[Change], needs: tuple[Need, ...]) -> None:
+        """Leave the policies as they were, unless even more is needed then."""
         self._work([(new, old) for old, new in policies])
-        rest = self._needs()
-        if sum(need.need - need.room for need in needs) < sum(need.need - need.room for need in rest):
+        if _beyond(needs) < _beyond(self._needs(self._staged_sizes())):
             self._work(policies)
-            return needs
+            return
         for old, new in policies:
             one = new if new is not None else old
             assert isinstance(one, NetworkPolicy)
@@ -188,22 +192,24 @@ class Engine:
             self._refused[key] = Refusal(key, needs)
             if isinstance(new, NetworkPolicy):
                 self._wanted[key] = new
-        self._tried = self.sizes()
-        return rest
+        self._tried = self._staged_sizes()
 
     def _retry(self) -> None:
-        """Try policies that were refused again when something has become smaller."""
-        sizes = self.sizes()
-        if not self._wanted or all(sizes[name] >= tried for name, tried in self._tried.items()):
+        """Try policies that were refused again, when what they had no room in has become smaller by a twentieth."""
+        if not self._wanted:
+            return
+        sizes = self._staged_sizes()
+        lacking = {need.map: need.room for refusal in self._refused.values() for need in refusal.needs}
+        if all(sizes[name] > self._tried[name] - max(1, room // 20) for name, room in lacking.items()):
             return
         for key, policy in sorted(self._wanted.items()):
             change: Change = (self._store.get(*key), policy)
             self._work([change])
-            if self._needs():
+            if self._needs(self._staged_sizes()):
                 self._work([(change[1], change[0])])
             else:
                 del self._refused[key], self._wanted[key]
-        self._tried = self.sizes()
+        self._tried = self._staged_sizes()
 
     def _new(self) -> Compilation:
         return Compilation(
@@ -295,8 +301,12 @@ def _maps(state: Compilation, table: PolicyTable) -> list[tuple[SharedMap, Mappi
     ]
 
 
-def _leaving(shared: SharedMap) -> int:  # type: ignore[type-arg]
-    return sum(shared.get(key) is None for key in shared.touched)
+#: Names of Limits for the maps that `_maps` gives, as far as the kernel stages them.
+_SIZED = ("", "ipcache", "endpoints", "classes", "rows")
+
+
+def _beyond(needs: Iterable[Need]) -> int:
+    return sum(need.need - need.room for need in needs)
 
 
 def objects(cluster: Cluster) -> list[Object]:

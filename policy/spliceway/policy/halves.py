@@ -121,7 +121,7 @@ class Halves:
                 for half in program.halves:
                     self.classes.drop(ClassKey(half.policy_id, direction, identity))
             else:
-                if not new.members:
+                if not new.members and new not in left:
                     self._hold(program, new)
                 new.members += 1
                 program.assigned[identity] = new
