@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 A, B, C = (HttpRule(number, path=f"/{letter}.*") for number, letter in ((11, "a"), (12, "b"), (13, "c")))
 ANY = HttpRule(14)
 PAIR, AUDIT, NOBODY, BESIDE, CLIENT_AUDIT, SERVER_AUDIT, BOTH_AUDIT = range(1, 8)
-ADD, DELETE, REPLACE, LOG, PAIRED, SEVERAL, SECOND, AUDITED = range(11, 19)
+ADD, DELETE, REPLACE, LOG, PAIRED, SEVERAL, SECOND, AUDITED, GIVEN = range(11, 20)
 ALLOWED, DENIED, AMBIGUOUS, MALFORMED = (
     Reason.HTTP_ALLOWED,
     Reason.HTTP_DENIED,
@@ -73,6 +73,12 @@ SETS = (
         ),
     ),
     RuleSet(SECOND, "second", (B,), also=other(with_action(51, Mismatch.REPLACE, "caf\xe9 100%"))),
+    RuleSet(
+        GIVEN,
+        "given",
+        (with_action(61, Mismatch.REPLACE, path="/a"), ANY),
+        also=other(HttpRule(62, headers=(HeaderMatch("x-a"),))),
+    ),
     RuleSet(AUDITED, "audited", None, audit=(with_action(52, Mismatch.DELETE),)),
 )
 
@@ -202,6 +208,12 @@ CHANGES = [
     (SECOND, "GET", "/b", ["X-A: wrong"], 51, ["caf\xe9 100%"], ("x-a",)),
     (SECOND, "GET", "/b", ["X-A: caf\xe9 100%"], 51, ["caf\xe9 100%"], ()),
     (SECOND, "GET", "/a", ["X-A: wrong"], 0, None, ()),
+    (GIVEN, "GET", "/a", [], 62, ["right"], ("x-a",)),
+    (GIVEN, "GET", "/a", ["X-A: wrong"], 62, ["right"], ("x-a",)),
+    (GIVEN, "GET", "/a", ["X-A: a", "X-A: b"], 62, ["right"], ("x-a",)),
+    (GIVEN, "GET", "/b", [], 0, None, ()),
+    (GIVEN, "GET", "/b", ["X-A: a", "X-A: b"], 0, None, ()),
+    (GIVEN, "GET", "/b", ["X-A: a"], 62, ["a"], ()),
     (AUDITED, "GET", "/", ["X-A: wrong"], 52, ["wrong"], ()),
 ]
 

@@ -103,6 +103,11 @@ def combination_rules(rules: Sequence[HttpRule]) -> rbac_pb2.RBAC:
     return result
 
 
+def no_script() -> lua_pb2.Lua:
+    """The script's filter in a listener: nothing to run, and no other route after a change (there is only one)."""
+    return lua_pb2.Lua(clear_route_cache={"value": False})
+
+
 def script_of(rules: Sequence[HttpRule], end: End) -> lua_pb2.LuaPerRoute:
     """The script, and what it has to know of these rules."""
     groups = _groups(rules)

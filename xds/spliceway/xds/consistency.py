@@ -22,7 +22,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3.http_connection
     HttpConnectionManager,
 )
 
-from spliceway.xds.changes import SCRIPT
+from spliceway.xds.changes import SCRIPT, no_script
 from spliceway.xds.errors import InconsistentSnapshotError
 from spliceway.xds.names import (
     FILTER_ALSO,
@@ -45,7 +45,7 @@ _DENY = rbac_rules_pb2.RBAC.DENY
 _ON_DEMAND = frozenset(name for end in (MAIN, OTHER) for name in (end.first, end.matches, end.changes))
 _PASS_ALL = pass_all()
 _AUDIT_AMBIGUOUS = packed(audit_ambiguous())
-_NO_SCRIPT = packed(lua_pb2.Lua())
+_NO_SCRIPT = packed(no_script())
 
 
 class _End(Enum):

@@ -8,7 +8,6 @@ from __future__ import annotations
 from envoy.config.accesslog.v3 import accesslog_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.extensions.access_loggers.grpc.v3 import als_pb2
-from envoy.extensions.filters.http.lua.v3 import lua_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.http.set_filter_state.v3 import set_filter_state_pb2
 from envoy.extensions.filters.listener.original_dst.v3 import original_dst_pb2
@@ -18,6 +17,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3.http_connection
 )
 from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as network_rbac_pb2
 
+from spliceway.xds.changes import no_script
 from spliceway.xds.clusters import preserve_case
 from spliceway.xds.names import (
     ACCESS_LOG,
@@ -105,7 +105,7 @@ def _end(end: End) -> list[dict[str, object]]:
     on_demand = {
         end.first: set_filter_state_pb2.Config(),
         end.matches: http_filter(end.matches, pass_all()),
-        end.changes: lua_pb2.Lua(),
+        end.changes: no_script(),
     }
     return [
         typed(name, on_demand[name]) | {"disabled": True}
