@@ -187,7 +187,7 @@ NAMES = "at most 15 lower-case letters, digits and «-», one letter at least"
         ),
         (
             "{apiVersion: cilium.io/v2, kind: CiliumCIDRGroup, metadata: {name: a}, spec: {externalCidrs: []}}",
-            "CiliumCIDRGroup a: spec.externalCidrs: unknown field",
+            "CiliumCIDRGroup a: spec.externalCIDRs: is missing",
         ),
         (
             "{apiVersion: cilium.io/v1, kind: CiliumCIDRGroup, metadata: {name: a}}",
@@ -207,7 +207,7 @@ def test_every_kind_has_its_place_in_a_cluster() -> None:
         for version, kind, rest in (
             ("v1", "Service", "spec: {}"),
             ("discovery.k8s.io/v1", "EndpointSlice", "addressType: IPv4"),
-            ("cilium.io/v2", "CiliumCIDRGroup", "spec: {}"),
+            ("cilium.io/v2", "CiliumCIDRGroup", "spec: {externalCIDRs: []}"),
             ("v1", "Secret", "data: {}"),
         )
     )

@@ -73,7 +73,7 @@ def parse_cidr_group(fields: Fields, where: Where) -> CidrGroup:
     meta = Metadata(fields, where, "CiliumCIDRGroup", namespaced=False)
     where = meta.where
     spec = Fields(fields.need("spec", dict), where.at("spec"))
-    listed = spec.where.at("externalCIDRs").items(spec.take("externalCIDRs", list, []), str)
+    listed = spec.where.at("externalCIDRs").items(spec.need("externalCIDRs", list), str)
     cidrs = tuple(parse_network(text, place) for place, text in listed)
     spec.done()
     fields.ignore("status")
