@@ -90,25 +90,27 @@ static __always_inline void decide_one(u32 policy_id, u32 direction, u32 peer, u
 static __always_inline void combine(struct decision *d, const struct decision *in)
 {
 	struct pair_key key = { .egress = d->rule_set, .ingress = in->rule_set };
-	u32 out_redirects = d->verdict == REDIRECT, in_redirects = in->verdict == REDIRECT;
+	u32 out_redirects = d->verdict == REDIRECT, in_redirects = in->verdict == REDIRECT, rule_set = in->rule_set;
 	u32 in_is_named = !denies(d->reason) &&
 			  (denies(in->reason) || (!out_redirects && (in_redirects || in->reason != NO_POLICY)));
 
+	if (out_redirects && in_redirects) {
+		struct pair_value *both = pairs.lookup(&key);
+		rule_set = both ? both->rule_set : 0;
+		if (!both) {
+			d->verdict = DENY;
+			d->reason = NO_LISTENER;
+			d->rule_set = 0;
+			return;
+		}
+	}
 	if (in_is_named) {
 		d->reason = in->reason;
 		d->rule = in->rule;
 	}
-	if (!in_redirects)
-		return;
-	d->verdict = REDIRECT;
-	d->rule_set = in->rule_set;
-	if (!out_redirects)
-		return;
-	struct pair_value *both = pairs.lookup(&key);
-	d->rule_set = both ? both->rule_set : 0;
-	if (!both) {
-		d->verdict = DENY;
-		d->reason = NO_LISTENER;
+	if (in_redirects) {
+		d->verdict = REDIRECT;
+		d->rule_set = rule_set;
 	}
 }
 
