@@ -38,6 +38,19 @@ HEADERS = [
     ("headers: ['']", "headers[0]: '' is not a header name"),
     ("headers: [':path /x']", "headers[0]: :path is not a header name"),
     ("headers: ['HOST: a']", "headers[0]: Host is matched with the field host"),
+    (
+        "headers: [X-Forwarded-Proto]",
+        "headers[0]: X-Forwarded-Proto is set by the proxy where it is absent: no condition can be on it",
+    ),
+    ("headers: ['a|b']", "headers[0]: a|b is not a header name"),
+    (
+        "headerMatches: [{name: TE, value: a, mismatch: LOG}]",
+        "headerMatches[0].mismatch: LOG can't be done to TE, which is the proxy's own",
+    ),
+    (
+        "headerMatches: [{name: X-Envoy-A, value: a, mismatch: ADD}]",
+        "headerMatches[0].mismatch: ADD can't be done to X-Envoy-A, which is the proxy's own",
+    ),
     ("headerMatches: [{value: a}]", "headerMatches[0].name: is missing"),
     ("headerMatches: [{name: a b}]", "headerMatches[0].name: a b is not a header name"),
     ("headerMatches: [{name: host}]", "headerMatches[0].name: Host is matched with the field host"),

@@ -12,8 +12,18 @@ from spliceway.policy.model import HeaderCondition, HttpMatch
 from spliceway.policy.regex import RegexError, compile_regex
 from spliceway.policy.table import Mismatch
 
-#: A header name (RFC 9110, section 5.1).
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+#: A header name (RFC 9110, section 5.1), without «%» and «|», which mean something else in Envoy's expressions.
+_TOKEN = re.compile(r"[!#$&'*+.^_`~0-9A-Za-z-]+")
+#: Headers with another way to be asked for, or that the proxy sets where they are absent.
+_NO_CONDITION = {
+    "host": "Host is matched with the field host",
+    "x-forwarded-proto": "X-Forwarded-Proto is set by the proxy where it is absent: no condition can be on it",
+}
+#: What belongs to one hop or to the framing of a message: nothing else may change it (RFC 9110, section 7.6.1).
+_NOT_TO_BE_CHANGED = frozenset(
+    {"connection", "content-length", "expect", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding"}
+    | {"upgrade"}
+)
 #: A header value as it can come: visible ASCII, with blanks inside only (RFC 9110, section 5.5).
 _VALUE = re.compile(r"[!-~]([\t -~]*[!-~])?")
 _MISMATCH = {action.value: action for action in Mismatch}
@@ -77,6 +87,8 @@ def _header_match(fields: Fields, namespace: str) -> HeaderCondition:
     action = _MISMATCH[mismatch]
     if action in (Mismatch.ADD, Mismatch.DELETE, Mismatch.REPLACE) and not value and secret is None:
         where.at("mismatch").refuse(f"{mismatch} needs value or secret")
+    if action is not Mismatch.DENY and (name.lower() in _NOT_TO_BE_CHANGED or name.lower().startswith("x-envoy-")):
+        where.at("mismatch").refuse(f"{mismatch} can't be done to {name}, which is the proxy's own")
     reference = None
     if secret is not None:
         reference = _secret(Fields(secret, where.at("secret")), namespace)
@@ -95,8 +107,8 @@ def _secret(fields: Fields, namespace: str) -> tuple[str, str]:
 def _header_name(name: str, where: Where) -> str:
     if not _TOKEN.fullmatch(name):
         where.refuse(f"{shown(name)} is not a header name")
-    if name.lower() == "host":
-        where.refuse("Host is matched with the field host")
+    if reason := _NO_CONDITION.get(name.lower()):
+        where.refuse(reason)
     return name
 
 
