@@ -319,7 +319,11 @@ def test_audit_of_a_connection_with_two_halves() -> None:
         (Peers(services=(ServicePeer("shop", selector=has("team", "x")),)), FAR, False),
         (Peers(services=(ServicePeer("shop", "outside"),)), WORLD, True),
         (Peers(services=(ServicePeer("shop", "outside"),)), FAR, False),  # behind it, but in the cluster
+        (Peers(services=(ServicePeer("shop", "outside"),)), "198.51.100.6", False),  # behind another one
+        (Peers(services=(ServicePeer("bank", "far"),)), WORLD, False),
         (Peers(services=(ServicePeer("bank", "outside"),)), WORLD, False),
+        (Peers(entities=(Entity.WORLD_IPV4,)), WORLD, True),
+        (Peers(entities=(Entity.WORLD_IPV6,)), WORLD, False),
         # kube-apiserver: in addition to what the address is.
         (Peers(entities=(Entity.REMOTE_NODE,)), "172.30.0.3", True),
         (Peers(endpoints=(API_SERVER,)), "172.30.0.3", True),
@@ -375,6 +379,47 @@ def test_named_ports_of_any_protocol() -> None:
         "allow",
     ]
     assert ask(found, WEB, DB, 7070, TCP).verdict is Verdict.DENY
+
+
+def test_only_specifications_that_select_the_endpoint_and_apply_to_the_direction_count() -> None:
+    web_only = policy("n", subject=has("app", "web"))
+    assert said(ask(cluster(web_only), WEB, DB)) == ("allow", "no-policy", "")
+    assert said(ask(cluster(web_only), DB, WEB)) == ("deny", "default-deny", "")
+
+
+def test_of_two_halves_that_pass_the_servers_is_named() -> None:
+    out = policy("out", rule("o", direction=Direction.EGRESS), direction=Direction.EGRESS)
+    assert said(ask(cluster(out, policy("in", rule("i"))), WEB, DB)) == ("allow", "policy-allowed", f"{CNP}in i")
+    assert said(ask(cluster(out), WEB, DB)) == ("allow", "policy-allowed", f"{CNP}out o")
+
+
+def test_several_entries_and_ranges() -> None:
+    found = cluster(policy("n", rule("x", ALLOW, None, ports(tcp(80), tcp(90, 92)), ports(tcp(100)))))
+    allowed = [port for port in range(1, 200) if ask(found, WEB, DB, port).verdict is Verdict.ALLOW]
+    assert allowed == [80, 90, 91, 92, 100]
+    assert ask(cluster(policy("n", rule("x", ALLOW, None, ports()))), WEB, DB).verdict is Verdict.DENY
+
+
+def test_all_http_rules_that_match_are_asked_and_the_first_is_named() -> None:
+    decision = ask(cluster(policy("b", HTTP_B), policy("a", HTTP_A)), WEB, DB)
+    assert said(decision) == ("redirect", "redirected", f"{CNP}a a.toPorts[0]")
+    assert decision.ingress is not None
+    assert list(map(str, decision.ingress.contributors)) == [f"{CNP}a a.toPorts[0]", f"{CNP}b b.toPorts[0]"]
+
+
+def test_two_pods_with_one_address() -> None:
+    """With the same labels the first by name is the endpoint; with different ones nobody knows who it is."""
+    twin = Pod(
+        "shop", "a-twin", {"app": "db"}, (ip_address(DB),), "node1", ports=(ContainerPort("x", Protocol.TCP, 5),)
+    )
+    named = cluster(policy("n", rule("x", ALLOW, None, ports(PortRange(Protocol.TCP, 0, 0, "x"))))).with_objects([twin])
+    assert ask(named, WEB, DB, 5).verdict is Verdict.ALLOW
+    out = Direction.EGRESS
+    unmanaged = rule("x", ALLOW, Peers(entities=(Entity.UNMANAGED,)), direction=out)
+    found = cluster(policy("n", unmanaged, direction=out, subject=has("app", "web")))
+    assert ask(found.with_objects([twin]), WEB, DB).verdict is Verdict.DENY
+    other = Pod("shop", "a-twin", {"app": "other"}, (ip_address(DB),), "node1")
+    assert ask(found.with_objects([other]), WEB, DB).verdict is Verdict.ALLOW
 
 
 def test_icmp_types() -> None:
@@ -466,6 +511,7 @@ def test_audit_of_requests() -> None:
         (None, "token", Mismatch.LOG, "s3cret", 403),  # missing: whatever the action
         ({"token": b"s3cret"}, "token", Mismatch.LOG, "other", 200),
         ({"token": b"\xe9"}, "token", Mismatch.DENY, "\xe9", 200),
+        ({"token": b"a caf\xe9"}, "token", Mismatch.DENY, "a caf\xe9", 200),
     ],
 )
 def test_headers_from_secrets(
@@ -481,6 +527,9 @@ def test_headers_from_secrets(
     assert decision.http.status == status
     assert "s3cret" not in decision.nearest_miss
     assert token not in decision.nearest_miss
+    assert bool(decision.nearest_miss) == (status == 403)
+    if status == 403:
+        assert "header x-token is not the value of its secret" in decision.nearest_miss
 
 
 def test_a_value_beside_a_secret_counts_while_that_is_missing() -> None:
