@@ -18,6 +18,7 @@ from spliceway.policy.table import PolicyTable
 from spliceway.policy.verdict import Reason, Verdict
 from support import packets as p
 from support.cases import NODE, Case, CaseFile, load_case_files
+from support.generated import generated_files
 from support.kernel import KernelNode
 
 pytestmark = pytest.mark.kernel
@@ -32,7 +33,7 @@ def bare_node() -> Iterator[KernelNode]:
         yield kernel
 
 
-@pytest.fixture(scope="module", params=load_case_files(), ids=lambda file: file.name)
+@pytest.fixture(scope="module", params=[*load_case_files(), *generated_files(8, 1, 40)], ids=lambda file: file.name)
 def loaded(request: pytest.FixtureRequest, bare_node: KernelNode) -> tuple[KernelNode, CaseFile, PolicyTable]:
     file: CaseFile = request.param
     pods = [pod for pod in file.cluster.pods.values() if pod.node == NODE and not pod.host_network and pod.addresses]

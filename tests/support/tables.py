@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from types import MappingProxyType
 
 import msgspec
@@ -19,11 +18,16 @@ NODES = (NODE, "node2")
 FILES = MappingProxyType({file.name: file for file in load_case_files()})
 
 
-@cache
-def tables_of(name: str, *, audit: bool = False) -> dict[str, PolicyTable]:
-    """The tables of a file, by node. `audit`: with every policy in audit mode."""
-    cluster = msgspec.structs.replace(FILES[name].cluster, audit=audit)
-    return {node: compile_table(cluster, node=node, numbering=Numbering(), revision=1) for node in NODES}
+_made: dict[tuple[str, bool], dict[str, PolicyTable]] = {}
+
+
+def tables_of(file: CaseFile, *, audit: bool = False) -> dict[str, PolicyTable]:
+    """The tables of a file, by node; made once. `audit`: with every policy in audit mode."""
+    key = file.name, audit
+    if key not in _made:
+        cluster = msgspec.structs.replace(file.cluster, audit=audit)
+        _made[key] = {node: compile_table(cluster, node=node, numbering=Numbering(), revision=1) for node in NODES}
+    return _made[key]
 
 
 def rows_of(file: CaseFile, case: Case, *, audit: bool = False) -> dict[Direction, tuple[str, Judgement]]:
@@ -38,7 +42,7 @@ def rows_of(file: CaseFile, case: Case, *, audit: bool = False) -> dict[Directio
     ):
         pod = endpoints.get(own)
         if pod is not None and case.source != case.destination:
-            table = tables_of(file.name, audit=audit)[pod.node]
+            table = tables_of(file, audit=audit)[pod.node]
             identity = identify(table.ipcache, peer)
             endpoint = table.endpoints[pod.key]
             found[direction] = pod.node, lookup(table, endpoint, direction, identity, case.protocol, case.port)
@@ -51,9 +55,9 @@ def rule_set_of(file: CaseFile, case: Case, *, audit: bool = False) -> tuple[str
     steered = {key: (node, row.rule_set) for key, (node, row) in rows.items() if row.verdict is Verdict.REDIRECT}
     if len(steered) < 2:
         ((node, key),) = steered.values()
-        return node, tables_of(file.name, audit=audit)[node], key
+        return node, tables_of(file, audit=audit)[node], key
     node, egress = steered[Direction.EGRESS]
     other, ingress = steered[Direction.INGRESS]
     assert node == other, "a connection between nodes is steered at each of them"
-    table = tables_of(file.name, audit=audit)[node]
+    table = tables_of(file, audit=audit)[node]
     return node, table, table.pairs[egress, ingress]
