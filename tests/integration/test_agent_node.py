@@ -181,8 +181,66 @@ def test_verdicts_and_their_flows(world: World, version: int) -> None:
     }
 
 
+def _audited(name: str) -> str:
+    annotated = "  namespace: default\n  annotations: {spliceway.io/enforcement: audit}\nspec:"
+    found = text(name).replace("  namespace: default\nspec:", annotated)
+    assert found != text(name)
+    return found
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_policies_in_audit_change_nothing_and_tell_all(world: World, version: int) -> None:
+    """What is denied now passes, at L4 and L7, and is in flows and sums; then it is denied again."""
+    names = [path.name for path in sorted(POLICIES.glob("*.yaml"))]
+
+    def ask(client: str, server: str, path: str) -> int:
+        return http_status(world.testbed, client, server, path, version=version, timeout=1)
+
+    try:
+        for name in names:
+            world.edit(name, _audited(name))
+        deadline = time.monotonic() + 5
+        while world.status()["enforcement"]["policiesInAudit"] < len(names):
+            assert time.monotonic() < deadline
+        world.settled()
+        world.api().delete("audit")
+        assert ask("intruder", "backend", "/") == 200
+        assert ask("frontend", "api", "/articles/1") == 200
+        assert ask("frontend", "api", "/private") not in (0, 403)
+        assert ask("intruder", "api", "/articles/1") == 200
+        wanted = {
+            ("default/intruder", "default/backend", "default-deny", "", 80),
+            ("default/frontend", "default/api", "http-denied", "/private", 80),
+            ("default/intruder", "default/api", "default-deny", "", 80),
+        }
+        deadline, told = time.monotonic() + 5, set()
+        while not told >= wanted and time.monotonic() < deadline:
+            told = {
+                (one["source"]["pod"], one["destination"]["pod"], one["reason"], one["path"], one["port"])
+                for one in world.api().get("audit")["entries"]
+            }
+        assert told >= wanted
+        assert ("default/frontend", "default/api", "http-denied", "/articles/1", 80) not in told
+        flows = {
+            (flow["source"]["pod"], flow["destination"]["pod"], flow["reason"])
+            for flow in world.api().lines("flows", last="2000", verdict="audit")
+        }
+        assert flows >= {one[:3] for one in wanted}
+    finally:
+        for name in names:
+            world.edit(name, text(name))
+    deadline = time.monotonic() + 5
+    while world.status()["enforcement"]["policiesInAudit"]:
+        assert time.monotonic() < deadline
+    world.settled()
+    assert ask("intruder", "backend", "/") == 0
+    assert ask("frontend", "api", "/private") == 403
+    assert ask("frontend", "api", "/articles/1") == 200
+
+
 def test_http_edits_reach_live_connections_in_time(world: World) -> None:
     name, times = "4-api-http.yaml", []
+    applied = world.status()["policy"]["applied"]
     with world.client("frontend", "api", "/articles/1") as client:
         for _ in range(7):
             when = world.edit(name, text(name).replace("/articles/", "/books/"))
@@ -191,7 +249,7 @@ def test_http_edits_reach_live_connections_in_time(world: World) -> None:
             times.append(client.first(lambda said: said == 200, when))
         assert 0 not in client.since(0)
     assert median(times) < 0.2, times
-    assert world.settled()["policy"]["applied"] == 1  # rows were never touched
+    assert world.settled()["policy"]["applied"] == applied  # rows were never touched
 
 
 def test_kernel_edits_reach_live_connections_in_time(world: World) -> None:

@@ -63,6 +63,32 @@ BAD = {
     "deep nesting": Bad("[" * 3000),
     "unknown kind": Bad(_GOOD.replace("CiliumNetworkPolicy", "CiliumNetworkPolice"), "CiliumNetworkPolice"),
 }
+_K8S = (
+    "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: api}\n"
+    "spec: {podSelector: {}, ingress: [%s]}\n"
+)
+_ADMIN = "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: api}\nspec: %s\n"
+BAD |= {
+    "NetworkPolicy: port": Bad(_K8S % "{ports: [{port: 70000}]}", "NetworkPolicy default/api", "port", "70000"),
+    "NetworkPolicy: unknown field": Bad(_K8S % "{form: []}", "spec.ingress[0].form", "unknown field"),
+    "ClusterNetworkPolicy: tier": Bad(
+        _ADMIN % "{tier: Highest, priority: 1, subject: {namespaces: {}}, ingress: []}",
+        "ClusterNetworkPolicy api",
+        "spec.tier",
+        "Highest",
+    ),
+    "audit annotation": Bad(
+        _GOOD.replace("metadata: {", "metadata: {annotations: {spliceway.io/enforcement: later}, "),
+        "spliceway.io/enforcement",
+        "later",
+    ),
+    "Secret": Bad(
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: token}\ndata: {token: 'not base64, and hush'}\n",
+        "Secret default/token",
+        "token",
+    ),
+}
+
 #: An empty file defines nothing: it is no mistake for `validate`.
 _NOTHING = {"empty file", "only comments"}
 
@@ -94,6 +120,7 @@ def test_validate_says_what_is_wrong(name: str, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     else:
         assert_clear(done, bad.file, *bad.says)
+        assert "hush" not in done.stdout + done.stderr
 
 
 def test_validate_of_two_files_with_one_object(tmp_path: Path) -> None:
@@ -122,6 +149,7 @@ def test_the_last_good_policy_stays(site: Site) -> None:
             refusals = _refusals(site)
             assert all("api.yaml" in one["file"] for one in refusals), name
             text = json.dumps(refusals)
+            assert "hush" not in text
             assert all(json.dumps(word)[1:-1] in text for word in bad.says), (name, refusals)
             if name != "two of one name":  # there the first of the two is in force
                 assert any(one["kept"] for one in refusals), (name, refusals)
