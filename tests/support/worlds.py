@@ -89,12 +89,16 @@ KINDS = (
 
 
 class World:
-    """A cluster that changes at random. `objects` is what there is, by kind and key."""
+    """A cluster that changes at random. `objects` is what there is, by kind and key.
 
-    def __init__(self, seed: int, *, audit: bool = False) -> None:
+    `audit`: every policy is in audit mode; `http`: policies are mostly about HTTP, at both ends.
+    """
+
+    def __init__(self, seed: int, *, audit: bool = False, http: bool = False) -> None:
         """With nodes, namespaces and a few pods and policies."""
         self.random = Random(seed)
         self.audit = audit
+        self.http = http
         self.objects: dict[tuple[str, str], Object] = {}
         items: list[Object] = [self._node(name) for name in NODES]
         items += [self._namespace(name) for name in NAMESPACES]
@@ -244,7 +248,7 @@ class World:
 
     def _peers(self, kind: str) -> Peers | None:
         pick = self.random.randrange(9)
-        if pick == 0:
+        if pick == 0 or (self.http and pick > 4):
             return None
         if pick <= 3:
             return Peers(endpoints=tuple(self._selector() for _ in range(self.random.choice((0, 1, 1, 2)))))
@@ -271,16 +275,16 @@ class World:
                 kind = self.random.choice((0, 8))
                 found.append(PortRange(Protocol.ICMP, kind << 8, kind << 8 | 255))
             else:
-                first = self.random.choice(PORTS[1:])
+                first = self.random.choice((80, 81, 85) if self.http else PORTS[1:])
                 found.append(PortRange(protocol, first, min(65535, first + self.random.choice((0, 0, 5, 20)))))
         return tuple(found)
 
     def _rule(self, path: str, direction: Direction, tier: Tier, kind: str) -> Rule:
         actions = (Action.ALLOW, Action.ALLOW, Action.DENY) if tier is Tier.NORMAL else tuple(Action)
-        action = self.random.choice(actions)
+        action = self.random.choice(actions) if not self.http or self.random.random() < 0.1 else Action.ALLOW
         entries = []
-        for number in range(self.random.choice((0, 0, 1, 2))):
-            http = kind.startswith("Cilium") and action is Action.ALLOW and self.random.random() < 0.6
+        for number in range(self.random.choice((1, 1, 2) if self.http else (0, 0, 1, 2))):
+            http = kind.startswith("Cilium") and action is Action.ALLOW and self.random.random() < 0.6 + 0.3 * self.http
             entry = f"{path}.toPorts[{number}]"
             matches = [HttpMatch(f"{entry}.rules.http[0]", path_regex=self.random.choice(("/a", "/b")))]
             if self.random.random() < 0.3:
@@ -290,7 +294,7 @@ class World:
         return Rule(path, direction, action, self._peers(kind), tuple(entries), void=self.random.random() < 0.05)
 
     def _policy(self) -> NetworkPolicy:
-        kind = self.random.choice(KINDS)
+        kind = self.random.choice(KINDS[:2] if self.http and self.random.random() < 0.9 else KINDS)
         tier = self.random.choice((Tier.ADMIN, Tier.BASELINE)) if kind.endswith(("nNetworkPolicy",)) else Tier.NORMAL
         tier = self.random.choice((Tier.ADMIN, Tier.BASELINE)) if kind == "ClusterNetworkPolicy" else tier
         clusterwide = kind in ("CiliumClusterwideNetworkPolicy", "AdminNetworkPolicy", "ClusterNetworkPolicy")

@@ -152,9 +152,12 @@ class Halves:
         wanted = dict.fromkeys(sorted(pairs))
         gone = [pair for pair in known if pair not in wanted]
         if gone or self._unused:
-            self.reread |= self._rule_sets.keep(
-                [number for number, uses in self._rule_set_uses.items() if uses > 0], wanted
-            )
+            numbered = self._rule_sets.rules.keys()
+            live = [number for number, uses in self._rule_set_uses.items() if uses > 0]
+            self.reread |= self._rule_sets.keep(live, wanted)
+            # A rule set that was edited and is gone by the same change has given numbers that nothing ever used.
+            for rule in numbered - self._rule_sets.rules.keys() - self._rule_uses.keys():
+                self.retired["rule", rule] = None
         self._unused = {}
         for pair in gone:
             self.pairs.drop(pair)

@@ -32,13 +32,15 @@ class Member:
 
     `facts`: labels that selectors see; `nodes`: the labels of each node that it is; `prefix`: what it stands for
     outside the cluster; `block`: the longest block of policies around it inside; `ports`: named ports that it serves.
+    `sets`: the peers that it belongs to.
     """
 
-    __slots__ = ("block", "facts", "host", "nodes", "number", "ports", "prefix", "sets")
+    __slots__ = ("_group", "block", "facts", "host", "nodes", "number", "ports", "prefix", "sets")
 
     def __init__(self, number: int, labels: tuple[str, ...]) -> None:
         self.number = number
         self.sets: dict[PeerSet, None] = {}
+        self._group: Group | None = None
         seen = [label for label in labels if label.startswith(("k8s:", "reserved:"))]
         self.facts: Facts = facts_of(seen)
         self.prefix: IPNetwork | None = None
@@ -52,6 +54,23 @@ class Member:
             self.nodes = _nodes(labels)
         elif self.prefix is None:
             self.prefix = next((prefix for label, prefix in _WORLD.items() if label in self.facts), None)
+
+    def join(self, found: PeerSet) -> None:
+        """It belongs to these peers."""
+        self.sets[found] = None
+        self._group = None
+
+    def quit(self, found: PeerSet) -> None:
+        """It belongs to these peers no more."""
+        self.sets.pop(found, None)
+        self._group = None
+
+    def group(self, known: dict[Group, Group]) -> Group:
+        """The peers that it belongs to; `known` has those of others."""
+        if self._group is None:
+            found = frozenset(self.sets)
+            self._group = known.setdefault(found, found)
+        return self._group
 
     def _take(self, labels: Iterable[str]) -> None:
         ports = []
@@ -99,6 +118,12 @@ class PeerSet:
         return f"PeerSet({self.peers}, {len(self.members)} members)"
 
 
+#: Peers that somebody belongs to.
+Group = frozenset[PeerSet]
+#: Groups that nobody is in (any more) are remembered up to this number.
+_IDLE_GROUPS = 4096
+
+
 class PeerSets:
     """All peers in use and all identities.
 
@@ -119,6 +144,7 @@ class PeerSets:
         self._prefixed: dict[int, Member] = {}
         self._on_nodes: dict[int, Member] = {}
         self._serving: dict[PortName, set[int]] = {}
+        self._groups: dict[Group, Group] = {}
         self.moved: dict[PeerSet, set[int]] = {}
         self.atoms: list[tuple[CidrAtom, int]] = []
         self.node_keys: list[tuple[str, int]] = []
@@ -129,6 +155,12 @@ class PeerSets:
     def member(self, number: int) -> Member | None:
         """An identity by its number."""
         return self._members.get(number)
+
+    def group(self, member: Member) -> Group:
+        """The peers that an identity belongs to, the same object for all that belong to the same."""
+        if len(self._groups) > _IDLE_GROUPS + len(self._members):
+            self._groups.clear()
+        return member.group(self._groups)
 
     def add(self, number: int, labels: tuple[str, ...]) -> Member:
         """A new identity."""
@@ -142,7 +174,7 @@ class PeerSets:
             self._serving.setdefault(name, set()).add(number)
         for found in self._sets_of(member):
             found.members.add(number)
-            member.sets[found] = None
+            member.join(found)
         return member
 
     def remove(self, number: int) -> Member:
@@ -181,7 +213,7 @@ class PeerSets:
         del self._sets[found.peers]
         self._exit(found)
         for number in found.members:
-            self._members[number].sets.pop(found, None)
+            self._members[number].quit(found)
         self.moved.pop(found, None)
 
     def of_names(self) -> list[PeerSet]:
@@ -196,7 +228,7 @@ class PeerSets:
         self._exit(found)
         self._enter(found)
         for number in before - found.members:
-            self._members[number].sets.pop(found, None)
+            self._members[number].quit(found)
         changed = before ^ found.members
         if changed:
             self.moved.setdefault(found, set()).update(changed)
@@ -235,7 +267,7 @@ class PeerSets:
             members.update(number for number, member in self._on_nodes.items() if _is_node(found, member))
         found.members = members
         for number in members:
-            self._members[number].sets[found] = None
+            self._members[number].join(found)
 
     def _exit(self, found: PeerSet) -> None:
         for selector in found.selectors:

@@ -12,19 +12,20 @@ from hashlib import sha256
 
 from spliceway.policy.labelsets import PortName, port_names
 from spliceway.policy.outcome import Outcome
-from spliceway.policy.peersets import Member, PeerSet, PeerSets, everyone
+from spliceway.policy.peersets import Group, Member, PeerSet, PeerSets, everyone
 from spliceway.policy.rows import Slot, resolve
 from spliceway.policy.table import Row
 from spliceway.policy.terms import SpecTerms, Term
 from spliceway.policy.verdict import Direction, Protocol
 
+_Named = tuple[tuple[PortName, tuple[int, ...]], ...]
 #: Serial numbers of peer sets, and the numbers of named ports.
-Signature = tuple[tuple[int, ...], tuple[tuple[PortName, tuple[int, ...]], ...]]
+Signature = tuple[tuple[int, ...], _Named]
 #: The specifications in order, and the endpoint's own named ports.
-ProgramKey = tuple[Direction, tuple[int, ...], tuple[tuple[PortName, tuple[int, ...]], ...]]
+ProgramKey = tuple[Direction, tuple[int, ...], _Named]
 
-#: Signatures that nobody has (any more) are remembered up to this number.
-_IDLE_SIGNATURES = 4096
+#: Groups and signatures that nobody has (any more) are remembered up to this number.
+_IDLE_GROUPS = 4096
 
 
 class Content:
@@ -67,6 +68,7 @@ class Program:
         "_alike",
         "_by_set",
         "_general",
+        "_groups",
         "_own",
         "_peer_sets",
         "_signatures",
@@ -102,6 +104,7 @@ class Program:
         if direction is Direction.EGRESS:
             self.names = names_of([*self._general, *(term for found in self._by_set.values() for term in found)])
         self._signatures: dict[Signature, Content | None] = {}
+        self._groups: dict[tuple[Group, _Named], Content | None] = {}
         self._alike: dict[frozenset[tuple[Slot, Outcome]], Content] = {}
         self.other = Content("", resolve(self._general, self._own))
         self.assigned: dict[int, Content] = {}
@@ -117,41 +120,40 @@ class Program:
 
     def content(self, member: Member) -> Content | None:
         """What an identity gets; None when it is like everyone else."""
-        known, of_member = self._by_set, member.sets
-        if len(known) < len(of_member):
-            serials = sorted(found.serial for found in known if found in of_member)
-        else:
-            serials = sorted(found.serial for found in of_member if found in known)
+        group = self._peer_sets.group(member)
         ports = member.ports
         named = tuple((name, ports[name]) for name in sorted(self.names & ports.keys())) if ports and self.names else ()
-        if not serials and not named:
-            return None
-        signature = (tuple(serials), named)
-        if signature in self._signatures:
-            return self._signatures[signature]
-        if len(self._signatures) > _IDLE_SIGNATURES + len(self.assigned):
-            self._signatures.clear()
-        found = self._signatures[signature] = self._resolve(signature)
+        if (group, named) in self._groups:
+            return self._groups[group, named]
+        if len(self._groups) > _IDLE_GROUPS + len(self.assigned):
+            self._groups.clear()
+        serials = tuple(sorted(found.serial for found in self._by_set if found in group))
+        found = self._groups[group, named] = self._resolve((serials, named)) if serials or named else None
         return found
 
     def _resolve(self, signature: Signature) -> Content | None:
         serials, named = signature
         wanted = set(serials)
         special = [term for found, terms in self._by_set.items() if found.serial in wanted for term in terms]
+        if signature in self._signatures:
+            return self._signatures[signature]
+        if len(self._signatures) > _IDLE_GROUPS + len(self.assigned):
+            self._signatures.clear()
         outcomes = resolve([*self._general, *special], dict(named) or self._own)
-        if outcomes == self.other.outcomes:
-            return None
-        key = frozenset(outcomes.items())
-        content = self._alike.get(key)
-        if content is None:
-            content = self._alike[key] = Content(_class_name(special, named), outcomes)
+        content = None
+        if outcomes != self.other.outcomes:
+            key = frozenset(outcomes.items())
+            content = self._alike.get(key)
+            if content is None:
+                content = self._alike[key] = Content(_class_name(special, named), outcomes)
+        self._signatures[signature] = content
         return content
 
     def forget(self, content: Content) -> None:
         """Nobody is in this class any more."""
         del self._alike[frozenset(content.outcomes.items())]
-        for signature in [signature for signature, found in self._signatures.items() if found is content]:
-            del self._signatures[signature]
+        self._signatures = {key: found for key, found in self._signatures.items() if found is not content}
+        self._groups = {key: found for key, found in self._groups.items() if found is not content}
 
 
 def names_of(terms: Iterable[Term]) -> frozenset[PortName]:
