@@ -162,7 +162,7 @@ def test_a_client_from_nothing_to_acknowledged(socket: Path, loop: str) -> None:
         await stream.ask(LISTENER)
         assert await stream.take(LISTENER) == ["rule-set-5", "rule-set-6"]
         names = ("rule-set-5", "rule-set-6")
-        await stream.ask(ROUTE, *names)
+        await stream.ask(ROUTE, "rule-set-5")
         assert await stream.take(ROUTE, *names) == ["rule-set-5"]
         await bed.server.wait_acked(NODE, 5, rule_sets=[5])
         with pytest.raises(AckTimeoutError, match="RDS rule-set-6"):
