@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test attack soak lint bench lock clean
+.PHONY: help setup demo test attack soak fuzz edits lint bench lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
@@ -15,6 +15,8 @@ help:
 	@echo "make test    all tests; ARGS=… for pytest"
 	@echo "make attack  the attacks and crashes, 60 s each"
 	@echo "make soak    10,000 connections through the splice, every byte checked"
+	@echo "make fuzz    policy documents that nobody would write, 60 s each way"
+	@echo "make edits   a thousand random policies under a packet generator"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   compare the data paths; ARGS=… for spliceway bench"
 	@echo "make lock    write requirements.lock anew (needs uv)"
@@ -38,6 +40,12 @@ attack: setup
 
 soak: setup
 	SPLICEWAY_ECHO_CONNECTIONS=10000 $(BIN)/python -m pytest -s tests/integration/test_splice_echo.py $(ARGS)
+
+fuzz: setup
+	SPLICEWAY_FUZZ_SECONDS=60 $(BIN)/python -m pytest tests/fuzz $(ARGS)
+
+edits: setup
+	SPLICEWAY_EDITS=1000 $(BIN)/python -m pytest -s tests/kernel/test_random_edits.py --timeout 1800 $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check
