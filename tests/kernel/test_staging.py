@@ -119,7 +119,7 @@ def test_an_agent_that_died_while_staging_leaves_nothing(node: KernelNode) -> No
             idle = bytearray(raw)
             idle[40 + 16 + 1 - slot] = 4  # ready, and no policy in any direction
             maps.endpoints.update(key, bytes(idle))
-    stray = bytearray(12)
+    stray = bytearray(16)
     stray[4 * (1 - slot)] = 7
     maps.ipcache.update((128).to_bytes(4, "little") + bytes(15) + b"\5", bytes(stray))
     assert live(node) != good

@@ -14,10 +14,7 @@ def live(node: KernelNode) -> tuple[Held, Held]:
     """What the maps hold, by slot: the live one first. Maps without slots are in both."""
     maps = node.datapath._maps
     slot = node.datapath._table.generation & 1
-    plain = {
-        "pairs": dict(maps.pairs.items()),
-        "fixed": {key: raw[8:12] for key, raw in maps.ipcache.items() if any(raw[8:12])},
-    }
+    plain = {"pairs": dict(maps.pairs.items())}
     both = []
     for which in (slot, 1 - slot):
         slots = {
@@ -30,6 +27,4 @@ def live(node: KernelNode) -> tuple[Held, Held]:
 
 def expected(rows: LogicalRows) -> Held:
     """The same of logical rows."""
-    slots = {name: getattr(rows, name) for name in _UNPACK}
-    fixed = {key: index.to_bytes(4, "little") for key, index in rows.fixed.items()}
-    return slots | {"pairs": rows.pairs, "fixed": fixed}
+    return {name: getattr(rows, name) for name in (*_UNPACK, "pairs")}

@@ -12,7 +12,7 @@ from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
 from enum import IntEnum, IntFlag
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 REASON_SLOTS = 128
 VERDICTS = 4
 HOOKS = 5
@@ -115,7 +115,7 @@ class IpcacheKey(ctypes.Structure):
 class IpcacheValue(ctypes.Structure):
     """struct ipcache_value."""
 
-    _fields_ = (("identity", c_uint32 * 2), ("endpoint", c_uint32))
+    _fields_ = (("identity", c_uint32 * 2), ("endpoint", c_uint32 * 2))
 
 
 class Endpoint(ctypes.Structure):

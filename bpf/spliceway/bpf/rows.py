@@ -10,18 +10,19 @@ import struct
 from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
+from ipaddress import ip_network
 from typing import NamedTuple
 
 from spliceway.bpf import abi
 from spliceway.bpf.abi import Enforce
 from spliceway.bpf.types import IPAddress, LocalEndpoint
-from spliceway.policy.table import ClassKey, PolicyTable, Row, RowKey, TableDelta
+from spliceway.policy.table import ClassKey, IPNetwork, PolicyTable, Row, RowKey, TableDelta
 from spliceway.policy.verdict import Protocol
 
 _U32x2 = struct.Struct("=II")
 _U32x3 = struct.Struct("=III")
 _POLICY_KEY = struct.Struct("=IIIBBH")
-_IDENTITY = struct.Struct("=I")
+_IDENTITY = struct.Struct("=II")  # identity, ifindex of the endpoint that has this address
 _CLASS = struct.Struct("=I")
 _PAIR = struct.Struct("=I")
 _ROW = struct.Struct("=IIBB")
@@ -41,59 +42,59 @@ class Attached(NamedTuple):
 
 
 class LogicalRows(NamedTuple):
-    """All rows of one revision. `pairs` and `fixed` have no slots.
-
-    `fixed`: key of `ipcache` → ifindex of the endpoint there.
-    """
+    """All rows of one revision. `pairs` have no slots."""
 
     endpoints: Rows
     ipcache: Rows
     classes: Rows
     policy: Rows
     pairs: Rows
-    fixed: dict[bytes, int]
 
 
 class RowEdits(NamedTuple):
-    """What leads from one revision to another. Values that are there already do no harm.
-
-    `addresses` are whole: key of `ipcache` → ifindex of the endpoint that has this address.
-    """
+    """What leads from one revision to another. Values that are there already do no harm."""
 
     endpoints: Edits
     ipcache: Edits
     classes: Edits
     policy: Edits
     pairs: Edits
-    addresses: dict[bytes, int]
 
 
 def logical_rows(table: PolicyTable, attached: Mapping[str, Attached]) -> LogicalRows:
     """What the kernel must hold for `table`. Endpoints without a policy in the table stay «not ready»."""
-    ipcache = {abi.pack_prefix(prefix): _IDENTITY.pack(identity) for prefix, identity in table.ipcache.items()}
-    addresses = _addresses(attached)
+    local = addresses(attached)
+    ipcache = {}
+    for prefix, identity in table.ipcache.items():
+        key = abi.pack_prefix(prefix)
+        ipcache[key] = _IDENTITY.pack(identity, local.get(key, 0))
     return LogicalRows(
         endpoints={key: value for key, value in _endpoints(table, attached).items() if value is not None},
         ipcache=ipcache,
         classes={_class_key(key): _CLASS.pack(class_id) for key, class_id in table.classes.items()},
         policy={_policy_key(key): _row(row) for key, row in table.rows.items()},
         pairs={_U32x2.pack(*pair): _PAIR.pack(rule_set) for pair, rule_set in table.pairs.items()},
-        fixed={key: index for key, index in addresses.items() if key in ipcache},
     )
 
 
 def delta_rows(table: PolicyTable, delta: TableDelta, attached: Mapping[str, Attached]) -> RowEdits:
     """What may differ in the kernel since the table of revision `delta.base`, in time that grows with the delta.
 
-    Of the endpoints everything: there are few on a node, and which of them are attached is in no table.
+    Of the endpoints, and of their addresses, everything: there are few on a node, and no table knows what is attached.
     """
-    edits = RowEdits(_endpoints(table, attached), {}, {}, {}, {}, _addresses(attached))
+    edits = RowEdits(_endpoints(table, attached), {}, {}, {}, {})
+    for one in attached.values():
+        for address in one.endpoint.addresses:
+            identity = table.ipcache.get(_own_prefix(address))
+            edits.ipcache[_address_key(address)] = None if identity is None else _IDENTITY.pack(identity, one.ifindex)
     for prefix in delta.ipcache:
-        identity = table.ipcache.get(prefix)
-        edits.ipcache[abi.pack_prefix(prefix)] = None if identity is None else _IDENTITY.pack(identity)
-    for key in delta.classes:
-        class_id = table.classes.get(key)
-        edits.classes[_class_key(key)] = None if class_id is None else _CLASS.pack(class_id)
+        key = abi.pack_prefix(prefix)
+        if key not in edits.ipcache:
+            identity = table.ipcache.get(prefix)
+            edits.ipcache[key] = None if identity is None else _IDENTITY.pack(identity, 0)
+    for class_key in delta.classes:
+        class_id = table.classes.get(class_key)
+        edits.classes[_class_key(class_key)] = None if class_id is None else _CLASS.pack(class_id)
     for row_key in delta.rows:
         row = table.rows.get(row_key)
         edits.policy[_policy_key(row_key)] = None if row is None else _row(row)
@@ -109,14 +110,17 @@ def full_edits(old: LogicalRows, new: LogicalRows) -> RowEdits:
     def edits(before: Rows, after: Rows) -> Edits:
         return {key: after.get(key) for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
 
-    return RowEdits(
-        endpoints=edits(old.endpoints, new.endpoints),
-        ipcache=edits(old.ipcache, new.ipcache),
-        classes=edits(old.classes, new.classes),
-        policy=edits(old.policy, new.policy),
-        pairs=edits(old.pairs, new.pairs),
-        addresses=new.fixed,
-    )
+    return RowEdits(*(edits(before, after) for before, after in zip(old, new, strict=True)))
+
+
+def addresses(attached: Mapping[str, Attached]) -> dict[bytes, int]:
+    """Keys of `ipcache` for the endpoints' own addresses, with their interfaces."""
+    return {_address_key(address): one.ifindex for one in attached.values() for address in one.endpoint.addresses}
+
+
+def nobody_there(value: bytes) -> bytes:
+    """A row of `ipcache` without its endpoint."""
+    return value[:4] + bytes(4)
 
 
 def _endpoints(table: PolicyTable, attached: Mapping[str, Attached]) -> Edits:
@@ -134,13 +138,14 @@ def _endpoints(table: PolicyTable, attached: Mapping[str, Attached]) -> Edits:
     return found
 
 
-def _addresses(attached: Mapping[str, Attached]) -> dict[bytes, int]:
-    return {_address_key(address): one.ifindex for one in attached.values() for address in one.endpoint.addresses}
-
-
 @lru_cache(maxsize=4096)
 def _address_key(address: IPAddress) -> bytes:
     return (128).to_bytes(4, "little") + abi.pack_address(address)
+
+
+@lru_cache(maxsize=4096)
+def _own_prefix(address: IPAddress) -> IPNetwork:
+    return ip_network(address)
 
 
 def _class_key(key: ClassKey) -> bytes:
@@ -232,15 +237,16 @@ def unpack_endpoint(value: bytes, slot: int) -> bytes:
     return _ENDPOINT.pack(ep.identity[slot], ep.policy[slot], ep.enforce[slot])
 
 
-def pack_identity(slots: tuple[bytes, bytes], ifindex: int) -> bytes:
+def pack_identity(slots: tuple[bytes, bytes]) -> bytes:
     """`struct ipcache_value`."""
-    return (slots[0] or bytes(4)) + (slots[1] or bytes(4)) + ifindex.to_bytes(4, "little")
+    a, b = (slot or bytes(8) for slot in slots)
+    return a[:4] + b[:4] + a[4:] + b[4:]
 
 
 def unpack_identity(value: bytes, slot: int) -> bytes:
-    """One slot of `struct ipcache_value`; empty when none."""
+    """One slot of `struct ipcache_value`; empty when there is no identity."""
     found = value[slot * 4 : slot * 4 + 4]
-    return b"" if found == bytes(4) else found
+    return b"" if found == bytes(4) else found + value[8 + slot * 4 : 12 + slot * 4]
 
 
 def pack_class(slots: tuple[bytes, bytes]) -> bytes:

@@ -23,9 +23,11 @@ from spliceway.bpf.rows import (
     Longest,
     RowEdits,
     Rows,
+    addresses,
     delta_rows,
     full_edits,
     logical_rows,
+    nobody_there,
     pack_class,
     pack_endpoint,
     pack_identity,
@@ -87,7 +89,6 @@ class KernelTable:
         self.generation = int.from_bytes(maps.generation.lookup(ZERO) or b"", "little")
         self._applied: PolicyTable | None = None
         slot = self.generation & 1
-        ipcache = dict(maps.ipcache.items())
         self._rows = LogicalRows(
             endpoints={
                 k: v
@@ -96,15 +97,13 @@ class KernelTable:
                 ).items()
                 if v
             },
-            ipcache=_settle(
-                maps.ipcache, slot, unpack_identity, lambda raw, v: pack_identity((v, v), _endpoint_of(raw))
-            ),
+            ipcache=_settle(maps.ipcache, slot, unpack_identity, lambda _, v: pack_identity((v, v))),
             classes=_settle(maps.classes, slot, unpack_class, lambda _, v: pack_class((v, v))),
             policy=_settle(maps.policy, slot, unpack_row, lambda _, v: pack_row((v, v))),
             pairs=dict(maps.pairs.items()),
-            fixed={k: _endpoint_of(raw) for k, raw in ipcache.items() if _endpoint_of(raw)},
         )
         self._ipcache, self._policy = Longest(self._rows.ipcache), Longest(self._rows.policy)
+        self._local = {key for key, value in self._rows.ipcache.items() if value != nobody_there(value)}
         self._unsettled: list[_Staged] = []
 
     def __repr__(self) -> str:
@@ -130,11 +129,16 @@ class KernelTable:
             edits = delta_rows(table, table.delta, attached)
         else:
             edits = full_edits(self._rows, logical_rows(table, attached))
+        local = addresses(attached).keys()
+        for key in self._local - local - edits.ipcache.keys():
+            if key in self._rows.ipcache:
+                edits.ipcache[key] = nobody_there(self._rows.ipcache[key])
         try:
             self._switch(edits, {one.ifindex: one for one in attached.values()})
         except MapFullError:
             self._applied = last  # nothing was touched
             raise
+        self._local = set(local)
         self._applied = table
         return self.generation
 
@@ -153,21 +157,11 @@ class KernelTable:
             (maps.pairs, rows.pairs, pairs),
         ):
             _check_room(target, before, after)
-        fixed = {
-            k: index
-            for k, index in edits.addresses.items()
-            if (ipcache[k] is not None if k in ipcache else k in rows.ipcache)
-        }
-        moved = [k for k in fixed.keys() | rows.fixed.keys() if fixed.get(k) != rows.fixed.get(k)]
-        if not (moved or endpoints or classes or ipcache or policy or pairs):
+        if not (endpoints or classes or ipcache or policy or pairs):
             return
         staged = [
             _Staged(maps.classes, _plain(rows.classes, classes), lambda _, s: pack_class(s)),
-            _Staged(
-                maps.ipcache,
-                _prefixes(self._ipcache, ipcache),
-                lambda k, s: pack_identity(s, fixed.get(k, 0)),
-            ),
+            _Staged(maps.ipcache, _prefixes(self._ipcache, ipcache), lambda _, s: pack_identity(s)),
             _Staged(maps.policy, _prefixes(self._policy, policy), lambda _, s: pack_row(s)),
             _Staged(
                 maps.endpoints,
@@ -182,12 +176,6 @@ class KernelTable:
         self._settle()
         for key in [k for k, v in pairs.items() if v is None]:
             self._maps.pairs.delete(key)
-        again = [k for k in moved if k not in ipcache and k in rows.ipcache]
-        maps.ipcache.update_many(
-            [(k, pack_identity((rows.ipcache[k], rows.ipcache[k]), fixed.get(k, 0))) for k in again]
-        )
-        rows.fixed.clear()
-        rows.fixed.update(fixed)
 
     def _write(self, staged: list[_Staged], pairs: Edits) -> None:
         try:
@@ -282,7 +270,3 @@ def _settle(
             target.update(key, pack(raw, value))
         rows[key] = value
     return rows
-
-
-def _endpoint_of(raw: bytes) -> int:
-    return int.from_bytes(raw[8:12], "little")

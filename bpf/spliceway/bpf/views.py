@@ -178,7 +178,7 @@ def ipcache(maps: Maps, slot: int) -> list[dict[str, object]]:
             {
                 "prefix": str(abi.unpack_prefix(raw_key)),
                 "identity": value.identity[slot],
-                "endpoint": value.endpoint or None,
+                "endpoint": value.endpoint[slot] or None,
             }
         )
     return sorted(found, key=lambda row: (":" in str(row["prefix"]), str(row["prefix"])))

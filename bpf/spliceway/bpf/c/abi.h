@@ -4,7 +4,7 @@
 // pin path: two versions never share a map.
 #pragma once
 
-#define ABI_VERSION 1
+#define ABI_VERSION 2
 
 enum hook { HOOK_FROM_POD, HOOK_TO_POD, HOOK_FROM_NETWORK, HOOK_SK_MSG, HOOK_SK_LOOKUP, HOOKS };
 enum direction { INGRESS, EGRESS };
@@ -76,7 +76,7 @@ struct ipcache_key {
 
 struct ipcache_value {
 	u32 identity[2];	// by slot; 0: none
-	u32 endpoint;		// ifindex of the local endpoint that has this address, or 0
+	u32 endpoint[2];	// ifindex of the local endpoint that has this address, or 0
 };
 
 #define ENFORCE_INGRESS 1u

@@ -31,7 +31,7 @@ static __always_inline void peer_identity(const struct addr *a, u32 slot, struct
 	struct ipcache_key key = { .prefixlen = 128 };
 	key.addr = *a;
 	struct ipcache_value *v = ipcache.lookup(&key);
-	if (v && v->endpoint && v->identity[slot])
+	if (v && v->endpoint[slot] && v->identity[slot])
 		p->identity = v->identity[slot];
 }
 
@@ -48,7 +48,7 @@ static __always_inline void find_party(const struct addr *a, u32 slot, struct pa
 	if (!v)
 		return;
 	p->identity = v->identity[slot];
-	u32 ifindex = v->endpoint;
+	u32 ifindex = v->endpoint[slot];
 	if (!ifindex)
 		return;
 	struct endpoint *ep = endpoints.lookup(&ifindex);

@@ -31,7 +31,9 @@ static __always_inline int is_steered(struct bpf_sk_lookup *ctx)
 	struct party pod;
 	if (device != LOOPBACK_IFINDEX)
 		return 0;
-	find_party(&key.remote, 0, &pod);
+	u32 zero = 0;
+	struct generation *g = generation.lookup(&zero);
+	find_party(&key.remote, g ? g->number & 1 : 0, &pod);
 	return pod.netns_cookie != 0;
 }
 
