@@ -14,7 +14,7 @@ from support.steered import SERVER, read_reply
 
 pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 
-EXACT, PRESENT, BOTH, HOST, COMMA, LATIN, EMPTY, NEVER, MIXED, NAMES = range(1, 11)
+EXACT, PRESENT, BOTH, HOST, COMMA, LATIN, EMPTY, NEVER, MIXED, NAMES, HOSTED = range(1, 12)
 SECRET = "s3cr3t-never-shown"
 SETS = (
     RuleSet(EXACT, "exact", (HttpRule(11, headers=(HeaderMatch("x-token", SECRET, secret=True),)),)),
@@ -27,6 +27,7 @@ SETS = (
     RuleSet(NEVER, "never", (HttpRule(81, headers=(HeaderMatch("x-token", "\n", secret=True),)),)),
     RuleSet(MIXED, "mixed", (HttpRule(91, headers=(HeaderMatch("x-a", "1"),)), HttpRule(92, path="/open"))),
     RuleSet(NAMES, "names", (HttpRule(101, headers=(HeaderMatch("x!#$&'*+.^_`~-1"), HeaderMatch("host", "api"))),)),
+    RuleSet(HOSTED, "hosted", (HttpRule(111, headers=(HeaderMatch("host"),)),)),
 )
 TOKEN = f"X-Token: {SECRET}"
 
@@ -82,6 +83,7 @@ CASES = [
     (MIXED, "/", "api", ["X-A: 1"], 91),
     (MIXED, "/open", "api", ["X-A: 1", "X-A: 1"], 92),
     (NAMES, "/", "api", ["X!#$&'*+.^_`~-1: y"], 101),
+    (HOSTED, "/", "web", [], 111),
     (NAMES, "/", "web", ["X!#$&'*+.^_`~-1: y"], 0),
 ]
 H1_ONLY = [

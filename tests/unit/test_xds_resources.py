@@ -131,6 +131,11 @@ def test_names_tell_their_rule_set() -> None:
             "rule set 5 (set 5), rule 3, header x-forwarded-proto: Envoy sets it",
         ),
         (
+            {5: rule_set(5, HttpRule(3, headers=(HeaderMatch(":authority", "a"),)))},
+            {5: 1},
+            "rule set 5 (set 5), rule 3, header ':authority': no header has such a name",
+        ),
+        (
             {5: rule_set(5, HttpRule(3, headers=(HeaderMatch("a%b"),)))},
             {5: 1},
             "rule set 5 (set 5), rule 3, header a%b: its presence can't be asked for",

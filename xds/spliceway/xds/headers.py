@@ -24,7 +24,9 @@ from spliceway.policy.table import HeaderMatch, Mismatch
 from spliceway.xds.names import first_value_key
 from spliceway.xds.rbac import regex_permission
 
-#: Names that `%REQ()%` takes as they are. Others of RFC 9110's tokens (`%`, `|`) mean something else there.
+#: A token of RFC 9110 in lower case; names with a colon are Envoy's own for parts of the request line.
+_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
+#: Names that `%REQ()%` takes as they are. Others (`%`, `|`) mean something else there.
 _PLAIN_NAME = re.compile(r"[a-z0-9!#$&'*+.^_`~-]+")
 #: What Envoy sets when it is absent, so that a condition would hold for a request that did not have it.
 _SET_BY_ENVOY = frozenset({"x-forwarded-proto"})
@@ -42,12 +44,14 @@ _Expression = dict[str, Any]
 
 def why_not(match: HeaderMatch) -> str | None:
     """Why Envoy can't be asked for this condition exactly; None when it can. Never says the value."""
+    if not _NAME.fullmatch(match.name):
+        return f"header {match.name!r}: no header has such a name"
     if match.name in _SET_BY_ENVOY:
         return f"header {match.name}: Envoy sets it where it is absent, so that it can't be asked for"
     if match.value is None and not _PLAIN_NAME.fullmatch(match.name) and match.mismatch is Mismatch.DENY:
         return f"header {match.name}: its presence can't be asked for under such a name"
     if match.mismatch is not Mismatch.DENY:
-        if match.name in _NOT_TO_BE_CHANGED or match.name.startswith((":", "x-envoy-")):
+        if match.name in _NOT_TO_BE_CHANGED or match.name.startswith("x-envoy-"):
             return f"header {match.name}: mismatch action {match.mismatch.value} can't be done to this header"
         if _CONTROLS.search(match.value or ""):
             return f"header {match.name}: its value has characters that no header may have"

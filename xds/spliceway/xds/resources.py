@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 from spliceway.policy.table import RuleSet
 from spliceway.xds.checks import check_rule_set
@@ -17,6 +18,11 @@ from spliceway.xds.rules import secret_forms
 from spliceway.xds.settings import ResourceSettings
 from spliceway.xds.snapshot import Snapshot
 from spliceway.xds.typeurls import CLUSTER, LISTENER, ROUTE
+
+
+class _Routes(NamedTuple):
+    body: bytes
+    secrets: frozenset[str]
 
 
 def build_snapshot(
@@ -36,15 +42,16 @@ def build_snapshot(
         InconsistentSnapshotError: the resources don't fit together.
     """
     _check_ports(rule_sets, ports)
+    routes = {listener_name(key): _routes(rule_set) for key, rule_set in rule_sets.items()}
     return Snapshot.of(
         version,
         {
             CLUSTER: {CLUSTER_ORIGINAL: serialized(original_cluster(settings))},
             LISTENER: {listener_name(key): _listener(key, ports[key], settings) for key in rule_sets},
-            ROUTE: {listener_name(key): _routes(rule_set) for key, rule_set in rule_sets.items()},
+            ROUTE: {name: made.body for name, made in routes.items()},
         },
         previous,
-        {listener_name(key): forms for key, rule_set in rule_sets.items() if (forms := secret_forms(rule_set))},
+        {name: made.secrets for name, made in routes.items() if made.secrets},
     ).consistent()
 
 
@@ -71,8 +78,8 @@ def _unfit(rule_set: RuleSet) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _routes(rule_set: RuleSet) -> bytes:
-    return serialized(rule_set_routes(rule_set))
+def _routes(rule_set: RuleSet) -> _Routes:
+    return _Routes(serialized(rule_set_routes(rule_set)), secret_forms(rule_set))
 
 
 def _check_ports(rule_sets: Mapping[int, RuleSet], ports: Mapping[int, int]) -> None:
