@@ -37,8 +37,10 @@ class HttpPart(msgspec.Struct, frozen=True, rename="camel"):
 class Flow(msgspec.Struct, frozen=True, rename="camel"):
     """One verdict with names. `time` is RFC 3339 in UTC; `hook` is where in the kernel, or `proxy`.
 
-    `rule` is the RuleRef as text; `rule_set` the name of the rule set; `nearest_miss` says what the closest rule of a
-    denied request lacked.
+    `verdict` is `audit` where it passed and would be denied if policies in audit were enforced. `rule` is the RuleRef
+    as text (of the server's end, where both ends have HTTP rules; `client_rule` is then that of the client's);
+    `rule_set` the name of the rule set; `nearest_miss` says what the closest rule of a denied request lacked;
+    `mismatches`: headers that a rule's mismatch action changed or noted.
     """
 
     time: str
@@ -55,6 +57,8 @@ class Flow(msgspec.Struct, frozen=True, rename="camel"):
     length: int = 0
     http: HttpPart | None = None
     nearest_miss: str = ""
+    client_rule: str = ""
+    mismatches: tuple[str, ...] = ()
 
 
 class Lost(msgspec.Struct, frozen=True, rename="camel"):

@@ -108,6 +108,8 @@ class Names:
                 flags=",".join(record.flags),
             ),
             nearest_miss=self._nearest_miss(record),
+            client_rule=self.rule(record.client_rule),
+            mismatches=record.mismatches,
         )
 
     def rule(self, number: int) -> str:

@@ -13,7 +13,7 @@ from spliceway.agent.control import Acceptance
 from spliceway.policy.table import RuleSet
 from spliceway.xds.clients import AckEvent
 from spliceway.xds.names import listener_name, rule_set_of
-from spliceway.xds.resources import build_snapshot
+from spliceway.xds.resources import build_snapshot, unfit
 from spliceway.xds.settings import ResourceSettings
 from spliceway.xds.snapshot import Snapshot
 from spliceway.xds.status import ClientStatus, TypeStatus, dump_resources
@@ -51,6 +51,9 @@ class ProxyLink:
         self._count = 0
         self._looked = -1.0
         self._acceptance: dict[int, Acceptance] = {}
+        self._served: dict[int, RuleSet] = {}
+        self._refused: frozenset[int] = frozenset()
+        self.unfit: dict[str, str] = {}
         self._on_answer: Callable[[], None] = lambda: None
         self.nacks = 0
         self.last_nack = ""
@@ -72,16 +75,31 @@ class ProxyLink:
         self._on_answer()
 
     def publish(self, rule_sets: Mapping[int, RuleSet], ports: Mapping[int, int]) -> None:
-        """Serve these and no others. Raises XdsError; then the proxy keeps what it has."""
+        """Serve these and no others. Raises XdsError; then the proxy keeps what it has.
+
+        A rule set that the proxy can't be asked for exactly is refused alone (`unfit`: name → reason): the proxy keeps
+        what it has of that one.
+        """
+        reasons = unfit(rule_sets)
+        fit = {key: rule_set for key, rule_set in rule_sets.items() if key not in reasons}
+        fit |= {key: self._served[key] for key in reasons if key in self._served}
         self._count += 1
         version = f"{self._boot}-{self._count}"
-        snapshot = build_snapshot(rule_sets, ports, self._settings, version, self._snapshot)
+        fit_ports = {key: ports[key] for key in fit}
+        snapshot = build_snapshot(fit, fit_ports, self._settings, version, self._snapshot)
         self._server.set_snapshot(self._node, snapshot)
-        self._snapshot = snapshot
+        self._snapshot, self._served = snapshot, fit
+        told, self.unfit = self.unfit, {rule_sets[key].name: reason for key, reason in reasons.items()}
+        self._refused = frozenset(reasons)
         self._looked = -1.0
+        for name, reason in self.unfit.items():
+            if told.get(name) != reason:
+                log.error("the proxy can't be asked for a rule set", rule_set=name, reason=reason)
 
     def acceptance(self, rule_set: int) -> Acceptance:
         """What the proxy's newest stream says of listener and routes of this rule set."""
+        if rule_set in self._refused:
+            return Acceptance.REFUSED
         now = asyncio.get_running_loop().time()
         if now - self._looked > _LOOK_SECONDS:
             self._acceptance = self._look()

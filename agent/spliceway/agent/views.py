@@ -133,6 +133,7 @@ class Views:
                 "clients": self._proxy.clients,
                 "nacks": self._proxy.nacks,
                 "lastNack": self._proxy.last_nack,
+                "unfit": self._proxy.unfit,
                 "listeners": self._reconciler.ports,
             },
             "splice": {"mode": self._splice_mode(), "counters": self._datapath.splice_counters()},

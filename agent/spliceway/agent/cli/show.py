@@ -81,14 +81,15 @@ def policy(
 ) -> None:
     """Show the policy in force: for each endpoint, direction, peers and port the verdict and its rule."""
     from spliceway.agent.cli.render import emit
-    from spliceway.agent.cli.summary import policy_rows, refusals
+    from spliceway.agent.cli.summary import policy_rows, refusals, unfit
 
     client = agent_client(socket)
     found = client.get("policy", endpoint=endpoint)
     columns = ("ENDPOINTS", "DIRECTION", "PEERS", "PROTOCOL", "PORTS", "VERDICT", "HTTP", "RULE")
     emit(found, output, columns, policy_rows(found))
-    for refusal in refusals(client.get("status")):
-        typer.echo(f"! {refusal}", err=True)
+    status = client.get("status") if output is Output.TABLE else None
+    for text in (*refusals(status), *unfit(status)) if status else ():
+        typer.echo(f"! {text}", err=True)
 
 
 def audit(

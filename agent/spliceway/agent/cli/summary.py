@@ -52,11 +52,17 @@ def problems(status: Json) -> list[str]:
     found = [
         *refusals(status),
         *(f"reconcile: {text}" for text in (policy["error"], policy["endpointError"]) if text),
-        *(f"rule set {name}: {said}" for name, said in policy["waiting"].items()),
+        *unfit(status),
+        *(
+            f"rule set {name}: {said}"
+            for name, said in policy["waiting"].items()
+            if name not in status["proxy"]["unfit"]
+        ),
         *(f"datapath: {text}" for text in status["datapath"]["problems"]),
         *(f"proxy: {text}" for text in process.get("problems", ())),
     ]
-    if "refused" in policy["waiting"].values() and status["proxy"]["lastNack"]:
+    nacked = [said for name, said in policy["waiting"].items() if name not in status["proxy"]["unfit"]]
+    if "refused" in nacked and status["proxy"]["lastNack"]:
         found.append(f"proxy: refused {status['proxy']['lastNack']}")
     if policy["revision"] != policy["wanted"]:
         found.append(f"policy: revision {policy['wanted']} is wanted, {policy['revision']} is in force")
@@ -73,6 +79,11 @@ def problems(status: Json) -> list[str]:
 def refusals(status: Json) -> list[str]:
     """What is not in force as it is written, one sentence each: «refused: file: document: field: reason»."""
     return [f"refused: {_refusal(item)}" for item in status["source"]["refusals"]]
+
+
+def unfit(status: Json) -> list[str]:
+    """Rule sets that the proxy can't enforce exactly, one sentence each."""
+    return [f"rule set {name}: refused: {why}" for name, why in status["proxy"]["unfit"].items()]
 
 
 def policy_rows(policies: list[Json]) -> Iterator[tuple[str, ...]]:
@@ -138,6 +149,7 @@ def flow_line(flow: Json) -> str:
     if http := flow["http"]:
         parts.append(f"{http['method']} {http['path']} {http['status']} {http['duration']} ms")
     parts += [f"[{text}]" for text in (flow["rule"], flow["nearestMiss"]) if text]
+    parts += [f"[mismatch of {', '.join(headers)}]"] if (headers := flow.get("mismatches")) else []
     return " ".join(parts)
 
 
