@@ -5,6 +5,8 @@ Changing a listener drains its connections; changing routes reaches live connect
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from envoy.config.accesslog.v3 import accesslog_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.extensions.access_loggers.grpc.v3 import als_pb2
@@ -80,13 +82,19 @@ def _never_to_oneself() -> network_rbac_pb2.RBAC:
 
 
 def _manager(name: str, settings: ResourceSettings) -> HttpConnectionManager:
+    manager = HttpConnectionManager()
+    manager.CopyFrom(_nameless_manager(settings))
+    manager.rds.route_config_name = name
+    return manager
+
+
+@lru_cache(maxsize=8)
+def _nameless_manager(settings: ResourceSettings) -> HttpConnectionManager:
+    """What the managers of all listeners have in common. Never changed: building one takes half a millisecond."""
     return HttpConnectionManager(
         stat_prefix=_STATS,
         codec_type=HttpConnectionManager.AUTO,
-        rds={
-            "config_source": {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": _NEVER},
-            "route_config_name": name,
-        },
+        rds={"config_source": {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": _NEVER}},
         http_filters=[
             typed(FILTER_AMBIGUOUS, http_filter(FILTER_AMBIGUOUS, deny_ambiguous())),
             *_end(MAIN),
