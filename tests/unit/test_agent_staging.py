@@ -17,9 +17,10 @@ NAMES = ("a", "b", "c", "d")
 PORTS = (80, 81, 443)
 
 
-def _policy(number: int, subject: str, peer: str, ports: list[int], http: bool, deny: bool) -> str:
+def _policy(number: int, subject: str, peer: str, ports: list[int], http: bool, deny: bool, egress: bool) -> str:
     text = policy(f"p{number}", subject, *ports, peer=peer, http=["/x"] if http and not deny else [])
-    return text.replace("ingress:", "ingressDeny:") if deny else text
+    text = text.replace("ingress:", "egress:").replace("fromEndpoints", "toEndpoints") if egress else text
+    return text.replace("gress:", "gressDeny:") if deny else text
 
 
 _POLICIES = st.lists(
@@ -27,6 +28,7 @@ _POLICIES = st.lists(
         st.sampled_from(NAMES),
         st.sampled_from(NAMES),
         st.lists(st.sampled_from(PORTS), min_size=1, max_size=2, unique=True),
+        st.booleans(),
         st.booleans(),
         st.booleans(),
     ),

@@ -9,6 +9,7 @@ import sys
 from ipaddress import ip_address
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from spliceway.agent.addresses import AddressBook
@@ -174,6 +175,26 @@ def test_hold_back_does_not_judge_new_identities_by_old_classes() -> None:
     late = cluster_of(*PODS, pod("late", "10.240.1.20"), policy("s", "server", 80, http=["/a"]))
     new = compile_table(late, node=NODE, numbering=numbering, revision=2)
     assert hold_back(old, new, set(new.rule_sets), difference(old, new)) == (new, None)
+
+
+def test_hold_back_of_a_pair_keeps_the_end_that_is_new() -> None:
+    """The server's rules are served already; the client's need the listener of both, which is on its way."""
+    ingress = policy("in", "server", 80, http=["/a"])
+    egress = policy("out", "client", 80, peer="server", http=["/b"]).replace("ingress:", "egress:")
+    egress = egress.replace("fromEndpoints", "toEndpoints")
+    old, new = tables((ingress,), (ingress, egress))
+    ((client_set, server_set), both) = next(iter(new.pairs.items()))
+    assert set(old.rule_sets) == {server_set}
+    assert set(new.rule_sets) == {client_set, server_set, both}
+    client = new.endpoints["default/client"]
+    for pending in ({client_set, both}, {both}, {client_set}):
+        target, left = hold_back(old, new, pending, difference(old, new))
+        assert left is not None
+        assert target.endpoints["default/client"] == old.endpoints["default/client"] != client
+        assert same_rows(old, msgspec.structs.replace(target, pairs=old.pairs), difference(old, target))
+        # Once the listeners are there, everything comes.
+        assert hold_back(target, new, (), left) == (new, None)
+        assert not same_rows(target, new, left)
 
 
 def test_same_rows_is_blind_to_http_rules() -> None:
