@@ -119,6 +119,30 @@ def test_forged_packets_on_live_tuples(site: Site, version: int) -> None:
 
 
 @VERSIONS
+def test_a_process_of_the_node_that_answers_for_a_server_outside(site: Site, version: int) -> None:
+    """It may be the node and nobody else: what it forges comes neither to the pod nor to the proxy."""
+    server, own = site.address("outside", version), str(site.client.address(version))
+    place = site.testbed.node.info.netns
+    with Talk(site.testbed, "client", "outside", version=version) as talk:
+        assert talk.ask("/both/1") == "200"
+        mine, opened = ports(site, "outside", version)
+        refused = (Reason.NOT_STEERED, Reason.FOREIGN_SOURCE, Reason.TUPLE_CONFLICT)
+        before = dropped(site, *refused)
+        forged = [
+            ip(server, own, TCP, tcp(server, own, 80, port, flags, MARKER, seq=SEQ, ack=SEQ))
+            for port in (mine, opened)
+            for flags in (SYN, SYN | ACK, ACK, FIN | ACK, RST)
+        ]
+        with Witness(site.client.netns) as pod, Witness(place) as here:
+            for packet in forged:
+                netns.call(place, lambda p=packet: _raw(p))  # type: ignore[misc]
+            pod.assert_nothing()
+            here.assert_nothing()
+        assert dropped(site, *refused) - before == len(forged)
+        assert talk.ask("/both/1") == "200"
+
+
+@VERSIONS
 @pytest.mark.parametrize("server", ["outside", "node"])
 def test_a_process_of_the_node_on_the_same_port(site: Site, server: str, version: int) -> None:
     """It can't have the port while the proxy has it, and gets nothing when answers still come after that."""

@@ -44,8 +44,9 @@ async def set_up(ipr: AsyncIPRoute, settings: DatapathSettings) -> None:
         )  # fmt: skip
     before = {name: was for name, value in _WANTED.items() if (was := _read(name)) != value}
     memory = _memory(settings)
-    if before and not memory.exists():
-        memory.write_text(json.dumps(before))
+    known = json.loads(memory.read_text()) if memory.exists() else {}
+    if before.keys() - known.keys():
+        memory.write_text(json.dumps({**before, **known}))
     for name in before:
         (_SYS / name).write_text(_WANTED[name])
 

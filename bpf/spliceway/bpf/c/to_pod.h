@@ -102,6 +102,17 @@ static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, con
 	return pass(HOOK_TO_POD, w, w->d.reason);
 }
 
+// May this be an answer of a server on the node to the proxy? A process of the node may be the node, and nobody outside.
+static __always_inline int from_host_server(const struct work *w, const struct origin *o, const struct ct_value *e)
+{
+	struct party server;
+
+	if (o->from != FROM_NODE || w->p.protocol != PROTO_TCP || (e && e->leg == LEG_DIRECT))
+		return 0;
+	find_party(&w->p.outer.src, w->generation & 1, &server);
+	return is_host(server.identity);
+}
+
 int to_pod(struct __sk_buff *skb)
 {
 	struct work *w = take_work(HOOK_TO_POD);
@@ -133,7 +144,7 @@ int to_pod(struct __sk_buff *skb)
 
 	make_key(w, 0, SIDE_POD);
 	struct ct_value *e = conntrack.lookup(&w->key);
-	if (o.from == FROM_NODE && w->p.protocol == PROTO_TCP && (!e || e->leg != LEG_DIRECT)) {
+	if (from_host_server(w, &o, e)) {
 		u32 state, mark = proxy_has(skb, &w->p.outer, w->p.family, &state);
 		make_key(w, 1, SIDE_NETWORK);
 		struct ct_value *server = conntrack.lookup(&w->key);
