@@ -230,6 +230,22 @@ def test_a_change_of_policy_ends_what_it_does_not_cover(
 
 
 @VERSIONS
+def test_a_pair_that_goes_takes_its_connections_along(site: Site, version: int) -> None:
+    with Talk(site.testbed, "client", "both", version=version) as talk:
+        assert talk.ask("/both/1") == "200"
+        site.node.apply(pairs=False)
+        try:
+            began = time.monotonic()
+            assert talk.ask("/both/1") in _ENDED
+            assert time.monotonic() - began < 4, "the pod had to wait for a time-out"
+            assert site.ask("both", "/both/1", version=version, wait=1)[0] == 0
+            assert site.ask("plain", "/both/1", version=version)[0] == 200
+        finally:
+            site.node.apply()
+    assert site.ask("both", "/both/1", version=version)[0] == 200
+
+
+@VERSIONS
 def test_what_is_left_of_a_proxied_connection_is_in_nobodys_way(site: Site, version: int) -> None:
     """The pod may use the port that the proxy had, once it may go directly; and the other way round."""
     code = (

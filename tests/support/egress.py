@@ -78,8 +78,11 @@ except OSError as error:
 """
 
 
-def table(node: Node, *, revision: int = 1, http: bool = True, egress: bool = True) -> PolicyTable:
-    """`http` False: the client's policy allows port 80 without HTTP rules; `egress` False: it allows nothing."""
+def table(node: Node, *, revision: int = 1, http: bool = True, egress: bool = True, pairs: bool = True) -> PolicyTable:
+    """`http` False: the client's policy allows port 80 without HTTP rules; `egress` False: it allows nothing.
+
+    `pairs` False: there is no rule set for both ends.
+    """
     ipcache: dict[IPNetwork, int] = {ip_network("0.0.0.0/0"): 9, ip_network("::/0"): 10}
     ipcache |= {ip_network(address): 1 for address in node.info.addresses}
     for key, identity in _IDENTITY.items():
@@ -102,7 +105,7 @@ def table(node: Node, *, revision: int = 1, http: bool = True, egress: bool = Tr
         rows=rows,
         rule_sets={EGRESS: RuleSet(EGRESS, "out", out), INGRESS: into, PAIR: RuleSet(PAIR, "pair", out, also=into)},
         rules={n: RuleRef("test", str(n)) for n in range(1, 5)},
-        pairs={(EGRESS, INGRESS): PAIR},
+        pairs={(EGRESS, INGRESS): PAIR} if pairs else {},
     )
 
 

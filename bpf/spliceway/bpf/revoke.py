@@ -36,6 +36,11 @@ def proxy_socket(flow: KernelFlow) -> tuple[diag.IPAddress, int, diag.IPAddress,
     return (*local, *remote)
 
 
+def _revokes(flow: KernelFlow) -> bool:
+    # No listener for a rule set is for want of a proxy. Without a rule set there is none for this pair of ends.
+    return flow.reason in _REVOKING or (flow.reason is Reason.NO_LISTENER and not flow.rule_set)
+
+
 class Revoker:
     """Ends what the kernel has dropped: each connection once in a while, however many of its packets are dropped."""
 
@@ -48,7 +53,7 @@ class Revoker:
 
     def see(self, flow: KernelFlow) -> None:
         """End the proxy's socket of a redirected connection that was just denied by policy."""
-        if flow.verdict is not Verdict.DENY or flow.leg is Leg.DIRECT or flow.reason not in _REVOKING:
+        if flow.verdict is not Verdict.DENY or flow.leg is Leg.DIRECT or not _revokes(flow):
             return
         ends, now = proxy_socket(flow), self._clock()
         if now - self._seen.get(ends, -_PAUSE) < _PAUSE:
