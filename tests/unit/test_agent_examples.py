@@ -14,12 +14,13 @@ KINDS = Path(__file__).parents[2] / "examples" / "kinds"
 
 def test_the_kinds_are_read_and_answered() -> None:
     assert CliRunner().invoke(app, ["policy", "validate", str(KINDS / "policies")]).exit_code == 0
-    policies, inventory, queries = KINDS / "policies", KINDS / "cluster.yaml", KINDS / "queries.jsonl"
-    done = CliRunner().invoke(
-        app,
-        ["policy", "evaluate", "--policies", str(policies), "--inventory", str(inventory), "--queries", str(queries)]
-        + ["-o", "json"],
-    )
+    asked = {
+        "--policies": KINDS / "policies",
+        "--inventory": KINDS / "cluster.yaml",
+        "--queries": KINDS / "queries.jsonl",
+    }
+    options = [part for name, path in asked.items() for part in (name, str(path))]
+    done = CliRunner().invoke(app, ["policy", "evaluate", *options, "-o", "json"])
     assert done.exit_code == 0, done.output
     answers = [msgspec.json.decode(line) for line in done.stdout.splitlines()]
     assert [(one["from"], one["port"], one["verdict"], one.get("audit", False)) for one in answers] == [
