@@ -99,6 +99,7 @@ class Compilation:
         self._by_policy: dict[tuple[int, Direction], Half] = {}
         self._unit_of: dict[str, Unit] = {}
         self._stale_units: dict[Unit, None] = {}
+        self._local_prefixes: Counter[IPNetwork] = Counter()
         self._moved_units = False
         self._uses: Counter[int] = Counter()
         self._unused: dict[int, None] = {}
@@ -275,8 +276,9 @@ class Compilation:
             pod = self._local.get(key)
             old = self._unit_of.pop(key, None)
             if old is not None:
-                del old.endpoints[key]
+                self._local_prefixes.subtract(map(host_prefix, old.endpoints.pop(key).addresses))
             if pod is not None:
+                self._local_prefixes.update(map(host_prefix, pod.addresses))
                 unit = self._unit(self._label_sets.of(key).labels)
                 unit.endpoints[key] = pod
                 self._unit_of[key] = unit
@@ -284,6 +286,7 @@ class Compilation:
                 self._stale_units[old] = None
         if stale:
             self._moved_units = True
+            self._local_prefixes = +self._local_prefixes
         units, self._stale_units = self._stale_units, {}
         for unit in units:
             if not unit.endpoints:
@@ -343,6 +346,8 @@ class Compilation:
             new = self._number(prefix)
             if new == old:
                 continue
+            if prefix in self._local_prefixes:
+                self._moved_units = True
             if new is None:
                 self.ipcache.drop(prefix)
             else:

@@ -1,0 +1,346 @@
+"""What an engine gives for single changes: who is who, which numbers stay, what the delta names, what errors leave."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_policy_engine import check_delta, meaning
+
+from spliceway.policy.budget import Limits
+from spliceway.policy.compile import compile_table
+from spliceway.policy.engine import Engine, Options
+from spliceway.policy.errors import NumberingError
+from spliceway.policy.lookup import identify, lookup, lookup_pair
+from spliceway.policy.model import (
+    CidrGroup,
+    ContainerPort,
+    EndpointSlice,
+    IPAddress,
+    Namespace,
+    Node,
+    Object,
+    Pod,
+    Secret,
+)
+from spliceway.policy.numbering import Numbering
+from spliceway.policy.parse import parse_text
+from spliceway.policy.table import PolicyTable
+from spliceway.policy.verdict import Direction, Protocol, Reason, Verdict
+from support.worlds import POD_CIDRS, World
+
+RANGE = ip_network("10.240.1.0/24")
+API = "{fromEndpoints: [{matchLabels: {role: web}}], toPorts: [{ports: [{port: '80', protocol: TCP}]%s}]}"
+
+
+def _pod(name: str, number: int, role: str, node: str = "node1", **more: object) -> Pod:
+    addresses: tuple[IPAddress, ...] = (ip_address(f"10.240.1.{number}"),)
+    return Pod("default", name, {"role": role}, addresses, node, **more)  # type: ignore[arg-type]
+
+
+def _policy(name: str, spec: str, kind: str = "CiliumNetworkPolicy") -> list[Object]:
+    version = "networking.k8s.io/v1" if kind == "NetworkPolicy" else "cilium.io/v2"
+    parsed = parse_text(f"apiVersion: {version}\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {spec}\n", "x")
+    assert not parsed.errors
+    return parsed.objects
+
+
+def _engine(*objects: Object, limits: Limits | None = None) -> tuple[Engine, PolicyTable]:
+    options = Options(node="node1", pod_cidrs=(RANGE,), limits=limits or Limits())
+    engine = Engine(options, Numbering())
+    return engine, engine.apply(objects, revision=1)
+
+
+def _who(table: PolicyTable, address: str) -> tuple[str, ...]:
+    return table.identities[identify(table.ipcache, ip_address(address))]
+
+
+def _ask(table: PolicyTable, pod: str, peer: str, port: int, direction: Direction = Direction.INGRESS) -> Verdict:
+    identity = identify(table.ipcache, ip_address(peer))
+    return lookup(table, table.endpoints[f"default/{pod}"], direction, identity, 6, port).verdict
+
+
+WEB, SERVER = _pod("web", 1, "web"), _pod("server", 2, "server")
+
+
+def test_a_pod_with_known_labels_changes_its_own_address_and_nothing_else() -> None:
+    policy = _policy("a", f"{{endpointSelector: {{matchLabels: {{role: server}}}}, ingress: [{API % ''}]}}")
+    engine, _ = _engine(WEB, SERVER, *policy)
+    table = engine.apply([_pod("far", 9, "web", "node2")], revision=2)
+    assert table.delta is not None
+    assert table.delta.ipcache == {ip_network("10.240.1.9/32")}
+    rest = table.delta.identities | table.delta.endpoints | table.delta.classes | table.delta.rows
+    assert not rest
+    assert _ask(table, "server", "10.240.1.9", 80) is Verdict.ALLOW
+    again = engine.apply([_pod("far", 9, "web", "node2")], revision=3)
+    assert again.delta is not None
+    assert not again.delta.ipcache
+
+
+def test_tables_stay_as_they_were() -> None:
+    engine, first = _engine(WEB, SERVER)
+    before = dict(first.ipcache)
+    engine.apply([], [("Pod", "default/web")], revision=2)
+    engine.apply([_pod("new", 1, "other")], revision=3)
+    assert dict(first.ipcache) == before
+
+
+def test_an_address_that_two_pods_claimed_is_the_others_once_one_goes() -> None:
+    thief = _pod("thief", 1, "thief")
+    engine, table = _engine(WEB, SERVER, thief)
+    assert _who(table, "10.240.1.1") == ("reserved:unmanaged",)
+    table = engine.apply([], [("Pod", "default/web")], revision=2)
+    assert "k8s:role=thief" in _who(table, "10.240.1.1")
+    node = Node("node2", WEB.addresses)
+    table = engine.apply([node], revision=3)
+    assert _who(table, "10.240.1.1") == ("reserved:remote-node",)
+    table = engine.apply([], [("Node", "node2")], revision=4)
+    assert "k8s:role=thief" in _who(table, "10.240.1.1")
+    table = engine.apply([], [("Pod", "default/thief")], revision=5)
+    assert _who(table, "10.240.1.1") == ("reserved:unmanaged",)  # of the pod range
+
+
+def test_labels_of_a_namespace_reach_its_pods() -> None:
+    spec = (
+        "{endpointSelector: {matchLabels: {role: server}},"
+        " ingress: [{fromEndpoints: [{matchLabels: {io.cilium.k8s.namespace.labels.team: x}}]}]}"
+    )
+    engine, table = _engine(WEB, SERVER, *_policy("a", spec))
+    assert _ask(table, "server", "10.240.1.1", 80) is Verdict.DENY
+    table = engine.apply([Namespace("default", {"team": "x"})], revision=2)
+    assert _ask(table, "server", "10.240.1.1", 80) is Verdict.ALLOW
+    table = engine.apply([Namespace("default", {"team": "y"})], revision=3)
+    assert _ask(table, "server", "10.240.1.1", 80) is Verdict.DENY
+
+
+def test_the_host_is_told_apart_by_block_and_is_still_the_host() -> None:
+    spec = "{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 172.30.0.0/24}}], ports: [{port: 80}]}]}"
+    host = Node("node1", (ip_address("172.30.0.1"), ip_address("172.31.0.1")))
+    far = Node("node2", (ip_address("172.30.0.2"), ip_address("172.31.0.2")))
+    engine, table = _engine(SERVER, host, far, *_policy("a", spec, "NetworkPolicy"))
+    number = identify(table.ipcache, ip_address("172.30.0.1"))
+    assert 64 <= number <= 127
+    assert table.identities[number] == ("block:172.30.0.0/24", "reserved:host")
+    assert identify(table.ipcache, ip_address("172.31.0.1")) == 1
+    # The node's own way in holds for all of its addresses, other nodes need the rule.
+    assert [_ask(table, "server", f"172.{n}.0.1", 81) for n in (30, 31)] == [Verdict.ALLOW, Verdict.ALLOW]
+    assert [_ask(table, "server", f"172.{n}.0.2", 80) for n in (30, 31)] == [Verdict.ALLOW, Verdict.DENY]
+    table = engine.apply([], [("NetworkPolicy", "default/a")], revision=2)
+    assert identify(table.ipcache, ip_address("172.30.0.1")) == 1
+
+
+def test_blocks_hold_pods_and_unmanaged_addresses_and_cidrs_do_not() -> None:
+    def spec(kind: str) -> list[Object]:
+        if kind == "NetworkPolicy":
+            block = "{cidr: 10.240.1.0/25, except: [10.240.1.64/26]}"
+            return _policy("a", f"{{podSelector: {{}}, ingress: [{{from: [{{ipBlock: {block}}}]}}]}}", kind)
+        return _policy("a", "{endpointSelector: {}, ingress: [{fromCIDR: [10.240.1.0/25]}]}")
+
+    expected = {
+        "10.240.1.1": True,
+        "10.240.1.60": True,
+        "10.240.1.65": False,
+        "10.240.1.70": False,
+        "10.240.1.200": False,
+    }
+    inside = _pod("inside", 65, "x")
+    for kind in ("NetworkPolicy", "CiliumNetworkPolicy"):
+        _, table = _engine(WEB, SERVER, inside, *spec(kind))
+        for address, held in expected.items():
+            allowed = _ask(table, "server", address, 80) is Verdict.ALLOW
+            assert allowed == (held and kind == "NetworkPolicy"), (kind, address)
+
+
+def test_kube_apiserver_is_where_its_endpoints_are() -> None:
+    spec = "{endpointSelector: {}, egress: [{toEntities: [kube-apiserver]}]}"
+    slices = EndpointSlice("default", "kubernetes", "kubernetes", (ip_address("192.0.2.1"), ip_address("10.240.1.1")))
+    engine, table = _engine(WEB, SERVER, slices, *_policy("a", spec))
+
+    def reached(table: PolicyTable) -> list[bool]:
+        addresses = ("192.0.2.1", "192.0.2.2", "10.240.1.1")
+        return [_ask(table, "server", address, 443, Direction.EGRESS) is Verdict.ALLOW for address in addresses]
+
+    assert reached(table) == [True, False, True]
+    assert "reserved:world-ipv4" in _who(table, "192.0.2.1")
+    moved = EndpointSlice("default", "kubernetes", "kubernetes", (ip_address("192.0.2.2"),))
+    assert reached(engine.apply([moved], revision=2)) == [False, True, False]
+
+
+def test_named_ports_are_the_servers() -> None:
+    spec = "{endpointSelector: {}, egress: [{toEndpoints: [{}], toPorts: [{ports: [{port: http, protocol: TCP}]}]}]}"
+    one = _pod("one", 11, "x", ports=(ContainerPort("http", Protocol.TCP, 8080),))
+    both = tuple(ContainerPort("http", Protocol.TCP, port) for port in (80, 81))
+    two = _pod("two", 12, "x", ports=both)
+    engine, table = _engine(WEB, one, two, *_policy("a", spec))
+    found = {
+        (name, port): _ask(table, "web", f"10.240.1.{name}", port, Direction.EGRESS) is Verdict.ALLOW
+        for name in (1, 11, 12)
+        for port in (80, 81, 8080)
+    }
+    assert {key for key, allowed in found.items() if allowed} == {(11, 8080), (12, 80), (12, 81)}
+    table = engine.apply([_pod("one", 11, "x", ports=(ContainerPort("http", Protocol.TCP, 9090),))], revision=2)
+    assert _ask(table, "web", "10.240.1.11", 9090, Direction.EGRESS) is Verdict.ALLOW
+    assert _ask(table, "web", "10.240.1.11", 8080, Direction.EGRESS) is Verdict.DENY
+
+
+def test_a_cidr_group_moves_the_prefixes() -> None:
+    spec = "{endpointSelector: {}, egress: [{toCIDRSet: [{cidrGroupRef: office}]}]}"
+    group = CidrGroup("office", (ip_network("192.0.2.0/25"),))
+    engine, table = _engine(SERVER, group, *_policy("a", spec))
+    assert _ask(table, "server", "192.0.2.1", 80, Direction.EGRESS) is Verdict.ALLOW
+    table = engine.apply([CidrGroup("office", (ip_network("192.0.2.128/25"),))], revision=2)
+    assert _ask(table, "server", "192.0.2.1", 80, Direction.EGRESS) is Verdict.DENY
+    assert _ask(table, "server", "192.0.2.200", 80, Direction.EGRESS) is Verdict.ALLOW
+    assert ip_network("192.0.2.0/25") not in table.ipcache
+
+
+HTTP = ", rules: {http: [{path: %s}]}"
+
+
+def _both_ends() -> list[Object]:
+    ingress = f"{{endpointSelector: {{matchLabels: {{role: server}}}}, ingress: [{API % (HTTP % '/a')}]}}"
+    ports = "[{ports: [{port: '80', protocol: TCP}]" + HTTP % "/.*" + "}]"
+    egress = f"{{endpointSelector: {{matchLabels: {{role: web}}}}, egress: [{{toPorts: {ports}}}]}}"
+    return [*_policy("in", ingress), *_policy("out", egress)]
+
+
+def test_both_ends_with_http_rules_are_a_pair_as_long_as_both_are_there() -> None:
+    engine, table = _engine(WEB, SERVER, *_both_ends())
+    halves = [
+        lookup(table, table.endpoints[f"default/{pod}"], direction, identify(table.ipcache, ip_address(peer)), 6, 80)
+        for pod, direction, peer in (
+            ("web", Direction.EGRESS, "10.240.1.2"),
+            ("server", Direction.INGRESS, "10.240.1.1"),
+        )
+    ]
+    both = table.rule_sets[lookup_pair(table, *halves).rule_set]
+    assert both.also is not None
+    assert [rule.path for rule in both.rules or ()] == ["/.*"]
+    assert [rule.path for rule in both.also.rules or ()] == ["/a"]
+    gone = engine.apply([], [("Pod", "default/web")], revision=2)
+    assert not gone.pairs
+    assert all(rule_set.also is None for rule_set in gone.rule_sets.values())
+
+
+def test_pairs_are_bounded_and_told() -> None:
+    engine, table = _engine(WEB, SERVER, *_both_ends(), limits=Limits(pairs=0))
+    assert not table.pairs
+    assert len(engine.refused_pairs) == 1
+    (pair,) = engine.refused_pairs
+    assert {*pair} <= {*table.rule_sets}
+    engine.apply([], [("Pod", "default/web")], revision=2)
+    assert not engine.refused_pairs
+
+
+def test_an_edit_of_http_rules_or_of_a_secret_changes_rule_sets_only() -> None:
+    header = ", rules: {http: [{headerMatches: [{name: x-key, secret: {name: key, namespace: default}}]}]}"
+    spec = f"{{endpointSelector: {{matchLabels: {{role: server}}}}, ingress: [{API % header}]}}"
+    engine, table = _engine(WEB, SERVER, Secret("default", "key", {"v": b"1"}), *_policy("a", spec))
+    (number,) = table.rule_sets
+    for revision, change in enumerate(
+        (
+            [Secret("default", "key", {"v": b"2"})],
+            _policy("a", f"{{endpointSelector: {{matchLabels: {{role: server}}}}, ingress: [{API % (HTTP % '/x')}]}}"),
+        ),
+        2,
+    ):
+        new = engine.apply(change, revision=revision)
+        assert new.delta is not None
+        assert new.delta.rule_sets == {number}
+        assert new.rule_sets[number] != table.rule_sets[number]
+        assert (new.rows, new.classes) == (table.rows, table.classes)
+        table = new
+
+
+def test_numbers_are_free_once_the_table_without_them_is_in_force() -> None:
+    engine, first = _engine(WEB, SERVER)
+    number = first.endpoints["default/web"].identity
+    engine.apply([], [("Pod", "default/web")], revision=2)
+    engine.settle(1)  # the first table is in force; the number may still be in the kernel
+    table = engine.apply([WEB], revision=3)
+    assert table.endpoints["default/web"].identity == number
+    engine.settle(2)  # out of use in revision 2, in use again in 3
+    assert engine.apply([_pod("twin", 7, "web")], revision=4).endpoints["default/twin"].identity == number
+    engine.apply([], [("Pod", "default/web"), ("Pod", "default/twin")], revision=5)
+    engine.settle(5)
+    assert engine.apply([WEB], revision=6).endpoints["default/web"].identity != number
+
+
+def test_numbering_says_whether_it_must_be_saved() -> None:
+    numbering = Numbering()
+    engine = Engine(Options(node="node1"), numbering)
+    engine.apply([WEB, SERVER], revision=1)
+    before = numbering.changes
+    engine.apply([_pod("far", 9, "web", "node2")], revision=2)
+    assert numbering.changes == before
+    engine.apply([_pod("new", 10, "new")], revision=3)
+    assert numbering.changes > before
+
+
+def test_numbers_that_run_out_leave_the_last_table_and_it_goes_on_from_there() -> None:
+    numbering = Numbering()
+    saved = numbering.to_dict()
+    saved["identities"] = {"next": 256, "numbers": {}}
+    saved["hosts"] = {"next": 64, "numbers": {f"x{n}": n for n in range(64, 128)}}
+    numbering = Numbering.from_dict(saved)
+    engine = Engine(Options(node="node1", pod_cidrs=(RANGE,)), numbering)
+    host = Node("node1", (ip_address("172.30.0.1"),))
+    first = engine.apply([WEB, SERVER, host], revision=1)
+    spec = "{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 172.30.0.0/24}}]}]}"
+    with pytest.raises(NumberingError, match="all 64 numbers for addresses of this node"):
+        engine.apply(_policy("a", spec, "NetworkPolicy"), revision=2)
+    assert engine.table is first
+    with pytest.raises(NumberingError):
+        engine.apply([], revision=3)
+    table = engine.apply([], [("NetworkPolicy", "default/a"), ("Pod", "default/web")], revision=4)
+    check_delta(first, table)
+    assert table.delta is not None
+    assert "default/web" in table.delta.endpoints
+    assert table.endpoints["default/server"] == first.endpoints["default/server"]
+
+
+def test_missing_listeners_are_no_business_of_a_half() -> None:
+    """Without room for the pair a connection is denied where both ends ask, and only there."""
+    _, table = _engine(WEB, SERVER, _pod("other", 5, "other"), *_both_ends(), limits=Limits(pairs=0))
+    server = identify(table.ipcache, SERVER.addresses[0])
+    web, other = (identify(table.ipcache, ip_address(f"10.240.1.{n}")) for n in (1, 5))
+    egress = lookup(table, table.endpoints["default/web"], Direction.EGRESS, server, 6, 80)
+    ingress = lookup(table, table.endpoints["default/server"], Direction.INGRESS, web, 6, 80)
+    both = lookup_pair(table, egress, ingress)
+    assert (both.verdict, both.reason) == (Verdict.DENY, Reason.NO_LISTENER)
+    to_other = lookup(table, table.endpoints["default/web"], Direction.EGRESS, other, 6, 80)
+    from_web = lookup(table, table.endpoints["default/other"], Direction.INGRESS, web, 6, 80)
+    assert lookup_pair(table, to_other, from_web).verdict is Verdict.REDIRECT
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(st.integers(0, 1 << 40), st.booleans())
+def test_limits_at_random(seed: int, http: bool) -> None:
+    """Whatever is refused: the table fits, and is that of the objects that the engine says are in force."""
+    world = World(seed, http=http)
+    limits = Limits(rows=world.random.randrange(1, 60), classes=world.random.randrange(1, 60), listeners=4)
+    engine = Engine(Options(node="node1", pod_cidrs=POD_CIDRS, limits=limits), Numbering())
+    pods = [item for key, item in sorted(world.objects.items()) if not key[0].endswith("Policy")]
+    table = engine.apply(pods, revision=1)  # without policies there are neither rows nor classes
+    revision = 1
+    for key, item in sorted(world.objects.items()):
+        if key[0].endswith("Policy"):
+            revision += 1
+            new = engine.apply([item], revision=revision)
+            check_delta(table, new)
+            table = new
+    for _ in range(6):
+        revision += 1
+        changed, removed = world.change()
+        policies = [item for item in changed if type(item).__name__ == "NetworkPolicy"]
+        new = engine.apply(policies, [key for key in removed if key[0].endswith("Policy")], revision=revision)
+        check_delta(table, new)
+        table = new
+        assert len(table.rows) <= (limits.rows or 0)
+        assert len(table.classes) <= (limits.classes or 0)
+        cluster = engine.cluster
+        assert meaning(table) == meaning(compile_table(cluster, node="node1", numbering=Numbering(), revision=0))
+        for key in engine.refused:
+            assert key not in world.objects or cluster.policies.get(key) != world.objects[key]
