@@ -64,15 +64,23 @@ class _Frame:
         self.key: str | None = None
 
 
-def load_documents(text: str, file: str) -> list[Document]:
+class Limits(msgspec.Struct, frozen=True):
+    """Longest text in characters and most values of one file. The defaults are for input that may be hostile."""
+
+    text: int = MAX_TEXT
+    values: int = MAX_VALUES
+
+
+def load_documents(text: str, file: str, limits: Limits | None = None) -> list[Document]:
     """Documents of a YAML text; empty ones are left out.
 
     Raises PolicyError with the line when the text is not YAML, passes a limit, or says something that is refused.
     """
-    if len(text) > MAX_TEXT:
-        raise PolicyError(file, "", "", f"{len(text)} characters are more than the limit of {MAX_TEXT}")
+    limits = limits or Limits()
+    if len(text) > limits.text:
+        raise PolicyError(file, "", "", f"{len(text)} characters are more than the limit of {limits.text}")
     try:
-        return list(_documents(text, file))
+        return list(_documents(text, file, limits))
     except _RefusedError as error:
         raise PolicyError(file, "", f"line {error.mark.line + 1}", str(error)) from None
     except yaml.MarkedYAMLError as error:
@@ -84,7 +92,7 @@ def load_documents(text: str, file: str) -> list[Document]:
         raise PolicyError(file, "", "", f"not YAML: {error}".replace("\n", " ")) from None
 
 
-def _documents(text: str, file: str) -> Iterator[Document]:
+def _documents(text: str, file: str, limits: Limits) -> Iterator[Document]:
     count = index = line = 0
     stack: list[_Frame] = []
     anchors: dict[str, tuple[Any, int]] = {}  # value, and how many values it stands for
@@ -127,9 +135,9 @@ def _documents(text: str, file: str) -> Iterator[Document]:
                 count += size
             case _:
                 continue
-        if count > MAX_VALUES:
+        if count > limits.values:
             raise _RefusedError(
-                event.start_mark, f"more than {MAX_VALUES} values (aliases counted with what they stand for)"
+                event.start_mark, f"more than {limits.values} values (aliases counted with what they stand for)"
             )
         if stack:
             _add(stack[-1], value, event.start_mark)

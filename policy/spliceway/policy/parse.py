@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from spliceway.policy.documents import Document, load_documents
+from spliceway.policy.documents import Document, Limits, load_documents
 from spliceway.policy.errors import PolicyError
 from spliceway.policy.fields import Fields, Where, shown
 from spliceway.policy.model import Object, object_key
@@ -60,13 +60,13 @@ def parse_document(document: Document) -> tuple[Object, ...]:
     return _parse(document.content, where, in_list=False)
 
 
-def parse_text(text: str, file: str) -> Parsed:
+def parse_text(text: str, file: str, limits: Limits | None = None) -> Parsed:
     """Objects and errors of a file. When the text is not YAML, that is the only error and there are no objects.
 
     Two documents that name the same object are an error of the second.
     """
     try:
-        documents = load_documents(text, file)
+        documents = load_documents(text, file, limits)
     except PolicyError as error:
         return Parsed((), (error,))
     found: dict[tuple[str, str], Object] = {}

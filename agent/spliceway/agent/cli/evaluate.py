@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 #: Longest line of a query, in bytes.
 _MAX_LINE = 1 << 20
+#: Longest file, in bytes, and most values in it. The files are the caller's own, and `kubectl get -o yaml` prints much
+#: more of each object than an agent's limits are made for.
+_MAX_FILE = 256 << 20
+_MAX_VALUES = 10_000_000
 #: How many answers are written together.
 _BATCH = 1000
 _COLUMNS = ("FROM", "TO", "PORT", "REQUEST", "VERDICT", "REASON", "RULES")
@@ -83,17 +87,19 @@ def read_cluster(paths: Iterable[Path]) -> tuple[Cluster, list[PolicyError]]:
 
     A file that is named twice, also by its directory, is read once; an object that two files have is refused.
     """
+    from spliceway.policy.documents import Limits
     from spliceway.policy.errors import PolicyError
     from spliceway.policy.model import Cluster, Object, object_key
     from spliceway.policy.parse import parse_text
 
+    limits = Limits(_MAX_FILE, _MAX_VALUES)
     found: dict[tuple[str, str], Object] = {}
     refusals: list[PolicyError] = []
     for file, text in _texts(paths):
         if isinstance(text, PolicyError):
             refusals.append(text)
             continue
-        parsed = parse_text(text, file)
+        parsed = parse_text(text, file, limits)
         refusals += parsed.errors
         for item in parsed.objects:
             kind, name = key = object_key(item)
@@ -116,7 +122,7 @@ def _texts(paths: Iterable[Path]) -> Iterator[tuple[str, str | PolicyError]]:
             if not path.is_dir():
                 events: list[Any] = [_file(path)]
             else:
-                events = list(Tree(path).changes())
+                events = list(Tree(path, max_bytes=_MAX_FILE).changes())
         except OSError as error:
             raise SourceError(f"{path} can't be read: {error.strerror}") from error
         for event in events:
@@ -134,12 +140,11 @@ def _texts(paths: Iterable[Path]) -> Iterator[tuple[str, str | PolicyError]]:
 def _file(path: Path) -> Any:
     """A file that was named itself; it may be a pipe."""
     from spliceway.agent.sources.events import FileChanged, FileRefused
-    from spliceway.agent.sources.scan import MAX_FILE_BYTES
 
     with path.open("rb") as stream:
-        data = stream.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
-        return FileRefused(path.name, f"is larger than {MAX_FILE_BYTES} bytes")
+        data = stream.read(_MAX_FILE + 1)
+    if len(data) > _MAX_FILE:
+        return FileRefused(path.name, f"is larger than {_MAX_FILE} bytes")
     try:
         return FileChanged(path.name, data.decode())
     except UnicodeDecodeError as error:
