@@ -182,6 +182,8 @@ def _meant(item: Doc, service: Doc) -> bool:
 def _serves(world: World, service: Doc, who: Who) -> bool:
     """Whether it is an endpoint of the Service: a pod that it selects, or without a selector an address outside."""
     selector = service["spec"].get("selector")
+    if service["spec"].get("type") == "ExternalName":
+        return False
     if selector:
         return (
             who.pod is not None
@@ -198,7 +200,14 @@ def _behind(world: World, namespace: str, name: str) -> list[Any]:
         for found in world.of("EndpointSlice")
         if namespace_of(found) == namespace and labels_of(found).get("kubernetes.io/service-name") == name
     ]
-    return [ip_address(text) for one in slices for end in one["endpoints"] for text in end["addresses"]]
+    ends = [end for one in slices for end in one["endpoints"] if _gets_traffic(end.get("conditions", {}))]
+    return [ip_address(text) for end in ends for text in end["addresses"]]
+
+
+def _gets_traffic(conditions: Doc) -> bool:
+    """Ready (unknown counts as ready), or still serving while it ends."""
+    ending = bool(conditions.get("terminating")) and bool(conditions.get("serving", True))
+    return bool(conditions.get("ready", True)) or ending
 
 
 def _port(port: Doc, ask: Ask) -> bool:

@@ -61,15 +61,28 @@ class World:
         return sorted(self.by_kind.get(kind, []), key=lambda d: (namespace_of(d), name_of(d)))
 
     def who(self, text: str) -> Who:
-        """Who stands behind an address."""
+        """Who stands behind an address. Pods in their host's network are the node; those that have ended are none."""
         address = ip_address(text)
         for node in self.by_kind.get("Node", []):
-            if any(ip_address(entry["address"]) == address for entry in node["status"]["addresses"]):
+            entries = node["status"]["addresses"]
+            if any(entry["type"] != "Hostname" and ip_address(entry["address"]) == address for entry in entries):
                 return Who(address, node=node)
         for pod in self.by_kind.get("Pod", []):
-            if any(ip_address(entry["ip"]) == address for entry in pod["status"]["podIPs"]):
-                return Who(address, pod=pod)
-        return Who(address, inside=any(address in ip_network(block) for block in self.pod_ranges))
+            status = pod["status"]
+            addresses = [entry["ip"] for entry in status.get("podIPs", [{"ip": status.get("podIP")}])]
+            if text not in addresses or status.get("phase") in ("Succeeded", "Failed"):
+                continue
+            if pod["spec"].get("hostNetwork"):
+                (node,) = (node for node in self.by_kind["Node"] if name_of(node) == pod["spec"]["nodeName"])
+                return Who(address, node=node)
+            return Who(address, pod=pod)
+        return Who(address, inside=any(address in ip_network(block) for block in self._pod_ranges()))
+
+    def _pod_ranges(self) -> Iterator[str]:
+        yield from self.pod_ranges
+        for node in self.by_kind.get("Node", []):
+            spec = node.get("spec", {})
+            yield from spec.get("podCIDRs", [spec["podCIDR"]] if "podCIDR" in spec else [])
 
     def namespace_labels(self, namespace: str) -> dict[str, str]:
         """Labels of a namespace; its name is one of them."""
@@ -114,8 +127,10 @@ def selects(selector: Doc, labels: dict[str, str]) -> bool:
 
 
 def named_ports(who: Who) -> Iterator[tuple[str, str, int]]:
-    """Name, protocol and number of the container ports of a pod; TCP is the default."""
-    for container in who.pod["spec"].get("containers", []) if who.pod else []:
+    """Name, protocol (TCP is the default) and number of the ports of a pod's containers that run beside each other."""
+    spec = who.pod["spec"] if who.pod else {}
+    sidecars = [one for one in spec.get("initContainers", []) if one.get("restartPolicy") == "Always"]
+    for container in [*spec.get("containers", []), *sidecars]:
         for port in container.get("ports", []):
             if "name" in port:
                 yield port["name"], port.get("protocol", "TCP"), port["containerPort"]
