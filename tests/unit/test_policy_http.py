@@ -249,3 +249,28 @@ def test_the_servers_rules_see_what_the_clients_rules_made_of_the_request() -> N
     # A set in audit changes nothing.
     dry = decide(HttpRequest.of("GET", "/"), RuleSet(1, "x", None, audit=adds, also=server))
     assert (dry.verdict, dry.changes) == (Verdict.DENY, ())
+
+
+@pytest.mark.parametrize(
+    ("path", "host", "headers", "nearest"),
+    [
+        # A rule whose path holds is nearer than one whose host or headers hold; a condition that holds counts, one that
+        # is not there does not.
+        ("/a", "x", [], 1),
+        ("/z", "h", [], 2),
+        ("/z", "x", [("x-a", "1")], 3),
+        ("/z", "h", [("x-a", "1")], 2),
+        ("/a", "h", [("x-a", "1")], 1),
+    ],
+)
+def test_the_nearest_miss_is_the_rule_of_which_most_holds(
+    path: str, host: str, headers: list[tuple[str, str]], nearest: int
+) -> None:
+    rules = (
+        HttpRule(9, method="PUT"),
+        HttpRule(1, "PUT", "/a"),
+        HttpRule(2, "PUT", "/b", "h"),
+        HttpRule(3, "PUT", "/b", "g", (HeaderMatch("x-a", "1"),)),
+    )
+    found = decide(HttpRequest.of("GET", path, [("host", host), *headers]), RuleSet(1, "x", rules))
+    assert found.nearest_miss.startswith(f"rule {nearest}: method GET does not match PUT")
