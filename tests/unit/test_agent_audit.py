@@ -17,8 +17,8 @@ from spliceway.agent.flowlog import Flow, FlowPeer, HttpPart
 from spliceway.agent.flows import Names
 from spliceway.agent.jsonable import encode
 from spliceway.agent.metrics import _Collector
+from spliceway.agent.policyrows import _http
 from spliceway.agent.verdicts import verdict_label, with_audit
-from spliceway.agent.views import _http
 from spliceway.bpf.types import Hook, KernelFlow, Leg, ReasonCount
 from spliceway.policy.compile import compile_table
 from spliceway.policy.lookup import identify

@@ -12,9 +12,10 @@ from spliceway.agent import reconcile
 from spliceway.agent.compiler import Compiler
 from spliceway.agent.control import Acceptance
 from spliceway.agent.errors import StateError
+from spliceway.agent.intent import Intent
 from spliceway.agent.inventory import Changes
 from spliceway.agent.ports import PortAllocator
-from spliceway.agent.reconcile import Intent, Reconciler
+from spliceway.agent.reconcile import Reconciler
 from spliceway.agent.state import Held
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.engine import Options

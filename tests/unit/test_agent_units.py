@@ -17,10 +17,10 @@ from spliceway.agent.errors import PortsExhaustedError, StateError
 from spliceway.agent.flowlog import Flow, FlowLog, FlowPeer, Lost, flow_filter
 from spliceway.agent.flows import Names
 from spliceway.agent.jsonable import encode, plain
+from spliceway.agent.policyrows import port_text
 from spliceway.agent.ports import PortAllocator
 from spliceway.agent.staging import difference, hold_back, same_rows, waiting_units
 from spliceway.agent.state import AgentState, Held, StateStore
-from spliceway.agent.views import port_text
 from spliceway.bpf.types import Hook, KernelFlow, Leg
 from spliceway.policy.compile import compile_table
 from spliceway.policy.numbering import Numbering

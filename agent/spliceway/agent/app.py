@@ -25,12 +25,13 @@ from spliceway.agent.control import ListeningPorts
 from spliceway.agent.errors import OWN_ERRORS
 from spliceway.agent.flowlog import FlowLog
 from spliceway.agent.flows import Names
+from spliceway.agent.intent import Intent
 from spliceway.agent.inventory import Inventory, Refusal
 from spliceway.agent.listening import HttpServer, tcp_listener, unix_listener
 from spliceway.agent.metrics import Gauges, Metrics
 from spliceway.agent.ports import PortAllocator
 from spliceway.agent.proxylink import ProxyLink
-from spliceway.agent.reconcile import Intent, Reconciler
+from spliceway.agent.reconcile import Reconciler
 from spliceway.agent.sides import AgentDatapath, ProxyProcess
 from spliceway.agent.sockets import listening_ports
 from spliceway.agent.sources.directory import DirectorySource

@@ -12,12 +12,11 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 
-import msgspec
 import structlog
 
 from spliceway.agent.control import Acceptance, DatapathControl, ListeningPorts, ProxyControl, TableMaker
 from spliceway.agent.errors import OWN_ERRORS
-from spliceway.agent.inventory import Changes
+from spliceway.agent.intent import Intent, ReconcileStatus
 from spliceway.agent.manifests import Key
 from spliceway.agent.ports import PortAllocator
 from spliceway.agent.readiness import Readiness
@@ -38,37 +37,6 @@ IDLE_SHARE = 3.0
 RETRY_SECONDS = (0.5, 30.0)
 
 log = structlog.get_logger(__name__)
-
-
-class Intent(msgspec.Struct, frozen=True):
-    """What shall be in force: the `changes` since the intent before, and all that is wired.
-
-    `seen`: time.monotonic() of the change; `held`: what a restart needs of the source.
-    """
-
-    changes: Changes
-    endpoints: tuple[LocalEndpoint, ...]
-    held: Held
-    seen: float
-
-
-class ReconcileStatus(msgspec.Struct, frozen=True, rename="camel"):
-    """Where the node is. `revision` is in force in the kernel, `wanted` is what the source says.
-
-    `waiting`: rule sets that drop NO_LISTENER or keep an older policy in force, with what the proxy says of each.
-    `error`: why the last attempt failed, empty when it did not; `applied`: how often rows were flipped.
-    """
-
-    revision: int
-    wanted: int
-    generation: int
-    rule_sets: int
-    rows: int
-    waiting: dict[str, str]
-    error: str
-    endpoint_error: str
-    failures: int
-    applied: int
 
 
 class Reconciler:
@@ -365,7 +333,10 @@ class Reconciler:
             self._observed = intent
             seconds = time.monotonic() - intent.seen
             self._observe(seconds)
-            log.info(
+            # On a restless cluster pods come and go all the time, and change no verdict of this node.
+            delta = target.delta
+            quiet = delta is not None and not (delta.rows or delta.endpoints or delta.rule_sets or delta.pairs)
+            (log.debug if quiet else log.info)(
                 "policy in force",
                 revision=target.revision,
                 generation=self._generation,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from spliceway.agent.audit import AuditLog, AuditSummary
@@ -15,13 +15,11 @@ from spliceway.agent.flows import Names
 from spliceway.agent.inventory import Inventory, Refusal
 from spliceway.agent.jsonable import plain
 from spliceway.agent.metrics import DatapathCounters
+from spliceway.agent.policyrows import policy_rows
 from spliceway.agent.proxylink import ProxyLink
 from spliceway.agent.reconcile import Reconciler
-from spliceway.agent.verdicts import verdict_label, with_audit
+from spliceway.agent.verdicts import with_audit
 from spliceway.bpf.types import CtEntry, SockEntry
-from spliceway.policy.table import OTHER_PEERS, HeaderMatch, PolicyTable, RowKey, RuleSet
-from spliceway.policy.verdict import Direction
-from spliceway.policy.verdict import Protocol as IpProtocol
 
 Query = dict[str, str]
 
@@ -196,7 +194,7 @@ class Views:
         policies: dict[int, list[str]] = defaultdict(list)
         for endpoint, policy in chosen.items():
             policies[policy.policy_id].append(endpoint)
-        rows = _rows(table, policies.keys())
+        rows = policy_rows(table, policies.keys())
         return [
             {
                 "policyId": policy_id,
@@ -249,65 +247,3 @@ def _plainly(read: Callable[[], object]) -> Callable[[Query], object]:
 def _only(query: Query, *known: str) -> None:
     if unknown := query.keys() - set(known):
         raise ValueError(f"unknown parameter {', '.join(sorted(unknown))}")
-
-
-def _rows(table: PolicyTable, policy_ids: Collection[int]) -> dict[int, list[dict[str, Any]]]:
-    """Rows by policy id."""
-    members: dict[tuple[int, Direction, int], list[int]] = defaultdict(list)
-    for key, class_id in table.classes.items():
-        if key.policy_id in policy_ids:
-            members[key.policy_id, key.direction, class_id].append(key.identity)
-    found: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for row in sorted(key for key in table.rows if key.policy_id in policy_ids):
-        inside = sorted(members.get((row.policy_id, row.direction, row.class_id), ()))
-        found[row.policy_id].append(_row(table, row, inside))
-    return found
-
-
-def _row(table: PolicyTable, key: RowKey, identities: list[int]) -> dict[str, Any]:
-    row = table.rows[key]
-    rule_set = table.rule_sets.get(row.rule_set)
-    return {
-        "direction": key.direction,
-        "class": key.class_id,
-        "peers": "any other" if key.class_id == OTHER_PEERS else "these",
-        "identities": [{"id": identity, "labels": table.identities.get(identity, ())} for identity in identities],
-        "protocol": key.protocol,
-        "ports": port_text(key),
-        "verdict": verdict_label(row.verdict, row.reason),
-        "reason": row.reason,
-        "rule": str(table.rules[row.rule]) if row.rule in table.rules else "",
-        "ruleSet": rule_set.name if rule_set else "",
-        "http": _http(table, rule_set) if rule_set else [],
-    }
-
-
-def _http(table: PolicyTable, rule_set: RuleSet) -> list[dict[str, Any]]:
-    return [
-        {
-            "method": rule.method,
-            "path": rule.path,
-            "host": rule.host,
-            "headers": [_header(header) for header in rule.headers],
-            "audit": audit,
-            "rule": str(table.rules.get(rule.rule, "")),
-        }
-        for audit, rules in ((False, rule_set.rules), (True, rule_set.audit))
-        for rule in rules or ()
-    ]
-
-
-def _header(header: HeaderMatch) -> dict[str, str | None]:
-    """A header match, without the value of a Secret."""
-    value = "(secret)" if header.secret and header.value is not None else header.value
-    return {"name": header.name, "value": value, "mismatch": header.mismatch.value}
-
-
-def port_text(key: RowKey) -> str:
-    """`*`, `80`, `64-127`; for ICMP the type (and code)."""
-    if key.port_bits == 0:
-        return "*"
-    last = key.port | ((1 << (16 - key.port_bits)) - 1)
-    if key.protocol in (IpProtocol.ICMP, IpProtocol.ICMPV6):
-        return f"type {key.port >> 8}" + (f" code {key.port & 0xFF}" if key.port_bits == 16 else "")
-    return str(key.port) if last == key.port else f"{key.port}-{last}"
