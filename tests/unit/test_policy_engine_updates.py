@@ -268,6 +268,23 @@ def test_numbers_are_free_once_the_table_without_them_is_in_force() -> None:
     assert engine.apply([WEB], revision=6).endpoints["default/web"].identity != number
 
 
+def test_numbers_of_an_earlier_agent_are_used_again_and_what_it_alone_used_is_forgotten() -> None:
+    numbering = Numbering()
+    table = Engine(Options(node="node1"), numbering).apply([WEB, SERVER], revision=1)
+    later = Numbering.from_dict(numbering.to_dict())
+    engine = Engine(Options(node="node1"), later)
+    again = engine.apply([WEB], revision=1)
+    assert again.endpoints["default/web"] == table.endpoints["default/web"]
+    engine.apply([_pod("new", 9, "new")], revision=2)
+    engine.settle(1)  # not yet: the table that was given out last is not in force
+    assert len(later.to_dict()["identities"]["numbers"]) == 3
+    engine.settle(2)
+    assert len(later.to_dict()["identities"]["numbers"]) == 2
+    assert (
+        engine.apply([_pod("web2", 10, "web")], revision=3).endpoints["default/web2"] == table.endpoints["default/web"]
+    )
+
+
 def test_numbering_says_whether_it_must_be_saved() -> None:
     numbering = Numbering()
     engine = Engine(Options(node="node1"), numbering)

@@ -56,7 +56,7 @@ class Engine:
     """Compiles for one node. Not for several threads at once."""
 
     def __init__(self, options: Options, numbering: Numbering) -> None:
-        """With nothing in it. Numbers that `numbering` has from earlier are used again, and never released here."""
+        """With nothing in it. Numbers that `numbering` has from earlier are used again until the first `settle`."""
         self._options = options
         self._numbering = numbering
         self._store = Store(pod_cidrs=options.pod_cidrs, audit=options.audit)
@@ -64,6 +64,7 @@ class Engine:
         self._broken = False
         self._table: PolicyTable | None = None
         self._retired: dict[Retired, int] = {}
+        self._pruned = False
         self._refused: dict[_Key, Refusal] = {}
         self._wanted: dict[_Key, NetworkPolicy] = {}
         self._tried: dict[str, int] = {}
@@ -129,13 +130,24 @@ class Engine:
         return self._give(revision)
 
     def settle(self, revision: int) -> None:
-        """The table of this revision is in force everywhere: numbers that it and its predecessors dropped are free."""
+        """The table of this revision is in force everywhere: numbers that it and its predecessors dropped are free.
+
+        So are, once the last table given out is in force, those that the numbering had from earlier and nothing used.
+        """
         for retired, dropped in list(self._retired.items()):
             if dropped > revision:
                 break
             del self._retired[retired]
             if not self._compilation.in_use(retired):
                 _release(self._numbering, retired)
+        if not self._pruned and self._table is not None and revision >= self._table.revision and not self._ahead():
+            self._numbering.prune(self._table)
+            self._pruned = True
+
+    def _ahead(self) -> bool:
+        """Whether there is more, or something else, than in the table that was given out last."""
+        maps = _maps(self._compilation, self._table) if self._table is not None else ()
+        return self._broken or any(shared.touched for shared, _ in maps)
 
     def _sort(self, changed: Iterable[Object], removed: Iterable[_Key]) -> tuple[list[Change], list[Change]]:
         """What really changes, policies apart, always in the same order."""
