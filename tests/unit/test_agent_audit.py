@@ -96,6 +96,28 @@ def test_memory_is_bounded_and_nothing_vanishes() -> None:
     assert log.total == 14
 
 
+def test_all_pairs_together_are_bounded_too() -> None:
+    log = AuditLog(max_entries=4)
+    for source in (256, 257):
+        for port in range(4):
+            log.add(flow(1, source=source, port=port), "ingress")
+    told = log.summary({})
+    assert sum(entry.count for entry in told.entries) == 8
+    assert sorted((entry.source.identity, entry.protocol) for entry in told.entries) == [
+        *[(256, "TCP")] * 4, (257, ""),
+    ]  # fmt: skip
+    log.reset({})
+    log.add(flow(1, source=257), "ingress")
+    assert log.summary({}).entries[0].protocol == "TCP"
+
+
+def test_long_paths_are_cut() -> None:
+    log = AuditLog()
+    log.add(flow(1, path="/" + "a" * 60_000, miss="path /" + "a" * 60_000), "")
+    (entry,) = log.summary({}).entries
+    assert (len(entry.path), entry.path[-1], len(entry.nearest_miss)) == (256, "…", 256)
+
+
 def test_a_reset_tells_what_there_was_and_begins_anew() -> None:
     log = AuditLog()
     log.add(flow(1), "ingress")

@@ -16,6 +16,10 @@ from spliceway.agent.flowlog import Flow, FlowPeer
 MAX_PAIRS = 2048
 #: Most (port, protocol, method, path) of one pair. What is new beyond that is summed without them.
 MAX_DETAILS = 64
+#: Most of these of all pairs together.
+MAX_ENTRIES = 16_384
+#: Longest path and nearest miss that is kept, in characters: a request may have some 60 KiB of them.
+MAX_TEXT = 256
 
 
 class AuditEnd(msgspec.Struct, frozen=True, rename="camel"):
@@ -70,25 +74,34 @@ _REST: _Detail = ("", 0, "", "")
 
 
 class _Sum:
-    __slots__ = ("count", "first", "flow", "last")
+    __slots__ = ("count", "destination", "first", "last", "nearest_miss", "source")
 
     def __init__(self, flow: Flow) -> None:
         self.count = 0
         self.first = self.last = flow.time
-        self.flow = flow
+        self._see(flow)
 
     def add(self, flow: Flow) -> None:
         self.count += 1
         self.first = min(self.first, flow.time)
         if flow.time >= self.last:
-            self.last, self.flow = flow.time, flow
+            self.last = flow.time
+            self._see(flow)
+
+    def _see(self, flow: Flow) -> None:
+        self.source, self.destination = _end(flow.source), _end(flow.destination)
+        self.nearest_miss = _short(flow.nearest_miss)
 
 
 class AuditLog:
     """Sums of what would be denied, since the start or the last `reset`."""
 
-    def __init__(self, *, max_pairs: int = MAX_PAIRS, max_details: int = MAX_DETAILS) -> None:
+    def __init__(
+        self, *, max_pairs: int = MAX_PAIRS, max_details: int = MAX_DETAILS, max_entries: int = MAX_ENTRIES
+    ) -> None:
         self._max_pairs = max_pairs
+        self._max_entries = max_entries
+        self._entries = 0
         self._max_details = max_details
         self._pairs: dict[_Pair, dict[_Detail, _Sum]] = {}
         self._since = _now()
@@ -111,17 +124,19 @@ class AuditLog:
                 return
             details = self._pairs[pair] = {}
         detail = _detail(flow)
-        if detail not in details and len(details) >= self._max_details:
+        full = len(details) >= self._max_details or self._entries >= self._max_entries
+        if full and detail not in details:
             detail = _REST
         if detail not in details:
             details[detail] = _Sum(flow)
+            self._entries += 1
         details[detail].add(flow)
         self._records += 1
 
     def summary(self, lost: dict[str, int]) -> AuditSummary:
         """What there is. `lost`: records lost since the start of the agent, by place."""
         entries = [
-            _entry(pair[0], detail, found) for pair, details in self._pairs.items() for detail, found in details.items()
+            _entry(pair, detail, found) for pair, details in self._pairs.items() for detail, found in details.items()
         ]
         return AuditSummary(
             since=self._since,
@@ -135,6 +150,7 @@ class AuditLog:
         """Begin anew; returns what there was."""
         told = self.summary(lost)
         self._pairs.clear()
+        self._entries = 0
         self._since = _now()
         self._records = self._uncounted = 0
         self._lost_before = dict(lost)
@@ -145,19 +161,23 @@ def _detail(flow: Flow) -> _Detail:
     if flow.http is None:
         return flow.protocol, flow.destination.port, "", ""
     # A query is the client's own, often with secrets in it, and would make every request another entry.
-    return flow.protocol, flow.destination.port, flow.http.method, flow.http.path.partition("?")[0]
+    return flow.protocol, flow.destination.port, _short(flow.http.method), _short(flow.http.path.partition("?")[0])
 
 
-def _entry(direction: str, detail: _Detail, found: _Sum) -> AuditEntry:
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+
+
+def _entry(pair: _Pair, detail: _Detail, found: _Sum) -> AuditEntry:
+    direction, reason, rule, rule_set, _source, _destination = pair
     protocol, port, method, path = detail
-    flow = found.flow
     return AuditEntry(
         direction=direction,
-        reason=flow.reason,
-        rule=flow.rule,
-        rule_set=flow.rule_set,
-        source=_end(flow.source),
-        destination=_end(flow.destination),
+        reason=reason,
+        rule=rule,
+        rule_set=rule_set,
+        source=found.source,
+        destination=found.destination,
         protocol=protocol,
         port=port,
         method=method,
@@ -165,7 +185,7 @@ def _entry(direction: str, detail: _Detail, found: _Sum) -> AuditEntry:
         count=found.count,
         first=found.first,
         last=found.last,
-        nearest_miss=flow.nearest_miss,
+        nearest_miss=found.nearest_miss,
     )
 
 
