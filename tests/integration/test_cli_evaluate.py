@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -93,6 +94,37 @@ def test_several_paths_files_too_and_queries_from_stdin(site: Path) -> None:
         inventory = ("--inventory", "inventory", "inventory/pods/shop.yaml", "policies")
         status, lines, errors = run(*policies, *inventory, "--queries", "-", "-o", "json", stdin=text, cwd=site)
         assert (status, errors, verdicts(lines)) == (0, "", ["allow", "deny", "deny"])
+
+
+def test_directories_are_read_to_the_bottom(site: Path) -> None:
+    """Also through symbolic links, which may be loops; hidden files are editors' and ConfigMaps' own."""
+    deep = site / "policies" / "a" / "b" / "c"
+    deep.mkdir(parents=True)
+    (deep / "closed.yaml").write_text(CLOSED)
+    (deep / "loop").symlink_to(site / "policies")
+    (site / "inventory" / "linked").symlink_to(site / "policies")
+    (site / "policies" / ".hidden.yaml").write_text("[")
+    (site / "policies" / "notes.txt").write_text("[")
+    status, lines, errors = run(*SITE, "--queries", "queries.jsonl", cwd=site)
+    assert (status, errors, verdicts(lines)) == (0, "", ["allow", "deny", "deny"])
+
+
+def test_what_is_no_file_is_refused(site: Path) -> None:
+    os.mkfifo(site / "policies" / "pipe.yaml")
+    (site / "policies" / "gone.yaml").symlink_to("nowhere")
+    status, lines, errors = run(*SITE, "--queries", "queries.jsonl", cwd=site)
+    assert (status, lines) == (1, [])
+    assert errors.splitlines() == [
+        "policies/gone.yaml: is not a regular file",
+        "policies/pipe.yaml: is not a regular file",
+    ]
+
+
+def test_a_reader_that_goes_is_no_error(site: Path) -> None:
+    (site / "queries.jsonl").write_text(f"{json.dumps(QUERIES[0])}\n" * 20_000)
+    command = " ".join([*CLI, *SITE, "--queries queries.jsonl | head -1"])
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=site, timeout=60, check=False)
+    assert (done.stderr, verdicts(done.stdout.splitlines())) == ("", ["allow"])
 
 
 def test_an_inventory_from_a_pipe(site: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -111,44 +112,55 @@ def read_cluster(paths: Iterable[Path]) -> tuple[Cluster, list[PolicyError]]:
 
 
 def _texts(paths: Iterable[Path]) -> Iterator[tuple[str, str | PolicyError]]:
-    from spliceway.agent.errors import SourceError
-    from spliceway.agent.sources.events import FileChanged, FileRefused
-    from spliceway.agent.sources.scan import Tree
+    """Each file once, and its text or why it is refused."""
     from spliceway.policy.errors import PolicyError
 
     seen: set[Path] = set()
     for path in paths:
-        try:
-            if not path.is_dir():
-                events: list[Any] = [_file(path)]
-            else:
-                events = list(Tree(path, max_bytes=_MAX_FILE).changes())
-        except OSError as error:
-            raise SourceError(f"{path} can't be read: {error.strerror}") from error
-        for event in events:
-            file = path / event.file if path.is_dir() else path
+        for file in _below(path) if path.is_dir() else [path]:
             if file.resolve() in seen:
                 continue
             seen.add(file.resolve())
-            match event:
-                case FileChanged(text=text):
-                    yield str(file), text
-                case FileRefused(reason=reason):
-                    yield str(file), PolicyError(str(file), "", "", reason)
+            try:
+                # Only what was named itself may be a pipe: opening a stray one in a directory would wait for ever.
+                if file is not path and not file.is_file():
+                    raise ValueError("is not a regular file")
+                yield str(file), _read(file)
+            except OSError as error:
+                yield str(file), PolicyError(str(file), "", "", f"can't be read: {error.strerror}")
+            except ValueError as error:
+                yield str(file), PolicyError(str(file), "", "", str(error))
 
 
-def _file(path: Path) -> Any:
-    """A file that was named itself; it may be a pipe."""
-    from spliceway.agent.sources.events import FileChanged, FileRefused
+def _below(directory: Path) -> Iterator[Path]:
+    """YAML and JSON files of a directory and of all below it, but the hidden ones. Raises SourceError."""
+    from spliceway.agent.errors import SourceError
+    from spliceway.agent.sources.scan import wanted
 
-    with path.open("rb") as stream:
+    def fail(error: OSError) -> None:
+        raise SourceError(f"{error.filename} can't be read: {error.strerror}") from error
+
+    seen: set[Path] = set()
+    for root, directories, names in os.walk(directory, onerror=fail, followlinks=True):
+        here = Path(root)
+        directories[:] = sorted(name for name in directories if not name.startswith("."))
+        if here.resolve() in seen:  # a loop of symbolic links
+            directories.clear()
+            continue
+        seen.add(here.resolve())
+        yield from (here / name for name in sorted(names) if wanted(name))
+
+
+def _read(file: Path) -> str:
+    """Text of a file. Raises OSError, or ValueError with the reason why it is refused."""
+    with file.open("rb") as stream:
         data = stream.read(_MAX_FILE + 1)
     if len(data) > _MAX_FILE:
-        return FileRefused(path.name, f"is larger than {_MAX_FILE} bytes")
+        raise ValueError(f"is larger than {_MAX_FILE} bytes")
     try:
-        return FileChanged(path.name, data.decode())
+        return data.decode()
     except UnicodeDecodeError as error:
-        return FileRefused(path.name, f"is not UTF-8 (byte {error.start})")
+        raise ValueError(f"is not UTF-8 (byte {error.start})") from error
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:
