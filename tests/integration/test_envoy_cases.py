@@ -1,6 +1,6 @@
 """The table of cases against a real Envoy, over HTTP/1 and HTTP/2: verdict, reason and rule as the interpreter's.
 
-What differs is listed here, with the reason; a difference that goes away is a failure too.
+What differs is listed in `support.envoycases`, with the reason; a difference that goes away is a failure too.
 """
 
 from __future__ import annotations
@@ -8,49 +8,18 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 
-import msgspec
 import pytest
 
 from spliceway.policy.verdict import Verdict
 from support.cases import Case, CaseFile
 from support.envoy import EnvoyThread, port_of
-from support.steered import SERVER, read_reply
-from support.tables import FILES, rule_set_of
+from support.envoycases import CASES, Numbers, difference, send, serve, status_of
+from support.steered import SERVER
+from support.tables import rule_set_of
 
 pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 
-CASES = [
-    (file, case)
-    for file in FILES.values()
-    for case in file.cases
-    if case.request is not None and case.expect.http is not None and "envoy" in case.paths
-]
 IDS = [case.id for _, case in CASES]
-
-
-def difference(case: Case) -> str | None:
-    """Why Envoy's answer differs from the interpreter's, None when it must not."""
-    assert case.request is not None
-    assert case.expect.http is not None
-    path = case.request.path.split(b"?")[0].lower()
-    if path.startswith((b"http://", b"https://")):
-        return "stricter: Envoy would let the target override Host, so every absolute target is refused"
-    if case.expect.http.reason == "http-ambiguous" and b"%2e" in path and b";" not in path and b"%252e" not in path:
-        return "laxer: Envoy resolves %2e before any filter sees it; what is matched is what is sent on"
-    if case.request.version == "1.0" and case.request.values(b"transfer-encoding"):
-        return "laxer: Envoy takes the header away before any filter sees it, and frames the body anew"
-    return None
-
-
-def status_of(case: Case) -> int:
-    """Status that Envoy answers with."""
-    assert case.request is not None
-    assert case.expect.http is not None
-    if case.request.path == b"*" or b"://" in case.request.path:
-        return 404  # `allow_absolute_url: false`
-    if case.expect.http.reason == "http-ambiguous" and case.expect.http.status != 200:
-        return 403  # what Envoy alone would answer doesn't count: the filter in front of the rules refuses
-    return case.expect.http.envoy or case.expect.http.status
 
 
 @pytest.fixture(scope="module")
@@ -61,34 +30,15 @@ def envoy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnvoyThread]:
 
 
 @pytest.fixture(scope="module")
-def served(envoy: EnvoyThread) -> dict[tuple[str, str, int], int]:
-    """(file, node, rule set id) -> id under which Envoy has it: all that the cases meet, at once."""
-    numbers: dict[tuple[str, str, int], int] = {}
-    sets = []
-    for file, case in CASES:
-        node, table, key = rule_set_of(file, case)
-        if (file.name, node, key) not in numbers:
-            number = numbers[file.name, node, key] = len(numbers) + 1
-            sets.append(msgspec.structs.replace(table.rule_sets[key], id=number))
-    envoy.run(envoy.node.apply(*sets))
-    return numbers
+def served(envoy: EnvoyThread) -> Numbers:
+    return serve(envoy, CASES)
 
 
 @pytest.mark.parametrize(("file", "case"), CASES, ids=IDS)
-def test_http_1(envoy: EnvoyThread, served: dict[tuple[str, str, int], int], file: CaseFile, case: Case) -> None:
-    assert case.request is not None
+def test_http_1(envoy: EnvoyThread, served: Numbers, file: CaseFile, case: Case) -> None:
     assert case.expect.http is not None
     node, table, key = rule_set_of(file, case)
-    request = case.request
-    head = b"%b %b HTTP/%b\r\n" % (request.method, request.path, request.version.encode())
-    head += b"".join(b"%b: %b\r\n" % pair for pair in request.headers) + b"\r\n"
-    body = b"0\r\n\r\n" if request.values(b"transfer-encoding") else b""
-    envoy.node.flows.clear()
-    with envoy.node.connect(served[file.name, node, key], case.source.version) as connection:
-        port = connection.getsockname()[1]
-        connection.sendall(head + body)
-        reply = read_reply(connection, request.method == b"HEAD")
-    flow = envoy.flow_of(port)
+    reply, flow = send(envoy, served[file.name, node, key], case)
     rule = str(table.rules[flow.rule]) if flow.rule else None
     found = reply.status, flow.reason.label, rule
     if why := difference(case):
@@ -113,7 +63,7 @@ H2_CASES = [
 
 
 @pytest.mark.parametrize(("file", "case"), H2_CASES, ids=[case.id for _, case in H2_CASES])
-def test_http_2(envoy: EnvoyThread, served: dict[tuple[str, str, int], int], file: CaseFile, case: Case) -> None:
+def test_http_2(envoy: EnvoyThread, served: Numbers, file: CaseFile, case: Case) -> None:
     """The same verdict with HTTP/2 from the client; the server does not speak it, so the status says nothing."""
     assert case.request is not None
     assert case.expect.http is not None

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from spliceway.agent.testbed.testbed import Testbed
+from spliceway.policy.evaluate import Connection, evaluate
 from spliceway.policy.table import PolicyTable
+from spliceway.policy.verdict import Verdict
 from support.cases import CaseFile, load_case_files
 from support.generated import generated_files
 from support.kernel import KernelNode
@@ -42,3 +44,7 @@ def test_kernel_agrees(loaded: tuple[KernelNode, CaseFile, PolicyTable], subtest
             reason = case.expect.reason if redirected(flow) else flow.reason.label
             rule = str(table.rules[flow.rule]) if flow.rule else None
             assert (verdict, reason, rule) == (case.expect.verdict, case.expect.reason, case.expect.rule)
+            if redirected(flow):
+                asked = evaluate(file.cluster, Connection(case.source, case.destination, case.protocol, case.port))
+                ends = [end.verdict is Verdict.REDIRECT for end in (asked.egress, asked.ingress) if end is not None]
+                assert (table.rule_sets[flow.rule_set].also is not None) == (ends == [True, True])
