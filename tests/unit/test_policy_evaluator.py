@@ -39,6 +39,7 @@ from spliceway.policy.model import (
     Tier,
 )
 from spliceway.policy.verdict import Direction, Protocol
+from support.cases import load_case_files
 
 CIDRS = ("0.0.0.0/0", "10.0.0.0/8", "10.240.1.0/24", "10.240.1.10/32", "172.30.0.0/24", "203.0.113.0/28", "fd00::/8")
 ADDRESSES = (
@@ -241,6 +242,15 @@ def test_the_evaluator_has_the_interpreters_answers(memory: int, monkeypatch: py
         ("http", "http-denied"),
         ("http", "http-ambiguous"),
     }
+
+
+def test_the_evaluator_has_the_interpreters_answers_to_the_table_of_cases() -> None:
+    for file in load_case_files():
+        remembers = Evaluator(file.cluster)
+        for case in file.cases:
+            connection = Connection(case.source, case.destination, case.protocol, case.port)
+            expected = evaluate(file.cluster, connection, case.request)
+            assert remembers.evaluate(connection, case.request) == expected, case.id
 
 
 def test_addresses_of_two_families_are_no_connection() -> None:
