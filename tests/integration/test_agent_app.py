@@ -214,6 +214,40 @@ def test_enforcement_audit_is_for_every_policy(tmp_path: Path) -> None:
     run(body)
 
 
+def test_a_policy_without_room_is_told_like_a_refused_document(tmp_path: Path) -> None:
+    async def body() -> None:
+        site = Site(tmp_path)
+        site.datapath.room["rows"] = 40
+        site.write("pods.yaml", pod("client", "10.240.1.10") + "---" + pod("server", "10.240.1.11"))
+        site.write("web.yaml", policy("web", "server", 80))
+        task = asyncio.create_task(site.agent().run(site.stop))
+        await until(lambda: site.datapath.table is not None or task.done())
+        # Odd ports share no prefix: a row for each.
+        site.write(
+            "web.yaml", policy("web", "server", *range(1, 79, 2)) + "---" + policy("web2", "client", *range(1, 79, 2))
+        )
+        while not (refusals := (await site.get("status"))["source"]["refusals"]):
+            pass
+        assert [(one["file"], one["document"], one["kept"]) for one in refusals] == [
+            ("web.yaml", "CiliumNetworkPolicy default/web", True),
+            ("web.yaml", "CiliumNetworkPolicy default/web2", False),
+        ]
+        said = "refused for want of room: rows would need "
+        assert refusals[0]["reason"].startswith(said)
+        assert f"CiliumNetworkPolicy default/web: {said}" in " ".join((await site.cli("status", status=1)).split())
+        assert f"CiliumNetworkPolicy default/web2: {said}" in " ".join((await site.cli("policy", "get")).split())
+        assert "spliceway_refused_documents 2.0" in await asyncio.to_thread(_metrics, site.socket)
+        assert {row.port for row in site.datapath.table.rows if row.port_bits == 16} == {80}  # type: ignore[union-attr]
+        site.write("web.yaml", policy("web", "server", 81))
+        while (await site.get("status"))["source"]["refusals"]:
+            pass
+        assert {row.port for row in site.datapath.table.rows if row.port_bits == 16} == {81}  # type: ignore[union-attr]
+        site.stop.set()
+        await task
+
+    run(body)
+
+
 def test_a_follower_that_goes_is_forgotten(tmp_path: Path) -> None:
     async def body(site: Site) -> None:
         reader, writer = await asyncio.open_unix_connection(site.socket)

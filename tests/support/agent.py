@@ -126,6 +126,7 @@ class MemoryDatapath:
         self.table: PolicyTable | None = None
         self.listeners: dict[int, int] = {}
         self.generation = 0
+        self.room = dict.fromkeys(("endpoints", "ipcache", "classes", "rows", "listeners", "pairs"), 65_536)
         self.splice = True
         self.fail: dict[str, str] = {}
         self.flows: asyncio.Queue[KernelFlow] = asyncio.Queue()
@@ -135,7 +136,7 @@ class MemoryDatapath:
 
     @property
     def limits(self) -> dict[str, int]:
-        return {"endpoints": 1024, "ipcache": 65_536, "classes": 65_536, "rows": 65_536, "listeners": 1000, "pairs": 64}
+        return self.room
 
     async def endpoints_moved(self) -> bool:
         return False

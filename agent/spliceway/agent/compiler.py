@@ -32,7 +32,6 @@ class Compiler:
         """`numbering`: with the numbers of an earlier agent."""
         self._engine = Engine(options, numbering)
         self._numbering = numbering
-        self._pruned = False
         self._released = 0
         self.refused: tuple[RefusedPolicy, ...] = ()
         self.refused_pairs = 0
@@ -66,10 +65,6 @@ class Compiler:
         """Forget numbers that this table does not use: it is in force everywhere."""
         before = self._numbering.changes
         self._engine.settle(table.revision)
-        if not self._pruned:
-            # The engine knows nothing of what only an earlier agent used.
-            self._numbering.prune(table)
-            self._pruned = True
         self._released += self._numbering.changes - before
 
     def _tell(self) -> None:
