@@ -17,7 +17,7 @@ from spliceway.policy.entity import Reserved
 from spliceway.policy.labels import pod_labels
 from spliceway.policy.labelsets import LabelSet, LabelSets
 from spliceway.policy.model import IPAddress, Node
-from spliceway.policy.prefixsets import PrefixCounts, host_prefix, place_of
+from spliceway.policy.prefixsets import PrefixCounts, host_prefix, place_of, within
 from spliceway.policy.table import IPNetwork
 
 WORLD_PREFIXES: tuple[tuple[IPNetwork, Reserved], ...] = (
@@ -110,7 +110,7 @@ class Addresses:
         if self._ranges.add(prefix, times):
             self._stale_prefixes[prefix] = None
             for counts in (self._named, self._blocks, self._ranges):
-                self._stale_prefixes.update(dict.fromkeys(inner for inner in counts if _within(inner, prefix)))
+                self._stale_prefixes.update(dict.fromkeys(inner for inner in counts if within(inner, prefix)))
             self._stale_addresses.update(dict.fromkeys(self._servers))
 
     def name_prefix(self, prefix: IPNetwork, *, inside: bool, times: int) -> None:
@@ -119,7 +119,7 @@ class Addresses:
             self._stale_prefixes[prefix] = None
         if inside and self._blocks.add(prefix, times):
             self._stale_prefixes[prefix] = None
-            self._stale_prefixes.update(dict.fromkeys(inner for inner in self._ranges if _within(inner, prefix)))
+            self._stale_prefixes.update(dict.fromkeys(inner for inner in self._ranges if within(inner, prefix)))
             self._stale_addresses.update(dict.fromkeys((*self._addresses_in(prefix), *self._servers)))
 
     def api_server(self, addresses: Iterable[IPAddress], *, times: int) -> None:
@@ -228,10 +228,3 @@ class Addresses:
             if version == prefix.version and first >> bits <= number <= last >> bits
         ]
         return sorted(address for heap in heaps for address in heap if first <= int(address) <= last)
-
-
-def _within(inner: IPNetwork, outer: IPNetwork) -> bool:
-    version, length, first = place_of(inner)
-    outer_version, outer_length, outer_first = place_of(outer)
-    shift = outer.max_prefixlen - outer_length
-    return version == outer_version and length >= outer_length and first >> shift << shift == outer_first

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from spliceway.policy.addresses import Addresses
 from spliceway.policy.entity import RESERVED_LABELS
 from spliceway.policy.halves import Halves, Retired
+from spliceway.policy.identities import Identities
 from spliceway.policy.labelfilter import LabelFilter
-from spliceway.policy.labelsets import LabelSet, LabelSets, PortName, ports_of
+from spliceway.policy.labelsets import LabelSets, PortName, ports_of
 from spliceway.policy.model import (
     CidrGroup,
     EndpointSlice,
@@ -29,7 +30,7 @@ from spliceway.policy.model import (
 )
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.pairs import Pairs
-from spliceway.policy.peersets import Member, PeerSets
+from spliceway.policy.peersets import PeerSets
 from spliceway.policy.prefixsets import host_prefix
 from spliceway.policy.programs import Half, Program
 from spliceway.policy.rulesets import RuleSets
@@ -101,15 +102,12 @@ class Compilation:
         self._stale_units: dict[Unit, None] = {}
         self._local_prefixes: Counter[IPNetwork] = Counter()
         self._moved_units = False
-        self._uses: Counter[int] = Counter()
-        self._unused: dict[int, None] = {}
-        self._came: list[Member] = []
-
-        self.identities: SharedMap[int, tuple[str, ...]] = SharedMap()
-        self.ipcache: SharedMap[IPNetwork, int] = SharedMap()
         self.endpoints: SharedMap[str, EndpointPolicy] = SharedMap()
+        self._identities = Identities(numbering, self._peer_sets)
+        self.identities = self._identities.identities
+        self.ipcache = self._identities.ipcache
         for number, labels in RESERVED_LABELS.items():
-            self._hold(number, labels)
+            self._identities.hold(number, labels)
 
     @property
     def refused_pairs(self) -> frozenset[tuple[int, int]]:
@@ -165,7 +163,7 @@ class Compilation:
         """Whether a number that was retired is in use again."""
         match retired:
             case ("identity", number):
-                return self._uses.get(number, 0) > 0
+                return self._identities.uses(number) > 0
             case ("policy", number):
                 return (number, Direction.INGRESS) in self._by_policy
         return self.halves.in_use(retired, self._by_policy)
@@ -305,9 +303,7 @@ class Compilation:
     def _unit(self, labels: tuple[str, ...]) -> Unit:
         unit = self._units.get(labels)
         if unit is None:
-            identity = self._numbering.identity(labels)
-            self._hold(identity, labels)
-            unit = self._units[labels] = Unit(labels, identity, self._numbering.policy(labels))
+            unit = self._units[labels] = Unit(labels, self._identities.of(labels), self._numbering.policy(labels))
             for half in unit.halves:
                 self._by_policy[half.policy_id, half.direction] = half
             self._stale_units[unit] = None
@@ -318,7 +314,7 @@ class Compilation:
         for half in unit.halves:
             self.halves.assign(half, None)
             del self._by_policy[half.policy_id, half.direction]
-        self._leave(unit.identity)
+        self._identities.leave(unit.identity)
         self.halves.retired["policy", unit.halves[0].policy_id] = None
 
     def _flush_names(self) -> None:
@@ -342,74 +338,16 @@ class Compilation:
 
     def _flush_prefixes(self) -> None:
         for prefix in self._addresses.take_stale():
-            old = self.ipcache.get(prefix)
-            new = self._number(prefix)
-            if new == old:
-                continue
-            if prefix in self._local_prefixes:
+            if self._identities.label(prefix, self._addresses) and prefix in self._local_prefixes:
                 self._moved_units = True
-            if new is None:
-                self.ipcache.drop(prefix)
-            else:
-                self.ipcache.set(prefix, new)
-            if old is not None:
-                self._leave(old)
-
-    def _number(self, prefix: IPNetwork) -> int | None:
-        """The identity of a prefix, held if it is another one than before; None when it is like the one around it."""
-        found = self._addresses.labels(prefix)
-        if found is None:
-            return None
-        labels, label_set, extra = found
-        if label_set is None:
-            number = self._identity(tuple(sorted((*labels, *extra))), prefix)
-        else:
-            number = self._identity_of(label_set, extra, prefix)
-        return number
-
-    def _identity_of(self, label_set: LabelSet, extra: tuple[str, ...], prefix: IPNetwork) -> int:
-        known = label_set.numbers.get(extra)
-        if known is not None:
-            number, labels = known
-            if self.identities.get(number) == labels:
-                if self.ipcache.get(prefix) != number:
-                    self._uses[number] += 1
-                return number
-        labels = tuple(sorted((*label_set.labels, *extra))) if extra else label_set.labels
-        number = self._identity(labels, prefix)
-        label_set.numbers[extra] = (number, labels)
-        return number
-
-    def _identity(self, labels: tuple[str, ...], prefix: IPNetwork) -> int:
-        number = self._numbering.identity(labels)
-        if self.ipcache.get(prefix) != number:
-            self._hold(number, labels)
-        return number
-
-    def _hold(self, number: int, labels: tuple[str, ...]) -> None:
-        if number not in self._uses:
-            self.identities.set(number, labels)
-            self._came.append(self._peer_sets.add(number, labels))
-            self._uses[number] = 0
-        self._uses[number] += 1
-
-    def _leave(self, number: int) -> None:
-        self._uses[number] -= 1
-        if not self._uses[number]:
-            self._unused[number] = None
 
     def _flush_classes(self) -> None:
         stale: dict[Program, set[int]] = {}
         moved, self._peer_sets.moved = self._peer_sets.moved, {}
         touched = [(found.serial, number) for found, numbers in moved.items() for number in numbers]
-        members, self._came = self._came, []
-        unused, self._unused = self._unused, {}
-        for number in unused:
-            if not self._uses[number]:
-                del self._uses[number]
-                self.identities.drop(number)
-                members.append(self._peer_sets.remove(number))
-                self.halves.retired["identity", number] = None
+        members, went = self._identities.take_moved()
+        self.halves.retired.update((("identity", member.number), None) for member in went)
+        members += went
         touched += [(found.serial, member.number) for member in members for found in member.sets]
         for program, numbers in self.halves.moved(touched).items():
             stale.setdefault(program, set()).update(numbers)

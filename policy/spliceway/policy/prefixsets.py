@@ -26,6 +26,16 @@ def place_of(prefix: IPNetwork) -> tuple[int, int, int]:
     return prefix.version, prefix.prefixlen, int(prefix.network_address)
 
 
+def within(inner: IPNetwork, outer: IPNetwork) -> bool:
+    """Whether a prefix lies in another one, or is the same."""
+    version, length, first = place_of(inner)
+    outer_version, outer_length, outer_first = place_of(outer)
+    if version != outer_version or length < outer_length:
+        return False
+    shift = outer.max_prefixlen - outer_length
+    return first >> shift << shift == outer_first
+
+
 class PrefixMap(Generic[V]):
     """Values by prefix, found by what lies inside."""
 

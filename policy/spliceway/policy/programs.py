@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from hashlib import sha256
 
 from spliceway.policy.labelsets import PortName, port_names
+from spliceway.policy.members import Group, Member, PeerSet, everyone
 from spliceway.policy.outcome import Outcome
-from spliceway.policy.peersets import Group, Member, PeerSet, PeerSets, everyone
+from spliceway.policy.peersets import PeerSets
 from spliceway.policy.rows import Slot, resolve
 from spliceway.policy.table import Row
 from spliceway.policy.terms import SpecTerms, Term
