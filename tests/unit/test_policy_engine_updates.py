@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import statistics
+import time
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -330,6 +333,29 @@ def test_missing_listeners_are_no_business_of_a_half() -> None:
     to_other = lookup(table, table.endpoints["default/web"], Direction.EGRESS, other, 6, 80)
     from_web = lookup(table, table.endpoints["default/other"], Direction.INGRESS, web, 6, 80)
     assert lookup_pair(table, to_other, from_web).verdict is Verdict.REDIRECT
+
+
+def test_a_pods_change_costs_the_same_in_a_cluster_ten_times_as_large() -> None:
+    def far(number: int) -> Pod:
+        address = ip_address((10 << 24) + (240 << 16) + number)
+        return Pod("default", f"far{number}", {"role": f"r{number % 100}"}, (address,), "node2")
+
+    policy = _policy("a", f"{{endpointSelector: {{matchLabels: {{role: server}}}}, ingress: [{API % ''}]}}")
+    costs = {}
+    for size in (2_000, 20_000):
+        engine, _ = _engine(SERVER, *policy, *(far(number) for number in range(1000, 1000 + size)))
+        gc.collect()
+        gc.freeze()
+        taken = []
+        for revision in range(2, 302):
+            begin = time.process_time()
+            engine.apply([far(50_000 + revision)], [("Pod", f"default/far{1000 + revision}")], revision=revision)
+            engine.settle(revision)
+            taken.append(time.process_time() - begin)
+        gc.unfreeze()
+        costs[size] = statistics.median(taken)
+    print({size: f"{cost * 1e6:.0f} µs" for size, cost in costs.items()})
+    assert costs[20_000] < 3 * costs[2_000]  # in proportion to the pods it would be ten times
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
