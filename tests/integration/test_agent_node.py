@@ -238,6 +238,23 @@ def test_policies_in_audit_change_nothing_and_tell_all(world: World, version: in
     assert ask("frontend", "api", "/articles/1") == 200
 
 
+def test_an_agent_in_audit_denies_nothing_and_breaks_nothing(world: World) -> None:
+    """Started again with the other mode, live connections that both let pass go on."""
+
+    def ask() -> list[int]:
+        asked = (("intruder", "backend", "/"), ("frontend", "api", "/private"), ("frontend", "api", "/articles/1"))
+        return [http_status(world.testbed, client, server, path, timeout=1) for client, server, path in asked]
+
+    assert ask() == [0, 403, 200]
+    with world.client("frontend", "backend") as client:
+        for mode, expected in (("audit", [200, 200, 200]), ("enforce", [0, 403, 200])):
+            world.agent.stop()
+            world.agent = start_agent(world.node, {"enforcement": mode})
+            assert world.settled()["enforcement"]["mode"] == mode
+            assert ask() == expected
+        assert 0 not in client.since(0)
+
+
 def test_http_edits_reach_live_connections_in_time(world: World) -> None:
     name, times = "4-api-http.yaml", []
     applied = world.status()["policy"]["applied"]
