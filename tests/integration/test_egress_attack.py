@@ -11,7 +11,7 @@ import pytest
 
 from spliceway.agent.testbed import netns
 from spliceway.bpf import diag
-from spliceway.bpf.types import Leg
+from spliceway.bpf.types import Hook, Leg
 from spliceway.policy.verdict import Reason, Verdict
 from support.attack import MARKER, SEQ, Witness
 from support.egress import PAIR, SERVERS, Site, egress_site
@@ -227,6 +227,52 @@ def test_a_change_of_policy_ends_what_it_does_not_cover(
         finally:
             site.node.apply()
     assert site.ask(server, "/both/1", version=version)[0] == 200
+
+
+@VERSIONS
+@pytest.mark.parametrize("server", ["plain", "both", "outside"])
+def test_an_audit_reaches_live_connections(site: Site, server: str, version: int) -> None:
+    """Also those whose bytes are spliced and meet no hook of the device: they show once, and go on."""
+    with Talk(site.testbed, "client", server, version=version) as talk:
+        assert talk.ask("/both/1") == "200"
+        seen = len(site.node.flows)
+        site.node.apply(audit=True)
+        try:
+            for _ in range(3):
+                assert talk.ask("/both/1") == "200"
+            flow = site.node.flow_after(seen)
+            assert (flow.audit, flow.verdict, flow.reason, flow.rule) == (
+                True, Verdict.REDIRECT, Reason.POLICY_DENIED, 1,
+            )  # fmt: skip
+            site.node.apply(audit=True, pairs=server == "both")
+            assert talk.ask("/both/1") == "200"
+        finally:
+            site.node.apply()
+    assert site.ask(server, "/both/1", version=version)[0] == 200
+    assert len([one for one in site.node.flows[seen:] if one.audit]) == 1
+
+
+@VERSIONS
+def test_an_audit_of_a_client_outside_shows_once(site: Site, version: int) -> None:
+    site.node.apply(audit=True)
+    try:
+        before, seen = audits(site, Hook.FROM_NETWORK), len(site.node.flows)
+        assert site.ask("both", "/both/1", client="forger", version=version, count=5)[0] == 200
+        assert audits(site, Hook.FROM_NETWORK) == before + 1
+        flow = site.node.flow_after(seen)
+        assert (flow.audit, flow.hook, flow.rule) == (True, Hook.FROM_NETWORK, 2)
+    finally:
+        site.node.apply()
+
+
+def audits(site: Site, hook: Hook) -> int:
+    """What passed at a hook and would have been denied by a rule."""
+    found = site.node.datapath.reasons()
+    return sum(
+        c.packets
+        for c in found
+        if c.hook is hook and c.verdict is not Verdict.DENY and c.reason is Reason.POLICY_DENIED
+    )
 
 
 @VERSIONS

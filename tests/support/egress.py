@@ -78,17 +78,20 @@ except OSError as error:
 """
 
 
-def table(node: Node, *, revision: int = 1, http: bool = True, egress: bool = True, pairs: bool = True) -> PolicyTable:
+def table(
+    node: Node, *, revision: int = 1, http: bool = True, egress: bool = True, pairs: bool = True, audit: bool = False
+) -> PolicyTable:
     """`http` False: the client's policy allows port 80 without HTTP rules; `egress` False: it allows nothing.
 
-    `pairs` False: there is no rule set for both ends.
+    `pairs` False: there is no rule set for both ends. `audit`: a policy in audit mode would deny all that is allowed.
     """
     ipcache: dict[IPNetwork, int] = {ip_network("0.0.0.0/0"): 9, ip_network("::/0"): 10}
     ipcache |= {ip_network(address): 1 for address in node.info.addresses}
     for key, identity in _IDENTITY.items():
         ipcache |= {ip_network(address): identity for address in node.pods[key].addresses}
-    redirected, plain = (Verdict.REDIRECT, Reason.REDIRECTED, 1, EGRESS), (Verdict.ALLOW, Reason.POLICY_ALLOWED, 1)
-    rows = {RowKey(3, Direction.INGRESS, 0, Protocol.TCP, 80, 16): Row(Verdict.REDIRECT, Reason.REDIRECTED, 2, INGRESS)}
+    reason = Reason.POLICY_DENIED if audit else Reason.REDIRECTED
+    redirected, plain = (Verdict.REDIRECT, reason, 1, EGRESS), (Verdict.ALLOW, Reason.POLICY_ALLOWED, 1)
+    rows = {RowKey(3, Direction.INGRESS, 0, Protocol.TCP, 80, 16): Row(Verdict.REDIRECT, reason, 2, INGRESS)}
     if egress:
         rows[RowKey(1, Direction.EGRESS, 0, Protocol.TCP, 80, 16)] = Row(*(redirected if http else plain))
     out = (HttpRule(3, "GET|POST", "/(both|open)/.*"),)
@@ -140,6 +143,7 @@ class Site:
         server: str,
         path: str,
         *,
+        client: str = "client",
         version: int = 4,
         method: str = "GET",
         size: int = 0,
@@ -148,7 +152,9 @@ class Site:
     ) -> tuple[int, str, int, str]:
         """Status, the answer's beginning and length, and the sum of what was sent, of the last of some requests."""
         numbers = (str(size), str(count), str(wait))
-        done = python_in(self.client, _CODE, method, self.address(server, version), path, *numbers, timeout=60)
+        done = python_in(
+            self.testbed.pod(client), _CODE, method, self.address(server, version), path, *numbers, timeout=60
+        )
         assert done.returncode == 0, done.stderr
         status, text, length, digest = json.loads(done.stdout)
         return status, text, length, digest

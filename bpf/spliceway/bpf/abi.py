@@ -276,7 +276,8 @@ class SpliceState(ctypes.Structure):
         ("isn", c_uint32),
         ("leg", c_uint8),
         ("why", c_uint8),
-        ("pad", c_uint8 * 6),
+        ("reason", c_uint8),
+        ("pad", c_uint8 * 5),
     )
 
 

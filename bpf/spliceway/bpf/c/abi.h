@@ -258,7 +258,8 @@ struct splice_state {
 	u32 isn;		// initial sequence number of the SYN that made it
 	u8 leg;
 	u8 why;
-	u8 pad[6];
+	u8 reason;		// of the verdict
+	u8 pad[5];
 };
 
 // Kept in the socket itself: which connection it belongs to.

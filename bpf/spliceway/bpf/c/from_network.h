@@ -81,6 +81,6 @@ int from_network(struct __sk_buff *skb)
 	reason = steer(skb, &w->p, cfg, w->d.rule_set, LEG_DOWNSTREAM);
 	if (reason)
 		return drop(HOOK_FROM_NETWORK, w, reason);
-	count(HOOK_FROM_NETWORK, REDIRECT, w->d.reason, w->f.length);
+	count(HOOK_FROM_NETWORK, REDIRECT, fresh ? w->d.reason : known_reason(HOOK_FROM_NETWORK, w, 0), w->f.length);
 	return PASS;
 }

@@ -29,7 +29,7 @@ static __always_inline int from_pod_new(struct __sk_buff *skb, struct work *w, c
 		return pass(HOOK_FROM_POD, w, w->d.reason);
 	}
 	if (is_new_syn(&w->p))
-		begin_splice(&w->key, ep->netns_cookie, &w->p, w->f.leg, w->d.rule_set, w->generation);
+		begin_splice(&w->key, ep->netns_cookie, &w->p, w->f.leg, w->d.rule_set, w->d.reason, w->generation);
 	int reason = steer(skb, &w->p, cfg, w->d.rule_set, w->f.leg);
 	if (reason)
 		return drop(HOOK_FROM_POD, w, reason);
@@ -76,12 +76,12 @@ int from_pod(struct __sk_buff *skb)
 		return drop(HOOK_FROM_POD, w, 0);
 	ct_touch(e, &w->p, 1, w->f.length, w->now);
 	if (e->leg == LEG_DIRECT)
-		return pass(HOOK_FROM_POD, w, known_reason(HOOK_FROM_POD, w));
+		return pass(HOOK_FROM_POD, w, known_reason(HOOK_FROM_POD, w, ep->netns_cookie));
 	if (syn)
-		begin_splice(&w->key, ep->netns_cookie, &w->p, e->leg, e->rule_set, w->generation);
+		begin_splice(&w->key, ep->netns_cookie, &w->p, e->leg, e->rule_set, w->d.reason, w->generation);
 	reason = steer(skb, &w->p, cfg, e->rule_set, e->leg);
 	if (reason)
 		return drop(HOOK_FROM_POD, w, reason);
-	count(HOOK_FROM_POD, REDIRECT, known_reason(HOOK_FROM_POD, w), w->f.length);
+	count(HOOK_FROM_POD, REDIRECT, known_reason(HOOK_FROM_POD, w, ep->netns_cookie), w->f.length);
 	return PASS;
 }

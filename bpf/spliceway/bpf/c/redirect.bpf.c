@@ -236,11 +236,11 @@ static __always_inline void count_tcp(u32 size)
 }
 
 // The policy has changed since this connection was judged: judge it again, by the maps alone. Spliced bytes meet no TC hook, so this
-// is where a tightened policy reaches them.
+// is where a tightened policy reaches them, or shows that it is in audit.
 static __always_inline int still_allowed(struct splice_state *st, const struct splice_key *k, u64 number, u32 size)
 {
 	struct decision d;
-	struct flow f = { .protocol = PROTO_TCP, .length = size, .revoked = 1 };
+	struct flow f = { .protocol = PROTO_TCP, .length = size };
 	struct party pod, peer;
 	u32 slot = number & 1;
 
@@ -250,14 +250,18 @@ static __always_inline int still_allowed(struct splice_state *st, const struct s
 		decide(&pod, &peer, PROTO_TCP, k->peer_port, slot, &d);
 	else
 		decide(&peer, &pod, PROTO_TCP, k->pod_port, slot, &d);
-	if (d.verdict == REDIRECT && d.rule_set == st->rule_set && pod.netns_cookie == k->netns_cookie) {
+	int allowed = d.verdict == REDIRECT && d.rule_set == st->rule_set && pod.netns_cookie == k->netns_cookie;
+	if (allowed) {
+		u8 before = st->reason;
 		st->generation = number;
-		return 1;
-	}
-	if (d.verdict != DENY) {
+		st->reason = d.reason;
+		if (st->leg == LEG_UPSTREAM || !denies(d.reason) || before == d.reason)
+			return 1;
+	} else if (d.verdict != DENY) {
 		d.verdict = DENY;
 		d.reason = RULE_SET_CHANGED;
 	}
+	f.revoked = !allowed;
 	f.leg = st->leg;
 	// As client and server, so that the record reads like the connection's first.
 	int client_is_pod = st->leg == LEG_DOWNSTREAM;
@@ -267,9 +271,9 @@ static __always_inline int still_allowed(struct splice_state *st, const struct s
 	f.t.dport = client_is_pod ? k->peer_port : k->pod_port;
 	f.src_identity = client_is_pod ? pod.identity : peer.identity;
 	f.dst_identity = client_is_pod ? peer.identity : pod.identity;
-	count(HOOK_SK_MSG, DENY, d.reason, size);
+	count(HOOK_SK_MSG, d.verdict, d.reason, size);
 	report(HOOK_SK_MSG, &f, &d);
-	return 0;
+	return allowed;
 }
 
 int splice_message(struct sk_msg_md *msg)

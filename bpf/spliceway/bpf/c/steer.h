@@ -125,19 +125,34 @@ assign:
 	return failed ? ASSIGN_FAILED : 0;
 }
 
+static __always_inline void splice_key_of(const struct ct_key *k, u64 netns_cookie, struct splice_key *key)
+{
+	key->netns_cookie = netns_cookie;
+	key->pod = k->local;
+	key->peer = k->remote;
+	key->pod_port = k->local_port;
+	key->peer_port = k->remote_port;
+	key->end = END_POD;
+}
+
+static __always_inline int is_spliced(const struct ct_key *k, u64 netns_cookie)
+{
+	struct splice_key key = {};
+
+	splice_key_of(k, netns_cookie, &key);
+	struct splice_state *st = splices.lookup(&key);
+	return st && st->word == SPLICED;
+}
+
 // The state entry of a connection that may be spliced is made here, when its SYN passes, and nowhere else. A retransmitted SYN (same
 // initial sequence number) finds its entry and leaves it alone.
 static __always_inline void begin_splice(const struct ct_key *k, u64 netns_cookie, const struct packet *p, u8 leg, u32 rule_set,
-					 u64 generation)
+					 u8 reason, u64 generation)
 {
 	struct splice_key key = {};
 	struct splice_state s = {};
 
-	key.netns_cookie = netns_cookie;
-	key.pod = k->local;
-	key.peer = k->remote;
-	key.pod_port = k->local_port;
-	key.peer_port = k->remote_port;
+	splice_key_of(k, netns_cookie, &key);
 	struct splice_state *old = splices.lookup(&key);
 	if (old && old->isn == p->seq && old->rule_set == rule_set && old->leg == leg)
 		return;
@@ -146,6 +161,7 @@ static __always_inline void begin_splice(const struct ct_key *k, u64 netns_cooki
 	s.rule_set = rule_set;
 	s.isn = p->seq;
 	s.leg = leg;
+	s.reason = reason;
 	if (p->payload) {
 		s.word = TCP_ONLY;
 		s.why = WHY_DATA_IN_SYN;

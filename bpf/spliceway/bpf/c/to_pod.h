@@ -95,7 +95,7 @@ static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, con
 		ct_create(&w->key, client, w->f.src_identity, w->generation, w->now, &w->f, &w->d);
 	if (o->from == FROM_PROXY_SOCK) {
 		if (is_new_syn(&w->p))
-			begin_splice(&w->key, ep->netns_cookie, &w->p, LEG_UPSTREAM, w->d.rule_set, w->generation);
+			begin_splice(&w->key, ep->netns_cookie, &w->p, LEG_UPSTREAM, w->d.rule_set, w->d.reason, w->generation);
 		return pass(HOOK_TO_POD, w, FROM_PROXY);
 	}
 	report(HOOK_TO_POD, &w->f, &w->d);
@@ -180,8 +180,8 @@ int to_pod(struct __sk_buff *skb)
 		return drop(HOOK_TO_POD, w, 0);
 	ct_touch(e, &w->p, 0, w->f.length, w->now);
 	if (syn && e->leg == LEG_UPSTREAM)
-		begin_splice(&w->key, ep->netns_cookie, &w->p, e->leg, e->rule_set, w->generation);
+		begin_splice(&w->key, ep->netns_cookie, &w->p, e->leg, e->rule_set, w->d.reason, w->generation);
 	if (e->leg != LEG_DIRECT && !w->f.audited)
 		return pass(HOOK_TO_POD, w, FROM_PROXY);
-	return pass(HOOK_TO_POD, w, known_reason(HOOK_TO_POD, w));
+	return pass(HOOK_TO_POD, w, known_reason(HOOK_TO_POD, w, ep->netns_cookie));
 }

@@ -44,10 +44,10 @@ static __always_inline int pass(u32 hook, struct work *w, u32 reason)
 }
 
 // What a packet of a known connection counts as. An audit counts and shows once for a connection, when it gets that verdict: its first packet,
-// or the next one after the policy has changed.
-static __always_inline u32 known_reason(u32 hook, struct work *w)
+// or the next one after the policy has changed. Of a spliced one, that is a message (redirect.bpf.c), and no packet.
+static __always_inline u32 known_reason(u32 hook, struct work *w, u64 netns_cookie)
 {
-	if (w->f.audited) {
+	if (w->f.audited && !(w->f.leg == LEG_DOWNSTREAM && is_spliced(&w->key, netns_cookie))) {
 		report(hook, &w->f, &w->d);
 		return w->d.reason;
 	}
