@@ -13,6 +13,7 @@ from spliceway.policy.model import NetworkPolicy, Object, Pod
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.parse import parse_text
 from spliceway.policy.table import PolicyTable
+from spliceway.policy.verdict import Verdict
 
 CNP = "CiliumNetworkPolicy"
 
@@ -68,11 +69,40 @@ def test_the_last_version_stays_in_force_and_other_objects_are_taken() -> None:
     assert engine.cluster.policies[CNP, "default/one"] == _allow("one", 1)
 
 
-def test_a_change_is_refused_whole() -> None:
-    engine, _ = _engine(rows=3)
-    table = engine.apply([_allow("big", 1, 3, 5, 7), _allow("small", 80)], revision=2)
+def test_what_fits_is_in_force_whatever_came_with_it() -> None:
+    """An agent that starts hands in all policies at once: one that is too large must not open the node."""
+    for first in (_allow("big", 1, 3, 5, 7), _allow("small", 80)):
+        engine, _ = _engine(rows=3)
+        second = _allow("small", 80) if first.name == "big" else _allow("big", 1, 3, 5, 7)
+        table = engine.apply([first, second], revision=2)
+        assert {key.port for key in table.rows} == {80}
+        assert set(engine.refused) == {(CNP, "default/big")}
+        assert set(engine.cluster.policies) == {(CNP, "default/small")}
+
+
+def test_what_is_removed_goes_whatever_came_with_it() -> None:
+    engine, table = _engine([_allow("small", 80)], rows=3)
+    assert len(table.rows) == 1
+    table = engine.apply([_allow("big", 1, 3, 5, 7)], [(CNP, "default/small")], revision=2)
     assert not table.rows
-    assert set(engine.refused) == {(CNP, "default/big"), (CNP, "default/small")}
+    assert set(engine.refused) == {(CNP, "default/big")}
+
+
+def test_a_removal_that_has_no_room_yet_is_tried_again() -> None:
+    """Without the deny rule there are two rows where one was, and until that one has gone there are three."""
+    deny = "egressDeny: [{toPorts: [{ports: [{port: '0', protocol: TCP}]}]}]"
+    policy = _policy("deny", f"{{endpointSelector: {{matchLabels: {{role: a}}}}, {deny}}}")
+    engine, table = _engine([_allow("ports", 1, 3), policy], rows=2)
+    assert len(table.rows) == 1
+    engine.apply([], [(CNP, "default/deny")], revision=2)
+    assert engine.refused[CNP, "default/deny"].needs == (Need("rows", 3, 2),)
+    assert engine.cluster.policies[CNP, "default/deny"] == policy
+    engine.apply([_pod(1, "other")], revision=3)
+    engine.apply([], revision=4)  # the last row has gone
+    assert not engine.refused
+    assert (CNP, "default/deny") not in engine.cluster.policies
+    table = engine.apply([_pod(1, "a")], revision=5)
+    assert {row.verdict for row in table.rows.values()} == {Verdict.ALLOW}
 
 
 def test_keys_that_go_need_room_as_long_as_those_that_come() -> None:
@@ -93,7 +123,9 @@ def test_it_is_tried_again_when_there_is_room() -> None:
     # The same again is no news; a smaller one is tried at once.
     assert engine.apply([_allow("two", 11, 13, 15)], revision=3).delta is not None
     assert set(engine.refused) == {(CNP, "default/two")}
+    assert not engine.hopeful
     engine.apply([], [(CNP, "default/one")], revision=4)
+    assert engine.hopeful
     table = engine.apply([], revision=5)
     assert not engine.refused
     assert {key.port for key in table.rows} == {11, 13, 15}

@@ -66,7 +66,7 @@ class Engine:
         self._retired: dict[Retired, int] = {}
         self._pruned = False
         self._refused: dict[_Key, Refusal] = {}
-        self._wanted: dict[_Key, NetworkPolicy] = {}
+        self._wanted: dict[_Key, NetworkPolicy | None] = {}
         self._tried: dict[str, int] = {}
 
     def __repr__(self) -> str:
@@ -85,7 +85,10 @@ class Engine:
 
     @property
     def refused(self) -> Mapping[_Key, Refusal]:
-        """Policies that were refused for want of room. They are tried again when there is more of it."""
+        """Policies that were refused for want of room; `apply` tries them again when there is more of it (`hopeful`).
+
+        A removal can be among them: while a revision is staged, the kernel has the keys that go and those that come.
+        """
         return MappingProxyType(self._refused)
 
     @property
@@ -112,18 +115,18 @@ class Engine:
     def apply(self, changed: Iterable[Object], removed: Iterable[_Key] = (), *, revision: int) -> PolicyTable:
         """Take over new and changed objects, and remove those of these kinds and keys; gives the table that follows.
 
-        Objects that are as they were cost nothing, so that handing them in again is harmless. A change of policies that
-        the kernel has no room for is refused whole, see `refused`. Raises BudgetError when pods alone need more room
-        than there is, NumberingError when numbers run out. The objects are taken over even then, the last table stays,
-        and the next call tries again; its delta is against the last table that was given.
+        Objects that are as they were cost nothing, so that handing them in again is harmless. A policy that the kernel
+        has no room for is refused whole and stays as it was, see `refused`. Raises BudgetError when pods alone need
+        more room than there is, NumberingError when numbers run out. The objects are taken over even then, the last
+        table stays, and the next call tries again; its delta is against the last table that was given.
         """
         policies, others = self._sort(changed, removed)
         if self._broken:
             self._rebuild(others + policies)
         else:
             self._work(others + policies)
-        if policies and (needs := self._needs(self._staged_sizes())):
-            self._undo(policies, needs)
+        if policies and self._needs(self._staged_sizes()):
+            self._one_by_one(policies)
         if needs := self._needs(self.sizes()):
             raise BudgetError(needs)
         self._retry()
@@ -157,8 +160,8 @@ class Engine:
         others: list[Change] = []
         for key, new in sorted(wanted.items(), key=lambda entry: entry[0]):
             old = self._store.get(*key)
-            if key in self._refused and isinstance(new, NetworkPolicy) and new == self._wanted.get(key):
-                continue
+            if key in self._wanted and new == self._wanted[key]:
+                continue  # no news
             self._refused.pop(key, None)
             self._wanted.pop(key, None)
             if old != new:
@@ -191,37 +194,44 @@ class Engine:
         """What does not fit. Pairs beyond their limit do no harm: they are left out one by one."""
         return overflows(msgspec.structs.replace(self._options.limits, pairs=None), sizes)
 
-    def _undo(self, policies: list[Change], needs: tuple[Need, ...]) -> None:
-        """Leave the policies as they were, unless even more is needed then."""
+    def _one_by_one(self, policies: list[Change]) -> None:
+        """Not all of these policies fit: take over those that do, what is removed first, and refuse the others."""
         self._work([(new, old) for old, new in policies])
-        if _beyond(needs) < _beyond(self._needs(self._staged_sizes())):
-            self._work(policies)
-            return
-        for old, new in policies:
+        for old, new in sorted(policies, key=lambda change: change[1] is not None):
             one = new if new is not None else old
             assert isinstance(one, NetworkPolicy)
-            key = object_key(one)
-            self._refused[key] = Refusal(key, needs)
-            if isinstance(new, NetworkPolicy):
-                self._wanted[key] = new
+            self._try(object_key(one), new if isinstance(new, NetworkPolicy) else None)
         self._tried = self._staged_sizes()
 
-    def _retry(self) -> None:
-        """Try policies that were refused again, when what they had no room in has become smaller by a twentieth."""
-        if not self._wanted:
-            return
+    def _try(self, key: _Key, new: NetworkPolicy | None) -> None:
+        """Take over one policy, or its removal; refuse it when that needs room that is not there."""
+        old = self._store.get(*key)
+        before = _beyond(self._needs(self._staged_sizes()))
+        self._work([(old, new)])
+        needs = self._needs(self._staged_sizes())
+        if _beyond(needs) > before:
+            self._work([(new, old)])
+            self._refused[key] = Refusal(key, needs)
+            self._wanted[key] = new
+        else:
+            self._refused.pop(key, None)
+            self._wanted.pop(key, None)
+
+    @property
+    def hopeful(self) -> bool:
+        """Whether refused policies could have room by now: what they lacked has become smaller by a twentieth."""
+        if not self._refused:
+            return False
         sizes = self._staged_sizes()
         lacking = {need.map: need.room for refusal in self._refused.values() for need in refusal.needs}
-        if all(sizes[name] > self._tried[name] - max(1, room // 20) for name, room in lacking.items()):
-            return
-        for key, policy in sorted(self._wanted.items()):
-            change: Change = (self._store.get(*key), policy)
-            self._work([change])
-            if self._needs(self._staged_sizes()):
-                self._work([(change[1], change[0])])
-            else:
-                del self._refused[key], self._wanted[key]
-        self._tried = self._staged_sizes()
+        return any(sizes[name] <= self._tried[name] - max(1, room // 20) for name, room in lacking.items())
+
+    def _retry(self) -> None:
+        """Try policies that were refused again."""
+        if self.hopeful:
+            for key, policy in sorted(self._wanted.items(), key=lambda wanted: (wanted[1] is not None, wanted[0])):
+                self._try(key, policy)
+            self._tried = self._staged_sizes()
 
     def _new(self) -> Compilation:
         return Compilation(
