@@ -172,12 +172,16 @@ def test_audits_are_told_and_summed(tmp_path: Path) -> None:
         assert "enforce: 1 policy, 1 of them in audit" in await site.cli("status", status=1)
         for _ in range(3):
             site.datapath.flows.put_nowait(msgspec.structs.replace(record(), verdict=Verdict.ALLOW))
-        site.datapath.flows.put_nowait(msgspec.structs.replace(record(), verdict=Verdict.ALLOW, reply=True))
+        reply = msgspec.structs.replace(
+            record(), verdict=Verdict.ALLOW, reply=True, source_identity=257, destination_identity=256,
+            source=record().destination, source_port=81, destination=record().source, destination_port=40000,
+        )  # fmt: skip
+        site.datapath.flows.put_nowait(reply)  # a live connection, whose policy changed
         site.datapath.flows.put_nowait(record())
         await until(lambda: site.datapath.flows.empty())
         told = await site.get("audit")
         ((entry,), lost) = told["entries"], told["lost"]
-        assert (entry["reason"], entry["port"], entry["count"]) == ("default-deny", 81, 3)
+        assert (entry["reason"], entry["port"], entry["count"]) == ("default-deny", 81, 4)
         assert (entry["source"]["pod"], entry["destination"]["pod"]) == ("default/client", "default/server")
         assert lost == {"kernel": 4, "access-log": 0}
         flows = (await site.cli("flows", "--verdict", "audit")).splitlines()
@@ -188,7 +192,7 @@ def test_audits_are_told_and_summed(tmp_path: Path) -> None:
         assert "! 4 records were lost (kernel)" in output
         again = msgspec.json.decode(await site.cli("policy", "audit", "-o", "json"))
         assert (again["entries"], again["lost"]["kernel"]) == ([], 0)
-        assert "spliceway_audit_records_total 3.0" in await asyncio.to_thread(_metrics, site.socket)
+        assert "spliceway_audit_records_total 4.0" in await asyncio.to_thread(_metrics, site.socket)
         assert "spliceway_policies_in_audit 1.0" in await asyncio.to_thread(_metrics, site.socket)
 
     with_agent(tmp_path, body)

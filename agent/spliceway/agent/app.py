@@ -24,7 +24,7 @@ from spliceway.agent.config import Config, listen_address
 from spliceway.agent.control import ListeningPorts
 from spliceway.agent.errors import OWN_ERRORS
 from spliceway.agent.flowlog import FlowLog
-from spliceway.agent.flows import Names
+from spliceway.agent.flows import Names, as_opened
 from spliceway.agent.intent import Intent
 from spliceway.agent.inventory import Inventory, Refusal
 from spliceway.agent.listening import HttpServer, tcp_listener, unix_listener
@@ -237,8 +237,10 @@ class Agent:
         async for record in self._datapath.events():
             names, ends = self._names, self._names.ends(record)
             self._flows.publish(partial(names.kernel, record, ends))
-            if is_audit(record.verdict, record.reason) and not record.reply:
-                self._audit.add(names.kernel(record, ends), names.direction(record, ends))
+            if is_audit(record.verdict, record.reason):
+                opened = as_opened(record)
+                ends = names.ends(opened)
+                self._audit.add(names.kernel(opened, ends), names.direction(opened, ends))
 
     async def _count_losses(self) -> None:
         while True:

@@ -10,6 +10,8 @@ import time
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address
 
+import msgspec
+
 from spliceway.agent.addresses import AddressBook
 from spliceway.agent.flowlog import Flow, FlowPeer, HttpPart
 from spliceway.agent.verdicts import verdict_label
@@ -32,6 +34,22 @@ _BEFORE_SECONDS = 1.0
 
 #: Names of the pods at both ends of a record, empty for what is no pod.
 Ends = tuple[str, str]
+
+
+def as_opened(record: KernelFlow) -> KernelFlow:
+    """A record of a reply, read from client to server: a verdict is about the connection, whichever packet met it."""
+    if not record.reply:
+        return record
+    return msgspec.structs.replace(
+        record,
+        source=record.destination,
+        source_port=record.destination_port,
+        source_identity=record.destination_identity,
+        destination=record.source,
+        destination_port=record.source_port,
+        destination_identity=record.source_identity,
+        reply=False,
+    )
 
 
 class Names:
