@@ -1,8 +1,8 @@
 """Cases in the kernel: the first packet of each connection by BPF_PROG_TEST_RUN, on a node without pods.
 
 A packet of a local pod meets `from_pod`; one from elsewhere meets `from_network` and then `to_pod`. No proxy runs, so
-«redirect» shows as a drop for want of a listener by a row that redirects; of an audit on top of it the rule shows, and
-not the reason.
+what a row redirects is dropped for want of a listener. `from_network` says before that it redirects, `from_pod` does
+not: there, of an audit on top of it, the rule shows, and not the reason.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def connections(file: CaseFile) -> Mapping[object, Case]:
     return {(c.source, c.destination, c.protocol, c.port): c for c in file.cases if "kernel" in c.paths}
 
 
-def first_packet(case: Case) -> bytes:
-    """The connection's first packet, from a port that no other case uses."""
-    source, destination, port = case.source, case.destination, next(_PORTS)
+def first_packet(case: Case, port: int) -> bytes:
+    """The connection's first packet, from this port."""
+    source, destination = case.source, case.destination
     if case.protocol == p.TCP:
         return p.tcp_frame(source, destination, port, case.port)
     if case.protocol == p.UDP:
@@ -57,10 +57,11 @@ def first_packet(case: Case) -> bytes:
 
 
 def flow_of(node: KernelNode, file: CaseFile, case: Case) -> KernelFlow:
-    """The record of the verdict that the kernel made."""
+    """The first record of the verdict that the kernel made."""
     owner = {address: one.name for one in node.endpoints_now() for address in one.addresses}
     own = file.cluster.nodes[NODE].addresses if NODE in file.cluster.nodes else ()
-    packet = first_packet(case)
+    port = next(_PORTS)  # that no other case uses
+    packet = first_packet(case, port)
     seen = len(node.flows)
     if case.source in owner:
         node.judge("from_pod", packet, endpoint=owner[case.source])
@@ -70,9 +71,15 @@ def flow_of(node: KernelNode, file: CaseFile, case: Case) -> KernelFlow:
         passed = node.judge("from_network", packet) == -1
         if passed and case.destination in owner:
             node.judge("to_pod", packet, endpoint=owner[case.destination], ingress_ifindex=1)
-    return node.flow_after(seen)
+    while True:  # records of an earlier packet may still come
+        flow = node.flow_after(seen)
+        ends = flow.source, flow.destination, flow.protocol
+        if ends == (case.source, case.destination, case.protocol) and flow.source_port in (port, 0):
+            return flow
+        seen += 1
 
 
 def redirected(flow: KernelFlow) -> bool:
     """Whether a row redirects it, and only the listener is missing."""
-    return flow.reason is Reason.NO_LISTENER and flow.rule_set != 0 and flow.verdict is Verdict.DENY
+    dropped = flow.verdict is Verdict.DENY and flow.reason is Reason.NO_LISTENER and flow.rule_set != 0
+    return dropped or flow.verdict is Verdict.REDIRECT
