@@ -147,6 +147,29 @@ def test_errors_about_secrets_do_not_show_them(data: str) -> None:
     assert "hush" not in str(error)
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "data: hush",
+        "data: [hush]",
+        "stringData: hush",
+        "stringData: {token: *hush}",
+        "stringData: {token: !hush x}",
+        "stringData: {token: !hush {a: 1}}",
+    ],
+)
+def test_a_secret_that_is_misshaped_is_not_shown_either(written: str) -> None:
+    """Without quotes `*` and `!` begin an alias and a tag: it may be a password that was meant."""
+    (error,) = parse_text(f"apiVersion: v1\nkind: Secret\nmetadata: {{name: keys}}\n{written}\n", "o.yaml").errors
+    assert "hush" not in str(error)
+
+
+@pytest.mark.parametrize("text", ["hush", "- hush"])
+def test_a_document_that_is_no_mapping_is_not_shown(text: str) -> None:
+    (error,) = parse_text(text, "o.yaml").errors
+    assert str(error) == "o.yaml: document 1 (line 1): must be a mapping"
+
+
 POD = "{{apiVersion: v1, kind: Pod, metadata: {{name: a}}, spec: {{containers: [{{ports: [{}]}}]}}}}"
 SLICE = "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: a}}, {}}}"
 PORT = "Pod default/a: spec.containers[0].ports[0]"

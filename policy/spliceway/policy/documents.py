@@ -27,6 +27,9 @@ MAX_DEPTH = 48
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _TAG = "tag:yaml.org,2002:"
+# Neither repeats the text: it may be a password that begins so and is not quoted.
+_NO_TAGS = "tags are not allowed (quote what begins with an exclamation mark)"
+_NO_ANCHOR = "an alias that stands for nothing yet (quote what begins with an asterisk)"
 _NULL = re.compile(r"~|null|Null|NULL|")
 _BOOL = re.compile(r"(true|True|TRUE|yes|Yes|YES|on|On|ON)|false|False|FALSE|no|No|NO|off|Off|OFF")
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,18})")
@@ -109,7 +112,7 @@ def _documents(text: str, file: str, limits: Limits) -> Iterator[Document]:
                 continue
             case yaml.MappingStartEvent() | yaml.SequenceStartEvent():
                 if event.tag not in (None, "!", f"{_TAG}map", f"{_TAG}seq"):
-                    raise _RefusedError(event.start_mark, f"tag {event.tag} is not allowed")
+                    raise _RefusedError(event.start_mark, _NO_TAGS)
                 if len(stack) >= MAX_DEPTH:
                     raise _RefusedError(event.start_mark, f"nested deeper than {MAX_DEPTH}")
                 count += 1
@@ -130,7 +133,7 @@ def _documents(text: str, file: str, limits: Limits) -> Iterator[Document]:
                     anchors[event.anchor] = (value, 1)
             case yaml.AliasEvent():
                 if event.anchor not in anchors:  # undefined, or the collection it stands in
-                    raise _RefusedError(event.start_mark, f"alias *{event.anchor} stands for nothing yet")
+                    raise _RefusedError(event.start_mark, _NO_ANCHOR)
                 value, size = anchors[event.anchor]
                 count += size
             case _:
@@ -167,7 +170,7 @@ def _scalar(event: Any) -> Any:
     if event.tag in (f"{_TAG}str", "!") or (event.tag is None and not event.implicit[0]):
         return text
     if event.tag not in (None, f"{_TAG}null", f"{_TAG}bool", f"{_TAG}int", f"{_TAG}float"):
-        raise _RefusedError(event.start_mark, f"tag {event.tag} is not allowed")
+        raise _RefusedError(event.start_mark, _NO_TAGS)
     if _NULL.fullmatch(text):
         return None
     if found := _BOOL.fullmatch(text):

@@ -84,6 +84,8 @@ def parse_text(text: str, file: str, limits: Limits | None = None) -> Parsed:
 
 
 def _parse(content: object, where: Where, *, in_list: bool) -> tuple[Object, ...]:
+    if not isinstance(content, dict):
+        where.refuse("must be a mapping")  # without the text: it may be what is left of a Secret
     fields = Fields(content, where)
     kind: str = fields.need("kind", str)
     version: str = fields.need("apiVersion", str)

@@ -86,19 +86,29 @@ def parse_secret(fields: Fields, where: Where) -> Secret:
     meta = Metadata(fields, where, "Secret")
     where = meta.where
     found: dict[str, bytes] = {}
-    for key, value in fields.take("data", dict, {}).items():
+    for key, value in _mapping(fields, "data", where).items():
         place = where.at("data").at(shown(key))
         try:
             found[key] = base64.b64decode("".join(_text(value, place).split()), validate=True)
         except (binascii.Error, ValueError):
             place.refuse("is not base64")
-    for key, value in fields.take("stringData", dict, {}).items():
+    for key, value in _mapping(fields, "stringData", where).items():
         place = where.at("stringData").at(shown(key))
         try:
             found[key] = _text(value, place).encode()
         except UnicodeEncodeError:
             place.refuse("is not text")
     return Secret(meta.namespace, meta.name, found, where.file)
+
+
+def _mapping(fields: Fields, key: str, where: Where) -> dict[str, object]:
+    """A mapping whose text an error must not show."""
+    value = fields.raw(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        where.at(key).refuse("must be a mapping")
+    return value
 
 
 def _text(value: object, where: Where) -> str:
