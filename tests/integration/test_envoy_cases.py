@@ -13,13 +13,14 @@ import pytest
 from spliceway.policy.verdict import Verdict
 from support.cases import Case, CaseFile
 from support.envoy import EnvoyThread, port_of
-from support.envoycases import CASES, Numbers, difference, send, serve, status_of
+from support.envoycases import CASES, GENERATED, Numbers, difference, send, serve, status_of
 from support.steered import SERVER
 from support.tables import rule_set_of
 
 pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 
-IDS = [case.id for _, case in CASES]
+ALL = (*CASES, *GENERATED)
+IDS = [case.id for _, case in ALL]
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +32,10 @@ def envoy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnvoyThread]:
 
 @pytest.fixture(scope="module")
 def served(envoy: EnvoyThread) -> Numbers:
-    return serve(envoy, CASES)
+    return serve(envoy, ALL)
 
 
-@pytest.mark.parametrize(("file", "case"), CASES, ids=IDS)
+@pytest.mark.parametrize(("file", "case"), ALL, ids=IDS)
 def test_http_1(envoy: EnvoyThread, served: Numbers, file: CaseFile, case: Case) -> None:
     assert case.expect.http is not None
     node, table, key = rule_set_of(file, case)

@@ -9,6 +9,7 @@ import msgspec
 from spliceway.xds.flow import HttpFlow
 from support.cases import Case, CaseFile
 from support.envoy import EnvoyThread
+from support.generated_http import generated_http
 from support.steered import Reply, read_reply
 from support.tables import FILES, rule_set_of
 
@@ -19,6 +20,9 @@ CASES = tuple(
     for case in file.cases
     if case.request is not None and case.expect.http is not None and "envoy" in case.paths
 )
+
+#: Requests that a generator made.
+GENERATED = tuple((file, case) for file in generated_http(12, 1, 10) for case in file.cases)
 
 Numbers = dict[tuple[str, str, int], int]
 

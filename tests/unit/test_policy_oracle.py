@@ -11,12 +11,14 @@ from spliceway.policy.evaluate import Connection, evaluate
 from spliceway.policy.verdict import Protocol
 from support.cases import POD_CIDRS, CaseFile, load_case_files
 from support.generated import generated_files
+from support.generated_http import generated_http
 from support.oracle import decide
 from support.oracle_world import Doc, World
 
 #: The oracle knows no audit; what it says of HTTP is that it is asked.
 HAND_MADE = [file for file in load_case_files() if file.name != "audit.yaml"]
 GENERATED = generated_files(40, 1, 25)
+REQUESTS = generated_http(40, 1, 10)
 
 
 @pytest.mark.parametrize("file", HAND_MADE, ids=lambda file: file.name)
@@ -34,6 +36,18 @@ def test_the_interpreter_says_what_the_oracle_says(file: CaseFile) -> None:
         rule = str(found.rule) if found.rule else None
         expected = case.expect.verdict, case.expect.reason, case.expect.rule
         assert (found.verdict.label, found.reason.label, rule) == expected, f"{case.id}: {file.documents}"
+
+
+@pytest.mark.parametrize("file", REQUESTS, ids=lambda file: file.name)
+def test_the_interpreter_judges_requests_alike(file: CaseFile) -> None:
+    for case in file.cases:
+        asked = Connection(case.source, case.destination, case.protocol, case.port)
+        found, expected = evaluate(file.cluster, asked, case.request), case.expect.http
+        assert found.http is not None
+        assert expected is not None
+        rule = str(found.http_rule) if found.http_rule else None
+        said = found.verdict.label, found.http.status, found.http.reason.label, rule
+        assert said == ("redirect", expected.status, expected.reason, expected.rule), f"{case.id}: {file.documents}"
 
 
 def test_the_generator_reaches_everything() -> None:
@@ -54,3 +68,9 @@ def flat(documents: Iterable[Doc]) -> Iterator[Doc]:
             yield from flat(document["items"])
         else:
             yield document
+
+
+def test_the_generator_of_requests_reaches_everything() -> None:
+    expected = [case.expect.http for file in REQUESTS for case in file.cases if case.expect.http is not None]
+    said = Counter((one.status, one.reason) for one in expected)
+    assert min(said[200, "http-allowed"], said[200, "http-denied"], said[403, "http-denied"]) >= 40
