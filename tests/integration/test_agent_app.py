@@ -221,7 +221,7 @@ def test_enforcement_audit_is_for_every_policy(tmp_path: Path) -> None:
 def test_a_policy_without_room_is_told_like_a_refused_document(tmp_path: Path) -> None:
     async def body() -> None:
         site = Site(tmp_path)
-        site.datapath.room["rows"] = 40
+        site.datapath.room["rows"] = 30
         site.write("pods.yaml", pod("client", "10.240.1.10") + "---" + pod("server", "10.240.1.11"))
         site.write("web.yaml", policy("web", "server", 80))
         task = asyncio.create_task(site.agent().run(site.stop))

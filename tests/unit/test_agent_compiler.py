@@ -11,7 +11,7 @@ from spliceway.policy.parse import parse_text
 from support.agent import NODE, pod, policy
 
 PODS = pod("client", "10.240.1.10") + "---" + pod("server", "10.240.1.11")
-ROOM = Limits(endpoints=10, ipcache=100, classes=100, rows=40, listeners=10, pairs=10)
+ROOM = Limits(endpoints=10, ipcache=100, classes=100, rows=30, listeners=10, pairs=10)
 
 
 def changes(*texts: str) -> dict[tuple[str, str], Object | None]:
@@ -35,7 +35,7 @@ def test_a_policy_without_room_is_refused_and_its_version_before_stays() -> None
     }
     for _kept, reason in told.values():
         assert reason.startswith("refused for want of room: rows would need ")
-        assert reason.endswith(" entries and has room for 40")
+        assert reason.endswith(" entries and has room for 30")
     compiler.apply(changes(policy("web", "server", 81), policy("new", "client", 82, peer="server")), 3)
     assert compiler.refused == ()
 

@@ -18,6 +18,7 @@ from spliceway.agent.ports import PortAllocator
 from spliceway.agent.reconcile import Reconciler
 from spliceway.agent.state import Held
 from spliceway.bpf.types import LocalEndpoint
+from spliceway.policy.budget import Limits
 from spliceway.policy.engine import Options
 from spliceway.policy.errors import NumberingError
 from spliceway.policy.model import Object, object_key
@@ -37,11 +38,18 @@ L4 = policy("http", "server", 80)
 class World:
     """A reconciler between a memory datapath and a memory proxy, all calls in one journal."""
 
-    def __init__(self, *, prompt: bool = True, ports: PortAllocator | None = None, taken_over: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        prompt: bool = True,
+        ports: PortAllocator | None = None,
+        taken_over: bool = False,
+        limits: Limits = Limits(),  # noqa: B008
+    ) -> None:
         self.journal: list[str] = []
         self.proxy = MemoryProxy(self.journal, prompt=prompt)
         self.datapath = MemoryDatapath(self.journal, self.proxy)
-        self.compiler = Compiler(Options(NODE), Numbering())
+        self.compiler = Compiler(Options(NODE, limits=limits), Numbering())
         self.compile_error = ""
         self.said: dict[tuple[str, str], Object] = {}
         self.saved: list[dict[int, int]] = []
@@ -66,6 +74,10 @@ class World:
         if self.compile_error:
             raise NumberingError(self.compile_error)
         return self.compiler.apply(changes, revision)
+
+    @property
+    def hopeful(self) -> bool:
+        return self.compiler.hopeful
 
     def settle(self, table: PolicyTable) -> None:
         self.compiler.settle(table)
@@ -373,6 +385,30 @@ def test_what_could_not_be_compiled_is_not_forgotten() -> None:
         assert world.verdicts("other") == {81: Verdict.ALLOW}
 
     world_test(body)
+
+
+def test_what_had_no_room_comes_without_another_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a revision is staged, the kernel has the rows that go and those that come; afterwards there is room."""
+    monkeypatch.setattr(reconcile, "RETRY_SECONDS", (0.001, 0.001))
+    low, high = policy("o", "other", *range(1, 59, 2)), policy("o", "other", *range(101, 159, 2))
+
+    async def body(world: World) -> None:
+        world.want(low, L4)
+        task = asyncio.create_task(world.reconciler.run())
+        await until(lambda: world.reconciler.status().revision == 1)
+        assert 1 in world.verdicts("other")
+        world.want(L4)
+        await until(lambda: world.reconciler.status().revision >= 2 and 1 not in world.verdicts("other"))
+        world.want(high, L4)
+        await until(lambda: 101 in world.verdicts("other"))
+        # Both at once have no room: one goes, the other comes after it.
+        renamed = low.replace("name: o,", "name: p,")
+        world.want(renamed, L4)
+        await until(lambda: 1 in world.verdicts("other") and 101 not in world.verdicts("other"))
+        assert world.compiler.refused == ()
+        task.cancel()
+
+    world_test(body, limits=Limits(rows=45))
 
 
 def test_changes_of_skipped_intents_count() -> None:

@@ -61,6 +61,11 @@ class Compiler:
         """How many numbers were given. Only these must be saved before anyone uses them; releasing can wait."""
         return self._numbering.changes - self._released
 
+    @property
+    def hopeful(self) -> bool:
+        """Whether policies that were refused may have room by now: `apply` tries them, also without changes."""
+        return self._engine.hopeful
+
     def settle(self, table: PolicyTable) -> None:
         """Forget numbers that this table does not use: it is in force everywhere."""
         before = self._numbering.changes

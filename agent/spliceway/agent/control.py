@@ -65,5 +65,9 @@ class TableMaker(Protocol):
         Raises one of OWN_ERRORS; then the same changes come again, with what changed meanwhile.
         """
 
+    @property
+    def hopeful(self) -> bool:
+        """Whether something that was refused may come into force by now: `apply` tries it, also without changes."""
+
     def settle(self, table: PolicyTable) -> None:
         """This table is in force everywhere: numbers that it does not use may be forgotten."""

@@ -247,7 +247,8 @@ class Reconciler:
 
     async def _table_of(self) -> PolicyTable:
         desired = self._tables.desired
-        if desired is not None and not self._changes:
+        retry = desired is self._tables.applied and self._maker.hopeful
+        if desired is not None and not self._changes and not retry:
             return desired
         taken, self._changes = self._changes, {}
         try:
@@ -356,6 +357,8 @@ class Reconciler:
             self._unsaved = True
             self._removed = desired
         await self._persist(intent)
+        if self._maker.hopeful:
+            self._again_in(RETRY_SECONDS[0])
 
     def _again_in(self, seconds: float) -> None:
         at = asyncio.get_running_loop().time() + seconds
