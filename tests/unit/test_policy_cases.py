@@ -7,8 +7,10 @@ from collections import Counter
 import pytest
 
 from spliceway.policy.evaluate import Connection, evaluate
+from spliceway.policy.evaluator import Evaluator
 from spliceway.policy.model import Cluster
-from support.cases import Case, load_case_files
+from support.cases import Case, CaseFile, load_case_files
+from support.generated import generated_files
 
 FILES = load_case_files()
 CASES = [(file.cluster, case) for file in FILES for case in file.cases if "interpreter" in case.paths]
@@ -53,3 +55,12 @@ def test_interpreter(cluster: Cluster, case: Case) -> None:
         http_rule = str(decision.http_rule) if decision.http_rule else None
         found = decision.http.status, decision.http.reason.label, http_rule
         assert found == (case.expect.http.status, case.expect.http.reason, case.expect.http.rule)
+
+
+@pytest.mark.parametrize("file", [*FILES, *generated_files(20, 3, 25)], ids=lambda file: file.name)
+def test_the_indexed_interpreter_says_the_same(file: CaseFile) -> None:
+    evaluator = Evaluator(file.cluster)
+    for case in file.cases:
+        connection = Connection(case.source, case.destination, case.protocol, case.port)
+        found = evaluator.evaluate(connection, case.request)
+        assert found == evaluate(file.cluster, connection, case.request), case.id
