@@ -177,6 +177,8 @@ def test_audits_are_told_and_summed(tmp_path: Path) -> None:
             source=record().destination, source_port=81, destination=record().source, destination_port=40000,
         )  # fmt: skip
         site.datapath.flows.put_nowait(reply)  # a live connection, whose policy changed
+        again = msgspec.structs.replace(record(), verdict=Verdict.ALLOW, hook=Hook.TO_POD)
+        site.datapath.flows.put_nowait(again)  # of a packet that from-pod has told of
         site.datapath.flows.put_nowait(record())
         await until(lambda: site.datapath.flows.empty())
         told = await site.get("audit")
@@ -185,13 +187,13 @@ def test_audits_are_told_and_summed(tmp_path: Path) -> None:
         assert (entry["source"]["pod"], entry["destination"]["pod"]) == ("default/client", "default/server")
         assert lost == {"kernel": 4, "access-log": 0}
         flows = (await site.cli("flows", "--verdict", "audit")).splitlines()
-        assert len(flows) == 4
+        assert len(flows) == 5
         assert " audit default-deny" in flows[0]
         output = await site.cli("policy", "audit", "--reset")
         assert "default: k8s:app=client" in output
         assert "! 4 records were lost (kernel)" in output
-        again = msgspec.json.decode(await site.cli("policy", "audit", "-o", "json"))
-        assert (again["entries"], again["lost"]["kernel"]) == ([], 0)
+        anew = msgspec.json.decode(await site.cli("policy", "audit", "-o", "json"))
+        assert (anew["entries"], anew["lost"]["kernel"]) == ([], 0)
         assert "spliceway_audit_records_total 4.0" in await asyncio.to_thread(_metrics, site.socket)
         assert "spliceway_policies_in_audit 1.0" in await asyncio.to_thread(_metrics, site.socket)
 

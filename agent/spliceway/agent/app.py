@@ -237,7 +237,7 @@ class Agent:
         async for record in self._datapath.events():
             names, ends = self._names, self._names.ends(record)
             self._flows.publish(partial(names.kernel, record, ends))
-            if is_audit(record.verdict, record.reason):
+            if is_audit(record.verdict, record.reason) and not names.told_before(record, ends):
                 opened = as_opened(record)
                 ends = names.ends(opened)
                 self._audit.add(names.kernel(opened, ends), names.direction(opened, ends))

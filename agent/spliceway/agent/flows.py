@@ -15,7 +15,7 @@ import msgspec
 from spliceway.agent.addresses import AddressBook
 from spliceway.agent.flowlog import Flow, FlowPeer, HttpPart
 from spliceway.agent.verdicts import verdict_label
-from spliceway.bpf.types import KernelFlow, Leg
+from spliceway.bpf.types import Hook, KernelFlow, Leg
 from spliceway.policy.http import HttpRequest, decide
 from spliceway.policy.lookup import identify, lookup
 from spliceway.policy.table import HttpRule, PolicyTable, RuleRef, RuleSet
@@ -147,6 +147,10 @@ class Names:
     def pod(self, address: IPAddress) -> str:
         """«namespace/name» of the pod with this address; empty for none."""
         return self._pods.get(address)
+
+    def told_before(self, record: KernelFlow, ends: Ends) -> bool:
+        """Whether the same verdict was in another record: between two pods of this node both ends' hooks have it."""
+        return record.hook is Hook.TO_POD and self._table is not None and ends[0] in self._table.endpoints
 
     def direction(self, record: KernelFlow, ends: Ends) -> str:
         """Whose policy gave a connection this reason: `egress` of its client, `ingress` of its server, or unknown."""
