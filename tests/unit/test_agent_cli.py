@@ -21,8 +21,9 @@ from spliceway.agent.admin import admin_app
 from spliceway.agent.cli import common
 from spliceway.agent.cli.client import AgentClient
 from spliceway.agent.cli.options import flow_pod
+from spliceway.agent.cli.render import labels_text
 from spliceway.agent.cli.root import app
-from spliceway.agent.cli.summary import flow_line
+from spliceway.agent.cli.summary import flow_line, policy_rows
 from spliceway.agent.errors import ClientError
 from spliceway.agent.flowlog import FlowLog
 from support.agent import pod, policy
@@ -102,6 +103,31 @@ def test_policy_validate(tmp_path: Path) -> None:
     assert msgspec.json.decode(output)["refusals"][0]["field"] == "spec.ingress[0].toPort"
     (tmp_path / "notes.txt").write_text("x")
     assert invoke("policy", "validate", str(tmp_path / "notes.txt"))[0] == 1
+
+
+def test_labels_have_their_namespace_and_derived_ones_only_where_they_matter() -> None:
+    shop = ("k8s:io.kubernetes.pod.namespace=shop", "k8s:io.cilium.k8s.policy.cluster=default")
+    api = ("block:10.240.0.0/12", "k8s:app=api", *shop, "port:tcp/http=8080")
+    assert labels_text(api) == "shop: block:10.240.0.0/12, k8s:app=api, port:tcp/http=8080"
+    assert labels_text(api, derived=False) == "shop: k8s:app=api"
+    assert labels_text(("block:10.0.0.0/8",), derived=False) == "block:10.0.0.0/8"
+    assert labels_text(("reserved:host",), derived=False) == "reserved:host"
+    assert labels_text(shop) == ", ".join(shop)
+    assert labels_text(()) == ""
+
+    four, six = {"id": 300, "labels": api}, {"id": 301, "labels": ("k8s:app=api", *shop)}
+    row = {
+        "direction": "ingress", "class": 1, "peers": "these", "protocol": "tcp", "ports": "80", "verdict": "allow",
+        "reason": "policy-allowed", "rule": "r", "http": [], "identities": [four, six],
+    }  # fmt: skip
+    policy = {"endpoints": ["shop/web"], "ingress": True, "egress": True, "rows": [row]}
+    assert [told[2] for told in policy_rows([policy])] == ["shop: k8s:app=api"]
+    # Only one of the addresses is in the block: the two must be told apart.
+    policy["rows"] = [{**row, "identities": [four]}, {**row, "class": 2, "identities": [six]}]
+    assert [told[2] for told in policy_rows([policy])] == [
+        "shop: block:10.240.0.0/12, k8s:app=api, port:tcp/http=8080",
+        "shop: k8s:app=api",
+    ]
 
 
 def test_flow_lines() -> None:

@@ -82,11 +82,22 @@ def cell(value: Any) -> str:
     return str(value)
 
 
-def labels_text(labels: Sequence[str]) -> str:
-    """Labels without what every pod has."""
-    shown = [label for label in labels if not label.startswith(("k8s:io.cilium.", "k8s:io.kubernetes.pod.namespace="))]
-    return ", ".join(shown or labels)
+def labels_text(labels: Sequence[str], *, derived: bool = True) -> str:
+    """«namespace: labels», without what every pod has.
 
+    Without `derived` also without what is there only because policies ask for it (docs/cli.md), as far as something
+    else is left.
+    """
+    namespace = next((label.partition("=")[2] for label in labels if label.startswith(_NAMESPACE)), "")
+    shown = [label for label in labels if not label.startswith(("k8s:io.cilium.", _NAMESPACE))]
+    plain = [label for label in shown if derived or not label.startswith(_DERIVED)]
+    text = ", ".join(plain or shown or labels)
+    return f"{namespace}: {text}" if namespace and shown else text
+
+
+#: The identity label that has a pod's namespace.
+_NAMESPACE = "k8s:io.kubernetes.pod.namespace="
+_DERIVED = ("block:", "node:", "port:")
 
 _STYLES = {
     "allow": "green",

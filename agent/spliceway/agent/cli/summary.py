@@ -10,9 +10,6 @@ from spliceway.agent.cli.render import labels_text
 
 Json = dict[str, Any]
 
-#: The identity label that has a pod's namespace.
-_NAMESPACE = "k8s:io.kubernetes.pod.namespace="
-
 
 def summary(status: Json) -> list[tuple[str, str]]:
     """Rows of `spliceway status`."""
@@ -87,14 +84,22 @@ def unfit(status: Json) -> list[str]:
 
 
 def policy_rows(policies: list[Json]) -> Iterator[tuple[str, ...]]:
-    """Rows of `spliceway policy get`."""
+    """Rows of `spliceway policy get`. Peers that differ in derived labels only are one, unless they are in two rows."""
     for policy in policies:
         names = ", ".join(policy["endpoints"])
+        classes: dict[tuple[str, str], set[int]] = {}
+        for row in policy["rows"]:
+            for identity in row["identities"]:
+                classes.setdefault((row["direction"], _identity(identity)), set()).add(row["class"])
         for direction in ("ingress", "egress"):
             if not policy[direction]:
                 yield (names, direction, "any", "any", "*", "allow", "", "(no policy selects it)")
         for row in policy["rows"]:
-            peers = "any other" if row["peers"] == "any other" else "; ".join(map(_identity, row["identities"]))
+            told = (
+                _identity(identity, derived=len(classes[row["direction"], _identity(identity)]) > 1)
+                for identity in row["identities"]
+            )
+            peers = "any other" if row["peers"] == "any other" else "; ".join(dict.fromkeys(told))
             http = "; ".join(map(_http_rule, row["http"]))
             rule = row["rule"] or f"({row['reason']})"
             yield (names, row["direction"], peers, row["protocol"], row["ports"], row["verdict"], http, rule)
@@ -159,7 +164,7 @@ def address(host: str, port: int) -> str:
 
 
 def _end(end: Json) -> str:
-    where = end["pod"] or (labels_text(end["labels"]) if end["labels"] else "")
+    where = end["pod"] or labels_text(end["labels"], derived=False)
     text = address(end["address"], end["port"]) if end["port"] else end["address"]
     return f"{where}({text})" if where else text
 
@@ -174,9 +179,8 @@ def _http_rule(rule: Json) -> str:
 
 def _party(end: Json) -> str:
     """Namespace and labels of one end of an audit, and for what is no pod the latest address."""
-    namespace = next((label.partition("=")[2] for label in end["labels"] if label.startswith(_NAMESPACE)), "")
-    text = labels_text(end["labels"]) or str(end["identity"])
-    return f"{namespace}: {text}" if namespace else f"{text} ({end['address']})"
+    text = labels_text(end["labels"], derived=False) or str(end["identity"])
+    return text if any(label.startswith("k8s:") for label in end["labels"]) else f"{text} ({end['address']})"
 
 
 def _enforcement(found: Json) -> str:
@@ -187,8 +191,8 @@ def _enforcement(found: Json) -> str:
     return f"{mode}: {policies}" + (f", {count} of them in audit" if count else "")
 
 
-def _identity(identity: Json) -> str:
-    return labels_text(identity["labels"]) or str(identity["id"])
+def _identity(identity: Json, *, derived: bool = False) -> str:
+    return labels_text(identity["labels"], derived=derived) or str(identity["id"])
 
 
 def _refusal(item: Json) -> str:
