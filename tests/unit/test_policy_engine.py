@@ -123,6 +123,22 @@ def check_verdicts(world: World, table: PolicyTable, asked: int) -> None:
         assert (both.rule_set in table.rule_sets) == bool(both.rule_set)
 
 
+def check_numbers(numbering: Numbering, table: PolicyTable) -> None:
+    """Exactly what a settled table uses has numbers."""
+    saved = numbering.to_dict()
+    numbers = {name: set(pool["numbers"].values()) for name, pool in saved.items() if isinstance(pool, dict)}
+    assert numbers["identities"] | numbers["cidrs"] | numbers["hosts"] == {n for n in table.identities if n > 10}
+    assert numbers["policies"] == {policy.policy_id for policy in table.endpoints.values()}
+    assert numbers["rules"] == {*table.rules}
+    assert numbers["rule_sets"] == {*table.rule_sets}
+    classes = {
+        (policy_id, direction, number)
+        for policy_id, direction, pool in saved["classes"]
+        for number in pool["numbers"].values()
+    }
+    assert classes == {(key.policy_id, key.direction, number) for key, number in table.classes.items()}
+
+
 def _claims(pods: Any, address: Any) -> int:
     found: list[Pod] = [pod for pod in pods if address in pod.addresses]
     return len(found)
@@ -153,6 +169,7 @@ def test_what_changes_gives_what_a_compile_from_scratch_gives(seed: int, http: b
             assert {**again.identities} == {**new.identities}, "numbers that are in use were released"
             assert {**again.endpoints} == {**new.endpoints}
             assert {**again.rules} == {**new.rules}
+            check_numbers(numbering, new)
         table = new
     # When everything is gone nothing is left, and no number is taken.
     empty = engine.apply((), list(world.objects), revision=100)
