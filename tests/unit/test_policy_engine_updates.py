@@ -7,6 +7,7 @@ import statistics
 import time
 from ipaddress import ip_address, ip_network
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,13 +17,14 @@ from spliceway.policy.budget import Limits
 from spliceway.policy.compile import compile_table
 from spliceway.policy.engine import Engine, Options
 from spliceway.policy.errors import NumberingError
-from spliceway.policy.lookup import identify, lookup, lookup_pair
+from spliceway.policy.lookup import Judgement, identify, lookup, lookup_pair
 from spliceway.policy.model import (
     CidrGroup,
     ContainerPort,
     EndpointSlice,
     IPAddress,
     Namespace,
+    NetworkPolicy,
     Node,
     Object,
     Pod,
@@ -235,6 +237,50 @@ def test_pairs_are_bounded_and_told() -> None:
     assert {*pair} <= {*table.rule_sets}
     engine.apply([], [("Pod", "default/web")], revision=2)
     assert not engine.refused_pairs
+
+
+def _asked_at_80(table: PolicyTable) -> Judgement:
+    web, server = (table.endpoints[f"default/{pod}"] for pod in ("web", "server"))
+    return lookup_pair(
+        table,
+        lookup(table, web, Direction.EGRESS, server.identity, 6, 80),
+        lookup(table, server, Direction.INGRESS, web.identity, 6, 80),
+    )
+
+
+@pytest.mark.parametrize("limits", [Limits(listeners=2), Limits(listeners=2, pairs=1)])
+@pytest.mark.parametrize("audited", ["in", "out"])
+def test_a_pair_without_room_is_not_denied_because_of_a_policy_in_audit(limits: Limits, audited: str) -> None:
+    """Audit changes no traffic: what is enforced at the other end alone is asked."""
+    policies = [
+        msgspec.structs.replace(policy, audit=policy.name == audited)
+        for policy in _both_ends()
+        if isinstance(policy, NetworkPolicy)
+    ]
+    engine, table = _engine(WEB, SERVER, *policies, limits=limits)
+    found = _asked_at_80(table)
+    assert found.verdict is Verdict.REDIRECT
+    rule_set = table.rule_sets[found.rule_set]
+    assert [rule.path for rule in rule_set.rules or ()] == ["/.*" if audited == "in" else "/a"]
+    assert rule_set.also is None
+    assert len(engine.refused_pairs) == 1
+    # With both enforced there is nothing that could stand in.
+    table = engine.apply(_both_ends(), revision=2)
+    assert _asked_at_80(table).reason is Reason.NO_LISTENER
+    assert not table.pairs
+
+
+def test_pairs_give_way_to_rule_sets_of_one_end() -> None:
+    """Each is a listener; a pod that brings a pair must not keep the table from coming into force."""
+    engine, table = _engine(WEB, SERVER, *_both_ends(), limits=Limits(listeners=3))
+    assert (len(table.rule_sets), len(table.pairs)) == (3, 1)
+    more = f"{{endpointSelector: {{matchLabels: {{role: web}}}}, ingress: [{API % (HTTP % '/b')}]}}"
+    table = engine.apply(_policy("more", more), revision=2)
+    assert (len(table.rule_sets), len(table.pairs), len(engine.refused)) == (3, 0, 0)
+    assert engine.refused_pairs
+    table = engine.apply([], [("CiliumNetworkPolicy", "default/more")], revision=3)
+    assert (len(table.rule_sets), len(table.pairs)) == (3, 1)
+    assert _asked_at_80(table).verdict is Verdict.REDIRECT
 
 
 def test_an_edit_of_http_rules_or_of_a_secret_changes_rule_sets_only() -> None:

@@ -77,6 +77,7 @@ class Compilation:
         label_filter: LabelFilter,
         numbering: Numbering,
         max_pairs: int,
+        max_sets: int | None = None,
     ) -> None:
         self._node = node
         self._numbering = numbering
@@ -86,7 +87,7 @@ class Compilation:
         self._specs = Specs(audit=audit)
         self._peer_sets = PeerSets(self._directory)
         self._secrets: dict[str, Secret] = {}
-        self._rule_sets = RuleSets(numbering, self._secrets, max_pairs=max_pairs)
+        self._rule_sets = RuleSets(numbering, self._secrets, max_pairs=max_pairs, max_sets=max_sets)
         self.halves = Halves(numbering, self._peer_sets, self._rule_sets)
         self._pairs = Pairs()
 

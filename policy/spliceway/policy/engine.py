@@ -241,6 +241,7 @@ class Engine:
             label_filter=self._options.labels,
             numbering=self._numbering,
             max_pairs=_MAX_PAIRS if self._options.limits.pairs is None else self._options.limits.pairs,
+            max_sets=self._options.limits.listeners,
         )
 
     def _rebuild(self, changes: list[Change]) -> None:

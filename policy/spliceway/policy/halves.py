@@ -39,6 +39,7 @@ class Halves:
         self.rules: SharedMap[int, RuleRef] = SharedMap()
         self.rule_sets: SharedMap[int, RuleSet] = SharedMap()
         self.pairs: SharedMap[tuple[int, int], int] = SharedMap()
+        self._instead: dict[tuple[int, int], int] = {}
         self.retired: dict[Retired, None] = {}
         #: Rule sets that may read differently.
         self.reread: set[int] = set()
@@ -149,23 +150,27 @@ class Halves:
             if not self._unused and not self.reread:
                 return
             pairs = [*known, *self._rule_sets.refused_pairs]
-        wanted = dict.fromkeys(sorted(pairs))
-        gone = [pair for pair in known if pair not in wanted]
+        live = [number for number, uses in self._rule_set_uses.items() if uses > 0]
+        wanted = set(pairs)
+        chosen = self._rule_sets.choose(wanted, len(live))
+        gone = {*known, *self._instead} - set(chosen)
         if gone or self._unused:
             numbered = self._rule_sets.rules.keys()
-            live = [number for number, uses in self._rule_set_uses.items() if uses > 0]
-            self.reread |= self._rule_sets.keep(live, wanted)
+            self.reread |= self._rule_sets.keep(live, chosen)
             # A rule set that was edited and is gone by the same change has given numbers that nothing ever used.
             for rule in numbered - self._rule_sets.rules.keys() - self._rule_uses.keys():
                 self.retired["rule", rule] = None
         self._unused = {}
-        for pair in gone:
-            self.pairs.drop(pair)
-        for pair in wanted:
+        for pair in chosen:
             number = self._rule_sets.pair(*pair)
-            if number and self.pairs.get(pair) != number:
+            if self.pairs.get(pair) != number:
                 self.pairs.set(pair, number)
                 self.reread.add(number)
+        self._instead = self._rule_sets.refuse(wanted - set(chosen))
+        for pair, number in self._instead.items():
+            self.pairs.set(pair, number)
+        for pair in gone - self._instead.keys():
+            self.pairs.drop(pair)
         reread, self.reread = self.reread, set()
         for number in sorted(reread):
             self._reread(number)

@@ -41,13 +41,22 @@ class RuleSets:
     """Collects the rule sets of a table, and numbers their rules.
 
     `rule_sets`, `rules` and `pairs` are as in PolicyTable. `refused_pairs`: pairs for which there was no room, since
-    `max_pairs` (each is a listener of its own) are there; what meets one is denied (no-listener).
+    `max_pairs` are there, or `max_sets` rule sets with those of one end; what meets one is denied (no-listener), unless
+    there is another rule set for it (`instead`).
     """
 
-    def __init__(self, numbering: Numbering, secrets: Mapping[str, Secret], *, max_pairs: int) -> None:
+    def __init__(
+        self,
+        numbering: Numbering,
+        secrets: Mapping[str, Secret],
+        *,
+        max_pairs: int,
+        max_sets: int | None = None,
+    ) -> None:
         self._numbering = numbering
         self._secrets = secrets
         self._max_pairs = max_pairs
+        self._max_sets = max_sets
         self._http: dict[RuleRef, tuple[Order, tuple[HttpMatch, ...]]] = {}
         self._by_policy: dict[str, set[RuleRef]] = {}
         self._numbers: dict[Contributors, int] = {}
@@ -112,6 +121,30 @@ class RuleSets:
         self.pairs[egress, ingress] = found
         self.rule_sets[found] = self._build_pair(found, egress, ingress)
         return found
+
+    def choose(self, wanted: Collection[tuple[int, int]], ends: int) -> list[tuple[int, int]]:
+        """Of these pairs those that have room beside so many rule sets of one end.
+
+        First those that nothing can stand in for, so that none of them is denied because of policies in audit; then
+        those that are there.
+        """
+        room = self._max_pairs if self._max_sets is None else min(self._max_pairs, max(self._max_sets - ends, 0))
+        return sorted(wanted, key=lambda pair: (bool(self.instead(*pair)), pair not in self.pairs, pair))[:room]
+
+    def instead(self, egress: int, ingress: int) -> int:
+        """The rule set for a pair without room of which one end is in audit only: that of the other end.
+
+        Audit must change no traffic, and without it the connection would be denied. 0: both ends are enforced.
+        """
+        if self._made_of[ingress].audited:
+            return egress
+        return ingress if self._made_of[egress].audited else 0
+
+    def refuse(self, pairs: Collection[tuple[int, int]]) -> dict[tuple[int, int], int]:
+        """There is no room for these pairs. Gives what stands in for some of them, all pairs within `max_pairs`."""
+        self.refused_pairs = set(pairs)
+        others = [(pair, number) for pair in sorted(pairs) if (number := self.instead(*pair))]
+        return dict(others[: max(self._max_pairs - len(self.pairs), 0)])
 
     def keep(self, numbers: Collection[int], pairs: Collection[tuple[int, int]] = ()) -> set[int]:
         """Drop all rule sets but these, and all pairs but these, or of which an end goes. Gives the ids that went."""
