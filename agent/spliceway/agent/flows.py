@@ -18,8 +18,8 @@ from spliceway.agent.verdicts import verdict_label
 from spliceway.bpf.types import Hook, KernelFlow, Leg
 from spliceway.policy.http import HttpRequest, decide
 from spliceway.policy.lookup import identify, lookup
-from spliceway.policy.table import HttpRule, PolicyTable, RuleRef, RuleSet
-from spliceway.policy.verdict import Direction, Protocol, Reason
+from spliceway.policy.table import HttpRule, Mismatch, PolicyTable, RuleRef, RuleSet
+from spliceway.policy.verdict import Direction, Protocol, Reason, Verdict
 from spliceway.xds.flow import HttpFlow
 
 IPAddress = IPv4Address | IPv6Address
@@ -198,21 +198,41 @@ class Names:
         rule_set = self._rule_set(record.rule_set)
         if record.reason is not Reason.HTTP_DENIED or rule_set is None:
             return ""
-        rules = _rules(rule_set)
-        # The access log has no headers: what was missing of them can't be told afterwards.
-        if any(rule.headers for rule in rules):
-            return ""
-        # The rules may have changed since the request: a decision that now allows explains nothing.
         request = HttpRequest.of(record.method, record.path, (("host", record.authority),))
+        ends = _asked(rule_set, enforced=record.verdict is Verdict.DENY)
+        misses = [miss for rules in ends if (miss := self._miss(request, rules))]
+        # What is sure comes first, and then the client's end.
+        return min(misses, key=lambda miss: miss[0])[1] if misses else ""
+
+    def _miss(self, request: HttpRequest, rules: tuple[HttpRule, ...]) -> tuple[bool, str] | None:
+        """Whether headers are concerned, and why none of these matched; None when one may have: they may have changed.
+
+        The access log has no headers. So the rules are asked without their conditions on headers: where none matches
+        that is why, and otherwise it must have been the headers.
+        """
         names = {rule.rule: ref for rule in rules if (ref := self._rule(rule.rule)) is not None}
-        decision = decide(request, rule_set, names)
-        return decision.nearest_miss if decision.reason is Reason.HTTP_DENIED else ""
+        bare = [msgspec.structs.replace(rule, headers=()) for rule in rules]
+        found = decide(request, RuleSet(0, "", tuple(bare)), names)
+        if found.reason is not Reason.HTTP_ALLOWED:
+            return (False, found.nearest_miss) if found.reason is Reason.HTTP_DENIED else None
+        needed = {rule.rule: _needed(rule) for rule in rules}
+        free = tuple(rule for rule in bare if not needed[rule.rule])
+        if not needed[found.rule] or decide(request, RuleSet(0, "", free)).reason is Reason.HTTP_ALLOWED:
+            return None
+        name = names.get(found.rule, found.rule)
+        return True, f"rule {name}: all but its conditions on headers matches ({', '.join(needed[found.rule])})"
 
 
-def _rules(rule_set: RuleSet) -> tuple[HttpRule, ...]:
-    """Every rule that the set asks, of both ends, enforced or in audit."""
-    also = _rules(rule_set.also) if rule_set.also else ()
-    return (*(rule_set.rules or ()), *(rule_set.audit or ()), *also)
+def _asked(rule_set: RuleSet, *, enforced: bool) -> list[tuple[HttpRule, ...]]:
+    """The rules of each end, the client's first: those that can have denied, or those that would in audit."""
+    ends = [rule_set, *([rule_set.also] if rule_set.also else [])]
+    asked = [end.rules if enforced else end.audit for end in ends]
+    return [rules for rules in asked if rules is not None]
+
+
+def _needed(rule: HttpRule) -> list[str]:
+    """Names of the headers without which the rule does not match."""
+    return [header.name for header in rule.headers if header.mismatch is Mismatch.DENY]
 
 
 def _rfc3339(nanoseconds: int) -> str:
