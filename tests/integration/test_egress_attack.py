@@ -235,7 +235,7 @@ def test_an_audit_reaches_live_connections(site: Site, server: str, version: int
     """Also those whose bytes are spliced and meet no hook of the device: they show once, and go on."""
     with Talk(site.testbed, "client", server, version=version) as talk:
         assert talk.ask("/both/1") == "200"
-        seen = len(site.node.flows)
+        seen = site.node.flows_seen()
         site.node.apply(audit=True)
         try:
             for _ in range(3):
@@ -256,7 +256,7 @@ def test_an_audit_reaches_live_connections(site: Site, server: str, version: int
 def test_an_audit_of_a_client_outside_shows_once(site: Site, version: int) -> None:
     site.node.apply(audit=True)
     try:
-        before, seen = audits(site, Hook.FROM_NETWORK), len(site.node.flows)
+        before, seen = audits(site, Hook.FROM_NETWORK), site.node.flows_seen()
         assert site.ask("both", "/both/1", client="forger", version=version, count=5)[0] == 200
         assert audits(site, Hook.FROM_NETWORK) == before + 1
         flow = site.node.flow_after(seen)

@@ -63,7 +63,7 @@ def test_a_tightened_policy_reaches_a_spliced_connection(proxied: tuple[Testbed,
     with Talk(testbed, "client", "server") as talk:
         assert talk.ask() == "200"
         assert any(s.state is SpliceState.SPLICED for s in node.datapath.socks())
-        seen = len(node.flows)
+        seen = node.flows_seen()
         node.apply(HTTP.replace("role: client}", "role: nobody}"))
         began = time.monotonic()
         assert talk.ask() in {"ConnectionResetError", "PermissionError", "BrokenPipeError", "RemoteDisconnected"}

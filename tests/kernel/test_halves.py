@@ -7,10 +7,11 @@ from ipaddress import ip_address, ip_network
 from itertools import count, product
 from typing import NamedTuple
 
+import msgspec
 import pytest
 
 from spliceway.agent.testbed.testbed import Testbed
-from spliceway.bpf.types import CtEntry, Hook
+from spliceway.bpf.types import CtEntry, Hook, Leg
 from spliceway.policy.table import ClassKey, EndpointPolicy, PolicyTable, Row, RowKey, RuleSet
 from spliceway.policy.verdict import Direction, Protocol, Reason, Verdict
 from support import packets as p
@@ -130,6 +131,7 @@ def test_every_combination(
 ) -> None:
     node.run(node.datapath.apply(table(ends, COMBINATIONS)))
     client, server = ends[version]
+    node.flows_seen()
     for (out, into), port in COMBINATIONS.items():
         with subtests.test(f"{out} + {into}"):
             sport, seen = next(_PORTS), len(node.flows)
@@ -152,7 +154,7 @@ def test_every_combination(
 def test_without_its_pair_a_connection_is_denied(node: KernelNode, ends: dict[int, tuple[str, str]]) -> None:
     only = {("redirect", "redirect"): 80, ("redirect", "allow"): 81}
     node.run(node.datapath.apply(table(ends, only, pairs=False)))
-    seen = len(node.flows)
+    seen = node.flows_seen()
     assert node.judge("from_pod", p.tcp_frame(*ends[4], next(_PORTS), 80), endpoint=CLIENT) == 2
     flow = node.flow_after(seen)
     assert (flow.verdict, flow.reason, flow.rule_set) == (Verdict.DENY, Reason.NO_LISTENER, 0)
@@ -169,7 +171,7 @@ def test_pairs_come_and_go_with_the_table(node: KernelNode, ends: dict[int, tupl
 def test_an_audit_counts_once_for_a_connection(node: KernelNode, ends: dict[int, tuple[str, str]]) -> None:
     node.run(node.datapath.apply(table(ends, {("audit", "allow"): 80})))
     (client, server), sport = ends[4], next(_PORTS)
-    before, seen = counted(node, Hook.FROM_POD, Reason.DEFAULT_DENY), len(node.flows)
+    before, seen = counted(node, Hook.FROM_POD, Reason.DEFAULT_DENY), node.flows_seen()
     for flags in (p.SYN, p.ACK, p.ACK):
         assert node.judge("from_pod", p.tcp_frame(client, server, sport, 80, flags), endpoint=CLIENT) == -1
     assert counted(node, Hook.FROM_POD, Reason.DEFAULT_DENY) == before + 1
@@ -187,7 +189,7 @@ def test_a_live_connection_shows_that_it_is_in_audit_from_now_on(
     packet = p.tcp_frame(client, server, sport, 80)
     more = p.tcp_frame(client, server, sport, 80, p.ACK)
     assert node.judge("from_pod", packet, endpoint=CLIENT) == -1
-    before, seen = counted(node, Hook.FROM_POD, Reason.POLICY_DENIED), len(node.flows)
+    before, seen = counted(node, Hook.FROM_POD, Reason.POLICY_DENIED), node.flows_seen()
     node.run(node.datapath.apply(table(ends, {("audit-rule", "allow"): 80})))
     for _ in range(3):
         assert node.judge("from_pod", more, endpoint=CLIENT) == -1
@@ -240,3 +242,43 @@ def test_a_peer_is_who_its_address_is(node: KernelNode, ends: dict[int, tuple[st
     for version, port, result in ((4, 80, -1), (6, 80, 2), (4, 81, -1), (6, 81, 2)):
         packet = p.tcp_frame(*ends[version], next(_PORTS), port)
         assert node.judge("from_pod", packet, endpoint=CLIENT) == result, (version, port)
+
+
+def audited(found: PolicyTable, *sets: int) -> PolicyTable:
+    """The same with these rule sets of policies in audit alone: every request passes."""
+    changed = {number: RuleSet(number, str(number), None, ()) for number in sets}
+    return msgspec.structs.replace(found, rule_sets={**found.rule_sets, **changed})
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_only_audit_steers_passes_without_a_proxy(
+    node: KernelNode, ends: dict[int, tuple[str, str]], version: int
+) -> None:
+    """A connection that is there already, one that begins while no listener is, and their packets at the server."""
+    client, server = ends[version]
+    old, new = next(_PORTS), next(_PORTS)
+
+    def pass_all(sport: int, flags: int, wanted: int = -1) -> None:
+        assert node.judge("from_pod", p.tcp_frame(client, server, sport, 80, flags), endpoint=CLIENT) == wanted
+        if wanted == -1:
+            ifindex = node.ifindex(CLIENT)
+            packet = p.tcp_frame(client, server, sport, 80, flags)
+            assert node.judge("to_pod", packet, endpoint=SERVER, ingress_ifindex=ifindex) == wanted
+
+    node.run(node.datapath.apply(table(ends, {("allow", "allow"): 80})))
+    pass_all(old, p.SYN)
+    for combination in (("allow", "redirect"), ("redirect", "allow"), ("redirect", "redirect")):
+        live = table(ends, {combination: 80})
+        node.run(node.datapath.apply(audited(live, EGRESS_SET, INGRESS_SET, BOTH)))
+        pass_all(old, p.ACK)
+        new = next(_PORTS)
+        pass_all(new, p.SYN)
+        pass_all(new, p.ACK)
+        made = entry(node, new)
+        assert made is not None
+        assert (made.verdict, made.leg) == (Verdict.ALLOW, Leg.DIRECT)
+    # Enforced, the same rows drop all of it.
+    node.run(node.datapath.apply(live))
+    pass_all(old, p.ACK, 2)
+    pass_all(new, p.ACK, 2)
+    pass_all(next(_PORTS), p.SYN, 2)

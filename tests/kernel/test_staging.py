@@ -135,6 +135,6 @@ def test_an_agent_that_died_while_staging_leaves_nothing(node: KernelNode) -> No
 def test_before_its_first_policy_an_endpoint_drops_everything(demo_testbed: Testbed, node: KernelNode) -> None:
     empty = PolicyTable(9, {}, {ip_network("0.0.0.0/0"): 9}, {}, {}, {}, {}, {})
     node.run(node.datapath.apply(empty))
-    seen = len(node.flows)
+    seen = node.flows_seen()
     assert node.judge("from_pod", p.tcp_frame("10.240.1.10", "8.8.8.8", 1, 2), endpoint=ME) == 2
     assert node.flow_after(seen).reason is Reason.NOT_READY

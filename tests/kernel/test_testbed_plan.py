@@ -33,6 +33,26 @@ def test_addresses_are_allocated_beside_given_ones() -> None:
     ]
 
 
+def test_the_first_address_alone_is_an_address_too() -> None:
+    pods = [pod_manifest("a"), pod_manifest("b")]
+    pods[1]["status"] = {"podIP": "10.240.1.10"}
+    assert [tuple(map(str, pod.addresses)) for pod in plan_of(*pods).pods] == [
+        ("10.240.1.11", "fd00:240:1::11"),
+        ("10.240.1.10",),
+    ]
+    pods[1]["status"] = {"podIP": "10.240.2.1"}
+    with pytest.raises(TestbedError, match=r"status\.podIP: 10\.240\.2\.1 is not in a pod prefix of node1"):
+        plan_of(*pods)
+
+
+@pytest.mark.parametrize("kind", sorted({kind for _, kind in READERS} - {"Namespace", "Node", "Pod"}))
+def test_what_else_the_agent_reads_is_handed_to_it(kind: str) -> None:
+    document = {"kind": kind, "metadata": {"name": "x", "namespace": "shop"}}
+    assert [(given.kind, given.name) for given in plan_of(pod_manifest("web"), document).policies] == [(kind, "x")]
+    with pytest.raises(TestbedError, match="name: is missing"):
+        plan_of({"kind": kind, "metadata": {}})
+
+
 def test_the_demo_has_one_node_and_two_hosts_outside() -> None:
     plan = make_plan(manifests.load(demo_manifests()))
     assert [(node.name, node.number) for node in plan.nodes] == [("node1", 1)]

@@ -165,6 +165,18 @@ class KernelNode:
         """What is attached."""
         return [one.endpoint for one in self.datapath._attached.values()]
 
+    def flows_seen(self) -> int:
+        """How many records there are, those that were still on their way included."""
+
+        async def settle() -> int:
+            while True:
+                count = len(self.flows)
+                await asyncio.sleep(0.03)
+                if len(self.flows) == count:
+                    return count
+
+        return self.run(settle())
+
     def flow_after(self, seen: int, timeout: float = 5.0) -> KernelFlow:
         """The first record behind the `seen` ones that were there before."""
 

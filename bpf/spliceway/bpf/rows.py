@@ -72,8 +72,8 @@ def logical_rows(table: PolicyTable, attached: Mapping[str, Attached]) -> Logica
         endpoints={key: value for key, value in _endpoints(table, attached).items() if value is not None},
         ipcache=ipcache,
         classes={_class_key(key): _CLASS.pack(class_id) for key, class_id in table.classes.items()},
-        policy={_policy_key(key): _row(row) for key, row in table.rows.items()},
-        pairs={_U32x2.pack(*pair): _PAIR.pack(rule_set) for pair, rule_set in table.pairs.items()},
+        policy={_policy_key(key): _row(table, row) for key, row in table.rows.items()},
+        pairs={_U32x2.pack(*pair): _PAIR.pack(_steered(table, rule_set)) for pair, rule_set in table.pairs.items()},
     )
 
 
@@ -97,10 +97,10 @@ def delta_rows(table: PolicyTable, delta: TableDelta, attached: Mapping[str, Att
         edits.classes[_class_key(class_key)] = None if class_id is None else _CLASS.pack(class_id)
     for row_key in delta.rows:
         row = table.rows.get(row_key)
-        edits.policy[_policy_key(row_key)] = None if row is None else _row(row)
+        edits.policy[_policy_key(row_key)] = None if row is None else _row(table, row)
     for pair in delta.pairs:
         rule_set = table.pairs.get(pair)
-        edits.pairs[_U32x2.pack(*pair)] = None if rule_set is None else _PAIR.pack(rule_set)
+        edits.pairs[_U32x2.pack(*pair)] = None if rule_set is None else _PAIR.pack(_steered(table, rule_set))
     return edits
 
 
@@ -163,8 +163,19 @@ def _policy_key(key: RowKey) -> bytes:
     )
 
 
-def _row(row: Row) -> bytes:
-    return _ROW.pack(row.rule, row.rule_set, row.verdict, row.reason)
+def _row(table: PolicyTable, row: Row) -> bytes:
+    return _ROW.pack(row.rule, _steered(table, row.rule_set), row.verdict, row.reason)
+
+
+def _steered(table: PolicyTable, number: int) -> int:
+    """A rule set as rows name it: marked when it enforces nothing at either end.
+
+    The mark follows from what the number stands for, which never changes, so that a delta needs no look at rule sets.
+    """
+    rule_set = table.rule_sets.get(number)
+    if rule_set is None or rule_set.rules is not None or (rule_set.also and rule_set.also.rules is not None):
+        return number
+    return number | abi.RULE_SET_AUDIT
 
 
 class Longest:

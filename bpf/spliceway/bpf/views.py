@@ -39,7 +39,7 @@ def conntrack(maps: Maps) -> list[CtEntry]:
                 verdict=Verdict(value.judged & 3),
                 reason=Reason(value.reason),
                 rule=value.rule,
-                rule_set=value.rule_set,
+                rule_set=value.rule_set & ~abi.RULE_SET_AUDIT,
                 generation=value.judged >> 2,
                 idle_seconds=max(0, now - value.seen) / 1e9,
                 packets=value.packets,
@@ -63,7 +63,7 @@ def socks(maps: Maps) -> list[SockEntry]:
                 leg=Leg(state.leg),
                 state=SpliceState(state.word),
                 why=Why(state.why).label,
-                rule_set=state.rule_set,
+                rule_set=state.rule_set & ~abi.RULE_SET_AUDIT,
                 to_proxy_bytes=state.bytes[End.POD],
                 to_proxy_messages=state.messages[End.POD],
                 from_proxy_bytes=state.bytes[End.PROXY],
@@ -156,7 +156,7 @@ def policy(maps: Maps, slot: int) -> list[dict[str, object]]:
                 "verdict": Verdict(value.verdict[slot]).label,
                 "reason": Reason(value.reason[slot]).label,
                 "rule": value.rule[slot],
-                "rule_set": value.rule_set[slot],
+                "rule_set": value.rule_set[slot] & ~abi.RULE_SET_AUDIT,
             }
         )
     return sorted(found, key=lambda row: (row["policy_id"], row["direction"], row["class_id"], row["port"]))

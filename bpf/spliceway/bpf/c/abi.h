@@ -79,6 +79,11 @@ struct ipcache_value {
 	u32 endpoint[2];	// ifindex of the local endpoint that has this address, or 0
 };
 
+// In rows, pairs, conntrack and splices a rule set that enforces nothing (policies in audit only) has this bit. Its connections pass
+// without a proxy where it can't be asked: audit changes no traffic.
+#define RULE_SET_AUDIT 0x40000000u
+#define RULE_SET_NUMBER(set) ((set) & ~RULE_SET_AUDIT)
+
 #define ENFORCE_INGRESS 1u
 #define ENFORCE_EGRESS 2u
 #define ENFORCE_READY 4u

@@ -59,7 +59,7 @@ static __always_inline void report(u32 hook, const struct flow *f, const struct 
 	e->src_identity = f->src_identity;
 	e->dst_identity = f->dst_identity;
 	e->rule = d->rule;
-	e->rule_set = d->rule_set;
+	e->rule_set = RULE_SET_NUMBER(d->rule_set);
 	e->length = f->length;
 	e->sport = ntohs(f->t.sport);
 	e->dport = ntohs(f->t.dport);

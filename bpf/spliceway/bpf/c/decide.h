@@ -89,7 +89,7 @@ static __always_inline void decide_one(u32 policy_id, u32 direction, u32 peer, u
 // one that redirects (the client's first), else the one that a policy made (the server's first).
 static __always_inline void combine(struct decision *d, const struct decision *in)
 {
-	struct pair_key key = { .egress = d->rule_set, .ingress = in->rule_set };
+	struct pair_key key = { .egress = RULE_SET_NUMBER(d->rule_set), .ingress = RULE_SET_NUMBER(in->rule_set) };
 	u32 out_redirects = d->verdict == REDIRECT, in_redirects = in->verdict == REDIRECT, rule_set = in->rule_set;
 	u32 in_is_named = !denies(d->reason) &&
 			  (denies(in->reason) || (!out_redirects && (in_redirects || in->reason != NO_POLICY)));

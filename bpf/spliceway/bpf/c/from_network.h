@@ -63,6 +63,8 @@ int from_network(struct __sk_buff *skb)
 		if (!syn && !proxied)
 			return PASS;
 		decide_ends(&w->key, NULL, 1, w->key.remote_port, slot, &w->f, &w->d);
+		if (!proxied && nobody_to_ask(skb, &w->p, &w->d, syn))
+			pass_by(&w->d);
 		if (w->d.verdict != REDIRECT) {
 			conntrack.delete(&w->key);
 			return PASS;

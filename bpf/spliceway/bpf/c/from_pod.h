@@ -15,6 +15,8 @@ static __always_inline int from_pod_new(struct __sk_buff *skb, struct work *w, c
 	u32 client = mark != PROXY_CONNECTED;
 	u16 port = w->p.icmp ? htons(w->p.icmp) : policy_port(&w->key, client);
 	decide_ends(&w->key, ep, client, port, slot, &w->f, &w->d);
+	if (!mark && w->p.protocol == PROTO_TCP && nobody_to_ask(skb, &w->p, &w->d, is_new_syn(&w->p)))
+		pass_by(&w->d);
 	w->f.leg = mark ? proxy_leg(mark) : w->d.verdict == REDIRECT ? LEG_DOWNSTREAM : LEG_DIRECT;
 	if (mark && w->d.verdict != DENY && !same_listener(mark, &w->d))
 		return drop(HOOK_FROM_POD, w, RULE_SET_CHANGED);

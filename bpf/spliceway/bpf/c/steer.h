@@ -41,7 +41,8 @@ static __always_inline struct bpf_sock *lookup_sock(struct __sk_buff *skb, const
 static __always_inline struct bpf_sock *lookup_listener(struct __sk_buff *skb, u32 rule_set, u8 family)
 {
 	struct tuple t = {};
-	struct listener *l = listeners.lookup(&rule_set);
+	u32 number = RULE_SET_NUMBER(rule_set);
+	struct listener *l = listeners.lookup(&number);
 
 	if (!l)
 		return NULL;
@@ -79,7 +80,7 @@ static __always_inline u8 proxy_leg(u32 mark)
 // rule set still has that listener: what began under another rule set must not go on under this one's name.
 static __always_inline int same_listener(u32 mark, const struct decision *d)
 {
-	u32 rule_set = d->rule_set;
+	u32 rule_set = RULE_SET_NUMBER(d->rule_set);
 
 	if (d->verdict != REDIRECT)
 		return 0;
@@ -87,6 +88,37 @@ static __always_inline int same_listener(u32 mark, const struct decision *d)
 		return 1;
 	struct listener *l = listeners.lookup(&rule_set);
 	return l && l->port == mark;
+}
+
+// A verdict of policies in audit alone goes on without the proxy.
+static __always_inline void pass_by(struct decision *d)
+{
+	d->verdict = ALLOW;
+	if (d->reason == REDIRECTED)
+		d->reason = POLICY_ALLOWED;
+}
+
+static __always_inline int only_audited(const struct decision *d)
+{
+	return d->verdict == REDIRECT && (d->rule_set & RULE_SET_AUDIT);
+}
+
+// Would a connection that only policies in audit steer meet no proxy? So for one that began without.
+static __always_inline int nobody_to_ask(struct __sk_buff *skb, const struct packet *p, const struct decision *d, u32 syn)
+{
+	struct bpf_sock *sk;
+	int there;
+
+	if (!only_audited(d))
+		return 0;
+	if (!syn)
+		return 1;
+	sk = lookup_listener(skb, d->rule_set, p->family);
+	if (!sk)
+		return 1;
+	there = sk->state == STATE_LISTEN && is_proxy_sock(sk);
+	bpf_sk_release(sk);
+	return !there;
 }
 
 // Returns 0 when the packet is on its way to the proxy, else the reason to drop it.

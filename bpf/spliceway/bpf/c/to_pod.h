@@ -86,6 +86,9 @@ static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, con
 		// A local pod's packet comes from its own veth, where its source was checked: not from a tunnel, say.
 		if (o->from == FROM_ELSEWHERE && w->f.remote_ifindex && w->f.remote_ifindex != skb->ingress_ifindex)
 			return drop(HOOK_TO_POD, w, SPOOFED_SOURCE);
+		// Nobody was there to be asked, or the connection is older than the policy.
+		if (only_audited(&w->d))
+			pass_by(&w->d);
 		if (w->d.verdict == REDIRECT)
 			return drop(HOOK_TO_POD, w, NOT_STEERED);
 	}
