@@ -170,6 +170,15 @@ def test_a_document_that_is_no_mapping_is_not_shown(text: str) -> None:
     assert str(error) == "o.yaml: document 1 (line 1): must be a mapping"
 
 
+@pytest.mark.parametrize("name", ["a\\nk8s:role=admin", "Upper", "a b", "a" * 254])
+def test_a_service_account_is_a_name(name: str) -> None:
+    """It becomes a label of the identity, and must not look like several."""
+    text = f'{{apiVersion: v1, kind: Pod, metadata: {{name: a}}, spec: {{serviceAccountName: "{name}"}}}}'
+    (error,) = parse_text(text, "o.yaml").errors
+    assert str(error).startswith("o.yaml: Pod default/a: spec.serviceAccountName: ")
+    assert "is not a valid name" in str(error)
+
+
 POD = "{{apiVersion: v1, kind: Pod, metadata: {{name: a}}, spec: {{containers: [{{ports: [{}]}}]}}}}"
 SLICE = "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: a}}, {}}}"
 PORT = "Pod default/a: spec.containers[0].ports[0]"

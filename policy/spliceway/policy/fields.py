@@ -109,7 +109,14 @@ class Fields:
 
     def need_name(self, key: str, pattern: re.Pattern[str] = DNS_SUBDOMAIN) -> str:
         """A name that must be there, valid for Kubernetes and at most 253 characters long."""
-        name: str = self.need(key, str)
+        return self._named(key, self.need(key, str), pattern)
+
+    def take_name(self, key: str) -> str:
+        """A name as `need_name` reads it, empty when it is absent or empty."""
+        name: str = self.take(key, str, "")
+        return self._named(key, name, DNS_SUBDOMAIN) if name else ""
+
+    def _named(self, key: str, name: str, pattern: re.Pattern[str]) -> str:
         if len(name) > 253 or not pattern.fullmatch(name):
             self.where.at(key).refuse(f"{shown(name)} is not a valid name (lower-case letters, digits and «-»)")
         return name

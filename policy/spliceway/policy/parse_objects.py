@@ -39,7 +39,7 @@ def parse_pod(fields: Fields, where: Where) -> Pod:
         tuple(dict.fromkeys(addresses)),
         spec.take("nodeName", str, ""),
         spec.take("hostNetwork", bool, False),
-        spec.take("serviceAccountName", str, ""),
+        spec.take_name("serviceAccountName"),
         where.file,
         tuple(sorted(set(_named_ports(spec)), key=lambda port: (port.name, port.protocol, port.port))),
     )
