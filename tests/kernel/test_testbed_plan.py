@@ -12,6 +12,7 @@ import yaml
 from spliceway.agent.testbed import manifests, mounts, resolve
 from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.plan import Plan, make_plan
+from spliceway.policy.parse import READERS
 from support.node import demo_manifests, pod_manifest
 
 

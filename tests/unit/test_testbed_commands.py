@@ -96,3 +96,24 @@ def test_exec_reaches_the_run_that_is_named(tmp_path: Path, monkeypatch: pytest.
         result = CliRunner().invoke(commands.app, ["exec", *arguments])
         assert "sw1: no such testbed" in str(result.exception)
     assert CliRunner().invoke(commands.app, ["exec", "a", "--run", "sw1"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- enforcement: audit", "config.yaml: must be one mapping"),
+        ("a: 1\n---\nb: 2", "config.yaml: must be one mapping"),
+        ("", "config.yaml: must be one mapping"),
+        ("a: [", "config.yaml: line 2: not YAML"),
+    ],
+)
+def test_a_configuration_that_is_none_is_refused_before_anything_is_built(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    (tmp_path / "pods.yaml").write_text("")
+    done = CliRunner().invoke(
+        commands.app, ["up", str(tmp_path / "pods.yaml"), "--config", str(tmp_path / "config.yaml")]
+    )
+    assert done.exit_code == 1
+    assert message in str(done.exception)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import typer
@@ -19,12 +19,16 @@ from spliceway.agent.testbed.hints import hints
 from spliceway.agent.testbed.node import NodeInfo, Pod, find_pod
 from spliceway.agent.testbed.plan import make_plan
 from spliceway.agent.testbed.testbed import Record, Testbed, load_record
+from spliceway.policy.documents import load_documents
+from spliceway.policy.errors import PolicyError
 
 app = typer.Typer(
     name="testbed",
     help="Virtual nodes from manifests, to try policies with real traffic.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Output = Annotated[Literal["table", "json"], typer.Option("--output", "-o", help="For people or for programs.")]
@@ -55,7 +59,12 @@ class PodStatus(msgspec.Struct, frozen=True):
 def up(
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Manifests, or directories of them.")],
     policies: Annotated[
-        list[Path] | None, typer.Option(help="A directory or file of policies; can be repeated.")
+        list[Path] | None,
+        typer.Option(help="A directory or file of policies and what they refer to; can be repeated."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Fields of the agent's configuration that shall differ."),
     ] = None,
     agent: Annotated[bool, typer.Option("--agent/--no-agent", help="Whether to run the agent on the nodes.")] = True,
 ) -> None:
@@ -63,12 +72,13 @@ def up(
 
     Exit status 1 when a policy or manifest is refused: what is refused is told, and the testbed stays up without it.
     """
+    overrides = _overrides(config) if config else {}
     plan = make_plan(manifests.load(files))
     testbed = Testbed.up(files, policies=policies or ())
     refused: dict[str, None] = {}  # in order, each once: all nodes read the same policies
     try:
         for node in testbed.nodes if agent else ():
-            refused |= dict.fromkeys(refusals(start_agent(node).client.get("status")))
+            refused |= dict.fromkeys(refusals(start_agent(node, overrides).client.get("status")))
         testbed.keep()
     except BaseException:
         testbed.down()
@@ -85,6 +95,17 @@ def up(
     if refused:
         typer.echo(f"spliceway: {len(refused)} refused; the testbed is up without what is refused", err=True)
         raise typer.Exit(1)
+
+
+def _overrides(file: Path) -> dict[str, Any]:
+    """What a file says of the agent's configuration. The agent judges it. Raises TestbedError."""
+    try:
+        found = load_documents(file.read_text(), str(file))
+    except (PolicyError, UnicodeDecodeError) as error:
+        raise TestbedError(f"{file}: {error}" if isinstance(error, UnicodeDecodeError) else str(error)) from error
+    if len(found) != 1 or not isinstance(found[0].content, dict):
+        raise TestbedError(f"{file}: must be one mapping, as the configuration of the agent is")
+    return found[0].content
 
 
 @app.command("exec", context_settings={"allow_interspersed_args": False})

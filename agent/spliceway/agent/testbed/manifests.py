@@ -1,7 +1,7 @@
 """Reading Kubernetes manifests for a testbed, and writing them as the agent's directory source expects them.
 
-Only what builds a node is read here (kind, metadata, a few fields of spec and status); policies are passed on as they
-are, because judging them is the agent's task.
+Only what builds a node is read here (kind, metadata, a few fields of spec and status); policies, Services and whatever
+else the agent knows are passed on as they are, because judging them is the agent's task.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import yaml
 from spliceway.agent.testbed.errors import TestbedError
 from spliceway.policy.documents import Document, load_documents
 from spliceway.policy.errors import PolicyError
-from spliceway.policy.parse import parse_document
+from spliceway.policy.parse import READERS, parse_document
 
 Object = Mapping[str, Any]
 
-#: Kinds that select and permit traffic. They go to `policies/`, unread.
-POLICY_KINDS = frozenset({"CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy", "NetworkPolicy"})
 #: Kinds that the cluster is made of. They go to `pods/`.
 CLUSTER_KINDS = frozenset({"Namespace", "Node", "Pod"})
+#: What else the agent reads: policies and what they refer to. They go to `policies/`, unread.
+POLICY_KINDS = frozenset(kind for _version, kind in READERS) - CLUSTER_KINDS
 
 
 class Manifest(msgspec.Struct, frozen=True):

@@ -1,8 +1,8 @@
 """What a testbed will consist of: every node, pod and outside host with its addresses and names. Pure.
 
 Node N (from 1) has the pod prefixes 10.240.N.0/24 and fd00:240:N::/64 and the underlay addresses 10.10.0.(1+N) and
-fd00:10::(1+N). A pod gets the addresses of its `status.podIPs`, or the next free ones of its node's prefixes. A Pod
-with the annotation `testbed.spliceway.io/outside: "true"` is a host outside the cluster.
+fd00:10::(1+N). A pod gets the addresses of its `status.podIPs` or `podIP`, or the next free ones of its node's prefixes.
+A Pod with the annotation `testbed.spliceway.io/outside: "true"` is a host outside the cluster.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def make_plan(manifests: Iterable[Manifest]) -> Plan:
     by_name = {node.name: node for node in nodes}
     pods: list[PodPlan] = []
     # Those with addresses of their own come first, or an allocated one could be in their way.
-    for manifest in sorted(by_kind["Pod"], key=lambda pod: not pod.items("status", "podIPs")):
+    for manifest in sorted(by_kind["Pod"], key=lambda pod: not _stated(pod)):
         pods.append(plan_pod(manifest, by_name, pods))
     order = {manifest.where: position for position, manifest in enumerate(by_kind["Pod"])}
     pods.sort(key=lambda pod: order[pod.where])
@@ -169,9 +169,9 @@ def _node_name(pod: Manifest, default: str) -> str:
 
 def _given_addresses(manifest: Manifest, node: NodePlan | None) -> tuple[IPAddress, ...]:
     addresses: list[IPAddress] = []
-    for index, item in enumerate(manifest.items("status", "podIPs")):
-        field = f"{manifest.where}: status.podIPs[{index}].ip"
-        address = ip_address(item["ip"])
+    for name, text in _stated(manifest):
+        field = f"{manifest.where}: status.{name}"
+        address = ip_address(text)
         if node and not any(address in prefix for prefix in node.prefixes):
             own = " and ".join(map(str, node.prefixes))
             raise TestbedError(f"{field}: {address} is not in a pod prefix of {node.name} ({own})")
@@ -179,6 +179,13 @@ def _given_addresses(manifest: Manifest, node: NodePlan | None) -> tuple[IPAddre
             raise TestbedError(f"{field}: {address} is a pod address, and the host is outside the cluster")
         addresses.append(address)
     return tuple(addresses)
+
+
+def _stated(manifest: Manifest) -> list[tuple[str, str]]:
+    """Fields of `status` with the addresses that the manifest gives: `podIPs`, or `podIP` where that is missing."""
+    given = [(f"podIPs[{index}].ip", item["ip"]) for index, item in enumerate(manifest.items("status", "podIPs"))]
+    first = manifest.mapping("status").get("podIP")
+    return given if given or not first else [("podIP", first)]
 
 
 def _next_free(node: NodePlan, taken: Mapping[IPAddress, PodPlan]) -> tuple[IPAddress, ...]:
