@@ -1,8 +1,8 @@
 """What a testbed will consist of: every node, pod and outside host with its addresses and names. Pure.
 
 Node N (from 1) has the pod prefixes 10.240.N.0/24 and fd00:240:N::/64 and the underlay addresses 10.10.0.(1+N) and
-fd00:10::(1+N). A pod gets the addresses of its `status.podIPs` or `podIP`, or the next free ones of its node's prefixes.
-A Pod with the annotation `testbed.spliceway.io/outside: "true"` is a host outside the cluster.
+fd00:10::(1+N). A pod gets the addresses of its `status.podIPs` or `podIP`, or the next free ones of its node's
+prefixes. A Pod with the annotation `testbed.spliceway.io/outside: "true"` is a host outside the cluster.
 """
 
 from __future__ import annotations
