@@ -117,6 +117,7 @@ def test_what_is_no_file_is_refused(site: Path) -> None:
     assert errors.splitlines() == [
         "policies/gone.yaml: is not a regular file",
         "policies/pipe.yaml: is not a regular file",
+        "spliceway: 2 documents are refused, so no query is answered (--skip-refused leaves them out)",
     ]
 
 
@@ -145,6 +146,14 @@ def test_refused_documents(site: Path) -> None:
     status, lines, errors = run(*SITE, "--queries", "queries.jsonl", "--skip-refused", cwd=site)
     assert (status, verdicts(lines)) == (0, ["allow", "deny", "deny"])
     assert errors.startswith(says)
+    assert errors.endswith("spliceway: 1 document is left out\n")
+
+
+def test_no_policy_at_all_is_told(site: Path) -> None:
+    (site / "policies" / "db.yaml").unlink()
+    status, lines, errors = run(*SITE, "--queries", "queries.jsonl", cwd=site)
+    assert (status, verdicts(lines)) == (0, ["allow"] * 3)
+    assert errors == "spliceway: there is no policy in these files, so everything is allowed\n"
 
 
 def test_a_large_inventory(site: Path) -> None:
@@ -174,7 +183,7 @@ def test_refused_files(site: Path, content: bytes, says: str) -> None:
     status, lines, errors = run(*SITE, "--inventory", "bad.yaml", "--queries", "queries.jsonl", cwd=site)
     assert (status, lines) == (1, [])
     assert errors.startswith(says)
-    assert errors.count("\n") == 1
+    assert [line.startswith("spliceway: 1 document is refused") for line in errors.splitlines()] == [False, True]
 
 
 def test_wrong_queries_are_answered_and_told_at_the_end(site: Path) -> None:
@@ -199,10 +208,21 @@ def test_a_table_for_people(site: Path) -> None:
         ["FROM", "TO", "PORT", "REQUEST", "VERDICT", "REASON", "RULES"],
         ["shop/web", "shop/db", "5432/tcp", "-", "allow", "policy-allowed",
          "NetworkPolicy", "shop/db", "spec.ingress[0]"],
-        ["shop/web", "shop/db", "5433/tcp", "-", "deny", "default-deny", "-"],
+        ["shop/web", "shop/db", "5433/tcp", "-", "deny", "default-deny", "(ingress)"],
         ["shop/db", "shop/web", "80/tcp", "-", "allow", "no-policy", "-"],
         ["shop/x", "shop/db", "1/tcp", "-", "error", "from:", "the", "inventory", "has", "no", "pod", "shop/x", "-"],
     ]  # fmt: skip
+
+
+def test_the_table_says_why_no_http_rule_matched(site: Path) -> None:
+    port = '{ports: [{port: "80", protocol: TCP}], rules: {http: [{method: GET, path: /a}]}}'
+    (site / "policies" / "http.yaml").write_text(CLOSED.replace("ingress: [{}]", f"ingress: [{{toPorts: [{port}]}}]"))
+    text = '{"from": "shop/db", "to": "shop/web", "port": 80, "http": {"path": "/b"}}'
+    _status, lines, _errors = run(*SITE[:4], "--queries", "-", stdin=text, cwd=site)
+    assert lines[1].endswith(
+        "deny     http-denied  rule CiliumNetworkPolicy shop/closed spec.ingress[0].toPorts[0].rules.http[0]: "
+        "method matches, path /b does not match /a"
+    )
 
 
 def test_fifty_thousand_queries_over_a_thousand_pods(tmp_path: Path) -> None:

@@ -70,8 +70,14 @@ def evaluate(
     cluster, refusals = read_cluster((*policies, *inventory))
     for refusal in refusals:
         typer.echo(str(refusal), err=True)
-    if refusals and not skip_refused:
-        raise typer.Exit(1)
+    if refusals:
+        left = "left out" if skip_refused else "refused, so no query is answered (--skip-refused leaves them out)"
+        count = "1 document is" if len(refusals) == 1 else f"{len(refusals)} documents are"
+        typer.echo(f"spliceway: {count} {left}", err=True)
+        if not skip_refused:
+            raise typer.Exit(1)
+    if not cluster.policies:
+        typer.echo("spliceway: there is no policy in these files, so everything is allowed", err=True)
     asker = Asker(cluster)
     answers = (asker.line(line) for line in _lines(queries))
     if output is Output.JSON:
@@ -207,4 +213,6 @@ def _row(said: dict[str, Any]) -> tuple[Any, ...]:
         for rule in said["rules"]
     ]
     verdict = "audit" if said.get("audit") else said["verdict"]
-    return (*ends, port, request, verdict, said["reason"], rules)
+    # A miss names its rule itself; default deny is by no rule, but at one end.
+    why = said.get("nearestMiss") or rules or [f"({end})" for end in ("egress", "ingress") if said[end] == "deny"]
+    return (*ends, port, request, verdict, said["reason"], why)
