@@ -367,6 +367,30 @@ def test_numbers_that_run_out_leave_the_last_table_and_it_goes_on_from_there() -
     assert table.endpoints["default/server"] == first.endpoints["default/server"]
 
 
+def test_numbers_that_were_given_for_what_failed_are_free_again() -> None:
+    """Otherwise what has run out once would stay so until the agent is started anew."""
+    numbering = Numbering()
+    engine = Engine(Options(node="node1", pod_cidrs=(RANGE,)), numbering)
+    host = Node("node1", (ip_address("172.30.0.1"),))
+    engine.apply([WEB, SERVER, host], revision=1)
+    engine.settle(1)
+    kept = numbering.to_dict()
+    for number in range(64):
+        numbering.identity((f"block:10.{number}.0.0/16", "reserved:host"))
+    spec = "{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 172.30.0.0/24}}]}]}"
+    policy = _policy("a", spec, "NetworkPolicy")
+    with pytest.raises(NumberingError):
+        engine.apply(policy, revision=2)
+    assert engine.apply(policy, revision=3).rows
+    engine.settle(3)
+    engine.apply([], [("NetworkPolicy", "default/a")], revision=4)
+    engine.settle(4)
+    after = numbering.to_dict()
+    assert [pool["numbers"] for pool in after.values() if isinstance(pool, dict)] == [
+        pool["numbers"] for pool in kept.values() if isinstance(pool, dict)
+    ]
+
+
 def test_missing_listeners_are_no_business_of_a_half() -> None:
     """Without room for the pair a connection is denied where both ends ask, and only there."""
     _, table = _engine(WEB, SERVER, _pod("other", 5, "other"), *_both_ends(), limits=Limits(pairs=0))

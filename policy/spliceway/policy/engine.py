@@ -65,6 +65,7 @@ class Engine:
         self._table: PolicyTable | None = None
         self._retired: dict[Retired, int] = {}
         self._pruned = False
+        self._untidy = False
         self._refused: dict[_Key, Refusal] = {}
         self._wanted: dict[_Key, NetworkPolicy | None] = {}
         self._tried: dict[str, int] = {}
@@ -135,7 +136,8 @@ class Engine:
     def settle(self, revision: int) -> None:
         """The table of this revision is in force everywhere: numbers that it and its predecessors dropped are free.
 
-        So are, once the last table given out is in force, those that the numbering had from earlier and nothing used.
+        So are, once the last table given out is in force, those that the numbering had from earlier and nothing used,
+        and those that were given for what failed.
         """
         for retired, dropped in list(self._retired.items()):
             if dropped > revision:
@@ -143,9 +145,11 @@ class Engine:
             del self._retired[retired]
             if not self._compilation.in_use(retired):
                 _release(self._numbering, retired)
-        if not self._pruned and self._table is not None and revision >= self._table.revision and not self._ahead():
+        if self._pruned and not self._untidy:
+            return
+        if self._table is not None and revision >= self._table.revision and not self._ahead():
             self._numbering.prune(self._table)
-            self._pruned = True
+            self._pruned, self._untidy = True, False
 
     def _ahead(self) -> bool:
         """Whether there is more, or something else, than in the table that was given out last."""
@@ -251,6 +255,10 @@ class Engine:
                 self._store.put(new)
             elif old is not None:
                 self._store.drop(*object_key(old))
+        if self._pruned and self._table is not None and not self._retired:
+            # What failed has given numbers that no table has; if they had run out, they would stay so.
+            self._numbering.prune(self._table)
+        self._untidy = True
         self._compilation = self._new()
         self._work([(None, item) for item in sorted(objects(self._store.cluster), key=object_key)])
         if self._table is None:
