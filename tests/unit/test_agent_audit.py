@@ -23,7 +23,8 @@ from spliceway.bpf.types import Hook, KernelFlow, Leg, ReasonCount
 from spliceway.policy.compile import compile_table
 from spliceway.policy.lookup import identify
 from spliceway.policy.numbering import Numbering
-from spliceway.policy.table import HeaderMatch, HttpRule, PolicyTable, RuleRef, RuleSet
+from spliceway.policy.rulesets import NO_VALUE
+from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, PolicyTable, RuleRef, RuleSet
 from spliceway.policy.verdict import Direction, Reason, Verdict
 from spliceway.xds.flow import HttpFlow
 from support.agent import NODE, MemoryDatapath, cluster_of, pod, policy
@@ -241,8 +242,14 @@ def test_status_says_what_is_enforced(mode: str, count: int, text: str) -> None:
 
 def test_policy_get_shows_every_condition_and_no_secret() -> None:
     headers = (HeaderMatch("x-a"), HeaderMatch("x-b", "1"), HeaderMatch("x-c", "hush", secret=True))
-    rule_set = RuleSet(1, "s", (HttpRule(1, "GET", "/a", "h", headers),), audit=(HttpRule(1, path="/b"),))
+    others = (HeaderMatch("x-d", NO_VALUE, secret=True), HeaderMatch("x-e", "1", mismatch=Mismatch.ADD))
+    rule_set = RuleSet(
+        1, "s", (HttpRule(1, "GET", "/a", "h", headers),), audit=(HttpRule(1, path="/b", headers=others),)
+    )
     table = PolicyTable(1, {}, {}, {}, {}, {}, {1: rule_set}, {1: RuleRef("P", "spec")})
     shown_rules = msgspec.json.decode(encode(_http(table, rule_set)))
-    assert [_http_rule(rule) for rule in shown_rules] == ["GET /a host h x-a x-b: 1 x-c: (secret)", "* /b (audit)"]
+    assert [_http_rule(rule) for rule in shown_rules] == [
+        "GET /a host h x-a x-b: 1 x-c: (secret)",
+        "* /b x-d: (secret is missing or can be no header: never matches) (ADD x-e: 1) (audit)",
+    ]
     assert b"hush" not in encode(_http(table, rule_set))

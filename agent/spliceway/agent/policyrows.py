@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from spliceway.agent.verdicts import verdict_label
+from spliceway.policy.rulesets import NO_VALUE
 from spliceway.policy.table import OTHER_PEERS, HeaderMatch, PolicyTable, RowKey, RuleSet
 from spliceway.policy.verdict import Direction, Protocol
 
@@ -58,8 +59,10 @@ def _http(table: PolicyTable, rule_set: RuleSet) -> list[dict[str, Any]]:
 
 
 def _header(header: HeaderMatch) -> dict[str, str | None]:
-    """A header match, without the value of a Secret."""
-    value = "(secret)" if header.secret and header.value is not None else header.value
+    """A header match, without the value of a Secret; whether there is one that a header can have."""
+    value = header.value
+    if header.secret and value is not None:
+        value = "(secret is missing or can be no header: never matches)" if value == NO_VALUE else "(secret)"
     return {"name": header.name, "value": value, "mismatch": header.mismatch.value}
 
 

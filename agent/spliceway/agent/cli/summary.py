@@ -173,7 +173,9 @@ def _http_rule(rule: Json) -> str:
     parts = [rule["method"] or "*", rule["path"] or "*"]
     parts += [f"host {rule['host']}"] if rule["host"] else []
     for header in rule["headers"]:
-        parts.append(header["name"] if header["value"] is None else f"{header['name']}: {header['value']}")
+        text = header["name"] if header["value"] is None else f"{header['name']}: {header['value']}"
+        # With an action on mismatch it is no condition.
+        parts.append(f"({header['mismatch']} {text})" if header["mismatch"] else text)
     return " ".join((*parts, "(audit)") if rule["audit"] else parts)
 
 
