@@ -176,8 +176,11 @@ def test_kernel_records_become_audits_of_a_direction() -> None:
     found, record = names()
     assert found.kernel(record).verdict == "audit"
     assert found.direction(record, found.ends(record)) == Direction.INGRESS.label
+    assert found.kernel(record).direction == Direction.INGRESS.label
+    assert found.kernel(msgspec.structs.replace(record, reply=True)).direction == ""
     other = msgspec.structs.replace(record, reason=Reason.POLICY_DENIED)
     assert found.direction(other, found.ends(other)) == ""
+    assert found.kernel(other).direction == ""
     assert Names().direction(record, ("", "")) == ""
 
 

@@ -142,6 +142,8 @@ def test_flow_lines() -> None:
         "T proxy reserved:world-ipv6([fd00::1]:80) -> default/a(fd00::1) HTTP/1.1 deny http-denied "
         "GET /x 403 0.2 ms [rule x: path]"
     )
+    denied = {**flow, "reason": "default-deny", "nearestMiss": "", "http": None, "direction": "egress"}
+    assert flow_line(denied).endswith(" deny default-deny (egress)")
     assert flow_line({"lost": 3}) == "(3 flows lost: this reader is too slow)"
 
 

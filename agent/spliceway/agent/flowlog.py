@@ -40,7 +40,8 @@ class Flow(msgspec.Struct, frozen=True, rename="camel"):
     `verdict` is `audit` where it passed and would be denied if policies in audit were enforced. `rule` is the RuleRef
     as text (of the server's end, where both ends have HTTP rules; `client_rule` is then that of the client's);
     `rule_set` the name of the rule set; `nearest_miss` says what the closest rule of a denied request lacked;
-    `mismatches`: headers that a rule's mismatch action changed or noted.
+    `mismatches`: headers that a rule's mismatch action changed or noted. `direction`: for default deny, which no rule
+    makes, whether it is that of the client's `egress` or of the server's `ingress`; empty where that is not known.
     """
 
     time: str
@@ -59,6 +60,7 @@ class Flow(msgspec.Struct, frozen=True, rename="camel"):
     nearest_miss: str = ""
     client_rule: str = ""
     mismatches: tuple[str, ...] = ()
+    direction: str = ""
 
 
 class Lost(msgspec.Struct, frozen=True, rename="camel"):

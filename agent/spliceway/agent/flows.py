@@ -82,7 +82,8 @@ class Names:
 
     def kernel(self, record: KernelFlow, ends: Ends | None = None) -> Flow:
         """A kernel verdict with names."""
-        source, destination = ends or self.ends(record)
+        ends = source, destination = ends or self.ends(record)
+        by_default = record.reason is Reason.DEFAULT_DENY and not record.reply
         return Flow(
             time=_rfc3339(self._boot_ns + record.time),
             hook=record.hook.label,
@@ -98,6 +99,7 @@ class Names:
             rule=self.rule(record.rule),
             rule_set=self.rule_set(record.rule_set),
             length=record.length,
+            direction=self.direction(record, ends) if by_default else "",
         )
 
     def http(self, record: HttpFlow, ends: Ends | None = None) -> Flow:

@@ -153,6 +153,7 @@ def flow_line(flow: Json) -> str:
     parts = [flow["time"], flow["hook"], ends, flow["protocol"], flow["verdict"], flow["reason"]]
     if http := flow["http"]:
         parts.append(f"{http['method']} {http['path']} {http['status']} {http['duration']} ms")
+    parts += [f"({flow['direction']})"] if flow.get("direction") else []
     parts += [f"[{text}]" for text in (flow["rule"], flow["nearestMiss"]) if text]
     parts += [f"[mismatch of {', '.join(headers)}]"] if (headers := flow.get("mismatches")) else []
     return " ".join(parts)
