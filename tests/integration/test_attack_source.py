@@ -9,6 +9,7 @@ import pytest
 
 from support.attack import MARKER, SEQ, Site, Wire, Witness, attacked_site, error_about, pairs, seconds, set_rps
 from support.packets import ACK, ICMP, ICMPV6, RST, SYN, TCP, UDP, icmp, icmp6, ip, ipv6, tcp, udp
+from support.sysctl import set_sysctls
 
 pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 
@@ -118,7 +119,7 @@ def test_without_the_agent_the_same_frames_arrive() -> None:
     ):
         for pod in (site.intruder, site.frontend):  # a strict node would drop some of them for another reason
             for scope in ("all", pod.interface):
-                site.node.run_on_node(["sysctl", "-qw", f"net.ipv4.conf.{scope}.rp_filter=0"])
+                set_sysctls(site.node.info.netns, **{f"ipv4__conf__{scope}__rp_filter": 0})
         for packet in spoofed(site, []):
             wire.send(packet)
         witness.close()

@@ -17,6 +17,7 @@ from support.attack import MARKER, SEQ, Witness
 from support.egress import PAIR, SERVERS, Site, egress_site
 from support.node import python_in
 from support.packets import ACK, FIN, RST, SYN, TCP, ip, tcp
+from support.sysctl import set_sysctls
 from support.talk import Talk
 
 pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
@@ -324,10 +325,10 @@ def test_a_small_mtu_on_the_way(site: Site, version: int) -> None:
     ip_command, length = ["ip", f"-{version}", "route"], 32 if version == 4 else 128
     detour = [*ip_command, "replace", f"{server}/{length}", "via", router, "dev", "eth0"]
     narrow = [*ip_command, "replace", f"{server}/{length}", "dev", "eth0", "mtu", "1280"]
-    forward = "ipv4.ip_forward" if version == 4 else "ipv6.conf.all.forwarding"
-    for command in (["sysctl", "-qw", f"net.{forward}=1", "net.ipv4.conf.eth0.send_redirects=0"], narrow):
-        done = site.testbed.run("forger", command)
-        assert done.returncode == 0, done.stderr
+    forward = "ipv4__ip_forward" if version == 4 else "ipv6__conf__all__forwarding"
+    set_sysctls(site.testbed.pod("forger").netns, ipv4__conf__eth0__send_redirects=0, **{forward: 1})
+    done = site.testbed.run("forger", narrow)
+    assert done.returncode == 0, done.stderr
     done = site.testbed.node.run_on_node(detour)
     assert done.returncode == 0, done.stderr
     try:
@@ -353,7 +354,7 @@ def test_an_error_about_a_connection_that_is_not_there_yet(site: Site, version: 
     length = 32 if version == 4 else 128
     ip_command = ["ip", f"-{version}", "route"]
     site.testbed.run("forger", [*ip_command, "add", "unreachable", f"{nowhere}/{length}"])
-    site.testbed.run("forger", ["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"])
+    set_sysctls(site.testbed.pod("forger").netns, ipv4__ip_forward=1, ipv6__conf__all__forwarding=1)
     site.testbed.node.run_on_node([*ip_command, "replace", f"{nowhere}/{length}", "via", router, "dev", "eth0"])
     try:
         before = related(site)
@@ -367,10 +368,10 @@ def test_an_error_about_a_connection_that_is_not_there_yet(site: Site, version: 
 
 def test_strict_reverse_path_filters(site: Site) -> None:
     """IPv4 answers of the node's own servers come in by the loopback device, from an address of another one."""
-    names = ["net.ipv4.conf.all.rp_filter", "net.ipv4.conf.lo.rp_filter"]
-    site.testbed.node.run_on_node(["sysctl", "-qw", *(f"{name}=1" for name in names)])
+    place = site.testbed.node.info.netns
+    set_sysctls(place, ipv4__conf__all__rp_filter=1, ipv4__conf__lo__rp_filter=1)
     try:
         for server in SERVERS:
             assert site.ask(server, "/both/1")[0] == 200
     finally:
-        site.testbed.node.run_on_node(["sysctl", "-qw", *(f"{name}=0" for name in names)])
+        set_sysctls(place, ipv4__conf__all__rp_filter=0, ipv4__conf__lo__rp_filter=0)
