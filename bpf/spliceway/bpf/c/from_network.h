@@ -47,10 +47,11 @@ int from_network(struct __sk_buff *skb)
 	u32 fresh = !e || ct_expired(e, PROTO_TCP, w->now) || (syn && ct_closing(e));
 	if (fresh || syn || e->leg == LEG_UPSTREAM) {
 		proxied = proxy_has(skb, &w->p.outer, w->p.family, &state);
+		u32 upstream = e && e->leg == LEG_UPSTREAM;	// asked before the entry may go
 		enum answer kind = answer_kind(w, e, proxied, state);
 		if (kind != NO_ANSWER)
 			return answer_from_outside(skb, w, cfg, e, kind);
-		if (e && e->leg == LEG_UPSTREAM)
+		if (upstream)
 			fresh = 1;
 	}
 	if (!fresh) {
