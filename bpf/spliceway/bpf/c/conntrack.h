@@ -90,11 +90,8 @@ static __always_inline void keep_leg(u8 leg, u32 rule_set, struct decision *d)
 {
 	if (d->verdict == DENY)
 		return;
-	if (leg == LEG_DIRECT && d->verdict == REDIRECT && (d->rule_set & RULE_SET_AUDIT)) {
-		d->verdict = ALLOW;
-		if (d->reason == REDIRECTED)
-			d->reason = POLICY_ALLOWED;
-	}
+	if (leg == LEG_DIRECT && only_audited(d))
+		pass_by(d);
 	if (leg == LEG_DIRECT ? d->verdict == ALLOW : d->verdict == REDIRECT && d->rule_set == rule_set)
 		return;
 	d->verdict = DENY;

@@ -114,6 +114,19 @@ static __always_inline void combine(struct decision *d, const struct decision *i
 	}
 }
 
+// A verdict of policies in audit alone goes on without the proxy.
+static __always_inline void pass_by(struct decision *d)
+{
+	d->verdict = ALLOW;
+	if (d->reason == REDIRECTED)
+		d->reason = POLICY_ALLOWED;
+}
+
+static __always_inline int only_audited(const struct decision *d)
+{
+	return d->verdict == REDIRECT && (d->rule_set & RULE_SET_AUDIT);
+}
+
 // The client's egress and the server's ingress policy together: a denial of either denies, the client's first.
 static __always_inline void decide(const struct party *client, const struct party *server, u8 protocol, u16 port, u32 slot,
 				   struct decision *d)

@@ -90,19 +90,6 @@ static __always_inline int same_listener(u32 mark, const struct decision *d)
 	return l && l->port == mark;
 }
 
-// A verdict of policies in audit alone goes on without the proxy.
-static __always_inline void pass_by(struct decision *d)
-{
-	d->verdict = ALLOW;
-	if (d->reason == REDIRECTED)
-		d->reason = POLICY_ALLOWED;
-}
-
-static __always_inline int only_audited(const struct decision *d)
-{
-	return d->verdict == REDIRECT && (d->rule_set & RULE_SET_AUDIT);
-}
-
 // Would a connection that only policies in audit steer meet no proxy? So for one that began without.
 static __always_inline int nobody_to_ask(struct __sk_buff *skb, const struct packet *p, const struct decision *d, u32 syn)
 {
