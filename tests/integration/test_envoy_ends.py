@@ -10,9 +10,9 @@ import pytest
 
 from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, RuleSet
 from spliceway.policy.verdict import Reason, Verdict
-from spliceway.xds.admin import admin_get
-from spliceway.xds.flow import HttpFlow
-from spliceway.xds.names import RUNTIME_LOG_ALLOWED
+from spliceway.xds.accesslog.flow import HttpFlow
+from spliceway.xds.envoyadmin import admin_get
+from spliceway.xds.resources.names import RUNTIME_LOG_ALLOWED
 from support.envoy import EnvoyThread, port_of
 from support.steered import SERVER, read_reply
 

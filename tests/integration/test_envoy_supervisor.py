@@ -24,7 +24,7 @@ from spliceway.agent.envoyprocess import (
     start_time,
 )
 from spliceway.agent.testbed import cgroups
-from spliceway.xds.settings import BootstrapSettings
+from spliceway.xds.resources.settings import BootstrapSettings
 
 pytestmark = pytest.mark.envoy
 
@@ -158,7 +158,7 @@ def test_it_outlives_an_agent_that_is_killed(tmp_path: Path) -> None:
         import asyncio, sys
         from pathlib import Path
         from spliceway.agent.envoy import EnvoySettings, EnvoySupervisor
-        from spliceway.xds.settings import BootstrapSettings
+        from spliceway.xds.resources.settings import BootstrapSettings
 
         async def main():
             at = Path(sys.argv[1])

@@ -16,13 +16,13 @@ from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
 
 from spliceway.agent.testbed import netns
 from spliceway.policy.table import HttpRule, RuleSet
-from spliceway.xds.admin import admin_stats
+from spliceway.xds.accesslog.flow import LossCounter
+from spliceway.xds.envoyadmin import admin_stats
 from spliceway.xds.errors import NotAcceptedError
-from spliceway.xds.flow import LossCounter
-from spliceway.xds.names import FILTER_POLICY, listener_name
-from spliceway.xds.resources import build_snapshot
-from spliceway.xds.snapshot import Snapshot
-from spliceway.xds.typeurls import ROUTE
+from spliceway.xds.protocol.snapshot import Snapshot
+from spliceway.xds.protocol.typeurls import ROUTE
+from spliceway.xds.resources.build import build_snapshot
+from spliceway.xds.resources.names import FILTER_POLICY, listener_name
 from support.envoy import NODE_ID, EnvoyNode, envoy_node, port_of
 from support.steered import read_reply
 

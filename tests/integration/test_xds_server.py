@@ -21,15 +21,15 @@ from envoy.service.accesslog.v3 import als_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 
 from spliceway.policy.table import HttpRule, RuleSet
-from spliceway.xds.clients import AckEvent
+from spliceway.xds.accesslog.flow import HttpFlow
 from spliceway.xds.errors import AckTimeoutError, InconsistentSnapshotError, NotAcceptedError, XdsError
-from spliceway.xds.flow import HttpFlow
-from spliceway.xds.resources import build_snapshot
-from spliceway.xds.server import XdsServer
-from spliceway.xds.settings import ResourceSettings
-from spliceway.xds.snapshot import Snapshot
-from spliceway.xds.subscription import Kind
-from spliceway.xds.typeurls import CLUSTER, LISTENER, ROUTE
+from spliceway.xds.protocol.snapshot import Snapshot
+from spliceway.xds.protocol.subscription import Kind
+from spliceway.xds.protocol.typeurls import CLUSTER, LISTENER, ROUTE
+from spliceway.xds.resources.build import build_snapshot
+from spliceway.xds.resources.settings import ResourceSettings
+from spliceway.xds.server.clients import AckEvent
+from spliceway.xds.server.server import XdsServer
 
 NODE = "node-1"
 QUIET = 0.15  # seconds in which nothing may come

@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 from spliceway.agent.envoyprocess import find_envoy
 from spliceway.agent.testbed import netns
 from spliceway.policy.table import RuleSet
-from spliceway.xds.admin import admin_get
-from spliceway.xds.bootstrap import bootstrap
+from spliceway.xds.accesslog.flow import HttpFlow
+from spliceway.xds.envoyadmin import admin_get
 from spliceway.xds.errors import AdminError
-from spliceway.xds.flow import HttpFlow
-from spliceway.xds.resources import build_snapshot
-from spliceway.xds.server import XdsServer
-from spliceway.xds.settings import BootstrapSettings, ResourceSettings
+from spliceway.xds.resources.bootstrap import bootstrap
+from spliceway.xds.resources.build import build_snapshot
+from spliceway.xds.resources.settings import BootstrapSettings, ResourceSettings
+from spliceway.xds.server.server import XdsServer
 from support.steered import PORTS, PROXY_MARK, SERVER, Reply, SteeredNet, Upstream, dial, read_reply
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from spliceway.xds.flow import HttpFlow
+from spliceway.xds.accesslog.flow import HttpFlow
 from support.cases import Case, CaseFile
 from support.envoy import EnvoyThread
 from support.generated_http import generated_http

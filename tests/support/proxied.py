@@ -8,9 +8,9 @@ from typing import Any
 
 from spliceway.agent.envoy import EnvoySettings, EnvoySupervisor
 from spliceway.agent.testbed.node import Node
-from spliceway.xds.resources import build_snapshot
-from spliceway.xds.server import XdsServer
-from spliceway.xds.settings import BootstrapSettings, ResourceSettings
+from spliceway.xds.resources.build import build_snapshot
+from spliceway.xds.resources.settings import BootstrapSettings, ResourceSettings
+from spliceway.xds.server.server import XdsServer
 from support.kernel import KernelNode
 
 

@@ -26,7 +26,7 @@ from spliceway.policy.numbering import Numbering
 from spliceway.policy.rulesets import NO_VALUE
 from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, PolicyTable, RuleRef, RuleSet
 from spliceway.policy.verdict import Direction, Reason, Verdict
-from spliceway.xds.flow import HttpFlow
+from spliceway.xds.accesslog.flow import HttpFlow
 from support.agent import NODE, MemoryDatapath, cluster_of, pod, policy
 
 AUDITED = "metadata: {name: web, namespace: default, annotations: {spliceway.io/enforcement: audit}}"

@@ -9,7 +9,7 @@ import pytest
 from spliceway.agent.flows import Names
 from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, PolicyTable, RuleRef, RuleSet
 from spliceway.policy.verdict import Reason, Verdict
-from spliceway.xds.flow import HttpFlow
+from spliceway.xds.accesslog.flow import HttpFlow
 
 ARTICLES = HttpRule(1, "GET", "/articles/[0-9]+")
 TOKEN = HttpRule(2, "DELETE", "/orders/.*", headers=(HeaderMatch("x-token", "s3cret", secret=True),))

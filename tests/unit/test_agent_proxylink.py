@@ -10,9 +10,9 @@ import msgspec
 from spliceway.agent.control import Acceptance
 from spliceway.agent.proxylink import ProxyLink
 from spliceway.policy.table import HeaderMatch, HttpRule, RuleSet
-from spliceway.xds.clients import ClientStatus
-from spliceway.xds.settings import ResourceSettings
-from spliceway.xds.snapshot import Snapshot
+from spliceway.xds.protocol.snapshot import Snapshot
+from spliceway.xds.resources.settings import ResourceSettings
+from spliceway.xds.server.clients import ClientStatus
 
 GOOD = RuleSet(1, "default/good", (HttpRule(1, path="/a"),))
 OTHER = RuleSet(2, "default/other", (HttpRule(2, path="/b"),))

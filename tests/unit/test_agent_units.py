@@ -26,7 +26,7 @@ from spliceway.policy.compile import compile_table
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.table import PolicyTable, RowKey
 from spliceway.policy.verdict import Direction, Protocol, Reason, Verdict
-from spliceway.xds.flow import HttpFlow
+from spliceway.xds.accesslog.flow import HttpFlow
 from support.agent import NODE, cluster_of, pod, policy, run
 
 PODS = (pod("client", "10.240.1.10"), pod("server", "10.240.1.11"), pod("other", "10.240.1.12"))

@@ -8,9 +8,9 @@ import pytest
 from envoy.data.accesslog.v3 import accesslog_pb2
 
 from spliceway.policy.verdict import Reason, Verdict
-from spliceway.xds.accesslog import flow_of, judged
-from spliceway.xds.flow import FlowBudget, LossCounter
-from spliceway.xds.names import AMBIGUOUS_PATH, MALFORMED_HOST
+from spliceway.xds.accesslog.entries import flow_of, judged
+from spliceway.xds.accesslog.flow import FlowBudget, LossCounter
+from spliceway.xds.resources.names import AMBIGUOUS_PATH, MALFORMED_HOST
 
 PASSED = {"policy_enforced_engine_result": "allowed", "also_enforced_engine_result": "allowed"}
 

@@ -10,9 +10,9 @@ from envoy.config.bootstrap.v3 import bootstrap_pb2
 from google.protobuf.json_format import ParseDict
 
 from spliceway.policy.regex import MAX_PROGRAM_SIZE
-from spliceway.xds.bootstrap import bootstrap
-from spliceway.xds.names import CLUSTER_AGENT
-from spliceway.xds.settings import BootstrapSettings
+from spliceway.xds.resources.bootstrap import bootstrap
+from spliceway.xds.resources.names import CLUSTER_AGENT
+from spliceway.xds.resources.settings import BootstrapSettings
 from spliceway.xds.versions import parse_version, unsafe
 
 SETTINGS = BootstrapSettings(node_id="n", xds_socket=Path("/run/x.sock"), admin_socket=Path("/run/a.sock"))

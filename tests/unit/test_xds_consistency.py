@@ -17,13 +17,14 @@ from google.protobuf.message import Message
 
 from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, RuleSet
 from spliceway.xds.errors import InconsistentSnapshotError
-from spliceway.xds.names import FILTER_ALSO, FILTER_AMBIGUOUS, FILTER_POLICY, MAIN, listener_name
-from spliceway.xds.packing import packed, serialized
-from spliceway.xds.rbac import audit_ambiguous, deny_ambiguous
-from spliceway.xds.resources import build_snapshot
-from spliceway.xds.settings import ResourceSettings
-from spliceway.xds.snapshot import Snapshot
-from spliceway.xds.typeurls import CLUSTER, LISTENER, ROUTE
+from spliceway.xds.protocol.snapshot import Snapshot
+from spliceway.xds.protocol.typeurls import CLUSTER, LISTENER, ROUTE
+from spliceway.xds.resources.build import build_snapshot
+from spliceway.xds.resources.consistency import check_policy
+from spliceway.xds.resources.names import FILTER_ALSO, FILTER_AMBIGUOUS, FILTER_POLICY, MAIN, listener_name
+from spliceway.xds.resources.packing import packed, serialized
+from spliceway.xds.resources.rbac import audit_ambiguous, deny_ambiguous
+from spliceway.xds.resources.settings import ResourceSettings
 
 SETTINGS = ResourceSettings()
 GET = HttpRule(11, "GET", "/articles/[0-9]+")
@@ -195,7 +196,7 @@ def test_consistent_finds(what: str) -> None:
     if ROUTE in bodies:
         bodies[ROUTE][name] = serialized(routes)
     with pytest.raises(InconsistentSnapshotError) as caught:
-        Snapshot.of("1", bodies).consistent()
+        check_policy(Snapshot.of("1", bodies))
     assert message in str(caught.value)
 
 
@@ -236,7 +237,7 @@ def test_consistent_finds_in_an_audit_set(edit: Callable[[route_pb2.RouteConfigu
     edit(routes)
     bodies[ROUTE][listener_name(5)] = serialized(routes)
     with pytest.raises(InconsistentSnapshotError, match=message):
-        Snapshot.of("1", bodies).consistent()
+        check_policy(Snapshot.of("1", bodies))
 
 
 @pytest.mark.parametrize(
@@ -267,7 +268,7 @@ def test_consistent_finds_where_headers_are_changed(
     edit(routes)
     bodies[ROUTE][listener_name(5)] = serialized(routes)
     with pytest.raises(InconsistentSnapshotError, match=message):
-        Snapshot.of("1", bodies).consistent()
+        check_policy(Snapshot.of("1", bodies))
 
 
 def test_two_listeners_on_one_port_are_found() -> None:
@@ -277,4 +278,4 @@ def test_two_listeners_on_one_port_are_found() -> None:
     edit_manager(listener, lambda m: setattr(m.rds, "route_config_name", listener_name(7)))
     bodies[LISTENER][listener_name(7)] = serialized(listener)
     with pytest.raises(InconsistentSnapshotError, match=r"127\.0\.0\.1 port 23005"):
-        Snapshot.of("1", bodies).consistent()
+        check_policy(Snapshot.of("1", bodies))

@@ -7,10 +7,10 @@ from itertools import count
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spliceway.xds.snapshot import Snapshot
-from spliceway.xds.stream import AdsStream
-from spliceway.xds.subscription import Kind, Request, Response
-from spliceway.xds.typeurls import CLUSTER, LISTENER, ROUTE, TYPES
+from spliceway.xds.protocol.snapshot import Snapshot
+from spliceway.xds.protocol.stream import AdsStream
+from spliceway.xds.protocol.subscription import Kind, Request, Response
+from spliceway.xds.protocol.typeurls import CLUSTER, LISTENER, ROUTE, TYPES
 
 # A state is a set of listeners, each with a revision of its routes; a listener named `x` needs the cluster of its own.
 States = st.lists(

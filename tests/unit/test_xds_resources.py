@@ -8,13 +8,13 @@ from envoy.config.listener.v3 import listener_pb2
 
 from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, RuleSet
 from spliceway.xds.errors import ResourceError
-from spliceway.xds.names import CLUSTER_ORIGINAL, listener_name, policy_name, rule_of, rule_set_of
-from spliceway.xds.rbac import WELL_FORMED_HOST, WELL_FORMED_PATH
-from spliceway.xds.resources import build_snapshot, unfit
-from spliceway.xds.rules import allow_rules
-from spliceway.xds.settings import ResourceSettings
-from spliceway.xds.snapshot import Snapshot
-from spliceway.xds.typeurls import CLUSTER, LISTENER, ROUTE, TYPES
+from spliceway.xds.protocol.snapshot import Snapshot
+from spliceway.xds.protocol.typeurls import CLUSTER, LISTENER, ROUTE, TYPES
+from spliceway.xds.resources.build import build_snapshot, unfit
+from spliceway.xds.resources.names import CLUSTER_ORIGINAL, listener_name, policy_name, rule_of, rule_set_of
+from spliceway.xds.resources.rbac import WELL_FORMED_HOST, WELL_FORMED_PATH
+from spliceway.xds.resources.rules import allow_rules
+from spliceway.xds.resources.settings import ResourceSettings
 
 SETTINGS = ResourceSettings()
 GET = HttpRule(11, "GET", "/articles/[0-9]+")

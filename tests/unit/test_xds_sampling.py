@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spliceway.xds.sampling import WHOLE, Sampler
+from spliceway.xds.accesslog.sampling import WHOLE, Sampler
 
 
 def test_a_quiet_node_logs_everything() -> None:

@@ -8,13 +8,13 @@ import json
 import msgspec
 
 from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, RuleSet
-from spliceway.xds.resources import build_snapshot
-from spliceway.xds.settings import ResourceSettings
-from spliceway.xds.snapshot import Snapshot
-from spliceway.xds.status import Client, StreamRecord, client_status, dump_resources
-from spliceway.xds.stream import AdsStream
-from spliceway.xds.subscription import Request, Response
-from spliceway.xds.typeurls import LISTENER, ROUTE
+from spliceway.xds.debug.status import Client, StreamRecord, client_status, dump_resources
+from spliceway.xds.protocol.snapshot import Snapshot
+from spliceway.xds.protocol.stream import AdsStream
+from spliceway.xds.protocol.subscription import Request, Response
+from spliceway.xds.protocol.typeurls import LISTENER, ROUTE
+from spliceway.xds.resources.build import build_snapshot
+from spliceway.xds.resources.settings import ResourceSettings
 
 GET = HttpRule(1, "GET")
 

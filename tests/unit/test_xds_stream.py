@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from spliceway.xds.snapshot import Resource, Snapshot, TypeSet
-from spliceway.xds.stream import AdsStream
-from spliceway.xds.subscription import Kind, Request, Response
-from spliceway.xds.typeurls import TYPES
+from spliceway.xds.protocol.snapshot import Resource, Snapshot, TypeSet
+from spliceway.xds.protocol.stream import AdsStream
+from spliceway.xds.protocol.subscription import Kind, Request, Response
+from spliceway.xds.protocol.typeurls import TYPES
 
 BY_SHORT = {info.short: info for info in TYPES.values()}
 

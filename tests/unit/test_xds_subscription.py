@@ -7,9 +7,9 @@ from itertools import count
 
 import pytest
 
-from spliceway.xds.snapshot import Resource, TypeSet
-from spliceway.xds.subscription import KINDS, WILDCARD, Kind, Request, Response, Subscription
-from spliceway.xds.typeurls import TYPES
+from spliceway.xds.protocol.snapshot import Resource, TypeSet
+from spliceway.xds.protocol.subscription import KINDS, WILDCARD, Kind, Request, Response, Subscription
+from spliceway.xds.protocol.typeurls import TYPES
 
 BY_SHORT = {info.short: info for info in TYPES.values()}
 

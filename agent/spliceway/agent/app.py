@@ -41,10 +41,10 @@ from spliceway.agent.views import Views
 from spliceway.bpf.types import DatapathSettings
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.table import PolicyTable
+from spliceway.xds.accesslog.flow import HttpFlow, LossCounter
+from spliceway.xds.accesslog.sampling import WHOLE, Sampler
 from spliceway.xds.errors import AdminError
-from spliceway.xds.flow import HttpFlow, LossCounter
-from spliceway.xds.sampling import WHOLE, Sampler
-from spliceway.xds.server import XdsServer
+from spliceway.xds.server.server import XdsServer
 
 #: How often lost access log entries are counted, in seconds.
 LOSS_INTERVAL = 5.0

@@ -30,11 +30,11 @@ from spliceway.agent.envoyprocess import (
     save_identity,
     spawn,
 )
-from spliceway.xds.admin import admin_get, admin_stats
-from spliceway.xds.bootstrap import bootstrap
+from spliceway.xds.envoyadmin import admin_get, admin_stats
 from spliceway.xds.errors import AdminError
-from spliceway.xds.names import RUNTIME_LOG_ALLOWED
-from spliceway.xds.settings import BootstrapSettings
+from spliceway.xds.resources.bootstrap import bootstrap
+from spliceway.xds.resources.names import RUNTIME_LOG_ALLOWED
+from spliceway.xds.resources.settings import BootstrapSettings
 
 _log = structlog.get_logger(__name__)
 

@@ -20,7 +20,7 @@ from spliceway.policy.http import HttpRequest, decide
 from spliceway.policy.lookup import identify, lookup
 from spliceway.policy.table import HttpRule, Mismatch, PolicyTable, RuleRef, RuleSet
 from spliceway.policy.verdict import Direction, Protocol, Reason, Verdict
-from spliceway.xds.flow import HttpFlow
+from spliceway.xds.accesslog.flow import HttpFlow
 
 IPAddress = IPv4Address | IPv6Address
 

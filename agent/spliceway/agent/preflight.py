@@ -9,7 +9,7 @@ from pathlib import Path
 from spliceway.agent.config import Config
 from spliceway.agent.envoyprocess import find_envoy
 from spliceway.agent.errors import AgentError
-from spliceway.xds.settings import ResourceSettings
+from spliceway.xds.resources.settings import ResourceSettings
 
 #: sockaddr_un has 108 bytes, one of them for the final NUL.
 MAX_SOCKET_PATH = 107

@@ -11,13 +11,13 @@ import structlog
 
 from spliceway.agent.control import Acceptance
 from spliceway.policy.table import RuleSet
-from spliceway.xds.clients import AckEvent
-from spliceway.xds.names import listener_name, rule_set_of
-from spliceway.xds.resources import build_snapshot, unfit
-from spliceway.xds.settings import ResourceSettings
-from spliceway.xds.snapshot import Snapshot
-from spliceway.xds.status import ClientStatus, TypeStatus, dump_resources
-from spliceway.xds.subscription import Kind
+from spliceway.xds.debug.status import ClientStatus, TypeStatus, dump_resources
+from spliceway.xds.protocol.snapshot import Snapshot
+from spliceway.xds.protocol.subscription import Kind
+from spliceway.xds.resources.build import build_snapshot, unfit
+from spliceway.xds.resources.names import listener_name, rule_set_of
+from spliceway.xds.resources.settings import ResourceSettings
+from spliceway.xds.server.clients import AckEvent
 
 #: What Envoy says in a NACK when a listener's port belongs to somebody else.
 _PORT_TAKEN = "address already in use"

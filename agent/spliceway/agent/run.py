@@ -19,7 +19,7 @@ from spliceway.agent.sides import ProxyProcess
 from spliceway.agent.state import StateStore
 from spliceway.bpf.datapath import Datapath, claim, pin_root
 from spliceway.bpf.types import DatapathSettings
-from spliceway.xds.settings import BootstrapSettings
+from spliceway.xds.resources.settings import BootstrapSettings
 
 
 def run_agent(config: Config, *, log_level: str = "info", cleanup: bool = False) -> None:

@@ -8,10 +8,10 @@ import msgspec
 from google.protobuf.any_pb2 import Any
 from google.protobuf.json_format import MessageToDict
 
-from spliceway.xds.snapshot import Snapshot
-from spliceway.xds.stream import AdsStream
-from spliceway.xds.subscription import Refusal, Subscription
-from spliceway.xds.typeurls import TYPES
+from spliceway.xds.protocol.snapshot import Snapshot
+from spliceway.xds.protocol.stream import AdsStream
+from spliceway.xds.protocol.subscription import Refusal, Subscription
+from spliceway.xds.protocol.typeurls import TYPES
 
 #: What `dump_resources` shows instead of a value of a Secret.
 HIDDEN = "(secret)"

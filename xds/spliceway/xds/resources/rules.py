@@ -8,9 +8,9 @@ from typing import NamedTuple
 from envoy.config.rbac.v3 import rbac_pb2
 
 from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, RuleSet
-from spliceway.xds.headers import condition, permission, shown_forms
-from spliceway.xds.names import policy_name
-from spliceway.xds.rbac import ANYONE, ANYTHING, pass_all, regex_permission
+from spliceway.xds.resources.headers import condition, permission, shown_forms
+from spliceway.xds.resources.names import policy_name
+from spliceway.xds.resources.rbac import ANYONE, ANYTHING, pass_all, regex_permission
 
 
 class Group(NamedTuple):

@@ -11,8 +11,8 @@ from envoy.config.core.v3 import address_pb2, base_pb2
 from envoy.data.accesslog.v3 import accesslog_pb2
 
 from spliceway.policy.verdict import Reason, Verdict
-from spliceway.xds.flow import HttpFlow, IPAddress
-from spliceway.xds.names import (
+from spliceway.xds.accesslog.flow import HttpFlow, IPAddress
+from spliceway.xds.resources.names import (
     AMBIGUOUS_PATH,
     FILTER_ALSO,
     FILTER_AMBIGUOUS,

@@ -10,9 +10,9 @@ from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf.json_format import MessageToDict
 
 from spliceway.policy.regex import MAX_PROGRAM_SIZE
-from spliceway.xds.names import CLUSTER_AGENT
-from spliceway.xds.packing import packed, seconds
-from spliceway.xds.settings import BootstrapSettings
+from spliceway.xds.resources.names import CLUSTER_AGENT
+from spliceway.xds.resources.packing import packed, seconds
+from spliceway.xds.resources.settings import BootstrapSettings
 
 _V3 = config_source_pb2.ApiVersion.V3
 #: Source of listeners and clusters. No time limit for the first answer: without it Envoy would begin without listeners

@@ -10,7 +10,7 @@ from envoy.config.rbac.v3 import rbac_pb2
 from envoy.config.route.v3 import route_components_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
 
-from spliceway.xds.names import AMBIGUOUS_PATH, MALFORMED_HOST, MALFORMED_TARGET, PASS, PREFIXES
+from spliceway.xds.resources.names import AMBIGUOUS_PATH, MALFORMED_HOST, MALFORMED_TARGET, PASS, PREFIXES
 
 # A path that two servers can't read differently, up to `?` (docs/xds.md). Not in it: `;`, controls, space, DEL, bytes
 # >= 0x80, `\`; %25 %2e %2f %5c %3b, encoded controls and bytes >= 0x80; a bare or cut percent sign.

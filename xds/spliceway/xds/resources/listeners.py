@@ -19,9 +19,9 @@ from envoy.extensions.filters.network.http_connection_manager.v3.http_connection
 )
 from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as network_rbac_pb2
 
-from spliceway.xds.changes import no_script
-from spliceway.xds.clusters import preserve_case
-from spliceway.xds.names import (
+from spliceway.xds.resources.changes import no_script
+from spliceway.xds.resources.clusters import preserve_case
+from spliceway.xds.resources.names import (
     ACCESS_LOG,
     CLUSTER_AGENT,
     FILTER_ALSO,
@@ -40,9 +40,9 @@ from spliceway.xds.names import (
     End,
     listener_name,
 )
-from spliceway.xds.packing import seconds, typed
-from spliceway.xds.rbac import deny_all, deny_ambiguous, deny_own_addresses, http_filter, pass_all
-from spliceway.xds.settings import ResourceSettings
+from spliceway.xds.resources.packing import seconds, typed
+from spliceway.xds.resources.rbac import deny_all, deny_ambiguous, deny_own_addresses, http_filter, pass_all
+from spliceway.xds.resources.settings import ResourceSettings
 
 _STATS = "spliceway"  # one prefix for all: counters for each listener cost memory that nobody reads
 _NEVER = seconds(0)

@@ -7,9 +7,9 @@ from itertools import count
 
 import msgspec
 
-from spliceway.xds.snapshot import Snapshot
-from spliceway.xds.subscription import Kind, Refusal, Request, Response, Subscription
-from spliceway.xds.typeurls import TYPES
+from spliceway.xds.protocol.snapshot import Snapshot
+from spliceway.xds.protocol.subscription import Kind, Refusal, Request, Response, Subscription
+from spliceway.xds.protocol.typeurls import TYPES
 
 
 class Progress(msgspec.Struct, frozen=True):

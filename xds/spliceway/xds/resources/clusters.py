@@ -9,9 +9,9 @@ from envoy.config.core.v3 import socket_option_pb2
 from envoy.extensions.http.header_formatters.preserve_case.v3 import preserve_case_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 
-from spliceway.xds.names import CLUSTER_ORIGINAL
-from spliceway.xds.packing import packed, seconds, typed
-from spliceway.xds.settings import ResourceSettings
+from spliceway.xds.resources.names import CLUSTER_ORIGINAL
+from spliceway.xds.resources.packing import packed, seconds, typed
+from spliceway.xds.resources.settings import ResourceSettings
 
 _UNLIMITED = {"value": 0xFFFF_FFFF}
 # linux/in.h; socket has no name for it. Without it bind() to the client's address takes a port of its own for every

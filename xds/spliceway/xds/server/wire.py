@@ -6,8 +6,8 @@ from envoy.config.core.v3 import base_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf.any_pb2 import Any
 
-from spliceway.xds.status import Client
-from spliceway.xds.subscription import Request, Response
+from spliceway.xds.debug.status import Client
+from spliceway.xds.protocol.subscription import Request, Response
 
 
 def request_of(message: discovery_pb2.DiscoveryRequest) -> Request:

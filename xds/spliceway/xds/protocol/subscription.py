@@ -12,8 +12,8 @@ from enum import Enum
 
 import msgspec
 
-from spliceway.xds.snapshot import Resource, TypeSet
-from spliceway.xds.typeurls import TypeInfo
+from spliceway.xds.protocol.snapshot import Resource, TypeSet
+from spliceway.xds.protocol.typeurls import TypeInfo
 
 WILDCARD = "*"
 

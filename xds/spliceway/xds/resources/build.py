@@ -7,17 +7,18 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from spliceway.policy.table import RuleSet
-from spliceway.xds.checks import check_rule_set
-from spliceway.xds.clusters import original_cluster
 from spliceway.xds.errors import ResourceError
-from spliceway.xds.listeners import rule_set_listener
-from spliceway.xds.names import CLUSTER_ORIGINAL, listener_name
-from spliceway.xds.packing import serialized
-from spliceway.xds.routes import rule_set_routes
-from spliceway.xds.rules import secret_forms
-from spliceway.xds.settings import ResourceSettings
-from spliceway.xds.snapshot import Snapshot
-from spliceway.xds.typeurls import CLUSTER, LISTENER, ROUTE
+from spliceway.xds.protocol.snapshot import Snapshot
+from spliceway.xds.protocol.typeurls import CLUSTER, LISTENER, ROUTE
+from spliceway.xds.resources.checks import check_rule_set
+from spliceway.xds.resources.clusters import original_cluster
+from spliceway.xds.resources.consistency import check_policy
+from spliceway.xds.resources.listeners import rule_set_listener
+from spliceway.xds.resources.names import CLUSTER_ORIGINAL, listener_name
+from spliceway.xds.resources.packing import serialized
+from spliceway.xds.resources.routes import rule_set_routes
+from spliceway.xds.resources.rules import secret_forms
+from spliceway.xds.resources.settings import ResourceSettings
 
 
 class _Routes(NamedTuple):
@@ -34,7 +35,7 @@ def build_snapshot(
 ) -> Snapshot:
     """Build a node's snapshot from its rule sets (by id) and their listeners' ports (rule set id -> port).
 
-    What is equal in `previous` keeps its version. The result is checked with `consistent()`.
+    What is equal in `previous` keeps its version. The result is checked with `check_policy`.
 
     Raises:
         ResourceError: a rule set without a port or with another id than its key, a port out of range or used twice,
@@ -43,7 +44,7 @@ def build_snapshot(
     """
     _check_ports(rule_sets, ports)
     routes = {listener_name(key): _routes(rule_set) for key, rule_set in rule_sets.items()}
-    return Snapshot.of(
+    made = Snapshot.of(
         version,
         {
             CLUSTER: {CLUSTER_ORIGINAL: serialized(original_cluster(settings))},
@@ -52,7 +53,9 @@ def build_snapshot(
         },
         previous,
         {name: made.secrets for name, made in routes.items() if made.secrets},
-    ).consistent()
+    )
+    check_policy(made)
+    return made
 
 
 def unfit(rule_sets: Mapping[int, RuleSet]) -> dict[int, str]:

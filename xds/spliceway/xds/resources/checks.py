@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from spliceway.policy.regex import RegexError, compile_regex
 from spliceway.policy.table import HttpRule, RuleSet
-from spliceway.xds.changes import too_many
 from spliceway.xds.errors import ResourceError
-from spliceway.xds.headers import why_not
+from spliceway.xds.resources.changes import too_many
+from spliceway.xds.resources.headers import why_not
 
 
 def check_rule_set(rule_set: RuleSet) -> None:

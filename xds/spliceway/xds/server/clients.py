@@ -8,13 +8,13 @@ from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
+from spliceway.xds.debug.status import Client, ClientStatus, StreamRecord, client_status
 from spliceway.xds.errors import AckTimeoutError, NotAcceptedError, XdsError
-from spliceway.xds.names import listener_name
-from spliceway.xds.snapshot import Snapshot
-from spliceway.xds.status import Client, ClientStatus, StreamRecord, client_status
-from spliceway.xds.stream import AdsStream
-from spliceway.xds.subscription import Kind, Request
-from spliceway.xds.typeurls import LISTENER, ROUTE, TYPES
+from spliceway.xds.protocol.snapshot import Snapshot
+from spliceway.xds.protocol.stream import AdsStream
+from spliceway.xds.protocol.subscription import Kind, Request
+from spliceway.xds.protocol.typeurls import LISTENER, ROUTE, TYPES
+from spliceway.xds.resources.names import listener_name
 
 
 class AckEvent(msgspec.Struct, frozen=True):

@@ -20,14 +20,14 @@ from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 
-from spliceway.xds.accesslog import flow_of
-from spliceway.xds.clients import AckEvent, Clients
+from spliceway.xds.accesslog.entries import flow_of
+from spliceway.xds.accesslog.flow import FlowBudget, HttpFlow
+from spliceway.xds.debug.status import ClientStatus
 from spliceway.xds.errors import XdsError
-from spliceway.xds.flow import FlowBudget, HttpFlow
-from spliceway.xds.snapshot import Snapshot
-from spliceway.xds.status import ClientStatus
-from spliceway.xds.stream import AdsStream
-from spliceway.xds.wire import client_of, message_of, request_of
+from spliceway.xds.protocol.snapshot import Snapshot
+from spliceway.xds.protocol.stream import AdsStream
+from spliceway.xds.server.clients import AckEvent, Clients
+from spliceway.xds.server.wire import client_of, message_of, request_of
 
 _log = structlog.get_logger(__name__)
 
@@ -112,7 +112,7 @@ class XdsServer:
         Raises:
             InconsistentSnapshotError: it would open a hole; what was served before stays.
         """
-        self._clients.set_snapshot(node, snapshot.consistent())
+        self._clients.set_snapshot(node, snapshot)
 
     async def wait_acked(self, node: str, wait: float, rule_sets: Collection[int] | None = None) -> None:
         """Wait until everything, or the listeners and routes of `rule_sets`, is acknowledged by the node's proxy.

@@ -22,9 +22,11 @@ from envoy.extensions.filters.network.http_connection_manager.v3.http_connection
     HttpConnectionManager,
 )
 
-from spliceway.xds.changes import SCRIPT, no_script
 from spliceway.xds.errors import InconsistentSnapshotError
-from spliceway.xds.names import (
+from spliceway.xds.protocol.snapshot import Snapshot
+from spliceway.xds.protocol.typeurls import CLUSTER, LISTENER, ROUTE
+from spliceway.xds.resources.changes import SCRIPT, no_script
+from spliceway.xds.resources.names import (
     FILTER_ALSO,
     FILTER_AMBIGUOUS,
     FILTER_POLICY,
@@ -35,9 +37,8 @@ from spliceway.xds.names import (
     PREFIXES,
     End,
 )
-from spliceway.xds.packing import packed
-from spliceway.xds.rbac import audit_ambiguous, pass_all
-from spliceway.xds.typeurls import CLUSTER, LISTENER, ROUTE
+from spliceway.xds.resources.packing import packed
+from spliceway.xds.resources.rbac import audit_ambiguous, pass_all
 
 _ALLOW = rbac_rules_pb2.RBAC.ALLOW
 _DENY = rbac_rules_pb2.RBAC.DENY
@@ -71,12 +72,13 @@ class _Routes(NamedTuple):
     clusters: tuple[tuple[str, str], ...]
 
 
-def check(bodies: Mapping[str, Mapping[str, bytes]]) -> None:
-    """Check resources (type URL -> name -> bytes) for holes and dangling references.
+def check_policy(snapshot: Snapshot) -> None:
+    """Check a snapshot for holes in policy and dangling references.
 
     Raises:
         InconsistentSnapshotError: naming the resource and the reason.
     """
+    bodies = snapshot.bodies()
     clusters = {name: _cluster_name(body) for name, body in bodies.get(CLUSTER, {}).items()}
     routes = {name: _check_routes(name, body) for name, body in bodies.get(ROUTE, {}).items()}
     listeners = {name: _check_listener(name, body) for name, body in bodies.get(LISTENER, {}).items()}

@@ -16,9 +16,9 @@ from envoy.config.rbac.v3 import rbac_pb2
 from envoy.extensions.filters.http.lua.v3 import lua_pb2
 
 from spliceway.policy.table import HttpRule, Mismatch
-from spliceway.xds.names import HEADERS_METADATA, POLICY, PREFIXES, RBAC_METADATA, End, combination_name
-from spliceway.xds.rbac import pass_all
-from spliceway.xds.rules import Group, group_of, matching_policy
+from spliceway.xds.resources.names import HEADERS_METADATA, POLICY, PREFIXES, RBAC_METADATA, End, combination_name
+from spliceway.xds.resources.rbac import pass_all
+from spliceway.xds.resources.rules import Group, group_of, matching_policy
 
 #: So many different conditions of changing rules have 63 combinations.
 MAX_GROUPS = 6

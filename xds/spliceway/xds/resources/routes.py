@@ -6,13 +6,21 @@ from envoy.config.route.v3 import route_pb2
 from google.protobuf.any_pb2 import Any
 
 from spliceway.policy.table import RuleSet
-from spliceway.xds.changes import changing, combination_rules, script_of
-from spliceway.xds.checks import check_rule_set
-from spliceway.xds.headers import first_values
-from spliceway.xds.names import CLUSTER_ORIGINAL, FILTER_ALSO, FILTER_AMBIGUOUS, MAIN, OTHER, End, listener_name
-from spliceway.xds.packing import packed, seconds
-from spliceway.xds.rbac import audit_ambiguous, pass_all, per_route
-from spliceway.xds.rules import audited, conditions, enforced
+from spliceway.xds.resources.changes import changing, combination_rules, script_of
+from spliceway.xds.resources.checks import check_rule_set
+from spliceway.xds.resources.headers import first_values
+from spliceway.xds.resources.names import (
+    CLUSTER_ORIGINAL,
+    FILTER_ALSO,
+    FILTER_AMBIGUOUS,
+    MAIN,
+    OTHER,
+    End,
+    listener_name,
+)
+from spliceway.xds.resources.packing import packed, seconds
+from spliceway.xds.resources.rbac import audit_ambiguous, pass_all, per_route
+from spliceway.xds.resources.rules import audited, conditions, enforced
 
 
 def rule_set_routes(rule_set: RuleSet) -> route_pb2.RouteConfiguration:

@@ -21,8 +21,8 @@ from envoy.config.route.v3 import route_components_pb2
 from envoy.extensions.filters.http.set_filter_state.v3 import set_filter_state_pb2
 
 from spliceway.policy.table import HeaderMatch, Mismatch
-from spliceway.xds.names import first_value_key
-from spliceway.xds.rbac import regex_permission
+from spliceway.xds.resources.names import first_value_key
+from spliceway.xds.resources.rbac import regex_permission
 
 #: A token of RFC 9110 in lower case; names with a colon are Envoy's own for parts of the request line.
 _NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
