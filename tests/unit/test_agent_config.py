@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spliceway.agent.config import LabelsConfig, PortRange, load_config, parse_config
+from spliceway.agent.config import LabelsConfig, PortRange, XdsConfig, XdsTlsConfig, load_config, parse_config
 from spliceway.agent.errors import ConfigError
 from spliceway.bpf.types import DatapathSettings
 
@@ -34,7 +34,12 @@ stateDir: /state
 bpffs: /bpf
 uplinks: [eth0, bond0.12]
 admin: {socket: /state/agent.sock}
-proxy: {kind: envoy, binary: /usr/bin/envoy, workers: 2, listenerPorts: 24000-24099}
+proxy: {kind: envoy, binary: /usr/bin/envoy, workers: 2, listenerPorts: 24000-24099, apiType: GRPC}
+xds:
+  listen: "[::1]:18000"
+  tls: {certFile: /tls/agent.crt, keyFile: /tls/agent.key, clientCaFile: /tls/ca.crt, matchNode: false}
+  unsafeEnvoy: warn
+debug: {listen: "127.0.0.1:9878"}
 splice: {mode: off}
 datapath: {mark: 0x2000, markMask: 0x3000, proxyMark: 0x3000, routeTable: 77, rulePriority: 5, maxConnections: 4096}
 metrics: {listen: "[::1]:9000"}
@@ -48,6 +53,15 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
     assert config.enforcement == "audit"
     assert config.identity.labels == LabelsConfig(include=("app", "*.example.org/*"), exclude=())
     assert config.proxy.listener_ports == PortRange(24000, 24099)
+    assert config.proxy.api_type == "GRPC"
+    tls = XdsTlsConfig(
+        cert_file=Path("/tls/agent.crt"),
+        key_file=Path("/tls/agent.key"),
+        client_ca_file=Path("/tls/ca.crt"),
+        match_node=False,
+    )
+    assert config.xds == XdsConfig(listen="[::1]:18000", tls=tls, unsafe_envoy="warn")
+    assert config.debug.listen == "127.0.0.1:9878"
     settings = config.datapath_settings()
     assert (settings.mark, settings.mark_mask, settings.proxy_mark) == (0x2000, 0x3000, 0x3000)
     assert (settings.uplinks, settings.splice, settings.listener_ports) == (("eth0", "bond0.12"), False, (24000, 24099))
@@ -96,6 +110,19 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
         ("datapath: {eventBufferBytes: 5000}", "datapath.eventBufferBytes: 5000 is not a power of two"),
         ("metrics: {listen: nine}", "metrics.listen: 'nine' is not host:port"),
         ("metrics: {listen: ':70000'}", "metrics.listen: ':70000' is not host:port"),
+        ("xds: {listen: '0.0.0.0:18000'}", "xds.listen: needs xds.tls: whoever reaches it could read every policy. "),
+        ("xds: {listen: nine, insecure: true}", "xds.listen: 'nine' is not host:port"),
+        ("xds: {insecure: true}", "xds.insecure: is for xds.listen, which is empty"),
+        ("xds: {tls: {certFile: /a, keyFile: /b, clientCaFile: /c}}", "xds.tls: is for xds.listen, which is empty"),
+        ("xds: {listen: ':1', tls: {certFile: /a, keyFile: /b}}", "xds.tls.clientCaFile: is required"),
+        (
+            "xds: {listen: ':1', insecure: true, tls: {certFile: /a, keyFile: /b, clientCaFile: /c}}",
+            "xds.insecure: contradicts xds.tls",
+        ),
+        ("xds: {unsafeEnvoy: allow}", "xds.unsafeEnvoy: Invalid enum value 'allow'"),
+        ("proxy: {apiType: REST}", "proxy.apiType: Invalid enum value 'REST'"),
+        ("debug: {listen: '0.0.0.0:9878'}", "debug.listen: 0.0.0.0 is not a loopback address"),
+        ("debug: {listen: 'localhost:9878'}", "debug.listen: localhost is not a loopback address"),
         ("flows: {bufferSize: 0}", "flows.bufferSize: Expected int >= 1"),
         ("cgroups: {pods: /a, proxy: /a}", "cgroups.proxy: is the same as cgroups.pods"),
         ("cgroups: {pods: /a}", "cgroups.proxy: is required"),

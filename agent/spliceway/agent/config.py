@@ -5,6 +5,7 @@ Every field and the reason for its default is in docs/configuration.md.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import socket
 from collections.abc import Mapping
@@ -92,10 +93,14 @@ class AdminConfig(_Section, frozen=True):
 
 
 class ProxyConfig(_Section, frozen=True):
-    """The HTTP proxy: which, where, how many workers (0: one for each core), and the ports its listeners may have."""
+    """The HTTP proxy: which, where, how many workers (0: one for each core), and the ports its listeners may have.
+
+    `api_type`: the variant of xDS in which it asks, only what changed or the state of the world.
+    """
 
     kind: Literal["envoy"] = "envoy"
     binary: Path | None = None
+    api_type: Literal["DELTA_GRPC", "GRPC"] = "DELTA_GRPC"
     workers: Annotated[int, Meta(ge=0, le=256)] = 0
     listener_ports: PortRange = field(default_factory=lambda: PortRange(23000, 23999))
 
@@ -141,6 +146,37 @@ class MetricsConfig(_Section, frozen=True):
     listen: str = ""
 
 
+class XdsTlsConfig(_Section, frozen=True):
+    """Files in PEM for xDS over TCP; they are read again when they change.
+
+    `client_ca_file`: who signs clients' certificates; one without is refused. `match_node`: a client's node id must be
+    one of the names in its certificate.
+    """
+
+    cert_file: Path
+    key_file: Path
+    client_ca_file: Path
+    match_node: bool = True
+
+
+class XdsConfig(_Section, frozen=True):
+    """The xDS server beside its Unix socket. `listen`: host:port, empty for none; with `tls`, or else `insecure`.
+
+    `unsafe_envoy`: what to do with a client whose version has known bypasses of path rules.
+    """
+
+    listen: str = ""
+    tls: XdsTlsConfig | None = None
+    insecure: bool = False
+    unsafe_envoy: Literal["refuse", "warn"] = "refuse"
+
+
+class DebugConfig(_Section, frozen=True):
+    """`listen`: host:port of the loopback device where `/debug/*` is answered, too; empty: admin socket only."""
+
+    listen: str = ""
+
+
 class FlowsConfig(_Section, frozen=True):
     """`buffer_size`: how many of the latest flows the agent remembers."""
 
@@ -161,6 +197,8 @@ class Config(_Section, frozen=True):
     splice: SpliceConfig = SpliceConfig()
     datapath: DatapathConfig = DatapathConfig()
     metrics: MetricsConfig = MetricsConfig()
+    xds: XdsConfig = XdsConfig()
+    debug: DebugConfig = DebugConfig()
     flows: FlowsConfig = FlowsConfig()
     identity: IdentityConfig = IdentityConfig()
     enforcement: Literal["enforce", "audit"] = "enforce"
@@ -306,11 +344,39 @@ def _check(config: Config, file: str) -> None:
         raise ConfigError(file, "cgroups.proxy", "is the same as cgroups.pods")
     if config.metrics.listen:
         listen_address(config.metrics.listen, file)
+    _check_xds(config.xds, file)
+    if config.debug.listen:
+        host, _port = listen_address(config.debug.listen, file, "debug.listen")
+        if not _is_loopback(host):
+            reason = f"{host} is not a loopback address (127.0.0.1, [::1]): whoever reaches it reads every policy"
+            raise ConfigError(file, "debug.listen", reason)
 
 
-def listen_address(text: str, file: str) -> tuple[str, int]:
-    """Split «host:port» or «[v6]:port» of `metrics.listen`. Raises ConfigError."""
+def _check_xds(config: XdsConfig, file: str) -> None:
+    if not config.listen:
+        for name in ("tls", "insecure"):
+            if getattr(config, name):
+                raise ConfigError(file, f"xds.{name}", "is for xds.listen, which is empty")
+        return
+    listen_address(config.listen, file, "xds.listen")
+    if config.tls is None and not config.insecure:
+        reason = "needs xds.tls: whoever reaches it could read every policy. `insecure: true` allows plain TCP"
+        raise ConfigError(file, "xds.listen", reason)
+    if config.tls is not None and config.insecure:
+        raise ConfigError(file, "xds.insecure", "contradicts xds.tls")
+
+
+def _is_loopback(host: str) -> bool:
+    # Names are not looked up: what they mean can change.
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def listen_address(text: str, file: str, where: str = "metrics.listen") -> tuple[str, int]:
+    """Split «host:port» or «[v6]:port» of that field. Raises ConfigError."""
     match = re.fullmatch(r"(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<host>[^:\s]*)):(?P<port>\d{1,5})", text)
     if match is None or not 1 <= int(match["port"]) <= 65535:
-        raise ConfigError(file, "metrics.listen", f"{text!r} is not host:port")
+        raise ConfigError(file, where, f"{text!r} is not host:port")
     return match["v6"] or match["host"] or "0.0.0.0", int(match["port"])
