@@ -110,7 +110,10 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
         ("datapath: {eventBufferBytes: 5000}", "datapath.eventBufferBytes: 5000 is not a power of two"),
         ("metrics: {listen: nine}", "metrics.listen: 'nine' is not host:port"),
         ("metrics: {listen: ':70000'}", "metrics.listen: ':70000' is not host:port"),
-        ("xds: {listen: '0.0.0.0:18000'}", "xds.listen: needs xds.tls: whoever reaches it could read every policy. "),
+        (
+            "xds: {listen: '0.0.0.0:18000'}",
+            "xds.listen: needs xds.tls: whoever reaches it could read every policy. `insecure: true` allows plain TCP",
+        ),
         ("xds: {listen: nine, insecure: true}", "xds.listen: 'nine' is not host:port"),
         ("xds: {insecure: true}", "xds.insecure: is for xds.listen, which is empty"),
         ("xds: {tls: {certFile: /a, keyFile: /b, clientCaFile: /c}}", "xds.tls: is for xds.listen, which is empty"),
@@ -121,8 +124,14 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
         ),
         ("xds: {unsafeEnvoy: allow}", "xds.unsafeEnvoy: Invalid enum value 'allow'"),
         ("proxy: {apiType: REST}", "proxy.apiType: Invalid enum value 'REST'"),
-        ("debug: {listen: '0.0.0.0:9878'}", "debug.listen: 0.0.0.0 is not a loopback address"),
-        ("debug: {listen: 'localhost:9878'}", "debug.listen: localhost is not a loopback address"),
+        (
+            "debug: {listen: '0.0.0.0:9878'}",
+            "debug.listen: 0.0.0.0 is not a loopback address (127.0.0.1, [::1]): whoever reaches it reads every policy",
+        ),
+        (
+            "debug: {listen: 'localhost:9878'}",
+            "debug.listen: localhost is not a loopback address (127.0.0.1, [::1]): whoever reaches it reads every policy",
+        ),
         ("flows: {bufferSize: 0}", "flows.bufferSize: Expected int >= 1"),
         ("cgroups: {pods: /a, proxy: /a}", "cgroups.proxy: is the same as cgroups.pods"),
         ("cgroups: {pods: /a}", "cgroups.proxy: is required"),
