@@ -24,7 +24,7 @@ from spliceway.policy.table import HttpRule, RuleSet
 from spliceway.xds.accesslog.flow import HttpFlow
 from spliceway.xds.errors import AckTimeoutError, InconsistentSnapshotError, NotAcceptedError, XdsError
 from spliceway.xds.protocol.snapshot import Snapshot
-from spliceway.xds.protocol.subscription import Kind
+from spliceway.xds.protocol.ledger import Kind
 from spliceway.xds.protocol.typeurls import CLUSTER, LISTENER, ROUTE
 from spliceway.xds.resources.build import build_snapshot
 from spliceway.xds.resources.settings import ResourceSettings

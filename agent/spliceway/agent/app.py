@@ -125,7 +125,7 @@ class Agent:
             preflight.xds_socket(config),
             identifier=f"spliceway {config.node_name}",
             on_flow=self._on_http_flow,
-            on_ack=lambda event: self._proxy.answered(event),
+            on_event=lambda event: self._proxy.on_event(event),
         )
         self._proxy = ProxyLink(self._server, config.node_name, preflight.resource_settings(config))
         self._supervisor = self._make_proxy(config, self._on_proxy_exit)

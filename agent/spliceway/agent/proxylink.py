@@ -13,11 +13,10 @@ from spliceway.agent.control import Acceptance
 from spliceway.policy.table import RuleSet
 from spliceway.xds.debug.status import ClientStatus, TypeStatus, dump_resources
 from spliceway.xds.protocol.snapshot import Snapshot
-from spliceway.xds.protocol.subscription import Kind
 from spliceway.xds.resources.build import build_snapshot, unfit
 from spliceway.xds.resources.names import listener_name, rule_set_of
 from spliceway.xds.resources.settings import ResourceSettings
-from spliceway.xds.server.clients import AckEvent
+from spliceway.xds.server.events import EventKind, XdsEvent
 
 #: What Envoy says in a NACK when a listener's port belongs to somebody else.
 _PORT_TAKEN = "address already in use"
@@ -36,6 +35,9 @@ class SnapshotServer(Protocol):
 
     def status(self) -> tuple[ClientStatus, ...]:
         """Every open stream."""
+
+    def current(self, node: str) -> dict[str, TypeStatus]:
+        """Short type -> status on the newest stream of that node."""
 
 
 class ProxyLink:
@@ -65,10 +67,12 @@ class ProxyLink:
         """Call this after each ACK or NACK."""
         self._on_answer = callback
 
-    def answered(self, event: AckEvent) -> None:
-        """Take in an ACK or NACK; the callback of `XdsServer`."""
+    def on_event(self, event: XdsEvent) -> None:
+        """Take in what happened; the callback of `XdsServer`."""
+        if event.kind not in (EventKind.ACK, EventKind.NACK):
+            return
         self._looked = -1.0
-        if event.kind is Kind.NACK:
+        if event.kind is EventKind.NACK:
             self.nacks += 1
             self.last_nack = f"{event.type}: {event.error}"
             log.error("the proxy refused resources", type=event.type, version=event.version, error=event.error)
@@ -120,10 +124,7 @@ class ProxyLink:
         return list(dump_resources(self._snapshot, types, names)) if self._snapshot else []
 
     def _look(self) -> dict[int, Acceptance]:
-        client = next((client for client in self._server.status() if client.current), None)
-        if client is None or self._snapshot is None or client.snapshot != self._snapshot.version:
-            return {}
-        types = {status.type: status for status in client.types}
+        types = self._server.current(self._node)
         listeners, routes = _states(types.get("LDS")), _states(types.get("RDS"))
         return {
             rule_set: _worst(listeners[rule_set], routes.get(rule_set, Acceptance.WAITING)) for rule_set in listeners

@@ -40,6 +40,11 @@ class Resource(msgspec.Struct, frozen=True):
         digest = hashlib.blake2b(body, digest_size=8, person=b"xds").hexdigest()
         return cls(name, version, body, digest, ttl, endpoints_of(body) if url == CLUSTER else ())
 
+    @classmethod
+    def foreign(cls, name: str, digest: str) -> Resource:
+        """What a client says it has and nobody here knows: neither its version nor its content."""
+        return cls(name, "", b"", digest)
+
 
 class TypeSet(msgspec.Struct, frozen=True, eq=False):
     """All resources of one type. `version` is the version of the snapshot in which the set last changed.

@@ -1,15 +1,20 @@
-"""One client's ADS stream: its subscriptions, and the order in which changes go out. No I/O, no clock."""
+"""One client's stream: its subscriptions, and the order in which changes go out. No I/O, no clock."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import count
 
 import msgspec
 
+from spliceway.xds.protocol.delta import DeltaRequest, DeltaSubscription
+from spliceway.xds.protocol.ledger import Kind, Ledger, Refusal, Response
 from spliceway.xds.protocol.snapshot import Snapshot
-from spliceway.xds.protocol.subscription import Kind, Refusal, Request, Response, Subscription
-from spliceway.xds.protocol.typeurls import TYPES
+from spliceway.xds.protocol.subscription import Request, Subscription
+from spliceway.xds.protocol.typeurls import CLUSTER, ENDPOINT, TYPES
+
+#: So many different type URLs that aren't served are remembered of one stream.
+MAX_UNSUPPORTED = 32
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -20,13 +25,22 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class AdsStream:
-    """The state of one aggregated stream. Nonces are unique within it, and carry its id to be foreign elsewhere."""
+    """The state of one stream. Nonces are unique within it, and carry its id to be foreign elsewhere."""
 
-    def __init__(self, stream_id: str) -> None:
+    def __init__(
+        self, stream_id: str, urls: Iterable[str] = tuple(TYPES), *, delta: bool = False, ttl: bool = False
+    ) -> None:
+        """`urls`: the types that the stream may ask for; `delta`: the incremental variant.
+
+        `ttl`: the client announced `xds.config.supports-resource-ttl`.
+        """
         self.stream_id = stream_id
+        self.delta = delta
+        self.ttl = ttl
         counter = count(1)
-        self.subscriptions: dict[str, Subscription] = {
-            url: Subscription(info, lambda: f"{stream_id}-{next(counter)}") for url, info in TYPES.items()
+        kind = DeltaSubscription if delta else Subscription
+        self.subscriptions: dict[str, Ledger] = {
+            url: kind(TYPES[url], lambda: f"{stream_id}-{next(counter)}", ttl=ttl) for url in urls
         }
         #: Type URLs that were asked for and aren't served -> how often. Such a request is counted and not answered:
         #: an error would have to end the stream, and with it the other types.
@@ -35,36 +49,56 @@ class AdsStream:
     def __repr__(self) -> str:
         return f"<AdsStream {self.stream_id} {list(self.subscriptions.values())}>"
 
-    def receive(self, request: Request) -> Kind:
-        """Apply one request and say what it meant."""
+    def receive(self, request: Request | DeltaRequest) -> Kind:
+        """Apply one request (of the stream's own variant) and say what it meant."""
         subscription = self.subscriptions.get(request.type_url)
-        if subscription is None:
-            self.unsupported[request.type_url] = self.unsupported.get(request.type_url, 0) + 1
-            return Kind.UNSUPPORTED
-        return subscription.receive(request)
+        if isinstance(subscription, DeltaSubscription) and isinstance(request, DeltaRequest):
+            return subscription.receive(request)
+        if isinstance(subscription, Subscription) and isinstance(request, Request):
+            return subscription.receive(request)
+        url = request.type_url
+        if url in self.unsupported or len(self.unsupported) < MAX_UNSUPPORTED:
+            self.unsupported[url] = self.unsupported.get(url, 0) + 1
+        return Kind.UNSUPPORTED
 
-    def responses(self, snapshot: Snapshot) -> list[Response]:
-        """What is to be sent now, at most one response for each type.
+    def responses(self, snapshot: Snapshot, now: float = 0.0) -> list[Response]:
+        """What is to be sent now, at most one response for each type; `now` in seconds of a clock that never goes back.
 
         Make before break: nothing of a later type goes out while an earlier one is unanswered, and what others refer
         to (clusters) is withdrawn when the types after it have been answered. What a client has from an earlier stream
-        is not known, and not kept.
+        in the state-of-the-world variant is not known, and not kept.
         """
         due = []
         for url, subscription in self.subscriptions.items():
-            keep = subscription.info.referenced and not self._settled_after(url, snapshot)
-            response = subscription.due(snapshot.types[url], keep)
+
+            def keep(url: str = url) -> bool:
+                return TYPES[url].referenced and not self._settled_after(url, snapshot)
+
+            response = subscription.due(snapshot.types[url], keep, now) or subscription.heartbeat(now)
             if response is not None:
                 due.append(response)
-            if subscription.pending is not None:
+                if url == CLUSTER:
+                    self._warm(response)
+            if subscription.pending is not None and subscription.active:
                 break
         return due
 
-    def progress(self, snapshot: Snapshot, names: Mapping[str, Collection[str]] | None = None) -> Progress:
-        """How far the client is with `snapshot`, or with those `names` (type URL -> names) of it."""
+    def next_beat(self) -> float:
+        """When there is something to say even if nothing changes; infinity for never."""
+        return min((subscription.next_beat() for subscription in self.subscriptions.values()), default=float("inf"))
+
+    def progress(
+        self,
+        snapshot: Snapshot,
+        names: Mapping[str, Collection[str]] | None = None,
+        urls: Collection[str] | None = None,
+    ) -> Progress:
+        """How far the client is with `snapshot`, with those `names` (type URL -> names) of it, with those types."""
         missing: list[tuple[str, str]] = []
         refused: list[tuple[str, str, Refusal]] = []
         for url, subscription in self.subscriptions.items():
+            if urls is not None and url not in urls:
+                continue
             held = snapshot.types[url]
             asked = None if names is None else names.get(url, ())
             missing += [(url, name) for name in subscription.missing(held) if asked is None or name in asked]
@@ -72,6 +106,14 @@ class AdsStream:
                 error = subscription.last_error
                 refused += [(url, n, error) for n in subscription.refused(held) if asked is None or n in asked]
         return Progress(tuple(missing), tuple(refused))
+
+    def _warm(self, response: Response) -> None:
+        """A cluster that changed waits for its endpoints again, also if they are the same (go-control-plane 1001)."""
+        endpoints = self.subscriptions.get(ENDPOINT)
+        if endpoints is not None and not response.heartbeat:
+            endpoints.forget(
+                name for cluster in response.resources if cluster.name in response.changed for name in cluster.endpoints
+            )
 
     def _settled_after(self, url: str, snapshot: Snapshot) -> bool:
         order = list(self.subscriptions)

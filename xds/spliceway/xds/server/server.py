@@ -1,20 +1,23 @@
-"""The agent's gRPC server on a Unix socket: aggregated discovery (ADS) and the access log service (ALS).
+"""The control plane's gRPC server: discovery, aggregated and by type, in both variants, and the access log (ALS).
 
-Only wiring: what to answer is decided in `stream` and `subscription`. Works on asyncio's own loop and on uvloop.
+Only wiring: what to answer is decided in `protocol`. Works on asyncio's own loop and on uvloop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grpc
+import msgspec
 import structlog
 from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2
@@ -22,23 +25,61 @@ from envoy.service.discovery.v3 import discovery_pb2
 
 from spliceway.xds.accesslog.entries import flow_of
 from spliceway.xds.accesslog.flow import FlowBudget, HttpFlow
-from spliceway.xds.debug.status import ClientStatus
-from spliceway.xds.errors import XdsError
-from spliceway.xds.protocol.snapshot import Snapshot
+from spliceway.xds.debug.status import Client, ClientStatus, Held, StreamRecord, TypeStatus
+from spliceway.xds.protocol.ledger import Kind
+from spliceway.xds.protocol.snapshot import Check, Snapshot
 from spliceway.xds.protocol.stream import AdsStream
-from spliceway.xds.server.clients import AckEvent, Clients
-from spliceway.xds.server.wire import client_of, message_of, request_of
+from spliceway.xds.protocol.typeurls import TYPES
+from spliceway.xds.resources.consistency import check_policy
+from spliceway.xds.server.clients import Clients, NodeKey, Stage
+from spliceway.xds.server.events import EventKind, XdsEvent
+from spliceway.xds.server.listen import TcpSettings, add_tcp, add_unix, names_of
+from spliceway.xds.server.wire import (
+    TTL_FEATURE,
+    client_of,
+    delta_message_of,
+    delta_request_of,
+    message_of,
+    request_of,
+)
 
 _log = structlog.get_logger(__name__)
 
 _ADS = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 _ALS = "envoy.service.accesslog.v3.AccessLogService"
-#: gRPC's default of 4 MiB is about 10,000 names in one request.
-_MAX_MESSAGE = 256 << 20
+#: Responses may have any size that is of use; gRPC's default of 4 MiB is about 10,000 names.
+_MAX_SEND = 256 << 20
+#: Rejected streams that are remembered.
+_REJECTIONS = 16
+#: A stream whose heartbeat can't go out yet looks again after so many seconds.
+_BEAT_RETRY = 0.2
+
+
+class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one client may ask of the server: more ends its stream with RESOURCE_EXHAUSTED, and no other one.
+
+    `message`: bytes of a request; `names`: subscribed names of a type on a stream; `streams`: open at a time, all
+    clients together. `keepalive`: seconds without a sign of life until a connection is asked for one, and
+    `keepalive_timeout` for the answer: so long a half-open stream is taken for a client.
+    """
+
+    message: int = 16 << 20
+    names: int = 100_000
+    streams: int = 4096
+    keepalive: float = 30.0
+    keepalive_timeout: float = 10.0
+
+
+class _Rejected(Exception):  # noqa: N818
+    """A stream is not served (any longer)."""
+
+    def __init__(self, code: grpc.StatusCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 class XdsServer:
-    """ADS and ALS for the proxies of one agent.
+    """Discovery and access log service for the proxies of one agent.
 
     Nothing is served to a node before its first `set_snapshot`, and stopping says nothing to anyone: a proxy whose
     agent goes away keeps what it has.
@@ -46,52 +87,66 @@ class XdsServer:
 
     def __init__(
         self,
-        socket: Path,
+        socket: Path | None,
         *,
+        tcp: TcpSettings | None = None,
         identifier: str = "spliceway",
+        check: Check = check_policy,
         on_flow: Callable[[HttpFlow], None] | None = None,
-        on_ack: Callable[[AckEvent], None] | None = None,
+        on_event: Callable[[XdsEvent], None] | None = None,
+        unsafe: Literal["refuse", "warn"] = "refuse",
         flows_per_second: float = 2000.0,
+        limits: ServerLimits = ServerLimits(),  # noqa: B008  a frozen value
     ) -> None:
+        """`socket`: Unix socket, None for TCP only. `check` refuses snapshots. `unsafe`: Envoys with known holes."""
         self.socket = socket
+        self.tcp = tcp
+        self.tcp_port = 0
         self.identifier = identifier
         #: Access log entries that arrived since the server was made.
         self.flows_received = 0
         #: Those among them that were more than `flows_per_second`, and not handed on.
         self.flows_skipped = 0
-        self._budget = FlowBudget(flows_per_second)
-        self._clients = Clients(on_ack)
         self.on_flow = on_flow
+        self._check = check
+        self._unsafe = unsafe
+        self._limits = limits
+        self._services: list[grpc.GenericRpcHandler[Any, Any]] = []
+        self._budget = FlowBudget(flows_per_second)
+        self._on_event = on_event
+        self._rejections: deque[XdsEvent] = deque(maxlen=_REJECTIONS)
+        self._clients = Clients(on_event)
         self._server: grpc.aio.Server | None = None
         # Nonces of an earlier agent must not look like ours.
         self._boot = secrets.token_hex(4)
         self._streams = count(1)
 
     def __repr__(self) -> str:
-        return f"<XdsServer {self.socket} {'up' if self._server else 'down'} {self._clients}>"
+        return f"<XdsServer {self.socket or self.tcp} {'up' if self._server else 'down'} {self._clients}>"
 
     async def start(self) -> None:
-        """Listen on the socket (mode 0600).
+        """Listen on the socket (mode 0600) and the TCP address.
 
         Raises:
-            XdsError: the socket can't be made.
+            XdsError: one of them can't be had, or TCP without TLS was not asked for.
         """
+        limits = self._limits
         options = [
-            ("grpc.max_receive_message_length", _MAX_MESSAGE),
-            ("grpc.max_send_message_length", _MAX_MESSAGE),
+            ("grpc.max_receive_message_length", limits.message),
+            ("grpc.max_send_message_length", _MAX_SEND),
             ("grpc.so_reuseport", 0),
+            ("grpc.keepalive_time_ms", int(limits.keepalive * 1000)),
+            ("grpc.keepalive_timeout_ms", int(limits.keepalive_timeout * 1000)),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
         ]
         server = grpc.aio.server(options=options)
-        server.add_generic_rpc_handlers(self._handlers())
-        try:
-            self.socket.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            before = os.umask(0o177)  # the socket is never open to others, not even for a moment
-            try:
-                server.add_insecure_port(f"unix:{self.socket}")
-            finally:
-                os.umask(before)
-        except (OSError, RuntimeError) as error:
-            raise XdsError(f"{self.socket}: can't serve xDS there: {error}") from error
+        server.add_generic_rpc_handlers((*self._handlers(), *self._services))
+        if self.socket is not None:
+            add_unix(server, self.socket)
+        if self.tcp is not None:
+            self.tcp_port = add_tcp(server, self.tcp)
         await server.start()
         self._server = server
 
@@ -100,21 +155,35 @@ class XdsServer:
         if self._server is not None:
             server, self._server = self._server, None
             await server.stop(grace=None)
-            self.socket.unlink(missing_ok=True)
+            if self.socket is not None:
+                self.socket.unlink(missing_ok=True)
 
-    def snapshot(self, node: str) -> Snapshot | None:
-        """What that node is served; None before the first `set_snapshot`."""
-        return self._clients.snapshot(node)
+    def add_services(self, handlers: Iterable[grpc.GenericRpcHandler[Any, Any]]) -> None:
+        """Serve these as well, on the same sockets; before `start`."""
+        self._services += handlers
 
-    def set_snapshot(self, node: str, snapshot: Snapshot) -> None:
+    def snapshot(self, node: str | NodeKey) -> Snapshot | None:
+        """What was published for that node; None before the first `set_snapshot`."""
+        return self._clients.snapshot(_key(node))
+
+    def nodes(self) -> tuple[NodeKey, ...]:
+        """For whom there is a snapshot."""
+        return self._clients.nodes()
+
+    def set_snapshot(self, node: str | NodeKey, snapshot: Snapshot) -> None:
         """Serve `snapshot` to the proxy that calls itself `node`.
 
         Raises:
             InconsistentSnapshotError: it would open a hole; what was served before stays.
         """
-        self._clients.set_snapshot(node, snapshot)
+        self._check(snapshot)
+        self._clients.set_snapshot(_key(node), snapshot)
 
-    async def wait_acked(self, node: str, wait: float, rule_sets: Collection[int] | None = None) -> None:
+    def remove_snapshot(self, node: str | NodeKey) -> None:
+        """Serve that node nothing of its own any more; what it has stays with it."""
+        self._clients.remove_snapshot(_key(node))
+
+    async def wait_acked(self, node: str | NodeKey, wait: float, rule_sets: Collection[int] | None = None) -> None:
         """Wait until everything, or the listeners and routes of `rule_sets`, is acknowledged by the node's proxy.
 
         Acknowledged listeners with acknowledged routes are about to listen, which takes the workers another moment:
@@ -125,62 +194,168 @@ class XdsServer:
             AckTimeoutError: not within `wait` seconds.
             XdsError: no snapshot, or a rule set that isn't in it.
         """
-        await self._clients.wait_acked(node, wait, rule_sets)
+        await self._clients.wait_acked(_key(node), wait, rule_sets)
 
-    def status(self) -> tuple[ClientStatus, ...]:
-        """Every open stream: what was sent, acknowledged and refused."""
-        return self._clients.status()
+    def status(self, *, resources: bool = True) -> tuple[ClientStatus, ...]:
+        """Every open stream: what was sent, acknowledged and refused; without `resources` only sums."""
+        return self._clients.status(resources=resources)
 
-    def _handlers(self) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
-        ads = grpc.stream_stream_rpc_method_handler(
-            self._stream_resources,
-            request_deserializer=discovery_pb2.DiscoveryRequest.FromString,
-            response_serializer=discovery_pb2.DiscoveryResponse.SerializeToString,
-        )
+    def current(self, node: str | NodeKey) -> dict[str, TypeStatus]:
+        """Short type -> its status on the newest stream of that node that has asked for the type."""
+        return self._clients.current(_key(node))
+
+    def held(self, node: str | NodeKey, stage: Stage) -> dict[str, dict[str, Held]]:
+        """Type URL -> name -> what the node shall have, was sent last, or has acknowledged."""
+        return self._clients.held(_key(node), stage)
+
+    def rejections(self) -> tuple[XdsEvent, ...]:
+        """The last streams that were not served, with the reason."""
+        return tuple(self._rejections)
+
+    def _handlers(self) -> list[grpc.GenericRpcHandler[Any, Any]]:
+        aggregated = self._discovery(tuple(TYPES), "ADS", "StreamAggregatedResources", "DeltaAggregatedResources")
+        handlers = [grpc.method_handlers_generic_handler(_ADS, aggregated)]
+        for url, info in TYPES.items():
+            methods = self._discovery((url,), info.short, info.sotw_method, info.delta_method)
+            handlers.append(grpc.method_handlers_generic_handler(info.service, methods))
         als = grpc.stream_unary_rpc_method_handler(
             self._stream_logs,
             request_deserializer=als_pb2.StreamAccessLogsMessage.FromString,
             response_serializer=als_pb2.StreamAccessLogsResponse.SerializeToString,
         )
-        return (
-            grpc.method_handlers_generic_handler(_ADS, {"StreamAggregatedResources": ads}),
-            grpc.method_handlers_generic_handler(_ALS, {"StreamAccessLogs": als}),
-        )
+        return [*handlers, grpc.method_handlers_generic_handler(_ALS, {"StreamAccessLogs": als})]
 
-    async def _stream_resources(
-        self, requests: AsyncIterator[discovery_pb2.DiscoveryRequest], context: grpc.aio.ServicerContext[Any, Any]
+    def _discovery(self, urls: tuple[str, ...], service: str, sotw: str, delta: str) -> dict[str, Any]:
+        """Both methods of a service. Responses are serialized here, from resources that are serialized already."""
+        return {
+            sotw: grpc.stream_stream_rpc_method_handler(
+                partial(self._stream, urls, service, False),
+                request_deserializer=discovery_pb2.DiscoveryRequest.FromString,
+            ),
+            delta: grpc.stream_stream_rpc_method_handler(
+                partial(self._stream, urls, service, True),
+                request_deserializer=discovery_pb2.DeltaDiscoveryRequest.FromString,
+            ),
+        }
+
+    async def _stream(
+        self,
+        urls: tuple[str, ...],
+        service: str,
+        delta: bool,
+        requests: AsyncIterator[Any],
+        context: grpc.aio.ServicerContext[Any, Any],
     ) -> None:
         first = await anext(requests, None)
         if first is None:
             return
-        if not first.node.id:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first request of a stream must have a node id")
         client = client_of(first.node)
-        stream = AdsStream(f"{self._boot}-{next(self._streams)}")
-        waker = self._clients.open(client, stream)
-        _log.info("xds client connected", node=client.node, stream=stream.stream_id, version=client.version)
-        self._clients.receive(stream.stream_id, request_of(first))
-        reader = asyncio.create_task(self._read(stream.stream_id, requests, waker))
+        peer = context.peer()
+        stream = AdsStream(f"{self._boot}-{next(self._streams)}", urls, delta=delta, ttl=TTL_FEATURE in client.features)
+        record = StreamRecord(client, stream, time.time(), service, peer, time.monotonic())
         try:
+            self._admit(client, context)
+            await self._serve(record, first, requests, context)
+        except _Rejected as error:
+            self._reject(record, str(error))
+            await context.abort(error.code, str(error))
+
+    async def _serve(
+        self,
+        record: StreamRecord,
+        first: Any,
+        requests: AsyncIterator[Any],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> None:
+        stream, client = record.stream, record.client
+        waker = self._clients.open(record)
+        _log.info("xds client connected", node=client.node, stream=stream.stream_id, version=client.version)
+        reader = None
+        encode = delta_message_of if stream.delta else message_of
+        try:
+            self._receive(record, first)
+            reader = asyncio.create_task(self._read(record, requests, waker))
             while not reader.done():
-                await waker.wait()
-                waker.clear()
-                snapshot = self._clients.snapshot(client.node)
-                for response in stream.responses(snapshot) if snapshot is not None else ():
-                    await context.write(message_of(response, self.identifier))
+                await self._wait(waker, stream.next_beat())
+                snapshot = self._clients.snapshot_for(record)
+                for response in stream.responses(snapshot, time.monotonic()) if snapshot is not None else ():
+                    message = encode(response, self.identifier, ttl=stream.ttl)
+                    self._clients.pushed(stream.stream_id, response, len(message))
+                    await context.write(message)
+            reader.result()
         finally:
-            reader.cancel()
+            if reader is not None:
+                reader.cancel()
             self._clients.close(stream.stream_id)
             _log.info("xds client gone", node=client.node, stream=stream.stream_id)
 
-    async def _read(
-        self, stream_id: str, requests: AsyncIterator[discovery_pb2.DiscoveryRequest], waker: asyncio.Event
-    ) -> None:
+    async def _wait(self, waker: asyncio.Event, beat: float) -> None:
+        """Until there may be something to say; `beat`: when a heartbeat is due."""
+        if beat == float("inf"):
+            await waker.wait()
+        else:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(waker.wait(), max(_BEAT_RETRY, beat - time.monotonic()))
+        waker.clear()
+
+    async def _read(self, record: StreamRecord, requests: AsyncIterator[Any], waker: asyncio.Event) -> None:
         try:
             async for message in requests:
-                self._clients.receive(stream_id, request_of(message))
+                self._receive(record, message)
         finally:
             waker.set()
+
+    def _receive(self, record: StreamRecord, message: Any) -> None:
+        """Take in one request. Raises _Rejected when it asks for too much."""
+        stream = record.stream
+        alone = next(iter(stream.subscriptions)) if len(stream.subscriptions) == 1 else ""
+        if alone and message.type_url not in ("", alone):
+            raise _Rejected(
+                grpc.StatusCode.INVALID_ARGUMENT, f"{message.type_url} on a stream of {TYPES[alone].service}"
+            )
+        request = delta_request_of(message, alone) if stream.delta else request_of(message, alone)
+        asked = len(request.subscribe) + len(request.initial) if stream.delta else len(request.names)  # type: ignore[union-attr]
+        subscription = stream.subscriptions.get(request.type_url)
+        if asked + (len(subscription.names) if stream.delta and subscription else 0) > self._limits.names:
+            raise _Rejected(grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {self._limits.names} names of one type")
+        kind = self._clients.receive(stream.stream_id, request, message.ByteSize())
+        if kind is Kind.UNSUPPORTED and stream.unsupported.get(request.type_url) == 1:
+            _log.warning("a type that isn't served", node=record.client.node, type_url=request.type_url[:200])
+
+    def _admit(self, client: Client, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Raises _Rejected for a client that is not to be served."""
+        if not client.node:
+            raise _Rejected(grpc.StatusCode.INVALID_ARGUMENT, "the first request of a stream must have a node id")
+        if len(self._clients) >= self._limits.streams:
+            raise _Rejected(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._limits.streams} streams are open")
+        if self.tcp is not None and self.tcp.tls is not None and self.tcp.tls.match_node:
+            auth = context.auth_context()
+            if auth.get("transport_security_type") == [b"ssl"] and client.node not in names_of(auth):
+                names = ", ".join(sorted(names_of(auth))) or "no name"
+                raise _Rejected(
+                    grpc.StatusCode.PERMISSION_DENIED, f"node id {client.node!r} is not in the certificate ({names})"
+                )
+        if client.warning:
+            if self._unsafe == "refuse":
+                raise _Rejected(grpc.StatusCode.FAILED_PRECONDITION, client.warning)
+            _log.warning("an unsafe proxy is served", node=client.node, reason=client.warning)
+
+    def _reject(self, record: StreamRecord, reason: str) -> None:
+        client = record.client
+        event = XdsEvent(
+            time=time.time(),
+            kind=EventKind.REJECTED,
+            node=client.node,
+            cluster=client.cluster,
+            stream=record.stream.stream_id,
+            protocol=record.protocol,
+            error=reason,
+        )
+        known = any((old.node, old.error) == (event.node, event.error) for old in self._rejections)
+        self._rejections.append(event)
+        (_log.debug if known else _log.warning)("an xds stream is not served", node=client.node, reason=reason)
+        if self._on_event is not None:
+            self._on_event(event)
 
     async def _stream_logs(
         self, messages: AsyncIterator[als_pb2.StreamAccessLogsMessage], context: grpc.aio.ServicerContext[Any, Any]
@@ -201,3 +376,7 @@ class XdsServer:
             self.on_flow(flow_of(entry))
         except Exception:  # one bad entry, or a mistake in the receiver, must not cost the stream and all that follow
             _log.exception("an access log entry was lost")
+
+
+def _key(node: str | NodeKey) -> NodeKey:
+    return NodeKey(node) if isinstance(node, str) else node

@@ -1,0 +1,133 @@
+"""Where the control plane listens: a Unix socket of mode 0600, and TCP with mutual TLS."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+import msgspec
+import structlog
+
+from spliceway.xds.errors import XdsError
+
+_log = structlog.get_logger(__name__)
+
+
+class TlsSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """PEM files. They are read again when one of them changes; connections that are there go on.
+
+    `match_node`: a client's node id must be one of the names in its certificate: the common name, a DNS name, or the
+    last part of a URI (SPIFFE). Without it whoever has a certificate may ask for any node's resources.
+    """
+
+    certificate: Path
+    key: Path
+    client_ca: Path
+    match_node: bool = True
+
+
+class TcpSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """An address to listen on. Without `tls` only if `plaintext` says so: everybody who can connect may read."""
+
+    host: str
+    port: int
+    tls: TlsSettings | None = None
+    plaintext: bool = False
+
+
+def add_unix(server: grpc.aio.Server, socket: Path) -> None:
+    """Listen on the socket, mode 0600.
+
+    Raises:
+        XdsError: it can't be made.
+    """
+    try:
+        socket.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        before = os.umask(0o177)  # the socket is never open to others, not even for a moment
+        try:
+            server.add_insecure_port(f"unix:{socket}")
+        finally:
+            os.umask(before)
+    except (OSError, RuntimeError) as error:
+        raise XdsError(f"{socket}: can't serve xDS there: {error}") from error
+
+
+def add_tcp(server: grpc.aio.Server, tcp: TcpSettings) -> int:
+    """Listen on the address; returns the port, also if 0 was asked for.
+
+    Raises:
+        XdsError: neither TLS nor plain text by choice, a file that can't be read, an address that can't be had.
+    """
+    address = f"[{tcp.host}]:{tcp.port}" if ":" in tcp.host else f"{tcp.host}:{tcp.port}"
+    if tcp.tls is None and not tcp.plaintext:
+        raise XdsError(f"{address}: xDS over TCP needs TLS (certificate, key and client CA), or plain text by choice")
+    try:
+        if tcp.tls is not None:
+            return int(server.add_secure_port(address, _credentials(tcp.tls)))
+        _log.warning("xDS is served in plain text: whoever can connect reads all of it", address=address)
+        return int(server.add_insecure_port(address))
+    except RuntimeError as error:
+        raise XdsError(f"{address}: can't serve xDS there: {error}") from error
+
+
+def names_of(auth: Mapping[str, Iterable[bytes]]) -> frozenset[str]:
+    """Names in a client's certificate, from gRPC's auth context; empty without one."""
+    names = {
+        _text(value) for key in ("x509_common_name", "x509_subject_alternative_name") for value in auth.get(key, ())
+    }
+    uris = {_text(value) for value in auth.get("peer_spiffe_id", ())} | {name for name in names if "://" in name}
+    return frozenset(names | {uri.rstrip("/").rpartition("/")[2] for uri in uris})
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+class _Files:
+    """The PEM files, and what they were like when they were read."""
+
+    def __init__(self, tls: TlsSettings) -> None:
+        self._tls = tls
+        self._stamps: tuple[tuple[int, int, int], ...] = ()
+
+    def configuration(self) -> Any:
+        """The certificate configuration as it is in the files.
+
+        Raises:
+            XdsError: one can't be read.
+        """
+        self._stamps = self._look()
+        key, certificate, client_ca = (
+            self._read(path) for path in (self._tls.key, self._tls.certificate, self._tls.client_ca)
+        )
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=client_ca)
+
+    def fresh(self) -> Any:
+        """The configuration if a file changed, else None. For gRPC, which asks at each new connection."""
+        try:
+            return None if self._look() == self._stamps else self.configuration()
+        except (XdsError, OSError) as error:
+            _log.error("certificates can't be read again, the last ones stay", error=str(error))
+            return None
+
+    def _look(self) -> tuple[tuple[int, int, int], ...]:
+        stats = [path.stat() for path in (self._tls.key, self._tls.certificate, self._tls.client_ca)]
+        return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)
+
+    def _read(self, path: Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise XdsError(f"{path}: can't be read: {error.strerror}") from error
+
+
+def _credentials(tls: TlsSettings) -> Any:
+    files = _Files(tls)
+    try:
+        first = files.configuration()
+    except OSError as error:
+        raise XdsError(f"{error.filename}: can't be read: {error.strerror}") from error
+    return grpc.dynamic_ssl_server_credentials(first, files.fresh, require_client_authentication=True)
