@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
+NODE_CLIENT := tests/clients/grpc-js-xds
 UV ?= uv
 ARGS ?=
 
@@ -31,8 +32,13 @@ $(STAMP): pyproject.toml requirements.lock scripts/setup scripts/packages
 demo: setup
 	$(BIN)/spliceway demo $(if $(KEEP),--keep) $(ARGS)
 
+# Without the packages of the Node.js client its tests try again, and say what is wrong.
 test: setup
+	-@$(MAKE) --no-print-directory $(NODE_CLIENT)/node_modules/.package-lock.json
 	$(BIN)/python -m pytest $(ARGS)
+
+$(NODE_CLIENT)/node_modules/.package-lock.json: $(NODE_CLIENT)/package.json $(NODE_CLIENT)/package-lock.json
+	$(BIN)/python $(NODE_CLIENT)/install.py
 
 # The long versions of what CI runs for seconds.
 attack: setup
@@ -63,5 +69,5 @@ lock:
 		--no-emit-index-url --no-emit-find-links --no-header --quiet --output-file requirements.lock
 
 clean:
-	rm -rf .venv dist build bench-results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv dist build bench-results $(NODE_CLIENT)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find agent policy bpf xds proxy tests -name __pycache__ -type d -prune -exec rm -rf {} +
