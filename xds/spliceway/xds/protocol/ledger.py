@@ -114,14 +114,15 @@ class Ledger:
 
     def heartbeat(self, now: float) -> Response | None:
         """What the client has to be reminded of before it forgets it, recorded as sent."""
-        if self.pending is not None or not self._beats or self.next_beat() > now:
+        if self.pending is not None or self.next_beat() > now:
             return None
         due = [name for name, at in self._beats.items() if at <= now]
-        resources = tuple(self.sent[name] for name in due if name in self.sent)
-        self._beats = {name: at for name, at in self._beats.items() if at > now}
-        if not resources or self.last_sent is None:
+        for name in due:
+            del self._beats[name]
+        resources = tuple(self.acked[name] for name in due if name in self.acked)
+        if not resources:
             return None
-        response = Response(self.info.url, self.last_sent.version, self._next_nonce(), resources, heartbeat=True)
+        response = self._reminder(resources)
         self._pushed(response, now)
         return response
 
@@ -158,6 +159,10 @@ class Ledger:
 
     def _next(self, held: TypeSet, keep: Callable[[], bool]) -> Response | None:
         raise NotImplementedError
+
+    def _reminder(self, resources: tuple[Resource, ...]) -> Response:
+        """Of what the client has, without the content and in the version that it acknowledged."""
+        return Response(self.info.url, self.acked_version, self._next_nonce(), resources, heartbeat=True)
 
     def _pushed(self, response: Response, now: float) -> None:
         self.pending = self.last_sent = response

@@ -32,7 +32,7 @@ class AdsStream:
     ) -> None:
         """`urls`: the types that the stream may ask for; `delta`: the incremental variant.
 
-        `ttl`: the client announced `xds.config.supports-resource-ttl`.
+        `ttl`: the client can forget resources by itself, and wants to be reminded.
         """
         self.stream_id = stream_id
         self.delta = delta

@@ -101,6 +101,13 @@ class Subscription(Ledger):
         self.names = set(names) - {WILDCARD}
         self._unwanted()
 
+    def _reminder(self, resources: tuple[Resource, ...]) -> Response:
+        if not self.info.full_set:
+            return super()._reminder(resources)
+        # «The server must include the complete state of the world»: Envoy takes reminders out of a response before it
+        # looks at what is in the set, and deletes what isn't (seen in Envoy 1.40).
+        return Response(self.info.url, self.acked_version, self._next_nonce(), tuple(self.acked.values()))
+
     def _next(self, held: TypeSet, keep: Callable[[], bool]) -> Response | None:
         wanted = self._wanted(held)
         return self._full(wanted, held.version, keep) if self.info.full_set else self._partial(wanted, held.version)

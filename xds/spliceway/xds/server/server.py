@@ -35,7 +35,7 @@ from spliceway.xds.server.clients import Clients, NodeKey, Stage
 from spliceway.xds.server.events import EventKind, XdsEvent
 from spliceway.xds.server.listen import TcpSettings, add_tcp, add_unix, names_of
 from spliceway.xds.server.wire import (
-    TTL_FEATURE,
+    can_forget,
     client_of,
     delta_message_of,
     delta_request_of,
@@ -251,7 +251,9 @@ class XdsServer:
             return
         client = client_of(first.node)
         peer = context.peer()
-        stream = AdsStream(f"{self._boot}-{next(self._streams)}", urls, delta=delta, ttl=TTL_FEATURE in client.features)
+        stream = AdsStream(
+            f"{self._boot}-{next(self._streams)}", urls, delta=delta, ttl=can_forget(client, delta=delta)
+        )
         record = StreamRecord(client, stream, time.time(), service, peer, time.monotonic())
         try:
             self._admit(client, context)

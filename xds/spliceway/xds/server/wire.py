@@ -14,8 +14,10 @@ from spliceway.xds.protocol.snapshot import Resource
 from spliceway.xds.protocol.subscription import Request
 from spliceway.xds.versions import unsafe
 
-#: The feature that a client announces when it can forget resources by itself.
-TTL_FEATURE = "xds.config.supports-resource-ttl"
+#: The features that a client announces when it can forget resources by itself, and, in the state of the world, unwrap
+#: them (two spellings: the protocol page's and that of Envoy's list of client features).
+_TTL = "xds.config.supports-resource-ttl"
+_UNWRAPS = {"xds.config.supports-resource-in-sotw", "xds.config.resource-in-sotw"}
 _WRAPPER = "type.googleapis.com/envoy.service.discovery.v3.Resource"
 
 
@@ -97,6 +99,11 @@ def client_of(node: base_pb2.Node) -> Client:
         features=tuple(node.client_features),
         warning=warning,
     )
+
+
+def can_forget(client: Client, *, delta: bool) -> bool:
+    """Whether resources with a time to live may be sent as such to this client."""
+    return _TTL in client.features and (delta or not _UNWRAPS.isdisjoint(client.features))
 
 
 def _wrapped(url: str, resource: Resource, response: Response) -> discovery_pb2.Resource:
