@@ -30,12 +30,17 @@ class TlsSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TcpSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """An address to listen on. Without `tls` only if `plaintext` says so: everybody who can connect may read."""
+    """An address to listen on. Without `tls` only if `plaintext` says so: everybody who can connect may read.
+
+    `all_services`: the access log and client status, too. The one makes flows of what a client says, the other shows
+    every node's resources, so that both are the Unix socket's own otherwise.
+    """
 
     host: str
     port: int
     tls: TlsSettings | None = None
     plaintext: bool = False
+    all_services: bool = False
 
 
 def add_unix(server: grpc.aio.Server, socket: Path) -> None:
@@ -71,6 +76,12 @@ def add_tcp(server: grpc.aio.Server, tcp: TcpSettings) -> int:
         return int(server.add_insecure_port(address))
     except RuntimeError as error:
         raise XdsError(f"{address}: can't serve xDS there: {error}") from error
+
+
+async def require_local(context: grpc.aio.ServicerContext[Any, Any], tcp: TcpSettings | None) -> None:
+    """End the call with PERMISSION_DENIED unless it came over the Unix socket, or TCP may have all services."""
+    if not context.peer().startswith("unix:") and (tcp is None or not tcp.all_services):
+        await context.abort(grpc.StatusCode.PERMISSION_DENIED, "this service is only on the Unix socket")
 
 
 def names_of(auth: Mapping[str, Iterable[bytes]]) -> frozenset[str]:

@@ -33,7 +33,7 @@ from spliceway.xds.protocol.typeurls import TYPES
 from spliceway.xds.resources.consistency import check_policy
 from spliceway.xds.server.clients import Clients, NodeKey, Stage
 from spliceway.xds.server.events import EventKind, XdsEvent
-from spliceway.xds.server.listen import TcpSettings, add_tcp, add_unix, names_of
+from spliceway.xds.server.listen import TcpSettings, add_tcp, add_unix, names_of, require_local
 from spliceway.xds.server.wire import (
     can_forget,
     client_of,
@@ -362,6 +362,7 @@ class XdsServer:
     async def _stream_logs(
         self, messages: AsyncIterator[als_pb2.StreamAccessLogsMessage], context: grpc.aio.ServicerContext[Any, Any]
     ) -> als_pb2.StreamAccessLogsResponse:
+        await require_local(context, self.tcp)
         async for message in messages:
             for entry in message.http_logs.log_entry:
                 self.flows_received += 1
