@@ -1,6 +1,6 @@
 """Calls /spliceway.test.Who/Who through a channel of Python's gRPC, as told on standard input.
 
-A process of its own: gRPC reads GRPC_XDS_BOOTSTRAP when it is loaded. Each line is a command, answered by a line of JSON:
+A process of its own: gRPC reads GRPC_XDS_BOOTSTRAP when it is loaded. Each line is a command, answered by one of JSON:
 `call [SECONDS]` calls once: {"answer": …} or {"code": …, "details": …}; `start` calls again and again until `stop`;
 `stop` and `count` answer {"answers": {answer: number of calls}, "failures": [{"code": …, "details": …}]}.
 """
@@ -35,7 +35,7 @@ class Caller:
         if word == "stop":
             self._stop.set()
             self._thread.join()
-        return {"answers": self._answers, "failures": self._failures}
+        return {"answers": dict(self._answers), "failures": list(self._failures)}
 
     def _once(self, seconds: float) -> dict[str, str]:
         try:

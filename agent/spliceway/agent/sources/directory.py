@@ -44,9 +44,10 @@ class DirectorySource:
     A file counts when its writer has closed it (or it was renamed into place): a half-written one is never read.
     """
 
-    def __init__(self, directory: Path, *, max_bytes: int = MAX_FILE_BYTES) -> None:
+    def __init__(self, directory: Path, *, max_bytes: int = MAX_FILE_BYTES, depth: int = 1) -> None:
+        """`depth`: so many levels of directories below it count."""
         self._root = directory
-        self._tree = Tree(directory, max_bytes=max_bytes)
+        self._tree = Tree(directory, max_bytes=max_bytes, depth=depth)
         self._inotify: inotify_simple.INotify | None = None
         self._watches: dict[int, Path] = {}
         self._writing: set[str] = set()
@@ -142,7 +143,7 @@ class DirectorySource:
         directory = self._watches.get(event.wd)
         if directory is None:
             return
-        file = event.name if directory == self._root else f"{directory.name}/{event.name}"
+        file = self._tree.name(directory, event.name)
         if event.mask & _F.MODIFY:
             if wanted(event.name):
                 self._writing.add(file)
@@ -159,5 +160,5 @@ class DirectorySource:
             self._changed.set()
 
     def _forget_writing(self, directory: Path) -> None:
-        prefix = "" if directory == self._root else f"{directory.name}/"
+        prefix = self._tree.name(directory)
         self._writing = {file for file in self._writing if not file.startswith(prefix)}

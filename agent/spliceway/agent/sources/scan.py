@@ -26,11 +26,12 @@ def wanted(name: str) -> bool:
 
 
 class Tree:
-    """A directory and its direct sub-directories, as last seen."""
+    """A directory and what is below it, `depth` levels down, as last seen."""
 
-    def __init__(self, root: Path, *, max_bytes: int = MAX_FILE_BYTES) -> None:
+    def __init__(self, root: Path, *, max_bytes: int = MAX_FILE_BYTES, depth: int = 1) -> None:
         self.root = root
         self._max_bytes = max_bytes
+        self._depth = depth
         self._seen: dict[str, Signature] = {}
 
     def __repr__(self) -> str:
@@ -38,15 +39,22 @@ class Tree:
 
     def directories(self) -> list[Path]:
         """The directories to watch: the root and the visible ones in it. Raises OSError when the root is gone."""
-        with os.scandir(self.root) as entries:
-            return [self.root, *sorted(Path(entry.path) for entry in entries if _is_directory(entry))]
+        found, level = [self.root], _below(self.root)
+        for _ in range(self._depth - 1):
+            found += level
+            level = [each for directory in level for each in _below_if_there(directory)]
+        return found + level
+
+    def name(self, directory: Path, name: str = "") -> str:
+        """How a file in that directory is called: its path below the root. Without `name`: the start of such paths."""
+        return name if directory == self.root else f"{directory.relative_to(self.root).as_posix()}/{name}"
 
     def changes(self, skip: Collection[str] = ()) -> list[SourceEvent]:
         """Look again. `skip`: files that are being written at this moment. Raises OSError when the root is gone."""
         events: list[SourceEvent] = []
         found: dict[str, Signature] = {}
         for directory in self.directories():
-            prefix = "" if directory == self.root else f"{directory.name}/"
+            prefix = self.name(directory)
             for name, signature in sorted(_signatures(directory).items()):
                 file = prefix + name
                 if file in skip:
@@ -79,6 +87,19 @@ class Tree:
             return FileChanged(file, data.decode())
         except UnicodeDecodeError as error:
             return FileRefused(file, f"is not UTF-8 (byte {error.start})")
+
+
+def _below(directory: Path) -> list[Path]:
+    """The visible directories in it, sorted. Raises OSError when it is gone."""
+    with os.scandir(directory) as entries:
+        return sorted(Path(entry.path) for entry in entries if _is_directory(entry))
+
+
+def _below_if_there(directory: Path) -> list[Path]:
+    try:
+        return _below(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:
