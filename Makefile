@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test attack soak fuzz edits lint bench lock clean
+.PHONY: help setup demo test attack soak fuzz edits xds-churn lint bench lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
@@ -18,6 +18,7 @@ help:
 	@echo "make soak    10,000 connections through the splice, every byte checked"
 	@echo "make fuzz    policy documents that nobody would write, 60 s each way"
 	@echo "make edits   a thousand random policies under a packet generator"
+	@echo "make xds-churn  a thousand changes of everything that Envoy is told, under load"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   compare the data paths; ARGS=… for spliceway bench"
 	@echo "make lock    write requirements.lock anew (needs uv)"
@@ -52,6 +53,9 @@ fuzz: setup
 
 edits: setup
 	SPLICEWAY_EDITS=1000 $(BIN)/python -m pytest -s tests/kernel/test_random_edits.py --timeout 1800 $(ARGS)
+
+xds-churn: setup
+	SPLICEWAY_CHURN_CHANGES=1000 $(BIN)/python -m pytest -s tests/integration/test_xds_churn.py --timeout 3600 $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check

@@ -33,6 +33,9 @@ NODE_ID = "node-under-test"
 class EnvoyNode:
     """The namespaces, the upstream, an XdsServer and an Envoy that is its client. `flows` are the access log."""
 
+    #: More of Envoy's command line.
+    arguments: tuple[str, ...] = ()
+
     def __init__(self, directory: Path, net: SteeredNet, *, concurrency: int = 1) -> None:
         self.directory, self.net = directory, net
         self.upstream = Upstream(net)
@@ -50,16 +53,21 @@ class EnvoyNode:
         """Another agent on the same socket."""
         return XdsServer(self.bootstrap.xds_socket, on_flow=self.flows.append)
 
+    def document(self) -> dict[str, Any]:
+        """What Envoy is started with."""
+        return bootstrap(self.bootstrap)
+
     async def start(self) -> None:
         """Start server and Envoy; returns when Envoy's admin interface answers."""
         await self.server.start()
         config = self.directory / "bootstrap.json"
-        config.write_text(json.dumps(bootstrap(self.bootstrap)))
+        config.write_text(json.dumps(self.document()))
         enter = shutil.which("nsenter") or "nsenter"
         command = [
             *(enter, f"--net={self.net.node}", str(find_envoy()), "--config-path", str(config)),
             *("--disable-hot-restart", "--concurrency", str(self._concurrency)),
             *("--log-path", str(self.directory / "envoy.log")),
+            *self.arguments,
         ]
         envoy = self._envoy = await asyncio.to_thread(_start, command)
         for _ in range(200):
