@@ -152,12 +152,13 @@ class DeltaSubscription(Ledger):
             self._dirty.add(name)
         self._initial = {}
 
-    def _next(self, held: TypeSet, keep: Callable[[], bool]) -> Response | None:
+    def _next(self, held: TypeSet, keep: Callable[[], bool], without: frozenset[str]) -> Response | None:
         if self._initial:
             self._recall(held)
         self._look(held)
         changed: list[Resource] = []
         gone: list[str] = []
+        later: set[str] = set()
         for name in sorted(self._dirty):
             ours = held.resources.get(name)
             if not self.wants(name):
@@ -166,11 +167,15 @@ class DeltaSubscription(Ledger):
                 if name in self.sent or name in self._owed:
                     gone.append(name)
             elif name in self._owed or self.sent.get(name) != ours:
-                changed.append(ours)
-        kept = [name for name in gone if name not in self._owed] if gone and keep() else []
-        gone = [name for name in gone if name not in kept]
+                if ours.clusters.isdisjoint(without):
+                    changed.append(ours)
+                else:
+                    later.add(name)
+        if gone and keep():
+            later |= {name for name in gone if name not in self._owed}
+            gone = [name for name in gone if name in self._owed]
         chosen = self._batch(changed) if changed else []
-        self._dirty = {resource.name for resource in changed} - {resource.name for resource in chosen} | set(kept)
+        self._dirty = later | {resource.name for resource in changed} - {resource.name for resource in chosen}
         if not chosen and not gone and not self._greet:
             return None
         return self._response(held.version, chosen, gone)

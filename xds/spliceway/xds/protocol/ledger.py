@@ -100,14 +100,21 @@ class Ledger:
         """Whether the client subscribes to that name."""
         return self.wildcard or name in self.names
 
-    def due(self, held: TypeSet, keep: Callable[[], bool] = lambda: False, now: float = 0.0) -> Response | None:
+    def due(
+        self,
+        held: TypeSet,
+        keep: Callable[[], bool] = lambda: False,
+        now: float = 0.0,
+        without: frozenset[str] = frozenset(),
+    ) -> Response | None:
         """The next response, recorded as sent; None when one is outstanding or the client has everything.
 
         `keep`: whether what is gone from `held` but was sent stays for now, because others still refer to it.
+        `without`: clusters that the client has not got yet; what sends traffic there waits for them.
         """
         if self.pending is not None or not self._seen:
             return None
-        response = self._next(held, keep)
+        response = self._next(held, keep, without)
         if response is not None:
             self._pushed(response, now)
         return response
@@ -157,7 +164,7 @@ class Ledger:
             )
         )
 
-    def _next(self, held: TypeSet, keep: Callable[[], bool]) -> Response | None:
+    def _next(self, held: TypeSet, keep: Callable[[], bool], without: frozenset[str]) -> Response | None:
         raise NotImplementedError
 
     def _reminder(self, resources: tuple[Resource, ...]) -> Response:

@@ -8,7 +8,7 @@ from itertools import count
 
 import msgspec
 
-from spliceway.xds.protocol.references import endpoints_of
+from spliceway.xds.protocol.references import at_once, clusters_of, endpoints_of
 from spliceway.xds.protocol.typeurls import CLUSTER, TYPES
 
 _SERIALS = count(1)
@@ -20,7 +20,9 @@ class Resource(msgspec.Struct, frozen=True):
     `version` is the version of the snapshot in which its content last changed, and never used for other content.
     `digest` is made of the content alone: what a delta client tells after a reconnect, also to another agent.
     `ttl`: seconds after which a client that can forgets the resource unless it hears of it again; None for never.
-    `endpoints`: of a cluster, the names of its EDS resources.
+    `endpoints`: of a cluster, the names of its EDS resources; `at_once`: it needs nothing else to be used. `clusters`:
+    of a listener or a route configuration, where it sends traffic. `secrets`: texts in it that are values of Secrets,
+    and must not be shown.
     """
 
     name: str
@@ -29,16 +31,29 @@ class Resource(msgspec.Struct, frozen=True):
     digest: str = ""
     ttl: float | None = None
     endpoints: tuple[str, ...] = ()
+    at_once: bool = False
+    clusters: frozenset[str] = frozenset()
+    secrets: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         # The body may hold values of Secrets.
         return f"Resource({self.name!r}, version={self.version!r}, {len(self.body)} bytes)"
 
     @classmethod
-    def of(cls, url: str, name: str, version: str, body: bytes, ttl: float | None = None) -> Resource:
+    def of(
+        cls,
+        url: str,
+        name: str,
+        version: str,
+        body: bytes,
+        ttl: float | None = None,
+        secrets: frozenset[str] = frozenset(),
+    ) -> Resource:
         """Make a resource of that type URL from its serialized message."""
         digest = hashlib.blake2b(body, digest_size=8, person=b"xds").hexdigest()
-        return cls(name, version, body, digest, ttl, endpoints_of(body) if url == CLUSTER else ())
+        if url == CLUSTER:
+            return cls(name, version, body, digest, ttl, endpoints_of(body), at_once(body), secrets=secrets)
+        return cls(name, version, body, digest, ttl, clusters=clusters_of(url, body), secrets=secrets)
 
     @classmethod
     def foreign(cls, name: str, digest: str) -> Resource:
@@ -63,8 +78,8 @@ class TypeSet(msgspec.Struct, frozen=True, eq=False):
 class Snapshot(msgspec.Struct, frozen=True, eq=False):
     """What one client shall have. `types` has an entry for every served type URL, in sending order.
 
-    `secrets`: what must not be shown of a resource, by its name: texts that stand in it as values of Secrets.
-    `extra`: (type URL, name) of resources that come from the user's own configuration and not from policy.
+    `secrets`: what must not be shown of a resource, by its name (see `Resource.secrets`, which what was sent earlier
+    has, too). `extra`: (type URL, name) of resources that come from the user's own configuration and not from policy.
     """
 
     version: str
@@ -95,7 +110,7 @@ class Snapshot(msgspec.Struct, frozen=True, eq=False):
         Raises:
             KeyError: a type URL that isn't served.
         """
-        ttls = ttls or {}
+        ttls, secrets = ttls or {}, secrets or {}
         types: dict[str, TypeSet] = {}
         given = {TYPES[url].url: named for url, named in bodies.items()}
         for url in TYPES:
@@ -108,14 +123,16 @@ class Snapshot(msgspec.Struct, frozen=True, eq=False):
                 if kept is not None and kept.body == body and kept.ttl == ttls.get((url, name)):
                     fresh[name] = kept
                 else:
-                    fresh[name] = Resource.of(url, name, version, body, ttls.get((url, name)))
+                    fresh[name] = Resource.of(
+                        url, name, version, body, ttls.get((url, name)), secrets.get(name, frozenset())
+                    )
                     changed.add(name)
             if old is None:
                 types[url] = TypeSet(version, fresh)
                 continue
             changed |= old.resources.keys() - fresh.keys()
             types[url] = TypeSet(version, fresh, base=old.serial, changed=frozenset(changed)) if changed else old
-        return cls(version, types, secrets or {}, extra)
+        return cls(version, types, secrets, extra)
 
     def bodies(self) -> dict[str, dict[str, bytes]]:
         """Type URL -> name -> serialized message."""

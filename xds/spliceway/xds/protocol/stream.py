@@ -64,23 +64,25 @@ class AdsStream:
     def responses(self, snapshot: Snapshot, now: float = 0.0) -> list[Response]:
         """What is to be sent now, at most one response for each type; `now` in seconds of a clock that never goes back.
 
-        Make before break: nothing of a later type goes out while an earlier one is unanswered, and what others refer
-        to (clusters) is withdrawn when the types after it have been answered. What a client has from an earlier stream
-        in the state-of-the-world variant is not known, and not kept.
+        Make before break. The order is that of the types, but no type waits for the answer to another as a whole: Envoy
+        answers clusters only when all of them have their endpoints and certificates. What sends traffic to a cluster
+        waits until the client has that, and clusters are withdrawn when the types after them have been answered. What
+        a client has from an earlier stream in the state-of-the-world variant is not known, and not kept.
         """
         due = []
+        without: frozenset[str] = frozenset()
         for url, subscription in self.subscriptions.items():
 
             def keep(url: str = url) -> bool:
                 return TYPES[url].referenced and not self._settled_after(url, snapshot)
 
-            response = subscription.due(snapshot.types[url], keep, now) or subscription.heartbeat(now)
+            response = subscription.due(snapshot.types[url], keep, now, without) or subscription.heartbeat(now)
             if response is not None:
                 due.append(response)
-                if url == CLUSTER:
+            if url == CLUSTER:
+                without = self._without(snapshot)
+                if response is not None:
                     self._warm(response)
-            if subscription.pending is not None and subscription.active:
-                break
         return due
 
     def next_beat(self) -> float:
@@ -106,6 +108,20 @@ class AdsStream:
                 error = subscription.last_error
                 refused += [(url, n, error) for n in subscription.refused(held) if asked is None or n in asked]
         return Progress(tuple(missing), tuple(refused))
+
+    def _without(self, snapshot: Snapshot) -> frozenset[str]:
+        """Clusters that the client shall have and can't use yet, not even in an earlier version."""
+        clusters = self.subscriptions[CLUSTER]
+        if not clusters.active or (clusters.pending is None and not clusters.rejected):
+            return frozenset()
+        missing = snapshot.types[CLUSTER].resources.keys() - clusters.acked.keys()
+        return frozenset(name for name in missing if clusters.wants(name) and not self._usable(clusters, name))
+
+    @staticmethod
+    def _usable(clusters: Ledger, name: str) -> bool:
+        """A client reads in the order of the stream, and answers late: so what was sent may be there already."""
+        sent = clusters.sent.get(name)
+        return sent is not None and sent.at_once and name not in clusters.rejected
 
     def _warm(self, response: Response) -> None:
         """A cluster that changed waits for its endpoints again, also if they are the same (go-control-plane 1001)."""

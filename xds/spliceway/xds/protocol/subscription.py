@@ -108,11 +108,15 @@ class Subscription(Ledger):
         # looks at what is in the set, and deletes what isn't (seen in Envoy 1.40).
         return Response(self.info.url, self.acked_version, self._next_nonce(), tuple(self.acked.values()))
 
-    def _next(self, held: TypeSet, keep: Callable[[], bool]) -> Response | None:
+    def _next(self, held: TypeSet, keep: Callable[[], bool], without: frozenset[str]) -> Response | None:
         wanted = self._wanted(held)
-        return self._full(wanted, held.version, keep) if self.info.full_set else self._partial(wanted, held.version)
+        if self.info.full_set:
+            return self._full(wanted, held.version, keep, without)
+        return self._partial(wanted, held.version, without)
 
-    def _full(self, wanted: dict[str, Resource], version: str, keep: Callable[[], bool]) -> Response | None:
+    def _full(
+        self, wanted: dict[str, Resource], version: str, keep: Callable[[], bool], without: frozenset[str]
+    ) -> Response | None:
         gone = self.sent.keys() - wanted.keys()
         if gone and keep():
             wanted = {name: self.sent[name] for name in sorted(gone)} | wanted
@@ -122,17 +126,23 @@ class Subscription(Ledger):
         if not wanted and not self.active:
             return None
         changed = frozenset(name for name, resource in wanted.items() if self.sent.get(name) != resource)
+        if without and not all(wanted[name].clusters.isdisjoint(without) for name in changed):
+            return None
         self.sent, self.rejected = wanted, {}
         self._beats = {name: at for name, at in self._beats.items() if name in wanted}
         return Response(self.info.url, version, self._next_nonce(), tuple(wanted.values()), changed=changed)
 
-    def _partial(self, wanted: dict[str, Resource], version: str) -> Response | None:
+    def _partial(self, wanted: dict[str, Resource], version: str, without: frozenset[str]) -> Response | None:
         # What is gone is forgotten, so that it is sent again when it comes back. Nothing tells the client: in types
         # that aren't full sets, absence means nothing, and the resource that referred to it says so.
         for name in self.sent.keys() - wanted.keys():
             self._lose(name)
         self._alone &= wanted.keys()
-        changed = [resource for name, resource in wanted.items() if self.sent.get(name) != resource]
+        changed = [
+            resource
+            for name, resource in wanted.items()
+            if self.sent.get(name) != resource and resource.clusters.isdisjoint(without)
+        ]
         if not changed:
             return None
         chosen = self._batch(changed)
