@@ -21,6 +21,7 @@ from spliceway.xds.protocol.typeurls import CLUSTER, ENDPOINT, EXTENSION, LISTEN
 from spliceway.xds.resources.messagetypes import PREFIX, message_class
 from spliceway.xds.resources.packing import serialized
 from spliceway.xds.resources.reading import FieldError, read_message
+from spliceway.xds.resources.validation import validate
 
 #: Which field of a resource is its name.
 NAME_FIELDS = {
@@ -51,18 +52,21 @@ class Loaded(msgspec.Struct, frozen=True):
         return f"Loaded({self.url!r}, {self.name!r}, {len(self.body)} bytes, ttl={self.ttl!r}, where={self.where!r})"
 
 
-def load_resources(text: str | bytes, where: str) -> list[Loaded]:
+def load_resources(text: str | bytes, where: str, *, check: bool = True) -> list[Loaded]:
     """Read the resources of one file; `where` is its name for errors. Bytes must be UTF-8.
+
+    `check`: refuse what breaks the rules in the protos, as Envoy does. gRPC clients don't look at these rules, and may
+    be content with less (an HTTP connection manager without `stat_prefix`).
 
     Raises:
         ResourceError: `clusters.yaml: document 2: load_assignment.endpoints[0].lb_endpoints[0]: unknown field "foo"`.
             What is said: not UTF-8, longer than 4 MiB, not YAML, not served, a field that the type does not have or
-            with another type, no name, the same resource twice.
+            with another type, a broken rule, no name, the same resource twice.
     """
     loaded: list[Loaded] = []
     seen: dict[tuple[str, str], str] = {}
     for place, field, value in _objects(_decoded(text, where), where):
-        found = _load(value, place, field)
+        found = _load(value, place, field, check)
         key = (found.url, found.name)
         if key in seen:
             raise FieldError(found.where, "", f"{TYPES[found.url].short} {shown(found.name)} is in {seen[key]} already")
@@ -71,7 +75,7 @@ def load_resources(text: str | bytes, where: str) -> list[Loaded]:
     return loaded
 
 
-def load_object(value: object, url: str, where: str, field: str = "") -> tuple[str, Message]:
+def load_object(value: object, url: str, where: str, field: str = "", *, check: bool = True) -> tuple[str, Message]:
     """Read one resource of the type URL from plain values, with or without `@type`: its name and the message.
 
     Raises:
@@ -87,6 +91,8 @@ def load_object(value: object, url: str, where: str, field: str = "") -> tuple[s
     name = str(getattr(message, NAME_FIELDS[url]))
     if not name:
         raise FieldError(where, _at(field, NAME_FIELDS[url]), "is required")
+    if check:
+        validate(message, where, field)
     return name, message
 
 
@@ -129,7 +135,7 @@ def _listed(content: dict[str, object], place: str) -> list[object]:
     return items
 
 
-def _load(value: object, place: str, field: str) -> Loaded:
+def _load(value: object, place: str, field: str, check: bool) -> Loaded:
     if not isinstance(value, dict):
         raise FieldError(place, field, "must be a mapping with @type and the fields of a resource")
     url = value.get("@type")
@@ -142,9 +148,9 @@ def _load(value: object, place: str, field: str) -> Loaded:
         if not isinstance(value, dict):
             raise FieldError(place, inner, "is required")
         url = value.get("@type")
-    if url not in TYPES:
+    if not isinstance(url, str) or url not in TYPES:
         _refuse_type(url, place, inner)
-    name, message = load_object(value, url, place, inner)
+    name, message = load_object(value, url, place, inner, check=check)
     if told and told != name:
         raise FieldError(place, _at(field, "name"), f"is {shown(told)}, but the resource calls itself {shown(name)}")
     return Loaded(url, name, serialized(message), ttl, f"{place}: {field}" if field else place)

@@ -7,22 +7,18 @@ spellings, and looks up types of Any only among modules that somebody has import
 
 from __future__ import annotations
 
-import base64
-import binascii
-import math
-import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, NoReturn, TypeVar
 
 from google.protobuf import json_format
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
-from google.protobuf.message import Message
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError, Message
 
-from spliceway.policy.fields import shown
 from spliceway.xds.errors import ResourceError
 from spliceway.xds.resources.messagetypes import PREFIX, message_class
+from spliceway.xds.resources.scalars import KINDS, ValueRefusedError, kind_of, map_key, quoted, scalar, unicode_text
 
 #: Deepest nesting of values. Protobuf's own readers end at 100 messages.
 MAX_DEPTH = 80
@@ -30,23 +26,6 @@ MAX_DEPTH = 80
 MAX_VALUES = 400_000
 
 _M = TypeVar("_M", bound=Message)
-_DIGITS = re.compile(r"-?[0-9]{1,20}")
-_INTEGERS = {
-    FieldDescriptor.CPPTYPE_INT32: (-(1 << 31), (1 << 31) - 1),
-    FieldDescriptor.CPPTYPE_INT64: (-(1 << 63), (1 << 63) - 1),
-    FieldDescriptor.CPPTYPE_UINT32: (0, (1 << 32) - 1),
-    FieldDescriptor.CPPTYPE_UINT64: (0, (1 << 64) - 1),
-}
-_LARGEST_FLOAT = 3.4028235677973366e38
-_KINDS: Mapping[type, str] = {
-    dict: "a mapping",
-    list: "a list",
-    str: "a string",
-    bool: "true or false",
-    int: "an integer",
-    float: "a number",
-    type(None): "null",
-}
 
 
 class FieldError(ResourceError):
@@ -67,7 +46,9 @@ def read_message(value: object, kind: type[_M], where: str = "", field: str = ""
             reason. Strings are repeated only where they are names: of fields, types and enum values.
     """
     message = kind()
-    _Reader(where).message(value, message, field, 0)
+    reader = _Reader(where)
+    reader.message(value, message, field, 0)
+    reader.readable(kind, message.SerializeToString(), field)
     return message
 
 
@@ -89,17 +70,17 @@ class _Reader:
             special(self, value, message, at, depth)
         elif descriptor.full_name in _WRAPPERS:
             field = descriptor.fields_by_name["value"]
-            self._set(message, field, self.scalar(value, field, at), at)
+            setattr(message, field.name, self.scalar(value, field, at))
         else:
             self._fields(self.mapping(value, at), message, at, depth)
 
     def mapping(self, value: object, at: str) -> dict[str, object]:
         """The value, which must be a mapping with strings for keys."""
         if not isinstance(value, dict):
-            self.refuse(at, f"must be a mapping, is {_kind(value)}")
+            self.refuse(at, f"must be a mapping, is {kind_of(value)}")
         for key in value:
             if not isinstance(key, str):
-                self.refuse(at, f"a key must be a string, is {_kind(key)} (quote it)")
+                self.refuse(at, f"a key must be a string, is {kind_of(key)} (quote it)")
         return value
 
     def _count(self, at: str, depth: int) -> None:
@@ -116,7 +97,7 @@ class _Reader:
         for key, item in value.items():
             field = known.get(key)
             if field is None:
-                self.refuse(at, f"unknown field {_quoted(key)}{_meant(key, descriptor)}")
+                self.refuse(at, f"unknown field {quoted(key)}{_meant(key, descriptor)}")
             if field.name in written:
                 self.refuse(at, f"{written[field.name]} and {key} are the same field")
             written[field.name] = key
@@ -135,7 +116,7 @@ class _Reader:
             self._map(item, message, field, at, depth)
         elif field.is_repeated:
             if not isinstance(item, list | tuple):
-                self.refuse(at, f"must be a list, is {_kind(item)}")
+                self.refuse(at, f"must be a list, is {kind_of(item)}")
             held = getattr(message, field.name)
             for index, each in enumerate(item):
                 path = f"{at}[{index}]"
@@ -145,117 +126,39 @@ class _Reader:
                     self.message(each, held.add(), path, depth + 1)
                 else:
                     self._count(path, depth)
-                    self._append(held, self.scalar(each, field, path), path)
+                    held.append(self.scalar(each, field, path))
         elif field.message_type is not None:
             part = getattr(message, field.name)
             part.SetInParent()
             self.message(item, part, at, depth)
         else:
             self._count(at, depth)
-            self._set(message, field, self.scalar(item, field, at), at)
+            setattr(message, field.name, self.scalar(item, field, at))
 
     def _map(self, value: object, message: Message, field: FieldDescriptor, at: str, depth: int) -> None:
         assert field.message_type is not None
         names = field.message_type.fields_by_name
         held = getattr(message, field.name)
         for key, item in self.mapping(value, at).items():
-            path = f"{at}[{_quoted(key)}]"
+            path = f"{at}[{quoted(key)}]"
             self._count(path, depth)
-            made = self._key(key, names["key"], path)
+            try:
+                made = map_key(key, names["key"])
+            except ValueRefusedError as error:
+                self.refuse(path, str(error))
             if item is None and not _takes_null(names["value"]):
                 self.refuse(path, "must not be null")
-            try:
-                if names["value"].message_type is not None:
-                    self.message(item, held[made], path, depth + 1)
-                else:
-                    held[made] = self.scalar(item, names["value"], path)
-            except (ValueError, UnicodeError):
-                self.refuse(path, "is not Unicode text")
-
-    def _key(self, key: str, field: FieldDescriptor, at: str) -> object:
-        if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
-            if key not in ("true", "false"):
-                self.refuse(at, "a key must be true or false")
-            return key == "true"
-        return self.scalar(key, field, at)
-
-    def _set(self, message: Message, field: FieldDescriptor, value: object, at: str) -> None:
-        try:
-            setattr(message, field.name, value)
-        except (ValueError, UnicodeError):
-            self.refuse(at, "is not Unicode text")
-
-    def _append(self, held: Any, value: object, at: str) -> None:
-        try:
-            held.append(value)
-        except (ValueError, UnicodeError):
-            self.refuse(at, "is not Unicode text")
+            if names["value"].message_type is not None:
+                self.message(item, held[made], path, depth + 1)
+            else:
+                held[made] = self.scalar(item, names["value"], path)
 
     def scalar(self, value: object, field: FieldDescriptor, at: str) -> object:
         """The value as the field takes it."""
-        kind = field.cpp_type
-        if kind in _INTEGERS:
-            return self._integer(value, *_INTEGERS[kind], at)
-        if kind == FieldDescriptor.CPPTYPE_ENUM:
-            assert field.enum_type is not None
-            return self._enum(value, field.enum_type, at)
-        if kind == FieldDescriptor.CPPTYPE_BOOL:
-            return self._typed(value, bool, at)
-        if kind == FieldDescriptor.CPPTYPE_STRING:
-            text = self._typed(value, str, at)
-            return self._bytes(text, at) if field.type == FieldDescriptor.TYPE_BYTES else text
-        return self._float(value, kind == FieldDescriptor.CPPTYPE_FLOAT, at)
-
-    def _typed(self, value: object, kind: type, at: str) -> Any:
-        if type(value) is not kind:
-            quote = " (quote it)" if kind is str and not isinstance(value, dict | list | None) else ""
-            self.refuse(at, f"must be {_KINDS[kind]}, is {_kind(value)}{quote}")
-        return value
-
-    def _integer(self, value: object, low: int, high: int, at: str) -> int:
-        if (isinstance(value, str) and _DIGITS.fullmatch(value)) or (isinstance(value, float) and value.is_integer()):
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool):
-            self.refuse(at, f"must be an integer, is {_kind(value)}")
-        if not low <= value <= high:
-            self.refuse(at, f"is not between {low} and {high}")
-        return value
-
-    def _float(self, value: object, single: bool, at: str) -> float:
-        number = value
-        if isinstance(value, str):
-            try:
-                number = _NAMED_FLOATS.get(value) or float(value)
-            except ValueError:
-                number = value
-        if not isinstance(number, int | float) or isinstance(number, bool):
-            self.refuse(at, f"must be a number, is {_kind(value)}")
         try:
-            result = float(number)
-        except OverflowError:
-            self.refuse(at, "is too large")
-        if single and math.isfinite(result) and abs(result) > _LARGEST_FLOAT:
-            self.refuse(at, "is too large")
-        return result
-
-    def _enum(self, value: object, kind: EnumDescriptor, at: str) -> int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return self._integer(value, *_INTEGERS[FieldDescriptor.CPPTYPE_INT32], at)
-        if not isinstance(value, str):
-            self.refuse(at, f"must be the name of a {kind.name}, is {_kind(value)}")
-        found = kind.values_by_name.get(value)
-        if found is None:
-            names = list(kind.values_by_name)
-            listed = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
-            self.refuse(at, f"{_quoted(value)} is none of {listed}")
-        return int(found.number)
-
-    def _bytes(self, text: str, at: str) -> bytes:
-        standard = text.replace("-", "+").replace("_", "/")
-        try:
-            return base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
-        except (binascii.Error, ValueError):
-            self.refuse(at, "is not base64")
+            return scalar(value, field)
+        except ValueRefusedError as error:
+            self.refuse(at, str(error))
 
     def any(self, value: object, message: Message, at: str, depth: int) -> None:
         """An Any: a mapping with `@type` and the fields of that type."""
@@ -273,33 +176,41 @@ class _Reader:
             self._count(at, depth)
             self._fields(fields, inner, at, depth)
         message.Pack(inner, deterministic=True)
+        self.readable(type(inner), message.value, at)
+
+    def readable(self, kind: type[Message], body: bytes, at: str) -> None:
+        """Refuse what can't be read again: protobuf's readers end at 100 messages, and a Struct needs three a level."""
+        try:
+            kind.FromString(body)
+        except DecodeError:
+            self.refuse(at, "nested too deeply for protobuf")
 
     def class_of(self, url: object, at: str) -> type[Message]:
         """The class of a type URL."""
         at = _joined(at, "@type")
         if not isinstance(url, str):
-            self.refuse(at, f"must be a string, is {_kind(url)}")
+            self.refuse(at, f"must be a string, is {kind_of(url)}")
         kind = message_class(url.removeprefix(PREFIX)) if url.startswith(PREFIX) else None
         if kind is None:
             hint = "" if url.startswith(PREFIX) else f" (it must begin with {PREFIX})"
-            self.refuse(at, f"unknown type {_quoted(url)}{hint}")
+            self.refuse(at, f"unknown type {quoted(url)}{hint}")
         return kind
 
     def text(self, value: object, message: Message, at: str, depth: int) -> None:
         """A Duration, Timestamp or FieldMask: each has a form as text."""
         form = _TEXT_FORMS[message.DESCRIPTOR.full_name]
         if not isinstance(value, str):
-            self.refuse(at, f"must be {form}, is {_kind(value)}")
+            self.refuse(at, f"must be {form}, is {kind_of(value)}")
         try:
             json_format.ParseDict(value, message)  # type: ignore[arg-type]
         except (json_format.ParseError, ValueError):
-            self.refuse(at, f"{_quoted(value)} is not {form}")
+            self.refuse(at, f"{quoted(value)} is not {form}")
 
     def free(self, value: object, message: Message, at: str, depth: int) -> None:
         """A Struct, Value or ListValue: anything that JSON can say."""
         expected = _FREE_FORMS.get(message.DESCRIPTOR.full_name)
         if expected is not None and not isinstance(value, expected):
-            self.refuse(at, f"must be {_KINDS[expected]}, is {_kind(value)}")
+            self.refuse(at, f"must be {KINDS[expected]}, is {kind_of(value)}")
         self._plain(value, at, depth)
         try:
             json_format.ParseDict(value, message)  # type: ignore[arg-type]
@@ -310,15 +221,17 @@ class _Reader:
         self._count(at, depth)
         if isinstance(value, dict):
             for key, item in self.mapping(value, at).items():
-                self._plain(item, f"{at}[{_quoted(key)}]", depth + 1)
+                self._plain(item, f"{at}[{quoted(key)}]", depth + 1)
         elif isinstance(value, list):
             for index, item in enumerate(value):
                 self._plain(item, f"{at}[{index}]", depth + 1)
         elif isinstance(value, str):
-            if not _encodable(value):
-                self.refuse(at, "is not Unicode text")
-        elif type(value) not in _KINDS:
-            self.refuse(at, f"must be what JSON can say, is {_kind(value)} (quote it)")
+            try:
+                unicode_text(value)
+            except ValueRefusedError as error:
+                self.refuse(at, str(error))
+        elif type(value) not in KINDS:
+            self.refuse(at, f"must be what JSON can say, is {kind_of(value)} (quote it)")
 
 
 _SPECIAL: dict[str, Callable[[_Reader, object, Message, str, int], None]] = {
@@ -340,7 +253,6 @@ _WRAPPERS = frozenset(
     f"google.protobuf.{name}Value"
     for name in ("Bool", "Int32", "Int64", "UInt32", "UInt64", "Float", "Double", "String", "Bytes")
 )
-_NAMED_FLOATS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 @lru_cache(maxsize=4096)
@@ -361,21 +273,5 @@ def _meant(key: str, descriptor: Descriptor) -> str:
     return f" (meant: {found})" if found else ""
 
 
-def _kind(value: object) -> str:
-    return _KINDS.get(type(value), f"a {type(value).__name__}")
-
-
-def _quoted(text: str) -> str:
-    return f'"{shown(text)}"' if text.isprintable() and text else shown(repr(text))
-
-
 def _joined(at: str, name: str) -> str:
     return f"{at}.{name}" if at else name
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeError:
-        return False
-    return True
