@@ -114,14 +114,16 @@ class AdsStream:
         clusters = self.subscriptions[CLUSTER]
         if not clusters.active or (clusters.pending is None and not clusters.rejected):
             return frozenset()
-        missing = snapshot.types[CLUSTER].resources.keys() - clusters.acked.keys()
-        return frozenset(name for name in missing if clusters.wants(name) and not self._usable(clusters, name))
+        names = filter(clusters.wants, snapshot.types[CLUSTER].resources)
+        return frozenset(name for name in names if not self._usable(clusters, name))
 
     @staticmethod
     def _usable(clusters: Ledger, name: str) -> bool:
-        """A client reads in the order of the stream, and answers late: so what was sent may be there already."""
         sent = clusters.sent.get(name)
-        return sent is not None and sent.at_once and name not in clusters.rejected
+        if sent is None or name in clusters.acked:
+            return sent is not None  # otherwise it was withdrawn, and the client may not have read that yet
+        # A client reads in the order of the stream, and answers late: this may be there already.
+        return sent.at_once and name not in clusters.rejected
 
     def _warm(self, response: Response) -> None:
         """A cluster that changed waits for its endpoints again, also if they are the same (go-control-plane 1001)."""
