@@ -88,6 +88,20 @@ class _Stream:
             return
         raise AssertionError(f"nothing should have come: {summary(found)}")
 
+    async def answer(self, response: Any, error: str | None = None) -> None:
+        """Acknowledge or refuse."""
+        raise NotImplementedError
+
+    async def drained(self, wait: float = QUIET) -> list[Any]:
+        """Acknowledge whatever comes until nothing comes any more, and return it."""
+        found = []
+        while True:
+            try:
+                found.append(await self.read(wait))
+            except TimeoutError:
+                return found
+            await self.answer(found[-1])
+
     def cancel(self) -> None:
         """Break the stream off."""
         self._call.cancel()
@@ -124,14 +138,31 @@ class SotwStream(_Stream):
         super().__init__(
             channel, method, discovery_pb2.DiscoveryRequest, discovery_pb2.DiscoveryResponse, node_of(node, features)
         )
-        #: Type URL -> the names that were asked for last.
+        #: Type URL -> the names that were asked for last, and the nonce of the newest response that was read.
         self.asked: dict[str, tuple[str, ...]] = {}
+        self.nonces: dict[str, str] = {}
+
+    async def read(self, wait: float = PATIENCE) -> Any:
+        """The next response; see above."""
+        found = await super().read(wait)
+        self.nonces[found.type_url] = found.nonce
+        return found
 
     async def ask(
-        self, url: str, *names: str, answer: Any = None, error: str | None = None, nonce: str = "", version: str = ""
+        self,
+        url: str,
+        *names: str,
+        answer: Any = None,
+        error: str | None = None,
+        nonce: str | None = None,
+        version: str = "",
     ) -> None:
-        """One request. `answer` is the response that it acknowledges (or, with `error`, refuses)."""
+        """One request. `answer` is the response that it acknowledges (or, with `error`, refuses).
+
+        Without it the nonce is that of the newest response of the type, as clients do it.
+        """
         self.asked[url] = names
+        nonce = self.nonces.get(url, "") if nonce is None else nonce
         await self.send(
             discovery_pb2.DiscoveryRequest(
                 type_url=url,
