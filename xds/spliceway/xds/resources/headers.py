@@ -20,6 +20,7 @@ from envoy.config.rbac.v3 import rbac_pb2
 from envoy.config.route.v3 import route_components_pb2
 from envoy.extensions.filters.http.set_filter_state.v3 import set_filter_state_pb2
 
+from spliceway.policy.regex import RegexError, compile_regex
 from spliceway.policy.table import HeaderMatch, Mismatch
 from spliceway.xds.resources.names import first_value_key
 from spliceway.xds.resources.rbac import regex_permission
@@ -55,10 +56,16 @@ def why_not(match: HeaderMatch) -> str | None:
             return f"header {match.name}: mismatch action {match.mismatch.value} can't be done to this header"
         if _CONTROLS.search(match.value or ""):
             return f"header {match.name}: its value has characters that no header may have"
+    value = match.value or ""
     try:
-        (match.value or "").encode("latin-1")
+        value.encode("latin-1")
     except UnicodeEncodeError:
         return f"header {match.name}: its value has characters beyond Latin-1, which no header has"
+    try:
+        if not value.isascii():
+            compile_regex(_escaped(value))
+    except RegexError:
+        return f"header {match.name}: its value of {len(value)} characters beyond ASCII is too long"
     return None
 
 
@@ -75,12 +82,15 @@ def permission(match: HeaderMatch) -> rbac_pb2.Permission:
 
 def condition(matches: Sequence[HeaderMatch]) -> _Expression | None:
     """The expression (google.api.expr.v1alpha1.Expr) that each header, all values joined, is what it should be."""
-    whole: _Expression | None = None
-    for match in matches:
-        one = _call("_==_", _call("bytes", _header(match.name)), _wanted(match))
-        whole = one if whole is None else _call("_&&_", whole, one)
-    if whole is not None:
-        _number(whole, 0)
+    parts = [_call("_==_", _call("bytes", _header(match.name)), _wanted(match)) for match in matches]
+    if not parts:
+        return None
+    while len(parts) > 1:
+        # In pairs, and these in pairs: a chain would soon be deeper than the 100 levels that protobuf reads.
+        pairs = zip(parts[::2], parts[1::2], strict=False)
+        parts = [_call("_&&_", first, second) for first, second in pairs] + parts[len(parts) & ~1 :]
+    [whole] = parts
+    _number(whole, 0)
     return whole
 
 
