@@ -26,11 +26,11 @@ from support.steered import SERVER, SteeredNet
 
 pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 
-CHANGES = int(os.environ.get("SPLICEWAY_CHURN_CHANGES", "100"))
+CHANGES = int(os.environ.get("SPLICEWAY_CHURN_CHANGES", "250"))
 SEED = int(os.environ.get("SPLICEWAY_CHURN_SEED", "1"))
 #: Between the ACK, which Envoy's main thread sends, and the moment in which its workers see the change, on a machine
-#: where wrk, servers and checkers want all CPUs. The longest that was seen is printed.
-TOLERANCE = 0.5
+#: where wrk, servers and checkers want all CPUs. It must be rare, too.
+TOLERANCE = 0.1
 _ORIGIN_PORT = 7080
 _PLAIN = b"GET %b HTTP/1.1\r\nHost: web\r\n\r\n"
 
@@ -91,7 +91,7 @@ async def listening(node: EnvoyNode, ports: set[int]) -> None:
 
 
 async def set_state(node: EnvoyNode, timeline: Timeline, state: State, wait: float = 10.0) -> float:
-    """Serve a state; returns when it is in force. Seconds until everything was acknowledged."""
+    """Serve a state; returns when it is in force. Seconds that took."""
     number = len(timeline.states)
     snapshot = snapshot_of(state, node.settings, f"{number}", node.server.snapshot(NODE_ID))
     begin = time.monotonic()
@@ -99,9 +99,16 @@ async def set_state(node: EnvoyNode, timeline: Timeline, state: State, wait: flo
     node.server.set_snapshot(NODE_ID, snapshot)
     await node.server.wait_acked(NODE_ID, wait)
     acked = time.monotonic()
-    await listening(node, {port_of(one) for one in state.rule_sets} | {WEB_PORT + one for one in state.webs})
-    timeline.done(time.monotonic())
+    before = ports_of(timeline.states[-2]) if number else set()
+    if ports_of(state) - before:
+        await listening(node, ports_of(state))
+        acked = time.monotonic()
+    timeline.done(acked)
     return acked - begin
+
+
+def ports_of(state: State) -> set[int]:
+    return {port_of(one) for one in state.rule_sets} | {WEB_PORT + one for one in state.webs}
 
 
 @contextlib.contextmanager
@@ -149,11 +156,12 @@ def test_churn_of_everything(tmp_path: Path, api: str) -> None:
         judge.judge(record)
     times.sort()
     print(f"{CHANGES} changes in {time.monotonic() - begin:.1f} s ({api}): {dict(done)}")
-    print(f"until acknowledged: p50 {times[len(times) // 2] * 1e3:.1f} ms, max {times[-1] * 1e3:.1f} ms")
+    print(f"until in force: p50 {times[len(times) // 2] * 1e3:.1f} ms, max {times[-1] * 1e3:.1f} ms")
     print(f"{len(records)} requests: {dict(sorted(judge.counts.items()))}")
     print(f"late: {len(judge.late)}, at most {max(judge.late, default=0) * 1e3:.1f} ms")
     print(f"wrk: {wrks}")
     assert not judge.wrong, "\n".join(judge.wrong[:10])
+    assert len(judge.late) <= len(records) // 1000, judge.late
     assert all(wrk.errors == 0 for wrk in wrks.values()), wrks
     assert wrks["policy"].statuses.keys() <= {200, 403}, wrks
     assert wrks["web"].statuses.keys() == {200}, wrks
