@@ -35,7 +35,8 @@ class Client(msgspec.Struct, frozen=True):
 class ResourceStatus(msgspec.Struct, frozen=True):
     """One resource at one client. `state` is one of SYNCED, STALE, NACK, NOT SENT, as istioctl calls them.
 
-    `version`, `sent`, `acked`: what it shall have, was sent, and has acknowledged. `size` in bytes.
+    `version`, `sent`, `acked`: what it shall have, was sent, and has acknowledged. `size` in bytes. `error`: what
+    the client said when it refused it.
     """
 
     name: str
@@ -44,13 +45,14 @@ class ResourceStatus(msgspec.Struct, frozen=True):
     sent: str
     acked: str
     size: int = 0
+    error: str = ""
 
 
 class TypeStatus(msgspec.Struct, frozen=True):
     """One type at one client: last sent, last acknowledged and last refused are three things.
 
-    `state`: the worst of its resources. `size`: bytes of all that the client shall have. `sent_at`, `acked_at`:
-    CLOCK_REALTIME in seconds; `seconds`: from the last acknowledged change to its acknowledgement.
+    `state`: the worst of its resources. `count`, `size`: how many the client shall have, and their bytes. `sent_at`,
+    `acked_at`: CLOCK_REALTIME in seconds; `seconds`: from the last acknowledged change to its acknowledgement.
     """
 
     type: str
@@ -65,6 +67,7 @@ class TypeStatus(msgspec.Struct, frozen=True):
     waiting: bool
     last_error: Refusal | None
     resources: tuple[ResourceStatus, ...]
+    count: int = 0
     size: int = 0
     pushes: int = 0
     acks: int = 0
@@ -188,13 +191,13 @@ def _hide(value: object, secrets: frozenset[str]) -> object:
 def type_status(
     subscription: Ledger, snapshot: Snapshot | None, timing: Timing, *, resources: bool = True
 ) -> TypeStatus:
-    """Status of one type; without `resources` only sums."""
+    """Status of one type; without `resources` only sums, and no size: that costs nothing even for many clients."""
     last = subscription.last_sent
-    found = _resources(subscription, snapshot)
+    found = _resources(subscription, snapshot) if resources else ()
     return TypeStatus(
         type=subscription.info.short,
         type_url=subscription.info.url,
-        state=min((item.state for item in found), key=_WORST.index, default="SYNCED" if last else "NOT SENT"),
+        state=min((item.state for item in found), key=_WORST.index, default=_summary(subscription)),
         wildcard=subscription.wildcard,
         names=tuple(sorted(subscription.names)) if resources else (),
         sent_version=last.version if last else "",
@@ -203,7 +206,8 @@ def type_status(
         acked_nonce=subscription.acked_nonce,
         waiting=subscription.pending is not None,
         last_error=subscription.last_error,
-        resources=found if resources else (),
+        resources=found,
+        count=len(found) if resources else len(subscription.sent),
         size=sum(item.size for item in found),
         pushes=timing.pushes,
         acks=timing.acks,
@@ -220,7 +224,8 @@ def _resources(subscription: Ledger, snapshot: Snapshot | None) -> tuple[Resourc
     result = []
     for name in sorted(names if subscription.wildcard else names & subscription.names):
         shall, sent, acked = held.get(name), subscription.sent.get(name), subscription.acked.get(name)
-        refused = shall is not None and subscription.rejected.get(name) == shall.version
+        refusal = subscription.rejected.get(name)
+        refused = shall is not None and refusal is not None and refusal.version == shall.version
         result.append(
             ResourceStatus(
                 name,
@@ -229,6 +234,7 @@ def _resources(subscription: Ledger, snapshot: Snapshot | None) -> tuple[Resourc
                 (sent.version or sent.digest) if sent else "",
                 (acked.version or acked.digest) if acked else "",
                 len(shall.body) if shall else 0,
+                refusal.message if refused and refusal else "",
             )
         )
     return tuple(result)
@@ -240,3 +246,11 @@ def _state(shall: Resource | None, sent: Resource | None, acked: Resource | None
     if sent is None and acked is None:
         return "NOT SENT"
     return "SYNCED" if acked == shall else "STALE"
+
+
+def _summary(subscription: Ledger) -> str:
+    if subscription.rejected:
+        return "NACK"
+    if subscription.last_sent is None:
+        return "NOT SENT"
+    return "STALE" if subscription.pending is not None else "SYNCED"

@@ -156,6 +156,8 @@ class DeltaSubscription(Ledger):
         if self._initial:
             self._recall(held)
         self._look(held)
+        if not self._dirty and not self._greet:
+            return None
         changed: list[Resource] = []
         gone: list[str] = []
         later: set[str] = set()

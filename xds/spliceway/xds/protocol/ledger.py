@@ -17,6 +17,9 @@ from spliceway.xds.protocol.snapshot import Resource, TypeSet
 from spliceway.xds.protocol.typeurls import TypeInfo
 
 WILDCARD = "*"
+#: What stands for the value of a Secret where it would be shown.
+HIDDEN = "(secret)"
+_NEVER = float("inf")
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -44,6 +47,13 @@ class Refusal(msgspec.Struct, frozen=True):
     message: str
 
 
+class Rejected(msgspec.Struct, frozen=True):
+    """A resource that the client refused: its version, and what the client said."""
+
+    version: str
+    message: str
+
+
 class Kind(Enum):
     """What a request means."""
 
@@ -66,8 +76,8 @@ class Ledger:
         #: The last of each name that the client was sent, or says it has.
         self.sent: dict[str, Resource] = {}
         self.acked: dict[str, Resource] = {}
-        #: Name -> version that the client refused and that won't be tried again.
-        self.rejected: dict[str, str] = {}
+        #: What the client refused, and what won't be tried again.
+        self.rejected: dict[str, Rejected] = {}
         self.last_sent: Response | None = None
         self.acked_version = ""
         self.acked_nonce = ""
@@ -121,7 +131,7 @@ class Ledger:
 
     def heartbeat(self, now: float) -> Response | None:
         """What the client has to be reminded of before it forgets it, recorded as sent."""
-        if self.pending is not None or self.next_beat() > now:
+        if not self._beats or self.pending is not None or self.next_beat() > now:
             return None
         due = [name for name, at in self._beats.items() if at <= now]
         for name in due:
@@ -135,7 +145,7 @@ class Ledger:
 
     def next_beat(self) -> float:
         """When `heartbeat` has something to say at the earliest; infinity for never."""
-        return min(self._beats.values(), default=float("inf"))
+        return min(self._beats.values()) if self._beats else _NEVER
 
     def forget(self, names: Iterable[str]) -> None:
         """Send these again, although nothing changed: the client has lost them."""
@@ -159,8 +169,8 @@ class Ledger:
         return tuple(
             sorted(
                 name
-                for name, version in self.rejected.items()
-                if (resource := held.resources.get(name)) is not None and resource.version == version
+                for name, refusal in self.rejected.items()
+                if (resource := held.resources.get(name)) is not None and resource.version == refusal.version
             )
         )
 
@@ -184,7 +194,9 @@ class Ledger:
         What the client has nothing of may come together; what it has, and lives by, comes first and alone where the
         type asks for that.
         """
-        if self.info.full_set:
+        if self.info.full_set or len(changed) == 1:
+            if self._alone:
+                self._alone -= {resource.name for resource in changed}
             return changed
         edited = [r for r in changed if r.name in self.acked] if self.info.one_each else []
         together = [r for r in changed if r.name not in self._alone]
@@ -222,8 +234,9 @@ class Ledger:
             named = {name: resource for name, resource in fresh.items() if _mentions(message, name)} or fresh
             self.acked.update({name: resource for name, resource in fresh.items() if name not in named})
             fresh = named
-        self.rejected.update({name: resource.version for name, resource in fresh.items()})
-        self.last_error = Refusal(pending.version, pending.nonce, tuple(fresh), message)
+        shown = _without_secrets(message, pending)
+        self.rejected.update({name: Rejected(resource.version, shown) for name, resource in fresh.items()})
+        self.last_error = Refusal(pending.version, pending.nonce, tuple(fresh), shown)
 
     def _dropped(self, pending: Response) -> None:
         """Forget what the client no longer has after this response."""
@@ -236,7 +249,7 @@ class Ledger:
         together = {resource.name for resource in pending.resources}
         self._alone |= together
         self.forget(together)
-        self.last_error = Refusal(pending.version, pending.nonce, (), message)
+        self.last_error = Refusal(pending.version, pending.nonce, (), _without_secrets(message, pending))
 
     def _unwanted(self) -> None:
         """Forget what the client no longer subscribes to, so that asking again is answered again."""
@@ -255,3 +268,11 @@ class Ledger:
 def _mentions(message: str, name: str) -> bool:
     """Whether the name stands in the message by itself: `rule-set-1` does not in `rule-set-12`."""
     return re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", message) is not None
+
+
+def _without_secrets(message: str, response: Response) -> str:
+    """A client may quote what it refuses."""
+    secrets = {text for resource in response.resources for text in resource.secrets if text}
+    for text in sorted(secrets, key=len, reverse=True):
+        message = message.replace(text, HIDDEN)
+    return message

@@ -13,8 +13,9 @@ from spliceway.xds.protocol.snapshot import Snapshot
 from spliceway.xds.protocol.subscription import Request, Subscription
 from spliceway.xds.protocol.typeurls import CLUSTER, ENDPOINT, TYPES
 
-#: So many different type URLs that aren't served are remembered of one stream.
-MAX_UNSUPPORTED = 32
+#: So many different type URLs that aren't served are remembered of one stream, and so many characters of each.
+MAX_UNSUPPORTED, MAX_URL = 32, 200
+_NEVER = float("inf")
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -56,7 +57,7 @@ class AdsStream:
             return subscription.receive(request)
         if isinstance(subscription, Subscription) and isinstance(request, Request):
             return subscription.receive(request)
-        url = request.type_url
+        url = request.type_url[:MAX_URL]
         if url in self.unsupported or len(self.unsupported) < MAX_UNSUPPORTED:
             self.unsupported[url] = self.unsupported.get(url, 0) + 1
         return Kind.UNSUPPORTED
@@ -74,7 +75,7 @@ class AdsStream:
         for url, subscription in self.subscriptions.items():
 
             def keep(url: str = url) -> bool:
-                return TYPES[url].referenced and not self._settled_after(url, snapshot)
+                return TYPES[url].referenced and not self._let_go(url, snapshot)
 
             response = subscription.due(snapshot.types[url], keep, now, without) or subscription.heartbeat(now)
             if response is not None:
@@ -87,7 +88,7 @@ class AdsStream:
 
     def next_beat(self) -> float:
         """When there is something to say even if nothing changes; infinity for never."""
-        return min((subscription.next_beat() for subscription in self.subscriptions.values()), default=float("inf"))
+        return min(subscription.next_beat() for subscription in self.subscriptions.values()) if self.ttl else _NEVER
 
     def progress(
         self,
@@ -133,12 +134,16 @@ class AdsStream:
                 name for cluster in response.resources if cluster.name in response.changed for name in cluster.endpoints
             )
 
-    def _settled_after(self, url: str, snapshot: Snapshot) -> bool:
+    def _let_go(self, url: str, snapshot: Snapshot) -> bool:
+        """Whether the client needs no more of a type than the snapshot has: all that may refer to it is settled.
+
+        That is every type after it, and for endpoints also the clusters.
+        """
         order = list(self.subscriptions)
-        later = (self.subscriptions[other] for other in order[order.index(url) + 1 :])
+        others = [other for other in order if order.index(other) > order.index(url) or other == CLUSTER != url]
         return all(
             subscription.pending is None
             and not any(map(subscription.wants, subscription.missing(snapshot.types[subscription.info.url])))
-            for subscription in later
+            for subscription in map(self.subscriptions.__getitem__, others)
             if subscription.active
         )

@@ -25,8 +25,8 @@ class TypeInfo(msgspec.Struct, frozen=True):
     empty means nothing.
     `one_each`: one changed resource in a response, because a NACK of one also holds back the good one beside it (seen
     with RDS in Envoy 1.40); new ones may come together, and one by one after a NACK. `referenced`: other types name
-    these, so what goes away goes last. `service`: the gRPC service that serves this type alone, and its methods for
-    the state of the world and for deltas.
+    these, so what goes away goes after what named it. `service`: the gRPC service that serves this type alone, and its
+    methods for the state of the world and for deltas.
     """
 
     url: str
@@ -48,7 +48,7 @@ def _type(
         short,
         full_set,
         one_each,
-        referenced=url == CLUSTER,
+        referenced=url in (CLUSTER, ENDPOINT),
         service=f"envoy.service.{folder}.v3.{what}DiscoveryService",
         sotw_method=f"Stream{plural}",
         delta_method=f"Delta{plural}",

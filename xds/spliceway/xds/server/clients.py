@@ -12,7 +12,7 @@ import msgspec
 from spliceway.xds.debug.status import ClientStatus, Held, StreamRecord, TypeStatus, client_status, held_of, type_status
 from spliceway.xds.errors import AckTimeoutError, NotAcceptedError, XdsError
 from spliceway.xds.protocol.delta import DeltaRequest
-from spliceway.xds.protocol.ledger import Kind, Response
+from spliceway.xds.protocol.ledger import WILDCARD, Kind, Response
 from spliceway.xds.protocol.snapshot import Snapshot
 from spliceway.xds.protocol.stream import Progress
 from spliceway.xds.protocol.subscription import Request
@@ -106,10 +106,9 @@ class Clients:
         if subscription is None or kind is Kind.STALE:
             return kind
         if kind in (Kind.ACK, Kind.NACK) and answered is not None:
-            self._answered(record, kind, answered, request.error or "", size)
-        elif names := request.subscribe if isinstance(request, DeltaRequest) else request.names:
-            listed = {"resources": names[:MAX_NAMES], "count": len(names)}
-            self._emit(record, EventKind.SUBSCRIBE, type=TYPES[request.type_url].short, size=size, **listed)
+            self._answered(record, kind, answered, size)
+        elif kind in (Kind.INITIAL, Kind.SUBSCRIBE):
+            self._subscribed(record, request, kind, size)
         return kind
 
     def pushed(self, stream_id: str, response: Response, size: int) -> None:
@@ -292,7 +291,7 @@ class Clients:
         done, self._progress = self._progress, asyncio.Event()
         done.set()
 
-    def _answered(self, record: StreamRecord, kind: Kind, response: Response, error: str, size: int) -> None:
+    def _answered(self, record: StreamRecord, kind: Kind, response: Response, size: int) -> None:
         timing = record.timings[response.type_url]
         timing.acked_at = time.time()
         timing.seconds = time.monotonic() - timing.began
@@ -308,8 +307,26 @@ class Clients:
             resources=last.resources[:MAX_NAMES] if last else (),
             count=len(last.resources) if last else len(response.resources),
             size=size,
-            error=error,
+            error=last.message if last else "",
             seconds=timing.seconds,
+        )
+
+    def _subscribed(self, record: StreamRecord, request: Request | DeltaRequest, kind: Kind, size: int) -> None:
+        delta = isinstance(request, DeltaRequest)
+        names = request.subscribe if isinstance(request, DeltaRequest) else request.names
+        gone = request.unsubscribe if isinstance(request, DeltaRequest) else ()
+        if kind is Kind.INITIAL and record.stream.subscriptions[request.type_url].wildcard:
+            names = names or (WILDCARD,)
+        if delta and not names and not gone:
+            return
+        self._emit(
+            record,
+            EventKind.SUBSCRIBE,
+            type=TYPES[request.type_url].short,
+            resources=names[:MAX_NAMES],
+            count=len(names),
+            removed=gone[:MAX_NAMES],
+            size=size,
         )
 
     def _emit(self, record: StreamRecord, kind: EventKind, **fields: object) -> None:

@@ -28,7 +28,7 @@ from spliceway.xds.accesslog.flow import FlowBudget, HttpFlow
 from spliceway.xds.debug.status import Client, ClientStatus, Held, StreamRecord, TypeStatus
 from spliceway.xds.protocol.ledger import Kind
 from spliceway.xds.protocol.snapshot import Check, Snapshot
-from spliceway.xds.protocol.stream import AdsStream
+from spliceway.xds.protocol.stream import MAX_URL, AdsStream
 from spliceway.xds.protocol.typeurls import TYPES
 from spliceway.xds.resources.consistency import check_policy
 from spliceway.xds.server.clients import Clients, NodeKey, Stage
@@ -321,8 +321,8 @@ class XdsServer:
         if asked + (len(subscription.names) if stream.delta and subscription else 0) > self._limits.names:
             raise _Rejected(grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {self._limits.names} names of one type")
         kind = self._clients.receive(stream.stream_id, request, message.ByteSize())
-        if kind is Kind.UNSUPPORTED and stream.unsupported.get(request.type_url) == 1:
-            _log.warning("a type that isn't served", node=record.client.node, type_url=request.type_url[:200])
+        if kind is Kind.UNSUPPORTED and stream.unsupported.get(request.type_url[:MAX_URL]) == 1:
+            _log.warning("a type that isn't served", node=record.client.node, type_url=request.type_url[:MAX_URL])
 
     def _admit(self, client: Client, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Raises _Rejected for a client that is not to be served."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from envoy.config.core.v3 import base_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf.any_pb2 import Any
@@ -50,38 +52,37 @@ def message_of(response: Response, identifier: str, *, ttl: bool = False) -> byt
     `ttl`: the client can forget resources by itself, so that those which have a time to live come wrapped.
     """
     url = response.type_url
-    message = discovery_pb2.DiscoveryResponse(
-        version_info=response.version,
-        type_url=url,
-        nonce=response.nonce,
-        resources=[
-            Any(type_url=_WRAPPER, value=_wrapped(url, resource, response).SerializeToString())
-            if ttl and (resource.ttl is not None or response.heartbeat)
-            else Any(type_url=url, value=resource.body)
-            for resource in response.resources
-        ],
-        control_plane={"identifier": identifier},
+    head = discovery_pb2.DiscoveryResponse(
+        version_info=response.version, type_url=url, nonce=response.nonce, control_plane={"identifier": identifier}
     )
-    return bytes(message.SerializeToString())
+    parts = [head.SerializeToString()]
+    for resource in response.resources:
+        if ttl and (resource.ttl is not None or response.heartbeat):
+            wrapped = _wrapped(url, resource, response.version, empty=response.heartbeat).SerializeToString()
+            parts += (_any_field(_WRAPPER, len(wrapped)), wrapped)
+        else:
+            parts += (_any_field(url, len(resource.body)), resource.body)
+    return b"".join(parts)
 
 
 def delta_message_of(response: Response, identifier: str, *, ttl: bool = False) -> bytes:
     """A response of the incremental variant, serialized. A resource's version there is its digest."""
-    message = discovery_pb2.DeltaDiscoveryResponse(
+    url = response.type_url
+    head = discovery_pb2.DeltaDiscoveryResponse(
         system_version_info=response.version,
-        type_url=response.type_url,
+        type_url=url,
         nonce=response.nonce,
         removed_resources=response.removed,
         control_plane={"identifier": identifier},
     )
+    parts = [head.SerializeToString()]
     for resource in response.resources:
-        made = message.resources.add(name=resource.name, version=resource.digest)
-        if not response.heartbeat:
-            made.resource.type_url = response.type_url
-            made.resource.value = resource.body
-        if ttl and resource.ttl is not None:
-            made.ttl.CopyFrom(_duration(resource.ttl))
-    return bytes(message.SerializeToString())
+        if response.heartbeat or (ttl and resource.ttl is not None):
+            wrapped = _wrapped(url, resource, resource.digest, empty=response.heartbeat).SerializeToString()
+            parts += (_field(_RESOURCES, len(wrapped)), wrapped)
+        else:
+            parts += (_resource_field(url, resource.name, resource.digest, len(resource.body)), resource.body)
+    return b"".join(parts)
 
 
 def client_of(node: base_pb2.Node) -> Client:
@@ -106,14 +107,47 @@ def can_forget(client: Client, *, delta: bool) -> bool:
     return _TTL in client.features and (delta or not _UNWRAPS.isdisjoint(client.features))
 
 
-def _wrapped(url: str, resource: Resource, response: Response) -> discovery_pb2.Resource:
-    made = discovery_pb2.Resource(name=resource.name, version=response.version)
-    if not response.heartbeat:
+def _wrapped(url: str, resource: Resource, version: str, *, empty: bool) -> discovery_pb2.Resource:
+    made = discovery_pb2.Resource(name=resource.name, version=version)
+    if not empty:
         made.resource.type_url = url
         made.resource.value = resource.body
     if resource.ttl is not None:
         made.ttl.CopyFrom(_duration(resource.ttl))
     return made
+
+
+# A resource is serialized once, however many clients get it: in a response it is its own bytes behind a few others,
+# which say how long it is. Source: Protocol Buffers, «Encoding»; fields of a message may be put together as bytes.
+
+#: Numbers of the fields `resources` of both responses, and of `resource` and `value` where the bytes come last.
+_RESOURCES, _RESOURCE, _VALUE = 2, 2, 2
+
+
+@lru_cache(maxsize=65536)
+def _any_field(url: str, size: int) -> bytes:
+    """What stands before the `size` bytes of a message in an Any in `resources`."""
+    inner = Any(type_url=url).SerializeToString() + _field(_VALUE, size)
+    return bytes(_field(_RESOURCES, len(inner) + size) + inner)
+
+
+@lru_cache(maxsize=65536)
+def _resource_field(url: str, name: str, version: str, size: int) -> bytes:
+    """The same for a message in an Any in a Resource."""
+    value = Any(type_url=url).SerializeToString() + _field(_VALUE, size)
+    inner = discovery_pb2.Resource(name=name, version=version).SerializeToString()
+    inner += _field(_RESOURCE, len(value) + size) + value
+    return bytes(_field(_RESOURCES, len(inner) + size) + inner)
+
+
+def _field(number: int, size: int) -> bytes:
+    """Key and length of a field with a length, for numbers below 16."""
+    made = bytearray([number << 3 | 2])
+    while size > 0x7F:
+        made.append(size & 0x7F | 0x80)
+        size >>= 7
+    made.append(size)
+    return bytes(made)
 
 
 def _duration(seconds: float) -> Duration:
