@@ -12,28 +12,29 @@ import grpc
 import uvloop
 
 from spliceway.xds.protocol.snapshot import Snapshot
-from spliceway.xds.protocol.typeurls import CLUSTER, TYPES, URLS
+from spliceway.xds.protocol.typeurls import CLUSTER, ENDPOINT, LISTENER, ROUTE, TYPES, URLS
 from spliceway.xds.server.events import EventKind, XdsEvent
 from spliceway.xds.server.listen import TcpSettings
 from spliceway.xds.server.server import XdsServer
-from support.xdsclient import NODE, DeltaStream, SotwStream, body, dial
+from support.xdsclient import NODE, DeltaStream, SotwStream, body, dial, names_of
 
 
 def state(
     version: str, previous: Snapshot | None = None, ttls: Mapping[str, float] | None = None, **types: str
 ) -> Snapshot:
-    """`state("1", CDS="a b:2", RDS="r")`: clusters a and b, b with other content, and a route configuration.
+    """`state("1", CDS="a b:2", RDS="r>a")`: clusters a and b, b with other content, and a route configuration to a.
 
     A cluster whose name begins with `eds` is of type EDS. `ttls`: `"CDS a"` -> seconds.
     """
     bodies: dict[str, dict[str, bytes]] = {}
     for short, text in types.items():
         url = URLS[short]
-        named = {name: revision for name, _, revision in (item.partition(":") for item in text.split())}
-        bodies[url] = {
-            name: body(url, name, revision, eds="" if url == CLUSTER and name.startswith("eds") else None)
-            for name, revision in named.items()
-        }
+        bodies[url] = {}
+        for item in text.split():
+            what, _, to = item.partition(">")
+            name, _, revision = what.partition(":")
+            eds = "" if url == CLUSTER and name.startswith("eds") else None
+            bodies[url][name] = body(url, name, revision, eds=eds, to=to)
     times = {(URLS[key.split()[0]], key.split()[1]): seconds for key, seconds in (ttls or {}).items()}
     return Snapshot.of(version, bodies, previous, ttls=times)
 
@@ -82,6 +83,10 @@ class Bed:
         """A stream of the delta variant on a new connection."""
         return DeltaStream(self.channel(), node, service=service, features=features)
 
+    def stream(self, variant: str, node: Any = NODE, service: str | None = None) -> Any:
+        """A stream of the variant `sotw` or `delta`; what both can do looks the same."""
+        return self.sotw(node, service) if variant == "sotw" else self.delta(node, service)
+
     def kinds(self, *kinds: EventKind, type_: str = "") -> list[XdsEvent]:
         """Events of these kinds (and type) so far."""
         return [event for event in self.events if event.kind in kinds and event.type in (type_ or event.type,)]
@@ -119,5 +124,16 @@ def run(
         runner.run(main())
 
 
-#: Short names in the order in which a change must arrive.
-ORDER = [info.short for info in TYPES.values()]
+async def subscribe(stream: Any, eds: tuple[str, ...], routes: tuple[str, ...]) -> None:
+    """Ask for everything, in an order that is not the server's; while the server has nothing to say."""
+    await stream.ask(ROUTE, *routes)
+    await stream.ask(LISTENER)
+    await stream.ask(ENDPOINT, *eds)
+    await stream.ask(CLUSTER)
+    await stream.silent()
+
+
+async def settled(stream: Any) -> list[str]:
+    """Acknowledge all that comes until nothing comes; `CDS a b` for each response, in order."""
+    found = await stream.drained()
+    return [" ".join([TYPES[response.type_url].short, *names_of(response)]) for response in found]

@@ -15,6 +15,7 @@ from envoy.config.core.v3 import base_pb2, extension_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
+from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2
@@ -268,10 +269,11 @@ _MESSAGES: Mapping[str, Any] = {
 }
 
 
-def body(url: str, name: str, revision: object = "", *, eds: str | None = None) -> bytes:
+def body(url: str, name: str, revision: object = "", *, eds: str | None = None, to: str = "") -> bytes:
     """A serialized resource of that type. Resources of other revisions are other content.
 
-    `eds`: for a cluster, the name of its EDS resource ("" for its own name); None: the cluster needs none.
+    `eds`: for a cluster, the name of its EDS resource ("" for its own name); None: the cluster needs none. `to`: for a
+    listener or a route configuration, the cluster to which it sends traffic.
     """
     text = str(revision)
     made: Any
@@ -287,8 +289,14 @@ def body(url: str, name: str, revision: object = "", *, eds: str | None = None) 
         made = secret_pb2.Secret(name=name, generic_secret={"secret": {"inline_string": text}})
     elif url == LISTENER:
         made = listener_pb2.Listener(name=name, stat_prefix=text)
+        if to:
+            proxy = any_pb2.Any()
+            proxy.Pack(tcp_proxy_pb2.TcpProxy(stat_prefix=name, cluster=to))
+            made.filter_chains.add().filters.add(name="tcp", typed_config=proxy)
     elif url == ROUTE:
         made = route_pb2.RouteConfiguration(name=name, virtual_hosts=[{"name": f"host{text}", "domains": ["*"]}])
+        if to:
+            made.virtual_hosts[0].routes.add(match={"prefix": "/"}, route={"cluster": to})
     else:
         made = extension_pb2.TypedExtensionConfig(name=name, typed_config=any_pb2.Any(type_url=f"test/{text}"))
     return bytes(made.SerializeToString(deterministic=True))
