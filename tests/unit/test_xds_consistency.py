@@ -129,7 +129,7 @@ BROKEN: dict[str, tuple[Edit, str]] = {
         "does not route to a cluster",
     ),
     "routes missing": (drop_route, "route configuration 'rule-set-5' is missing"),
-    "cluster missing": (drop_cluster, "cluster 'original-destination' of route '5' is missing"),
+    "cluster missing": (drop_cluster, "cluster 'original-destination' is missing (route '5')"),
     "static routes": (
         lambda li, r, _: edit_manager(li, lambda m: m.route_config.CopyFrom(r)),
         "does not take its routes from RDS",

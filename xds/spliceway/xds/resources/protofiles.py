@@ -22,6 +22,7 @@ from spliceway.xds.resources.messagetypes import PREFIX, message_class
 from spliceway.xds.resources.packing import serialized
 from spliceway.xds.resources.reading import FieldError, read_message
 from spliceway.xds.resources.validation import validate
+from spliceway.xds.resources.walking import joined
 
 #: Which field of a resource is its name.
 NAME_FIELDS = {
@@ -83,14 +84,14 @@ def load_object(value: object, url: str, where: str, field: str = "", *, check: 
     """
     if isinstance(value, dict) and "@type" in value:
         if value["@type"] != url:
-            raise FieldError(where, _at(field, "@type"), f"must be {url}")
+            raise FieldError(where, joined(field, "@type"), f"must be {url}")
         value = {key: item for key, item in value.items() if key != "@type"}
     kind = message_class(url.removeprefix(PREFIX))
     assert kind is not None
     message = read_message(value, kind, where, field)
     name = str(getattr(message, NAME_FIELDS[url]))
     if not name:
-        raise FieldError(where, _at(field, NAME_FIELDS[url]), "is required")
+        raise FieldError(where, joined(field, NAME_FIELDS[url]), "is required")
     if check:
         validate(message, where, field)
     return name, message
@@ -142,7 +143,7 @@ def _load(value: object, place: str, field: str, check: bool) -> Loaded:
     ttl, told, inner = None, "", field
     if url == _WRAPPER:
         wrapper = read_message({k: v for k, v in value.items() if k != "@type"}, discovery_pb2.Resource, place, field)
-        inner = _at(field, "resource")
+        inner = joined(field, "resource")
         ttl, told = _ttl(wrapper, place, field), wrapper.name
         value = value.get("resource")
         if not isinstance(value, dict):
@@ -152,7 +153,7 @@ def _load(value: object, place: str, field: str, check: bool) -> Loaded:
         _refuse_type(url, place, inner)
     name, message = load_object(value, url, place, inner, check=check)
     if told and told != name:
-        raise FieldError(place, _at(field, "name"), f"is {shown(told)}, but the resource calls itself {shown(name)}")
+        raise FieldError(place, joined(field, "name"), f"is {shown(told)}, but the resource calls itself {shown(name)}")
     return Loaded(url, name, serialized(message), ttl, f"{place}: {field}" if field else place)
 
 
@@ -160,17 +161,13 @@ def _ttl(wrapper: discovery_pb2.Resource, place: str, field: str) -> float | Non
     if not wrapper.HasField("ttl"):
         return None
     if (seconds := wrapper.ttl.ToNanoseconds() / 1e9) <= 0:
-        raise FieldError(place, _at(field, "ttl"), "must be more than 0s")
+        raise FieldError(place, joined(field, "ttl"), "must be more than 0s")
     return float(seconds)
 
 
 def _refuse_type(url: object, place: str, field: str) -> NoReturn:
     served = ", ".join(each.removeprefix(PREFIX) for each in TYPES)
     if url is None:
-        raise FieldError(place, _at(field, "@type"), f"is required: {PREFIX} and one of {served}")
+        raise FieldError(place, joined(field, "@type"), f"is required: {PREFIX} and one of {served}")
     told = shown(url) if isinstance(url, str) else "what stands here"
-    raise FieldError(place, _at(field, "@type"), f"{told} is not served: {PREFIX} and one of {served}")
-
-
-def _at(field: str, name: str) -> str:
-    return f"{field}.{name}" if field else name
+    raise FieldError(place, joined(field, "@type"), f"{told} is not served: {PREFIX} and one of {served}")

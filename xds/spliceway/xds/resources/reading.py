@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError, Message
 from spliceway.xds.errors import ResourceError
 from spliceway.xds.resources.messagetypes import PREFIX, message_class
 from spliceway.xds.resources.scalars import KINDS, ValueRefusedError, kind_of, map_key, quoted, scalar, unicode_text
+from spliceway.xds.resources.walking import joined
 
 #: Deepest nesting of values. Protobuf's own readers end at 100 messages.
 MAX_DEPTH = 80
@@ -101,7 +102,7 @@ class _Reader:
             if field.name in written:
                 self.refuse(at, f"{written[field.name]} and {key} are the same field")
             written[field.name] = key
-            path = _joined(at, field.name)
+            path = joined(at, field.name)
             oneof = field.containing_oneof
             if oneof is not None and item is not None:
                 if other := written.get(f"oneof {oneof.name}"):
@@ -171,7 +172,7 @@ class _Reader:
         if inner.DESCRIPTOR.full_name in _SPECIAL or inner.DESCRIPTOR.full_name in _WRAPPERS:
             if fields.keys() != {"value"}:
                 self.refuse(at, f"must have the fields @type and value, as a {inner.DESCRIPTOR.full_name}")
-            self.message(fields["value"], inner, _joined(at, "value"), depth + 1)
+            self.message(fields["value"], inner, joined(at, "value"), depth + 1)
         else:
             self._count(at, depth)
             self._fields(fields, inner, at, depth)
@@ -187,7 +188,7 @@ class _Reader:
 
     def class_of(self, url: object, at: str) -> type[Message]:
         """The class of a type URL."""
-        at = _joined(at, "@type")
+        at = joined(at, "@type")
         if not isinstance(url, str):
             self.refuse(at, f"must be a string, is {kind_of(url)}")
         kind = message_class(url.removeprefix(PREFIX)) if url.startswith(PREFIX) else None
@@ -271,7 +272,3 @@ def _meant(key: str, descriptor: Descriptor) -> str:
     near = (name for name in descriptor.fields_by_name if name.replace("_", "").lower() in (plain, plain + "s"))
     found = next(near, None)
     return f" (meant: {found})" if found else ""
-
-
-def _joined(at: str, name: str) -> str:
-    return f"{at}.{name}" if at else name

@@ -16,9 +16,9 @@ from google.protobuf.message import Message
 from validate import validate_pb2  # type: ignore[import-untyped]
 
 from spliceway.xds.resources.fieldrules import count_reason, duration_reason, repeated_twice, scalar_reason
-from spliceway.xds.resources.messagetypes import PREFIX, message_class
 from spliceway.xds.resources.reading import FieldError
 from spliceway.xds.resources.scalars import quoted
+from spliceway.xds.resources.walking import joined, parts, unpacked
 
 
 class _Plan(NamedTuple):
@@ -45,27 +45,13 @@ def _broken(message: Message, at: str) -> Iterator[tuple[str, str]]:
         if message.WhichOneof(oneof) is None:
             yield at, f"one of {names} is required"
     for field, rules in plan.fields:
-        yield from _field(message, field, rules, f"{at}.{field.name}" if at else field.name)
+        yield from _field(message, field, rules, joined(at, field.name))
     for field, value in message.ListFields():
         if field.message_type is not None and field.name not in plan.unchecked:
-            for path, part in _parts(field, value, f"{at}.{field.name}" if at else field.name):
-                yield from _any(part, path) if isinstance(part, AnyMessage) else _broken(part, path)
-
-
-def _any(packed: AnyMessage, at: str) -> Iterator[tuple[str, str]]:
-    kind = message_class(packed.type_url.removeprefix(PREFIX))
-    if kind is not None:
-        yield from _broken(kind.FromString(packed.value), at)
-
-
-def _parts(field: Any, value: Any, at: str) -> Iterator[tuple[str, Message]]:
-    """The messages in a field that is there."""
-    if not field.is_repeated:
-        yield at, value
-    elif not field.message_type.GetOptions().map_entry:
-        yield from ((f"{at}[{index}]", each) for index, each in enumerate(value))
-    elif field.message_type.fields_by_name["value"].message_type is not None:
-        yield from ((f"{at}[{quoted(str(key))}]", value[key]) for key in value)
+            for path, part in parts(field, value, joined(at, field.name)):
+                inner = unpacked(part) if isinstance(part, AnyMessage) else part
+                if inner is not None:
+                    yield from _broken(inner, path)
 
 
 def _field(
