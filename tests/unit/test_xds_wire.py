@@ -51,7 +51,7 @@ def test_both_variants_read_as_what_was_meant(sizes: list[int], url: str) -> Non
 @pytest.mark.parametrize("able", [False, True])
 def test_a_time_to_live_only_for_those_who_can(able: bool, heartbeat: bool) -> None:
     kept, fleeting = resource(1, 5), resource(2, 5, ttl=1.5)
-    response = Response(ROUTE, "v", "n", (kept, fleeting), heartbeat=heartbeat)
+    response = Response(ROUTE, "v", "n", (kept, fleeting), heartbeat=heartbeat, bare=heartbeat)
     delta = discovery_pb2.DeltaDiscoveryResponse.FromString(delta_message_of(response, "", ttl=able))
     assert [item.HasField("resource") for item in delta.resources] == [not heartbeat] * 2
     assert [item.version for item in delta.resources] == [kept.digest, fleeting.digest]

@@ -150,6 +150,8 @@ class DeltaSubscription(Ledger):
             known = ours if ours is not None and ours.digest == digest else Resource.foreign(name, digest)
             self.sent[name] = self.acked[name] = known
             self._dirty.add(name)
+        # How much of their time is gone nobody knows.
+        self._schedule(self._initial, float("-inf"))
         self._initial = {}
 
     def _next(self, held: TypeSet, keep: Callable[[], bool], without: frozenset[str]) -> Response | None:
@@ -189,7 +191,6 @@ class DeltaSubscription(Ledger):
             self.rejected.pop(resource.name, None)
         for name in gone:
             self.sent.pop(name, None)
-            self._beats.pop(name, None)
         self._owed -= {*gone, *(resource.name for resource in chosen)}
         self._greet = False
         return Response(self.info.url, version, self._next_nonce(), tuple(chosen), tuple(gone), new)

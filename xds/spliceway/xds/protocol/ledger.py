@@ -26,7 +26,7 @@ class Response(msgspec.Struct, frozen=True):
     """A response to be sent. `removed` is of the incremental variant.
 
     `changed`: names of `resources` whose content is new for the client. `heartbeat`: the client has these already and
-    is only told that they are still there, without their content.
+    is only told that they are still there; `bare`: without their content.
     """
 
     type_url: str
@@ -36,6 +36,7 @@ class Response(msgspec.Struct, frozen=True):
     removed: tuple[str, ...] = ()
     changed: frozenset[str] = frozenset()
     heartbeat: bool = False
+    bare: bool = False
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -88,8 +89,9 @@ class Ledger:
         self._seen = False
         # Names that came back refused together with others, and are now sent one by one to find the bad one.
         self._alone: set[str] = set()
-        # Name -> when the client has to hear of it again.
+        # Name -> when the client has to hear of it again, of what it has acknowledged.
         self._beats: dict[str, float] = {}
+        self._pushed_at = 0.0
 
     def __repr__(self) -> str:
         what = WILDCARD if self.wildcard else f"{len(self.names)} names"
@@ -179,14 +181,20 @@ class Ledger:
 
     def _reminder(self, resources: tuple[Resource, ...]) -> Response:
         """Of what the client has, without the content and in the version that it acknowledged."""
-        return Response(self.info.url, self.acked_version, self._next_nonce(), resources, heartbeat=True)
+        return Response(self.info.url, self.acked_version, self._next_nonce(), resources, heartbeat=True, bare=True)
 
     def _pushed(self, response: Response, now: float) -> None:
         self.pending = self.last_sent = response
-        for resource in response.resources if self._ttl else ():
-            self._beats.pop(resource.name, None)
-            if resource.ttl is not None:
-                self._beats[resource.name] = now + resource.ttl / 2
+        self._pushed_at = now
+
+    def _schedule(self, names: Iterable[str], since: float, *, again: bool = True) -> None:
+        """Plan when the client has to hear of these; `again`: also of those for which there is a plan."""
+        for name in names if self._ttl else ():
+            held = self.acked.get(name)
+            if held is None or held.ttl is None:
+                self._beats.pop(name, None)
+            elif again or name not in self._beats:
+                self._beats[name] = since + held.ttl / 2
 
     def _batch(self, changed: list[Resource]) -> list[Resource]:
         """Which of these go into one response, so that a refusal of one doesn't hold back others.
@@ -212,6 +220,7 @@ class Ledger:
             self._acknowledge(pending)
         else:
             self._refuse(pending, message)
+        self._schedule((resource.name for resource in pending.resources), self._pushed_at, again=message is None)
         self.pending = None
 
     def _acknowledge(self, pending: Response) -> None:
@@ -223,6 +232,9 @@ class Ledger:
         self.acked_version, self.acked_nonce = pending.version, pending.nonce
 
     def _refuse(self, pending: Response, message: str) -> None:
+        if pending.heartbeat:
+            self.last_error = Refusal(pending.version, pending.nonce, (), _without_secrets(message, pending))
+            return
         # What is withdrawn is not what a client refuses.
         self._dropped(pending)
         fresh = {r.name: r for r in pending.resources if self.acked.get(r.name) != r and self.wants(r.name)}
@@ -243,6 +255,7 @@ class Ledger:
         for name in pending.removed:
             self.acked.pop(name, None)
             self.rejected.pop(name, None)
+            self._beats.pop(name, None)
 
     def _split(self, pending: Response, message: str) -> None:
         """After a NACK of several, of which one may have held back the rest: none is refused yet, each comes alone."""

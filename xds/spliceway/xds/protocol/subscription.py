@@ -91,6 +91,9 @@ class Subscription(Ledger):
 
     def _acknowledge(self, pending: Response) -> None:
         if self.info.full_set and not pending.heartbeat:
+            names = {resource.name for resource in pending.resources}
+            for name in self.acked.keys() - names:
+                self._beats.pop(name, None)
             self.acked, self.rejected = {}, {}
         super()._acknowledge(pending)
 
@@ -106,7 +109,8 @@ class Subscription(Ledger):
             return super()._reminder(resources)
         # «The server must include the complete state of the world»: Envoy takes reminders out of a response before it
         # looks at what is in the set, and deletes what isn't (seen in Envoy 1.40).
-        return Response(self.info.url, self.acked_version, self._next_nonce(), tuple(self.acked.values()))
+        whole = tuple(self.acked.values())
+        return Response(self.info.url, self.acked_version, self._next_nonce(), whole, heartbeat=True)
 
     def _next(self, held: TypeSet, keep: Callable[[], bool], without: frozenset[str]) -> Response | None:
         wanted = self._wanted(held)
@@ -129,7 +133,6 @@ class Subscription(Ledger):
         if without and not all(wanted[name].clusters.isdisjoint(without) for name in changed):
             return None
         self.sent, self.rejected = wanted, {}
-        self._beats = {name: at for name, at in self._beats.items() if name in wanted}
         return Response(self.info.url, version, self._next_nonce(), tuple(wanted.values()), changed=changed)
 
     def _partial(self, wanted: dict[str, Resource], version: str, without: frozenset[str]) -> Response | None:

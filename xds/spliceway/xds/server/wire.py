@@ -57,8 +57,8 @@ def message_of(response: Response, identifier: str, *, ttl: bool = False) -> byt
     )
     parts = [head.SerializeToString()]
     for resource in response.resources:
-        if ttl and (resource.ttl is not None or response.heartbeat):
-            wrapped = _wrapped(url, resource, response.version, empty=response.heartbeat).SerializeToString()
+        if ttl and (resource.ttl is not None or response.bare):
+            wrapped = _wrapped(url, resource, response.version, empty=response.bare).SerializeToString()
             parts += (_any_field(_WRAPPER, len(wrapped)), wrapped)
         else:
             parts += (_any_field(url, len(resource.body)), resource.body)
@@ -77,8 +77,8 @@ def delta_message_of(response: Response, identifier: str, *, ttl: bool = False) 
     )
     parts = [head.SerializeToString()]
     for resource in response.resources:
-        if response.heartbeat or (ttl and resource.ttl is not None):
-            wrapped = _wrapped(url, resource, resource.digest, empty=response.heartbeat).SerializeToString()
+        if response.bare or (ttl and resource.ttl is not None):
+            wrapped = _wrapped(url, resource, resource.digest, empty=response.bare).SerializeToString()
             parts += (_field(_RESOURCES, len(wrapped)), wrapped)
         else:
             parts += (_resource_field(url, resource.name, resource.digest, len(resource.body)), resource.body)
