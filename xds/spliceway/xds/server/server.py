@@ -284,7 +284,8 @@ class XdsServer:
                     message = encode(response, self.identifier, ttl=stream.ttl)
                     self._clients.pushed(stream.stream_id, response, len(message))
                     await context.write(message)
-            reader.result()
+            if not reader.cancelled():  # the call was
+                reader.result()
         finally:
             if reader is not None:
                 reader.cancel()
