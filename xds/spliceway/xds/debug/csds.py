@@ -68,7 +68,7 @@ def node_message(client: Client) -> dict[str, Any]:
 
 
 def handlers(view: DebugView, tcp: TcpSettings | None) -> Iterable[grpc.GenericRpcHandler[Any, Any]]:
-    """The service, for `XdsServer.add_services`. `tcp` as the server has it: who may ask sees every node's resources."""
+    """The service, for `XdsServer.add_services`. `tcp` as the server has it; who may ask sees every node."""
 
     async def answer(request: Any, context: Any) -> csds_pb2.ClientStatusResponse:
         await require_local(context, tcp)
