@@ -130,7 +130,8 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
         ),
         (
             "debug: {listen: 'localhost:9878'}",
-            "debug.listen: localhost is not a loopback address (127.0.0.1, [::1]): whoever reaches it reads every policy",
+            "debug.listen: localhost is not a loopback address (127.0.0.1, [::1]): "
+            "whoever reaches it reads every policy",
         ),
         ("flows: {bufferSize: 0}", "flows.bufferSize: Expected int >= 1"),
         ("cgroups: {pods: /a, proxy: /a}", "cgroups.proxy: is the same as cgroups.pods"),

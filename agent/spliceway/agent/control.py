@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum
 from typing import Protocol
 
+import msgspec
+
 from spliceway.agent.inventory import Changes
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.table import PolicyTable, RuleSet
@@ -18,6 +20,15 @@ class Acceptance(Enum):
     ACCEPTED = "accepted"
     REFUSED = "refused"
     PORT_TAKEN = "port-taken"
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The same with what it is about: short type and name of the resource, and the proxy's own message."""
+
+    acceptance: Acceptance
+    type: str = ""
+    resource: str = ""
+    message: str = ""
 
 
 class DatapathControl(Protocol):

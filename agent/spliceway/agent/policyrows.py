@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from spliceway.agent.provenance import Unapplied, worst
 from spliceway.agent.verdicts import verdict_label
 from spliceway.policy.rulesets import NO_VALUE
 from spliceway.policy.table import OTHER_PEERS, HeaderMatch, PolicyTable, RowKey, RuleSet
 from spliceway.policy.verdict import Direction, Protocol
 
 
-def policy_rows(table: PolicyTable, policy_ids: Collection[int]) -> dict[int, list[dict[str, Any]]]:
-    """Rows by policy id."""
+def policy_rows(
+    table: PolicyTable, policy_ids: Collection[int], missing: Mapping[int, Unapplied] | None = None
+) -> dict[int, list[dict[str, Any]]]:
+    """Rows by policy id. `missing`: rule sets that the proxy has not taken over as they are."""
+    why = _by_end(table, missing or {})
     members: dict[tuple[int, Direction, int], list[int]] = defaultdict(list)
     for key, class_id in table.classes.items():
         if key.policy_id in policy_ids:
@@ -21,8 +25,24 @@ def policy_rows(table: PolicyTable, policy_ids: Collection[int]) -> dict[int, li
     found: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for row in sorted(key for key in table.rows if key.policy_id in policy_ids):
         inside = sorted(members.get((row.policy_id, row.direction, row.class_id), ()))
-        found[row.policy_id].append(_row(table, row, inside))
+        found[row.policy_id].append(_row(table, row, inside) | _state(why.get(table.rows[row].rule_set, ())))
     return found
+
+
+def _by_end(table: PolicyTable, missing: Mapping[int, Unapplied]) -> dict[int, list[Unapplied]]:
+    """What is missing, by the rule set that rows name: itself, and the pairs that it is one end of."""
+    found: dict[int, list[Unapplied]] = defaultdict(list)
+    for number, each in missing.items():
+        found[number].append(each)
+    for pair, both in table.pairs.items() if missing else ():
+        if (each_of_both := missing.get(both)) is not None:
+            for end in pair:
+                found[end].append(each_of_both)
+    return found
+
+
+def _state(why: Sequence[Unapplied]) -> dict[str, Any]:
+    return {"state": worst(each.state for each in why), "why": why}
 
 
 def _row(table: PolicyTable, key: RowKey, identities: list[int]) -> dict[str, Any]:

@@ -6,13 +6,16 @@ import os
 import re
 from pathlib import Path
 
-from spliceway.agent.config import Config
+from spliceway.agent.config import Config, listen_address
 from spliceway.agent.envoyprocess import find_envoy
 from spliceway.agent.errors import AgentError
 from spliceway.xds.resources.settings import ResourceSettings
+from spliceway.xds.server.listen import TcpSettings, TlsSettings
 
 #: sockaddr_un has 108 bytes, one of them for the final NUL.
 MAX_SOCKET_PATH = 107
+#: How the proxy calls its cluster to the agent.
+PROXY_CLUSTER = "spliceway"
 #: capability(7), with their numbers. CAP_SYS_ADMIN includes CAP_BPF.
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
 
@@ -54,6 +57,23 @@ def assigns_to_reuseport() -> bool:
     """Whether bpf_sk_assign takes sockets with SO_REUSEPORT (Linux 6.6, commit 9c02bec95954)."""
     found = re.match(r"(\d+)\.(\d+)", os.uname().release)
     return found is not None and (int(found[1]), int(found[2])) >= (6, 6)
+
+
+def xds_tcp(config: Config) -> TcpSettings | None:
+    """Where xDS listens beside its Unix socket."""
+    xds = config.xds
+    if not xds.listen:
+        return None
+    host, port = listen_address(xds.listen, "agent", "xds.listen")
+    tls = None
+    if xds.tls is not None:
+        tls = TlsSettings(
+            certificate=xds.tls.cert_file,
+            key=xds.tls.key_file,
+            client_ca=xds.tls.client_ca_file,
+            match_node=xds.tls.match_node,
+        )
+    return TcpSettings(host=host, port=port, tls=tls, plaintext=xds.insecure)
 
 
 def xds_socket(config: Config) -> Path:

@@ -79,8 +79,10 @@ def envoy(config: Config, on_exit: Callable[[str], None]) -> ProxyProcess:
         ),
         BootstrapSettings(
             node_id=config.node_name,
+            cluster=preflight.PROXY_CLUSTER,
             xds_socket=preflight.xds_socket(config),
             admin_socket=preflight.envoy_admin_socket(config),
+            delta=config.proxy.api_type == "DELTA_GRPC",
         ),
         on_exit,
     )

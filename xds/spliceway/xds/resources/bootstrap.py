@@ -14,6 +14,7 @@ from spliceway.xds.resources.names import CLUSTER_AGENT
 from spliceway.xds.resources.packing import packed, seconds
 from spliceway.xds.resources.settings import BootstrapSettings
 
+_API = config_source_pb2.ApiConfigSource
 _V3 = config_source_pb2.ApiVersion.V3
 #: Source of listeners and clusters. No time limit for the first answer: without it Envoy would begin without listeners
 #: and, worse, call itself ready.
@@ -27,7 +28,7 @@ def bootstrap(settings: BootstrapSettings) -> dict[str, object]:
         admin={"address": {"pipe": {"path": str(settings.admin_socket), "mode": 0o600}}},
         dynamic_resources={
             "ads_config": {
-                "api_type": config_source_pb2.ApiConfigSource.GRPC,
+                "api_type": _API.DELTA_GRPC if settings.delta else _API.GRPC,
                 "transport_api_version": _V3,
                 "set_node_on_first_message_only": True,
                 "grpc_services": [

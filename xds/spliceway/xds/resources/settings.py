@@ -39,7 +39,8 @@ class BootstrapSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `node_id`, `cluster`: how it calls itself to the agent. `xds_socket`: the agent's Unix socket. `admin_socket`:
     Envoy's own admin interface. `max_connections`: downstream connections beyond this are refused.
-    `reconnect_max`: longest pause between two attempts to reach an agent that is away.
+    `reconnect_max`: longest pause between two attempts to reach an agent that is away. `delta`: ask for what changed
+    only, otherwise for the state of the world.
     """
 
     node_id: str
@@ -48,3 +49,4 @@ class BootstrapSettings(msgspec.Struct, frozen=True, kw_only=True):
     admin_socket: Path
     max_connections: int = 200_000
     reconnect_max: float = 1.0
+    delta: bool = True
