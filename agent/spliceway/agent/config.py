@@ -21,6 +21,8 @@ from spliceway.bpf.types import DatapathSettings
 from spliceway.policy.budget import Limits
 from spliceway.policy.engine import Options
 from spliceway.policy.labelfilter import UNIQUE_KEYS, LabelFilter
+from spliceway.xds.resources.extra import Extra, Reserved, load_extra
+from spliceway.xds.resources.reading import FieldError
 
 #: A configuration file has a few dozen lines; more than this is the wrong file.
 MAX_CONFIG_BYTES = 256 << 10
@@ -103,6 +105,13 @@ class ProxyConfig(_Section, frozen=True):
     api_type: Literal["DELTA_GRPC", "GRPC"] = "DELTA_GRPC"
     workers: Annotated[int, Meta(ge=0, le=256)] = 0
     listener_ports: PortRange = field(default_factory=lambda: PortRange(23000, 23999))
+
+
+class EnvoyConfig(_Section, frozen=True):
+    """The user's own Envoy resources, served beside policy's: objects as in Envoy's configuration."""
+
+    extra_listeners: tuple[Any, ...] = ()
+    extra_clusters: tuple[Any, ...] = ()
 
 
 class SpliceConfig(_Section, frozen=True):
@@ -194,6 +203,7 @@ class Config(_Section, frozen=True):
     uplinks: tuple[str, ...] = ()
     admin: AdminConfig = AdminConfig()
     proxy: ProxyConfig = ProxyConfig()
+    envoy: EnvoyConfig = EnvoyConfig()
     splice: SpliceConfig = SpliceConfig()
     datapath: DatapathConfig = DatapathConfig()
     metrics: MetricsConfig = MetricsConfig()
@@ -221,6 +231,19 @@ class Config(_Section, frozen=True):
             splice=self.splice.mode == "auto",
             **msgspec.structs.asdict(self.datapath),
         )
+
+    def envoy_extra(self, file: str = "") -> Extra:
+        """The user's own Envoy resources, as `build_snapshot` takes them.
+
+        Raises:
+            ConfigError: one can't be served; of a configuration that was read with `parse_config` all can.
+        """
+        ports = self.proxy.listener_ports
+        reserved = Reserved(ports.first, ports.last, (str(self.admin.socket), f"{self.state_dir}/"))
+        try:
+            return load_extra(self.envoy.extra_listeners, self.envoy.extra_clusters, reserved)
+        except FieldError as error:
+            raise ConfigError(file, error.field, error.reason) from error
 
     def engine_options(self, limits: Mapping[str, int]) -> Options:
         """What the compiler needs of it; `limits`: the room of the kernel's maps, by the names of `Limits`."""
@@ -342,6 +365,7 @@ def _check(config: Config, file: str) -> None:
                 raise ConfigError(file, f"identity.labels.{name}[{index}]", reason)
     if config.cgroups.pods == config.cgroups.proxy:
         raise ConfigError(file, "cgroups.proxy", "is the same as cgroups.pods")
+    config.envoy_extra(file)
     if config.metrics.listen:
         listen_address(config.metrics.listen, file)
     _check_xds(config.xds, file)

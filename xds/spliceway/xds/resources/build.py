@@ -13,6 +13,7 @@ from spliceway.xds.protocol.typeurls import CLUSTER, LISTENER, ROUTE
 from spliceway.xds.resources.checks import check_rule_set
 from spliceway.xds.resources.clusters import original_cluster
 from spliceway.xds.resources.consistency import check_policy
+from spliceway.xds.resources.extra import NO_EXTRA, Extra
 from spliceway.xds.resources.listeners import rule_set_listener
 from spliceway.xds.resources.names import CLUSTER_ORIGINAL, listener_name
 from spliceway.xds.resources.packing import serialized
@@ -32,10 +33,12 @@ def build_snapshot(
     settings: ResourceSettings,
     version: str,
     previous: Snapshot | None = None,
+    extra: Extra = NO_EXTRA,
 ) -> Snapshot:
     """Build a node's snapshot from its rule sets (by id) and their listeners' ports (rule set id -> port).
 
-    What is equal in `previous` keeps its version. The result is checked with `check_policy`.
+    What is equal in `previous` keeps its version. `extra`: the user's own resources, served beside policy's. The
+    result is checked with `check_policy`.
 
     Raises:
         ResourceError: a rule set without a port or with another id than its key, a port out of range or used twice,
@@ -44,15 +47,18 @@ def build_snapshot(
     """
     _check_ports(rule_sets, ports)
     routes = {listener_name(key): _routes(rule_set) for key, rule_set in rule_sets.items()}
+    own = {
+        CLUSTER: {CLUSTER_ORIGINAL: serialized(original_cluster(settings))},
+        LISTENER: {listener_name(key): _listener(key, ports[key], settings) for key in rule_sets},
+        ROUTE: {name: made.body for name, made in routes.items()},
+    }
     made = Snapshot.of(
         version,
-        {
-            CLUSTER: {CLUSTER_ORIGINAL: serialized(original_cluster(settings))},
-            LISTENER: {listener_name(key): _listener(key, ports[key], settings) for key in rule_sets},
-            ROUTE: {name: made.body for name, made in routes.items()},
-        },
+        # Policy's own last: its names are nobody else's.
+        {url: {**extra.bodies.get(url, {}), **bodies} for url, bodies in own.items()},
         previous,
         {name: made.secrets for name, made in routes.items() if made.secrets},
+        extra=extra.names,
     )
     check_policy(made)
     return made

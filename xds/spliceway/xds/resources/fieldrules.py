@@ -19,7 +19,7 @@ from validate import validate_pb2  # type: ignore[import-untyped]
 _WELL_KNOWN = {
     (validate_pb2.HTTP_HEADER_NAME, True): r":?[0-9a-zA-Z!#$%&'*+-.^_|~\x60]+",
     (validate_pb2.HTTP_HEADER_VALUE, True): r"[^\x00-\x08\x0A-\x1F\x7F]*",
-    (validate_pb2.HTTP_HEADER_NAME, False): r"[^\x00\x0A\x0D]+",
+    (validate_pb2.HTTP_HEADER_NAME, False): r"[^\x00\x0A\x0D]*",
     (validate_pb2.HTTP_HEADER_VALUE, False): r"[^\x00\x0A\x0D]*",
 }
 _WELL_KNOWN_NAMES = {
