@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from envoy.admin.v3 import config_dump_pb2
+from envoy.admin.v3 import config_dump_pb2, config_dump_shared_pb2
 from google.protobuf.message import Message
 
 from spliceway.xds.debug.nodeview import NodeView, Resources, client_state, failure, shown_any, timestamp
@@ -20,12 +20,12 @@ from spliceway.xds.protocol.typeurls import CLUSTER, ENDPOINT, EXTENSION, LISTEN
 
 #: Type URL -> (section, its list, field of the resource in an entry). Listeners are one level deeper.
 _SECTIONS: dict[str, tuple[type[Message], str, str]] = {
-    CLUSTER: (config_dump_pb2.ClustersConfigDump, "dynamic_active_clusters", "cluster"),
-    ENDPOINT: (config_dump_pb2.EndpointsConfigDump, "dynamic_endpoint_configs", "endpoint_config"),
-    LISTENER: (config_dump_pb2.ListenersConfigDump, "dynamic_listeners", "listener"),
-    ROUTE: (config_dump_pb2.RoutesConfigDump, "dynamic_route_configs", "route_config"),
+    CLUSTER: (config_dump_shared_pb2.ClustersConfigDump, "dynamic_active_clusters", "cluster"),
+    ENDPOINT: (config_dump_shared_pb2.EndpointsConfigDump, "dynamic_endpoint_configs", "endpoint_config"),
+    LISTENER: (config_dump_shared_pb2.ListenersConfigDump, "dynamic_listeners", "listener"),
+    ROUTE: (config_dump_shared_pb2.RoutesConfigDump, "dynamic_route_configs", "route_config"),
     SECRET: (config_dump_pb2.SecretsConfigDump, "dynamic_active_secrets", "secret"),
-    EXTENSION: (config_dump_pb2.EcdsConfigDump, "ecds_filters", "ecds_filter"),
+    EXTENSION: (config_dump_shared_pb2.EcdsConfigDump, "ecds_filters", "ecds_filter"),
 }
 #: Sections with a version of their own, and entries with a name.
 _VERSIONED = frozenset({CLUSTER, LISTENER})
@@ -47,7 +47,7 @@ def config_dump(
     dump.configs.add().Pack(config_dump_pb2.BootstrapConfigDump())
     for url in (CLUSTER, ENDPOINT, LISTENER, None, ROUTE, SECRET, EXTENSION):
         if url is None:
-            dump.configs.add().Pack(config_dump_pb2.ScopedRoutesConfigDump())
+            dump.configs.add().Pack(config_dump_shared_pb2.ScopedRoutesConfigDump())
         elif url != ENDPOINT or include_eds:
             dump.configs.add().Pack(_section(url, node, held))
     return as_json(dump)
