@@ -6,7 +6,7 @@ The values are taken in the event loop; JSON of it is made in a thread, since a 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -16,8 +16,7 @@ from starlette.routing import Route
 
 from spliceway.xds.debug.configdump import config_dump
 from spliceway.xds.debug.istiod import connections, push_status, syncz
-from spliceway.xds.debug.nodeview import NodeView, hide_everywhere, nodes_of
-from spliceway.xds.debug.status import ClientStatus
+from spliceway.xds.debug.nodeview import NodeView, nodes_of
 from spliceway.xds.debug.view import STAGES, DebugView, Stage
 from spliceway.xds.protocol.typeurls import URLS
 
@@ -45,18 +44,18 @@ def debug_routes(view: DebugView) -> list[Route]:
     """Routes with the whole path, `/debug/syncz` and so on, for GET only; `?pretty` indents the JSON."""
 
     def get_syncz(_query: _Query) -> Callable[[], Any]:
-        status = view.status()
-        hide = _hide(view, status)
-        return lambda: syncz(status, hide)
+        status = view.status(resources=False)
+        return lambda: syncz(status)
 
     def get_connections(_query: _Query) -> Callable[[], Any]:
         status = view.status()
         return lambda: connections(status)
 
     def get_push_status(_query: _Query) -> Callable[[], Any]:
-        status = view.status()
-        hide = _hide(view, status)
-        return lambda: push_status(status, hide)
+        streams = view.status(resources=False)
+        refusing = {client.client.node for client in streams if any(item.state == "NACK" for item in client.types)}
+        status = {node: view.current(node) for node in refusing}
+        return lambda: push_status(status)
 
     def get_config_dump(query: _Query) -> Callable[[], Any]:
         node, stage, types = _node(query, view), _stage(query), _types(query)
@@ -125,9 +124,3 @@ def _types(query: _Query) -> frozenset[str]:
     if unknown := types - URLS.keys():
         raise _BadQueryError(400, f"type {', '.join(sorted(unknown))} is none of {', '.join(URLS)}")
     return types
-
-
-def _hide(view: DebugView, status: Iterable[ClientStatus]) -> Callable[[str, str], str]:
-    refusing = {client.client.node for client in status if any(item.last_error for item in client.types)}
-    secrets = {node: view.secrets(node) for node in refusing}
-    return lambda node, text: hide_everywhere(text, secrets[node])

@@ -78,7 +78,7 @@ def _entry(url: str, node: NodeView, status: TypeStatus | None, item: Held) -> d
     if known is not None:
         entry["client_status"] = client_state(known)
     if status is not None and known is not None and known.state == "NACK":
-        entry["error_state"] = failure(node, status, item.name, contents=False)
+        entry["error_state"] = failure(node, status, known, contents=False)
     return entry
 
 

@@ -115,7 +115,7 @@ def _known(node: NodeView, status: TypeStatus, resource: ResourceStatus, *, cont
     )
     if resource.state == "NACK":
         config.error_state.CopyFrom(
-            config_dump_shared_pb2.UpdateFailureState(**failure(node, status, resource.name, contents=contents))
+            config_dump_shared_pb2.UpdateFailureState(**failure(node, status, resource, contents=contents))
         )
     if resource.acked and status.acked_at is not None:
         config.last_updated.CopyFrom(timestamp(status.acked_at))

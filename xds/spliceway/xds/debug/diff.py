@@ -16,9 +16,10 @@ from google.protobuf.message import Message
 
 from spliceway.xds.debug.envoydump import Reported, reported
 from spliceway.xds.debug.messagediff import ABSENT, Change, changes
-from spliceway.xds.debug.redact import HIDDEN, Hider, as_json, decoded, redact
+from spliceway.xds.debug.redact import Hider, as_json, decoded, redact
 from spliceway.xds.debug.status import Held, TypeStatus
 from spliceway.xds.debug.view import Secrets
+from spliceway.xds.protocol.ledger import HIDDEN
 from spliceway.xds.protocol.typeurls import ENDPOINT, TYPES
 
 #: So many differing fields of one resource are told; the others are counted.
@@ -89,7 +90,7 @@ def compare(
     for url, info in TYPES.items():
         wanted, has = desired.get(url, {}), found[url]
         state = status.get(info.short)
-        refused = _refusals(state)
+        refused = {item.name: item.error for item in state.resources if item.state == "NACK"} if state else {}
         for name in sorted(wanted.keys() | has.keys()):
             hider = hiders.get(name, nothing)
             if name in wanted:
@@ -134,19 +135,6 @@ def _compared(url: str, wanted: Held, has: Reported, refused: str, hider: Hider)
     if active is None and warming is None:
         return told("differs", f"what Envoy has can't be read here: {has.unread}") if has.unread else told("missing")
     return told("differs", "", (active if active is not None else warming) or ())
-
-
-def _refusals(status: TypeStatus | None) -> dict[str, str]:
-    """Name -> why the client has refused the resource as it is now."""
-    if status is None:
-        return {}
-    error = status.last_error
-    named = set(error.resources) if error else set()
-    return {
-        item.name: error.message if error and item.name in named else "refused"
-        for item in status.resources
-        if item.state == "NACK"
-    }
 
 
 def _field(change: Change, hider: Hider, *, careful: bool) -> Field:

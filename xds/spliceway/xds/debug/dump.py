@@ -6,9 +6,10 @@ import base64
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from spliceway.xds.debug.redact import HIDDEN, REDACTED, Hider, as_json, decoded, redact
+from spliceway.xds.debug.redact import REDACTED, Hider, as_json, decoded, redact
 from spliceway.xds.debug.status import Held, TypeStatus, held_of
 from spliceway.xds.debug.view import DebugView, Secrets, Stage
+from spliceway.xds.protocol.ledger import HIDDEN
 from spliceway.xds.protocol.snapshot import Resource, Snapshot
 from spliceway.xds.protocol.typeurls import TYPES
 

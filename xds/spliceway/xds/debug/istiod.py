@@ -6,7 +6,7 @@ tell whether a type is in sync: what was sent against what was acknowledged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,14 +20,10 @@ _PROXY_TYPES = frozenset({"sidecar", "router", "waypoint", "ztunnel", "agentgate
 _NODE_PROXY = "node"
 
 
-#: (node, a client's message) -> the message as it may be shown.
-Hide = Callable[[str, str], str]
-
-
-def syncz(status: Iterable[ClientStatus], hide: Hide) -> list[dict[str, Any]]:
+def syncz(status: Iterable[ClientStatus]) -> list[dict[str, Any]]:
     """One entry for each node: nonces sent and acknowledged of each type, and `resources` with times and errors."""
     nodes = nodes_of(status)
-    return [_sync(client, _types(streams), hide) for _, (client, streams) in sorted(nodes.items())]
+    return [_sync(client, _types(streams)) for _, (client, streams) in sorted(nodes.items())]
 
 
 def connections(status: Iterable[ClientStatus]) -> dict[str, Any]:
@@ -51,19 +47,18 @@ def connections(status: Iterable[ClientStatus]) -> dict[str, Any]:
     return {"totalClients": len(clients), **({"clients": clients} if clients else {})}
 
 
-def push_status(status: Iterable[ClientStatus], hide: Hide) -> dict[str, dict[str, dict[str, str]]]:
+def push_status(nodes: Mapping[str, Mapping[str, TypeStatus]]) -> dict[str, dict[str, dict[str, str]]]:
     """What is refused now: `pilot_xds_<type>_reject` -> node and resource -> `proxy` and `message`.
 
-    The keys are istiod's metrics of the same meaning.
+    The keys are istiod's metrics of the same meaning. `nodes`: node id -> short type -> status.
     """
     found: dict[str, dict[str, dict[str, str]]] = {}
-    for node, (_, streams) in sorted(nodes_of(status).items()):
-        for item in _types(streams):
-            if item.last_error is None or not _refused(item):
-                continue
-            entry = {"proxy": node, "message": hide(node, item.last_error.message)}
-            for name in item.last_error.resources:
-                found.setdefault(f"pilot_xds_{item.type.lower()}_reject", {})[f"{node}/{name}"] = entry
+    for node, types in sorted(nodes.items()):
+        for item in types.values():
+            for resource in item.resources:
+                if resource.state == "NACK":
+                    metric = found.setdefault(f"pilot_xds_{item.type.lower()}_reject", {})
+                    metric[f"{node}/{resource.name}"] = {"proxy": node, "message": resource.error}
     return found
 
 
@@ -71,11 +66,7 @@ def _types(streams: dict[str, ClientStatus]) -> list[TypeStatus]:
     return [item for short, client in streams.items() for item in client.types if item.type == short]
 
 
-def _refused(item: TypeStatus) -> bool:
-    return item.state == "NACK"
-
-
-def _sync(client: Client, items: list[TypeStatus], hide: Hide) -> dict[str, Any]:
+def _sync(client: Client, items: list[TypeStatus]) -> dict[str, Any]:
     types = {item.type: item for item in items}
     nonces = {
         f"{word}_{what}": getattr(types[short], f"{what}_nonce")
@@ -95,7 +86,7 @@ def _sync(client: Client, items: list[TypeStatus], hide: Hide) -> dict[str, Any]
                 sent=item.sent_nonce,
                 acked=item.acked_nonce,
                 sentTime=_time(item.sent_at) if item.sent_at is not None else "",
-                lastError=hide(client.node, item.last_error.message) if item.last_error and _refused(item) else "",
+                lastError=item.last_error.message if item.last_error and item.state == "NACK" else "",
             )
             for item in items
         },

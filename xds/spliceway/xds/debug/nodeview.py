@@ -54,14 +54,12 @@ def nodes_of(status: Iterable[ClientStatus]) -> dict[str, tuple[Client, dict[str
     return found
 
 
-def failure(node: NodeView, status: TypeStatus, name: str, *, contents: bool) -> dict[str, Any]:
+def failure(node: NodeView, status: TypeStatus, resource: ResourceStatus, *, contents: bool) -> dict[str, Any]:
     """Fields of envoy.admin.v3.UpdateFailureState of a refused resource."""
-    sent = node.sent.get(status.type_url, {}).get(name)
-    failed: dict[str, Any] = {"version_info": sent.version if sent else ""}
-    if status.last_error is not None and name in status.last_error.resources:
-        failed["details"] = hide_everywhere(status.last_error.message, node.secrets)
-        if status.acked_at is not None:
-            failed["last_update_attempt"] = timestamp(status.acked_at)
+    sent = node.sent.get(status.type_url, {}).get(resource.name)
+    failed: dict[str, Any] = {"details": resource.error, "version_info": sent.version if sent else resource.version}
+    if status.acked_at is not None:
+        failed["last_update_attempt"] = timestamp(status.acked_at)
     if contents and sent is not None and sent.resource is not None:
         failed["failed_configuration"] = shown_any(status.type_url, sent, node.secrets)
     return failed
@@ -81,11 +79,6 @@ def client_state(resource: ResourceStatus) -> int:
     if resource.state == "NACK":
         return int(_CLIENT.NACKED)
     return int(_CLIENT.ACKED if resource.acked else _CLIENT.REQUESTED)
-
-
-def hide_everywhere(text: str, secrets: Secrets) -> str:
-    """A client's message without any of the node's secrets: it may quote what it refuses."""
-    return Hider(value for values in secrets.values() for value in values).text(text)
 
 
 def timestamp(seconds: float) -> Timestamp:

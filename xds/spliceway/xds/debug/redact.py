@@ -19,10 +19,9 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.wrappers_pb2 import StringValue
 from udpa.annotations import sensitive_pb2
 
+from spliceway.xds.protocol.ledger import HIDDEN
 from spliceway.xds.resources.messagetypes import message_class
 
-#: Instead of a value of a Secret.
-HIDDEN = "(secret)"
 #: Instead of what Envoy's types call sensitive: Envoy's own word.
 REDACTED = "[redacted]"
 #: Shorter ones are replaced only where they are the whole text: `1` in the middle of a text says nothing, and replacing

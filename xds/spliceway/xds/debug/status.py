@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 
 import msgspec
-from google.protobuf.any_pb2 import Any
-from google.protobuf.json_format import MessageToDict
 
 from spliceway.xds.protocol.ledger import Ledger, Refusal
 from spliceway.xds.protocol.snapshot import Resource, Snapshot
 from spliceway.xds.protocol.stream import AdsStream
 from spliceway.xds.protocol.typeurls import TYPES
 
-#: What `dump_resources` shows instead of a value of a Secret.
-HIDDEN = "(secret)"
 _WORST = ("NACK", "STALE", "NOT SENT", "SYNCED")
 
 
@@ -160,32 +156,6 @@ def held_of(resources: Mapping[str, Resource]) -> dict[str, Held]:
         name: Held(name, resource.version or resource.digest, resource if resource.version else None)
         for name, resource in resources.items()
     }
-
-
-def dump_resources(
-    snapshot: Snapshot, types: Collection[str] = (), names: Collection[str] = ()
-) -> Iterable[dict[str, object]]:
-    """Every resource as JSON: `type`, `name`, `version`, `resource`; only those short types and names, if given.
-
-    Values of Secrets are replaced by `HIDDEN`.
-    """
-    for url, held in snapshot.types.items():
-        if types and TYPES[url].short not in types:
-            continue
-        for resource in held.resources.values():
-            if names and resource.name not in names:
-                continue
-            body = MessageToDict(Any(type_url=url, value=resource.body), preserving_proto_field_name=True)
-            shown = _hide(body, snapshot.secrets.get(resource.name, frozenset()))
-            yield {"type": TYPES[url].short, "name": resource.name, "version": resource.version, "resource": shown}
-
-
-def _hide(value: object, secrets: frozenset[str]) -> object:
-    if isinstance(value, dict) and secrets:
-        return {key: _hide(item, secrets) for key, item in value.items()}
-    if isinstance(value, list) and secrets:
-        return [_hide(item, secrets) for item in value]
-    return HIDDEN if isinstance(value, str) and value in secrets else value
 
 
 def type_status(
