@@ -278,7 +278,7 @@ def test_metrics(tmp_path: Path) -> None:
             'spliceway_lost_events_total{where="kernel"} 4.0',
             "spliceway_policy_revision 1.0",
             "spliceway_refused_documents 0.0",
-            "spliceway_xds_nacks_total 0.0",
+            'spliceway_xds_nacks_total{type="RDS"} 0.0',
             "spliceway_proxy_restarts_total 0.0",
             "spliceway_reconcile_duration_seconds_count 1.0",
         ):

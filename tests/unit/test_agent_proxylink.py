@@ -1,4 +1,4 @@
-"""What the proxy can't be asked for is refused alone, and what it has of that stays."""
+"""What the proxy can't be asked for is refused alone, and what it has of that stays; what it answers, in its words."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from collections.abc import Callable
 
 import msgspec
 
-from spliceway.agent.control import Acceptance
-from spliceway.agent.proxylink import ProxyLink
+from spliceway.agent.control import Acceptance, Answer
+from spliceway.agent.proxylink import ProxyLink, about
 from spliceway.policy.table import HeaderMatch, HttpRule, RuleSet
+from spliceway.xds.debug.dump import dump_snapshot
+from spliceway.xds.debug.status import ClientStatus, ResourceStatus, TypeStatus
+from spliceway.xds.protocol.ledger import Refusal
 from spliceway.xds.protocol.snapshot import Snapshot
+from spliceway.xds.protocol.typeurls import URLS
 from spliceway.xds.resources.settings import ResourceSettings
-from spliceway.xds.server.clients import ClientStatus
+from spliceway.xds.server.clients import NodeKey
+from spliceway.xds.server.events import EventKind, XdsEvent
 
+NODE = NodeKey("node1", "spliceway")
 GOOD = RuleSet(1, "default/good", (HttpRule(1, path="/a"),))
 OTHER = RuleSet(2, "default/other", (HttpRule(2, path="/b"),))
 #: Envoy itself writes this header, so what the client said can't be asked.
@@ -21,30 +27,57 @@ UNFIT = msgspec.structs.replace(GOOD, rules=(HttpRule(1, headers=(HeaderMatch("x
 
 
 class Server:
-    """Remembers what it serves."""
+    """Remembers what it serves, and says what a test wants of the proxy; counts how often it is asked."""
 
     def __init__(self) -> None:
         self.snapshot: Snapshot | None = None
+        self.types: dict[str, TypeStatus] = {}
+        self.asked = 0
 
-    def set_snapshot(self, node: str, snapshot: Snapshot) -> None:
-        assert node == "node1"
+    def set_snapshot(self, node: NodeKey, snapshot: Snapshot) -> None:
+        assert node == NODE
         self.snapshot = snapshot
 
-    def status(self) -> tuple[ClientStatus, ...]:
+    def status(self, *, resources: bool = True) -> tuple[ClientStatus, ...]:
         return ()
+
+    def current(self, node: NodeKey) -> dict[str, TypeStatus]:
+        assert node == NODE
+        self.asked += 1
+        return self.types
 
 
 def linked(body: Callable[[ProxyLink, Server], None]) -> None:
     async def start() -> None:
         server = Server()
-        body(ProxyLink(server, "node1", ResourceSettings()), server)
+        body(ProxyLink(server, NODE, ResourceSettings()), server)
 
     asyncio.run(start())
 
 
 def served(link: ProxyLink) -> dict[str, str]:
     """Routes by name, as text."""
-    return {one["name"]: str(one) for one in link.dump(["RDS"])}
+    assert link.snapshot is not None
+    return {one["name"]: str(one) for one in dump_snapshot(link.snapshot, ["RDS"])}
+
+
+def states(short: str, *errors: str, **resources: str) -> TypeStatus:
+    """Status of a type: resources by name, with `_` for `-`; `errors` of the refused ones, in order."""
+    refused = [name for name, state in resources.items() if state == "NACK"]
+    said = dict(zip(refused, errors if len(errors) > 1 else errors * len(refused), strict=True))
+    found = tuple(
+        ResourceStatus(name.replace("_", "-"), state, "2", "2", "1", error=said.get(name, ""))
+        for name, state in resources.items()
+    )
+    refusal = Refusal("2", "n-2", (), errors[-1]) if errors else None
+    return TypeStatus(short, URLS[short], "", False, (), "2", "n-2", "2", "n-2", False, refusal, found)
+
+
+def event(kind: EventKind, *, node: str = "node1", error: str = "", names: tuple[str, ...] = ()) -> XdsEvent:
+    return XdsEvent(
+        time=0.0, kind=kind, node=node, cluster="spliceway", stream="s", protocol="delta", type="RDS", version="2",
+        resources=names, count=len(names), error=error,
+    )  # fmt: skip
 
 
 def test_an_unfit_rule_set_keeps_nobody_else_from_coming() -> None:
@@ -55,6 +88,9 @@ def test_an_unfit_rule_set_keeps_nobody_else_from_coming() -> None:
         assert list(link.unfit) == ["default/good"]
         assert "x-forwarded-proto" in link.unfit["default/good"].lower()
         assert (link.acceptance(1), link.acceptance(2)) == (Acceptance.REFUSED, Acceptance.WAITING)
+        answers = link.answers()
+        assert (answers[1].type, answers[1].message) == ("", link.unfit["default/good"])
+        assert answers[2].message == "no proxy is connected that has asked for it"
 
     linked(body)
 
@@ -70,6 +106,7 @@ def test_what_was_served_of_it_stays_until_it_is_fit_again() -> None:
         assert sum(before[name] != after[name] for name in before) == 1
         assert any("/c" in text for text in after.values())
         assert link.acceptance(1) is Acceptance.REFUSED
+        assert (link.served[1], link.wanted[1]) == (GOOD, UNFIT)
         link.publish({1: GOOD, 2: OTHER}, {1: 23000, 2: 23001})
         assert (link.unfit, link.acceptance(1)) == ({}, Acceptance.WAITING)
         link.publish({2: OTHER}, {2: 23001})
@@ -77,3 +114,84 @@ def test_what_was_served_of_it_stays_until_it_is_fit_again() -> None:
         assert len(served(link)) == 1
 
     linked(body)
+
+
+def test_answers_have_resource_and_message_of_each_refusal() -> None:
+    def body(link: ProxyLink, server: Server) -> None:
+        link.publish({1: GOOD, 2: OTHER}, {1: 23000, 2: 23001})
+        listeners = {"rule_set_1": "SYNCED", "rule_set_2": "SYNCED"}
+        server.types = {"LDS": states("LDS", **listeners), "RDS": states("RDS", rule_set_1="STALE")}
+        assert link.answers() == {
+            1: Answer(Acceptance.WAITING, "RDS", "rule-set-1", "not acknowledged yet"),
+            2: Answer(Acceptance.WAITING, "RDS", "rule-set-2"),
+        }
+        link.on_event(event(EventKind.NACK, error="bad one", names=("rule-set-1",)))
+        link.on_event(event(EventKind.NACK, error="bad two", names=("rule-set-2",)))
+        server.types["RDS"] = states("RDS", "bad one", "bad two", rule_set_1="NACK", rule_set_2="NACK")
+        assert link.answers() == {
+            1: Answer(Acceptance.REFUSED, "RDS", "rule-set-1", "bad one"),
+            2: Answer(Acceptance.REFUSED, "RDS", "rule-set-2", "bad two"),
+        }
+        link.on_event(event(EventKind.ACK))
+        server.types["RDS"] = states("RDS", rule_set_1="SYNCED", rule_set_2="SYNCED")
+        assert {answer.acceptance for answer in link.answers().values()} == {Acceptance.ACCEPTED}
+        assert (link.nacks, link.last_nack) == (2, "RDS: bad two")
+
+    linked(body)
+
+
+def test_a_taken_port_is_that_of_the_listener_that_is_named() -> None:
+    sets = {1: GOOD, 12: msgspec.structs.replace(OTHER, id=12)}
+
+    def body(link: ProxyLink, server: Server) -> None:
+        link.publish(sets, {1: 23000, 12: 23001})
+        error = "Error adding/updating listener(s) rule-set-1: no such filter\nrule-set-12: Address already in use"
+        server.types = {"LDS": states("LDS", error, rule_set_1="NACK", rule_set_12="NACK")}
+        assert (link.acceptance(1), link.acceptance(12)) == (Acceptance.REFUSED, Acceptance.PORT_TAKEN)
+
+    linked(body)
+
+
+def test_it_is_looked_once_for_all_rule_sets_until_something_is_heard() -> None:
+    def body(link: ProxyLink, server: Server) -> None:
+        link.publish({1: GOOD, 2: OTHER}, {1: 23000, 2: 23001})
+        for _ in range(10):
+            link.acceptance(1)
+            link.acceptance(2)
+            link.answers()
+        assert server.asked == 1
+        link.on_event(event(EventKind.PUSH))
+        link.on_event(event(EventKind.ACK, node="node2"))
+        link.acceptance(1)
+        assert server.asked == 1
+        for kind in (EventKind.ACK, EventKind.NACK, EventKind.CONNECTED, EventKind.DISCONNECTED, EventKind.SUBSCRIBE):
+            before = server.asked
+            link.on_event(event(kind))
+            link.acceptance(1)
+            assert server.asked == before + 1
+
+    linked(body)
+
+
+def test_only_answers_of_the_own_proxy_wake_the_agent() -> None:
+    woken = []
+
+    def body(link: ProxyLink, _server: Server) -> None:
+        link.on_answer(lambda: woken.append(1))
+        link.on_event(event(EventKind.NACK, node="stranger", error="no"))
+        link.on_event(msgspec.structs.replace(event(EventKind.ACK), cluster="other"))
+        link.on_event(event(EventKind.CONNECTED))
+        assert (woken, link.nacks) == ([], 0)
+        link.on_event(event(EventKind.ACK))
+        assert woken == [1]
+
+    linked(body)
+
+
+def test_about_a_resource() -> None:
+    said = "Error: rule-set-1: first\nrule-set-12: second\nx-rule-set-1: third"
+    assert about(said, "rule-set-1") == "Error: rule-set-1: first"
+    assert about(said, "rule-set-12") == "rule-set-12: second"
+    assert about(said, "rule-set-2") == said
+    assert about("x" * 5000, "y").endswith("x…")
+    assert len(about("x" * 5000, "y")) == 2001

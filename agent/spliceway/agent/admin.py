@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -17,18 +17,27 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from spliceway.agent.errors import OWN_ERRORS
 from spliceway.agent.filters import check_value
-from spliceway.agent.flowlog import FlowLog, flow_filter
+from spliceway.agent.flowlog import Flow, FlowLog, Lost, flow_filter
 from spliceway.agent.jsonable import encode
+from spliceway.agent.xdsevents import XdsEvents, event_filter
 
 JSON = "application/json"
 JSON_LINES = "application/x-ndjson"
 
 #: Query parameters to a value; raises ValueError for a bad one (400) and LookupError for an unknown name (404).
 View = Callable[[dict[str, str]], Any]
+#: The same for what awaits: it takes values in the event loop, and leaves what takes long to a thread.
+Ask = Callable[[dict[str, str]], Awaitable[Any]]
+#: The same with the body of the request.
+Post = Callable[[dict[str, str], bytes], Awaitable[Any]]
+
+T = TypeVar("T")
+#: Largest body of a POST: what an Envoy with 10,000 resources says of itself is a tenth of it.
+MAX_BODY = 512 << 20
 
 
 class SpliceSwitch(Protocol):
@@ -46,11 +55,16 @@ def admin_app(
     registry: CollectorRegistry,
     splice: SpliceSwitch,
     resets: Mapping[str, Callable[[], Any]] = MappingProxyType({}),
+    asks: Mapping[str, Ask] = MappingProxyType({}),
+    posts: Mapping[str, Post] = MappingProxyType({}),
+    xds_events: XdsEvents | None = None,
+    routes: Sequence[BaseRoute] = (),
 ) -> Starlette:
     """Build the application.
 
     `views`: path below /v1/ → what it answers, made in the event loop; `dumps`: the same for what reads whole kernel
-    maps, made in a thread; `resets`: path → what DELETE does, and answers.
+    maps, made in a thread; `asks` await; `posts` get a body; `resets`: path → what DELETE does, and answers;
+    `routes`: further ones, with their whole paths.
     """
 
     async def put_splice(request: Request) -> Response:
@@ -61,29 +75,6 @@ def admin_app(
             return _error(400, 'the body must be {"mode": "auto"} or {"mode": "off"}')
         return await _answer(lambda: _switch(splice, mode))
 
-    async def get_flows(request: Request) -> Response:
-        query = dict(request.query_params)
-        follow = query.pop("follow", "") in ("1", "true")
-        try:
-            last = int(query.pop("last", "0" if follow else "100"))
-            match = flow_filter(query)
-            for name, value in query.items():
-                check_value(name, value)
-            if last < 0:
-                raise ValueError("last must not be negative")
-        except ValueError as error:
-            return _error(400, str(error))
-        if not follow:
-            lines = b"".join(msgspec.json.encode(flow) + b"\n" for flow in flows.latest(last, match))
-            return Response(lines, media_type=JSON_LINES)
-
-        async def stream() -> AsyncIterator[bytes]:
-            async with contextlib.aclosing(flows.follow(last, match)) as follower:
-                async for flow in follower:
-                    yield msgspec.json.encode(flow) + b"\n"
-
-        return StreamingResponse(stream(), media_type=JSON_LINES)
-
     async def metrics(_request: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -92,7 +83,11 @@ def admin_app(
             *(Route(f"/v1/{path}", _handler(view), methods=["GET"]) for path, view in views.items()),
             *(Route(f"/v1/{path}", _handler(view, slow=True), methods=["GET"]) for path, view in dumps.items()),
             *(Route(f"/v1/{path}", _resetter(reset), methods=["DELETE"]) for path, reset in resets.items()),
-            Route("/v1/flows", get_flows, methods=["GET"]),
+            *(Route(f"/v1/{path}", _asker(ask), methods=["GET"]) for path, ask in asks.items()),
+            *(Route(f"/v1/{path}", _poster(post), methods=["POST"]) for path, post in posts.items()),
+            Route("/v1/flows", _lines(flows, _flow_match), methods=["GET"]),
+            *([Route("/v1/xds/events", _lines(xds_events, event_filter))] if xds_events is not None else ()),
+            *routes,
             Route("/v1/splice", put_splice, methods=["PUT"]),
             Route("/metrics", metrics, methods=["GET"]),
         ]
@@ -106,6 +101,81 @@ def metrics_app(registry: CollectorRegistry) -> Starlette:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return Starlette(routes=[Route("/metrics", metrics, methods=["GET"])])
+
+
+def debug_app(routes: Sequence[BaseRoute]) -> Starlette:
+    """Only `/debug/*`, for tools that come over the loopback device."""
+    return Starlette(routes=list(routes))
+
+
+class _Log(Protocol[T]):
+    """What is kept and followed: flows, events of xDS."""
+
+    def latest(self, count: int, match: Callable[[T], bool]) -> list[T]: ...
+
+    def follow(self, last: int, match: Callable[[T], bool]) -> AsyncGenerator[T | Lost, None]: ...
+
+
+def _lines(
+    log: _Log[T], matcher: Callable[[dict[str, str]], Callable[[T], bool]]
+) -> Callable[..., Awaitable[Response]]:
+    """JSON lines: the `last` ones, and with `follow` each new one; other parameters are for `matcher`."""
+
+    async def get(request: Request) -> Response:
+        query = dict(request.query_params)
+        follow = query.pop("follow", "") in ("1", "true")
+        try:
+            last = int(query.pop("last", "0" if follow else "100"))
+            match = matcher(query)
+            if last < 0:
+                raise ValueError("last must not be negative")
+        except ValueError as error:
+            return _error(400, str(error))
+        if not follow:
+            lines = b"".join(msgspec.json.encode(item) + b"\n" for item in log.latest(last, match))
+            return Response(lines, media_type=JSON_LINES)
+
+        async def stream() -> AsyncIterator[bytes]:
+            async with contextlib.aclosing(log.follow(last, match)) as follower:
+                async for item in follower:
+                    yield msgspec.json.encode(item) + b"\n"
+
+        return StreamingResponse(stream(), media_type=JSON_LINES)
+
+    return get
+
+
+def _flow_match(query: dict[str, str]) -> Callable[[Flow], bool]:
+    match = flow_filter(query)
+    for name, value in query.items():
+        check_value(name, value)
+    return match
+
+
+def _asker(ask: Ask) -> Callable[[Request], Awaitable[Response]]:
+    async def handle(request: Request) -> Response:
+        async def answer() -> bytes:
+            return await asyncio.to_thread(encode, await ask(dict(request.query_params)))
+
+        return await _answer(answer)
+
+    return handle
+
+
+def _poster(post: Post) -> Callable[[Request], Awaitable[Response]]:
+    async def handle(request: Request) -> Response:
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_BODY:
+                return _error(413, f"the body is larger than {MAX_BODY >> 20} MiB")
+
+        async def answer() -> bytes:
+            return await asyncio.to_thread(encode, await post(dict(request.query_params), bytes(body)))
+
+        return await _answer(answer)
+
+    return handle
 
 
 def _handler(view: View, *, slow: bool = False) -> Callable[[Request], Awaitable[Response]]:

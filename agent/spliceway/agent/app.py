@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -17,12 +18,13 @@ import structlog
 
 from spliceway.agent import preflight
 from spliceway.agent.addresses import AddressBook
-from spliceway.agent.admin import admin_app, metrics_app
+from spliceway.agent.admin import admin_app, debug_app, metrics_app
 from spliceway.agent.audit import AuditLog
 from spliceway.agent.compiler import Compiler
 from spliceway.agent.config import Config, listen_address
 from spliceway.agent.control import ListeningPorts
-from spliceway.agent.errors import OWN_ERRORS
+from spliceway.agent.debugapi import debug_routes
+from spliceway.agent.errors import OWN_ERRORS, AgentError
 from spliceway.agent.flowlog import FlowLog
 from spliceway.agent.flows import Names, as_opened
 from spliceway.agent.intent import Intent
@@ -38,12 +40,19 @@ from spliceway.agent.sources.directory import DirectorySource
 from spliceway.agent.state import AgentState, Held, StateStore
 from spliceway.agent.verdicts import is_audit
 from spliceway.agent.views import Views
+from spliceway.agent.xdsevents import XdsEvents
+from spliceway.agent.xdsviews import XdsViews, xds_counts, xds_warnings
 from spliceway.bpf.types import DatapathSettings
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.table import PolicyTable
 from spliceway.xds.accesslog.flow import HttpFlow, LossCounter
 from spliceway.xds.accesslog.sampling import WHOLE, Sampler
+from spliceway.xds.debug import csds
+from spliceway.xds.debug.view import ServerView
+from spliceway.xds.envoyadmin import admin_get
 from spliceway.xds.errors import AdminError
+from spliceway.xds.server.clients import NodeKey
+from spliceway.xds.server.events import XdsEvent
 from spliceway.xds.server.server import XdsServer
 
 #: How often lost access log entries are counted, in seconds.
@@ -52,6 +61,8 @@ LOSS_INTERVAL = 5.0
 LINK_INTERVAL = 1.0
 #: How often the share of allowed requests in the access log is looked at, in seconds.
 SAMPLE_INTERVAL = 0.5
+#: How long Envoy may take to say what its configuration is: 10,000 resources are tens of megabytes.
+DUMP_SECONDS = 30.0
 #: How long requests to the admin API may still take when the agent ends.
 DRAIN_SECONDS = 2.5
 
@@ -82,6 +93,7 @@ class Agent:
         self._listening = listening
         self._store = StateStore(config.state_dir)
         self._flows = FlowLog(config.flows.buffer_size)
+        self._xds_events = XdsEvents()
         self._audit = AuditLog()
         self._pods = AddressBook()
         self._names = Names(None, self._pods)
@@ -118,16 +130,23 @@ class Agent:
     ) -> None:
         config = self.config
         source = stack.enter_context(DirectorySource(config.source.directory))
-        metrics_listener = None
+        listeners = {}
         if config.metrics.listen:
-            metrics_listener = stack.enter_context(tcp_listener(*listen_address(config.metrics.listen, "agent")))
+            listeners["metrics"] = stack.enter_context(tcp_listener(*listen_address(config.metrics.listen, "agent")))
+        if config.debug.listen:
+            listeners["debug"] = stack.enter_context(_debug_listener(config.debug.listen))
         self._server = XdsServer(
             preflight.xds_socket(config),
             identifier=f"spliceway {config.node_name}",
             on_flow=self._on_http_flow,
-            on_event=lambda event: self._proxy.on_event(event),
+            tcp=preflight.xds_tcp(config),
+            on_event=self._on_xds_event,
+            unsafe=config.xds.unsafe_envoy,
         )
-        self._proxy = ProxyLink(self._server, config.node_name, preflight.resource_settings(config))
+        node = NodeKey(config.node_name, preflight.PROXY_CLUSTER)
+        settings, extra = preflight.resource_settings(config), config.envoy_extra()
+        self._proxy = ProxyLink(self._server, node, settings, extra)
+        self._xds_view = ServerView(self._server)
         self._supervisor = self._make_proxy(config, self._on_proxy_exit)
         self._inventory = Inventory(config.node_name, state.held)
         self._datapath = await self._open_datapath(config.datapath_settings())
@@ -148,10 +167,11 @@ class Agent:
             on_table=self._on_table,
         )
         self._proxy.on_answer(self._reconciler.wake)
+        self._server.add_services(csds.handlers(self._xds_view, self._server.tcp))
         await self._server.start()
         stack.push_async_callback(self._server.stop)
         await self._supervisor.start()
-        views = self._views()
+        views, debug = self._views(), debug_routes(self._xds_view)
         admin = HttpServer(
             admin_app(
                 views.routes(),
@@ -160,8 +180,13 @@ class Agent:
                 registry=self._metrics.registry,
                 splice=self,
                 resets=views.resets(),
+                asks=views.asks(),
+                posts=views.posts(),
+                xds_events=self._xds_events,
+                routes=debug,
             )
         )
+        apps = {"metrics": metrics_app(self._metrics.registry), "debug": debug_app(debug)}
         listener = stack.enter_context(unix_listener(config.admin.socket))
         stack.callback(config.admin.socket.unlink, missing_ok=True)
         log.info("agent started", node=config.node_name, taken_over=self._datapath.status().taken_over)
@@ -176,9 +201,8 @@ class Agent:
                 group.create_task(self._count_losses(), name="losses")
                 group.create_task(self._sample(), name="access log share")
                 group.create_task(self._watch_links(), name="interfaces")
-                if metrics_listener is not None:
-                    metrics = HttpServer(metrics_app(self._metrics.registry))
-                    group.create_task(metrics.serve_on(metrics_listener), name="metrics")
+                for name, bound in listeners.items():
+                    group.create_task(HttpServer(apps[name]).serve_on(bound), name=name)
         except* _Stopped:
             self._leave_nothing = cleanup
             log.info("agent stopped", left="nothing" if cleanup else "kernel state and proxy stay in force")
@@ -187,6 +211,7 @@ class Agent:
         await stop.wait()
         # Followers read what they still have, and requests are answered, before the rest ends.
         self._flows.close()
+        self._xds_events.close()
         admin.stop()
         await asyncio.wait({serving}, timeout=DRAIN_SECONDS)
         raise _Stopped
@@ -290,6 +315,11 @@ class Agent:
         if is_audit(record.verdict, record.reason):
             self._audit.add(names.http(record, ends), "")
 
+    def _on_xds_event(self, event: XdsEvent) -> None:
+        self._xds_events.publish(event)
+        self._metrics.xds_event(event)
+        self._proxy.on_event(event)
+
     def _on_proxy_exit(self, _how: str) -> None:
         self._reconciler.proxy_gone()
 
@@ -297,6 +327,7 @@ class Agent:
         policy = self._reconciler.status()
         process = self._supervisor.status()
         policies, in_audit = self._inventory.policies
+        clients, late = xds_counts(self._server.status())
         return Gauges(
             revision=policy.revision,
             wanted_revision=policy.wanted,
@@ -306,8 +337,8 @@ class Agent:
             endpoints=len(self._inventory.endpoints),
             rule_sets=policy.rule_sets,
             waiting_rule_sets=len(policy.waiting),
-            xds_nacks=self._proxy.nacks,
-            xds_clients=self._proxy.clients,
+            xds_clients=clients,
+            xds_not_in_sync=late,
             lost_log_entries=self._lost()["access-log"],
             log_share=self._sampler.share / WHOLE,
             lost_flows=self._flows.lost,
@@ -333,6 +364,16 @@ class Agent:
             refused_pairs=lambda: self._compiler.refused_pairs,
             names=lambda: self._names,
             splice_mode=lambda: self._splice_mode,
+            xds=XdsViews(
+                self._xds_view,
+                self._proxy,
+                rules=lambda: table.rules if (table := self._reconciler.table) else {},
+                file_of=self._inventory.file_of,
+                config_dump=self._config_dump,
+            ),
+            warnings=lambda: xds_warnings(
+                self.config.xds, self._server.status(resources=False), self._server.rejections(), time.time()
+            ),
         )
 
     def _refusals(self) -> tuple[Refusal, ...]:
@@ -344,6 +385,9 @@ class Agent:
                 for one in self._compiler.refused
             ),
         )
+
+    async def _config_dump(self) -> bytes:
+        return await admin_get(preflight.envoy_admin_socket(self.config), "/config_dump?include_eds", DUMP_SECONDS)
 
     def _lost(self) -> dict[str, int]:
         """Records that never became flows, by where they got lost."""
@@ -359,3 +403,12 @@ class Agent:
         await self._datapath.remove()
         await self._supervisor.stop()
         self._store.clear()
+
+
+def _debug_listener(listen: str) -> socket.socket:
+    host, port = listen_address(listen, "agent", "debug.listen")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise AgentError(f"debug.listen {listen}: {error.strerror or error}") from error

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 import msgspec
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from spliceway.agent.verdicts import verdict_label
 from spliceway.bpf.types import DatapathStatus, ReasonCount, SpliceCounters
+from spliceway.xds.protocol.typeurls import TYPES
+from spliceway.xds.server.events import EventKind, XdsEvent
 
 #: Seconds from a change of the source to its rows being in force. The promise is under 0.2 in the median.
 DURATION_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+#: Seconds from a change of a resource to its ACK: a few milliseconds on this machine.
+ACK_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_ANSWERS = {
+    "pushes": "Responses sent to xDS clients.",
+    "acks": "Responses that a client acknowledged.",
+    "nacks": "Responses that a client refused.",
+}
 
 
 class DatapathCounters(Protocol):
@@ -31,7 +41,11 @@ class DatapathCounters(Protocol):
 
 
 class Gauges(msgspec.Struct, frozen=True, kw_only=True):
-    """Numbers of the agent itself, each as it is now."""
+    """Numbers of the agent itself, each as it is now.
+
+    `xds_clients`: protocol variant → streams; `xds_not_in_sync`: short type → resources that a client was not sent, has
+    not acknowledged, or refused.
+    """
 
     revision: int
     wanted_revision: int
@@ -41,8 +55,8 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: int
     rule_sets: int
     waiting_rule_sets: int
-    xds_nacks: int
-    xds_clients: int
+    xds_clients: Mapping[str, int]
+    xds_not_in_sync: Mapping[str, int]
     lost_log_entries: int
     log_share: float
     lost_flows: int
@@ -64,7 +78,32 @@ class Metrics:
             buckets=DURATION_BUCKETS,
             registry=self.registry,
         )
+        answers = {EventKind.PUSH: "pushes", EventKind.ACK: "acks", EventKind.NACK: "nacks"}
+        self._answers = {
+            kind: Counter(f"spliceway_xds_{name}", _ANSWERS[name], ["type"], registry=self.registry)
+            for kind, name in answers.items()
+        }
+        self._rejected = Counter("spliceway_xds_rejected", "Streams that were not served.", registry=self.registry)
+        self._ack_duration = Histogram(
+            "spliceway_xds_ack_duration_seconds",
+            "From a change of a resource to its acknowledgement by a client.",
+            ["type"],
+            buckets=ACK_BUCKETS,
+            registry=self.registry,
+        )
+        for info in TYPES.values():  # a series that is there from the start can be summed and compared
+            for counter in self._answers.values():
+                counter.labels(info.short)
         self.registry.register(_Collector(datapath, gauges))
+
+    def xds_event(self, event: XdsEvent) -> None:
+        """Count what happened on an xDS stream."""
+        if (counter := self._answers.get(event.kind)) is not None:
+            counter.labels(event.type).inc()
+        elif event.kind is EventKind.REJECTED:
+            self._rejected.inc()
+        if event.kind is EventKind.ACK and event.seconds is not None:
+            self._ack_duration.labels(event.type).observe(event.seconds)
 
 
 class _Collector(Collector):
@@ -132,16 +171,22 @@ class _Collector(Collector):
             ("spliceway_endpoints", "Local endpoints.", now.endpoints),
             ("spliceway_rule_sets", "Rule sets in force.", now.rule_sets),
             ("spliceway_rule_sets_waiting", "Rule sets the proxy has not taken over.", now.waiting_rule_sets),
-            ("spliceway_xds_clients", "Connected proxies.", now.xds_clients),
             ("spliceway_proxy_running", "Whether the proxy process runs.", int(now.proxy_running)),
             ("spliceway_access_log_share", "Share of allowed requests in the access log.", now.log_share),
             ("spliceway_datapath_problems", "Problems that the datapath reports.", len(status.problems)),
         ):
             yield GaugeMetricFamily(name, text, value=value)
+        for name, text, label, values in (
+            ("spliceway_xds_clients", "Open xDS streams.", "protocol", now.xds_clients),
+            ("spliceway_xds_not_in_sync", "Resources that a client lacks or refused.", "type", now.xds_not_in_sync),
+        ):
+            family = GaugeMetricFamily(name, text, labels=[label])
+            for key, value in values.items():
+                family.add_metric([key], value)
+            yield family
         for name, text, count in (
             ("spliceway_reconcile_failures", "Attempts that left the old policy in force.", now.reconcile_failures),
             ("spliceway_audit_records", "Records of what audit mode let pass.", now.audit_records),
-            ("spliceway_xds_nacks", "Responses that a proxy refused.", now.xds_nacks),
             ("spliceway_proxy_restarts", "Restarts of the proxy process.", now.proxy_restarts),
         ):
             yield CounterMetricFamily(name, text, value=count)

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import structlog
 
-from spliceway.agent.control import Acceptance
+from spliceway.agent.control import Acceptance, Answer
 from spliceway.policy.table import RuleSet
-from spliceway.xds.debug.status import ClientStatus, TypeStatus, dump_resources
+from spliceway.xds.debug.status import ClientStatus, ResourceStatus, TypeStatus
 from spliceway.xds.protocol.snapshot import Snapshot
 from spliceway.xds.resources.build import build_snapshot, unfit
+from spliceway.xds.resources.extra import NO_EXTRA, Extra
 from spliceway.xds.resources.names import listener_name, rule_set_of
 from spliceway.xds.resources.settings import ResourceSettings
+from spliceway.xds.server.clients import NodeKey
 from spliceway.xds.server.events import EventKind, XdsEvent
 
 #: What Envoy says in a NACK when a listener's port belongs to somebody else.
 _PORT_TAKEN = "address already in use"
-#: How long one look at all acknowledgements is good for when nothing was heard, in seconds. An answer ends it at once;
-#: a stream that closes is noticed so much later, which opens nothing: the sockets themselves are asked, too.
-_LOOK_SECONDS = 0.05
+#: How long one look at all acknowledgements is good for when nothing was heard, in seconds. What is heard ends it at
+#: once; what the client no longer asks for is noticed so much later, and opens nothing: the sockets are asked, too.
+_LOOK_SECONDS = 1.0
+#: What changes what a proxy has acknowledged.
+_HEARD = frozenset({EventKind.ACK, EventKind.NACK, EventKind.CONNECTED, EventKind.DISCONNECTED, EventKind.SUBSCRIBE})
+#: Longest message of a proxy that is told for one resource, in characters.
+_LONGEST = 2000
+
+_ACCEPTED = Answer(Acceptance.ACCEPTED)
+_NOT_THERE = Answer(Acceptance.WAITING, message="no proxy is connected that has asked for it")
+#: The worse, the earlier.
+_ORDER = (Acceptance.PORT_TAKEN, Acceptance.REFUSED, Acceptance.WAITING, Acceptance.ACCEPTED)
 
 log = structlog.get_logger(__name__)
 
@@ -30,59 +42,65 @@ log = structlog.get_logger(__name__)
 class SnapshotServer(Protocol):
     """What is used of `XdsServer`."""
 
-    def set_snapshot(self, node: str, snapshot: Snapshot) -> None:
+    def set_snapshot(self, node: NodeKey, snapshot: Snapshot) -> None:
         """Serve it."""
 
-    def status(self) -> tuple[ClientStatus, ...]:
+    def status(self, *, resources: bool = True) -> tuple[ClientStatus, ...]:
         """Every open stream."""
 
-    def current(self, node: str) -> dict[str, TypeStatus]:
+    def current(self, node: NodeKey) -> dict[str, TypeStatus]:
         """Short type -> status on the newest stream of that node."""
 
 
 class ProxyLink:
-    """Publishes to one proxy, which calls itself by the node's name, and knows what that proxy answered."""
+    """Publishes to one proxy, and knows what that proxy answered."""
 
-    def __init__(self, server: SnapshotServer, node: str, settings: ResourceSettings) -> None:
+    def __init__(
+        self, server: SnapshotServer, node: NodeKey, settings: ResourceSettings, extra: Extra = NO_EXTRA
+    ) -> None:
+        """`node`: how the proxy calls itself and its cluster; `extra`: resources from the configuration."""
         self._server = server
-        self._node = node
+        self.node = node
         self._settings = settings
+        self._extra = extra
         self._snapshot: Snapshot | None = None
         # A version must never have been used with other content, also not by an earlier agent.
         self._boot = secrets.token_hex(4)
         self._count = 0
-        self._looked = -1.0
-        self._acceptance: dict[int, Acceptance] = {}
+        self._looked = float("-inf")
+        self._answers: dict[int, Answer] = {}
+        self._others: tuple[Answer, ...] = ()
         self._served: dict[int, RuleSet] = {}
-        self._refused: frozenset[int] = frozenset()
-        self.unfit: dict[str, str] = {}
+        self._wanted: Mapping[int, RuleSet] = {}
+        self._unfit: dict[int, Answer] = {}
         self._on_answer: Callable[[], None] = lambda: None
         self.nacks = 0
         self.last_nack = ""
 
     def __repr__(self) -> str:
-        return f"ProxyLink({self._node!r}, version={self._snapshot and self._snapshot.version!r}, nacks={self.nacks})"
+        return f"ProxyLink({self.node}, version={self._snapshot and self._snapshot.version!r}, nacks={self.nacks})"
 
     def on_answer(self, callback: Callable[[], None]) -> None:
         """Call this after each ACK or NACK."""
         self._on_answer = callback
 
     def on_event(self, event: XdsEvent) -> None:
-        """Take in what happened; the callback of `XdsServer`."""
-        if event.kind not in (EventKind.ACK, EventKind.NACK):
+        """Take in what happened on a stream; others than this proxy's are no answer."""
+        if event.kind not in _HEARD or event.node != self.node.id or event.cluster != self.node.cluster:
             return
-        self._looked = -1.0
+        self._looked = float("-inf")
         if event.kind is EventKind.NACK:
             self.nacks += 1
             self.last_nack = f"{event.type}: {event.error}"
             log.error("the proxy refused resources", type=event.type, version=event.version, error=event.error)
-        self._on_answer()
+        if event.kind in (EventKind.ACK, EventKind.NACK):
+            self._on_answer()
 
     def publish(self, rule_sets: Mapping[int, RuleSet], ports: Mapping[int, int]) -> None:
         """Serve these and no others. Raises XdsError; then the proxy keeps what it has.
 
-        A rule set that the proxy can't be asked for exactly is refused alone (`unfit`: name → reason): the proxy keeps
-        what it has of that one.
+        A rule set that the proxy can't be asked for exactly is refused alone (`unfit`): the proxy keeps what it has of
+        that one.
         """
         reasons = unfit(rule_sets)
         fit = {key: rule_set for key, rule_set in rule_sets.items() if key not in reasons}
@@ -90,64 +108,104 @@ class ProxyLink:
         self._count += 1
         version = f"{self._boot}-{self._count}"
         fit_ports = {key: ports[key] for key in fit}
-        snapshot = build_snapshot(fit, fit_ports, self._settings, version, self._snapshot)
-        self._server.set_snapshot(self._node, snapshot)
-        self._snapshot, self._served = snapshot, fit
-        told, self.unfit = self.unfit, {rule_sets[key].name: reason for key, reason in reasons.items()}
-        self._refused = frozenset(reasons)
-        self._looked = -1.0
-        for name, reason in self.unfit.items():
-            if told.get(name) != reason:
-                log.error("the proxy can't be asked for a rule set", rule_set=name, reason=reason)
+        snapshot = build_snapshot(fit, fit_ports, self._settings, version, self._snapshot, self._extra)
+        self._server.set_snapshot(self.node, snapshot)
+        self._snapshot, self._served, self._wanted = snapshot, fit, dict(rule_sets)
+        told = {answer.message for answer in self._unfit.values()}
+        self._unfit = {key: Answer(Acceptance.REFUSED, message=reason) for key, reason in reasons.items()}
+        self._looked = float("-inf")
+        for key, reason in reasons.items():
+            if reason not in told:
+                log.error("the proxy can't be asked for a rule set", rule_set=rule_sets[key].name, reason=reason)
+
+    @property
+    def unfit(self) -> dict[str, str]:
+        """Rule sets that the proxy can't be asked for, by name, with the reason."""
+        return {self._wanted[key].name: answer.message for key, answer in self._unfit.items()}
+
+    @property
+    def served(self) -> Mapping[int, RuleSet]:
+        """The rule sets of which the proxy is served listener and routes."""
+        return self._served
+
+    @property
+    def wanted(self) -> Mapping[int, RuleSet]:
+        """The rule sets as they were published, also those that the proxy can't be asked for."""
+        return self._wanted
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """What is served; None before the first."""
+        return self._snapshot
 
     def acceptance(self, rule_set: int) -> Acceptance:
-        """What the proxy's newest stream says of listener and routes of this rule set."""
-        if rule_set in self._refused:
+        """What the proxy says of listener and routes of this rule set."""
+        if rule_set in self._unfit:
             return Acceptance.REFUSED
-        now = asyncio.get_running_loop().time()
-        if now - self._looked > _LOOK_SECONDS:
-            self._acceptance = self._look()
-            self._looked = asyncio.get_running_loop().time()
-        return self._acceptance.get(rule_set, Acceptance.WAITING)
+        return self._look().get(rule_set, _NOT_THERE).acceptance
+
+    def answers(self) -> dict[int, Answer]:
+        """The same of all wanted rule sets, with resource and message."""
+        answers = self._look()
+        return {key: self._unfit.get(key) or answers.get(key, _NOT_THERE) for key in self._wanted}
+
+    def others(self) -> tuple[Answer, ...]:
+        """What the proxy has refused that is no rule set's: the cluster that all share, resources of one's own."""
+        self._look()
+        return self._others
 
     @property
     def clients(self) -> int:
         """Open streams."""
-        return len(self._server.status())
+        return len(self._server.status(resources=False))
 
-    def status(self) -> list[ClientStatus]:
-        """Every open stream."""
-        return list(self._server.status())
+    def _look(self) -> dict[int, Answer]:
+        now = asyncio.get_running_loop().time()
+        if now - self._looked > _LOOK_SECONDS:
+            types = self._server.current(self.node)
+            listeners, routes = self._answers_of(types.get("LDS")), self._answers_of(types.get("RDS"))
+            self._answers = {
+                key: _worst(answer, routes.get(key) or Answer(Acceptance.WAITING, "RDS", listener_name(key)))
+                for key, answer in listeners.items()
+            }
+            self._others = tuple(
+                self._answer(status, resource)
+                for status in types.values()
+                for resource in status.resources
+                if resource.state == "NACK" and not rule_set_of(resource.name)
+            )
+            self._looked = now
+        return self._answers
 
-    def dump(self, types: Collection[str] = (), names: Collection[str] = ()) -> list[dict[str, Any]]:
-        """Resources as they are served now."""
-        return list(dump_resources(self._snapshot, types, names)) if self._snapshot else []
-
-    def _look(self) -> dict[int, Acceptance]:
-        types = self._server.current(self._node)
-        listeners, routes = _states(types.get("LDS")), _states(types.get("RDS"))
+    def _answers_of(self, status: TypeStatus | None) -> dict[int, Answer]:
+        if status is None:
+            return {}
         return {
-            rule_set: _worst(listeners[rule_set], routes.get(rule_set, Acceptance.WAITING)) for rule_set in listeners
+            rule_set_of(resource.name): _ACCEPTED if resource.state == "SYNCED" else self._answer(status, resource)
+            for resource in status.resources
         }
 
-
-def _states(status: TypeStatus | None) -> dict[int, Acceptance]:
-    found: dict[int, Acceptance] = {}
-    if status is None:
-        return found
-    error = status.last_error.message.lower() if status.last_error else ""
-    for resource in status.resources:
-        rule_set = rule_set_of(resource.name)
-        if resource.state == "SYNCED":
-            found[rule_set] = Acceptance.ACCEPTED
-        elif resource.state == "NACK":
-            taken = listener_name(rule_set) in error and _PORT_TAKEN in error
-            found[rule_set] = Acceptance.PORT_TAKEN if taken else Acceptance.REFUSED
-        else:
-            found[rule_set] = Acceptance.WAITING
-    return found
+    def _answer(self, status: TypeStatus, resource: ResourceStatus) -> Answer:
+        """Of a resource that is not acknowledged as it is."""
+        name = resource.name
+        if resource.state != "NACK":
+            return Answer(Acceptance.WAITING, status.type, name, "not acknowledged yet")
+        message = about(resource.error, name)
+        taken = status.type == "LDS" and _PORT_TAKEN in message.lower()
+        return Answer(Acceptance.PORT_TAKEN if taken else Acceptance.REFUSED, status.type, name, message)
 
 
-def _worst(*states: Acceptance) -> Acceptance:
-    order = (Acceptance.PORT_TAKEN, Acceptance.REFUSED, Acceptance.WAITING, Acceptance.ACCEPTED)
-    return min(states, key=order.index)
+def about(message: str, name: str) -> str:
+    """The lines of a proxy's message that name this resource, or all of it where none does; at most _LONGEST."""
+    whole = re.compile(rf"(?<![\w.-]){re.escape(name)}(?![\w-])")
+    lines = [line for line in message.splitlines() if whole.search(line)]
+    text = "\n".join(lines) or message
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _worst(*answers: Answer) -> Answer:
+    return min(answers, key=_rank)
+
+
+def _rank(answer: Answer) -> int:
+    return _ORDER.index(answer.acceptance)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from spliceway.agent.audit import AuditLog, AuditSummary
@@ -16,9 +17,11 @@ from spliceway.agent.inventory import Inventory, Refusal
 from spliceway.agent.jsonable import plain
 from spliceway.agent.metrics import DatapathCounters
 from spliceway.agent.policyrows import policy_rows
+from spliceway.agent.provenance import PolicyState, Unapplied, policy_states, unapplied
 from spliceway.agent.proxylink import ProxyLink
 from spliceway.agent.reconcile import Reconciler
 from spliceway.agent.verdicts import with_audit
+from spliceway.agent.xdsviews import XdsViews
 from spliceway.bpf.types import CtEntry, SockEntry
 
 Query = dict[str, str]
@@ -66,8 +69,13 @@ class Views:
         refused_pairs: Callable[[], int],
         names: Callable[[], Names],
         splice_mode: Callable[[], str],
+        xds: XdsViews,
+        warnings: Callable[[], Sequence[str]],
     ) -> None:
-        """What is a function is asked anew for each answer: `lost` are records by place, `refused_pairs` a count."""
+        """What is a function is asked anew for each answer: `lost` are records by place, `refused_pairs` a count.
+
+        `warnings`: sentences on xDS that are no problem of policy.
+        """
         self._config = config
         self._inventory = inventory
         self._reconciler = reconciler
@@ -81,6 +89,8 @@ class Views:
         self._refused_pairs = refused_pairs
         self._names = names
         self._splice_mode = splice_mode
+        self._xds = xds
+        self._warnings = warnings
         self._started = time.time()
 
     def routes(self) -> dict[str, Callable[[Query], Any]]:
@@ -89,14 +99,20 @@ class Views:
             "status": self.status,
             "endpoints": self.endpoints,
             "audit": self.audit,
-            "xds": self.xds,
         }
+
+    def asks(self) -> dict[str, Callable[[Query], Awaitable[Any]]]:
+        """Path below /v1/ → what reads the agent's own state first, and then takes long."""
+        return {"policy": self.policy, **self._xds.asks()}
+
+    def posts(self) -> dict[str, Callable[[Query, bytes], Awaitable[Any]]]:
+        """Path below /v1/ → what answers a body."""
+        return {"xds/diff": self._xds.diff}
 
     def dumps(self) -> dict[str, Callable[[Query], Any]]:
         """Path below /v1/ → view of a whole table or map; they may take long and run in a thread."""
         return {
             "identities": self.identities,
-            "policy": self.policy,
             "bpf/policy": _plainly(self._datapath.dump_policy),
             "bpf/ipcache": _plainly(self._datapath.dump_ipcache),
             "bpf/ct": _plainly(self._conntrack),
@@ -122,16 +138,22 @@ class Views:
                 "objects": self._inventory.objects,
                 "refusals": self._refusals(),
             },
-            "policy": {**plain(self._reconciler.status()), "refusedPairs": self._refused_pairs()},
+            "policy": {
+                **plain(self._reconciler.status()),
+                "refusedPairs": self._refused_pairs(),
+                "notApplied": self._not_applied(),
+            },
             "enforcement": {"mode": self._config.enforcement, "policies": policies, "policiesInAudit": in_audit},
             "datapath": self._datapath.status(),
             "proxy": {
                 "kind": self._config.proxy.kind,
                 "process": self._supervisor.status(),
                 "clients": self._proxy.clients,
+                "warnings": self._warnings(),
                 "nacks": self._proxy.nacks,
                 "lastNack": self._proxy.last_nack,
                 "unfit": self._proxy.unfit,
+                "refused": self._proxy.others(),
                 "listeners": self._reconciler.ports,
             },
             "splice": {"mode": self._splice_mode(), "counters": self._datapath.splice_counters()},
@@ -181,8 +203,11 @@ class Views:
             for number, labels in sorted(table.identities.items())
         ]
 
-    def policy(self, query: Query) -> list[dict[str, Any]]:
-        """The policy of every endpoint, or of `endpoint`, with peers, rules and HTTP rules by name."""
+    async def policy(self, query: Query) -> list[dict[str, Any]]:
+        """The policy of every endpoint, or of `endpoint`, with peers, rules and HTTP rules by name.
+
+        `state` of a row: whether the proxy has taken over what its rule set is now, and in `why` what it says.
+        """
         _only(query, "endpoint")
         table = self._reconciler.table
         name = query.get("endpoint")
@@ -194,7 +219,7 @@ class Views:
         policies: dict[int, list[str]] = defaultdict(list)
         for endpoint, policy in chosen.items():
             policies[policy.policy_id].append(endpoint)
-        rows = policy_rows(table, policies.keys())
+        rows = await asyncio.to_thread(policy_rows, table, policies.keys(), self._missing())
         return [
             {
                 "policyId": policy_id,
@@ -211,12 +236,13 @@ class Views:
         _only(query)
         return self._audit.summary(self._lost())
 
-    def xds(self, query: Query) -> dict[str, Any]:
-        """What the proxy is served and what it answered; `type` (LDS, RDS, CDS) and `name` narrow the resources."""
-        _only(query, "type", "name")
-        types = [query["type"].upper()] if "type" in query else []
-        names = [query["name"]] if "name" in query else []
-        return {"clients": self._proxy.status(), "resources": self._proxy.dump(types, names)}
+    def _missing(self) -> dict[int, Unapplied]:
+        return unapplied(self._proxy.answers(), self._proxy.wanted)
+
+    def _not_applied(self) -> list[PolicyState]:
+        """Policies that the proxy has refused or not acknowledged."""
+        rules = table.rules if (table := self._reconciler.table) else {}
+        return policy_states(self._missing(), self._proxy.wanted, rules, self._inventory.file_of)
 
     def _conntrack(self) -> list[dict[str, Any]]:
         names = self._names()

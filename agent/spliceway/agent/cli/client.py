@@ -5,9 +5,10 @@ from __future__ import annotations
 import http.client
 import socket
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
@@ -34,6 +35,11 @@ class AgentClient:
     def put(self, target: str, body: object) -> Any:
         """Answer to PUT /v1/`target`, decoded."""
         with self._ask("PUT", _with_query(target, {}), msgspec.json.encode(body)) as answer:
+            return msgspec.json.decode(answer.read())
+
+    def post(self, target: str, body: bytes, **query: str | None) -> Any:
+        """Answer to POST /v1/`target` of a body that is JSON already, decoded."""
+        with self._ask("POST", _with_query(target, query), body) as answer:
             return msgspec.json.decode(answer.read())
 
     def delete(self, target: str) -> Any:
@@ -68,6 +74,40 @@ class AgentClient:
         if answer.status != 200:
             raise ClientError(_reason(answer))
         return answer
+
+
+def config_dump(admin: str) -> bytes:
+    """What an Envoy says of its configuration, endpoints included: JSON, as it came.
+
+    `admin`: its admin interface, the path of a Unix socket or `http://127.0.0.1:9901`. Raises ClientError.
+    """
+    connection = _admin_connection(admin)
+    try:
+        connection.request("GET", "/config_dump?include_eds", headers={"Host": "admin", "Connection": "close"})
+        answer = connection.getresponse()
+        body = answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise ClientError(f"no Envoy answers at {admin}: {error}") from error
+    finally:
+        connection.close()
+    if answer.status != 200:
+        raise ClientError(f"the Envoy at {admin} answered {answer.status} {answer.reason}")
+    return body
+
+
+def _admin_connection(admin: str) -> http.client.HTTPConnection:
+    if admin.startswith("/"):
+        return _UnixConnection(Path(admin), TIMEOUT)
+    try:
+        parts = urlsplit(admin if "://" in admin else f"http://{admin}")
+        # It has neither authentication nor encryption: what comes over the network may be anybody's word.
+        loopback = parts.scheme == "http" and ip_address(parts.hostname or "").is_loopback
+        port = parts.port or 80
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise ClientError(f"{admin!r} is neither the path of a socket nor http://127.0.0.1:PORT")
+    return http.client.HTTPConnection(str(parts.hostname), port, timeout=TIMEOUT)
 
 
 class _UnixConnection(http.client.HTTPConnection):

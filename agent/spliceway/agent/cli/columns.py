@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 GAP = 2
 #: Columns of texts: they are folded between words, and in words when these are longer than _TEXT.
-TEXTS = frozenset({"LABELS", "RULE", "RULE SET", "RULENAME", "RULESETNAME", "HTTP", "WHY", "PEERS"})
+TEXTS = frozenset(
+    {"LABELS", "RULE", "RULE SET", "RULENAME", "RULESETNAME", "HTTP", "WHY", "PEERS", "POLICY", "DESIRED", "ENVOY"}
+)
 _TEXT = 16
 
 

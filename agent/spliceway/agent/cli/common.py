@@ -27,7 +27,18 @@ class Output(StrEnum):
     JSON = "json"
 
 
+class FullOutput(StrEnum):
+    """How to print what has more in it than a table can show."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+
+
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="A table for people, JSON for programs.")]
+FullOutputOption = Annotated[
+    FullOutput, typer.Option("--output", "-o", help="A table for people, JSON or YAML documents with all of it.")
+]
 SocketOption = Annotated[
     Path | None,
     typer.Option("--socket", envvar="SPLICEWAY_SOCKET", help=f"The agent's admin socket. [default: {DEFAULT_SOCKET}]"),

@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from spliceway.agent.cli.client import AgentClient
 
-_XDS_TYPES = ("LDS", "RDS", "CDS")
+_STAGES = ("desired", "sent", "acked")
 #: Asks for more flows than an agent keeps.
 _ALL = str(2**31)
 
@@ -27,9 +27,21 @@ def flow_value(option: typer.CallbackParam, value: str | None) -> str | None:
 
 
 def xds_type(value: str | None) -> str | None:
-    """Check `xds dump --type`, in capitals or not (usage error)."""
-    if value is not None and value.upper() not in _XDS_TYPES:
-        raise typer.BadParameter(f"no type {value!r} (there are {', '.join(_XDS_TYPES)})")
+    """Check a type of xDS resources, «LDS» of `listeners` (usage error)."""
+    from spliceway.agent.xdstypes import short_type
+
+    if value is None:
+        return None
+    try:
+        return short_type(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def xds_stage(value: str) -> str:
+    """Check `xds dump --stage` (usage error)."""
+    if value not in _STAGES:
+        raise typer.BadParameter(f"no stage {value!r} (there are {', '.join(_STAGES)})")
     return value
 
 

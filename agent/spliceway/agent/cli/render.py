@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from spliceway.agent.cli.common import Output
+from spliceway.agent.cli.common import FullOutput, Output
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -17,6 +17,19 @@ if TYPE_CHECKING:
 def emit_json(value: Any) -> None:
     """Print indented JSON."""
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+def emit_full(values: Sequence[Any], output: FullOutput, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print `values` as one JSON array or as a YAML document each, or a table of `rows` under `columns`."""
+    if output is FullOutput.JSON:
+        emit_json(values)
+    elif output is FullOutput.YAML:
+        import yaml
+
+        dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+        yaml.dump_all(values, sys.stdout, dumper, sort_keys=False, allow_unicode=True, width=120, explicit_start=True)
+    else:
+        table(columns, rows)
 
 
 def emit(value: Any, output: Output, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -107,6 +120,19 @@ _STYLES = {
     "spliced": "green",
     "tcp-only": "yellow",
     "revoked": "red",
+    "SYNCED": "green",
+    "STALE": "yellow",
+    "NOT SENT": "yellow",
+    "NACK": "red",
+    "applied": "green",
+    "waiting": "yellow",
+    "refused": "red",
+    "same": "green",
+    "differs": "red",
+    "missing": "red",
+    "extra": "red",
+    "warming": "yellow",
+    "error": "red",
     "yes": "green",
     "no": "dim",
 }

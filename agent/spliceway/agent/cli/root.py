@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spliceway.agent.cli import evaluate, lazy, show, source
+from spliceway.agent.cli import evaluate, lazy, show, source, xds, xdsserve
 from spliceway.agent.cli.common import ConfigOption, Group
 
 app = typer.Typer(
@@ -69,7 +69,11 @@ _GROUPS: tuple[tuple[str, str, dict[str, _Command]], ...] = (
         {"get": show.policy, "audit": show.audit, "validate": source.validate},
     ),
     ("sock", "Redirected connections and their splices.", {"list": show.socks}),
-    ("xds", "What the proxy is served and what it answered.", {"dump": show.xds}),
+    (
+        "xds",
+        "What the proxy is served and what it answered.",
+        {"status": xds.status, "dump": xds.dump, "diff": xds.diff, "watch": xds.watch, "serve": xdsserve.serve},
+    ),
 )
 for _name, _help, _commands in _GROUPS:
     _group = typer.Typer(cls=Group, help=_help, no_args_is_help=True)

@@ -22,7 +22,7 @@ def status(
 ) -> None:
     """Show what is in force, what is loaded, and what is wrong. Exit status 1 when something is."""
     from spliceway.agent.cli.render import emit_json, table
-    from spliceway.agent.cli.summary import problems, summary
+    from spliceway.agent.cli.summary import problems, summary, warnings
 
     client, deadline = agent_client(socket), time.monotonic() + wait
     while (wrong := problems(found := client.get("status"))) and time.monotonic() < deadline:
@@ -33,6 +33,8 @@ def status(
         table((), summary(found))
         for problem in wrong:
             typer.echo(f"! {problem}")
+        for warning in warnings(found):
+            typer.echo(f"(warning) {warning}")
     if wrong:
         raise typer.Exit(1)
 
@@ -79,16 +81,19 @@ def policy(
     output: OutputOption = Output.TABLE,
     socket: SocketOption = None,
 ) -> None:
-    """Show the policy in force: for each endpoint, direction, peers and port the verdict and its rule."""
+    """Show the policy in force: for each endpoint, direction, peers and port the verdict and its rule.
+
+    The state says whether the proxy has taken over the HTTP rules as they are shown.
+    """
     from spliceway.agent.cli.render import emit
-    from spliceway.agent.cli.summary import policy_rows, refusals, unfit
+    from spliceway.agent.cli.summary import not_applied, policy_rows, refusals
 
     client = agent_client(socket)
     found = client.get("policy", endpoint=endpoint)
-    columns = ("ENDPOINTS", "DIRECTION", "PEERS", "PROTOCOL", "PORTS", "VERDICT", "HTTP", "RULE")
+    columns = ("ENDPOINTS", "DIRECTION", "PEERS", "PROTOCOL", "PORTS", "VERDICT", "STATE", "HTTP", "RULE")
     emit(found, output, columns, policy_rows(found))
     status = client.get("status") if output is Output.TABLE else None
-    for text in (*refusals(status), *unfit(status)) if status else ():
+    for text in (*refusals(status), *not_applied(status)) if status else ():
         typer.echo(f"! {text}", err=True)
 
 
@@ -173,22 +178,6 @@ def socks(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> N
     )
     columns = ("POD", "ADDRESS", "PEER", "LEG", "STATE", "WHY", "RULE SET", "TO PROXY", "FROM PROXY")
     emit(found, output, columns, rows)
-
-
-def xds(
-    type_: Annotated[
-        str | None, typer.Option("--type", help="Only LDS, RDS or CDS.", callback=options.xds_type)
-    ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Only the resource of this name.")] = None,
-    output: OutputOption = Output.TABLE,
-    socket: SocketOption = None,
-) -> None:
-    """Show each resource with its version, and whether the proxy has acknowledged it; all of it with -o json."""
-    from spliceway.agent.cli.render import emit
-    from spliceway.agent.cli.summary import xds_rows
-
-    found = agent_client(socket).get("xds", type=type_, name=name)
-    emit(found, output, ("TYPE", "NAME", "VERSION", "STATE", "PROXY"), xds_rows(found))
 
 
 def flows(

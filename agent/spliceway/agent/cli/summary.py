@@ -49,18 +49,11 @@ def problems(status: Json) -> list[str]:
     found = [
         *refusals(status),
         *(f"reconcile: {text}" for text in (policy["error"], policy["endpointError"]) if text),
-        *unfit(status),
-        *(
-            f"rule set {name}: {said}"
-            for name, said in policy["waiting"].items()
-            if name not in status["proxy"]["unfit"]
-        ),
+        *_rule_sets(status),
         *(f"datapath: {text}" for text in status["datapath"]["problems"]),
         *(f"proxy: {text}" for text in process.get("problems", ())),
+        *(f"proxy: refused {_about(other)}" for other in status["proxy"]["refused"]),
     ]
-    nacked = [said for name, said in policy["waiting"].items() if name not in status["proxy"]["unfit"]]
-    if "refused" in nacked and status["proxy"]["lastNack"]:
-        found.append(f"proxy: refused {status['proxy']['lastNack']}")
     if policy["revision"] != policy["wanted"]:
         found.append(f"policy: revision {policy['wanted']} is wanted, {policy['revision']} is in force")
     if policy["refusedPairs"]:
@@ -78,9 +71,44 @@ def refusals(status: Json) -> list[str]:
     return [f"refused: {_refusal(item)}" for item in status["source"]["refusals"]]
 
 
-def unfit(status: Json) -> list[str]:
-    """Rule sets that the proxy can't enforce exactly, one sentence each."""
-    return [f"rule set {name}: refused: {why}" for name, why in status["proxy"]["unfit"].items()]
+def not_applied(status: Json) -> list[str]:
+    """Policies that the proxy has not taken over as they are, one sentence each for policy and resource."""
+    return [
+        f"{policy['policy']} ({policy['file'] or 'no file any more'}): {_why(why)}"
+        for policy in status["policy"]["notApplied"]
+        for why in policy["why"]
+    ]
+
+
+def warnings(status: Json) -> list[str]:
+    """What should be known, and is no reason for an exit status of 1."""
+    return list(status["proxy"]["warnings"])
+
+
+def _rule_sets(status: Json) -> list[str]:
+    """Rule sets that are not ready, with what the proxy says and whose they are."""
+    policies = status["policy"]["notApplied"]
+    why = {each["ruleSet"]: each for policy in policies for each in policy["why"]}
+    whose: dict[str, list[str]] = {}
+    for policy in policies:
+        for each in policy["why"]:
+            whose.setdefault(each["ruleSet"], []).append(f"{policy['policy']} in {policy['file']}")
+    said = {**status["policy"]["waiting"], **dict.fromkeys(status["proxy"]["unfit"], "refused")}
+    return [
+        f"rule set {name}: {_why({**why[name], 'state': state}) if name in why else state}"
+        + (f" ({', '.join(whose[name])})" if name in whose else "")
+        for name, state in said.items()
+    ]
+
+
+def _why(why: Json) -> str:
+    return ": ".join(part for part in (why["state"], _about(why)) if part)
+
+
+def _about(answer: Json) -> str:
+    """«RDS rule-set-3: what the proxy says»."""
+    parts = (f"{answer['type']} {answer['resource']}".strip(), " ".join(answer["message"].split()))
+    return ": ".join(part for part in parts if part)
 
 
 def policy_rows(policies: list[Json]) -> Iterator[tuple[str, ...]]:
@@ -93,7 +121,7 @@ def policy_rows(policies: list[Json]) -> Iterator[tuple[str, ...]]:
                 classes.setdefault((row["direction"], _identity(identity)), set()).add(row["class"])
         for direction in ("ingress", "egress"):
             if not policy[direction]:
-                yield (names, direction, "any", "any", "*", "allow", "", "(no policy selects it)")
+                yield (names, direction, "any", "any", "*", "allow", "applied", "", "(no policy selects it)")
         for row in policy["rows"]:
             told = (
                 _identity(identity, derived=len(classes[row["direction"], _identity(identity)]) > 1)
@@ -102,7 +130,9 @@ def policy_rows(policies: list[Json]) -> Iterator[tuple[str, ...]]:
             peers = "any other" if row["peers"] == "any other" else "; ".join(dict.fromkeys(told))
             http = "; ".join(map(_http_rule, row["http"]))
             rule = row["rule"] or f"({row['reason']})"
-            yield (names, row["direction"], peers, row["protocol"], row["ports"], row["verdict"], http, rule)
+            yield (
+                names, row["direction"], peers, row["protocol"], row["ports"], row["verdict"], row["state"], http, rule,
+            )  # fmt: skip
 
 
 def audit_rows(summary: Json) -> Iterator[tuple[Any, ...]]:
@@ -128,20 +158,6 @@ def audit_notes(summary: Json) -> list[str]:
         if count
     ]
     return found
-
-
-def xds_rows(dump: Json) -> Iterator[tuple[str, ...]]:
-    """Rows of `spliceway xds dump`: the newest stream's word on each resource."""
-    said = {
-        (kind["type"], resource["name"]): (resource["state"], client["client"]["node"])
-        for client in dump["clients"]
-        if client["current"]
-        for kind in client["types"]
-        for resource in kind["resources"]
-    }
-    for resource in dump["resources"]:
-        state, proxy = said.get((resource["type"], resource["name"]), ("NOT SENT", ""))
-        yield (resource["type"], resource["name"], resource["version"], state, proxy)
 
 
 def flow_line(flow: Json) -> str:

@@ -1,0 +1,171 @@
+"""What the admin API answers about xDS: clients, resources with the policies in them, events, and what Envoy has.
+
+Each view takes what it needs in the event loop, as values, and leaves the slow part (decoding) to a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from spliceway.agent.config import XdsConfig
+from spliceway.agent.provenance import FileOf, provenance
+from spliceway.agent.proxylink import ProxyLink
+from spliceway.agent.xdstypes import short_type
+from spliceway.policy.table import RuleRef
+from spliceway.xds.debug.diff import Difference, compare
+from spliceway.xds.debug.dump import dump_held
+from spliceway.xds.debug.status import ClientStatus
+from spliceway.xds.debug.view import STAGES, DebugView, Stage
+from spliceway.xds.protocol.typeurls import TYPES
+from spliceway.xds.server.events import XdsEvent
+
+Query = dict[str, str]
+
+#: How long it is told that a stream was not served: a client that still wants to be tries again within seconds.
+REJECTED_SECONDS = 60.0
+
+
+class XdsViews:
+    """The answers below /v1/xds/. `rules`: rule id → where it is written, as it is now."""
+
+    def __init__(
+        self,
+        view: DebugView,
+        proxy: ProxyLink,
+        *,
+        rules: Callable[[], Mapping[int, RuleRef]],
+        file_of: FileOf,
+        config_dump: Callable[[], Awaitable[bytes]],
+    ) -> None:
+        """`config_dump` asks the agent's own proxy for its configuration; it raises XdsError."""
+        self._view = view
+        self._proxy = proxy
+        self._rules = rules
+        self._file_of = file_of
+        self._config_dump = config_dump
+
+    def asks(self) -> dict[str, Callable[[Query], Awaitable[Any]]]:
+        """Path below /v1/ → what answers it."""
+        return {
+            "xds": self.everything,
+            "xds/status": self.status,
+            "xds/resources": self.resources,
+            "xds/diff": self.diff,
+        }
+
+    async def status(self, query: Query) -> tuple[ClientStatus, ...]:
+        """Every open stream."""
+        _only(query)
+        return self._view.status()
+
+    async def everything(self, query: Query) -> dict[str, Any]:
+        """Clients and the own proxy's resources in one; `type` and `name` narrow the resources."""
+        _only(query, "type", "name")
+        return {"clients": self._view.status(), "resources": await self.resources(query)}
+
+    async def resources(self, query: Query) -> list[dict[str, Any]]:
+        """Resources of the own proxy or of `node` at a `stage`, each with where it comes from.
+
+        Narrowed by `type` and `name`. Raises ValueError and LookupError.
+        """
+        _only(query, "node", "type", "name", "stage")
+        node, stage = self._node(query), _stage(query.get("stage", "desired"))
+        types = [short_type(query["type"])] if "type" in query else []
+        names = [query["name"]] if "name" in query else []
+        held, status, secrets = self._view.held(node, stage), self._view.current(node), self._view.secrets(node)
+        served, rules = self._proxy.served, self._rules()
+        if names and not any(query["name"] in of for of in held.values()):
+            raise LookupError(f"{node} has no resource {query['name']!r} at the stage {stage}")
+
+        def decode() -> list[dict[str, Any]]:
+            found = []
+            for item in dump_held(held, status, secrets, types, names):
+                made = provenance(item["name"], served, rules, self._file_of)
+                body = item.pop("resource")
+                policies = {"origin": made.origin, "ruleSet": made.rule_set, "policies": made.policies}
+                found.append({"node": node, "stage": stage, **item, **policies, "resource": body})
+            return found
+
+        return await asyncio.to_thread(decode)
+
+    async def diff(self, query: Query, body: bytes | None = None) -> dict[str, Any]:
+        """What `node` shall have against what that Envoy says it has: `body`, or what the own proxy answers when asked.
+
+        Raises ValueError, LookupError and XdsError.
+        """
+        _only(query, "node")
+        node = self._node(query)
+        if body is None:
+            if node != self._proxy.node.id:
+                raise ValueError(f"{node} is not this agent's own proxy: name that Envoy's admin interface (--admin)")
+            body = await self._config_dump()
+        held, status, secrets = self._view.held(node, "desired"), self._view.current(node), self._all_secrets(node)
+
+        def look() -> list[Difference]:
+            try:
+                said = msgspec.json.decode(body, type=dict[str, Any])
+            except msgspec.MsgspecError as error:
+                raise ValueError(f"that is no configuration of an Envoy: {error}") from None
+            return compare(held, said, secrets, status)
+
+        return {"node": node, "resources": await asyncio.to_thread(look)}
+
+    def _all_secrets(self, node: str) -> dict[str, frozenset[str]]:
+        """Resource name -> what must not be shown of it, also of versions that the client still has from before."""
+        found = dict(self._view.secrets(node))
+        for stage in STAGES:
+            for of in self._view.held(node, stage).values():
+                for name, item in of.items():
+                    if item.resource is not None and item.resource.secrets:
+                        found[name] = found.get(name, frozenset()) | item.resource.secrets
+        return found
+
+    def _node(self, query: Query) -> str:
+        node = query.get("node", self._proxy.node.id)
+        known = self._view.nodes() | {self._proxy.node.id}
+        if node not in known:
+            raise LookupError(f"no node {node!r} (there are {', '.join(sorted(known))})")
+        return node
+
+
+def xds_counts(clients: Iterable[ClientStatus]) -> tuple[dict[str, int], dict[str, int]]:
+    """Open streams by protocol variant, and resources that are not in sync by short type."""
+    streams = {"sotw": 0, "delta": 0}
+    late = {info.short: 0 for info in TYPES.values()}
+    for client in clients:
+        streams[client.protocol] += 1
+        for status in client.types if client.current else ():
+            late[status.type] += sum(resource.state != "SYNCED" for resource in status.resources)
+    return streams, late
+
+
+def xds_warnings(
+    config: XdsConfig, clients: Iterable[ClientStatus], rejected: Iterable[XdsEvent], now: float
+) -> list[str]:
+    """What should be known of the server and its clients, one sentence each. `now`: CLOCK_REALTIME in seconds."""
+    found = []
+    if config.listen and config.insecure:
+        found.append(f"xDS is served in plain TCP on {config.listen}: whoever can connect reads every policy")
+    found += [f"xDS client {one.client.node}: {one.client.warning}" for one in clients if one.client.warning]
+    found += [
+        f"xDS client {event.node or '(without node id)'} is not served: {event.error}"
+        for event in rejected
+        if now - event.time < REJECTED_SECONDS
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _stage(text: str) -> Stage:
+    for stage in STAGES:
+        if stage == text:
+            return stage
+    raise ValueError(f"no stage {text!r} (there are {', '.join(STAGES)})")
+
+
+def _only(query: Query, *known: str) -> None:
+    if unknown := query.keys() - set(known):
+        raise ValueError(f"unknown parameter {', '.join(sorted(unknown))}")
