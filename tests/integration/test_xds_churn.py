@@ -15,18 +15,25 @@ from typing import Any
 import pytest
 
 from spliceway.agent.testbed import netns
+from spliceway.agent.testbed.agentprocess import AgentProcess, start_agent
+from spliceway.agent.testbed.node import Node
+from spliceway.agent.testbed.testbed import Testbed
+from spliceway.policy.http import HttpRequest
 from spliceway.xds.server.server import XdsServer
+from support import churnpolicy
+from support.agent import cluster_of
 from support.churn import PATHS, REQUESTS, RULE_SETS, SERVERS, WEBS, State, changed, first_state
 from support.churnjudge import Judge, Timeline
-from support.churnload import Checker, Options, Record, Target, from_netns
+from support.churnload import Checker, Options, Record, Target, in_netns
 from support.churnwrk import Result, Wrk, start_nginx
 from support.churnxds import SERVER_PORT, WEB_ADDRESS, WEB_PORT, snapshot_of
 from support.envoy import NODE_ID, EnvoyNode, port_of
+from support.node import server_manifest
 from support.steered import SERVER, SteeredNet
 
 pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 
-CHANGES = int(os.environ.get("SPLICEWAY_CHURN_CHANGES", "250"))
+CHANGES = int(os.environ.get("SPLICEWAY_CHURN_CHANGES", "100"))
 SEED = int(os.environ.get("SPLICEWAY_CHURN_SEED", "1"))
 #: Between the ACK, which Envoy's main thread sends, and the moment in which its workers see the change, on a machine
 #: where wrk, servers and checkers want all CPUs. It must be rare, too.
@@ -58,7 +65,7 @@ async def churn_node(directory: Path, api: str) -> AsyncIterator[ChurnNode]:
         node = ChurnNode(directory, net, concurrency=2)
         node.delta = api == "delta"
         with node.upstream:
-            nginx = start_nginx(directory, from_netns(net.server), servers | {"origin": _ORIGIN_PORT})
+            nginx = start_nginx(directory, in_netns(net.server), servers | {"origin": _ORIGIN_PORT})
             try:
                 await node.start()
                 yield node
@@ -70,11 +77,7 @@ async def churn_node(directory: Path, api: str) -> AsyncIterator[ChurnNode]:
 
 def targets() -> Iterator[Target]:
     for number in RULE_SETS:
-        heads = tuple(
-            b"%b %b HTTP/1.1\r\n%b\r\n"
-            % (request.method, request.path, b"".join(b"%b: %b\r\n" % pair for pair in request.headers))
-            for request in REQUESTS
-        )
+        heads = tuple(map(raw, REQUESTS))
         addresses = tuple((SERVER[version], port_of(number)) for version in SERVER)
         yield Target(f"policy-{number}", addresses, heads)
     for number in WEBS:
@@ -90,7 +93,7 @@ async def listening(node: EnvoyNode, ports: set[int]) -> None:
     raise AssertionError(f"not listening on {ports}:\n{node.log()}")
 
 
-async def set_state(node: EnvoyNode, timeline: Timeline, state: State, wait: float = 10.0) -> float:
+async def set_state(node: EnvoyNode, timeline: Timeline[State], state: State, wait: float = 10.0) -> float:
     """Serve a state; returns when it is in force. Seconds that took."""
     number = len(timeline.states)
     snapshot = snapshot_of(state, node.settings, f"{number}", node.server.snapshot(NODE_ID))
@@ -114,12 +117,12 @@ def ports_of(state: State) -> set[int]:
 @contextlib.contextmanager
 def load(node: EnvoyNode) -> Iterator[tuple[Checker, dict[str, Wrk]]]:
     """Checkers of every target, and wrk at the rule set and the listener that always stay."""
-    enter = from_netns(node.net.client)
+    spawn = in_netns(node.net.client)
     options = Options(tuple(targets()), workers=6, pause=0.002, seed=SEED)
-    with Checker(enter, options) as checker:
+    with Checker(spawn, options) as checker:
         wrks = {
-            "policy": Wrk(node.directory, enter, f"http://{SERVER[4]}:{port_of(1)}", ["/a", "/a/1", "/b?q=1", "/c"]),
-            "web": Wrk(node.directory, enter, f"http://{WEB_ADDRESS}:{WEB_PORT}", ["/p0/x"]),
+            "policy": Wrk(node.directory, spawn, f"http://{SERVER[4]}:{port_of(1)}", ["/a", "/a/1", "/b?q=1", "/c"]),
+            "web": Wrk(node.directory, spawn, f"http://{WEB_ADDRESS}:{WEB_PORT}", ["/p0/x"]),
         }
         try:
             yield checker, wrks
@@ -131,7 +134,7 @@ def load(node: EnvoyNode) -> Iterator[tuple[Checker, dict[str, Wrk]]]:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("api", ["sotw", "delta"])
 def test_churn_of_everything(tmp_path: Path, api: str) -> None:
-    random, timeline = Random(SEED), Timeline()
+    random, timeline = Random(SEED), Timeline[State]()
     done: Counter[str] = Counter()
     times: list[float] = []
 
@@ -154,11 +157,8 @@ def test_churn_of_everything(tmp_path: Path, api: str) -> None:
     judge = Judge(timeline, TOLERANCE)
     for record in records:
         judge.judge(record)
-    times.sort()
     print(f"{CHANGES} changes in {time.monotonic() - begin:.1f} s ({api}): {dict(done)}")
-    print(f"until in force: p50 {times[len(times) // 2] * 1e3:.1f} ms, max {times[-1] * 1e3:.1f} ms")
-    print(f"{len(records)} requests: {dict(sorted(judge.counts.items()))}")
-    print(f"late: {len(judge.late)}, at most {max(judge.late, default=0) * 1e3:.1f} ms")
+    print_figures(times, records, judge.counts, judge.late)
     print(f"wrk: {wrks}")
     assert not judge.wrong, "\n".join(judge.wrong[:10])
     assert len(judge.late) <= len(records) // 1000, judge.late
@@ -166,3 +166,115 @@ def test_churn_of_everything(tmp_path: Path, api: str) -> None:
     assert wrks["policy"].statuses.keys() <= {200, 403}, wrks
     assert wrks["web"].statuses.keys() == {200}, wrks
     assert len(records) > 5 * CHANGES, "too few requests to mean anything"
+
+
+def raw(request: HttpRequest) -> bytes:
+    """The head as it is sent."""
+    lines = b"".join(b"%b: %b\r\n" % pair for pair in request.headers)
+    return b"%b %b HTTP/1.1\r\n%b\r\n" % (request.method, request.path, lines)
+
+
+class Files:
+    """Policy files of a node with an agent: written, and awaited."""
+
+    def __init__(self, node: Node, agent: AgentProcess) -> None:
+        self._directory, self._client = node.info.policies, agent.client
+        self._wanted = 0
+
+    def write(self, name: str, policy: churnpolicy.Policy | None) -> None:
+        """Replace, add or remove a file."""
+        path = self._directory / f"{name}.json"
+        if policy is None:
+            path.unlink()
+            return
+        beside = path.with_name(f".{name}")
+        beside.write_text(policy.document(name))
+        beside.rename(path)
+
+    def wait_in_force(self, wait: float = 20.0) -> None:
+        """Return once the last edit is in force, in the kernel and in the proxy."""
+        deadline = time.monotonic() + wait
+        while True:
+            policy = self._client.get("status")["policy"]
+            if policy["wanted"] > self._wanted and policy["revision"] == policy["wanted"] and not policy["waiting"]:
+                self._wanted = policy["wanted"]
+                return
+            assert time.monotonic() < deadline, policy
+            time.sleep(0.003)
+
+
+@contextlib.contextmanager
+def pod_load(testbed: Testbed, directory: Path) -> Iterator[tuple[list[Checker], Wrk]]:
+    """A checker in each client, and wrk in a pod of its own."""
+    with contextlib.ExitStack() as stack:
+        checkers = []
+        for client in churnpolicy.CLIENTS:
+            targets = tuple(
+                Target(
+                    f"{client} {server}",
+                    tuple((ip, 80) for ip in testbed.pod(server).ips),
+                    tuple(map(raw, churnpolicy.REQUESTS)),
+                )
+                for server in churnpolicy.SERVERS
+            )
+            options = Options(targets, workers=8, pause=0.004, patience=3.0, seed=SEED)
+            checkers.append(stack.enter_context(Checker(testbed.pod(client).spawn, options)))
+        url = f"http://{testbed.pod(churnpolicy.STEADY).address(4)}"
+        wrk = Wrk(directory, testbed.pod("wrk").spawn, url, ["/open", "/a", "/b/1"], connections=4, pause=4)
+        stack.callback(wrk.kill)
+        yield checkers, wrk
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("api", ["GRPC", "DELTA_GRPC"])
+def test_churn_of_policy_files(tmp_path: Path, api: str) -> None:
+    """The whole agent: files edited, and what pods see judged by the reference interpreter."""
+    random, timeline = Random(SEED), Timeline[churnpolicy.State]()
+    done: Counter[str] = Counter()
+    times: list[float] = []
+    names = ("client", "guest", "api", "shop", "steady", "wrk")
+    print(f"seed {SEED}")
+    with Testbed.up([server_manifest(name, {"role": name}) for name in names]) as testbed:
+        pods = cluster_of(*(path.read_text() for path in testbed.node.info.manifests.glob("pods/*")))
+        agent = start_agent(testbed.node, {"proxy": {"apiType": api}})
+        files = Files(testbed.node, agent)
+        state = churnpolicy.first_state(random, pods)
+        timeline.begin(state, time.monotonic())
+        for name, policy in state.policies.items():
+            files.write(name, policy)
+            files.wait_in_force()
+        timeline.done(time.monotonic())
+        with pod_load(testbed, tmp_path) as (checkers, wrk):
+            time.sleep(0.3)
+            for _ in range(CHANGES):
+                name, state = churnpolicy.changed(random, state, done)
+                begin = time.monotonic()
+                timeline.begin(state, begin)
+                files.write(name, state.policies.get(name))
+                files.wait_in_force()
+                timeline.done(time.monotonic())
+                times.append(time.monotonic() - begin)
+            records = [record for checker in checkers for record in checker.stop()]
+            counted = wrk.stop()
+        clients = agent.client.get("xds")["clients"]
+        agent.stop()
+        addresses = {name: testbed.pod(name).addresses for name in names}
+    judge = churnpolicy.Judge(timeline, addresses, TOLERANCE)
+    for record in records:
+        judge.judge(record)
+    print(f"{CHANGES} edits in {sum(times):.1f} s ({api}, {clients[0]['protocol']}): {dict(done)}")
+    print_figures(times, records, judge.counts, judge.late)
+    print(f"wrk: {counted}")
+    assert not judge.wrong, "\n".join(judge.wrong[:10])
+    assert len(judge.late) <= len(records) // 1000, judge.late
+    assert counted.errors == 0, counted
+    assert counted.statuses.keys() <= {200, 403}, counted
+    assert len(records) > 5 * CHANGES, "too few requests to mean anything"
+
+
+def print_figures(times: list[float], records: list[Record], counts: Counter[str], late: list[float]) -> None:
+    """For people (pytest -s)."""
+    times.sort()
+    print(f"until in force: p50 {times[len(times) // 2] * 1e3:.1f} ms, max {times[-1] * 1e3:.1f} ms")
+    print(f"{len(records)} requests: {dict(sorted(counts.items()))}")
+    print(f"late: {len(late)}, at most {max(late, default=0) * 1e3:.1f} ms")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 from collections import Counter
 from functools import lru_cache
+from typing import Generic, TypeVar
 
 from spliceway.policy.http import HttpDecision, HttpRequest, decide
 from spliceway.policy.httpmatch import apply
@@ -18,18 +19,21 @@ from support.churn import REQUESTS, State
 from support.churnload import BROKEN, EOF, HANG, REFUSED, RESET, Record
 from support.churnxds import web_routes
 
-_BROKEN = {EOF: "eof", RESET: "reset", REFUSED: "refused", HANG: "hang", BROKEN: "broken"}
+S = TypeVar("S")
+
+#: Names of outcomes that are no status.
+BROKEN_KINDS = {EOF: "eof", RESET: "reset", REFUSED: "refused", HANG: "hang", BROKEN: "broken"}
 
 
-class Timeline:
+class Timeline(Generic[S]):
     """States in turn, each with the times (CLOCK_MONOTONIC, seconds) at which it was set and acknowledged."""
 
     def __init__(self) -> None:
-        self.states: list[State] = []
+        self.states: list[S] = []
         self._set: list[float] = []
         self._done: list[float] = []
 
-    def begin(self, state: State, when: float) -> None:
+    def begin(self, state: S, when: float) -> None:
         """It was set."""
         self.states.append(state)
         self._set.append(when)
@@ -43,9 +47,9 @@ class Timeline:
         first = bisect.bisect_right(self._done, begin) - 1
         return range(max(0, first), bisect.bisect_right(self._set, end))
 
-    def in_force(self, when: float) -> int:
-        """The newest state that was acknowledged at that time."""
-        return max(0, bisect.bisect_right(self._done, when) - 1)
+    def age(self, when: float) -> float:
+        """Seconds since a state was last acknowledged at that time."""
+        return when - self._done[max(0, bisect.bisect_right(self._done, when) - 1)]
 
 
 class Judge:
@@ -55,7 +59,7 @@ class Judge:
     state still came when the new one was acknowledged.
     """
 
-    def __init__(self, timeline: Timeline, tolerance: float) -> None:
+    def __init__(self, timeline: Timeline[State], tolerance: float) -> None:
         """`tolerance`: so many seconds late is not wrong, but in `late`."""
         self._timeline, self._tolerance = timeline, tolerance
         self.counts: Counter[str] = Counter()
@@ -65,7 +69,7 @@ class Judge:
     def judge(self, record: Record) -> None:
         """Take one in."""
         name, _, number = record.target.partition("-")
-        kind = _BROKEN.get(record.status, str(record.status))
+        kind = BROKEN_KINDS.get(record.status, str(record.status))
         if record.request < 0:
             self._judge_refused(record, name, int(number), kind)
             return
@@ -85,8 +89,7 @@ class Judge:
             self.counts[kind] += 1
         elif self._fits(record, name, int(number), self._tolerance):
             self.counts[f"{kind}, late"] += 1
-            at = self._timeline.in_force(record.begin)
-            self.late.append(record.begin - self._timeline._done[at])
+            self.late.append(self._timeline.age(record.begin))
         else:
             self._note(record, kind)
 

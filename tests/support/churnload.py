@@ -14,12 +14,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+#: Starts a program, as `Pod.spawn` does: command line, and options of Popen.
+Spawn = Callable[..., subprocess.Popen[Any]]
 #: Outcomes that are no status.
 EOF, RESET, REFUSED, HANG, BROKEN = 0, -1, -2, -3, -4
 _TESTS = Path(__file__).resolve().parents[1]
@@ -65,16 +67,16 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Checker:
-    """The program in a namespace while the context lasts."""
+    """The program while the context lasts, started by `spawn`."""
 
-    def __init__(self, enter: Sequence[str], options: Options) -> None:
-        self._enter, self._options = enter, options
+    def __init__(self, spawn: Spawn, options: Options) -> None:
+        self._spawn, self._options = spawn, options
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Checker:
-        argv = [*self._enter, sys.executable, "-m", "support.churnload"]
+        argv = [sys.executable, "-m", "support.churnload"]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, env={"PYTHONPATH": str(_TESTS)})
+        self._process = self._spawn(argv, stdin=pipe, stdout=pipe, env={"PYTHONPATH": str(_TESTS)})
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(msgspec.json.encode(self._options) + b"\n")
@@ -97,9 +99,10 @@ class Checker:
             self._process.communicate()
 
 
-def from_netns(path: Path) -> tuple[str, ...]:
-    """Words before a command line that run it in that network namespace."""
-    return (shutil.which("nsenter") or "nsenter", f"--net={path}")
+def in_netns(path: Path) -> Spawn:
+    """Starts programs in that network namespace."""
+    enter = (shutil.which("nsenter") or "nsenter", f"--net={path}")
+    return lambda argv, **options: subprocess.Popen([*enter, *argv], **options)
 
 
 # The checker's program.

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from support.churnload import Spawn
+
 _MARK = "churn-result "
 
 #: Paths in turn, a pause after each answer, a count of each status. `done` is in another Lua state than `response`.
@@ -54,7 +56,7 @@ class Wrk:
     def __init__(
         self,
         directory: Path,
-        enter: Sequence[str],
+        spawn: Spawn,
         url: str,
         paths: Sequence[str],
         *,
@@ -66,7 +68,7 @@ class Wrk:
         script.write_text(_SCRIPT.format(paths=", ".join(map(json.dumps, paths)), pause=pause, mark=_MARK))
         command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", "3600s"]
         command += ["--timeout", "5s", "--script", str(script), url]
-        self._process = subprocess.Popen([*enter, *command], stdout=subprocess.PIPE, text=True)
+        self._process = spawn(command, stdout=subprocess.PIPE, text=True)
 
     def stop(self) -> Result:
         """Interrupt it, and return what it counted."""
@@ -113,10 +115,10 @@ _SERVER = """
 """
 
 
-def start_nginx(directory: Path, enter: Sequence[str], servers: Mapping[str, int]) -> subprocess.Popen[bytes]:
+def start_nginx(directory: Path, spawn: Spawn, servers: Mapping[str, int]) -> subprocess.Popen[bytes]:
     """One nginx that is a server for each name, on its port. The caller ends it."""
     config = directory / "nginx.conf"
     each = "".join(_SERVER.format(name=name, port=port) for name, port in servers.items())
     config.write_text(_NGINX.format(directory=directory, servers=each))
     command = ["nginx", "-e", "stderr", "-p", str(directory), "-c", str(config)]
-    return subprocess.Popen([*enter, *command])
+    return spawn(command)
