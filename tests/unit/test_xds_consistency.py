@@ -1,4 +1,4 @@
-"""The holes and dangling references that `consistent()` must find: a good snapshot, broken one thing at a time."""
+"""The holes and dangling references that must be found: a good snapshot, broken one thing at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ from spliceway.xds.protocol.snapshot import Snapshot
 from spliceway.xds.protocol.typeurls import CLUSTER, LISTENER, ROUTE
 from spliceway.xds.resources.build import build_snapshot
 from spliceway.xds.resources.consistency import check_policy
-from spliceway.xds.resources.names import FILTER_ALSO, FILTER_AMBIGUOUS, FILTER_POLICY, MAIN, listener_name
+from spliceway.xds.resources.names import (
+    CLUSTER_ORIGINAL,
+    FILTER_ALSO,
+    FILTER_AMBIGUOUS,
+    FILTER_POLICY,
+    MAIN,
+    listener_name,
+)
 from spliceway.xds.resources.packing import packed, serialized
 from spliceway.xds.resources.rbac import audit_ambiguous, deny_ambiguous
 from spliceway.xds.resources.settings import ResourceSettings
@@ -70,6 +77,14 @@ ANY = {"permissions": [{"any": True}], "principals": [{"any": True}]}
 ALLOW_ALL = {"rules": {"policies": {"x": ANY}}}
 PASS_ALL = {"policies": {"pass": ANY}}
 DENY_LIST = {"rules": {**ALLOW_ALL["rules"], "action": 1}}
+
+SHARED = cluster_pb2.Cluster(name=CLUSTER_ORIGINAL, type="ORIGINAL_DST")
+BY_HEADER = cluster_pb2.Cluster(
+    name=CLUSTER_ORIGINAL,
+    type="ORIGINAL_DST",
+    connection_pool_per_downstream_connection=True,
+    original_dst_lb_config={"use_http_header": True},
+)
 
 BROKEN: dict[str, tuple[Edit, str]] = {
     "no override": (
@@ -181,11 +196,32 @@ BROKEN: dict[str, tuple[Edit, str]] = {
         "doesn't end in an HTTP connection manager",
     ),
     "name": (lambda li, r, _: setattr(li, "name", "x"), "calls itself 'x'"),
+    "routes of another": (
+        lambda li, r, _: edit_manager(li, lambda m: setattr(m.rds, "route_config_name", "rule-set-6")),
+        "has the routes of another name",
+    ),
+    "routes from a file": (
+        lambda li, r, _: edit_manager(li, lambda m: m.rds.config_source.path_config_source.SetInParent()),
+        "takes its routes from somewhere else than the agent",
+    ),
+    "another cluster": (
+        lambda li, r, _: setattr(r.virtual_hosts[0].routes[0].route, "cluster", "other"),
+        "route '5' does not lead to original-destination",
+    ),
+    "virtual hosts from elsewhere": (lambda li, r, _: r.vhds.SetInParent(), "takes virtual hosts from elsewhere"),
+    "a cluster that is none": (
+        lambda li, r, all_of_them: all_of_them.update({CLUSTER: {CLUSTER_ORIGINAL: serialized(SHARED)}}),
+        "shares its connections among clients",
+    ),
+    "a client says where": (
+        lambda li, r, all_of_them: all_of_them.update({CLUSTER: {CLUSTER_ORIGINAL: serialized(BY_HEADER)}}),
+        "does not connect to where the client wanted to go",
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_consistent_finds(what: str) -> None:
+def test_a_hole_is_found(what: str) -> None:
     edit, message = BROKEN[what]
     name = listener_name(5)
     bodies = build(rule_set(5)).bodies()
@@ -231,7 +267,7 @@ def test_every_shape_of_a_rule_set_is_consistent(good: RuleSet) -> None:
         (lambda r: override(r, rbac_pb2.RBACPerRoute(rbac={"rules": deny_ambiguous()}), FILTER_AMBIGUOUS), "else"),
     ],
 )
-def test_consistent_finds_in_an_audit_set(edit: Callable[[route_pb2.RouteConfiguration], None], message: str) -> None:
+def test_a_hole_is_found_in_an_audit_set(edit: Callable[[route_pb2.RouteConfiguration], None], message: str) -> None:
     bodies = build(AUDIT).bodies()
     routes = route_pb2.RouteConfiguration.FromString(bodies[ROUTE][listener_name(5)])
     edit(routes)
@@ -260,7 +296,7 @@ def test_consistent_finds_in_an_audit_set(edit: Callable[[route_pb2.RouteConfigu
         (lambda r: override(r, rbac_pb2.RBACPerRoute(), MAIN.changes), "half of what spliceway.changes needs"),
     ],
 )
-def test_consistent_finds_where_headers_are_changed(
+def test_a_hole_is_found_where_headers_are_changed(
     edit: Callable[[route_pb2.RouteConfiguration], None], message: str
 ) -> None:
     bodies = build(CHANGING).bodies()

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import envoy
 import pytest
-import udpa
-import xds
 import yaml
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.listener.v3 import listener_pb2
@@ -25,6 +20,7 @@ from spliceway.xds.protocol.typeurls import CLUSTER, ENDPOINT, LISTENER, ROUTE, 
 from spliceway.xds.resources.messagetypes import PREFIX, message_class
 from spliceway.xds.resources.protofiles import NAME_FIELDS, load_resources
 from spliceway.xds.resources.reading import MAX_VALUES, FieldError, read_message
+from support.protomodules import modules
 
 HTTP2 = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 CLUSTER_A: dict[str, Any] = {
@@ -333,16 +329,6 @@ def test_anything_anywhere(data: st.DataObject) -> None:
     for kind in (cluster_pb2.Cluster, listener_pb2.Listener):
         with contextlib.suppress(FieldError):
             kind.FromString(read_message(content, kind, "f.yaml").SerializeToString())
-
-
-def modules() -> Iterator[Any]:
-    for package in (envoy, udpa, xds):
-        root = Path(next(iter(package.__path__)))
-        for file in sorted(root.rglob("*_pb2.py")):
-            parts = file.relative_to(root.parent).with_suffix("").parts
-            module = importlib.import_module(".".join(parts))
-            assert module.DESCRIPTOR.package == ".".join(parts[:-1]), parts
-            yield module
 
 
 def test_every_type_is_found_by_its_name_and_every_kind_of_rule_is_known() -> None:

@@ -120,14 +120,19 @@ def _shortest(address: str) -> str:
 
 
 #: Fields with the name of a cluster, by their names alone: nothing else is called so (a test lists them all).
-_CLUSTER_FIELDS = frozenset(("cluster", "cluster_name", "cluster_names", "clusters", "collector_cluster"))
+_CLUSTER_FIELDS = frozenset(
+    (
+        *("cluster", "cluster_name", "cluster_names", "clusters", "collector_cluster"),
+        *("default_cluster", "override_upstream_cluster"),
+    )
+)
 #: Messages whose fields of that name are something else.
 _OTHER = frozenset(("ClusterLoadAssignment", "ClusterStats", "Node"))
 #: Messages that send requests or connections to the clusters they name; others ask a service (authorization, logs).
 _TRAFFIC = frozenset(
     (
         *("RouteAction", "RequestMirrorPolicy", "ClusterWeight", "Route"),
-        *("ClusterConfig", "ClusterAction", "TcpProxy", "UdpProxyConfig"),
+        *("ClusterConfig", "ClusterAction", "LuaConfig", "TcpProxy", "UdpProxyConfig"),
     )
 )
 
