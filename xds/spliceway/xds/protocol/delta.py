@@ -69,6 +69,10 @@ class DeltaSubscription(Ledger):
         self._change(request.subscribe, request.unsubscribe)
         return kind
 
+    def has(self, name: str) -> bool:
+        """Whether the client has acknowledged the last of that name that it was sent, and is to get no other soon."""
+        return name not in self._owed and super().has(name)
+
     def forget(self, names: Iterable[str]) -> None:
         """Send these again, although nothing changed: the client has lost them."""
         again = {name for name in names if name in self.sent}

@@ -112,6 +112,12 @@ class Ledger:
         """Whether the client subscribes to that name."""
         return self.wildcard or name in self.names
 
+    def has(self, name: str) -> bool:
+        """Whether the client has acknowledged the last of that name that it was sent, and is to get no other soon."""
+        sent = self.sent.get(name)
+        pending = self.pending.resources if self.pending is not None else ()
+        return sent is not None and self.acked.get(name) == sent and all(other.name != name for other in pending)
+
     def due(
         self,
         held: TypeSet,

@@ -118,13 +118,18 @@ class AdsStream:
         names = filter(clusters.wants, snapshot.types[CLUSTER].resources)
         return frozenset(name for name in names if not self._usable(clusters, name))
 
-    @staticmethod
-    def _usable(clusters: Ledger, name: str) -> bool:
+    def _usable(self, clusters: Ledger, name: str) -> bool:
         sent = clusters.sent.get(name)
         if sent is None or name in clusters.acked:
             return sent is not None  # otherwise it was withdrawn, and the client may not have read that yet
-        # A client reads in the order of the stream, and answers late: this may be there already.
-        return sent.at_once and name not in clusters.rejected
+        if name in clusters.rejected:
+            return False
+        # A client reads in the order of the stream and answers late, Envoy only when the last of its clusters is ready.
+        # So this one may be there already; that its endpoints were acknowledged says as much.
+        endpoints = self.subscriptions.get(ENDPOINT)
+        return sent.at_once or (
+            endpoints is not None and bool(sent.endpoints) and all(map(endpoints.has, sent.endpoints))
+        )
 
     def _warm(self, response: Response) -> None:
         """A cluster that changed waits for its endpoints again, also if they are the same (go-control-plane 1001)."""

@@ -3,3 +3,8 @@
 `server` is the gRPC side, `listen` its sockets, `wire` turns messages into values; `clients` knows streams,
 snapshots and who waits for an acknowledgement, `events` is what happened, for people who watch.
 """
+
+import os
+
+# gRPC's own log has, at its default level, the last words of every connection that breaks: bytes of a stranger.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

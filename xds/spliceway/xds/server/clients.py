@@ -73,6 +73,10 @@ class Clients:
     def __len__(self) -> int:
         return len(self._records)
 
+    def count(self, node: str) -> int:
+        """Open streams of that node id."""
+        return len(self._by_node.get(node, ()))
+
     def open(self, record: StreamRecord) -> asyncio.Event:
         """Add a stream. The event is set whenever there may be something to send to it."""
         stream_id = record.stream.stream_id

@@ -49,6 +49,8 @@ _ADS = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 _ALS = "envoy.service.accesslog.v3.AccessLogService"
 #: Responses may have any size that is of use; gRPC's default of 4 MiB is about 10,000 names.
 _MAX_SEND = 256 << 20
+#: Lines of log about clients that come, go and are refused.
+_LINES_PER_SECOND = 20.0
 #: Rejected streams that are remembered.
 _REJECTIONS = 16
 #: A stream whose heartbeat can't go out yet looks again after so many seconds.
@@ -66,6 +68,9 @@ class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
     message: int = 16 << 20
     names: int = 100_000
     streams: int = 4096
+    streams_of_node: int = 256
+    streams_of_connection: int = 100
+    node_id: int = 512
     keepalive: float = 30.0
     keepalive_timeout: float = 10.0
 
@@ -113,6 +118,7 @@ class XdsServer:
         self._limits = limits
         self._services: list[grpc.GenericRpcHandler[Any, Any]] = []
         self._budget = FlowBudget(flows_per_second)
+        self._told = FlowBudget(_LINES_PER_SECOND)
         self._on_event = on_event
         self._rejections: deque[XdsEvent] = deque(maxlen=_REJECTIONS)
         self._clients = Clients(on_event)
@@ -135,6 +141,7 @@ class XdsServer:
             ("grpc.max_receive_message_length", limits.message),
             ("grpc.max_send_message_length", _MAX_SEND),
             ("grpc.so_reuseport", 0),
+            ("grpc.max_concurrent_streams", limits.streams_of_connection),
             ("grpc.keepalive_time_ms", int(limits.keepalive * 1000)),
             ("grpc.keepalive_timeout_ms", int(limits.keepalive_timeout * 1000)),
             ("grpc.keepalive_permit_without_calls", 1),
@@ -255,12 +262,18 @@ class XdsServer:
             f"{self._boot}-{next(self._streams)}", urls, delta=delta, ttl=can_forget(client, delta=delta)
         )
         record = StreamRecord(client, stream, time.time(), service, peer, time.monotonic())
+        rejected: _Rejected | None = None
         try:
             self._admit(client, context)
             await self._serve(record, first, requests, context)
         except _Rejected as error:
-            self._reject(record, str(error))
-            await context.abort(error.code, str(error))
+            # Without its traceback, which would keep a request of any size alive as long as gRPC keeps the call.
+            rejected = error.with_traceback(None)
+        if rejected is not None:
+            del first
+            self._reject(record, str(rejected))
+            with contextlib.suppress(grpc.aio.InternalError):  # the client has gone
+                await context.abort(rejected.code, str(rejected))
 
     async def _serve(
         self,
@@ -271,7 +284,7 @@ class XdsServer:
     ) -> None:
         stream, client = record.stream, record.client
         waker = self._clients.open(record)
-        _log.info("xds client connected", node=client.node, stream=stream.stream_id, version=client.version)
+        self._tell("xds client connected", client, stream=stream.stream_id, version=client.version)
         reader = None
         encode = delta_message_of if stream.delta else message_of
         try:
@@ -290,7 +303,7 @@ class XdsServer:
             if reader is not None:
                 reader.cancel()
             self._clients.close(stream.stream_id)
-            _log.info("xds client gone", node=client.node, stream=stream.stream_id)
+            self._tell("xds client gone", client, stream=stream.stream_id)
 
     async def _wait(self, waker: asyncio.Event, beat: float) -> None:
         """Until there may be something to say; `beat`: when a heartbeat is due."""
@@ -316,21 +329,31 @@ class XdsServer:
             raise _Rejected(
                 grpc.StatusCode.INVALID_ARGUMENT, f"{message.type_url} on a stream of {TYPES[alone].service}"
             )
-        request = delta_request_of(message, alone) if stream.delta else request_of(message, alone)
-        asked = len(request.subscribe) + len(request.initial) if stream.delta else len(request.names)  # type: ignore[union-attr]
-        subscription = stream.subscriptions.get(request.type_url)
-        if asked + (len(subscription.names) if stream.delta and subscription else 0) > self._limits.names:
+        # Before anything is made of it: a million names are a hundred megabytes.
+        if stream.delta:
+            asked = len(message.resource_names_subscribe) + len(message.initial_resource_versions)
+            subscription = stream.subscriptions.get(message.type_url or alone)
+            asked += len(subscription.names) if subscription is not None else 0
+        else:
+            asked = len(message.resource_names)
+        if asked > self._limits.names:
             raise _Rejected(grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {self._limits.names} names of one type")
+        request = delta_request_of(message, alone) if stream.delta else request_of(message, alone)
         kind = self._clients.receive(stream.stream_id, request, message.ByteSize())
         if kind is Kind.UNSUPPORTED and stream.unsupported.get(request.type_url[:MAX_URL]) == 1:
             _log.warning("a type that isn't served", node=record.client.node, type_url=request.type_url[:MAX_URL])
 
     def _admit(self, client: Client, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Raises _Rejected for a client that is not to be served."""
+        limits = self._limits
         if not client.node:
             raise _Rejected(grpc.StatusCode.INVALID_ARGUMENT, "the first request of a stream must have a node id")
-        if len(self._clients) >= self._limits.streams:
-            raise _Rejected(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._limits.streams} streams are open")
+        if max(len(client.node), len(client.cluster)) > limits.node_id:
+            raise _Rejected(
+                grpc.StatusCode.INVALID_ARGUMENT, f"node id or cluster has more than {limits.node_id} characters"
+            )
+        if len(self._clients) >= limits.streams or self._clients.count(client.node) >= limits.streams_of_node:
+            raise _Rejected(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams are open")
         if self.tcp is not None and self.tcp.tls is not None and self.tcp.tls.match_node:
             auth = context.auth_context()
             if auth.get("transport_security_type") == [b"ssl"] and client.node not in names_of(auth):
@@ -348,17 +371,22 @@ class XdsServer:
         event = XdsEvent(
             time=time.time(),
             kind=EventKind.REJECTED,
-            node=client.node,
-            cluster=client.cluster,
+            node=client.node[: self._limits.node_id],
+            cluster=client.cluster[: self._limits.node_id],
             stream=record.stream.stream_id,
             protocol=record.protocol,
             error=reason,
         )
         known = any((old.node, old.error) == (event.node, event.error) for old in self._rejections)
         self._rejections.append(event)
-        (_log.debug if known else _log.warning)("an xds stream is not served", node=client.node, reason=reason)
+        told = _log.debug if known or not self._told.take(time.monotonic()) else _log.warning
+        told("an xds stream is not served", node=event.node, reason=reason)
         if self._on_event is not None:
             self._on_event(event)
+
+    def _tell(self, what: str, client: Client, **values: object) -> None:
+        """Log it, unless clients come and go so fast that this would fill the disk."""
+        (_log.info if self._told.take(time.monotonic()) else _log.debug)(what, node=client.node, **values)
 
     async def _stream_logs(
         self, messages: AsyncIterator[als_pb2.StreamAccessLogsMessage], context: grpc.aio.ServicerContext[Any, Any]

@@ -20,6 +20,8 @@ from spliceway.xds.versions import unsafe
 #: them (two spellings: the protocol page's and that of Envoy's list of client features).
 _TTL = "xds.config.supports-resource-ttl"
 _UNWRAPS = {"xds.config.supports-resource-in-sotw", "xds.config.resource-in-sotw"}
+#: So many characters of a name, and so many features, are kept of what a client says of itself.
+_SHOWN = 100
 _WRAPPER = "type.googleapis.com/envoy.service.discovery.v3.Resource"
 
 
@@ -86,7 +88,7 @@ def delta_message_of(response: Response, identifier: str, *, ttl: bool = False) 
 
 
 def client_of(node: base_pb2.Node) -> Client:
-    """What a client says of itself."""
+    """What a client says of itself, cut to what is of use (node id and cluster are as they came)."""
     build = node.user_agent_build_version.version
     version = f"{build.major_number}.{build.minor_number}.{build.patch}" if build.major_number else ""
     warning = ""
@@ -95,9 +97,9 @@ def client_of(node: base_pb2.Node) -> Client:
     return Client(
         node=node.id,
         cluster=node.cluster,
-        agent=node.user_agent_name,
+        agent=node.user_agent_name[:_SHOWN],
         version=version,
-        features=tuple(node.client_features),
+        features=tuple(feature[:_SHOWN] for feature in node.client_features[:_SHOWN]),
         warning=warning,
     )
 
