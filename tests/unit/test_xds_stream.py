@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from spliceway.xds.protocol.ledger import Kind, Response
 from spliceway.xds.protocol.snapshot import Resource, Snapshot, TypeSet
 from spliceway.xds.protocol.stream import AdsStream
-from spliceway.xds.protocol.subscription import Kind, Request, Response
+from spliceway.xds.protocol.subscription import Request
 from spliceway.xds.protocol.typeurls import TYPES
 
 BY_SHORT = {info.short: info for info in TYPES.values()}
 
 
 def snapshot(version: str, **types: str) -> Snapshot:
-    """`CDS="a b@1"`: clusters a in this version, b in version 1."""
+    """`CDS="a b@1", RDS="r>a"`: clusters a in this version, b in version 1, and routes that send traffic to a."""
     made = {url: TypeSet(version, {}) for url in TYPES}
     for short, text in types.items():
-        pairs = [item.split("@") if "@" in item else [item, version] for item in text.split()]
-        resources = {name: Resource(name, own, name.encode()) for name, own in pairs}
+        resources = {}
+        for item in text.split():
+            what, _, to = item.partition(">")
+            name, _, own = what.partition("@")
+            resources[name] = Resource(name, own or version, name.encode(), clusters=frozenset({to} if to else ()))
         made[BY_SHORT[short].url] = TypeSet(version, resources)
     return Snapshot(version, made)
 
@@ -55,12 +59,33 @@ def test_rule_16_adding_goes_out_as_clusters_listeners_routes_one_after_the_othe
     assert stream.progress(state).missing == ()
 
 
-def test_rule_16_a_later_type_waits_for_the_acknowledgement_of_an_earlier_one() -> None:
+def test_rule_16_what_sends_traffic_to_a_new_cluster_waits_for_its_acknowledgement() -> None:
+    stream = AdsStream("s")
+    envoy(stream, "r", "q")
+    state = snapshot("1", CDS="c d", LDS="l", RDS="q>d r>c")
+    first, listeners = stream.responses(state)
+    assert sent([first, listeners]) == [("CDS", ["c", "d"]), ("LDS", ["l"])]
+    ask(stream, "LDS", answer=listeners)
+    assert stream.responses(state) == []
+    ask(stream, "CDS", answer=first)
+    assert sent(stream.responses(state)) == [("RDS", ["q", "r"])]
+
+
+def test_rule_16_a_listener_that_goes_straight_to_a_new_cluster_waits_too() -> None:
+    stream = AdsStream("s")
+    envoy(stream)
+    state = snapshot("1", CDS="c", LDS="l m>c")
+    [first] = stream.responses(state)
+    ask(stream, "CDS", answer=first)
+    assert sent(stream.responses(state)) == [("LDS", ["l", "m"])]
+
+
+def test_rule_16_a_cluster_that_is_there_in_another_version_is_waited_for_by_nobody() -> None:
     stream = AdsStream("s")
     envoy(stream, "r")
-    state = snapshot("1", CDS="c", LDS="l", RDS="r")
-    assert sent(stream.responses(state)) == [("CDS", ["c"])]
-    assert stream.responses(state) == []
+    run(stream, snapshot("1", CDS="c d", RDS="r>c"), ("r",))
+    state = snapshot("2", CDS="c d", RDS="r>d")
+    assert sent(stream.responses(state)) == [("CDS", ["c", "d"]), ("RDS", ["r"])]
 
 
 def test_rule_16_removal_in_reverse_a_cluster_stays_until_listeners_and_routes_have_let_go() -> None:
@@ -75,12 +100,12 @@ def test_rule_16_removal_in_reverse_a_cluster_stays_until_listeners_and_routes_h
 def test_a_refused_type_does_not_hold_up_the_next_ones_and_keeps_what_others_need() -> None:
     stream = AdsStream("s")
     envoy(stream, "r")
-    run(stream, snapshot("1", CDS="old", LDS="l", RDS="r"), ("r",))
-    state = snapshot("2", CDS="new", LDS="l", RDS="r")
-    responses = stream.responses(state)
-    ask(stream, "CDS", answer=responses[0])
-    [listeners] = stream.responses(state)
+    run(stream, snapshot("1", CDS="old", LDS="l", RDS="r>old"), ("r",))
+    state = snapshot("2", CDS="new", LDS="l", RDS="r>new")
+    clusters, listeners = stream.responses(state)
     assert ask(stream, "LDS", answer=listeners, error="bad listener") is Kind.NACK
+    assert stream.responses(state) == []
+    ask(stream, "CDS", answer=clusters)
     [routes] = stream.responses(state)
     assert ask(stream, "RDS", "r", answer=routes) is Kind.ACK
     assert stream.responses(state) == []  # `old` stays: the listener that needs it may still be the old one
@@ -88,15 +113,25 @@ def test_a_refused_type_does_not_hold_up_the_next_ones_and_keeps_what_others_nee
     assert [(name, error.message) for _, name, error in progress.refused] == [("l", "bad listener")]
 
 
+def test_a_refused_cluster_stops_what_goes_there_and_nothing_else() -> None:
+    stream = AdsStream("s")
+    envoy(stream, "r", "q")
+    run(stream, snapshot("1", CDS="c", LDS="l", RDS="q>c r>c"), ("q", "r"))
+    state = snapshot("2", CDS="c@1 bad", LDS="l@1", RDS="q>c r>bad")
+    clusters, routes = stream.responses(state)
+    assert sent([clusters, routes]) == [("CDS", ["c", "bad"]), ("RDS", ["q"])]
+    ask(stream, "CDS", answer=clusters, error="bad is bad")
+    ask(stream, "RDS", "q", "r", answer=routes)
+    assert stream.responses(state) == []
+    fixed = snapshot("3", CDS="c@1 bad", LDS="l@1", RDS="q@2>c r@2>bad")
+    assert run(stream, fixed, ("q", "r")) == [("CDS", ["c", "bad"]), ("RDS", ["r"])]
+
+
 def test_progress_of_some_names_only() -> None:
     stream = AdsStream("s")
     envoy(stream, "r", "q")
     state = snapshot("1", CDS="c", LDS="l m", RDS="q r")
-    for _ in range(2):  # clusters, listeners
-        [response] = stream.responses(state)
-        ask(stream, TYPES[response.type_url].short, answer=response)
-    [response] = stream.responses(state)
-    ask(stream, "RDS", "q", "r", answer=response)
+    run(stream, state, ("q", "r"))
     state = snapshot("2", CDS="c@1", LDS="l@1 m@1", RDS="q@1 r")
     lds, rds = BY_SHORT["LDS"].url, BY_SHORT["RDS"].url
     assert stream.progress(state, {lds: {"l"}, rds: {"q"}}).missing == ()
