@@ -91,7 +91,7 @@ def as_json(message: Message) -> dict[str, Anything]:
     """
     try:
         value = json_format.MessageToDict(message, preserving_proto_field_name=True)
-    except json_format.Error as error:  # numbers in a Struct that JSON doesn't have
+    except (json_format.Error, ValueError) as error:  # numbers in a Struct that JSON doesn't have
         return {"(not shown)": str(error)}
     found: dict[str, Anything] = _unmarked(value)
     return found
