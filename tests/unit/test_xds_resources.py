@@ -1,20 +1,23 @@
-"""From rule sets to resources: versions, refusals, and the holes that `consistent()` must find."""
+"""From rule sets to resources: versions and refusals."""
 
 from __future__ import annotations
 
 import pytest
 import re2
 from envoy.config.listener.v3 import listener_pb2
+from google.protobuf.message import DecodeError, EncodeError
 
 from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, RuleSet
-from spliceway.xds.errors import ResourceError
+from spliceway.xds.errors import InconsistentSnapshotError, ResourceError
 from spliceway.xds.protocol.snapshot import Snapshot
 from spliceway.xds.protocol.typeurls import CLUSTER, LISTENER, ROUTE, TYPES
 from spliceway.xds.resources.build import build_snapshot, unfit
+from spliceway.xds.resources.facts import Facts
 from spliceway.xds.resources.names import CLUSTER_ORIGINAL, listener_name, policy_name, rule_of, rule_set_of
 from spliceway.xds.resources.rbac import WELL_FORMED_HOST, WELL_FORMED_PATH
 from spliceway.xds.resources.rules import allow_rules
 from spliceway.xds.resources.settings import ResourceSettings
+from spliceway.xds.resources.shape import policy_facts
 
 SETTINGS = ResourceSettings()
 GET = HttpRule(11, "GET", "/articles/[0-9]+")
@@ -247,3 +250,42 @@ def fits(pattern: str, value: bytes) -> bool:
 def test_equal_input_is_equal_bytes() -> None:
     rules = tuple(HttpRule(number, "GET", f"/{number}") for number in range(1, 40))
     assert build(rule_set(5, *rules)).bodies() == build(rule_set(5, *rules)).bodies()
+
+
+CONDITIONS = tuple(HeaderMatch(f"x-{index}", "v") for index in range(1000))
+MANY = {
+    "45 conditions": (HttpRule(1, headers=CONDITIONS[:45]),),
+    "1,000 conditions": (HttpRule(1, headers=CONDITIONS),),
+    "6 rules that change something, 8 conditions each": tuple(
+        HttpRule(key, path=f"/{key}", headers=(*CONDITIONS[:7], HeaderMatch("y", "1", mismatch=Mismatch.ADD)))
+        for key in range(1, 7)
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MANY)
+def test_many_conditions_on_headers_are_served_or_refused_but_never_in_the_way(what: str) -> None:
+    sets = {5: rule_set(5), 6: RuleSet(6, what, MANY[what])}
+    reasons = unfit(sets)
+    assert 5 not in reasons
+    build(*(each for key, each in sets.items() if key not in reasons))
+
+
+@pytest.mark.parametrize("error", [DecodeError, EncodeError, RecursionError, ValueError, InconsistentSnapshotError])
+def test_a_rule_set_that_fails_in_any_way_is_unfit_alone(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes wrong with one is a reason, without the foreign error's text, and no exception."""
+    real = policy_facts
+
+    def failing(url: str, name: str, body: bytes) -> Facts:
+        if name == listener_name(77):
+            raise error("hunter2")
+        return real(url, name, body)
+
+    monkeypatch.setattr("spliceway.xds.resources.build.policy_facts", failing)
+    bad = RuleSet(77, f"fails with {error.__name__}", (GET,))
+    found = unfit({5: rule_set(5), 77: bad})
+    assert list(found) == [77]
+    assert found[77].startswith(f"rule set 77 (fails with {error.__name__}): ")
+    assert ("hunter2" in found[77]) == (error is InconsistentSnapshotError)

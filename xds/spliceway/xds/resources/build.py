@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+from google.protobuf.message import DecodeError, EncodeError
+
 from spliceway.policy.table import RuleSet
-from spliceway.xds.errors import ResourceError
+from spliceway.xds.errors import InconsistentSnapshotError, ResourceError
 from spliceway.xds.protocol.snapshot import Snapshot
 from spliceway.xds.protocol.typeurls import CLUSTER, LISTENER, ROUTE
-from spliceway.xds.resources.checks import check_rule_set
 from spliceway.xds.resources.clusters import original_cluster
 from spliceway.xds.resources.consistency import check_policy
 from spliceway.xds.resources.extra import NO_EXTRA, Extra
@@ -20,6 +21,7 @@ from spliceway.xds.resources.packing import serialized
 from spliceway.xds.resources.routes import rule_set_routes
 from spliceway.xds.resources.rules import secret_forms
 from spliceway.xds.resources.settings import ResourceSettings
+from spliceway.xds.resources.shape import policy_facts
 
 
 class _Routes(NamedTuple):
@@ -79,10 +81,20 @@ def _listener(key: int, port: int, settings: ResourceSettings) -> bytes:
 
 @lru_cache(maxsize=4096)
 def _unfit(rule_set: RuleSet) -> str:
+    """Why a rule set can't be served: refused on purpose, or for whatever goes wrong in making and reading its routes.
+
+    Nothing that one rule set says may ever hold back the others.
+    """
+    where = f"rule set {rule_set.id} ({rule_set.name})"
     try:
-        check_rule_set(rule_set)
+        policy_facts(ROUTE, listener_name(rule_set.id), _routes(rule_set).body)
     except ResourceError as error:
         return str(error)
+    except InconsistentSnapshotError as error:
+        return f"{where}: {error}"
+    except (DecodeError, EncodeError, RecursionError, ValueError) as error:
+        # The text of these is not for people, and may have the value of a header in it.
+        return f"{where}: protobuf can't take its routes ({type(error).__name__}): fewer or shorter conditions may help"
     return ""
 
 
