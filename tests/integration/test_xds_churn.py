@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from random import Random
-from typing import Any
 
+import msgspec
 import pytest
 
 from spliceway.agent.testbed import netns
@@ -19,6 +19,7 @@ from spliceway.agent.testbed.agentprocess import AgentProcess, start_agent
 from spliceway.agent.testbed.node import Node
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.policy.http import HttpRequest
+from spliceway.xds.resources.consistency import check_references
 from spliceway.xds.server.server import XdsServer
 from support import churnpolicy
 from support.agent import cluster_of
@@ -46,15 +47,9 @@ class ChurnNode(EnvoyNode):
     """Envoy as the agent starts it, with more than policy."""
 
     arguments = ("--drain-time-s", "5", "--drain-strategy", "immediate")
-    delta = True
 
     def new_server(self) -> XdsServer:
-        return XdsServer(self.bootstrap.xds_socket, check=lambda _snapshot: None)
-
-    def document(self) -> dict[str, Any]:
-        made = super().document()
-        made["dynamic_resources"]["ads_config"]["api_type"] = "DELTA_GRPC" if self.delta else "GRPC"
-        return made
+        return XdsServer(self.bootstrap.xds_socket, check=check_references)
 
 
 @contextlib.asynccontextmanager
@@ -63,7 +58,7 @@ async def churn_node(directory: Path, api: str) -> AsyncIterator[ChurnNode]:
     servers = {f"server-{number}": SERVER_PORT + number for number in SERVERS}
     with SteeredNet(_ORIGIN_PORT) as net:
         node = ChurnNode(directory, net, concurrency=2)
-        node.delta = api == "delta"
+        node.bootstrap = msgspec.structs.replace(node.bootstrap, delta=api == "delta")
         with node.upstream:
             nginx = start_nginx(directory, in_netns(net.server), servers | {"origin": _ORIGIN_PORT})
             try:

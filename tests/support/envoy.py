@@ -53,15 +53,11 @@ class EnvoyNode:
         """Another agent on the same socket."""
         return XdsServer(self.bootstrap.xds_socket, on_flow=self.flows.append)
 
-    def document(self) -> dict[str, Any]:
-        """What Envoy is started with."""
-        return bootstrap(self.bootstrap)
-
     async def start(self) -> None:
         """Start server and Envoy; returns when Envoy's admin interface answers."""
         await self.server.start()
         config = self.directory / "bootstrap.json"
-        config.write_text(json.dumps(self.document()))
+        config.write_text(json.dumps(bootstrap(self.bootstrap)))
         enter = shutil.which("nsenter") or "nsenter"
         command = [
             *(enter, f"--net={self.net.node}", str(find_envoy()), "--config-path", str(config)),
