@@ -68,12 +68,23 @@ int from_pod(struct __sk_buff *skb)
 	make_key(w, 1, SIDE_POD);
 	struct ct_value *e = conntrack.lookup(&w->key);
 	u32 syn = is_new_syn(&w->p);
-	if (!e || ct_expired(e, w->p.protocol, w->now) || (syn && (ct_closing(e) || !(e->flags & CT_CLIENT))))
+	u32 fresh = !e || ct_expired(e, w->p.protocol, w->now) || (syn && (ct_closing(e) || !(e->flags & CT_CLIENT)));
+	if (!fresh) {
+		w->f.leg = e->leg;
+		w->f.dst_identity = e->peer_identity;
+		w->f.reply = !(e->flags & CT_CLIENT);
+		ct_revalidate(&w->key, ep, e, w->generation, &w->f, &w->d);
+		if (w->d.verdict == DENY && syn && !(e->flags & CT_REPLIED)) {
+			// The policy changed before there was an answer: nobody can be told of the end of what has not begun, so the
+			// next attempt begins anew. Not while the proxy holds the first one; the record of this packet ends that.
+			u32 state;
+			fresh = !proxy_has(skb, &w->p.outer, w->p.family, &state);
+			if (fresh)
+				w->f.revoked = w->f.audited = 0;
+		}
+	}
+	if (fresh)
 		return from_pod_new(skb, w, cfg, ep);
-	w->f.leg = e->leg;
-	w->f.dst_identity = e->peer_identity;
-	w->f.reply = !(e->flags & CT_CLIENT);
-	ct_revalidate(&w->key, ep, e, w->generation, &w->f, &w->d);
 	if (w->d.verdict == DENY)
 		return drop(HOOK_FROM_POD, w, 0);
 	ct_touch(e, &w->p, 1, w->f.length, w->now);
