@@ -71,6 +71,7 @@ class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
     streams_of_node: int = 256
     streams_of_connection: int = 100
     node_id: int = 512
+    first_request: float = 10.0
     keepalive: float = 30.0
     keepalive_timeout: float = 10.0
 
@@ -253,7 +254,11 @@ class XdsServer:
         requests: AsyncIterator[Any],
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> None:
-        first = await anext(requests, None)
+        try:
+            async with asyncio.timeout(self._limits.first_request):
+                first = await anext(requests, None)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "a stream begins with a request")
         if first is None:
             return
         client = client_of(first.node)
