@@ -231,6 +231,26 @@ def test_rule_16_cluster_and_route_in_one_change_under_load(tmp_path: Path, api:
 
 
 @BOTH
+def test_rule_16_a_route_waits_until_its_cluster_has_been_checked(tmp_path: Path, api: str) -> None:
+    """A cluster warms until its first health checks are done; naive: it has its endpoints, so it is there: 503."""
+
+    async def work(envoy: PlainEnvoy) -> None:
+        port = free_port()
+        origins = list(envoy.origins)
+        await envoy.apply(world({"c0": (envoy.origins["one"], 0)}, {"l": port}, {"l": "c0"}, checked=True))
+        await envoy.until_ok(port)
+        async with Load(envoy, port) as load:
+            for turn in range(1, 7):
+                origin = envoy.origins[origins[turn % 3]]
+                await envoy.apply(world({f"c{turn}": (origin, 0)}, {"l": port}, {"l": f"c{turn}"}, checked=True))
+                await asyncio.sleep(0.02)
+        assert {status for status, _ in load.seen} == {200}
+        assert {text for _, text in load.seen} == set(origins)
+
+    run(tmp_path, api, work)
+
+
+@BOTH
 def test_rule_18_what_has_a_time_to_live_lives_as_long_as_the_server(tmp_path: Path, api: str) -> None:
     """Naive: no heartbeats, and it goes; heartbeats alone in SotW, and all other clusters go."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from spliceway.xds.protocol.snapshot import Snapshot
-from spliceway.xds.protocol.typeurls import CLUSTER, ENDPOINT, LISTENER, ROUTE
+from spliceway.xds.protocol.typeurls import CLUSTER, ENDPOINT, LISTENER, ROUTE, TYPES
 from spliceway.xds.server.events import EventKind
 from support.xdsbed import Bed, run, settled, subscribe
 from support.xdsclient import bodies_of, body, names_of
@@ -114,20 +114,21 @@ def test_rule_16_a_route_waits_for_its_new_cluster_and_for_no_other(socket: Path
         bed.serve(
             CDS="eds-old:2 eds-new", EDS="eds-old eds-new", LDS="l>eds-old m>eds-new", RDS="r>eds-new q:2>eds-old"
         )
-        seen, clusters = [], None
+        seen, held_back = [], []
         while True:
             try:
                 response = await stream.read(0.3)
             except TimeoutError:
                 break
-            seen += [f"{response.type_url[-8:]} {name}" for name in names_of(response)]
-            if response.type_url == CLUSTER:
-                clusters = response
+            seen += [f"{TYPES[response.type_url].short} {name}" for name in names_of(response)]
+            if response.type_url in (CLUSTER, ENDPOINT):
+                held_back.append(response)
             else:
                 await stream.answer(response)
-        assert f"{ROUTE[-8:]} q" in seen
-        assert not {f"{ROUTE[-8:]} r", f"{LISTENER[-8:]} m"} & set(seen)
-        await stream.answer(clusters)
+        assert "RDS q" in seen
+        assert not {"RDS r", "LDS m"} & set(seen)
+        for response in held_back:
+            await stream.answer(response)
         assert (await settled(stream))[-2:] == ["LDS l m" if variant == "sotw" else "LDS m", "RDS r"]
 
     run(socket, work)

@@ -1,38 +1,33 @@
-"""The rules of docs/xds.md with a raw gRPC client on the real server, on asyncio's own loop and on uvloop."""
+"""The server around the protocol, on asyncio's own loop and on uvloop: sockets, waiting, limits, events, access log."""
 
 from __future__ import annotations
 
 import asyncio
 import socket as unix_socket
 import stat
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-import uvloop
-from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import base_pb2
-from envoy.config.listener.v3 import listener_pb2
-from envoy.config.route.v3 import route_pb2
 from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2
-from envoy.service.discovery.v3 import discovery_pb2
 
 from spliceway.policy.table import HttpRule, RuleSet
 from spliceway.xds.accesslog.flow import HttpFlow
 from spliceway.xds.errors import AckTimeoutError, InconsistentSnapshotError, NotAcceptedError, XdsError
 from spliceway.xds.protocol.snapshot import Snapshot
-from spliceway.xds.protocol.ledger import Kind
-from spliceway.xds.protocol.typeurls import CLUSTER, LISTENER, ROUTE
+from spliceway.xds.protocol.typeurls import CLUSTER, ENDPOINT, LISTENER, ROUTE
 from spliceway.xds.resources.build import build_snapshot
+from spliceway.xds.resources.consistency import check_policy
 from spliceway.xds.resources.settings import ResourceSettings
-from spliceway.xds.server.clients import AckEvent
-from spliceway.xds.server.server import XdsServer
+from spliceway.xds.server.events import EventKind
+from spliceway.xds.server.server import ServerLimits, XdsServer
+from support.xdsbed import Bed, run
+from support.xdsclient import NODE, names_of
 
-NODE = "node-1"
-QUIET = 0.15  # seconds in which nothing may come
+VARIANTS = pytest.mark.parametrize("variant", ["sotw", "delta"])
 
 
 def snapshot(version: str, *keys: int, path: str = "/a", previous: Snapshot | None = None) -> Snapshot:
@@ -40,142 +35,39 @@ def snapshot(version: str, *keys: int, path: str = "/a", previous: Snapshot | No
     return build_snapshot(sets, {key: 20000 + key for key in keys}, ResourceSettings(), version, previous)
 
 
-class Stream:
-    """One ADS stream of a raw client."""
-
-    def __init__(self, channel: grpc.aio.Channel, node: str | None = NODE) -> None:
-        self._call: Any = channel.stream_stream(
-            "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources",
-            request_serializer=discovery_pb2.DiscoveryRequest.SerializeToString,
-            response_deserializer=discovery_pb2.DiscoveryResponse.FromString,
-        )()
-        self._node: str | None = node
-
-    async def ask(
-        self, url: str, *names: str, answer: Any = None, error: str | None = None, nonce: str = "", version: str = ""
-    ) -> None:
-        """One request; the node goes with the first only."""
-        request = discovery_pb2.DiscoveryRequest(
-            type_url=url,
-            resource_names=names,
-            version_info=answer.version_info if answer is not None else version,
-            response_nonce=answer.nonce if answer is not None else nonce,
-            error_detail={"message": error} if error is not None else None,
-        )
-        if self._node is not None:
-            request.node.CopyFrom(base_pb2.Node(id=self._node))
-            self._node = None
-        await self._call.write(request)
-
-    async def read(self) -> Any:
-        """The next response."""
-        return await asyncio.wait_for(self._call.read(), 5)
-
-    async def silent(self) -> None:
-        """Nothing comes for a while. Cancelling a read would end the call, so that it is left to be read later."""
-        task = asyncio.ensure_future(self._call.read())
-        done, _ = await asyncio.wait({task}, timeout=QUIET)
-        assert not done, await task
-        self.read = lambda: asyncio.wait_for(self._take(task), 5)  # type: ignore[method-assign]
-
-    async def _take(self, task: asyncio.Future[Any]) -> Any:
-        del self.read
-        return await task
-
-    async def take(self, url: str, *names: str) -> list[str]:
-        """Read a response of that type and acknowledge it; the names in it."""
-        response = await self.read()
-        assert response.type_url == url
-        await self.ask(url, *names, answer=response)
-        return names_of(response)
-
-    def cancel(self) -> None:
-        """Break the stream off."""
-        self._call.cancel()
-
-    async def code(self) -> grpc.StatusCode:
-        """How the stream ended."""
-        return await self._call.code()  # type: ignore[no-any-return]
-
-
-_MESSAGES: dict[str, Any] = {
-    CLUSTER: cluster_pb2.Cluster,
-    LISTENER: listener_pb2.Listener,
-    ROUTE: route_pb2.RouteConfiguration,
-}
-
-
-def names_of(response: Any) -> list[str]:
-    return [_MESSAGES[response.type_url].FromString(item.value).name for item in response.resources]
-
-
-async def gone(bed: Bed) -> None:
-    """Until the server has seen that all streams but one have ended."""
-    for _ in range(500):
-        if len(bed.server.status()) == 1:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(bed.server.status())
-
-
-class Bed:
-    """A server and a channel to it."""
-
-    def __init__(self, socket: Path) -> None:
-        self.socket = socket
-        self.flows: list[HttpFlow] = []
-        self.acks: list[AckEvent] = []
-        self.server = XdsServer(socket, identifier="test", on_flow=self.flows.append, on_ack=self.acks.append)
-        self.channel = self.dial()
-
-    def dial(self) -> grpc.aio.Channel:
-        return grpc.aio.insecure_channel(f"unix:{self.socket}", options=[("grpc.max_send_message_length", 64 << 20)])
-
-
-def run(socket: Path, work: Callable[[Bed], Awaitable[None]], loop: str = "asyncio") -> None:
-    async def main() -> None:
-        bed = Bed(socket)
-        await bed.server.start()
-        try:
-            async with asyncio.timeout(30):
-                await work(bed)
-        finally:
-            await bed.channel.close()
-            await bed.server.stop()
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop if loop == "uvloop" else None) as runner:
-        runner.run(main())
-
-
 @pytest.fixture
 def socket(tmp_path: Path) -> Path:
     return tmp_path / "xds.sock"
 
 
+@VARIANTS
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_a_client_from_nothing_to_acknowledged(socket: Path, loop: str) -> None:
+def test_a_client_from_nothing_to_acknowledged(socket: Path, loop: str, variant: str) -> None:
     async def work(bed: Bed) -> None:
         bed.server.set_snapshot(NODE, snapshot("1", 5, 6))
-        stream = Stream(bed.channel)
-        await stream.ask(CLUSTER)
-        assert await stream.take(CLUSTER) == ["original-destination"]
-        await stream.ask(LISTENER)
-        assert await stream.take(LISTENER) == ["rule-set-5", "rule-set-6"]
-        names = ("rule-set-5", "rule-set-6")
+        stream = bed.stream(variant)
+        for url, expected in ((CLUSTER, ["original-destination"]), (LISTENER, ["rule-set-5", "rule-set-6"])):
+            await stream.ask(url)
+            response = await stream.read()
+            assert names_of(response) == expected
+            await stream.answer(response)
         await stream.ask(ROUTE, "rule-set-5")
-        assert await stream.take(ROUTE, *names) == ["rule-set-5"]
+        response = await stream.read()
+        await stream.answer(response)
         await bed.server.wait_acked(NODE, 5, rule_sets=[5])
         with pytest.raises(AckTimeoutError, match="RDS rule-set-6"):
             await bed.server.wait_acked(NODE, 0.05)
-        assert await stream.take(ROUTE, *names) == ["rule-set-6"]
+        await (stream.ask(ROUTE, "rule-set-5", "rule-set-6") if variant == "sotw" else stream.ask(ROUTE, "rule-set-6"))
+        response = await stream.read()
+        assert names_of(response) == ["rule-set-6"]
+        await stream.answer(response)
         await bed.server.wait_acked(NODE, 5)
-        assert [(ack.type, ack.kind) for ack in bed.acks] == [
-            (short, Kind.ACK) for short in ("CDS", "LDS", "RDS", "RDS")
-        ]
+        assert [event.type for event in bed.kinds(EventKind.ACK)] == ["CDS", "LDS", "RDS", "RDS"]
+        assert all(event.seconds is not None and 0 < event.seconds < 10 for event in bed.kinds(EventKind.ACK))
         [status] = bed.server.status()
-        assert (status.client.node, status.current, status.snapshot) == (NODE, True, "1")
+        assert (status.client.node, status.current, status.snapshot, status.protocol) == (NODE, True, "1", variant)
 
-    run(socket, work, loop)
+    run(socket, work, loop, check=check_policy)
 
 
 def test_the_socket_is_for_the_owner_only_and_goes_with_the_server(socket: Path) -> None:
@@ -194,7 +86,7 @@ def test_a_socket_that_a_killed_agent_left_is_taken(socket: Path) -> None:
     left = unix_socket.socket(unix_socket.AF_UNIX)
     left.bind(str(socket))
     left.close()
-    test_a_client_from_nothing_to_acknowledged(socket, "asyncio")
+    test_a_client_from_nothing_to_acknowledged(socket, "asyncio", "delta")
 
 
 def test_a_socket_that_cannot_be_made_is_an_error_with_its_path(tmp_path: Path) -> None:
@@ -207,194 +99,20 @@ def test_a_socket_that_cannot_be_made_is_an_error_with_its_path(tmp_path: Path) 
     asyncio.run(main(tmp_path / ("x" * 120)))
 
 
-def test_rule_2_a_stale_nonce_gets_no_response(socket: Path) -> None:
-    async def work(bed: Bed) -> None:
-        bed.server.set_snapshot(NODE, snapshot("1", 5, 6))
-        stream = Stream(bed.channel)
-        await stream.ask(ROUTE, "rule-set-5")
-        first = await stream.read()
-        await stream.ask(ROUTE, "rule-set-5", "rule-set-6", nonce="stale")
-        await stream.silent()
-        await stream.ask(ROUTE, "rule-set-5", "rule-set-6", answer=first)
-        assert names_of(await stream.read()) == ["rule-set-6"]
-
-    run(socket, work)
-
-
-def test_rule_3_after_a_reconnect_everything_is_sent_again(socket: Path) -> None:
-    async def work(bed: Bed) -> None:
-        bed.server.set_snapshot(NODE, snapshot("1", 5))
-        first = Stream(bed.channel)
-        await first.ask(CLUSTER)
-        old = await first.read()
-        first.cancel()
-        again = Stream(bed.channel)
-        await again.ask(CLUSTER, answer=old)
-        assert names_of(await again.read()) == ["original-destination"]
-
-    run(socket, work)
-
-
-def test_rules_4_and_5_acks_identical_updates_and_nacks_cause_nothing(socket: Path) -> None:
-    async def work(bed: Bed) -> None:
-        first = snapshot("1", 5)
-        bed.server.set_snapshot(NODE, first)
-        stream = Stream(bed.channel)
-        await stream.ask(ROUTE, "rule-set-5")
-        await stream.take(ROUTE, "rule-set-5")
-        bed.server.set_snapshot(NODE, snapshot("2", 5, previous=first))
-        await stream.silent()
-        bad = snapshot("3", 5, path="/bad", previous=first)
-        bed.server.set_snapshot(NODE, bad)
-        response = await stream.read()
-        await stream.ask(ROUTE, "rule-set-5", answer=response, error="no good")
-        with pytest.raises(NotAcceptedError, match="refused rule-set-5: no good") as caught:
-            await bed.server.wait_acked(NODE, 5)
-        assert caught.value.resources == ("rule-set-5",)
-        bed.server.set_snapshot(NODE, snapshot("4", 5, path="/bad", previous=bad))
-        await stream.silent()
-        bed.server.set_snapshot(NODE, snapshot("5", 5, path="/good", previous=bad))
-        assert (await stream.read()).version_info == "5"
-
-    run(socket, work)
-
-
-def test_rule_7_the_node_comes_first_or_not_at_all(socket: Path) -> None:
-    async def work(bed: Bed) -> None:
-        stream = Stream(bed.channel, node=None)
-        await stream.ask(CLUSTER)
-        assert await stream.code() is grpc.StatusCode.INVALID_ARGUMENT
-        good = Stream(bed.channel)
-        bed.server.set_snapshot(NODE, snapshot("1", 5))
-        await good.ask(CLUSTER)
-        await good.take(CLUSTER)
-        await good.ask(LISTENER)  # without node
-        assert await good.take(LISTENER) == ["rule-set-5"]
-
-    run(socket, work)
-
-
-def test_rule_17_a_slow_reader_gets_the_newest_version_next(socket: Path) -> None:
-    async def work(bed: Bed) -> None:
-        served = snapshot("1", 5)
-        bed.server.set_snapshot(NODE, served)
-        stream = Stream(bed.channel)
-        await stream.ask(ROUTE, "rule-set-5")
-        first = await stream.read()
-        for version in range(2, 30):
-            served = snapshot(str(version), 5, path=f"/{version}", previous=served)
-            bed.server.set_snapshot(NODE, served)
-        await stream.silent()
-        await stream.ask(ROUTE, "rule-set-5", answer=first)
-        assert (await stream.read()).version_info == "29"
-
-    run(socket, work)
-
-
-def test_rule_19_ten_thousand_names_beyond_four_mebibytes(socket: Path) -> None:
-    async def work(bed: Bed) -> None:
-        bed.server.set_snapshot(NODE, snapshot("1", 5))
-        stream = Stream(bed.channel)
-        await stream.ask(ROUTE, "rule-set-5", *(f"{number:0500d}" for number in range(10_000)))
-        assert names_of(await stream.read()) == ["rule-set-5"]
-
-    run(socket, work)
-
-
-def test_rule_20_unknown_types_do_not_end_the_stream(socket: Path) -> None:
-    async def work(bed: Bed) -> None:
-        bed.server.set_snapshot(NODE, snapshot("1", 5))
-        stream = Stream(bed.channel)
-        for url in ("", "type.googleapis.com/envoy.api.v2.Cluster", "nonsense"):
-            await stream.ask(url)
-        await stream.ask(CLUSTER)
-        await stream.take(CLUSTER)
-        [status] = bed.server.status()
-        assert set(status.unsupported) == {"", "type.googleapis.com/envoy.api.v2.Cluster", "nonsense"}
-
-    run(socket, work)
-
-
-def test_rule_21_nodes_never_see_each_other_and_the_server_says_who_it_is(socket: Path) -> None:
-    async def work(bed: Bed) -> None:
-        bed.server.set_snapshot("one", snapshot("1", 5))
-        bed.server.set_snapshot("two", snapshot("1", 6))
-        seen = {}
-        nonces = set()
-        for node in ("one", "two"):
-            stream = Stream(bed.channel, node=node)
-            await stream.ask(LISTENER)
-            response = await stream.read()
-            seen[node] = names_of(response)
-            nonces.add(response.nonce)
-            assert response.control_plane.identifier == "test"
-        assert seen == {"one": ["rule-set-5"], "two": ["rule-set-6"]}
-        assert len(nonces) == 2
-        stranger = Stream(bed.channel, node="three")
-        await stranger.ask(LISTENER)
-        await stranger.silent()
-
-    run(socket, work)
-
-
-def test_rule_23_nothing_is_served_before_the_state_is_complete(socket: Path) -> None:
-    async def work(bed: Bed) -> None:
-        stream = Stream(bed.channel)
-        await stream.ask(CLUSTER)
-        await stream.ask(LISTENER)
-        await stream.silent()
-        bed.server.set_snapshot(NODE, snapshot("1", 5))
-        await stream.take(CLUSTER)
-        assert await stream.take(LISTENER) == ["rule-set-5"]
-
-    run(socket, work)
-
-
-def test_rule_23_the_newest_stream_of_a_node_counts(socket: Path) -> None:
-    async def work(bed: Bed) -> None:
-        bed.server.set_snapshot(NODE, snapshot("1"))
-        half_open = Stream(bed.channel)
-        await half_open.ask(CLUSTER)
-        await half_open.read()  # and never answers
-        other = bed.dial()
-        stream = Stream(other)
-        await stream.ask(CLUSTER)
-        await stream.take(CLUSTER)
-        await stream.ask(LISTENER)
-        assert await stream.take(LISTENER) == []
-        await bed.server.wait_acked(NODE, 5)
-        assert [status.current for status in bed.server.status()] == [False, True]
-        stream.cancel()
-        await gone(bed)
-        with pytest.raises(AckTimeoutError, match="has not acknowledged CDS"):
-            await bed.server.wait_acked(NODE, 0.2)
-        await other.close()
-
-    run(socket, work)
-
-
-def test_stopping_says_nothing(socket: Path) -> None:
-    async def work(bed: Bed) -> None:
-        bed.server.set_snapshot(NODE, snapshot("1", 5))
-        stream = Stream(bed.channel)
-        await stream.ask(LISTENER)
-        await stream.take(LISTENER)
-        await bed.server.stop()
-        with pytest.raises(grpc.aio.AioRpcError):
-            await stream.read()
-
-    run(socket, work)
-
-
-def test_an_inconsistent_snapshot_changes_nothing(socket: Path) -> None:
+@VARIANTS
+def test_waiting_ends_with_what_the_client_says(socket: Path, variant: str) -> None:
     async def work(bed: Bed) -> None:
         good = snapshot("1", 5)
         bed.server.set_snapshot(NODE, good)
-        bodies = snapshot("2", 5).bodies()
-        bodies[ROUTE] = {}
-        with pytest.raises(InconsistentSnapshotError):
-            bed.server.set_snapshot(NODE, Snapshot.of("2", bodies))
-        assert bed.server.snapshot(NODE) is good
+        stream = bed.stream(variant)
+        await stream.ask(ROUTE, "rule-set-5")
+        await stream.answer(await stream.read())
+        bed.server.set_snapshot(NODE, snapshot("2", 5, path="/bad", previous=good))
+        waiting = asyncio.create_task(bed.server.wait_acked(NODE, 5, rule_sets=[5]))
+        await stream.answer(await stream.read(), error="no good")
+        with pytest.raises(NotAcceptedError, match="refused rule-set-5: no good") as caught:
+            await waiting
+        assert caught.value.resources == ("rule-set-5",)
 
     run(socket, work)
 
@@ -412,25 +130,223 @@ def test_waiting_without_a_snapshot_a_proxy_or_the_rule_set(socket: Path) -> Non
     run(socket, work)
 
 
-def test_access_log_entries_become_flows_also_when_the_receiver_fails(socket: Path) -> None:
+@VARIANTS
+def test_waiting_is_for_the_newest_stream_and_its_types(socket: Path, variant: str) -> None:
     async def work(bed: Bed) -> None:
-        def take(flow: HttpFlow) -> None:
-            bed.flows.append(flow)
-            if flow.path == "/1":
-                raise RuntimeError("a mistake in the receiver")
+        bed.server.set_snapshot(NODE, snapshot("1"))
+        half_open = bed.stream(variant)
+        await half_open.ask(CLUSTER)
+        await half_open.read()  # and never answers
+        stream = bed.stream(variant)
+        for url in (CLUSTER, LISTENER):
+            await stream.ask(url)
+            await stream.answer(await stream.read())
+        await bed.server.wait_acked(NODE, 5)
+        stream.cancel()
+        await bed.until(lambda: len(bed.server.status()) == 1)
+        with pytest.raises(AckTimeoutError, match="has not acknowledged CDS"):
+            await bed.server.wait_acked(NODE, 0.2)
 
-        bed.server.on_flow = take
-        call: Any = bed.channel.stream_unary(
+    run(socket, work)
+
+
+@VARIANTS
+def test_streams_of_single_types_are_one_client(socket: Path, variant: str) -> None:
+    async def work(bed: Bed) -> None:
+        bed.serve(CDS="c", LDS="l")
+        for short, url in (("CDS", CLUSTER), ("LDS", LISTENER)):
+            stream = bed.stream(variant, service=short)
+            await stream.ask(url)
+            await stream.answer(await stream.read())
+        await bed.server.wait_acked(NODE, 5)
+        assert {short: status.state for short, status in bed.server.current(NODE).items()} == {
+            "CDS": "SYNCED",
+            "LDS": "SYNCED",
+        }
+        assert [(status.service, status.current) for status in bed.server.status()] == [("CDS", True), ("LDS", True)]
+
+    run(socket, work)
+
+
+@VARIANTS
+def test_stopping_says_nothing(socket: Path, variant: str) -> None:
+    async def work(bed: Bed) -> None:
+        bed.serve(LDS="l")
+        stream = bed.stream(variant)
+        await stream.ask(LISTENER)
+        await stream.answer(await stream.read())
+        await bed.server.stop()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stream.read()
+
+    run(socket, work)
+
+
+def test_an_inconsistent_snapshot_changes_nothing(socket: Path) -> None:
+    async def work(bed: Bed) -> None:
+        good = snapshot("1", 5)
+        bed.server.set_snapshot(NODE, good)
+        bodies = snapshot("2", 5).bodies()
+        bodies[ROUTE] = {}
+        with pytest.raises(InconsistentSnapshotError):
+            bed.server.set_snapshot(NODE, Snapshot.of("2", bodies))
+        assert bed.server.snapshot(NODE) is good
+
+    run(socket, work, check=check_policy)
+
+
+@VARIANTS
+def test_removing_a_snapshot_takes_nothing_from_the_client(socket: Path, variant: str) -> None:
+    async def work(bed: Bed) -> None:
+        bed.serve(LDS="l")
+        stream = bed.stream(variant)
+        await stream.ask(LISTENER)
+        await stream.answer(await stream.read())
+        bed.server.remove_snapshot(NODE)
+        bed.server.remove_snapshot("nobody")
+        assert bed.server.nodes() == ()
+        await stream.silent()
+        bed.serve(LDS="l m")
+        assert "m" in names_of(await stream.read())
+
+    run(socket, work)
+
+
+@VARIANTS
+@pytest.mark.parametrize("url", [CLUSTER, ENDPOINT])
+def test_more_names_than_allowed_end_that_stream_only(socket: Path, variant: str, url: str) -> None:
+    async def work(bed: Bed) -> None:
+        bed.serve(CDS="c", EDS="c")
+        good, greedy = bed.stream(variant), bed.stream(variant)
+        for stream in (good, greedy):
+            await stream.ask(url, "c")
+            await stream.answer(await stream.read())
+        await greedy.ask(url, *map(str, range(101)))
+        assert await greedy.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        bed.serve(CDS="c:2", EDS="c:2")
+        assert names_of(await good.read()) == ["c"]
+
+    run(socket, work, limits=ServerLimits(names=100))
+
+
+def test_names_of_many_small_requests_count_together(socket: Path) -> None:
+    async def work(bed: Bed) -> None:
+        bed.serve(EDS="c")
+        stream = bed.delta()
+
+        async def ask_all() -> None:
+            for start in range(0, 150, 30):
+                await stream.ask(ENDPOINT, *map(str, range(start, start + 30)))
+            await stream.drained(5)
+
+        with pytest.raises((grpc.aio.AioRpcError, asyncio.InvalidStateError)):
+            await ask_all()
+        assert await stream.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    run(socket, work, limits=ServerLimits(names=100))
+
+
+@VARIANTS
+def test_a_message_that_is_too_large_ends_that_stream_only(socket: Path, variant: str) -> None:
+    async def work(bed: Bed) -> None:
+        bed.serve(CDS="c")
+        good, large = bed.stream(variant), bed.stream(variant)
+        await good.ask(CLUSTER)
+        await good.answer(await good.read())
+        await large.ask(CLUSTER, "x" * 200_000)
+        assert await large.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        bed.serve(CDS="c:2")
+        assert names_of(await good.read()) == ["c"]
+
+    run(socket, work, limits=ServerLimits(message=100_000))
+
+
+@VARIANTS
+def test_more_streams_than_allowed_are_not_served(socket: Path, variant: str) -> None:
+    async def work(bed: Bed) -> None:
+        bed.serve(CDS="c")
+        streams = [bed.stream(variant) for _ in range(2)]
+        for stream in streams:
+            await stream.ask(CLUSTER)
+            await stream.read()
+        third = bed.stream(variant)
+        await third.ask(CLUSTER)
+        assert await third.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        streams[0].cancel()
+        await bed.until(lambda: len(bed.server.status()) == 1)
+        fourth = bed.stream(variant)
+        await fourth.ask(CLUSTER)
+        assert names_of(await fourth.read()) == ["c"]
+
+    run(socket, work, limits=ServerLimits(streams=2))
+
+
+@VARIANTS
+@pytest.mark.parametrize(("unsafe", "served"), [("refuse", False), ("warn", True)])
+def test_an_envoy_whose_rules_can_be_passed_by(socket: Path, variant: str, unsafe: str, served: bool) -> None:
+    async def work(bed: Bed) -> None:
+        bed.serve(CDS="c")
+        node = base_pb2.Node(id=NODE, user_agent_name="envoy")
+        node.user_agent_build_version.version.major_number = 1
+        node.user_agent_build_version.version.minor_number = 30
+        stream = bed.stream(variant, node)
+        await stream.ask(CLUSTER)
+        if served:
+            assert names_of(await stream.read()) == ["c"]
+            assert bed.server.status()[0].client.warning
+        else:
+            assert await stream.code() is grpc.StatusCode.FAILED_PRECONDITION
+            [rejected] = bed.server.rejections()
+            assert rejected.error == bed.kinds(EventKind.REJECTED)[0].error
+
+    run(socket, work, unsafe=unsafe)
+
+
+@VARIANTS
+def test_events_tell_what_happened(socket: Path, variant: str) -> None:
+    async def work(bed: Bed) -> None:
+        bed.serve(EDS="a b")
+        stream = bed.stream(variant)
+        await stream.ask(ENDPOINT, "a", "b")
+        response = await stream.read()
+        await stream.answer(response, error="b is bad")
+        await bed.until(lambda: bed.kinds(EventKind.NACK))
+        stream.cancel()
+        await bed.until(lambda: bed.kinds(EventKind.DISCONNECTED))
+        first = [event.kind for event in bed.events[:4]]
+        assert first == [EventKind.CONNECTED, EventKind.SUBSCRIBE, EventKind.PUSH, EventKind.NACK]
+        connected, asked, push, nack = bed.events[:4]
+        assert (connected.node, connected.cluster, connected.protocol) == (NODE, "tests", variant)
+        assert (asked.type, asked.resources, asked.count) == ("EDS", ("a", "b"), 2)
+        assert (push.type, push.resources, push.nonce) == ("EDS", ("a", "b"), response.nonce)
+        assert push.size == response.ByteSize()
+        assert (nack.type, nack.nonce, nack.error) == ("EDS", response.nonce, "b is bad")
+        assert len({event.stream for event in bed.events}) == 1
+
+    run(socket, work)
+
+
+def test_access_log_entries_become_flows_also_when_the_receiver_fails(socket: Path) -> None:
+    flows: list[HttpFlow] = []
+
+    def take(flow: HttpFlow) -> None:
+        flows.append(flow)
+        if flow.path == "/1":
+            raise RuntimeError("a mistake in the receiver")
+
+    async def work(bed: Bed) -> None:
+        open_stream: Any = bed.channel().stream_unary(
             "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs",
             request_serializer=als_pb2.StreamAccessLogsMessage.SerializeToString,
             response_deserializer=als_pb2.StreamAccessLogsResponse.FromString,
-        )()
+        )
+        call = open_stream()
         entries = [accesslog_pb2.HTTPAccessLogEntry(request={"path": f"/{number}"}) for number in range(3)]
         for part in (entries[:2], entries[2:]):
             await call.write(als_pb2.StreamAccessLogsMessage(http_logs={"log_entry": part}))
         await call.done_writing()
         await call
-        assert [flow.path for flow in bed.flows] == ["/0", "/1", "/2"]
+        assert [flow.path for flow in flows] == ["/0", "/1", "/2"]
         assert bed.server.flows_received == 3
 
-    run(socket, work)
+    run(socket, work, on_flow=take)

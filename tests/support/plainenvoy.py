@@ -195,14 +195,19 @@ def free_port() -> int:
 
 
 def world(
-    clusters: Mapping[str, tuple[int, int]], listeners: Mapping[str, int], routes: Mapping[str, str]
+    clusters: Mapping[str, tuple[int, int]],
+    listeners: Mapping[str, int],
+    routes: Mapping[str, str],
+    *,
+    checked: bool = False,
 ) -> dict[str, dict[str, bytes]]:
     """Resources: cluster -> (port of its only endpoint, revision), listener -> port, route configuration -> cluster.
 
-    Each listener uses the route configuration of its name.
+    Each listener uses the route configuration of its name. `checked`: Envoy looks whether the endpoints are healthy,
+    and takes 0.3 s for it, before it uses a cluster.
     """
     return {
-        CLUSTER: {name: _cluster(name, revision) for name, (_, revision) in clusters.items()},
+        CLUSTER: {name: _cluster(name, revision, checked) for name, (_, revision) in clusters.items()},
         ENDPOINT: {name: _endpoints(name, port) for name, (port, _) in clusters.items()},
         LISTENER: {name: listener(name, port) for name, port in listeners.items()},
         ROUTE: {name: route(name, cluster) for name, cluster in routes.items()},
@@ -231,13 +236,22 @@ def route(name: str, cluster: str, *, regex: str = "") -> bytes:
     return bytes(serialized(route_pb2.RouteConfiguration(name=name, virtual_hosts=hosts)))
 
 
-def _cluster(name: str, revision: int) -> bytes:
+def _cluster(name: str, revision: int, checked: bool) -> bytes:
     made = cluster_pb2.Cluster(
         name=name,
         type=cluster_pb2.Cluster.EDS,
         eds_cluster_config={"eds_config": _ADS},
         connect_timeout=seconds(5 + revision / 100),
     )
+    if checked:
+        made.health_checks.add(
+            timeout=seconds(1),
+            interval=seconds(1),
+            initial_jitter=seconds(0.3),
+            unhealthy_threshold={"value": 1},
+            healthy_threshold={"value": 1},
+            http_health_check={"path": "/"},
+        )
     return bytes(serialized(made))
 
 
