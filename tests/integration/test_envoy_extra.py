@@ -112,16 +112,25 @@ class ExtraNode:
             yield ask
 
 
-def run(directory: Path, delta: bool, work: Callable[[ExtraNode], Awaitable[None]]) -> None:
+def run(
+    directory: Path,
+    delta: bool,
+    work: Callable[[ExtraNode], Awaitable[None]],
+    before: Callable[[ExtraNode], None] = lambda node: None,
+) -> None:
+    """Run `work` on a node; `before` is called when its Envoy has not been started yet."""
+
     async def main() -> None:
         with SteeredNet() as net:
             node = EnvoyNode(directory, net)
             node.bootstrap = msgspec.structs.replace(node.bootstrap, delta=delta)
             async with asyncio.timeout(60):
                 with node.upstream:
+                    extra = ExtraNode(node)
+                    before(extra)
                     try:
                         await node.start()
-                        await work(ExtraNode(node))
+                        await work(extra)
                     finally:
                         await node.stop()
 
@@ -228,6 +237,32 @@ def test_a_cluster_that_envoy_refuses_is_named_and_policy_goes_on(tmp_path: Path
         assert (await asyncio.to_thread(node.extra, 9100)).status == 200
 
     run(tmp_path, delta, work)
+
+
+#: Nobody has this address: what is sent there is lost.
+NOBODY = {"socket_address": {"address": "10.241.2.77", "port_value": 53}}
+CARES = "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig"
+RESOLVER = {"name": "envoy.network.dns_resolver.cares", "typed_config": {"@type": CARES, "resolvers": [NOBODY]}}
+
+
+@both_variants
+def test_policy_does_not_wait_for_extra_clusters_when_envoy_starts(tmp_path: Path, delta: bool) -> None:
+    """With `wait_for_warm_on_init`, Envoy's default, which is refused, it would while the resolver is away."""
+    unresolved = {
+        **cluster("server", "server.example"),
+        **{"type": "STRICT_DNS", "typed_dns_resolver_config": RESOLVER, "wait_for_warm_on_init": False},
+    }
+
+    def before(node: ExtraNode) -> None:
+        node.publish({1: "/a"}, [listener("metrics", 9100)], [unresolved])
+
+    async def work(node: ExtraNode) -> None:
+        async with asyncio.timeout(5):
+            await node.acked()
+            assert await node.policy(1) == 200
+        assert (await asyncio.to_thread(node.extra, 9100)).status == 503
+
+    run(tmp_path, delta, work, before)
 
 
 def test_what_can_be_known_beforehand_is_refused_with_the_configuration() -> None:

@@ -246,6 +246,43 @@ LISTENERS: list[tuple[dict[str, Any], str, str]] = [
      "tls_certificate_sds_secret_configs[0].name", "there is no secret 'certificate' here: write it out in place"),
 ]  # fmt: skip
 
+WAITS = "policy waits for it when Envoy starts"
+ASKED = {
+    "api_type": "GRPC",
+    "transport_api_version": "V3",
+    "grpc_services": [{"envoy_grpc": {"cluster_name": "exporter"}}],
+}
+
+
+def asked(wait: str | None) -> dict[str, Any]:
+    """A source of certificates that is another server."""
+    source = {"api_config_source": ASKED, "resource_api_version": "V3"}
+    return source if wait is None else {**source, "initial_fetch_timeout": wait}
+
+
+SDS_WAIT = (
+    "filter_chains[0].transport_socket.typed_config.common_tls_context."
+    "tls_certificate_sds_secret_configs[0].sds_config.initial_fetch_timeout"
+)
+DNS = {**EXPORTER, "type": "STRICT_DNS"}
+CHECK = {"timeout": "2s", "interval": "5s", "unhealthy_threshold": 1, "healthy_threshold": 1, "tcp_health_check": {}}
+JWT = f"{TYPES}.filters.http.jwt_authn.v3.JwtAuthentication"
+
+
+def keys(**fetch: object) -> dict[str, Any]:
+    """The listener with keys that are fetched from a server."""
+    uri = {"uri": "https://keys.example/", "cluster": "exporter", "timeout": "1s"}
+    provider = {"remote_jwks": {"http_uri": uri, "async_fetch": fetch}}
+    item = {"name": "x", "typed_config": {"@type": JWT, "providers": {"a": provider}}}
+    return manager("http_filters", [item, ROUTER])
+
+
+LISTENERS += [
+    *((tls(asked(wait)), SDS_WAIT, f"is required, more than 0s and at most 2s: {WAITS}")
+      for wait in (None, "0s", "2.1s")),
+    (keys(), f'{HTTP}.http_filters[0].typed_config.providers["a"].remote_jwks.async_fetch.fast_listener',
+     f"must be true: else {WAITS}"),
+]  # fmt: skip
 CLUSTERS: list[tuple[dict[str, Any], str, str]] = [
     (edited(EXPORTER, "name", "original-destination"), "name", "original-destination is a name of policy's own"),
     (edited(EXPORTER, "name", "spliceway-agent"), "name", "spliceway-agent is a name of policy's own"),
@@ -264,7 +301,14 @@ CLUSTERS: list[tuple[dict[str, Any], str, str]] = [
             {"pipe": {"path": "/run/spliceway/agent.sock"}}),
      "load_assignment.endpoints[0].lb_endpoints[0].endpoint.address.pipe.path",
      "/run/spliceway/agent.sock is the agent's own"),
-    (eds(ADS), "eds_cluster_config", "there is no endpoints 'exporter' here: write it out in place"),
+    *((eds(source), "type", f"EDS is not allowed: {WAITS}; write the endpoints here") for source in (ADS, FILE)),
+    (DNS, "wait_for_warm_on_init", f"must be false: else {WAITS}"),
+    ({**DNS, "type": "LOGICAL_DNS", "wait_for_warm_on_init": True}, "wait_for_warm_on_init",
+     f"must be false: else {WAITS}"),
+    ({**EXPORTER, "health_checks": [CHECK, {**CHECK, "timeout": "3s"}]}, "health_checks[1].timeout",
+     f"must be at most 2s, with initial_jitter: {WAITS}"),
+    ({**EXPORTER, "health_checks": [{**CHECK, "initial_jitter": "1s"}]}, "health_checks[0].timeout",
+     f"must be at most 2s, with initial_jitter: {WAITS}"),
 ]  # fmt: skip
 
 
@@ -316,7 +360,10 @@ def test_nothing_is_there_twice(listeners: list[object], clusters: list[object],
     ("listener", "cluster"),
     [
         (tls(FILE), EXPORTER),
-        (METRICS, eds(FILE)),
+        (tls(asked("2s")), EXPORTER),
+        (keys(fast_listener=True), EXPORTER),
+        (METRICS, {**DNS, "wait_for_warm_on_init": False}),
+        (METRICS, {**EXPORTER, "health_checks": [CHECK]}),
         (edited(METRICS, "socket_options", [KEEPALIVE]), EXPORTER),
         (METRICS, edited(EXPORTER, "upstream_bind_config/source_address", {"address": "0.0.0.0", "port_value": 0})),
         (edited(METRICS, "address", {"pipe": {"path": "/run/other.sock"}}), EXPORTER),

@@ -22,6 +22,7 @@ from spliceway.xds.resources.facts import NOUNS, Facts, facts_of, wants_of
 from spliceway.xds.resources.messagetypes import PREFIX, message_class
 from spliceway.xds.resources.names import CLUSTER_AGENT, CLUSTER_ORIGINAL
 from spliceway.xds.resources.walking import joined, walk
+from spliceway.xds.resources.warming import WARMING
 
 #: Names of policy's own. `rule-set-` is what `listener_name` begins with.
 _OWN_NAMES = frozenset((CLUSTER_AGENT, CLUSTER_ORIGINAL))
@@ -75,6 +76,8 @@ def broken_rules(message: Message, at: str = "") -> Iterator[Broken]:
     for path, part in walk(message, at):
         if rule := _RULES.get(part.DESCRIPTOR.full_name):
             yield from rule(part, path)
+        if waits := WARMING.get(part.DESCRIPTOR.full_name):
+            yield from (Broken(*found) for found in waits(part, path))
         yield from _sources(part, path)
         yield from _chosen_later(part, path)
 
@@ -158,9 +161,8 @@ _RULES: dict[str, Callable[[Any, str], Iterator[Broken]]] = {
     "xds.type.v3.TypedStruct": _typed_struct,
     "udpa.type.v1.TypedStruct": _typed_struct,
 }
-#: Who may have something from elsewhere, by field: certificates and endpoints, which are data. Filters and routes that
-#: come later can't be checked.
-_SOURCES = frozenset(("sds_config", "eds_config"))
+#: Fields that may name a source elsewhere: certificates are data; filters and routes that come later can't be checked.
+_SOURCES = frozenset(("sds_config", "eds_config"))  # endpoints have a reason of their own, in `warming`
 
 
 def _sources(part: Message, at: str) -> Iterator[Broken]:
