@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from spliceway.agent.cli.render import labels_text
+from spliceway.agent.cli.xdsrender import printable
 
 Json = dict[str, Any]
 
@@ -72,17 +73,23 @@ def refusals(status: Json) -> list[str]:
 
 
 def not_applied(status: Json) -> list[str]:
-    """Policies that the proxy has not taken over as they are, one sentence each for policy and resource."""
-    return [
+    """What `policy get` shows and is not applied, or does not show yet, one sentence each.
+
+    Policies that the proxy has not taken over as they are, for each resource; and whether anything is held back.
+    """
+    found = [
         f"{policy['policy']} ({policy['file'] or 'no file any more'}): {_why(why)}"
         for policy in status["policy"]["notApplied"]
         for why in policy["why"]
     ]
+    if (wanted := status["policy"]["wanted"]) != (revision := status["policy"]["revision"]):
+        found.append(f"revision {revision} is shown, {wanted} is wanted: what is held back is not in the table")
+    return found
 
 
 def warnings(status: Json) -> list[str]:
     """What should be known, and is no reason for an exit status of 1."""
-    return list(status["proxy"]["warnings"])
+    return [printable(text) for text in status["proxy"]["warnings"]]
 
 
 def _rule_sets(status: Json) -> list[str]:
@@ -107,7 +114,7 @@ def _why(why: Json) -> str:
 
 def _about(answer: Json) -> str:
     """«RDS rule-set-3: what the proxy says»."""
-    parts = (f"{answer['type']} {answer['resource']}".strip(), " ".join(answer["message"].split()))
+    parts = (f"{answer['type']} {answer['resource']}".strip(), printable(" ".join(answer["message"].split())))
     return ": ".join(part for part in parts if part)
 
 

@@ -28,10 +28,7 @@ def client_rows(clients: Sequence[Json]) -> Iterator[tuple[Any, ...]]:
     for status in clients:
         client = status["client"]
         yield (
-            client["node"],
-            client["cluster"],
-            client["agent"],
-            client["version"],
+            *(printable(client[name]) for name in ("node", "cluster", "agent", "version")),
             status["protocol"],
             status["service"],
             status["peer"],
@@ -47,7 +44,7 @@ def type_rows(clients: Sequence[Json]) -> Iterator[tuple[Any, ...]]:
             synced = sum(resource["state"] == "SYNCED" for resource in kind["resources"])
             total = kind["count"]
             yield (
-                status["client"]["node"],
+                printable(status["client"]["node"]),
                 kind["type"],
                 kind["state"],
                 total if synced == total else f"{synced}/{total}",
@@ -63,6 +60,10 @@ def type_rows(clients: Sequence[Json]) -> Iterator[tuple[Any, ...]]:
 
 def status_notes(clients: Sequence[Json]) -> Iterator[str]:
     """What the tables can't show: what was refused, in the client's words, whole; also what is over by now."""
+    yield from map(printable, _notes(clients))
+
+
+def _notes(clients: Sequence[Json]) -> Iterator[str]:
     for status in clients:
         node = status["client"]["node"]
         if status["client"]["warning"]:
@@ -93,7 +94,7 @@ def status_problems(clients: Sequence[Json], now: float) -> list[str]:
                 found.append(f"{node}: {kind['type']}: no answer to {kind['sentNonce']} for {late:.0f} s")
             elif not status["snapshot"]:
                 found.append(f"{node}: {kind['type']}: there is nothing to send: no resources for this node")
-    return list(dict.fromkeys(found))
+    return [printable(text) for text in dict.fromkeys(found)]
 
 
 def dump_rows(resources: Sequence[Json]) -> Iterator[tuple[Any, ...]]:
@@ -149,7 +150,8 @@ def event_line(event: Json) -> str:
     parts += [size_text(event["size"])] if event["size"] else []
     parts += [f"after {event['seconds'] * 1000:.1f} ms"] if event["seconds"] is not None else []
     parts += [f"({event['stream']})"] if event["stream"] and not event["type"] else []
-    return " ".join(part for part in parts if part) + (f": {event['error']}" if event["error"] else "")
+    line = " ".join(part for part in parts if part) + (f": {event['error']}" if event["error"] else "")
+    return printable(" ".join(line.splitlines()))
 
 
 def _value(value: Any) -> str:
@@ -158,6 +160,11 @@ def _value(value: Any) -> str:
         return "(none)"
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def printable(text: str) -> str:
+    """What a client says, so that a terminal takes none of it for a command: control characters are escaped."""
+    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
 
 
 def size_text(size: int) -> str:
