@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
@@ -19,7 +20,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
-from spliceway.agent.errors import OWN_ERRORS
+from spliceway.agent.config import listen_address
+from spliceway.agent.errors import OWN_ERRORS, AgentError
 from spliceway.agent.filters import check_value
 from spliceway.agent.flowlog import Flow, FlowLog, Lost, flow_filter
 from spliceway.agent.jsonable import encode
@@ -106,6 +108,15 @@ def metrics_app(registry: CollectorRegistry) -> Starlette:
 def debug_app(routes: Sequence[BaseRoute]) -> Starlette:
     """Only `/debug/*`, for tools that come over the loopback device."""
     return Starlette(routes=list(routes))
+
+
+def debug_listener(listen: str) -> socket.socket:
+    """Make the listening socket of `debug.listen`, which is of the loopback device. Raises AgentError."""
+    host, port = listen_address(listen, "agent", "debug.listen")
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise AgentError(f"debug.listen {listen}: {error.strerror or error}") from error
 
 
 class _Log(Protocol[T]):

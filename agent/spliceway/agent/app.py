@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -18,13 +17,13 @@ import structlog
 
 from spliceway.agent import preflight
 from spliceway.agent.addresses import AddressBook
-from spliceway.agent.admin import admin_app, debug_app, metrics_app
+from spliceway.agent.admin import admin_app, debug_app, debug_listener, metrics_app
 from spliceway.agent.audit import AuditLog
 from spliceway.agent.compiler import Compiler
 from spliceway.agent.config import Config, listen_address
 from spliceway.agent.control import ListeningPorts
 from spliceway.agent.debugapi import debug_routes
-from spliceway.agent.errors import OWN_ERRORS, AgentError
+from spliceway.agent.errors import OWN_ERRORS
 from spliceway.agent.flowlog import FlowLog
 from spliceway.agent.flows import Names, as_opened
 from spliceway.agent.intent import Intent
@@ -134,7 +133,7 @@ class Agent:
         if config.metrics.listen:
             listeners["metrics"] = stack.enter_context(tcp_listener(*listen_address(config.metrics.listen, "agent")))
         if config.debug.listen:
-            listeners["debug"] = stack.enter_context(_debug_listener(config.debug.listen))
+            listeners["debug"] = stack.enter_context(debug_listener(config.debug.listen))
         self._server = XdsServer(
             preflight.xds_socket(config),
             identifier=f"spliceway {config.node_name}",
@@ -369,7 +368,9 @@ class Agent:
                 self._proxy,
                 rules=lambda: table.rules if (table := self._reconciler.table) else {},
                 file_of=self._inventory.file_of,
-                config_dump=self._config_dump,
+                config_dump=partial(
+                    admin_get, preflight.envoy_admin_socket(self.config), "/config_dump?include_eds", DUMP_SECONDS
+                ),
             ),
             warnings=lambda: xds_warnings(
                 self.config.xds, self._server.status(resources=False), self._server.rejections(), time.time()
@@ -386,9 +387,6 @@ class Agent:
             ),
         )
 
-    async def _config_dump(self) -> bytes:
-        return await admin_get(preflight.envoy_admin_socket(self.config), "/config_dump?include_eds", DUMP_SECONDS)
-
     def _lost(self) -> dict[str, int]:
         """Records that never became flows, by where they got lost."""
         return {
@@ -403,12 +401,3 @@ class Agent:
         await self._datapath.remove()
         await self._supervisor.stop()
         self._store.clear()
-
-
-def _debug_listener(listen: str) -> socket.socket:
-    host, port = listen_address(listen, "agent", "debug.listen")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise AgentError(f"debug.listen {listen}: {error.strerror or error}") from error
