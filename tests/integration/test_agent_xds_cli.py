@@ -351,6 +351,53 @@ def test_plain_tcp_is_warned_of(tmp_path: Path) -> None:
     with_site(tmp_path, body, f"xds: {{listen: '127.0.0.1:{port}', insecure: true}}")
 
 
+@pytest.mark.parametrize("mode", ["refuse", "warn"])
+def test_an_envoy_with_known_holes(tmp_path: Path, mode: str) -> None:
+    old = proxy_node()
+    old.user_agent_build_version.version.major_number = 1
+    old.user_agent_build_version.version.minor_number = 35
+
+    async def body(site: Site) -> None:
+        async with proxy(site, old):
+            if mode == "warn":
+                await settled(site, "SYNCED")
+                assert f"{NODE}: Envoy 1.35.0 lets requests past path rules" in await site.cli("xds", "status")
+            said = "lets requests past path rules"
+            while said not in (output := await site.cli("status", status=1)):
+                pass
+            served = "is not served: " if mode == "refuse" else ": "
+            (line,) = (line for line in output.splitlines() if said in line)
+            assert line.startswith(f"(warning) xDS client {NODE}")
+            assert served in line
+            assert len(await site.get("xds/status")) == (mode == "warn")
+            assert (await asyncio.to_thread(_metrics, site))["spliceway_xds_rejected_total"] == (mode == "refuse")
+
+    with_site(tmp_path, body, f"xds: {{unsafeEnvoy: {mode}}}")
+
+
+def test_a_refused_resource_of_ones_own_is_told_and_counts_against_no_policy(tmp_path: Path) -> None:
+    extra = """
+envoy:
+  extraClusters:
+  - {name: mine, connect_timeout: 1s, type: STATIC, load_assignment: {cluster_name: mine, endpoints: []}}
+"""
+
+    async def body(site: Site) -> None:
+        async with dial(site.config.state_dir / "xds.sock") as channel:
+            stream = DeltaStream(channel, proxy_node())
+            await stream.ask(CLUSTER, "*")
+            await stream.answer(await stream.read(), "Error adding/updating cluster(s) mine: I do not like it")
+            while "proxy: refused CDS mine: " not in (output := await site.cli("status", status=1)):
+                pass
+            assert "I do not like it" in output
+            dump = (await site.cli("xds", "dump", "--type", "clusters")).splitlines()
+            assert next(line for line in dump if " mine " in line).endswith("(configuration)")
+            (state,) = (await site.get("status"))["policy"]["notApplied"]
+            assert state["state"] == "waiting"  # nobody has asked for listeners
+
+    with_site(tmp_path, body, extra)
+
+
 def _get(site: Site, path: str) -> bytes:
     connection = _UnixConnection(site.socket, 5.0)
     try:

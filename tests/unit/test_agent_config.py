@@ -10,7 +10,9 @@ import pytest
 
 from spliceway.agent.config import LabelsConfig, PortRange, XdsConfig, XdsTlsConfig, load_config, parse_config
 from spliceway.agent.errors import ConfigError
+from spliceway.agent.preflight import xds_tcp
 from spliceway.bpf.types import DatapathSettings
+from spliceway.xds.server.listen import TcpSettings, TlsSettings
 
 BASE = "cgroups: {pods: /cg/pods, proxy: /cg/proxy}\nsource: {directory: /etc/spliceway/policies}\n"
 
@@ -182,3 +184,15 @@ def test_every_field_is_documented() -> None:
 
     for name in fields(parse_config(BASE, "x")):
         assert f"`{name}`" in text, f"docs/configuration.md says nothing of `{name}`"
+
+
+def test_the_server_gets_what_is_said_of_tcp() -> None:
+    assert xds_tcp(parse_config(BASE, "agent.yaml")) is None
+    plain = xds_tcp(parse_config(BASE + "xds: {listen: ':18000', insecure: true}", "agent.yaml"))
+    assert plain == TcpSettings(host="0.0.0.0", port=18000, plaintext=True)
+    files = "certFile: /tls/agent.crt, keyFile: /tls/agent.key, clientCaFile: /tls/ca.crt"
+    found = xds_tcp(parse_config(f"{BASE}xds: {{listen: '[::1]:18000', tls: {{{files}}}}}", "agent.yaml"))
+    tls = TlsSettings(
+        certificate=Path("/tls/agent.crt"), key=Path("/tls/agent.key"), client_ca=Path("/tls/ca.crt"), match_node=True
+    )
+    assert found == TcpSettings(host="::1", port=18000, tls=tls)
