@@ -79,7 +79,7 @@ def reported(dump: Mapping[str, Any]) -> dict[str, dict[str, Reported]]:
             for part in _LISTS.get(kind, ()):
                 for name, item in _entries(part, section):
                     found[part.url][name] = _merged(found[part.url].get(name), item)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, RecursionError) as error:
         raise AdminError(f"this is not the JSON of Envoy's /config_dump: {error!r}") from error
     _keep_asked(found)
     for url in (ENDPOINT, ROUTE, SECRET, EXTENSION):

@@ -30,7 +30,7 @@ _MIN_PART = 4
 #: Structs that stand for a message of another type.
 _TYPED_STRUCTS = frozenset({"xds.type.v3.TypedStruct", "udpa.type.v1.TypedStruct"})
 #: Around the type URL in what stands for an Any of an unknown type while it becomes JSON.
-_MARK = "\0"
+_MARK = "\0any\0"
 
 
 class Hider:
@@ -93,7 +93,7 @@ def as_json(message: Message) -> dict[str, Anything]:
         value = json_format.MessageToDict(message, preserving_proto_field_name=True)
     except (json_format.Error, ValueError) as error:  # numbers in a Struct that JSON doesn't have
         return {"(not shown)": str(error)}
-    found: dict[str, Anything] = _unmarked(value)
+    found: dict[str, Anything] = _unmarked(value) if _MARK.encode() in message.SerializeToString() else value
     return found
 
 
