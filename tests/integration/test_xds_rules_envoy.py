@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from spliceway.xds.errors import NotAcceptedError
-from spliceway.xds.protocol.typeurls import CLUSTER, LISTENER, ROUTE
+from spliceway.xds.protocol.typeurls import CLUSTER, ENDPOINT, LISTENER, ROUTE
 from spliceway.xds.server.events import EventKind
 from support.plainenvoy import NODE, PlainEnvoy, free_port, plain_envoy, route, world
 from support.xdsclient import TTL, WRAPPED
@@ -204,6 +204,25 @@ def test_rule_15_a_cluster_that_went_and_comes_back_gets_endpoints(tmp_path: Pat
         await envoy.apply(world(always | {"d": (two, 0)}, {"l": port}, {"l": "d"}))
         await envoy.until_ok(port, "two")
         assert await envoy.warming() == set()
+
+    run(tmp_path, api, work)
+
+
+@BOTH
+def test_rule_15_a_cluster_without_endpoints_holds_back_no_later_change(tmp_path: Path, api: str) -> None:
+    """Envoy acknowledges clusters when the last has warmed; naive: waits for that, also to take this one away."""
+
+    async def work(envoy: PlainEnvoy) -> None:
+        port = free_port()
+        one = envoy.origins["one"]
+        await envoy.apply(world({"c": (one, 0)}, {"l": port}, {"l": "c"}))
+        made = world({"c": (one, 0), "lost": (one, 0)}, {"l": port}, {"l": "c"})
+        del made[ENDPOINT]["lost"]
+        envoy.serve(made)
+        await asyncio.sleep(0.5)
+        await envoy.apply(world({"d": (envoy.origins["two"], 0)}, {"l": port}, {"l": "d"}))
+        await envoy.until_ok(port, "two")
+        await envoy.until(lambda: _is(envoy.clusters(), {"d"}), "the others are gone")
 
     run(tmp_path, api, work)
 

@@ -1,124 +1,118 @@
-"""A client that behaves like Envoy, and any history of snapshots, refusals and reconnects: what must always hold."""
+"""Any history of states, refusals, reconnects and delays with a model of Envoy: what must always hold."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import count
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spliceway.xds.protocol.snapshot import Snapshot
-from spliceway.xds.protocol.stream import AdsStream
-from spliceway.xds.protocol.subscription import Kind, Request, Response
-from spliceway.xds.protocol.typeurls import CLUSTER, LISTENER, ROUTE, TYPES
+from spliceway.xds.protocol.typeurls import CLUSTER, ENDPOINT, LISTENER, ROUTE
+from support.xdsclient import body
+from support.xdsmodel import Client
 
-# A state is a set of listeners, each with a revision of its routes; a listener named `x` needs the cluster of its own.
-States = st.lists(
-    st.dictionaries(st.sampled_from("abc"), st.integers(0, 2), max_size=3),
-    min_size=1,
-    max_size=8,
+#: A state: listener -> (cluster to which its routes go, revision of the routes), and revisions of the clusters. A
+#: cluster of an even number has its endpoints by EDS.
+Listeners = dict[str, tuple[int, int]]
+State = tuple[Listeners, int, int]
+STATES = st.tuples(
+    st.dictionaries(st.sampled_from("abc"), st.tuples(st.integers(0, 3), st.integers(0, 1)), max_size=3),
+    st.integers(0, 1),
+    st.integers(0, 1),
+)
+MOVES = st.lists(
+    st.sampled_from(["state", *["write"] * 3, *["server"] * 4, *["client"] * 4, "connect", "restart"]), max_size=80
 )
 
 
-def snapshot(version: str, state: dict[str, int], previous: Snapshot | None) -> Snapshot:
-    return Snapshot.of(
-        version,
-        {
-            CLUSTER: {f"cluster-{name}": b"" for name in state},
-            LISTENER: {f"set-{name}": b"" for name in state},
-            ROUTE: {f"set-{name}": str(revision).encode() for name, revision in state.items()},
+def snapshot(version: str, state: State, previous: Snapshot | None, edited: str = "") -> Snapshot:
+    listeners, clusters, endpoints = state
+    used = sorted({f"c{number}" for number, _ in listeners.values()})
+    by_eds = [name for name in used if int(name[1:]) % 2 == 0]
+    made = {
+        CLUSTER: {
+            name: body(CLUSTER, name, f"{clusters}{edited}", eds="" if name in by_eds else None) for name in used
         },
-        previous,
-    )
+        ENDPOINT: {name: body(ENDPOINT, name, f"{endpoints}{edited}") for name in by_eds},
+        LISTENER: {name: body(LISTENER, name, edited) for name in listeners},
+        ROUTE: {name: body(ROUTE, name, f"{rev}{edited}", to=f"c{to}") for name, (to, rev) in listeners.items()},
+    }
+    for name in used:  # what is not by EDS is used at once
+        if name not in by_eds:
+            made[CLUSTER][name] = body(CLUSTER, name, f"{clusters}{edited}")
+    return Snapshot.of(version, made, previous)
 
 
-class Envoy:
-    """Holds what it accepted, asks for the routes of its listeners, and refuses when told to."""
-
-    def __init__(self) -> None:
-        self.held: dict[str, dict[str, bytes]] = {CLUSTER: {}, LISTENER: {}, ROUTE: {}}
-        self.refused: set[tuple[str, str, bytes]] = set()
-        self.connect("0")
-
-    def connect(self, stream_id: str) -> None:
-        """A new stream: everything is asked for again, with what the old one left."""
-        self.stream = AdsStream(stream_id)
-        self.last: dict[str, tuple[str, str]] = dict.fromkeys(self.held, ("left-over", "of another stream"))
-        self.asked: frozenset[str] = frozenset()
-        self.known = False
-        self.taken: set[str] = set()  # routes that this stream has given
-        for url in (CLUSTER, LISTENER):
-            self.ask(url)
-        if self.held[LISTENER]:
-            self.ask_routes()
-
-    def ask(self, url: str, *names: str, error: str | None = None) -> Kind:
-        version, nonce = self.last[url]
-        return self.stream.receive(Request(url, names, version, nonce, error))
-
-    def ask_routes(self, error: str | None = None) -> Kind:
-        self.asked = frozenset(self.held[LISTENER])
-        return self.ask(ROUTE, *sorted(self.asked), error=error)
-
-    def take(self, response: Response, refuse: bool) -> None:
-        """Apply and answer one response, and check what must hold of it."""
-        url = response.type_url
-        names = [resource.name for resource in response.resources]
-        assert len(set(names)) == len(names)
-        self.last[url] = (response.version, response.nonce)
-        bodies = {resource.name: resource.body for resource in response.resources}
-        if refuse:
-            for resource in response.resources:
-                # Rule 5: what was refused never comes again on its own; only new routes come together, and once.
-                what = (self.stream.stream_id, resource.name, f"{resource.version} {len(names) > 1}".encode())
-                assert url != ROUTE or what not in self.refused
-                self.refused.add(what)
-            assert (self.ask_routes("no") if url == ROUTE else self.ask(url, error="no")) is Kind.NACK
+def settle(client: Client, served: Snapshot) -> None:
+    """Everything arrives, until nothing more is said."""
+    for _ in range(200):
+        client.server_writes(served)
+        if client.idle:
             return
-        if url == ROUTE:
-            assert len(names) == 1 or not self.held[ROUTE].keys() & self.taken & set(names)
-            self.taken |= set(names)
-            assert set(names) <= self.asked
-            self.held[ROUTE].update(bodies)
-            assert self.ask_routes() is Kind.ACK
+        while client.requests:
+            client.server_reads()
+        client.server_writes(served)
+        while client.responses:
+            client.client_reads()
+    raise AssertionError("there is always something more to say")
+
+
+@pytest.mark.parametrize("delta", [False, True])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(
+    states=st.lists(STATES, min_size=1, max_size=6),
+    moves=MOVES,
+    refusals=st.lists(st.booleans(), max_size=12),
+)
+def test_any_history_ends_with_what_the_last_snapshot_says(
+    delta: bool, states: list[State], moves: list[str], refusals: list[bool]
+) -> None:
+    versions = count(1)
+    refusing: Iterator[bool] = iter(refusals)
+    client = Client(delta, lambda: next(refusing, False))
+    coming = iter(states)
+    last = next(coming)
+    served = snapshot(str(next(versions)), last, None)
+    for move in moves:
+        if move == "state":
+            last = next(coming, last)
+            served = snapshot(str(next(versions)), last, served)
+        elif move == "write":
+            client.server_writes(served)
+        elif move == "server":
+            client.server_reads()
+        elif move == "client":
+            client.client_reads()
         else:
-            self.held[url] = bodies
-            assert self.ask(url) is Kind.ACK
-        if url == LISTENER:
-            self.held[ROUTE] = {name: body for name, body in self.held[ROUTE].items() if name in bodies}
-            if frozenset(bodies) != self.asked:
-                self.ask_routes()
-        self.known |= url == LISTENER
-        # Make before break: no listener without its cluster. (What is left over from another stream nobody knows.)
-        for name in self.held[LISTENER] if self.known else ():
-            assert name.replace("set-", "cluster-") in self.held[CLUSTER], (names, self.held)
-
-
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
-@given(states=States, choices=st.lists(st.integers(0, 9), max_size=60))
-def test_any_history_ends_with_what_the_last_snapshot_says(states: list[dict[str, int]], choices: list[int]) -> None:
-    envoy, numbers = Envoy(), count(1)
-    served: Snapshot | None = None
-    pending: list[Response] = []
-    following = iter(choices)
-    for index, state in enumerate(states):
-        served = snapshot(str(index), state, served)
-        for choice in [next(following, 0) for _ in range(4)]:
-            pending += envoy.stream.responses(served)
-            assert len({response.type_url for response in pending}) == len(pending)  # one outstanding for each type
-            if choice == 9:
-                pending.clear()
-                envoy.connect(str(next(numbers)))
-            elif choice in (7, 8) and pending and pending[0].type_url == ROUTE:
-                envoy.take(pending.pop(0), refuse=True)
-            elif choice > 1 and pending:
-                envoy.take(pending.pop(0), refuse=False)
+            if move == "restart":  # another agent: its versions tell nothing of the first one's
+                served = snapshot(f"other-{next(versions)}", last, None)
+            client.connect()
+    settle(client, served)
+    client.refuse = lambda: False
     # One more change of everything, accepted: whatever was refused before, both sides agree in the end.
-    final = {name: revision + 10 for name, revision in states[-1].items()}
-    served = snapshot("final", final, served)
-    while pending or (pending := envoy.stream.responses(served)):
-        envoy.take(pending.pop(0), refuse=False)
-    assert envoy.held == {url: served.bodies()[url] for url in envoy.held}
-    assert envoy.stream.progress(served).missing == ()
-    assert envoy.stream.progress(served).refused == ()
-    assert not any(envoy.stream.subscriptions[url].pending for url in TYPES)
+    served = snapshot("final", last, served, edited="x")
+    settle(client, served)
+    assert client.held == {url: served.bodies()[url] for url in client.held}
+    assert client.usable == client.warm == set(client.held[CLUSTER])
+    assert client.stream.progress(served).missing == ()
+    assert client.stream.progress(served).refused == ()
+    assert not any(subscription.pending for subscription in client.stream.subscriptions.values())
+
+
+@pytest.mark.parametrize("delta", [False, True])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(states=st.lists(STATES, min_size=2, max_size=6), refusals=st.lists(st.booleans(), max_size=12))
+def test_a_settled_client_is_told_nothing_by_an_identical_state(
+    delta: bool, states: list[State], refusals: list[bool]
+) -> None:
+    refusing = iter(refusals)
+    client = Client(delta, lambda: next(refusing, False))
+    served: Snapshot | None = None
+    for number, state in enumerate(states):
+        served = snapshot(f"{number}", state, served)
+        settle(client, served)
+        served = snapshot(f"{number}-again", state, served)
+        assert client.server_writes(served) == 0
