@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 from collections.abc import Iterator
@@ -9,10 +10,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import grpc
 import pytest
 
+from spliceway.xds.protocol.typeurls import CLUSTER
+from support.certificates import Authority
 from support.grpcclients import TARGET, WhoServer, XdsClient, cluster, command, endpoints, listener, routes
-from support.staticserver import StaticServer, until
+from support.staticserver import COMMAND, StaticServer, until
+from support.xdsclient import DeltaStream, SotwStream, dial, names_of
 
 #: CI sets it: there what can't be installed is a failure.
 REQUIRED = os.environ.get("SPLICEWAY_REQUIRE_KERNEL") == "1"
@@ -149,3 +154,75 @@ def test_the_lock_of_the_npm_packages_names_no_registry() -> None:
     text = LOCK.read_text()
     assert '"resolved"' not in text
     assert text.count('"integrity": "sha512-') == text.count('"node_modules/') > 20
+
+
+class Tls:
+    """A control plane over TCP with mutual TLS, and credentials for its clients."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.authority = Authority(folder, "ca")
+        self.stranger = Authority(folder, "other")
+        certificate, key = self.authority.issue("control-plane", "control-plane", "IP:127.0.0.1")
+        own = ("--tls-cert", str(certificate), "--tls-key", str(key))
+        clients = ("--tls-client-ca", str(self.authority.path))
+        self.server = StaticServer(folder, "--listen", "127.0.0.1:0", *own, *clients, *options)
+
+    def credentials(self, files: tuple[Path, Path] | None) -> grpc.ChannelCredentials:
+        """Of a client that trusts the control plane, with certificate and key of its own or none."""
+        chain, key = (files[0].read_bytes(), files[1].read_bytes()) if files else (None, None)
+        return grpc.ssl_channel_credentials(self.authority.path.read_bytes(), key, chain)
+
+    def ask(
+        self, credentials: grpc.ChannelCredentials | None, node: str, kind: type[SotwStream | DeltaStream] = SotwStream
+    ) -> object:
+        """Names of the clusters that the node gets, or the status code that it meets instead."""
+
+        async def main() -> object:
+            channel = dial(f"127.0.0.1:{self.server.port}", credentials)
+            async with asyncio.timeout(30), channel:
+                stream = kind(channel, node)
+                try:
+                    await stream.ask(CLUSTER)
+                    return names_of(await stream.read())
+                except (grpc.aio.AioRpcError, EOFError, asyncio.InvalidStateError):
+                    return await stream.code()
+
+        return asyncio.run(main())
+
+
+def test_tls_clients_are_served_by_their_certificate(folder: Path) -> None:
+    tls = Tls(folder)
+    with tls.server as server:
+        server.write("cluster.yaml", {"@type": CLUSTER, "name": "one"})
+        server.until(lambda status: status["nodes"][0]["resources"]["CDS"] == 1)
+        by_name = tls.credentials(tls.authority.issue("client", "node-1"))
+        for kind in (SotwStream, DeltaStream):
+            assert tls.ask(by_name, "node-1", kind) == ["one"]
+        spiffe = tls.authority.issue("mesh", "any", "DNS:node-2", "URI:spiffe://cluster/ns/mesh/node-3")
+        assert tls.ask(tls.credentials(spiffe), "node-2") == ["one"]
+        assert tls.ask(tls.credentials(spiffe), "node-3") == ["one"]
+        # What is not in the certificate, no certificate, one of somebody else's, and no TLS at all.
+        assert tls.ask(by_name, "node-2") is grpc.StatusCode.PERMISSION_DENIED
+        assert tls.ask(tls.credentials(None), "node-1") is grpc.StatusCode.UNAVAILABLE
+        foreign = tls.stranger.issue("stranger", "node-1")
+        assert tls.ask(tls.credentials(foreign), "node-1") is grpc.StatusCode.UNAVAILABLE
+        assert tls.ask(None, "node-1") is grpc.StatusCode.UNAVAILABLE
+        server.until(lambda status: not status["clients"])
+
+
+def test_tls_any_node_serves_whoever_has_a_certificate(folder: Path) -> None:
+    tls = Tls(folder, "--tls-any-node")
+    with tls.server as server:
+        server.answer("PUT", "/v1/resources", {"@type": CLUSTER, "name": "one"})
+        credentials = tls.credentials(tls.authority.issue("client", "node-1"))
+        assert tls.ask(credentials, "node-2") == ["one"]
+        assert tls.ask(tls.credentials(None), "node-2") is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_certificate_that_cannot_be_read_is_told(folder: Path) -> None:
+    missing = str(folder / "none.pem")
+    files = ("--tls-cert", missing, "--tls-key", missing, "--tls-client-ca", missing)
+    command = [*COMMAND, "--static", str(folder), "--listen", "127.0.0.1:0", *files]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == f"spliceway: {missing}: can't be read: No such file or directory"

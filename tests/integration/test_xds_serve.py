@@ -238,7 +238,8 @@ def test_the_admin_api_sets_adds_updates_and_removes(server: StaticServer) -> No
 def test_the_admin_api_refuses_what_would_be_inconsistent(server: StaticServer) -> None:
     server.answer("PUT", "/v1/resources", [cluster("one")])
     before = server.answer("GET", "/v1/resources")
-    hosts = [{"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "two"}}]}]
+    route = {"match": {"prefix": "/"}, "route": {"cluster": "two"}}
+    hosts = [{"name": "all", "domains": ["*"], "routes": [route]}]
     refused = server.ask("POST", "/v1/resources", {"@type": ROUTE, "name": "r", "virtual_hosts": hosts})
     assert refused.status_code == 422
     assert "two" in refused.json()["error"]
@@ -349,6 +350,58 @@ def test_clients_are_in_the_status_with_what_they_refused(server: StaticServer) 
         assert server.answer("GET", "/v1/xds/status")[0]["stream"] == client["stream"]
 
     with_client(server, work)
+
+
+def test_the_commands_for_an_agent_work_on_it(server: StaticServer) -> None:
+    server.write("a.yaml", cluster("one"))
+    server.write("nodes/node-1/own.yaml", cluster("two"))
+    server.until(lambda status: names(status, "node-1") == 2)
+
+    def command(*arguments: str) -> str:
+        whole = [*COMMAND[:2], *arguments, "--socket", str(server.admin_socket)]
+        done = subprocess.run(
+            whole, capture_output=True, text=True, timeout=PATIENCE, check=False, env={**os.environ, "COLUMNS": "200"}
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    async def work(stream: SotwStream) -> None:
+        await stream.ask(CLUSTER)
+        assert await stream.take(CLUSTER) == ["one", "two"]
+        await asyncio.to_thread(server.until, lambda status: '"SYNCED"' in json.dumps(status["clients"]))
+        assert "SYNCED" in await asyncio.to_thread(command, "status")
+        table = await asyncio.to_thread(command, "dump", "--node", "node-1", "--type", "clusters")
+        assert "(nodes/node-1/own.yaml: document 1)" in table
+        assert "(a.yaml: document 1)" in table
+        dump = json.loads(
+            await asyncio.to_thread(command, "dump", "--node", "node-1", "--stage", "acked", "-o", "json")
+        )
+        assert [item["name"] for item in dump] == ["one", "two"]
+        events = server.ask("GET", "/v1/xds/events", last="20").text.splitlines()
+        kinds = [json.loads(line)["kind"] for line in events]
+        assert kinds[0] == "connected"
+        assert {"push", "ack"} <= set(kinds)
+        (synced,) = server.answer("GET", "/debug/syncz")
+        assert synced["proxy"] == "node-1"
+        config = server.answer("GET", "/debug/config_dump", proxyID="node-1")
+        assert "two" in json.dumps(config)
+        differs = server.ask("POST", "/v1/xds/diff", {"configs": []}, node="node-1")  # as YAML, which is no dump
+        assert differs.status_code == 400
+        assert server.ask("GET", "/v1/xds/resources", stage="x").status_code == 400
+        assert server.ask("GET", "/v1/xds/resources", name="none").status_code == 404
+
+    with_client(server, work)
+
+
+def test_without_checks_what_clients_must_refuse_is_served(folder: Path) -> None:
+    with StaticServer(folder, "--no-check") as server:
+        hosts = [
+            {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "none"}}]}
+        ]
+        server.write("a.yaml", {"@type": ROUTE, "name": "r", "virtual_hosts": hosts}, eds_cluster("two"))
+        server.until(lambda status: names(status) == 1)
+        server.write("b.yaml", {"@type": CLUSTER, "name": "three", "connect_timeout": "-1s"})
+        assert server.until(lambda status: names(status) == 2)["problems"] == []
 
 
 def test_private_keys_are_not_shown(server: StaticServer) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -19,7 +20,13 @@ from spliceway.agent.jsonable import encode
 from spliceway.agent.listening import HttpServer, unix_listener
 from spliceway.agent.sources.directory import DirectorySource
 from spliceway.agent.sources.events import Batch, FileChanged, FileRefused, FileRemoved, SourceLost
+from spliceway.agent.staticviews import StaticViews
+from spliceway.agent.xdsevents import XdsEvents
+from spliceway.xds.debug import csds
+from spliceway.xds.debug.view import ServerView
+from spliceway.xds.protocol.snapshot import Snapshot
 from spliceway.xds.resources.consistency import check_references
+from spliceway.xds.resources.protofiles import load_resources
 from spliceway.xds.server.listen import TcpSettings
 from spliceway.xds.server.server import XdsServer
 from spliceway.xds.static.api import static_app
@@ -33,12 +40,16 @@ Admin = Path | tuple[str, int]
 
 
 class StaticSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What to serve and where. At least one of `socket` and `tcp`; `admin`: where the admin API listens, if at all."""
+    """What to serve and where. At least one of `socket` and `tcp`; `admin`: where the admin API listens, if at all.
+
+    `check`: refuse what breaks the rules in Envoy's protos, and sets with dangling references.
+    """
 
     directory: Path
     socket: Path | None = None
     tcp: TcpSettings | None = None
     admin: Admin | None = None
+    check: bool = True
 
 
 def run_static(settings: StaticSettings, *, log_level: str = "info") -> None:
@@ -60,8 +71,12 @@ async def serve_static(settings: StaticSettings, stop: asyncio.Event) -> None:
     Raises:
         AgentError, XdsError: the directory can't be read, or an address or socket can't be had.
     """
-    server = XdsServer(settings.socket, tcp=settings.tcp, check=check_references, unsafe="warn")
-    control = Control(server, check_references)
+    events = XdsEvents()
+    check = check_references if settings.check else _anything
+    server = XdsServer(settings.socket, tcp=settings.tcp, check=check, unsafe="warn", on_event=events.publish)
+    view = ServerView(server)
+    server.add_services(csds.handlers(view, settings.tcp))
+    control = Control(server, partial(load_resources, check=settings.check), check)
     for path in (settings.socket, settings.admin):
         if isinstance(path, Path):
             _check_free(path)
@@ -73,7 +88,9 @@ async def serve_static(settings: StaticSettings, stop: asyncio.Event) -> None:
         if lost := _lost(first):
             raise SourceError(lost)
         await control.read(_news(first))
-        http = HttpServer(static_app(control, server.status, encode, tcp=isinstance(settings.admin, tuple)))
+        routes = StaticViews(view, control, events).routes()
+        app = static_app(control, server.status, encode, tcp=isinstance(settings.admin, tuple), routes=routes)
+        http = HttpServer(app)
         listener = _admin_listener(stack, settings.admin) if settings.admin is not None else None
         await server.start()
         stack.push_async_callback(server.stop)
@@ -86,6 +103,7 @@ async def serve_static(settings: StaticSettings, stop: asyncio.Event) -> None:
             )
             await stop.wait()
             reading.cancel()
+            events.close()
             http.stop()
 
 
@@ -95,6 +113,10 @@ async def _follow(control: Control, batches: AsyncIterator[Batch]) -> None:
         if control.lost:
             _log.error("files can't be read, what is served stays", error=control.lost)
         await control.read(_news(batch))
+
+
+def _anything(_snapshot: Snapshot) -> None:
+    """The check that refuses nothing."""
 
 
 def _lost(batch: Batch) -> str:

@@ -55,6 +55,14 @@ def serve(
             "over the files of the same nodes, until the process ends or DELETE /v1/changes.",
         ),
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check/--no-check",
+            help="Refuse what breaks the rules of Envoy's API, and sets with dangling references. gRPC's own clients "
+            "are content with less, and a test of a client may want what is wrong.",
+        ),
+    ] = True,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serve Envoy's resources from files to any xDS client, and again whenever a file changes.
@@ -77,7 +85,8 @@ def serve(
     if listen is not None:
         host, port = _address(listen, "--listen")
         tcp = TcpSettings(host=host, port=port, tls=tls, plaintext=insecure)
-    run_static(StaticSettings(directory=static, socket=socket, tcp=tcp, admin=_admin(admin)), log_level=log_level)
+    settings = StaticSettings(directory=static, socket=socket, tcp=tcp, admin=_admin(admin), check=check)
+    run_static(settings, log_level=log_level)
 
 
 def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None, match_node: bool) -> TlsSettings | None:

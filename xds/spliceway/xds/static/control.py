@@ -12,9 +12,9 @@ import structlog
 
 from spliceway.xds.protocol.snapshot import Check, Snapshot
 from spliceway.xds.protocol.typeurls import TYPES
-from spliceway.xds.resources.protofiles import Loaded, load_resources
+from spliceway.xds.resources.protofiles import Loaded
 from spliceway.xds.server.clients import ANY_NODE, NodeKey
-from spliceway.xds.static.files import EVERYONE, News
+from spliceway.xds.static.files import EVERYONE, Load, News
 from spliceway.xds.static.layers import Layers
 from spliceway.xds.static.state import Builder, Served, State, differing
 
@@ -34,12 +34,13 @@ class SnapshotServer(Protocol):
 class Control:
     """Holds the state. Reading and checking run in a thread, so that streams go on meanwhile."""
 
-    def __init__(self, server: SnapshotServer, check: Check) -> None:
+    def __init__(self, server: SnapshotServer, load: Load, check: Check) -> None:
+        """`load` reads a text of resources, `check` refuses snapshots."""
         self.state = State()
         #: Why the files can't be read at all, for now.
         self.lost = ""
         self._server = server
-        self._builder = Builder(load_resources, check)
+        self._builder = Builder(load, check)
         self._one = asyncio.Lock()
         # A version must never have been used with other content, also not by an earlier process.
         self._boot = secrets.token_hex(4)
@@ -58,7 +59,7 @@ class Control:
 
     async def load(self, text: str, where: str) -> list[Loaded]:
         """The resources in a text. Raises ResourceError."""
-        return await asyncio.to_thread(load_resources, text, where)
+        return await asyncio.to_thread(self._builder.load, text, where)
 
     async def change(self, scope: str, make: Callable[[Layers], Layers], version: str | None = None) -> Served:
         """Change what was told by `make`, and serve it; returns what `scope` gets now.
