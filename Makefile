@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test attack soak fuzz edits xds-churn lint bench lock clean
+.PHONY: help setup demo test attack soak fuzz edits xds-faults xds-churn lint bench lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
@@ -19,6 +19,7 @@ help:
 	@echo "make fuzz    policy documents that nobody would write, 60 s each way"
 	@echo "make edits   a thousand random policies under a packet generator"
 	@echo "make xds-churn  a thousand changes of everything that Envoy is told, under load"
+	@echo "make xds-faults  clients that misbehave beside others that must not notice, 30 s each way"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   compare the data paths; ARGS=… for spliceway bench"
 	@echo "make lock    write requirements.lock anew (needs uv)"
@@ -56,6 +57,9 @@ edits: setup
 
 xds-churn: setup
 	SPLICEWAY_CHURN_CHANGES=1000 $(BIN)/python -m pytest -s tests/integration/test_xds_churn.py --timeout 3600 $(ARGS)
+
+xds-faults: setup
+	SPLICEWAY_FAULT_SECONDS=30 $(BIN)/python -m pytest -s tests/integration/test_xds_faults.py --timeout 3600 $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check

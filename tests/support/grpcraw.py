@@ -96,12 +96,13 @@ class Connection(asyncio.Protocol):
 
     def write_raw(self, raw: bytes) -> None:
         """These bytes, whatever they mean; nothing once the connection is gone."""
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             self.sent += len(raw)
             self._transport.write(raw)
 
     def close(self) -> None:
-        """Break the connection off."""
+        """Break the connection off. That is not being ended by the server."""
+        self.on_lost = lambda: None
         if self._transport is not None:
             self._transport.abort()
 

@@ -6,6 +6,7 @@ See `Served` for the commands. It runs on uvloop, as the agent does.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import re
 import sys
@@ -41,7 +42,7 @@ class Served:
         self._answered = asyncio.Event()
         self.encoded = _Counter()
         self._churn: asyncio.Task[None] | None = None
-        #: Version -> type and when (monotonic seconds) it was published by `churn`.
+        #: Version -> type and when (monotonic seconds) it was due to be published by `churn`.
         self.published: dict[str, tuple[str, float]] = {}
 
     def _note(self, event: XdsEvent) -> None:
@@ -106,9 +107,13 @@ class Served:
         return {"published": self.published}
 
     async def usage(self, collect: bool = False) -> dict[str, object]:
-        """Memory in MiB and CPU seconds of the process, events so far; `collect`: after a garbage collection."""
+        """Memory in MiB and CPU seconds of the process, events so far.
+
+        `collect`: after a garbage collection, and after the C library has given back what it keeps for later.
+        """
         if collect:
             gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)
         status = Path("/proc/self/status").read_text()  # noqa: ASYNC240  of memory
         sizes = {key: int(kib) / 1024 for key, kib in re.findall(r"(VmRSS|VmHWM):\s+(\d+) kB", status)}
         return {
@@ -121,11 +126,13 @@ class Served:
             "sent": self.sent,
         }
 
-    async def status(self) -> dict[str, object]:
-        """How long `status()` takes, and how many streams are open."""
+    async def status(self, resources: bool = True) -> dict[str, object]:
+        """How long `status()` takes, with each resource or without, how many streams are open, and the newest."""
         begin = time.monotonic()
-        streams = len(self.server.status())
-        return {"seconds": time.monotonic() - begin, "streams": streams}
+        found = self.server.status(resources=resources)
+        took = time.monotonic() - begin
+        last = [f"{each.client.node[:40]} {each.stream} {each.protocol}" for each in found[-5:]]
+        return {"seconds": took, "streams": len(found), "last": last}
 
     async def digests(self) -> dict[str, object]:
         """What everybody should have by now: type URL -> name -> digest."""
@@ -138,9 +145,9 @@ class Served:
             await asyncio.sleep(max(0.0, begin + done / per_second - time.monotonic()))
             kind = kinds[done % len(kinds)]
             each = len(self.bodies[URLS[kind]]) - (kind == "CDS")
-            now = time.monotonic()
             self._edit(kind, done // len(kinds) * 7 % each)
-            self.published[str(self.revision)] = (kind, now)
+            # When it should have been published: if something held up this process, that counts.
+            self.published[str(self.revision)] = (kind, begin + done / per_second)
             done += 1
 
     def _edit(self, kind: str, number: int) -> None:
