@@ -461,6 +461,17 @@ def test_a_socket_that_is_in_use_is_left_alone(server: StaticServer) -> None:
     assert server.status()["complete"]
 
 
+@pytest.mark.parametrize("option", ["--socket", "--admin"])
+def test_what_is_no_socket_is_left_alone(folder: Path, option: str) -> None:
+    (folder / "files").mkdir()
+    (folder / "file").write_text("mine")
+    command = [*COMMAND, "--static", str(folder / "files"), "--socket", str(folder / "s"), option, str(folder / "file")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert ended.returncode == 1
+    assert str(folder / "file") in ended.stderr
+    assert (folder / "file").read_text() == "mine"
+
+
 def test_a_restarted_server_serves_the_same(server: StaticServer) -> None:
     server.write("a.yaml", cluster("one"), eds_cluster("two"), {"@type": ENDPOINT, "cluster_name": "two"})
     server.until(lambda status: names(status) == 2)

@@ -121,7 +121,8 @@ def _anything(_snapshot: Snapshot) -> None:
 
 def _lost(batch: Batch) -> str:
     """Why the directory can't be read; empty if it can."""
-    return next((event.reason for event in batch if isinstance(event, SourceLost)), "")
+    reason = next((event.reason for event in batch if isinstance(event, SourceLost)), "")
+    return reason.removeprefix("source.directory ")  # what the agent's configuration calls it
 
 
 def _news(batch: Batch) -> list[News]:
@@ -146,8 +147,9 @@ def _check_free(path: Path) -> None:
 
 def _admin_listener(stack: contextlib.AsyncExitStack, admin: Admin) -> socket.socket:
     if isinstance(admin, Path):
+        listener = stack.enter_context(unix_listener(admin))
         stack.callback(admin.unlink, missing_ok=True)
-        return stack.enter_context(unix_listener(admin))
+        return listener
     host, port = admin
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
