@@ -169,12 +169,22 @@ def raw(request: HttpRequest) -> bytes:
     return b"%b %b HTTP/1.1\r\n%b\r\n" % (request.method, request.path, lines)
 
 
+@contextlib.contextmanager
+def running_agent(node: Node, api: str) -> Iterator[AgentProcess]:
+    """An agent whose Envoy asks by this variant of the protocol."""
+    agent = start_agent(node, {"proxy": {"apiType": api}})
+    try:
+        yield agent
+    finally:
+        agent.stop()
+
+
 class Files:
     """Policy files of a node with an agent: written, and awaited."""
 
     def __init__(self, node: Node, agent: AgentProcess) -> None:
         self._directory, self._client = node.info.policies, agent.client
-        self._wanted = 0
+        self._wanted = self._client.get("status")["policy"]["wanted"]
 
     def write(self, name: str, policy: churnpolicy.Policy | None) -> None:
         """Replace, add or remove a file."""
@@ -212,7 +222,7 @@ def pod_load(testbed: Testbed, directory: Path) -> Iterator[tuple[list[Checker],
                 )
                 for server in churnpolicy.SERVERS
             )
-            options = Options(targets, workers=8, pause=0.004, patience=3.0, seed=SEED)
+            options = Options(targets, workers=8, pause=0.004, seed=SEED)
             checkers.append(stack.enter_context(Checker(testbed.pod(client).spawn, options)))
         url = f"http://{testbed.pod(churnpolicy.STEADY).address(4)}"
         wrk = Wrk(directory, testbed.pod("wrk").spawn, url, ["/open", "/a", "/b/1"], connections=4, pause=4)
@@ -231,28 +241,27 @@ def test_churn_of_policy_files(tmp_path: Path, api: str) -> None:
     print(f"seed {SEED}")
     with Testbed.up([server_manifest(name, {"role": name}) for name in names]) as testbed:
         pods = cluster_of(*(path.read_text() for path in testbed.node.info.manifests.glob("pods/*")))
-        agent = start_agent(testbed.node, {"proxy": {"apiType": api}})
-        files = Files(testbed.node, agent)
-        state = churnpolicy.first_state(random, pods)
-        timeline.begin(state, time.monotonic())
-        for name, policy in state.policies.items():
-            files.write(name, policy)
-            files.wait_in_force()
-        timeline.done(time.monotonic())
-        with pod_load(testbed, tmp_path) as (checkers, wrk):
-            time.sleep(0.3)
-            for _ in range(CHANGES):
-                name, state = churnpolicy.changed(random, state, done)
-                begin = time.monotonic()
-                timeline.begin(state, begin)
-                files.write(name, state.policies.get(name))
+        with running_agent(testbed.node, api) as agent:
+            files = Files(testbed.node, agent)
+            state = churnpolicy.first_state(random, pods)
+            timeline.begin(state, time.monotonic())
+            for name, policy in state.policies.items():
+                files.write(name, policy)
                 files.wait_in_force()
-                timeline.done(time.monotonic())
-                times.append(time.monotonic() - begin)
-            records = [record for checker in checkers for record in checker.stop()]
-            counted = wrk.stop()
-        clients = agent.client.get("xds")["clients"]
-        agent.stop()
+            timeline.done(time.monotonic())
+            with pod_load(testbed, tmp_path) as (checkers, wrk):
+                time.sleep(0.3)
+                for _ in range(CHANGES):
+                    name, state = churnpolicy.changed(random, state, done)
+                    begin = time.monotonic()
+                    timeline.begin(state, begin)
+                    files.write(name, state.policies.get(name))
+                    files.wait_in_force()
+                    timeline.done(time.monotonic())
+                    times.append(time.monotonic() - begin)
+                records = [record for checker in checkers for record in checker.stop()]
+                counted = wrk.stop()
+            clients = agent.client.get("xds")["clients"]
         addresses = {name: testbed.pod(name).addresses for name in names}
     judge = churnpolicy.Judge(timeline, addresses, TOLERANCE)
     for record in records:

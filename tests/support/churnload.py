@@ -52,7 +52,8 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     """One request, or a connection that was not made (then `request` is -1). Times are CLOCK_MONOTONIC in seconds.
 
     `opened`: when the connection was asked for; `connected`: when it was there; `first`: its first request. `status`:
-    that of the answer, or one of the outcomes above. `closing`: the answer said `Connection: close`.
+    that of the answer, or one of the outcomes above. `closing`: the answer said `Connection: close`. `port`: the
+    client's, to find it in flows.
     """
 
     target: str
@@ -64,6 +65,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     status: int
     body: bytes = b""
     closing: bool = False
+    port: int = 0
 
 
 class Checker:
@@ -118,14 +120,18 @@ class _Worker:
         while not self._stop.is_set():
             target = self._random.choice(self._options.targets)
             opened = time.monotonic()
-            try:
-                connection = socket.create_connection(self._random.choice(target.addresses), self._options.patience)
-            except OSError as error:
-                status = HANG if isinstance(error, TimeoutError) else REFUSED
-                self.records.append(Record(target.name, opened, 0.0, opened, time.monotonic(), -1, status))
-                time.sleep(self._options.refused_pause)
-                continue
-            with connection:
+            address = self._random.choice(target.addresses)
+            with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as connection:
+                connection.settimeout(self._options.patience)
+                try:
+                    connection.connect(address)
+                except OSError as error:
+                    status = HANG if isinstance(error, TimeoutError) else REFUSED
+                    times = (opened, 0.0, opened, time.monotonic())
+                    port = connection.getsockname()[1]
+                    self.records.append(Record(target.name, *times, -1, status, port=port))
+                    time.sleep(self._options.refused_pause)
+                    continue
                 self._talk(target, connection, opened, time.monotonic())
 
     def _talk(self, target: Target, connection: socket.socket, opened: float, connected: float) -> None:
@@ -134,7 +140,8 @@ class _Worker:
             begin = time.monotonic()
             status, body, closing = _exchange(connection, target.requests[number])
             times = (opened, connected, begin, time.monotonic())
-            self.records.append(Record(target.name, *times, number, status, body, closing))
+            port = connection.getsockname()[1]
+            self.records.append(Record(target.name, *times, number, status, body, closing, port))
             if status <= 0 or closing or self._stop.is_set():
                 return
             time.sleep(self._options.pause)

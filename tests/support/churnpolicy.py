@@ -23,7 +23,7 @@ from spliceway.policy.model import Cluster, IPAddress
 from spliceway.policy.parse import parse_text
 from spliceway.policy.verdict import Verdict
 from support.churnjudge import BROKEN_KINDS, Timeline
-from support.churnload import Record
+from support.churnload import REFUSED, Record
 
 CLIENTS, SERVERS = ("client", "guest"), ("api", "shop")
 #: The server of wrk: only the HTTP rules of its policy are edited, and always let `/open` pass.
@@ -173,9 +173,9 @@ class Judge:
             life = self._decisions(record, record.opened, record.end)
             if any(decision.verdict is Verdict.DENY for decision in life):
                 self.counts[f"{kind}, denied"] += 1
-            elif len(set(map(_met, life))) > 1:
-                # Before the handshake there is no socket that could be reset: then it is silence.
-                self.counts[f"{kind}{' on connect' if record.request < 0 else ''}, other rules"] += 1
+            elif (record.request >= 0 or record.status == REFUSED) and len(set(map(_met, life))) > 1:
+                # While it is being made it is either ended for all to see, or gets through at its next attempt.
+                self.counts[f"{kind}, other rules"] += 1
             else:
                 self._note(record, kind)
         elif self._fits(record, 0.0):
