@@ -326,7 +326,7 @@ class Agent:
         policy = self._reconciler.status()
         process = self._supervisor.status()
         policies, in_audit = self._inventory.policies
-        clients, late = xds_counts(self._server.status())
+        clients, late = xds_counts(self._server.status(resources=False), self._server.current(self._proxy.node))
         return Gauges(
             revision=policy.revision,
             wanted_revision=policy.wanted,

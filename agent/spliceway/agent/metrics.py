@@ -43,8 +43,8 @@ class DatapathCounters(Protocol):
 class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     """Numbers of the agent itself, each as it is now.
 
-    `xds_clients`: protocol variant → streams; `xds_not_in_sync`: short type → resources that a client was not sent, has
-    not acknowledged, or refused.
+    `xds_clients`: protocol variant → streams; `xds_not_in_sync`: short type → resources that the node's proxy was not
+    sent, has not acknowledged, or refused.
     """
 
     revision: int
@@ -178,7 +178,7 @@ class _Collector(Collector):
             yield GaugeMetricFamily(name, text, value=value)
         for name, text, label, values in (
             ("spliceway_xds_clients", "Open xDS streams.", "protocol", now.xds_clients),
-            ("spliceway_xds_not_in_sync", "Resources that a client lacks or refused.", "type", now.xds_not_in_sync),
+            ("spliceway_xds_not_in_sync", "Resources that the proxy lacks or refused.", "type", now.xds_not_in_sync),
         ):
             family = GaugeMetricFamily(name, text, labels=[label])
             for key, value in values.items():

@@ -18,7 +18,7 @@ from spliceway.agent.xdstypes import short_type
 from spliceway.policy.table import RuleRef
 from spliceway.xds.debug.diff import Difference, compare
 from spliceway.xds.debug.dump import dump_held
-from spliceway.xds.debug.status import ClientStatus
+from spliceway.xds.debug.status import ClientStatus, TypeStatus
 from spliceway.xds.debug.view import STAGES, DebugView, Stage
 from spliceway.xds.protocol.typeurls import TYPES
 from spliceway.xds.server.events import XdsEvent
@@ -132,14 +132,16 @@ class XdsViews:
         return node
 
 
-def xds_counts(clients: Iterable[ClientStatus]) -> tuple[dict[str, int], dict[str, int]]:
-    """Open streams by protocol variant, and resources that are not in sync by short type."""
+def xds_counts(clients: Iterable[ClientStatus], own: Mapping[str, TypeStatus]) -> tuple[dict[str, int], dict[str, int]]:
+    """Open streams by protocol variant, and by short type the resources of the `own` proxy that are not in sync.
+
+    Other clients may claim to have any number of resources: they are not looked at one by one.
+    """
     streams = {"sotw": 0, "delta": 0}
-    late = {info.short: 0 for info in TYPES.values()}
     for client in clients:
         streams[client.protocol] += 1
-        for status in client.types if client.current else ():
-            late[status.type] += sum(resource.state != "SYNCED" for resource in status.resources)
+    late = dict.fromkeys((info.short for info in TYPES.values()), 0)
+    late |= {short: sum(one.state != "SYNCED" for one in status.resources) for short, status in own.items()}
     return streams, late
 
 
