@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 
 import msgspec
 
@@ -11,6 +12,8 @@ from spliceway.xds.protocol.snapshot import Resource, Snapshot
 from spliceway.xds.protocol.stream import AdsStream
 from spliceway.xds.protocol.typeurls import TYPES
 
+#: So many names that a client asks for are listed, and of resources that it says it has and that don't exist.
+MAX_NAMES, MAX_OTHERS = 10_000, 1_000
 _WORST = ("NACK", "STALE", "NOT SENT", "SYNCED")
 
 
@@ -169,7 +172,7 @@ def type_status(
         type_url=subscription.info.url,
         state=min((item.state for item in found), key=_WORST.index, default=_summary(subscription)),
         wildcard=subscription.wildcard,
-        names=tuple(sorted(subscription.names)) if resources else (),
+        names=tuple(sorted(islice(subscription.names, MAX_NAMES))) if resources else (),
         sent_version=last.version if last else "",
         sent_nonce=last.nonce if last else "",
         acked_version=subscription.acked_version,
@@ -190,9 +193,10 @@ def type_status(
 
 def _resources(subscription: Ledger, snapshot: Snapshot | None) -> tuple[ResourceStatus, ...]:
     held = snapshot.types[subscription.info.url].resources if snapshot else {}
-    names = held.keys() | subscription.sent.keys() | subscription.acked.keys()
+    ours = held.keys() if subscription.wildcard else held.keys() & subscription.names
+    others = (subscription.sent.keys() | subscription.acked.keys()) - held.keys()
     result = []
-    for name in sorted(names if subscription.wildcard else names & subscription.names):
+    for name in sorted({*ours, *islice(others, MAX_OTHERS)}):
         shall, sent, acked = held.get(name), subscription.sent.get(name), subscription.acked.get(name)
         refusal = subscription.rejected.get(name)
         refused = shall is not None and refusal is not None and refusal.version == shall.version

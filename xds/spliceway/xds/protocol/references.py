@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
@@ -26,15 +27,23 @@ def endpoints_of(cluster: bytes) -> tuple[str, ...]:
 
 
 def at_once(cluster: bytes) -> bool:
-    """Whether a client can use a serialized cluster once it has read it: there is nothing to resolve or to fetch."""
+    """Whether a client can use a serialized cluster once it has read it and its endpoints.
+
+    Not if there are names to resolve, health checks to wait for, or certificates.
+    """
     try:
         found = cluster_pb2.Cluster.FromString(cluster)
     except DecodeError:
         return False
     if found.WhichOneof("cluster_discovery_type") != "type":
         return False
-    known = found.type in (cluster_pb2.Cluster.STATIC, cluster_pb2.Cluster.ORIGINAL_DST)
+    known = found.type in (cluster_pb2.Cluster.STATIC, cluster_pb2.Cluster.ORIGINAL_DST, cluster_pb2.Cluster.EDS)
     return bool(known) and not found.health_checks and not found.HasField("transport_socket")
+
+
+def no_endpoints(name: str) -> bytes:
+    """A serialized load assignment without any endpoint."""
+    return bytes(endpoint_pb2.ClusterLoadAssignment(cluster_name=name).SerializeToString())
 
 
 def clusters_of(url: str, body: bytes) -> frozenset[str]:

@@ -20,9 +20,9 @@ class Resource(msgspec.Struct, frozen=True):
     `version` is the version of the snapshot in which its content last changed, and never used for other content.
     `digest` is made of the content alone: what a delta client tells after a reconnect, also to another agent.
     `ttl`: seconds after which a client that can forgets the resource unless it hears of it again; None for never.
-    `endpoints`: of a cluster, the names of its EDS resources; `at_once`: it needs nothing else to be used. `clusters`:
-    of a listener or a route configuration, where it sends traffic. `secrets`: texts in it that are values of Secrets,
-    and must not be shown.
+    `endpoints`: of a cluster, the names of its EDS resources; `at_once`: it needs nothing but these to be used.
+    `clusters`: of a listener or a route configuration, where it sends traffic. `secrets`: texts in it that are values
+    of Secrets, and must not be shown.
     """
 
     name: str

@@ -9,7 +9,8 @@ import msgspec
 
 from spliceway.xds.protocol.delta import DeltaRequest, DeltaSubscription
 from spliceway.xds.protocol.ledger import Kind, Ledger, Refusal, Response
-from spliceway.xds.protocol.snapshot import Snapshot
+from spliceway.xds.protocol.references import no_endpoints
+from spliceway.xds.protocol.snapshot import Resource, Snapshot, TypeSet
 from spliceway.xds.protocol.subscription import Request, Subscription
 from spliceway.xds.protocol.typeurls import CLUSTER, ENDPOINT, TYPES
 
@@ -77,7 +78,7 @@ class AdsStream:
             def keep(url: str = url) -> bool:
                 return TYPES[url].referenced and not self._let_go(url, snapshot)
 
-            response = subscription.due(snapshot.types[url], keep, now, without) or subscription.heartbeat(now)
+            response = subscription.due(self._held(url, snapshot), keep, now, without) or subscription.heartbeat(now)
             if response is not None:
                 due.append(response)
             if url == CLUSTER:
@@ -127,9 +128,28 @@ class AdsStream:
         # A client reads in the order of the stream and answers late, Envoy only when the last of its clusters is ready.
         # So this one may be there already; that its endpoints were acknowledged says as much.
         endpoints = self.subscriptions.get(ENDPOINT)
-        return sent.at_once or (
-            endpoints is not None and bool(sent.endpoints) and all(map(endpoints.has, sent.endpoints))
+        return sent.at_once and (
+            not sent.endpoints or (endpoints is not None and all(map(endpoints.has, sent.endpoints)))
         )
+
+    def _held(self, url: str, snapshot: Snapshot) -> TypeSet:
+        """What there is of a type, and no endpoints for clusters that wait for some which don't exist.
+
+        Envoy answers clusters only when all of them have their endpoints, and the state of the world has no way to say
+        that there are none: one such cluster would stop every later change, also the one that takes it away.
+        """
+        held = snapshot.types[url]
+        clusters = self.subscriptions.get(CLUSTER)
+        if url != ENDPOINT or self.delta or clusters is None or clusters.pending is None:
+            return held
+        wants = self.subscriptions[ENDPOINT].wants
+        names = {name for cluster in clusters.sent.values() for name in cluster.endpoints}
+        absent = [name for name in sorted(names - held.resources.keys()) if wants(name)]
+        if not absent:
+            return held
+        version = f"{held.version}+none"
+        none = {name: Resource.of(ENDPOINT, name, version, no_endpoints(name)) for name in absent}
+        return TypeSet(held.version, {**held.resources, **none})
 
     def _warm(self, response: Response) -> None:
         """A cluster that changed waits for its endpoints again, also if they are the same (go-control-plane 1001)."""
