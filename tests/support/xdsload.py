@@ -126,7 +126,7 @@ class Fleet:
     async def connect(
         self, clients: int, resources: int, *, delta: bool = True, own: bool = False, remember: bool = False
     ) -> dict[str, object]:
-        """So many more clients, each with a node id of its own if `own`; returns when all have been answered.
+        """So many more clients, `own`: those that the server has snapshots for; returns when all have been answered.
 
         `remember`: keep the digests of what each client has, for `behind`.
         """
@@ -135,11 +135,14 @@ class Fleet:
         begin, cpu = time.monotonic(), time.process_time()
         start = len(self.clients)
         self._all_ready.clear()
-        fresh = [Simulated(self, start + n, f"node-{start + n}" if own else "fleet", delta) for n in range(clients)]
+        fresh = [
+            Simulated(self, start + n, f"{'node' if own else 'client'}-{start + n}", delta) for n in range(clients)
+        ]
         self.clients += fresh
         for at in range(0, clients, 50):
             await asyncio.gather(*(client.connect(self.socket) for client in fresh[at : at + 50]))
-        await self._all_ready.wait()
+        async with asyncio.timeout(300):
+            await self._all_ready.wait()
         return {"seconds": time.monotonic() - begin, "cpu": time.process_time() - cpu}
 
     async def disconnect(self) -> dict[str, object]:

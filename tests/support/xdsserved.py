@@ -80,7 +80,8 @@ class Served:
         published = time.monotonic() - begin
         async with asyncio.timeout(wait):
             await self._answered.wait()
-        await asyncio.sleep(0.05)  # the endpoints of a changed cluster go out again
+            # The endpoints of a changed cluster go out again: until everything has been answered.
+            await self._quiet()
         return {
             "version": str(self.revision),
             "begin": begin,
@@ -92,6 +93,12 @@ class Served:
             "encoded": self.encoded.made - before[2],
             "wrapped": self.encoded.wrapped - before[3],
         }
+
+    async def _quiet(self) -> None:
+        open_before = -1
+        while (still := self.counts[EventKind.PUSH] - self.counts[EventKind.ACK]) or open_before:
+            open_before = still
+            await asyncio.sleep(0.02)
 
     async def churn(self, per_second: float, kinds: list[str]) -> dict[str, object]:
         """Change resources of those types in turn, so many a second, until `calm`."""
