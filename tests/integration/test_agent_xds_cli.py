@@ -165,6 +165,10 @@ def test_a_dump_names_the_policies_and_hides_secrets(tmp_path: Path) -> None:
             name = found[0]["name"]
             named = msgspec.json.decode(await site.cli("xds", "dump", "--name", name, "-o", "json"))
             assert [one["type"] for one in named] == ["LDS", "RDS"]
+            whole = await site.get("xds/resources")
+            assert await site.get("xds/resources", contents="0") == [
+                {key: value for key, value in one.items() if key != "resource"} for one in whole
+            ]
             assert "has no resource 'nothing' at the stage desired" in await site.cli(
                 "xds", "dump", "--name", "nothing", status=1
             )

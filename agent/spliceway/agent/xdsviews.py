@@ -6,7 +6,7 @@ Each view takes what it needs in the event loop, as values, and leaves the slow 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ from spliceway.agent.xdstypes import short_type
 from spliceway.policy.table import RuleRef
 from spliceway.xds.debug.diff import Difference, compare
 from spliceway.xds.debug.dump import dump_held
-from spliceway.xds.debug.status import ClientStatus, TypeStatus
+from spliceway.xds.debug.status import ClientStatus, Held, TypeStatus
 from spliceway.xds.debug.view import STAGES, DebugView, Stage
 from spliceway.xds.protocol.typeurls import TYPES
 from spliceway.xds.server.events import XdsEvent
@@ -70,12 +70,14 @@ class XdsViews:
     async def resources(self, query: Query) -> list[dict[str, Any]]:
         """Resources of the own proxy or of `node` at a `stage`, each with where it comes from.
 
-        Narrowed by `type` and `name`. Raises ValueError and LookupError.
+        Narrowed by `type` and `name`; with `contents=0` without what is in them, which is most of the work.
+        Raises ValueError and LookupError.
         """
-        _only(query, "node", "type", "name", "stage")
+        _only(query, "node", "type", "name", "stage", "contents")
         node, stage = self._node(query), _stage(query.get("stage", "desired"))
         types = [short_type(query["type"])] if "type" in query else []
         names = [query["name"]] if "name" in query else []
+        whole = query.get("contents", "1") not in ("0", "false")
         held, status, secrets = self._view.held(node, stage), self._view.current(node), self._view.secrets(node)
         served, rules = self._proxy.served, self._rules()
         if names and not any(query["name"] in of for of in held.values()):
@@ -83,11 +85,12 @@ class XdsViews:
 
         def decode() -> list[dict[str, Any]]:
             found = []
-            for item in dump_held(held, status, secrets, types, names):
+            dump = dump_held(held, status, secrets, types, names) if whole else _listed(held, status, types, names)
+            for item in dump:
                 made = provenance(item["name"], served, rules, self._file_of)
-                body = item.pop("resource")
+                body = {"resource": item.pop("resource")} if whole else {}
                 policies = {"origin": made.origin, "ruleSet": made.rule_set, "policies": made.policies}
-                found.append({"node": node, "stage": stage, **item, **policies, "resource": body})
+                found.append({"node": node, "stage": stage, **item, **policies, **body})
             return found
 
         return await asyncio.to_thread(decode)
@@ -159,6 +162,31 @@ def xds_warnings(
         if now - event.time < REJECTED_SECONDS
     ]
     return list(dict.fromkeys(found))
+
+
+def _listed(
+    held: Mapping[str, Mapping[str, Held]],
+    status: Mapping[str, TypeStatus],
+    types: Collection[str],
+    names: Collection[str],
+) -> Iterator[dict[str, Any]]:
+    """What `dump_held` gives, without the resources themselves."""
+    for url, info in TYPES.items():
+        if types and info.short not in types:
+            continue
+        states = {one.name: one.state for one in status[info.short].resources} if info.short in status else {}
+        for name, item in sorted(held.get(url, {}).items()):
+            if names and name not in names:
+                continue
+            resource = item.resource
+            yield {
+                "type": info.short,
+                "name": name,
+                "version": item.version,
+                "digest": resource.digest if resource else "",
+                "size": len(resource.body) if resource else 0,
+                "state": states.get(name, "NOT SENT"),
+            }
 
 
 def _stage(text: str) -> Stage:
