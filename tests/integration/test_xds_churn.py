@@ -23,7 +23,7 @@ from spliceway.xds.resources.consistency import check_references
 from spliceway.xds.server.server import XdsServer
 from support import churnpolicy
 from support.agent import cluster_of
-from support.churn import PATHS, REQUESTS, RULE_SETS, SERVERS, WEBS, State, changed, first_state
+from support.churn import PATHS, REQUESTS, RULE_SETS, SERVERS, WEBS, Pool, State, changed, first_state
 from support.churnjudge import Judge, Timeline
 from support.churnload import Checker, Options, Record, Target, in_netns
 from support.churnwrk import Result, Wrk, start_nginx
@@ -161,6 +161,30 @@ def test_churn_of_everything(tmp_path: Path, api: str) -> None:
     assert wrks["policy"].statuses.keys() <= {200, 403}, wrks
     assert wrks["web"].statuses.keys() == {200}, wrks
     assert len(records) > 5 * CHANGES, "too few requests to mean anything"
+
+
+@pytest.mark.parametrize("api", ["sotw", "delta"])
+def test_a_cluster_takes_the_place_of_another(tmp_path: Path, api: str) -> None:
+    """One change each: the old cluster keeps its endpoints until no route goes to it any more."""
+    timeline = Timeline[State]()
+    pools = [{number: Pool(0, (number + 1,)), 2: Pool(0, (3,))} for number in (0, 1)]
+
+    async def work() -> Result:
+        async with churn_node(tmp_path, api) as node:
+            states = [State({}, {}, {0: 0}, {0: (number,)}, pools[number]) for number in (0, 1)]
+            await set_state(node, timeline, states[0])
+            url = f"http://{WEB_ADDRESS}:{WEB_PORT}"
+            wrk = Wrk(tmp_path, in_netns(node.net.client), url, ["/p0/x"], connections=16, pause=0)
+            try:
+                for number in range(1, 100):
+                    await set_state(node, timeline, states[number % 2])
+                return await asyncio.to_thread(wrk.stop)
+            finally:
+                wrk.kill()
+
+    counted = asyncio.run(work())
+    assert counted.errors == 0, counted
+    assert counted.statuses.keys() == {200}, counted
 
 
 def raw(request: HttpRequest) -> bytes:
