@@ -377,6 +377,9 @@ def test_the_commands_for_an_agent_work_on_it(server: StaticServer) -> None:
             await asyncio.to_thread(command, "dump", "--node", "node-1", "--stage", "acked", "-o", "json")
         )
         assert [item["name"] for item in dump] == ["one", "two"]
+        listed = server.answer("GET", "/v1/xds/resources", node="node-1", contents="0")
+        whole = server.answer("GET", "/v1/xds/resources", node="node-1")
+        assert listed == [{key: value for key, value in item.items() if key != "resource"} for item in whole]
         events = server.ask("GET", "/v1/xds/events", last="20").text.splitlines()
         kinds = [json.loads(line)["kind"] for line in events]
         assert kinds[0] == "connected"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -18,9 +18,10 @@ from spliceway.agent.xdsevents import XdsEvents, event_filter
 from spliceway.agent.xdstypes import short_type
 from spliceway.xds.debug.diff import compare
 from spliceway.xds.debug.dump import dump_held
+from spliceway.xds.debug.status import Held, TypeStatus
 from spliceway.xds.debug.view import STAGES, ServerView, Stage
 from spliceway.xds.errors import AdminError
-from spliceway.xds.protocol.typeurls import URLS
+from spliceway.xds.protocol.typeurls import TYPES, URLS
 from spliceway.xds.static.control import Control
 
 _JSON = "application/json"
@@ -49,7 +50,7 @@ class StaticViews:
         ]
 
     async def _resources(self, request: Request) -> Response:
-        query = _only(request, "node", "type", "name", "stage")
+        query = _only(request, "node", "type", "name", "stage", "contents")
         node, stage = query.get("node", "*"), _stage(query.get("stage", "desired"))
         types = [short_type(query["type"])] if "type" in query else []
         names = [query["name"]] if "name" in query else []
@@ -58,13 +59,16 @@ class StaticViews:
             raise LookupError(f"{node} has no resource {query['name']!r} at the stage {stage}")
         served = self._control.state.snapshot(node)
         where = served.where if served else {}
+        whole = query.get("contents", "1") not in ("0", "false")
 
         def decode() -> bytes:
             found = []
-            for item in dump_held(held, status, secrets, types, names):
-                body, origin = item.pop("resource"), where.get((URLS[item["type"]], item["name"]), "configuration")
+            items = dump_held(held, status, secrets, types, names) if whole else _listed(held, status, types, names)
+            for item in items:
+                body = {"resource": item.pop("resource")} if whole else {}
+                origin = where.get((URLS[item["type"]], item["name"]), "configuration")
                 made: dict[str, object] = {"origin": origin, "ruleSet": None, "policies": []}
-                found.append({"node": node, "stage": stage, **item, **made, "resource": body})
+                found.append({"node": node, "stage": stage, **item, **made, **body})
             return encode(found)
 
         return Response(await asyncio.to_thread(decode), media_type=_JSON)
@@ -106,6 +110,25 @@ class StaticViews:
                     yield msgspec.json.encode(item) + b"\n"
 
         return StreamingResponse(stream(), media_type=_JSON_LINES)
+
+
+def _listed(
+    held: Mapping[str, Mapping[str, Held]],
+    status: Mapping[str, TypeStatus],
+    types: Collection[str],
+    names: Collection[str],
+) -> Iterator[dict[str, Any]]:
+    """What `dump_held` gives, without the resources themselves: decoding them is most of the work."""
+    for url, info in TYPES.items():
+        if types and info.short not in types:
+            continue
+        states = {one.name: one.state for one in status[info.short].resources} if info.short in status else {}
+        for name, item in sorted(held.get(url, {}).items()):
+            if names and name not in names:
+                continue
+            digest, size = (item.resource.digest, len(item.resource.body)) if item.resource else ("", 0)
+            head = {"type": info.short, "name": name, "version": item.version}
+            yield {**head, "digest": digest, "size": size, "state": states.get(name, "NOT SENT")}
 
 
 def _told(handle: _Handler) -> _Handler:
