@@ -139,12 +139,12 @@ class AdsStream:
         that there are none: one such cluster would stop every later change, also the one that takes it away.
         """
         held = snapshot.types[url]
-        clusters = self.subscriptions.get(CLUSTER)
-        if url != ENDPOINT or self.delta or clusters is None or clusters.pending is None:
+        clusters, endpoints = self.subscriptions.get(CLUSTER), self.subscriptions[url]
+        if url != ENDPOINT or not isinstance(endpoints, Subscription) or clusters is None or clusters.pending is None:
             return held
-        wants = self.subscriptions[ENDPOINT].wants
         names = {name for cluster in clusters.sent.values() for name in cluster.endpoints}
-        absent = [name for name in sorted(names - held.resources.keys()) if wants(name)]
+        # Not what it was given: a cluster that is about to go is in use with the endpoints that it has.
+        absent = sorted(filter(endpoints.wants, names - held.resources.keys() - endpoints.given))
         if not absent:
             return held
         version = f"{held.version}+none"

@@ -53,6 +53,8 @@ class Subscription(Ledger):
 
     def __init__(self, info: TypeInfo, next_nonce: Callable[[], str], *, ttl: bool = False) -> None:
         super().__init__(info, next_nonce, ttl=ttl)
+        #: Names that the client asks for and has been sent on this stream, whether they still exist or not.
+        self.given: set[str] = set()
         self._explicit = False
 
     def receive(self, request: Request) -> Kind:
@@ -70,6 +72,7 @@ class Subscription(Ledger):
         """Send these again, although nothing changed: the client has lost them."""
         for name in names:
             self.sent.pop(name, None)
+            self.given.discard(name)
 
     def refused(self, held: TypeSet) -> tuple[str, ...]:
         """Names of `held` that the client has refused in this very version, and that won't be tried again."""
@@ -102,6 +105,8 @@ class Subscription(Ledger):
         self.wildcard = WILDCARD in names or (self.info.full_set and not names and not self._explicit)
         self._explicit = self._explicit or bool(names)
         self.names = set(names) - {WILDCARD}
+        if not self.wildcard:
+            self.given &= self.names
         self._unwanted()
 
     def _reminder(self, resources: tuple[Resource, ...]) -> Response:
@@ -152,4 +157,5 @@ class Subscription(Ledger):
         version = chosen[0].version if len(chosen) == 1 else version
         self.sent.update({resource.name: resource for resource in chosen})
         names = frozenset(resource.name for resource in chosen)
+        self.given |= names
         return Response(self.info.url, version, self._next_nonce(), tuple(chosen), changed=names)
