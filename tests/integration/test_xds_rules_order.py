@@ -193,6 +193,27 @@ def test_rule_16_endpoints_go_with_their_cluster_and_not_before(socket: Path) ->
     run(socket, work)
 
 
+def test_rule_16_endpoints_of_a_cluster_that_is_still_used_stay(socket: Path) -> None:
+    """The same in the state of the world, which can't say «removed»: naive: says «none», and requests get 503."""
+
+    async def work(bed: Bed) -> None:
+        stream = bed.sotw()
+        await subscribe(stream, ("eds-old",), ("r",))
+        bed.serve(CDS="eds-old", EDS="eds-old", LDS="l", RDS="r>eds-old")
+        await settled(stream)
+        bed.serve(CDS="eds-new", EDS="eds-new", LDS="l", RDS="r>eds-new")
+        clusters = await stream.read()
+        assert names_of(clusters) == ["eds-new", "eds-old"]
+        await stream.ask(ENDPOINT, "eds-new", "eds-old")
+        endpoints = await stream.read()
+        assert bodies_of(endpoints) == {"eds-new": body(ENDPOINT, "eds-new")}
+        await stream.answer(endpoints)
+        await stream.answer(clusters)
+        assert (await settled(stream))[:2] == ["RDS r", "CDS eds-new"]
+
+    run(socket, work)
+
+
 @VARIANTS
 def test_rule_17_a_slow_reader_has_one_response_outstanding_per_type(socket: Path, variant: str) -> None:
     """Naive: a queue of all versions, which grows with each change and ends with what nobody wants any more."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 
+from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.route.v3 import route_pb2
 
 from spliceway.xds.protocol.delta import DeltaRequest
@@ -156,6 +157,9 @@ class Client:
         for resource in response.resources:
             if resource.name not in self._asked[url]:
                 continue  # it was on its way when the client unsubscribed
+            if url == ENDPOINT and resource.name in self.held[url] and not _members(resource.body):
+                users = [name for name in self._routes() if self._target(name) == resource.name and name in self._known]
+                assert not users, f"cluster {resource.name} loses its endpoints while {users} use it"
             self.held[url][resource.name] = resource.body
             self._digests[url][resource.name] = resource.digest
             if url == ENDPOINT:
@@ -217,3 +221,7 @@ class Client:
         nonce = answer.nonce if answer is not None else self._nonces.get(url, "left over" if first else "")
         names = tuple(sorted(self._asked.get(url, ())))
         self.requests.append(Request(url, names, "left over", nonce, error))
+
+
+def _members(assignment: bytes) -> int:
+    return len(endpoint_pb2.ClusterLoadAssignment.FromString(assignment).endpoints)
