@@ -69,7 +69,9 @@ def dump(
     from spliceway.agent.cli import xdsrender
     from spliceway.agent.cli.render import emit_full
 
-    found = agent_client(socket).get("xds/resources", node=node, type=type_, name=name, stage=stage)
+    contents = "0" if output is FullOutput.TABLE else None
+    client = agent_client(socket)
+    found = client.get("xds/resources", node=node, type=type_, name=name, stage=stage, contents=contents)
     emit_full(found, output, xdsrender.DUMP_COLUMNS, xdsrender.dump_rows(found))
 
 
