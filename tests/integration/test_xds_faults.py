@@ -30,6 +30,8 @@ GOOD = 4
 RATE = 20.0
 #: Seconds by which an update may be later than the latest one of the run without faults.
 LATE = 1.5
+#: The same while each request of the others takes a quarter of a second, in one piece.
+LATE_BEHIND_HEAVY = dict.fromkeys(("million_names", "initial_versions"), 4.0)
 #: MiB by which the server's memory may grow: while a fault lasts, and afterwards.
 PEAK, KEPT = 700.0, 200.0
 #: Seconds that an answer with `status()` may take, also while a fault lasts.
@@ -163,7 +165,7 @@ def test_the_others_do_not_notice(bed: Bed, fault: str) -> None:
         )
         print(figures)
         assert sum(bed.done.values()) > 5, figures
-        assert max(late) < bed.quiet + LATE, figures
+        assert max(late) < bed.quiet + LATE_BEHIND_HEAVY.get(fault, LATE), figures
         assert peak < bed.rss + PEAK, figures
         assert after["rss"] < bed.rss + KEPT, figures
         assert bed.slowest < STATUS, figures

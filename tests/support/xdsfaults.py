@@ -20,6 +20,7 @@ from envoy.config.core.v3 import base_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 
 from spliceway.xds.protocol.typeurls import CLUSTER, ENDPOINT, LISTENER, ROUTE
+from spliceway.xds.server.streams import ServerLimits
 from support import grpcraw
 from support.commands import serve_commands
 
@@ -28,8 +29,8 @@ Fault = Callable[["Target"], Coroutine[Any, Any, None]]
 _MIB = 1 << 20
 #: The largest message that the server takes, less what belongs to the message itself.
 _LARGEST = 16 * _MIB - 1024
-#: Names that a client asks for, or says it has: 100,000 of a type are allowed, and take the server half a second.
-_KNOWN = 30_000
+#: Names that a client asks for, or says it has: as many as the server allows for a type.
+_KNOWN = ServerLimits().names - 1
 
 
 class Target:
@@ -274,14 +275,14 @@ async def floods(target: Target) -> None:
 
 
 async def initial_versions(target: Target) -> None:
-    """Reconnects again and again and tells of thousands of resources that it has, type by type."""
+    """Reconnects again and again and tells of thousands of resources that it has, type by type; some don't wait."""
     bodies = _all_known()
 
-    async def one() -> None:
+    async def one(heard: bool) -> None:
         while True:
-            await target.send_whole(grpcraw.DELTA, *bodies, heard=True)
+            await target.send_whole(grpcraw.DELTA, *bodies, heard=heard)
 
-    await _together(one() for _ in range(3))
+    await _together(one(number < 2) for number in range(4))
 
 
 async def huge_nodes(target: Target) -> None:

@@ -81,7 +81,7 @@ class Served:
         async with asyncio.timeout(wait):
             await self._answered.wait()
             # The endpoints of a changed cluster go out again: until everything has been answered.
-            await self._quiet()
+            await self.quiet()
         return {
             "version": str(self.revision),
             "begin": begin,
@@ -94,7 +94,8 @@ class Served:
             "wrapped": self.encoded.wrapped - before[3],
         }
 
-    async def _quiet(self) -> None:
+    async def quiet(self) -> None:
+        """Wait until every response has been answered, and nothing more is sent."""
         open_before = -1
         while (still := self.counts[EventKind.PUSH] - self.counts[EventKind.ACK]) or open_before:
             open_before = still
