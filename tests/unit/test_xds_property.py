@@ -114,5 +114,6 @@ def test_a_settled_client_is_told_nothing_by_an_identical_state(
     for number, state in enumerate(states):
         served = snapshot(f"{number}", state, served)
         settle(client, served)
+        assert client.warm == client.held[CLUSTER].keys(), "a cluster waits for its endpoints for ever"
         served = snapshot(f"{number}-again", state, served)
         assert client.server_writes(served) == 0
