@@ -248,6 +248,7 @@ def test_a_new_policy_that_is_refused_changes_nothing_and_holds_nobody_up(world:
     begin = world.write(fresh=BAD[kind])
     world.until(lambda: "CiliumNetworkPolicy default/fresh" in world.not_applied())
     with world.requests("tight", "/open") as tight:
+        tight.first(200, begin)
         # While the agent may still have patience with the new listener, and when it has none any more.
         for _ in range(2):
             when = world.write(fresh=BAD[kind], tight=CLOSED)
