@@ -14,11 +14,12 @@ import pytest
 
 from spliceway.agent.addresses import AddressBook
 from spliceway.agent.errors import PortsExhaustedError, StateError
-from spliceway.agent.flowlog import Flow, FlowLog, FlowPeer, Lost, flow_filter
+from spliceway.agent.flowlog import Flow, FlowLog, FlowPeer, flow_filter
 from spliceway.agent.flows import Names
 from spliceway.agent.jsonable import encode, plain
 from spliceway.agent.policyrows import port_text
 from spliceway.agent.ports import PortAllocator
+from spliceway.agent.ring import Lost
 from spliceway.agent.staging import difference, hold_back, same_rows, waiting_units
 from spliceway.agent.state import AgentState, Held, StateStore
 from spliceway.bpf.types import Hook, KernelFlow, Leg

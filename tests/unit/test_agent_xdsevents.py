@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
-from spliceway.agent.flowlog import Lost
+from spliceway.agent.ring import Lost
 from spliceway.agent.xdsevents import LONGEST_ERROR, XdsEvents, event_filter
 from spliceway.xds.server.events import EventKind, XdsEvent
 from support.agent import run
@@ -22,13 +22,13 @@ def event(nonce: str = "1", type_: str = "RDS", node: str = "node1", kind: Event
 def test_the_latest_are_kept_and_filtered() -> None:
     events = XdsEvents(4)
     for number in range(6):
-        events.publish(event(str(number), "LDS" if number % 2 else "RDS", f"node{number % 3}"))
+        events.add(event(str(number), "LDS" if number % 2 else "RDS", f"node{number % 3}"))
     assert [one.nonce for one in events.latest(10)] == ["2", "3", "4", "5"]
     assert [one.nonce for one in events.latest(2)] == ["4", "5"]
     assert events.latest(0) == []
     assert [one.nonce for one in events.latest(10, event_filter({"type": "listeners"}))] == ["3", "5"]
     assert [one.nonce for one in events.latest(10, event_filter({"node": "node2"}))] == ["2", "5"]
-    events.publish(event("6", "", kind=EventKind.DISCONNECTED))
+    events.add(event("6", "", kind=EventKind.DISCONNECTED))
     assert [one.nonce for one in events.latest(1, event_filter({"type": "RDS"}))] == ["6"]  # concerns every type
     for query, said in (({"color": "red"}, "unknown filter color"), ({"type": "x"}, "no type 'x'")):
         with pytest.raises(ValueError, match=said):
@@ -38,13 +38,13 @@ def test_the_latest_are_kept_and_filtered() -> None:
 def test_a_slow_follower_loses_and_is_told_and_another_one_does_not() -> None:
     async def body() -> None:
         events = XdsEvents(10, follower_queue=3)
-        events.publish(event("before"))
+        events.add(event("before"))
         slow, quick = events.follow(last=1), events.follow()
         assert (await anext(slow)) == event("before")
         first = asyncio.ensure_future(anext(quick))
         await asyncio.sleep(0)  # it waits
         for number in range(5):
-            events.publish(event(str(number)))
+            events.add(event(str(number)))
             if number == 0:
                 assert (await first) == event("0")
             else:
@@ -60,7 +60,7 @@ def test_a_slow_follower_loses_and_is_told_and_another_one_does_not() -> None:
 
 def test_what_a_client_says_is_bounded() -> None:
     events = XdsEvents(4)
-    events.publish(msgspec.structs.replace(event(kind=EventKind.NACK), error="x" * (1 << 20)))
+    events.add(msgspec.structs.replace(event(kind=EventKind.NACK), error="x" * (1 << 20)))
     (kept,) = events.latest(1)
     assert len(kept.error) < LONGEST_ERROR + 40
     assert kept.error.endswith("… (1048576 characters)")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
@@ -23,8 +23,9 @@ from starlette.routing import BaseRoute, Route
 from spliceway.agent.config import listen_address
 from spliceway.agent.errors import OWN_ERRORS, AgentError
 from spliceway.agent.filters import check_value
-from spliceway.agent.flowlog import Flow, FlowLog, Lost, flow_filter
+from spliceway.agent.flowlog import Flow, FlowLog, flow_filter
 from spliceway.agent.jsonable import encode
+from spliceway.agent.ring import Ring
 from spliceway.agent.xdsevents import XdsEvents, event_filter
 
 JSON = "application/json"
@@ -119,16 +120,8 @@ def debug_listener(listen: str) -> socket.socket:
         raise AgentError(f"debug.listen {listen}: {error.strerror or error}") from error
 
 
-class _Log(Protocol[T]):
-    """What is kept and followed: flows, events of xDS."""
-
-    def latest(self, count: int, match: Callable[[T], bool]) -> list[T]: ...
-
-    def follow(self, last: int, match: Callable[[T], bool]) -> AsyncGenerator[T | Lost, None]: ...
-
-
 def _lines(
-    log: _Log[T], matcher: Callable[[dict[str, str]], Callable[[T], bool]]
+    log: Ring[T], matcher: Callable[[dict[str, str]], Callable[[T], bool]]
 ) -> Callable[..., Awaitable[Response]]:
     """JSON lines: the `last` ones, and with `follow` each new one; other parameters are for `matcher`."""
 

@@ -315,7 +315,7 @@ class Agent:
             self._audit.add(names.http(record, ends), "")
 
     def _on_xds_event(self, event: XdsEvent) -> None:
-        self._xds_events.publish(event)
+        self._xds_events.add(event)
         self._metrics.xds_event(event)
         self._proxy.on_event(event)
 

@@ -1,16 +1,13 @@
-"""The latest flows in memory, and followers that get each new one. A slow follower loses some, and is told how many."""
+"""The latest flows in memory, and which of them somebody wants."""
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-#: How many flows may wait for one follower.
-FOLLOWER_QUEUE = 4096
+from spliceway.agent.ring import Ring
 
 
 class FlowPeer(msgspec.Struct, frozen=True, rename="camel"):
@@ -63,98 +60,8 @@ class Flow(msgspec.Struct, frozen=True, rename="camel"):
     direction: str = ""
 
 
-class Lost(msgspec.Struct, frozen=True, rename="camel"):
-    """Stands in a follower's stream for flows that it was too slow for."""
-
-    lost: int
-
-
-class _Follower:
-    __slots__ = ("event", "lost", "match", "queue")
-
-    def __init__(self, match: Callable[[Flow], bool]) -> None:
-        self.match = match
-        self.queue: deque[Flow] = deque()
-        self.lost = 0
-        self.event = asyncio.Event()
-
-
-class FlowLog:
-    """Ring buffer and fan-out. `publish` never blocks, and a flow that nobody reads is never made."""
-
-    def __init__(self, size: int, *, follower_queue: int = FOLLOWER_QUEUE) -> None:
-        self._ring: deque[Callable[[], Flow]] = deque(maxlen=size)
-        self._follower_queue = follower_queue
-        self._followers: set[_Follower] = set()
-        self._closed = False
-        self.published = 0
-        self.lost = 0
-
-    def __repr__(self) -> str:
-        return f"FlowLog(kept={len(self._ring)}, followers={self.followers}, lost={self.lost})"
-
-    def __len__(self) -> int:
-        return len(self._ring)
-
-    @property
-    def followers(self) -> int:
-        """How many follow now."""
-        return len(self._followers)
-
-    def publish(self, make: Callable[[], Flow]) -> None:
-        """Add a flow for everybody. `make` is called when it is read, by each reader: it must be pure."""
-        self.published += 1
-        self._ring.append(make)
-        if not self._followers:
-            return
-        flow = make()
-        for follower in self._followers:
-            if not follower.match(flow):
-                continue
-            if len(follower.queue) >= self._follower_queue:
-                follower.lost += 1
-                self.lost += 1
-            else:
-                follower.queue.append(flow)
-            follower.event.set()
-
-    def latest(self, count: int, match: Callable[[Flow], bool] = lambda _flow: True) -> list[Flow]:
-        """Up to `count` matching flows, oldest first."""
-        found: list[Flow] = []
-        for make in reversed(self._ring):
-            if len(found) == count:
-                break
-            flow = make()
-            if match(flow):
-                found.append(flow)
-        return found[::-1]
-
-    async def follow(
-        self, last: int = 0, match: Callable[[Flow], bool] = lambda _flow: True
-    ) -> AsyncGenerator[Flow | Lost, None]:
-        """The latest `last` flows, then each new one until `close`. None is left out between the two."""
-        follower = _Follower(match)
-        follower.queue.extend(self.latest(last, match))
-        self._followers.add(follower)
-        try:
-            while True:
-                while follower.queue:
-                    yield follower.queue.popleft()
-                if follower.lost:
-                    lost, follower.lost = follower.lost, 0
-                    yield Lost(lost)
-                if self._closed:
-                    return
-                follower.event.clear()
-                await follower.event.wait()
-        finally:
-            self._followers.discard(follower)
-
-    def close(self) -> None:
-        """End all followers after what they still have to read."""
-        self._closed = True
-        for follower in self._followers:
-            follower.event.set()
+class FlowLog(Ring[Flow]):
+    """The latest flows, and who follows them."""
 
 
 def flow_filter(query: dict[str, str]) -> Callable[[Flow], bool]:

@@ -73,7 +73,7 @@ async def serve_static(settings: StaticSettings, stop: asyncio.Event) -> None:
     """
     events = XdsEvents()
     check = check_references if settings.check else _anything
-    server = XdsServer(settings.socket, tcp=settings.tcp, check=check, unsafe="warn", on_event=events.publish)
+    server = XdsServer(settings.socket, tcp=settings.tcp, check=check, unsafe="warn", on_event=events.add)
     view = ServerView(server)
     server.add_services(csds.handlers(view, settings.tcp))
     control = Control(server, partial(load_resources, check=settings.check), check)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -18,10 +18,9 @@ from spliceway.agent.xdsevents import XdsEvents, event_filter
 from spliceway.agent.xdstypes import short_type
 from spliceway.xds.debug.diff import compare
 from spliceway.xds.debug.dump import dump_held
-from spliceway.xds.debug.status import Held, TypeStatus
 from spliceway.xds.debug.view import STAGES, ServerView, Stage
 from spliceway.xds.errors import AdminError
-from spliceway.xds.protocol.typeurls import TYPES, URLS
+from spliceway.xds.protocol.typeurls import URLS
 from spliceway.xds.static.control import Control
 
 _JSON = "application/json"
@@ -63,7 +62,7 @@ class StaticViews:
 
         def decode() -> bytes:
             found = []
-            items = dump_held(held, status, secrets, types, names) if whole else _listed(held, status, types, names)
+            items = dump_held(held, status, secrets, types, names, contents=whole)
             for item in items:
                 body = {"resource": item.pop("resource")} if whole else {}
                 origin = where.get((URLS[item["type"]], item["name"]), "configuration")
@@ -110,25 +109,6 @@ class StaticViews:
                     yield msgspec.json.encode(item) + b"\n"
 
         return StreamingResponse(stream(), media_type=_JSON_LINES)
-
-
-def _listed(
-    held: Mapping[str, Mapping[str, Held]],
-    status: Mapping[str, TypeStatus],
-    types: Collection[str],
-    names: Collection[str],
-) -> Iterator[dict[str, Any]]:
-    """What `dump_held` gives, without the resources themselves: decoding them is most of the work."""
-    for url, info in TYPES.items():
-        if types and info.short not in types:
-            continue
-        states = {one.name: one.state for one in status[info.short].resources} if info.short in status else {}
-        for name, item in sorted(held.get(url, {}).items()):
-            if names and name not in names:
-                continue
-            digest, size = (item.resource.digest, len(item.resource.body)) if item.resource else ("", 0)
-            head = {"type": info.short, "name": name, "version": item.version}
-            yield {**head, "digest": digest, "size": size, "state": states.get(name, "NOT SENT")}
 
 
 def _told(handle: _Handler) -> _Handler:

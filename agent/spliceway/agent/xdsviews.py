@@ -6,7 +6,7 @@ Each view takes what it needs in the event loop, as values, and leaves the slow 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ from spliceway.agent.xdstypes import short_type
 from spliceway.policy.table import RuleRef
 from spliceway.xds.debug.diff import Difference, compare
 from spliceway.xds.debug.dump import dump_held
-from spliceway.xds.debug.status import ClientStatus, Held, TypeStatus
+from spliceway.xds.debug.status import ClientStatus, TypeStatus
 from spliceway.xds.debug.view import STAGES, DebugView, Stage
 from spliceway.xds.protocol.typeurls import TYPES
 from spliceway.xds.server.events import XdsEvent
@@ -85,7 +85,7 @@ class XdsViews:
 
         def decode() -> list[dict[str, Any]]:
             found = []
-            dump = dump_held(held, status, secrets, types, names) if whole else _listed(held, status, types, names)
+            dump = dump_held(held, status, secrets, types, names, contents=whole)
             for item in dump:
                 made = provenance(item["name"], served, rules, self._file_of)
                 body = {"resource": item.pop("resource")} if whole else {}
@@ -162,31 +162,6 @@ def xds_warnings(
         if now - event.time < REJECTED_SECONDS
     ]
     return list(dict.fromkeys(found))
-
-
-def _listed(
-    held: Mapping[str, Mapping[str, Held]],
-    status: Mapping[str, TypeStatus],
-    types: Collection[str],
-    names: Collection[str],
-) -> Iterator[dict[str, Any]]:
-    """What `dump_held` gives, without the resources themselves."""
-    for url, info in TYPES.items():
-        if types and info.short not in types:
-            continue
-        states = {one.name: one.state for one in status[info.short].resources} if info.short in status else {}
-        for name, item in sorted(held.get(url, {}).items()):
-            if names and name not in names:
-                continue
-            resource = item.resource
-            yield {
-                "type": info.short,
-                "name": name,
-                "version": item.version,
-                "digest": resource.digest if resource else "",
-                "size": len(resource.body) if resource else 0,
-                "state": states.get(name, "NOT SENT"),
-            }
 
 
 def _stage(text: str) -> Stage:

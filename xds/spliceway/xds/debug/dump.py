@@ -32,12 +32,15 @@ def dump_held(
     secrets: Secrets,
     types: Collection[str] = (),
     names: Collection[str] = (),
+    *,
+    contents: bool = True,
 ) -> Iterable[dict[str, Any]]:
     """Every resource as JSON, only those short types and names, if given; in sending order, then by name.
 
     `held`: type URL -> name -> resource. `status`: short type -> status at the client. `secrets`: see Snapshot.
     Keys: `type`, `name`, `version`, `digest`, `size` (bytes), `state` (as in ResourceStatus) and `resource`, redacted;
-    None when it is something that the client had before, in a version that isn't from here.
+    None when it is something that the client had before, in a version that isn't from here. Without `contents` there is
+    no `resource`: decoding them is most of the work.
     """
     for url, info in TYPES.items():
         if types and info.short not in types:
@@ -47,15 +50,17 @@ def dump_held(
             if names and name not in names:
                 continue
             resource = item.resource
-            yield {
+            made = {
                 "type": info.short,
                 "name": name,
                 "version": item.version,
                 "digest": resource.digest if resource else "",
                 "size": len(resource.body) if resource else 0,
                 "state": states.get(name, _NOT_SENT),
-                "resource": shown(url, resource, secrets.get(name, frozenset())) if resource else None,
             }
+            if contents:
+                made["resource"] = shown(url, resource, secrets.get(name, frozenset())) if resource else None
+            yield made
 
 
 def dump_snapshot(
