@@ -8,7 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from spliceway.agent.control import Acceptance, Answer
-from spliceway.agent.proxylink import ProxyLink, about
+from spliceway.agent.proxylink import ProxyLink
 from spliceway.policy.table import HeaderMatch, HttpRule, RuleSet
 from spliceway.xds.debug.dump import dump_snapshot
 from spliceway.xds.debug.status import ClientStatus, ResourceStatus, TypeStatus
@@ -145,8 +145,8 @@ def test_a_taken_port_is_that_of_the_listener_that_is_named() -> None:
 
     def body(link: ProxyLink, server: Server) -> None:
         link.publish(sets, {1: 23000, 12: 23001})
-        error = "Error adding/updating listener(s) rule-set-1: no such filter\nrule-set-12: Address already in use"
-        server.types = {"LDS": states("LDS", error, rule_set_1="NACK", rule_set_12="NACK")}
+        errors = ("listener(s) rule-set-1: no such filter", "rule-set-12: Address already in use")
+        server.types = {"LDS": states("LDS", *errors, rule_set_1="NACK", rule_set_12="NACK")}
         assert (link.acceptance(1), link.acceptance(12)) == (Acceptance.REFUSED, Acceptance.PORT_TAKEN)
 
     linked(body)
@@ -186,12 +186,3 @@ def test_only_answers_of_the_own_proxy_wake_the_agent() -> None:
         assert woken == [1]
 
     linked(body)
-
-
-def test_about_a_resource() -> None:
-    said = "Error: rule-set-1: first\nrule-set-12: second\nx-rule-set-1: third"
-    assert about(said, "rule-set-1") == "Error: rule-set-1: first"
-    assert about(said, "rule-set-12") == "rule-set-12: second"
-    assert about(said, "rule-set-2") == said
-    assert about("x" * 5000, "y").endswith("x…")
-    assert len(about("x" * 5000, "y")) == 2001

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -28,8 +27,6 @@ _PORT_TAKEN = "address already in use"
 _LOOK_SECONDS = 1.0
 #: What changes what a proxy has acknowledged.
 _HEARD = frozenset({EventKind.ACK, EventKind.NACK, EventKind.CONNECTED, EventKind.DISCONNECTED, EventKind.SUBSCRIBE})
-#: Longest message of a proxy that is told for one resource, in characters.
-_LONGEST = 2000
 
 _ACCEPTED = Answer(Acceptance.ACCEPTED)
 _NOT_THERE = Answer(Acceptance.WAITING, message="no proxy is connected that has asked for it")
@@ -190,17 +187,8 @@ class ProxyLink:
         name = resource.name
         if resource.state != "NACK":
             return Answer(Acceptance.WAITING, status.type, name, "not acknowledged yet")
-        message = about(resource.error, name)
-        taken = status.type == "LDS" and _PORT_TAKEN in message.lower()
-        return Answer(Acceptance.PORT_TAKEN if taken else Acceptance.REFUSED, status.type, name, message)
-
-
-def about(message: str, name: str) -> str:
-    """The lines of a proxy's message that name this resource, or all of it where none does; at most _LONGEST."""
-    whole = re.compile(rf"(?<![\w.-]){re.escape(name)}(?![\w-])")
-    lines = [line for line in message.splitlines() if whole.search(line)]
-    text = "\n".join(lines) or message
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+        taken = status.type == "LDS" and _PORT_TAKEN in resource.error.lower()
+        return Answer(Acceptance.PORT_TAKEN if taken else Acceptance.REFUSED, status.type, name, resource.error)
 
 
 def _worst(*answers: Answer) -> Answer:

@@ -19,7 +19,7 @@ from spliceway.xds.debug.messagediff import ABSENT, Change, changes
 from spliceway.xds.debug.redact import Hider, as_json, decoded, redact
 from spliceway.xds.debug.status import Held, TypeStatus
 from spliceway.xds.debug.view import Secrets
-from spliceway.xds.protocol.ledger import HIDDEN
+from spliceway.xds.protocol.refusal import HIDDEN
 from spliceway.xds.protocol.typeurls import ENDPOINT, TYPES
 
 #: So many differing fields of one resource are told; the others are counted.

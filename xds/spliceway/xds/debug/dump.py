@@ -9,7 +9,7 @@ from typing import Any
 from spliceway.xds.debug.redact import REDACTED, Hider, as_json, decoded, redact
 from spliceway.xds.debug.status import Held, TypeStatus, held_of
 from spliceway.xds.debug.view import DebugView, Secrets, Stage
-from spliceway.xds.protocol.ledger import HIDDEN
+from spliceway.xds.protocol.refusal import HIDDEN
 from spliceway.xds.protocol.snapshot import Resource, Snapshot
 from spliceway.xds.protocol.typeurls import TYPES
 

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.wrappers_pb2 import StringValue
 from udpa.annotations import sensitive_pb2
 
-from spliceway.xds.protocol.ledger import HIDDEN
+from spliceway.xds.protocol.refusal import HIDDEN
 from spliceway.xds.resources.messagetypes import message_class
 
 #: Instead of what Envoy's types call sensitive: Envoy's own word.

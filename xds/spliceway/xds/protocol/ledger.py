@@ -7,18 +7,16 @@ beside the rules in docs/xds.md.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from enum import Enum
 
 import msgspec
 
+from spliceway.xds.protocol.refusal import LOOKED_AT, about, mentions, shown_message, without_secrets
 from spliceway.xds.protocol.snapshot import Resource, TypeSet
 from spliceway.xds.protocol.typeurls import TypeInfo
 
 WILDCARD = "*"
-#: What stands for the value of a Secret where it would be shown.
-HIDDEN = "(secret)"
 _NEVER = float("inf")
 
 
@@ -239,7 +237,7 @@ class Ledger:
 
     def _refuse(self, pending: Response, message: str) -> None:
         if pending.heartbeat:
-            self.last_error = Refusal(pending.version, pending.nonce, (), _without_secrets(message, pending))
+            self.last_error = Refusal(pending.version, pending.nonce, (), shown_message(message, _secrets(pending)))
             return
         # What is withdrawn is not what a client refuses.
         self._dropped(pending)
@@ -247,13 +245,15 @@ class Ledger:
         if len(pending.resources) > 1 and not self.info.full_set:
             self._split(pending, message)
             return
-        if self.info.full_set:
+        readable = len(message) * len(fresh) <= LOOKED_AT
+        if self.info.full_set and readable:
             # Of these the client applies the good ones (Envoy issue 6024), and its message names the bad ones.
-            named = {name: resource for name, resource in fresh.items() if _mentions(message, name)} or fresh
+            named = {name: resource for name, resource in fresh.items() if mentions(message, name)} or fresh
             self.acked.update({name: resource for name, resource in fresh.items() if name not in named})
             fresh = named
-        shown = _without_secrets(message, pending)
-        self.rejected.update({name: Rejected(resource.version, shown) for name, resource in fresh.items()})
+        shown = shown_message(message, _secrets(pending))
+        hidden = without_secrets(message, _secrets(pending)) if readable else shown
+        self.rejected.update({name: Rejected(held.version, about(hidden, name)) for name, held in fresh.items()})
         self.last_error = Refusal(pending.version, pending.nonce, tuple(fresh), shown)
 
     def _dropped(self, pending: Response) -> None:
@@ -268,7 +268,7 @@ class Ledger:
         together = {resource.name for resource in pending.resources}
         self._alone |= together
         self.forget(together)
-        self.last_error = Refusal(pending.version, pending.nonce, (), _without_secrets(message, pending))
+        self.last_error = Refusal(pending.version, pending.nonce, (), shown_message(message, _secrets(pending)))
 
     def _unwanted(self) -> None:
         """Forget what the client no longer subscribes to, so that asking again is answered again."""
@@ -284,14 +284,5 @@ class Ledger:
         self._beats.pop(name, None)
 
 
-def _mentions(message: str, name: str) -> bool:
-    """Whether the name stands in the message by itself: `rule-set-1` does not in `rule-set-12`."""
-    return re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", message) is not None
-
-
-def _without_secrets(message: str, response: Response) -> str:
-    """A client may quote what it refuses."""
-    secrets = {text for resource in response.resources for text in resource.secrets if text}
-    for text in sorted(secrets, key=len, reverse=True):
-        message = message.replace(text, HIDDEN)
-    return message
+def _secrets(response: Response) -> set[str]:
+    return {text for resource in response.resources for text in resource.secrets if text}

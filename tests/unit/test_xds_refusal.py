@@ -1,0 +1,49 @@
+"""What is kept of a client's message about what it refuses: bounded, of each resource its own lines, no secrets."""
+
+from __future__ import annotations
+
+from itertools import count
+
+from spliceway.xds.protocol.refusal import HIDDEN, LONGEST_ABOUT, LONGEST_MESSAGE, about, shown_message
+from spliceway.xds.protocol.snapshot import Resource, TypeSet
+from spliceway.xds.protocol.subscription import Request, Subscription
+from spliceway.xds.protocol.typeurls import CLUSTER, TYPES
+
+
+def refused(message: str, *names: str) -> Subscription:
+    """A subscription of which the client has refused these clusters with the message."""
+    numbers = count(1)
+    state = Subscription(TYPES[CLUSTER], lambda: f"n{next(numbers)}")
+    state.receive(Request(type_url=CLUSTER))
+    response = state.due(TypeSet("1", {name: Resource(name, "1", name.encode()) for name in names}))
+    assert response is not None
+    state.receive(Request(type_url=CLUSTER, nonce=response.nonce, error=message))
+    return state
+
+
+def test_about_a_resource() -> None:
+    said = "Error: rule-set-1: first\nrule-set-12: second\nx-rule-set-1: third"
+    assert about(said, "rule-set-1") == "Error: rule-set-1: first"
+    assert about(said, "rule-set-12") == "rule-set-12: second"
+    assert about(said, "rule-set-2") == said
+    assert about("x" * 5000, "y") == "x" * LONGEST_ABOUT + "… (5000 characters)"
+
+
+def test_secrets_are_hidden_before_a_message_is_cut() -> None:
+    assert shown_message("ab abc a", {"ab", "abc"}) == f"{HIDDEN} {HIDDEN} a"
+    at_the_end = "x" * (LONGEST_MESSAGE - 3) + "password"
+    assert "pas" not in shown_message(at_the_end, {"password"})
+
+
+def test_each_resource_has_the_lines_that_are_about_it() -> None:
+    state = refused("a: no\nb: neither", "a", "b", "c")
+    assert {name: rejected.message for name, rejected in state.rejected.items()} == {"a": "a: no", "b": "b: neither"}
+
+
+def test_of_a_message_of_any_size_little_is_kept() -> None:
+    names = [f"cluster-{number}" for number in range(300)]
+    state = refused("no" * (4 << 20), *names)
+    assert state.last_error is not None
+    assert len(state.last_error.message) < LONGEST_MESSAGE + 100
+    assert state.rejected.keys() == set(names)
+    assert all(len(rejected.message) < LONGEST_ABOUT + 100 for rejected in state.rejected.values())
