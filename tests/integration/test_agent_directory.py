@@ -187,13 +187,21 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "dangling.yaml").symlink_to("nowhere")
     (tmp_path / "loop").symlink_to("loop")
+    # Regular files by their mode: one has nothing to read for now (or needs a right), one can't be read at all.
+    (tmp_path / "log.yaml").symlink_to("/proc/kmsg")
+    (tmp_path / "memory.yaml").symlink_to("/proc/self/mem")
+    (tmp_path / os.fsdecode(b"\xff.yaml")).write_text("a")
 
     async def body(watched: Watched) -> None:
-        assert watched.first == (
+        log, *others = sorted(watched.first, key=lambda event: event.file != "log.yaml")  # type: ignore[union-attr]
+        assert isinstance(log, FileRefused)
+        assert others == [
             FileRefused("big.yaml", "is larger than 100 bytes"),
             FileRefused("latin.yaml", "is not UTF-8 (byte 0)"),
+            FileRefused("memory.yaml", "can't be read: Input/output error"),
             FileRefused("pipe.yaml", "is not a regular file"),
-        )
+            FileRefused("\\xff.yaml", "its name is not UTF-8"),
+        ]
         replace(tmp_path / "big.yaml", "small")
         assert await watched.next() == (FileChanged("big.yaml", "small"),)
 

@@ -57,6 +57,12 @@ class Tree:
             prefix = self.name(directory)
             for name, signature in sorted(_signatures(directory).items()):
                 file = prefix + name
+                if (told := _told(file)) != file:
+                    # Neither logs nor answers could say this name; what is refused is seen.
+                    found[told] = signature
+                    if self._seen.get(told) != signature:
+                        events.append(FileRefused(told, "its name is not UTF-8"))
+                    continue
                 if file in skip:
                     if file in self._seen:
                         found[file] = self._seen[file]
@@ -78,15 +84,25 @@ class Tree:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
                 return FileRefused(file, "is not a regular file")
-            data = stream.read(self._max_bytes + 1) if status.st_size <= self._max_bytes else b""
             # The signature of what was read, which may be newer than the one that was listed.
             found[file] = _signature(status)
+            try:
+                data = stream.read(self._max_bytes + 1) if status.st_size <= self._max_bytes else b""
+            except OSError as error:  # a link to a file of the kernel's: those of the others can be read
+                return FileRefused(file, f"can't be read: {error.strerror}")
+            if data is None:  # and one that has nothing to say for now
+                return FileRefused(file, "is not a regular file")
         if status.st_size > self._max_bytes or len(data) > self._max_bytes:
             return FileRefused(file, f"is larger than {self._max_bytes} bytes")
         try:
             return FileChanged(file, data.decode())
         except UnicodeDecodeError as error:
             return FileRefused(file, f"is not UTF-8 (byte {error.start})")
+
+
+def _told(file: str) -> str:
+    """The name, as text: bytes in it that are no UTF-8 are escaped."""
+    return os.fsencode(file).decode(errors="backslashreplace")
 
 
 def _below(directory: Path) -> list[Path]:
