@@ -139,7 +139,10 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
         ("cgroups: {pods: /a, proxy: /a}", "cgroups.proxy: is the same as cgroups.pods"),
         ("cgroups: {pods: /a}", "cgroups.proxy: is required"),
         ("a: [", "broken YAML: .*"),
-        ("flows: {}\nflows: {}", "broken YAML: duplicate key 'flows'.*"),
+        ("flows: {}\nflows: {}", "broken YAML: line 1: duplicate key 'flows'"),
+        ("a: 2024-13-45", "broken YAML: a date or a number that can't be, or nested too deeply"),
+        (f"a: {'9' * 5000}", "broken YAML: a date or a number that can't be, or nested too deeply"),
+        ("a: " + "[" * 5000, "broken YAML: a date or a number that can't be, or nested too deeply"),
     ],
 )
 def test_refused(text: str, message: str) -> None:
@@ -150,6 +153,14 @@ def test_refused(text: str, message: str) -> None:
         parse_config(base + text, "agent.yaml")
     pattern = "agent.yaml: " + (message if ".*" in message else re.escape(message))
     assert re.fullmatch(pattern, str(caught.value)), str(caught.value)
+
+
+def test_a_line_that_is_broken_is_not_repeated() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(BASE + 'envoy: {extraClusters: [{private_key: "MIIEvQIB" AbC}]}', "agent.yaml")
+    assert re.fullmatch(r"agent.yaml: broken YAML: line \d+: expected .*", str(caught.value))
+    assert "MII" not in str(caught.value)
+    assert "AbC" not in str(caught.value)
 
 
 def test_required_and_not_a_mapping() -> None:

@@ -259,8 +259,15 @@ def parse_config(text: str, file: str) -> Config:
     """Check and read a configuration. Raises ConfigError with file, field path and reason."""
     try:
         raw = yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader
+    except yaml.MarkedYAMLError as error:
+        # Not the line itself, which may be of a private key.
+        mark: Any = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}: " if mark is not None else ""
+        raise ConfigError(file, "", f"broken YAML: {where}{error.problem or error.context}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(file, "", f"broken YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(file, "", f"broken YAML: {' '.join(str(error).split())}") from None
+    except (ValueError, RecursionError):  # a date that is none, a number of 5,000 digits, thousands of brackets
+        raise ConfigError(file, "", "broken YAML: a date or a number that can't be, or nested too deeply") from None
     if not isinstance(raw, dict):
         raise ConfigError(file, "", "is not a mapping of fields")
     try:
