@@ -80,7 +80,21 @@ def test_a_client_whose_certificate_has_its_node_id_is_served(
     site.run(work)
 
 
-@pytest.mark.parametrize("names", [("node-2",), ("other", "DNS:node-11"), ("x", "URI:spiffe://a/node-1/b")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("node-2",),
+        ("other", "DNS:node-11"),
+        ("x", "URI:spiffe://a/node-1/b"),
+        # Only the path of a URI has a name, and only URIs and DNS names are names beside the common one.
+        ("x", "URI:spiffe://node-1"),
+        ("x", "URI:https://a/b?c=/node-1"),
+        ("x", "URI:https://a/b#/node-1"),
+        (r"a:\/\/b\/node-1",),
+        ("x", "email:node-1"),
+        ("*", "DNS:*", "DNS:node-*"),
+    ],
+)
 def test_a_client_may_not_ask_for_another_node(tmp_path: Path, names: tuple[str, ...]) -> None:
     site = Site(tmp_path)
 
@@ -146,6 +160,27 @@ def test_files_that_are_broken_later_change_nothing(tmp_path: Path) -> None:
     async def work() -> None:
         site.key.unlink()
         assert await asked(site.channel("node-1")) == ["c"]
+
+    site.run(work)
+
+
+def test_files_that_could_not_be_read_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site(tmp_path)
+    fresh = Authority(tmp_path / "fresh", "fresh")
+    real, forbidden = Path.read_bytes, [site.authority.path]
+
+    def read_bytes(path: Path) -> bytes:
+        if path in forbidden:
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    async def work() -> None:
+        site.authority.path.write_bytes(real(fresh.path) + real(site.authority.path))
+        one, another = (site.channel("node-1", authority=fresh) for _ in range(2))
+        monkeypatch.setattr(Path, "read_bytes", read_bytes)
+        assert await asked(one) is grpc.StatusCode.UNAVAILABLE
+        forbidden.clear()  # chmod: neither time nor size of the file are others
+        assert await asked(another) == ["c"]
 
     site.run(work)
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 import msgspec
@@ -85,12 +86,20 @@ async def require_local(context: grpc.aio.ServicerContext[Any, Any], tcp: TcpSet
 
 
 def names_of(auth: Mapping[str, Iterable[bytes]]) -> frozenset[str]:
-    """Names in a client's certificate, from gRPC's auth context; empty without one."""
-    names = {
-        _text(value) for key in ("x509_common_name", "x509_subject_alternative_name") for value in auth.get(key, ())
-    }
-    uris = {_text(value) for value in auth.get("peer_spiffe_id", ())} | {name for name in names if "://" in name}
-    return frozenset(names | {uri.rstrip("/").rpartition("/")[2] for uri in uris})
+    """Names in a client's certificate, from gRPC's auth context; empty without one.
+
+    The common name, DNS names, and URIs: whole, and the last part of their path (not of host, query or fragment).
+    """
+    names = {_text(value) for key in ("x509_common_name", "peer_dns") for value in auth.get(key, ())}
+    uris = {_text(value) for value in auth.get("peer_uri", ())}
+    return frozenset(name for name in names | uris | {_last_part(uri) for uri in uris} if name)
+
+
+def _last_part(uri: str) -> str:
+    try:
+        return urlsplit(uri).path.rpartition("/")[2]
+    except ValueError:  # a host in brackets that is no address
+        return ""
 
 
 def _text(value: bytes | str) -> str:
@@ -110,10 +119,11 @@ class _Files:
         Raises:
             XdsError: one can't be read.
         """
-        self._stamps = self._look()
+        stamps = self._look()
         key, certificate, client_ca = (
             self._read(path) for path in (self._tls.key, self._tls.certificate, self._tls.client_ca)
         )
+        self._stamps = stamps  # only now: what can't be read is tried again
         return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=client_ca)
 
     def fresh(self) -> Any:
