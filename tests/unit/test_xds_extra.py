@@ -148,6 +148,33 @@ TYPED_STRUCT = {
         "type_url": f"{TYPES}.filters.listener.original_src.v3.OriginalSrc",
     },
 }
+TCP_STATE = {
+    "name": "x",
+    "typed_config": {
+        "@type": f"{TYPES}.filters.network.set_filter_state.v3.Config",
+        "on_new_connection": [
+            {
+                "object_key": "envoy.tcp_proxy.cluster",
+                "format_string": {"text_format_source": {"inline_string": "%REQUESTED_SERVER_NAME%"}},
+            }
+        ],
+    },
+}
+TCP = {
+    "name": "x",
+    "typed_config": {
+        "@type": f"{TYPES}.filters.network.tcp_proxy.v3.TcpProxy", "stat_prefix": "x", "cluster": "exporter",
+    },
+}  # fmt: skip
+UDP = {
+    "name": "x",
+    "typed_config": {
+        "@type": f"{TYPES}.filters.udp.udp_proxy.v3.UdpProxyConfig",
+        "stat_prefix": "x",
+        "cluster": "exporter",
+        "use_original_src_ip": True,
+    },
+}
 ADS = {"ads": {}, "resource_api_version": "V3"}
 FILE = {"path_config_source": {"path": "/etc/x.yaml"}, "resource_api_version": "V3"}
 LOG = {
@@ -207,6 +234,8 @@ LISTENERS: list[tuple[dict[str, Any], str, str]] = [
      "is not allowed: policy does not know the sockets of other namespaces"),
     (edited(METRICS, "address", {"pipe": {"path": "/var/lib/spliceway/xds.sock"}}), "address.pipe.path",
      "/var/lib/spliceway/ is the agent's own"),
+    (edited(METRICS, "address", {"pipe": {"path": "/var/lib/x/..//./spliceway/xds.sock"}}), "address.pipe.path",
+     "/var/lib/spliceway/ is the agent's own"),
     (edited(METRICS, "transparent", True), "transparent", OTHERS),
     (edited(METRICS, "freebind", True), "freebind", OTHERS),
     (edited(METRICS, "use_original_dst", True), "use_original_dst",
@@ -225,6 +254,12 @@ LISTENERS: list[tuple[dict[str, Any], str, str]] = [
     (edited(METRICS, "listener_filters", [{"name": "x", "config_discovery": {
         "config_source": FILE, "type_urls": [f"{TYPES}.filters.listener.original_src.v3.OriginalSrc"]}}]),
      "listener_filters[0].config_discovery.config_source", ELSEWHERE),
+    (edited(METRICS, "filter_chains/0/filters", [TCP_STATE, TCP]),
+     "filter_chains[0].filters[0].typed_config.on_new_connection[0].object_key",
+     "envoy.tcp_proxy.cluster is not allowed: a connection could choose a cluster of policy's own"),
+    ({"name": "udp", "address": {"socket_address": {"address": "::", "port_value": 9100, "protocol": "UDP"}},
+      "udp_listener_config": {}, "listener_filters": [UDP]},
+     "listener_filters[0].typed_config.use_original_src_ip", OTHERS),
     (edited(METRICS, "api_listener", {"api_listener": {"@type": MANAGER, "stat_prefix": "x", "route_config": {}}}),
      "api_listener", "is not allowed: it is for clients, not for a proxy"),
     (route("cluster", "original-destination"), f"{ROUTE_0}.cluster", f"original-destination {OWN}"),
@@ -292,6 +327,10 @@ CLUSTERS: list[tuple[dict[str, Any], str, str]] = [
     (edited(EXPORTER, "upstream_bind_config", {"freebind": True}), "upstream_bind_config.freebind", BOUND),
     (edited(EXPORTER, "upstream_bind_config", {"source_address": {"address": "10.0.0.7", "port_value": 0}}),
      "upstream_bind_config.source_address", BOUND),
+    (edited(EXPORTER, "upstream_bind_config",
+            {"source_address": {"address": "::", "port_value": 0, "network_namespace_filepath": "/run/netns/x"}}),
+     "upstream_bind_config.source_address.network_namespace_filepath",
+     "is not allowed: policy does not know the sockets of other namespaces"),
     (edited(EXPORTER, "upstream_bind_config/extra_source_addresses",
             [{"address": {"address": "10.0.0.7", "port_value": 0}}]),
      "upstream_bind_config.extra_source_addresses", BOUND),

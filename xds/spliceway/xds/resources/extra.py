@@ -6,6 +6,7 @@ What they must not say is in `extrarules`. Here is what needs to be known of the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from posixpath import normpath
 
 import msgspec
 from google.protobuf.message import Message
@@ -101,8 +102,10 @@ def _reserved(message: Message, at: str, reserved: Reserved) -> Iterator[tuple[s
     for path, part in walk(message, at):
         for field, value in part.ListFields():
             texts = () if field.cpp_type != field.CPPTYPE_STRING else value if field.is_repeated else (value,)
+            # Also in another spelling of the path (`//`, `/./`, `/x/../`); where links lead is not asked.
+            spellings = [each for text in texts if isinstance(text, str) for each in (text, normpath(text))]
             for own in reserved.paths:
-                if any(own in text for text in texts if isinstance(text, str)):
+                if any(own in text for text in spellings):
                     yield joined(path, field.name), f"{own} is the agent's own"
 
 

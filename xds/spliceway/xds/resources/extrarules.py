@@ -27,6 +27,9 @@ from spliceway.xds.resources.warming import WARMING
 #: Names of policy's own. `rule-set-` is what `listener_name` begins with.
 _OWN_NAMES = frozenset((CLUSTER_AGENT, CLUSTER_ORIGINAL))
 _OWN_PREFIX = "rule-set-"
+#: The key of filter state by which a connection's cluster is chosen while it runs.
+_TCP_CLUSTER = "envoy.tcp_proxy.cluster"
+_CHOSEN = "is not allowed: a request could choose a cluster of policy's own"
 #: Socket options that say nothing about addresses, marks or routes, by (level, name).
 _HARMLESS_OPTIONS = frozenset(
     (level, getattr(socket, f"{prefix}_{name}"))
@@ -101,9 +104,6 @@ def _listener(listener: Any, at: str) -> Iterator[Broken]:
             where = joined(joined(at, path), "socket_address")
             if not address.socket_address.port_value:
                 yield Broken(joined(where, "port_value"), "is required: a port from 1 to 65535")
-            if address.socket_address.network_namespace_filepath:
-                reason = "is not allowed: policy does not know the sockets of other namespaces"
-                yield Broken(joined(where, "network_namespace_filepath"), reason)
 
 
 def _cluster(cluster: Any, at: str) -> Iterator[Broken]:
@@ -142,6 +142,24 @@ def _option(option: Any, at: str) -> Iterator[Broken]:
         yield Broken(at, reason)
 
 
+def _socket_address(address: Any, at: str) -> Iterator[Broken]:
+    """Of a listener, or the own end of connections to a cluster."""
+    if address.network_namespace_filepath:
+        reason = "is not allowed: policy does not know the sockets of other namespaces"
+        yield Broken(joined(at, "network_namespace_filepath"), reason)
+
+
+def _udp_proxy(config: Any, at: str) -> Iterator[Broken]:
+    if config.use_original_src_ip:
+        reason = "is not allowed: it would speak with addresses that are not the node's"
+        yield Broken(joined(at, "use_original_src_ip"), reason)
+
+
+def _filter_state(value: Any, at: str) -> Iterator[Broken]:
+    if value.object_key == _TCP_CLUSTER:
+        yield Broken(joined(at, "object_key"), f"{_TCP_CLUSTER} {_CHOSEN.replace('request', 'connection')}")
+
+
 def _original_source(_: Any, at: str) -> Iterator[Broken]:
     yield Broken(at, "original_src is not allowed: it would speak with addresses that are not the node's")
 
@@ -155,7 +173,10 @@ _RULES: dict[str, Callable[[Any, str], Iterator[Broken]]] = {
     "envoy.config.listener.v3.Listener": _listener,
     "envoy.config.cluster.v3.Cluster": _cluster,
     "envoy.config.core.v3.BindConfig": _bind,
+    "envoy.config.core.v3.SocketAddress": _socket_address,
     "envoy.config.core.v3.SocketOption": _option,
+    "envoy.extensions.filters.common.set_filter_state.v3.FilterStateValue": _filter_state,
+    "envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig": _udp_proxy,
     "envoy.extensions.filters.listener.original_src.v3.OriginalSrc": _original_source,
     "envoy.extensions.filters.http.original_src.v3.OriginalSrc": _original_source,
     "xds.type.v3.TypedStruct": _typed_struct,
@@ -179,4 +200,4 @@ def _chosen_later(part: Message, at: str) -> Iterator[Broken]:
     for field, value in part.ListFields():
         chosen = field.name in ("cluster_header", "cluster_specifier_plugin", "inline_cluster_specifier_plugin")
         if chosen and value:
-            yield Broken(joined(at, field.name), "is not allowed: a request could choose a cluster of policy's own")
+            yield Broken(joined(at, field.name), _CHOSEN)

@@ -64,8 +64,9 @@ def count_reason(low: int, high: int, count: int, what: str) -> str | None:
 
 
 def repeated_twice(values: Sequence[Any]) -> bool:
-    """Whether a value is there twice."""
-    return any(value in values[:index] for index, value in enumerate(values))
+    """Whether a value is there twice. Messages can't be hashed: their bytes stand for them."""
+    keys = [value.SerializeToString(deterministic=True) if isinstance(value, Message) else value for value in values]
+    return len(set(keys)) < len(keys)
 
 
 _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
