@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
 
 from spliceway.agent.config import listen_address
 from spliceway.agent.errors import OWN_ERRORS, AgentError
@@ -27,6 +28,7 @@ from spliceway.agent.flowlog import Flow, FlowLog, flow_filter
 from spliceway.agent.jsonable import encode
 from spliceway.agent.ring import Ring
 from spliceway.agent.xdsevents import XdsEvents, event_filter
+from spliceway.xds.webpages import NoWebPages
 
 JSON = "application/json"
 JSON_LINES = "application/x-ndjson"
@@ -97,7 +99,7 @@ def admin_app(
     )
 
 
-def metrics_app(registry: CollectorRegistry) -> Starlette:
+def metrics_app(registry: CollectorRegistry) -> ASGIApp:
     """Only `/metrics`, for a Prometheus that comes over TCP."""
 
     async def metrics(_request: Request) -> Response:
@@ -106,9 +108,9 @@ def metrics_app(registry: CollectorRegistry) -> Starlette:
     return Starlette(routes=[Route("/metrics", metrics, methods=["GET"])])
 
 
-def debug_app(routes: Sequence[BaseRoute]) -> Starlette:
-    """Only `/debug/*`, for tools that come over the loopback device."""
-    return Starlette(routes=list(routes))
+def debug_app(routes: Sequence[BaseRoute]) -> ASGIApp:
+    """Only `/debug/*`, for tools that come over the loopback device; not for web pages."""
+    return NoWebPages(Starlette(routes=list(routes)), check_host=True)
 
 
 def debug_listener(listen: str) -> socket.socket:

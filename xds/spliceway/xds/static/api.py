@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from spliceway.xds.debug.status import ClientStatus
 from spliceway.xds.errors import InconsistentSnapshotError, ResourceError, XdsError
@@ -22,12 +22,12 @@ from spliceway.xds.static.control import Control
 from spliceway.xds.static.files import EVERYONE, Key
 from spliceway.xds.static.layers import ConflictError, Layers, UnknownResourceError
 from spliceway.xds.static.show import TYPE_WORDS, resources_shown, state_shown
+from spliceway.xds.webpages import NoWebPages
 
 _JSON = "application/json"
 #: Longest body in bytes: what a file may have.
 _MAX_BODY = 4 << 20
 _STATUS = {ResourceError: 400, UnknownResourceError: 404, ConflictError: 409, InconsistentSnapshotError: 422}
-_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 Encode = Callable[[Any], bytes]
 _Handler = Callable[[Request], Awaitable[Response]]
@@ -136,25 +136,7 @@ def static_app(
             *routes,
         ]
     )
-    return _NoWebPages(app, check_host=tcp)
-
-
-class _NoWebPages:
-    """Refuses what a web page sends through somebody's browser: it has an Origin, or the Host of a rebound name."""
-
-    def __init__(self, app: ASGIApp, *, check_host: bool) -> None:
-        self._app = app
-        self._check_host = check_host
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            headers = dict(scope["headers"])
-            host = headers.get(b"host", b"").decode("latin-1").lower()
-            name = host if host.endswith("]") else host.rpartition(":")[0] or host
-            if b"origin" in headers or (self._check_host and name not in _LOOPBACK):
-                await Response("not for web pages", status_code=403)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+    return NoWebPages(app, check_host=tcp)
 
 
 async def _text(request: Request) -> str:
