@@ -7,6 +7,8 @@ import sys
 
 import structlog
 
+from spliceway.agent.printable import printable
+
 
 def configure(level: str = "info") -> None:
     """Set up structlog; the standard library's records (uvicorn, grpc) go the same way."""
@@ -19,6 +21,8 @@ def configure(level: str = "info") -> None:
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer() if tty else structlog.processors.JSONRenderer(default=str)
     )
+    if tty:
+        shared.append(_printable)
     errors: list[structlog.typing.Processor] = [] if tty else [structlog.processors.format_exc_info]
     structlog.configure(
         processors=[*shared, *errors, renderer],
@@ -36,3 +40,8 @@ def configure(level: str = "info") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+
+
+def _printable(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Texts of clients and files, for a terminal. Colours come later."""
+    return {key: printable(value) if isinstance(value, str) else value for key, value in event.items()}

@@ -54,11 +54,12 @@ class Group(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
         from spliceway.agent.errors import OWN_ERRORS
+        from spliceway.agent.printable import printable
 
         try:
             return super().invoke(ctx)
         except OWN_ERRORS as error:
-            typer.echo(f"spliceway: {error}", err=True)
+            typer.echo(f"spliceway: {printable(str(error))}", err=True)
             raise typer.Exit(1) from error
         except BrokenPipeError as error:
             # `spliceway flows | head`: not an error of ours; Python must not complain when it flushes stdout.

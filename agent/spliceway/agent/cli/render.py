@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from spliceway.agent.cli.common import FullOutput, Output
+from spliceway.agent.printable import one_line
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -83,7 +84,7 @@ def styled(columns: Sequence[str], cells: Sequence[Sequence[str]], room: int) ->
 
 
 def cell(value: Any) -> str:
-    """Text of a cell."""
+    """Text of a cell, in one line."""
     if value is None or value == "" or value == []:
         return "-"
     if isinstance(value, bool):
@@ -91,8 +92,8 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.1f}"
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
-    return str(value)
+        return one_line(", ".join(map(str, value)))
+    return one_line(str(value))
 
 
 def labels_text(labels: Sequence[str], *, derived: bool = True) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from spliceway.agent.cli.render import labels_text
-from spliceway.agent.cli.xdsrender import printable
+from spliceway.agent.printable import one_line, printable
 
 Json = dict[str, Any]
 
@@ -64,12 +64,12 @@ def problems(status: Json) -> list[str]:
         )
     if not status["proxy"]["clients"]:
         found.append("proxy: none is connected over xDS")
-    return found
+    return [printable(text) for text in found]
 
 
 def refusals(status: Json) -> list[str]:
     """What is not in force as it is written, one sentence each: «refused: file: document: field: reason»."""
-    return [f"refused: {_refusal(item)}" for item in status["source"]["refusals"]]
+    return [printable(f"refused: {_refusal(item)}") for item in status["source"]["refusals"]]
 
 
 def not_applied(status: Json) -> list[str]:
@@ -84,7 +84,7 @@ def not_applied(status: Json) -> list[str]:
     ]
     if (wanted := status["policy"]["wanted"]) != (revision := status["policy"]["revision"]):
         found.append(f"revision {revision} is shown, {wanted} is wanted: what is held back is not in the table")
-    return found
+    return [printable(text) for text in found]
 
 
 def warnings(status: Json) -> list[str]:
@@ -114,7 +114,7 @@ def _why(why: Json) -> str:
 
 def _about(answer: Json) -> str:
     """«RDS rule-set-3: what the proxy says»."""
-    parts = (f"{answer['type']} {answer['resource']}".strip(), printable(" ".join(answer["message"].split())))
+    parts = (f"{answer['type']} {answer['resource']}".strip(), " ".join(answer["message"].split()))
     return ": ".join(part for part in parts if part)
 
 
@@ -179,7 +179,7 @@ def flow_line(flow: Json) -> str:
     parts += [f"({flow['direction']})"] if flow.get("direction") else []
     parts += [f"[{text}]" for text in (flow["rule"], flow["nearestMiss"]) if text]
     parts += [f"[mismatch of {', '.join(headers)}]"] if (headers := flow.get("mismatches")) else []
-    return " ".join(parts)
+    return one_line(" ".join(parts))
 
 
 def address(host: str, port: int) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from spliceway.agent.printable import printable
+
 Json = dict[str, Any]
 
 #: An answer that is awaited for longer than this, in seconds, is wrong: a healthy client answers in milliseconds.
@@ -28,7 +30,7 @@ def client_rows(clients: Sequence[Json]) -> Iterator[tuple[Any, ...]]:
     for status in clients:
         client = status["client"]
         yield (
-            *(printable(client[name]) for name in ("node", "cluster", "agent", "version")),
+            *(client[name] for name in ("node", "cluster", "agent", "version")),
             status["protocol"],
             status["service"],
             status["peer"],
@@ -44,7 +46,7 @@ def type_rows(clients: Sequence[Json]) -> Iterator[tuple[Any, ...]]:
             synced = sum(resource["state"] == "SYNCED" for resource in kind["resources"])
             total = kind["count"]
             yield (
-                printable(status["client"]["node"]),
+                status["client"]["node"],
                 kind["type"],
                 kind["state"],
                 total if synced == total else f"{synced}/{total}",
@@ -124,16 +126,16 @@ def diff_notes(resources: Sequence[Json]) -> Iterator[str]:
     """What the table can't show: what Envoy says of a resource, whole, and how many more places differ."""
     for item in resources:
         if item["message"]:
-            yield f"{item['type']} {item['name']}: {item['message']}"
+            yield printable(f"{item['type']} {item['name']}: {item['message']}")
         if item["more"]:
-            yield f"{item['type']} {item['name']}: {item['more']} more places differ"
+            yield printable(f"{item['type']} {item['name']}: {item['more']} more places differ")
 
 
 def diff_sum(answer: Json) -> str:
     """How many resources were compared, and what came out."""
     counts = Counter(item["state"] for item in answer["resources"])
     told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items(), key=lambda item: item[0] == "same"))
-    return f"{answer['node']}: {len(answer['resources'])} resources: {told or 'nothing to compare'}"
+    return printable(f"{answer['node']}: {len(answer['resources'])} resources: {told or 'nothing to compare'}")
 
 
 def event_line(event: Json) -> str:
@@ -160,11 +162,6 @@ def _value(value: Any) -> str:
         return "(none)"
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
-
-
-def printable(text: str) -> str:
-    """What a client says, so that a terminal takes none of it for a command: control characters are escaped."""
-    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
 
 
 def size_text(size: int) -> str:
