@@ -189,7 +189,7 @@ class DeltaSubscription(Ledger):
         return self._response(held.version, chosen, gone)
 
     def _response(self, version: str, chosen: list[Resource], gone: list[str]) -> Response:
-        new = frozenset(resource.name for resource in chosen if self.sent.get(resource.name) != resource)
+        new = frozenset(resource.name for resource in chosen if self.acked.get(resource.name) != resource)
         for resource in chosen:
             self.sent[resource.name] = resource
             self.rejected.pop(resource.name, None)

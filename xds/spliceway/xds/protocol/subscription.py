@@ -92,13 +92,14 @@ class Subscription(Ledger):
             return _Nonce.OTHER
         return _Nonce.PENDING if self.pending else _Nonce.SETTLED
 
-    def _acknowledge(self, pending: Response) -> None:
+    def _dropped(self, pending: Response) -> None:
+        super()._dropped(pending)
         if self.info.full_set and not pending.heartbeat:
+            # What a whole set leaves out is gone, also when something else in it is refused.
             names = {resource.name for resource in pending.resources}
-            for name in self.acked.keys() - names:
-                self._beats.pop(name, None)
-            self.acked, self.rejected = {}, {}
-        super()._acknowledge(pending)
+            for kept in (self.acked, self.rejected, self._beats):
+                for name in kept.keys() - names:
+                    kept.pop(name)
 
     def _subscribe(self, names: tuple[str, ...]) -> None:
         # An empty list is «everything» only for full-set types, and only until the client has ever named something.
@@ -126,17 +127,21 @@ class Subscription(Ledger):
     def _full(
         self, wanted: dict[str, Resource], version: str, keep: Callable[[], bool], without: frozenset[str]
     ) -> Response | None:
-        gone = self.sent.keys() - wanted.keys()
+        gone = sorted(self.acked.keys() - wanted.keys())
         if gone and keep():
-            wanted = {name: self.sent[name] for name in sorted(gone)} | wanted
+            # As the client has it, and not as it has refused it.
+            wanted = {name: self.acked[name] for name in gone} | wanted
             version = f"{version}+kept"
         if self.last_sent is not None and wanted == self.sent:
             return None
         if not wanted and not self.active:
             return None
-        changed = frozenset(name for name, resource in wanted.items() if self.sent.get(name) != resource)
-        if without and not all(wanted[name].clusters.isdisjoint(without) for name in changed):
-            return None
+        if without:
+            new = (resource for name, resource in wanted.items() if self.sent.get(name) != resource)
+            if not all(resource.clusters.isdisjoint(without) for resource in new):
+                return None
+        # Not «what was not sent»: what was refused once may be accepted now that it comes again with others.
+        changed = frozenset(name for name, resource in wanted.items() if self.acked.get(name) != resource)
         self.sent, self.rejected = wanted, {}
         return Response(self.info.url, version, self._next_nonce(), tuple(wanted.values()), changed=changed)
 
