@@ -235,7 +235,8 @@ def test_names_of_many_small_requests_count_together(socket: Path) -> None:
         stream = bed.delta()
 
         async def ask_all() -> None:
-            for start in range(0, 150, 30):
+            # The last of these is too much: what is written after the end is an error of the client's own.
+            for start in range(0, 120, 30):
                 await stream.ask(ENDPOINT, *map(str, range(start, start + 30)))
             await stream.drained(5)
 
