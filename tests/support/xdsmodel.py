@@ -1,7 +1,8 @@
 """A client as Envoy is one, as a model without I/O: it says whether what it is sent may be sent.
 
 Messages are on their way for any time in both directions. As in Envoy the ACK of clusters comes when the last of them
-has its endpoints; what is refused of listeners and clusters is one of them, the others apply.
+has its endpoints; what is refused of listeners and clusters is one of them, and the others apply, unless it can't even
+be decoded (every other time).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Client:
         self.usable: set[str] = set()
         self.warm: set[str] = set()
         self._digests: dict[str, dict[str, str]] = {url: {} for url in self.held}
-        self._streams = 0
+        self._streams = self._refusals = 0
         self.connect()
 
     def connect(self) -> None:
@@ -111,12 +112,18 @@ class Client:
         self._reasons[url, name] = self._reasons.get((url, name), 0) + 1
 
     def _apply_set(self, response: Response) -> str | None:
-        """Clusters or listeners: all apply but one that is refused; returns the error."""
+        """Clusters or listeners: all apply but one that is refused, none if that can't be decoded; the error."""
         url, held = response.type_url, self.held[response.type_url]
         bodies = {resource.name: resource.body for resource in response.resources}
         fresh = [name for name, body in bodies.items() if held.get(name) != body]
         bad = fresh[0] if fresh and self.refuse() else None
         gone = set(response.removed) if self.delta else held.keys() - bodies.keys()
+        if bad is not None:
+            for name in {*bodies, *gone} - {bad} if self.delta else ():
+                self._reason(url, name)  # what was beside it is said once more
+            self._refusals += 1
+            if self._refusals % 2 == 0:
+                return f"{bad} can't be decoded"
         for name in gone & held.keys():
             if url == CLUSTER:
                 users = [route for route in self._routes() if self._target(route) == name and route in self._known]
@@ -138,7 +145,7 @@ class Client:
             self._digests[url][resource.name] = resource.digest
         for name in gone:
             self._reason(url, name)
-        return f"cannot use {bad}" if bad is not None else None
+        return f"Error adding/updating resource(s) {bad}" if bad is not None else None
 
     def _apply_part(self, response: Response) -> str | None:
         """Endpoints or routes; one refused route holds back all."""

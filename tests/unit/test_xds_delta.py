@@ -247,6 +247,26 @@ def test_the_table_of_answers_is_complete() -> None:
     assert set(ANSWERS) == {(pending, error) for pending in (True, False) for error in (True, False)}
 
 
+def test_an_edit_has_its_turn_beside_one_that_changes_all_the_time() -> None:
+    client = Client("RDS")
+    client.step("state a:0 b:0 c:0")
+    assert client.step("ask +a +b +c +new") == "a b c -new"
+    client.step("ack")
+    assert client.step("state a:1 b:1 c:1 new") == "a"
+    sent = []
+    for turn in range(2, 7):
+        client.step(f"state a:{turn} b:1 c:1 new")
+        sent.append(client.step("ack"))
+    assert sent == ["b", "c", "new", "a", "a"]
+
+
+def test_what_a_client_has_already_comes_together_after_a_reconnect() -> None:
+    client = Client("RDS")
+    client.step("state a:1 b:2 c:1 d:1")
+    assert client.step("ask +a +b +c +d have:a#1 have:b#1 have:c#1") == "b"
+    assert client.step("ack") == "a c d"
+
+
 def test_what_was_refused_stays_on_record_beside_what_was_acknowledged() -> None:
     client = Client("EDS")
     for step in ("state a b", "ask +a +b", "ack", "state a:2 b", "nack"):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from itertools import count
 
-from spliceway.xds.protocol.refusal import HIDDEN, LONGEST_ABOUT, LONGEST_MESSAGE, about, shown_message
+import pytest
+
+from spliceway.xds.protocol.refusal import HIDDEN, LONGEST_ABOUT, LONGEST_MESSAGE, about, mentions, shown_message
 from spliceway.xds.protocol.snapshot import Resource, TypeSet
 from spliceway.xds.protocol.subscription import Request, Subscription
 from spliceway.xds.protocol.typeurls import CLUSTER, TYPES
@@ -36,8 +38,24 @@ def test_secrets_are_hidden_before_a_message_is_cut() -> None:
 
 
 def test_each_resource_has_the_lines_that_are_about_it() -> None:
-    state = refused("a: no\nb: neither", "a", "b", "c")
-    assert {name: rejected.message for name, rejected in state.rejected.items()} == {"a": "a: no", "b": "b: neither"}
+    first = "Error adding/updating cluster(s) a: no"
+    state = refused(f"{first}\nb: neither", "a", "b", "c")
+    assert {name: rejected.message for name, rejected in state.rejected.items()} == {"a": first, "b": "b: neither"}
+    assert state.acked.keys() == {"c"}
+
+
+@pytest.mark.parametrize(
+    "message", ["name: a: Proto constraint validation failed", "Error adding/updating a...(truncated)"]
+)
+def test_nobody_knows_what_else_was_applied_where_not_all_is_named(message: str) -> None:
+    state = refused(message, "a", "b")
+    assert state.rejected.keys() == {"a", "b"}
+    assert state.acked == {}
+
+
+def test_a_name_that_is_cut_off_is_no_name() -> None:
+    assert not mentions("rule-set-2: taken, rule-set-1...(truncated)", "rule-set-1")
+    assert mentions("rule-set-1... is bad", "rule-set-1")
 
 
 def test_of_a_message_of_any_size_little_is_kept() -> None:

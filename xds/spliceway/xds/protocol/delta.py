@@ -132,6 +132,17 @@ class DeltaSubscription(Ledger):
                 if resource.name not in self.names:
                     self._lose(resource.name)
 
+    def _blamed(
+        self, pending: Response, fresh: dict[str, Resource], named: dict[str, Resource], message: str
+    ) -> dict[str, Resource]:
+        # Whether it has applied the others is not certain: its message may be cut, or something could not even be
+        # decoded. And it doesn't note what it did: after a reconnect it would tell of what it had before. So all but
+        # what it names is said once more, and counts when that is acknowledged.
+        others = {*(fresh.keys() - named.keys()), *(filter(self.wants, pending.removed) if fresh else ())}
+        self._owed |= others
+        self._dirty |= others
+        return named
+
     def _look(self, held: TypeSet) -> None:
         """Note which names may differ from what the client has."""
         if held.serial == self._seen_serial:

@@ -87,6 +87,8 @@ class Ledger:
         self._seen = False
         # Names that came back refused together with others, and are now sent one by one to find the bad one.
         self._alone: set[str] = set()
+        # The last edit that was sent alone: those after it have their turn.
+        self._turn = ""
         # Name -> when the client has to hear of it again, of what it has acknowledged.
         self._beats: dict[str, float] = {}
         self._pushed_at = 0.0
@@ -203,18 +205,25 @@ class Ledger:
     def _batch(self, changed: list[Resource]) -> list[Resource]:
         """Which of these go into one response, so that a refusal of one doesn't hold back others.
 
-        What the client has nothing of may come together; what it has, and lives by, comes first and alone where the
-        type asks for that.
+        What the client has nothing of, or this very content, may come together; what it has otherwise, and lives by,
+        comes first and alone where the type asks for that. One that changes all the time is not sent twice before the
+        others had their turn.
         """
         if self.info.full_set or len(changed) == 1:
             if self._alone:
                 self._alone -= {resource.name for resource in changed}
+            self._turn = ""
             return changed
-        edited = [r for r in changed if r.name in self.acked] if self.info.one_each else []
-        together = [r for r in changed if r.name not in self._alone]
-        chosen = edited[:1] or together or changed[:1]
+        edited = [r for r in changed if self._edits(r)] if self.info.one_each else []
+        other = [r for r in changed if not self._edits(r)] if edited else changed
+        together = [r for r in other if r.name not in self._alone]
+        chosen = [r for r in edited if r.name > self._turn][:1] or together or other[:1] or edited[:1]
+        self._turn = chosen[0].name if edited and self._edits(chosen[0]) else ""
         self._alone -= {resource.name for resource in chosen}
         return chosen
+
+    def _edits(self, resource: Resource) -> bool:
+        return self.acked.get(resource.name, resource) != resource
 
     def _answered(self, message: str | None) -> None:
         """Take in the client's answer to what is pending; `message`: why it refuses, None for an ACK."""
@@ -249,12 +258,17 @@ class Ledger:
         if self.info.full_set and readable:
             # Of these the client applies the good ones (Envoy issue 6024), and its message names the bad ones.
             named = {name: resource for name, resource in fresh.items() if mentions(message, name)} or fresh
-            self.acked.update({name: resource for name, resource in fresh.items() if name not in named})
-            fresh = named
+            fresh = self._blamed(pending, fresh, named, message)
         shown = shown_message(message, _secrets(pending))
         hidden = without_secrets(message, _secrets(pending)) if readable else shown
         self.rejected.update({name: Rejected(held.version, about(hidden, name)) for name, held in fresh.items()})
         self.last_error = Refusal(pending.version, pending.nonce, tuple(fresh), shown)
+
+    def _blamed(
+        self, pending: Response, fresh: dict[str, Resource], named: dict[str, Resource], message: str
+    ) -> dict[str, Resource]:
+        """What counts as refused of a full-set type; `named`: those of the `fresh` ones that are in the message."""
+        raise NotImplementedError
 
     def _dropped(self, pending: Response) -> None:
         """Forget what the client no longer has after this response."""

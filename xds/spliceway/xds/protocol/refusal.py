@@ -14,6 +14,9 @@ HIDDEN = "(secret)"
 LONGEST_MESSAGE, LONGEST_ABOUT = 8192, 2000
 #: In so many characters names are looked for: more (names times the message) would hold up all other clients.
 LOOKED_AT = 1 << 29
+#: How Envoy begins when it has applied all listeners or clusters but those that it names (if one can't be decoded it
+#: applies nothing), and how it ends when it had more than 4096 characters to say (both seen in Envoy 1.40).
+_PARTLY, _CUT = "Error adding/updating ", "(truncated)"
 
 
 def about(message: str, name: str) -> str:
@@ -23,8 +26,13 @@ def about(message: str, name: str) -> str:
 
 
 def mentions(message: str, name: str) -> bool:
-    """Whether the name stands in the message by itself: `rule-set-1` does not in `rule-set-12`."""
-    return name in message and re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", message) is not None
+    """Whether the name stands in the message by itself: `rule-set-1` does not in `rule-set-12`, cut off or not."""
+    return name in message and re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-]|\.\.\.\(trunc)", message) is not None
+
+
+def names_all(message: str) -> bool:
+    """Whether all that the message doesn't name of a set of listeners or clusters has been applied."""
+    return message.startswith(_PARTLY) and not message.endswith(_CUT)
 
 
 def shown_message(message: str, secrets: Collection[str]) -> str:

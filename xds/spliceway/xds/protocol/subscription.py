@@ -12,6 +12,7 @@ from enum import Enum
 import msgspec
 
 from spliceway.xds.protocol.ledger import WILDCARD, Kind, Ledger, Response
+from spliceway.xds.protocol.refusal import names_all
 from spliceway.xds.protocol.snapshot import Resource, TypeSet
 from spliceway.xds.protocol.typeurls import TypeInfo
 
@@ -100,6 +101,14 @@ class Subscription(Ledger):
             for kept in (self.acked, self.rejected, self._beats):
                 for name in kept.keys() - names:
                     kept.pop(name)
+
+    def _blamed(
+        self, pending: Response, fresh: dict[str, Resource], named: dict[str, Resource], message: str
+    ) -> dict[str, Resource]:
+        if not names_all(message):
+            return fresh
+        self.acked.update({name: resource for name, resource in fresh.items() if name not in named})
+        return named
 
     def _subscribe(self, names: tuple[str, ...]) -> None:
         # An empty list is «everything» only for full-set types, and only until the client has ever named something.
