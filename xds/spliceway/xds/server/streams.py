@@ -7,9 +7,9 @@ import contextlib
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from typing import Any, Literal
 
 import grpc
@@ -51,15 +51,16 @@ _HEAVY = 64 << 10
 class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What one client may ask of the server: more ends its stream with RESOURCE_EXHAUSTED, and no other one.
 
-    `message`: bytes of a request; `names`: subscribed names of a type on a stream; `streams`: open at a time, all
-    clients together, those of one node id, and on one connection (more wait there); `node_id`: characters of it,
-    and of its cluster; `first_request`: seconds that a stream may be silent at its beginning. `keepalive`: seconds
-    without a sign of life until a connection is asked for one, and `keepalive_timeout` for the answer: so long a
-    half-open stream is taken for a client.
+    `message`: bytes of a request; `names`: subscribed names of a type on a stream, and those that a client says it has;
+    `name`: characters of one, and of its version; `streams`: open at a time, all clients together, those of one node
+    id, and on one connection (more wait there); `node_id`: characters of it, and of its cluster; `first_request`:
+    seconds that a stream may be silent at its beginning. `keepalive`: seconds without a sign of life until a connection
+    is asked for one, and `keepalive_timeout` for the answer: so long a half-open stream is taken for a client.
     """
 
     message: int = 16 << 20
     names: int = 50_000
+    name: int = 1024
     streams: int = 4096
     streams_of_node: int = 256
     streams_of_connection: int = 100
@@ -254,13 +255,17 @@ class Discovery:
             raise _Rejected(grpc.StatusCode.INVALID_ARGUMENT, reason)
         # Before anything is made of it: a million names are a hundred megabytes.
         if stream.delta:
-            asked = len(message.resource_names_subscribe) + len(message.initial_resource_versions)
             subscription = stream.subscriptions.get(message.type_url or alone)
-            asked += len(subscription.names) if subscription is not None else 0
+            asked = len(message.resource_names_subscribe) + (len(subscription.names) if subscription is not None else 0)
+            # What it has are the same names, when it comes again.
+            asked = max(asked, len(message.initial_resource_versions))
         else:
             asked = len(message.resource_names)
         if asked > self._limits.names:
             raise _Rejected(grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {self._limits.names} names of one type")
+        # They are kept, by the stream and in events.
+        if max(map(len, _texts(message, delta=stream.delta)), default=0) > self._limits.name:
+            raise _Rejected(grpc.StatusCode.RESOURCE_EXHAUSTED, f"a name of more than {self._limits.name} characters")
         request = delta_request_of(message, alone) if stream.delta else request_of(message, alone)
         kind = self._clients.receive(stream.stream_id, request, message.ByteSize())
         if kind is Kind.UNSUPPORTED and stream.unsupported.get(request.type_url[:MAX_URL]) == 1:
@@ -307,6 +312,16 @@ class Discovery:
     def _tell(self, what: str, client: Client, **values: object) -> None:
         """Log it, unless clients come and go so fast that this would fill the disk."""
         (_log.info if self._lines.take(time.monotonic()) else _log.debug)(what, node=client.node, **values)
+
+
+def _texts(message: Any, *, delta: bool) -> Iterator[str]:
+    """Names in a request, and the versions that the client says it has of some."""
+    if not delta:
+        return iter(message.resource_names)
+    versions = message.initial_resource_versions
+    return chain(
+        message.resource_names_subscribe, message.resource_names_unsubscribe, versions.keys(), versions.values()
+    )
 
 
 def _read(raw: bytes, *, delta: bool) -> Any:
