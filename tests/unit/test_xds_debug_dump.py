@@ -126,6 +126,18 @@ def test_the_value_that_a_secret_had_before_is_not_shown_either() -> None:
         assert "(secret)" in shown
 
 
+def test_a_value_that_becomes_a_secret_without_another_value_is_one() -> None:
+    def made(version: str, *, secret: bool, previous: Snapshot | None = None) -> Snapshot:
+        rule = HttpRule(1, "GET", "/a", headers=(HeaderMatch("x-token", "hush-hush", secret=secret),))
+        return build_snapshot({5: RuleSet(5, "w", (rule,))}, {5: 23005}, ResourceSettings(), version, previous)
+
+    before = made("1", secret=False)
+    after = made("2", secret=True, previous=before)
+    routes = {url: held_of(of.resources) for url, of in after.types.items()}
+    assert "hush" not in json.dumps(list(dump_held(routes, {}, {})))
+    assert made("3", secret=True, previous=after).types[ROUTE] is after.types[ROUTE]
+
+
 def test_what_cannot_be_read_is_said_and_raises_nothing() -> None:
     strange = listener_pb2.Listener(name="x")
     strange.filter_chains.add().filters.add(

@@ -120,12 +120,12 @@ class Snapshot(msgspec.Struct, frozen=True, eq=False):
             changed: set[str] = set()
             for name, body in sorted(named.items()):
                 kept = old.resources.get(name) if old else None
-                if kept is not None and kept.body == body and kept.ttl == ttls.get((url, name)):
+                ttl, hidden = ttls.get((url, name)), secrets.get(name, frozenset())
+                # A value may be a Secret's from now on, although it is the same.
+                if kept is not None and (kept.body, kept.ttl, kept.secrets) == (body, ttl, hidden):
                     fresh[name] = kept
                 else:
-                    fresh[name] = Resource.of(
-                        url, name, version, body, ttls.get((url, name)), secrets.get(name, frozenset())
-                    )
+                    fresh[name] = Resource.of(url, name, version, body, ttl, hidden)
                     changed.add(name)
             if old is None:
                 types[url] = TypeSet(version, fresh)
