@@ -320,8 +320,9 @@ def test_diff(tmp_path: Path) -> None:
 def test_only_a_socket_or_loopback_is_asked_for_a_configuration(admin: str) -> None:
     with pytest.raises(ClientError, match=r"is neither the path of a socket nor http://127\.0\.0\.1:PORT"):
         config_dump(admin)
-    with pytest.raises(ClientError, match="no Envoy answers at /nowhere"):
-        config_dump("/nowhere")
+    for path in ("/nowhere", "nowhere/admin.sock"):
+        with pytest.raises(ClientError, match=f"no Envoy answers at {path}"):
+            config_dump(path)
 
 
 def test_another_client_refusing_is_no_answer_of_the_proxy(tmp_path: Path) -> None:
@@ -344,7 +345,7 @@ def test_debug_over_loopback(tmp_path: Path) -> None:
             await settled(site, "SYNCED")
             for path, status in (("/debug/syncz", b"200"), ("/v1/status", b"404"), ("/v1/xds/status", b"404")):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
                 answer = await reader.read()
                 assert answer.split(b" ", 2)[1] == status
                 writer.close()

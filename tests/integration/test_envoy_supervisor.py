@@ -124,7 +124,8 @@ def test_another_agent_takes_it_over(tmp_path: Path) -> None:
         other = supervisor(tmp_path, node="another")
         await other.start()
         assert other.status().problems == (
-            "Envoy's bootstrap or command line changed since it was started: restart it to apply them",
+            "Envoy's bootstrap or command line changed since it was started: "
+            f"end it (pid {other.status().pid}), and the agent starts it anew",
         )
         await second.stop()
 

@@ -371,8 +371,12 @@ def test_the_commands_for_an_agent_work_on_it(server: StaticServer) -> None:
         await asyncio.to_thread(server.until, lambda status: '"SYNCED"' in json.dumps(status["clients"]))
         assert "SYNCED" in await asyncio.to_thread(command, "status")
         table = await asyncio.to_thread(command, "dump", "--node", "node-1", "--type", "clusters")
-        assert "(nodes/node-1/own.yaml: document 1)" in table
-        assert "(a.yaml: document 1)" in table
+        assert "nodes/node-1/own.yaml: document 1" in table
+        assert " a.yaml: document 1" in table
+        assert "NOT SENT" not in await asyncio.to_thread(command, "dump")
+        status = [COMMAND[0], "status", "--socket", str(server.admin_socket)]
+        done = await asyncio.to_thread(subprocess.run, status, capture_output=True, text=True, check=False)
+        assert (done.returncode, "xds status`" in done.stderr, "Traceback" in done.stderr) == (1, True, False)
         dump = json.loads(
             await asyncio.to_thread(command, "dump", "--node", "node-1", "--stage", "acked", "-o", "json")
         )

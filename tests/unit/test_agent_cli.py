@@ -61,13 +61,16 @@ def test_usage_errors_end_with_2(tmp_path: Path) -> None:
     assert invoke("agent", "--config", str(tmp_path / "nothing"))[0] == 2
     assert invoke("status", "-o", "xml")[0] == 2
     assert invoke("policy", "validate", str(tmp_path / "nothing"))[0] == 2
+    served = ("xds", "serve", "--static", str(tmp_path), "--socket", str(tmp_path / "x"))
+    status, _output, errors = invoke(*served, "--log-level", "loud")
+    assert (status, "no level 'loud'" in errors) == (2, True)
 
 
 def test_a_bad_config_ends_with_1_and_its_field(tmp_path: Path) -> None:
     config = tmp_path / "agent.yaml"
     config.write_text("proxy: {kind: nginx}")
     status, _output, errors = invoke("agent", "--config", str(config))
-    assert (status, errors) == (1, f"spliceway: {config}: proxy.kind: Invalid enum value 'nginx'\n")
+    assert (status, errors) == (1, f"spliceway: {config}: proxy.kind: 'nginx' is none of envoy\n")
 
 
 def test_no_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from spliceway.agent.xdstypes import short_type
 from spliceway.policy.compile import compile_table
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.table import HttpRule, PolicyTable, RuleRef, RuleSet
+from spliceway.xds.protocol.typeurls import TYPES
 from support.agent import NODE, cluster_of, pod, policy
 
 API, WEB, ALL = "CiliumNetworkPolicy shop/api", "CiliumNetworkPolicy shop/web", "CiliumClusterwideNetworkPolicy all"
@@ -112,5 +113,7 @@ def test_types_have_many_names() -> None:
         assert short_type(text) == "LDS"
     named = ("routes", "cluster", "ENDPOINTS", "secret", "extensions")
     assert [short_type(text) for text in named] == ["RDS", "CDS", "EDS", "SDS", "ECDS"]
+    assert {short_type(url): url for url in TYPES} == {info.short: url for url, info in TYPES.items()}
+    assert short_type("envoy.config.listener.v3.Listener") == "LDS"
     with pytest.raises(ValueError, match=r"no type 'x' \(there are LDS or listeners, RDS or routes, .*, ECDS or ext"):
         short_type("x")

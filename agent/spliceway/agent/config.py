@@ -326,6 +326,7 @@ def _decode(kind: type, value: Any) -> Any:
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.+?)`(?: - at `\$\.?(?P<at>.*?)`)?")
 _MISSING = re.compile(r"Object missing required field `(?P<field>.+?)`(?: - at `\$\.?(?P<at>.*?)`)?")
+_ENUM = re.compile(r"Invalid enum value (?P<value>'.*')", re.DOTALL)
 _AT = re.compile(r"(?P<reason>.*?)(?: - at `\$\.?(?P<at>.*)`)?", re.DOTALL)
 
 
@@ -336,7 +337,18 @@ def _split(message: str) -> tuple[str, str]:
             return ".".join(part for part in (match["at"], match["field"]) if part), reason
     match = _AT.fullmatch(message)
     assert match is not None  # the pattern matches every text
-    return match["at"] or "", match["reason"].replace("`", "")
+    at, reason = match["at"] or "", match["reason"].replace("`", "")
+    if enum := _ENUM.fullmatch(reason):
+        return at, f"{enum['value']} is none of {', '.join(_choices(at))}"
+    return at, reason
+
+
+def _choices(at: str) -> tuple[Any, ...]:
+    """Values that the field with this path may have, a field of literals."""
+    kind: Any = msgspec.inspect.type_info(Config)
+    for part in at.split("."):
+        kind = {field.encode_name: field.type for field in kind.fields}[part]
+    return tuple(kind.values)
 
 
 def _check(config: Config, file: str) -> None:

@@ -273,8 +273,9 @@ class EnvoySupervisor:
         if identity is None:
             return [f"Envoy is not running ({self._last_exit or 'not started'})"]
         problems = [f"Envoy could not be started again: {self._missing}"] if self._missing else []
+        again = f"end it (pid {identity.pid}), and the agent starts it anew"
         if self._version and identity.version != self._version:
-            problems.append(f"Envoy {identity.version} is running, {self._version} is installed: restart it to change")
+            problems.append(f"Envoy {identity.version} is running, {self._version} is installed: {again}")
         if self._version and identity.config != self._digest():
-            problems.append("Envoy's bootstrap or command line changed since it was started: restart it to apply them")
+            problems.append(f"Envoy's bootstrap or command line changed since it was started: {again}")
         return problems

@@ -98,9 +98,8 @@ async def serve_static(settings: StaticSettings, stop: asyncio.Event) -> None:
             reading = group.create_task(_follow(control, batches), name="files")
             if listener is not None:
                 group.create_task(http.serve_on(listener), name="admin")
-            typer.echo(
-                f"xDS on {_addresses(settings, server)}; admin API on {_told(listener) if listener else 'nothing'}"
-            )
+            admin = f"admin API on {_told(listener)}" if listener else "no admin API"
+            typer.echo(f"xDS on {_addresses(settings, server)}; {admin}")
             await stop.wait()
             reading.cancel()
             events.close()

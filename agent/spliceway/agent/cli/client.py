@@ -96,7 +96,7 @@ def config_dump(admin: str) -> bytes:
 
 
 def _admin_connection(admin: str) -> http.client.HTTPConnection:
-    if admin.startswith("/"):
+    if "/" in admin and "://" not in admin:
         return _UnixConnection(Path(admin), TIMEOUT)
     try:
         parts = urlsplit(admin if "://" in admin else f"http://{admin}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from spliceway.agent.cli.client import AgentClient
 
 _STAGES = ("desired", "sent", "acked")
+_LOG_LEVELS = ("debug", "info", "warning", "error")
 #: Asks for more flows than an agent keeps.
 _ALL = str(2**31)
 
@@ -43,6 +44,16 @@ def xds_stage(value: str) -> str:
     if value not in _STAGES:
         raise typer.BadParameter(f"no stage {value!r} (there are {', '.join(_STAGES)})")
     return value
+
+
+def log_level(value: str) -> str:
+    """Check `--log-level`, in capitals or not (usage error)."""
+    if value.lower() not in _LOG_LEVELS:
+        raise typer.BadParameter(f"no level {value!r} (there are {', '.join(_LOG_LEVELS)})")
+    return value.lower()
+
+
+LogLevelOption = Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.", callback=log_level)]
 
 
 def flow_pod(client: AgentClient, name: str, *, follow: bool) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from spliceway.agent.cli import evaluate, lazy, show, source, xds, xdsserve
 from spliceway.agent.cli.common import ConfigOption, Group
+from spliceway.agent.cli.options import LogLevelOption
 
 app = typer.Typer(
     cls=Group,
@@ -26,7 +27,7 @@ def agent(
         bool,
         typer.Option("--cleanup", help="On SIGTERM, remove programs, rules and the proxy instead of leaving them."),
     ] = False,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: LogLevelOption = "info",
 ) -> None:
     """Run the agent on this node until SIGTERM. What it put into the kernel stays in force after it."""
     from spliceway.agent.config import load_config

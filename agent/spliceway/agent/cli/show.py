@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from spliceway.agent.cli import options
-from spliceway.agent.cli.common import Output, OutputOption, SocketOption, agent_client
+from spliceway.agent.cli.common import Output, OutputOption, SocketOption, agent_client, program
 
 
 def status(
@@ -25,7 +25,7 @@ def status(
     from spliceway.agent.cli.summary import problems, summary, warnings
 
     client, deadline = agent_client(socket), time.monotonic() + wait
-    while (wrong := problems(found := client.get("status"))) and time.monotonic() < deadline:
+    while (wrong := problems(found := _of_agent(client.get("status")))) and time.monotonic() < deadline:
         time.sleep(0.05)
     if output is Output.JSON:
         emit_json({**found, "problems": wrong})
@@ -37,6 +37,15 @@ def status(
             typer.echo(f"(warning) {warning}")
     if wrong:
         raise typer.Exit(1)
+
+
+def _of_agent(status: dict[str, Any]) -> dict[str, Any]:
+    """`status`, if an agent says it: `xds serve` has one of its own under the same path. Raises ClientError."""
+    if "policy" not in status:
+        from spliceway.agent.errors import ClientError
+
+        raise ClientError(f"there is no agent behind that socket, but `xds serve`: try `{program()} xds status`")
+    return status
 
 
 def endpoints(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:

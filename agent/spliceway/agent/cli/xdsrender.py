@@ -102,10 +102,12 @@ def status_problems(clients: Sequence[Json], now: float) -> list[str]:
 def dump_rows(resources: Sequence[Json]) -> Iterator[tuple[Any, ...]]:
     """A row for each resource and policy that is in it."""
     for resource in resources:
-        head = (resource["type"], resource["name"], resource["state"], resource["version"], size_text(resource["size"]))
-        policies = resource["policies"]
+        # What `xds serve` has for everybody is sent to nobody under that name.
+        state = "" if resource.get("node") == "*" else resource["state"]
+        head = (resource["type"], resource["name"], state, resource["version"], size_text(resource["size"]))
+        policies, origin = resource["policies"], resource["origin"]
         if not policies:
-            yield (*head, "", f"({resource['origin']})")
+            yield (*head, "", "(configuration)") if origin == "configuration" else (*head, origin, "")
         for policy in policies:
             title = policy["name"] if not policy["namespace"] else f"{policy['namespace']}/{policy['name']}"
             rules = ", ".join(rule["path"] + (" (audit)" if rule["audit"] else "") for rule in policy["rules"])

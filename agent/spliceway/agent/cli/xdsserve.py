@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spliceway.agent.cli.options import LogLevelOption
+
 if TYPE_CHECKING:
     from spliceway.agent.staticserver import Admin
     from spliceway.xds.server.listen import TlsSettings
@@ -63,7 +65,7 @@ def serve(
             "are content with less, and a test of a client may want what is wrong.",
         ),
     ] = True,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: LogLevelOption = "info",
 ) -> None:
     """Serve Envoy's resources from files to any xDS client, and again whenever a file changes.
 
