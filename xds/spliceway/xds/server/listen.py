@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -117,9 +118,10 @@ class _Files:
         """The certificate configuration as it is in the files.
 
         Raises:
-            XdsError: one can't be read.
+            XdsError: one can't be read, or they are not a certificate, its key and certificates of an authority.
         """
         stamps = self._look()
+        self._check()
         key, certificate, client_ca = (
             self._read(path) for path in (self._tls.key, self._tls.certificate, self._tls.client_ca)
         )
@@ -137,6 +139,20 @@ class _Files:
     def _look(self) -> tuple[tuple[int, int, int], ...]:
         stats = [path.stat() for path in (self._tls.key, self._tls.certificate, self._tls.client_ca)]
         return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)
+
+    def _check(self) -> None:
+        """GRPC itself would only say that it can't bind to the address."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.set_ciphers("DEFAULT@SECLEVEL=0")  # which keys are long enough is gRPC's to say
+        certificate, key, client_ca = self._tls.certificate, self._tls.key, self._tls.client_ca
+        try:
+            context.load_cert_chain(certificate, key, password="")  # an encrypted key is an error, and asks nobody
+        except (ssl.SSLError, ValueError) as error:
+            raise XdsError(f"{certificate} and {key} are not a certificate and its key in PEM: {error}") from error
+        try:
+            context.load_verify_locations(client_ca)
+        except (ssl.SSLError, ValueError) as error:
+            raise XdsError(f"{client_ca}: has no certificate in PEM: {error}") from error
 
     def _read(self, path: Path) -> bytes:
         try:
