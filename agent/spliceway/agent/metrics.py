@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -71,6 +71,8 @@ class Metrics:
     """The agent's registry (its own, not the global one) and what the agent itself observes."""
 
     def __init__(self, datapath: DatapathCounters, gauges: Callable[[], Gauges]) -> None:
+        # Else each counter has a gauge that says when it was made, of which Prometheus makes series.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.reconcile_duration = Histogram(
             "spliceway_reconcile_duration_seconds",
