@@ -10,12 +10,13 @@ import grpc
 import pytest
 from envoy.config.core.v3 import base_pb2
 
-from spliceway.xds.protocol.typeurls import CLUSTER, ENDPOINT, LISTENER, URLS
+from spliceway.xds.errors import AckTimeoutError
+from spliceway.xds.protocol.typeurls import CLUSTER, ENDPOINT, LISTENER, ROUTE, URLS
 from spliceway.xds.server.clients import NodeKey
 from spliceway.xds.server.events import EventKind
 from spliceway.xds.server.listen import TcpSettings
 from support.xdsbed import Bed, run, settled, subscribe
-from support.xdsclient import bodies_of, body, names_of
+from support.xdsclient import NODE, DeltaStream, SotwStream, bodies_of, body, dial, names_of
 
 VARIANTS = pytest.mark.parametrize("variant", ["sotw", "delta"])
 
@@ -238,6 +239,48 @@ def test_rule_23_of_two_streams_of_a_node_both_are_served_and_the_newer_counts(s
         assert bodies_of(await stream.read()) == {"c": body(CLUSTER, "c", 3)}
 
     run(socket, work)
+
+
+@VARIANTS
+def test_rule_23_what_an_older_stream_was_told_is_nothing_to_the_newer_one(socket: Path, variant: str) -> None:
+    """Naive: puts the listeners of the new stream and the routes of the old one together, and both are acknowledged."""
+
+    async def work(bed: Bed) -> None:
+        bed.serve(LDS="rule-set-1", RDS="rule-set-1")
+        old, new = bed.stream(variant), bed.stream(variant)
+        for stream, names in ((old, ("rule-set-1",)), (new, ())):
+            await stream.ask(LISTENER)
+            await stream.answer(await stream.read())
+            if names:
+                await stream.ask(ROUTE, *names)
+                await stream.answer(await stream.read())
+        with pytest.raises(AckTimeoutError, match="has not acknowledged RDS rule-set-1"):
+            await bed.server.wait_acked(NODE, 0.2, [1])
+        await new.ask(ROUTE, "rule-set-1")
+        await new.answer(await new.read())
+        await bed.server.wait_acked(NODE, 10, [1])
+
+    run(socket, work)
+
+
+@VARIANTS
+def test_rule_23_a_client_on_tcp_does_not_answer_for_the_one_on_the_unix_socket(socket: Path, variant: str) -> None:
+    """Anybody may call itself by the node's name. Naive: it is the newest, and what Envoy refused is applied."""
+
+    async def work(bed: Bed) -> None:
+        bed.serve(LDS="rule-set-1")
+        async with dial(socket) as channel:
+            envoy = (SotwStream if variant == "sotw" else DeltaStream)(channel)
+            await envoy.ask(LISTENER)
+            await envoy.answer(await envoy.read(), error="rule-set-1: no")
+            other = bed.stream(variant)
+            await other.ask(LISTENER)
+            await other.answer(await other.read())
+            await bed.until(lambda: bed.kinds(EventKind.ACK) and bed.kinds(EventKind.NACK))
+            assert bed.server.current(NODE)["LDS"].state == "NACK"
+            envoy.cancel()
+
+    run(socket, work, tcp=TcpSettings(host="127.0.0.1", port=0, plaintext=True))
 
 
 @VARIANTS

@@ -209,6 +209,18 @@ BROKEN: dict[str, tuple[Edit, str]] = {
         "route '5' does not lead to original-destination",
     ),
     "virtual hosts from elsewhere": (lambda li, r, _: r.vhds.SetInParent(), "takes virtual hosts from elsewhere"),
+    "a host that has routes in a matcher": (
+        lambda li, r, _: r.virtual_hosts.add(name="other", domains=["other"]).matcher.SetInParent(),
+        "virtual host 'other' has more than routes",
+    ),
+    "a filter that is off for a host": (
+        lambda li, r, _: r.virtual_hosts[0].typed_per_filter_config[FILTER_AMBIGUOUS].SetInParent(),
+        "virtual host 'any' has more than routes",
+    ),
+    "a filter that is off for all": (
+        lambda li, r, _: r.typed_per_filter_config[FILTER_AMBIGUOUS].SetInParent(),
+        "overrides filters for all routes",
+    ),
     "a cluster that is none": (
         lambda li, r, all_of_them: all_of_them.update({CLUSTER: {CLUSTER_ORIGINAL: serialized(SHARED)}}),
         "shares its connections among clients",

@@ -97,6 +97,11 @@ def _check_routes(name: str, body: bytes) -> Facts:
         _check_route(name, route)
     if config.HasField("vhds"):
         raise _fail("route configuration", name, "takes virtual hosts from elsewhere")
+    if config.typed_per_filter_config:
+        raise _fail("route configuration", name, "overrides filters for all routes")
+    for host in config.virtual_hosts:
+        if host.HasField("matcher") or host.typed_per_filter_config:
+            raise _fail("route configuration", name, f"virtual host {host.name!r} has more than routes")
     return Facts(config.name, tuple(Want(CLUSTER, each.route.cluster, f"route {each.name!r}") for each in routes))
 
 

@@ -55,7 +55,8 @@ class _Published(msgspec.Struct, frozen=True):
 class Clients:
     """All streams by id, and a snapshot for each node. A node never sees another's resources.
 
-    Of several streams of one node the newest counts for each type: the others are half-open, or about to be.
+    Of several streams of one node the newest counts for each type, and one of the Unix socket before all of TCP: the
+    others are half-open, or about to be, or somebody else's.
     """
 
     def __init__(self, on_event: Callable[[XdsEvent], None] | None = None) -> None:
@@ -218,16 +219,27 @@ class Clients:
         return None
 
     def _records_of(self, node: NodeKey) -> Iterator[StreamRecord]:
-        """The node's streams, newest first."""
-        for record in reversed(self._by_node.get(node.id, ())):
+        """The node's streams, newest first, those of the Unix socket before all others.
+
+        Only the agent's own user can connect there: who comes by TCP may be somebody else under the node's name, and
+        must not answer for its proxy.
+        """
+        newest = self._by_node.get(node.id, [])[::-1]
+        for record in sorted(newest, key=lambda record: not record.peer.startswith("unix:")):
             if node.cluster is None or record.client.cluster == node.cluster:
                 yield record
 
     def _newest(self, node: NodeKey) -> dict[str, StreamRecord]:
-        """Type URL -> the newest stream that has asked for the type, or else the newest that may."""
+        """Type URL -> the newest stream that has asked for the type, or else the newest that may.
+
+        Of each service only the newest stream: what an older one was told, this client may never have heard.
+        """
         asked: dict[str, StreamRecord] = {}
         may: dict[str, StreamRecord] = {}
+        services: dict[str, StreamRecord] = {}
         for record in self._records_of(node):
+            services.setdefault(record.service, record)
+        for record in services.values():
             for url, subscription in record.stream.subscriptions.items():
                 (asked if subscription.seen else may).setdefault(url, record)
         return {
