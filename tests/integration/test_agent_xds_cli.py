@@ -305,9 +305,10 @@ def test_diff(tmp_path: Path) -> None:
                     await site.cli("xds", "diff", "--admin", str(tmp_path / "late.sock"), "-o", "json", status=1)
                 )
                 assert [one["state"] for one in answer["resources"]].count("differs") == 1
-            with envoy_admin(tmp_path / "odd.sock", b"<html>"):
-                said = await site.cli("xds", "diff", "--admin", str(tmp_path / "odd.sock"), status=1)
-                assert "that is no configuration of an Envoy" in said
+            for name, odd in (("odd", b"<html>"), ("deep", b'{"configs":' + b"[" * 5000)):
+                with envoy_admin(tmp_path / f"{name}.sock", odd):
+                    said = await site.cli("xds", "diff", "--admin", str(tmp_path / f"{name}.sock"), status=1)
+                    assert "that is no configuration of an Envoy" in said
             async with proxy(site, proxy_node("other")):
                 said = ""
                 while "is not this agent's own proxy" not in said:

@@ -86,7 +86,7 @@ class StaticViews:
         def look() -> bytes:
             try:
                 said = msgspec.json.decode(bytes(body), type=dict[str, Any])
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, RecursionError) as error:
                 raise ValueError(f"that is no configuration of an Envoy: {error}") from None
             return encode({"node": node, "resources": compare(held, said, secrets, status)})
 

@@ -111,7 +111,7 @@ class XdsViews:
         def look() -> list[Difference]:
             try:
                 said = msgspec.json.decode(body, type=dict[str, Any])
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, RecursionError) as error:
                 raise ValueError(f"that is no configuration of an Envoy: {error}") from None
             return compare(held, said, secrets, status)
 
