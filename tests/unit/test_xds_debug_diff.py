@@ -221,6 +221,13 @@ def test_extensions() -> None:
     )
 
 
+def test_what_a_client_has_from_an_earlier_agent_may_have_secrets_that_nobody_knows() -> None:
+    wanted, said = held(ROUTE, route(prefix="/new")), routes(route(prefix="/hush"))
+    found = one(compare(wanted, said, {}, {}, unknown=("r",)))
+    assert found.fields == (Field("virtual_hosts[0].routes[0].match.prefix", "/new", "(secret)"),)
+    assert one(compare(wanted, said, {}, {}, unknown=("s",))).fields[0].envoy == "/hush"
+
+
 def test_values_of_secrets_are_hidden_on_both_sides() -> None:
     texts = frozenset({"hush-new"})
     wanted = held(ROUTE, route(prefix="/hush-new"), secrets=texts)

@@ -20,7 +20,8 @@ from spliceway.xds.debug.diff import Difference, compare
 from spliceway.xds.debug.dump import dump_held
 from spliceway.xds.debug.status import ClientStatus, TypeStatus
 from spliceway.xds.debug.view import STAGES, DebugView, Stage
-from spliceway.xds.protocol.typeurls import TYPES
+from spliceway.xds.protocol.snapshot import Snapshot
+from spliceway.xds.protocol.typeurls import ROUTE, TYPES
 from spliceway.xds.server.events import XdsEvent
 
 Query = dict[str, str]
@@ -106,26 +107,25 @@ class XdsViews:
             if node != self._proxy.node.id:
                 raise ValueError(f"{node} is not this agent's own proxy: name that Envoy's admin interface (--admin)")
             body = await self._config_dump()
-        held, status, secrets = self._view.held(node, "desired"), self._view.current(node), self._all_secrets(node)
+        held, status, secrets = self._view.held(node, "desired"), self._view.current(node), self._view.secrets(node)
+        unknown = self._unknown(node)
 
         def look() -> list[Difference]:
             try:
                 said = msgspec.json.decode(body, type=dict[str, Any])
             except (msgspec.MsgspecError, RecursionError) as error:
                 raise ValueError(f"that is no configuration of an Envoy: {error}") from None
-            return compare(held, said, secrets, status)
+            return compare(held, said, secrets, status, unknown)
 
         return {"node": node, "resources": await asyncio.to_thread(look)}
 
-    def _all_secrets(self, node: str) -> dict[str, frozenset[str]]:
-        """Resource name -> what must not be shown of it, also of versions that the client still has from before."""
-        found = dict(self._view.secrets(node))
-        for stage in STAGES:
-            for of in self._view.held(node, stage).values():
-                for name, item in of.items():
-                    if item.resource is not None and item.resource.secrets:
-                        found[name] = found.get(name, frozenset()) | item.resource.secrets
-        return found
+    def _unknown(self, node: str) -> frozenset[str]:
+        """Route configurations of the node whose content isn't from this agent, but from the one before it.
+
+        Policy's Secrets are in these, and which they were is not known any more.
+        """
+        acked = self._view.held(node, "acked").get(ROUTE, {})
+        return frozenset(name for name, held in acked.items() if held.resource is None)
 
     def _node(self, query: Query) -> str:
         node = query.get("node", self._proxy.node.id)
@@ -135,15 +135,18 @@ class XdsViews:
         return node
 
 
-def xds_counts(clients: Iterable[ClientStatus], own: Mapping[str, TypeStatus]) -> tuple[dict[str, int], dict[str, int]]:
+def xds_counts(
+    clients: Iterable[ClientStatus], own: Mapping[str, TypeStatus], desired: Snapshot | None
+) -> tuple[dict[str, int], dict[str, int]]:
     """Open streams by protocol variant, and by short type the resources of the `own` proxy that are not in sync.
 
+    Of a type that it has not asked for, or when it is not connected, those are all that it shall have (`desired`).
     Other clients may claim to have any number of resources: they are not looked at one by one.
     """
     streams = {"sotw": 0, "delta": 0}
     for client in clients:
         streams[client.protocol] += 1
-    late = dict.fromkeys((info.short for info in TYPES.values()), 0)
+    late = {info.short: len(desired.types[url].resources) if desired else 0 for url, info in TYPES.items()}
     late |= {short: sum(one.state != "SYNCED" for one in status.resources) for short, status in own.items()}
     return streams, late
 

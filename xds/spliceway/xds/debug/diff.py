@@ -6,7 +6,7 @@ anew from its hosts, which `_endpoints` undoes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -73,11 +73,13 @@ def compare(
     dump: Mapping[str, Any],
     secrets: Secrets,
     status: Mapping[str, TypeStatus],
+    unknown: Collection[str] = (),
 ) -> list[Difference]:
     """Every resource of both sides, in sending order, then by name.
 
     `desired`: type URL -> name -> resource, as `DebugView.held(node, "desired")`; `dump`: Envoy's JSON; `secrets`,
     `status`: of the same view: what must not be shown, and what the client has refused or not asked for (`current`).
+    `unknown`: names of resources of which the client has content that isn't from here: Secrets in it can't be told.
 
     Raises:
         AdminError: `dump` isn't a config_dump.
@@ -94,7 +96,8 @@ def compare(
         for name in sorted(wanted.keys() | has.keys()):
             hider = hiders.get(name, nothing)
             if name in wanted:
-                item = _compared(url, wanted[name], has.get(name, Reported()), refused.get(name, ""), hider)
+                known = name not in unknown
+                item = _compared(url, wanted[name], has.get(name, Reported()), refused.get(name, ""), hider, known)
             elif not has[name].draining and (has[name].active or has[name].warming or has[name].unread):
                 item = Difference(info.short, name, "extra", envoy_version=has[name].version)
             else:
@@ -105,9 +108,9 @@ def compare(
     return result
 
 
-def _compared(url: str, wanted: Held, has: Reported, refused: str, hider: Hider) -> Difference:
+def _compared(url: str, wanted: Held, has: Reported, refused: str, hider: Hider, known: bool) -> Difference:
     def told(state: str, message: str = "", found: Sequence[Change] = ()) -> Difference:
-        careful = wanted.resource is not None and bool(wanted.resource.secrets)
+        careful = not known or (wanted.resource is not None and bool(wanted.resource.secrets))
         fields = tuple(_field(change, hider, careful=careful) for change in found[:_MAX_FIELDS])
         more = max(0, len(found) - _MAX_FIELDS)
         return Difference(TYPES[url].short, wanted.name, state, message, fields, more, wanted.version, has.version)
