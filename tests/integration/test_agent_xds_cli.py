@@ -118,6 +118,11 @@ def test_nobody_is_connected(tmp_path: Path) -> None:
         assert "no proxy is connected that has asked for it" in said
         assert f"({TITLE} in web.yaml)" in said
         assert "Envoy's admin interface failed on /config_dump" in await site.cli("xds", "diff", status=1)
+        metrics = await asyncio.to_thread(_metrics, site)
+        late = {
+            short: metrics[f'spliceway_xds_not_in_sync{{type="{short}"}}'] for short in ("CDS", "LDS", "RDS", "SDS")
+        }
+        assert late == {"CDS": 1, "LDS": 1, "RDS": 1, "SDS": 0}
 
     with_site(tmp_path, body)
 

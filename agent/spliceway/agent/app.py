@@ -326,7 +326,10 @@ class Agent:
         policy = self._reconciler.status()
         process = self._supervisor.status()
         policies, in_audit = self._inventory.policies
-        clients, late = xds_counts(self._server.status(resources=False), self._server.current(self._proxy.node))
+        node = self._proxy.node
+        clients, late = xds_counts(
+            self._server.status(resources=False), self._server.current(node), self._server.snapshot(node)
+        )
         return Gauges(
             revision=policy.revision,
             wanted_revision=policy.wanted,
