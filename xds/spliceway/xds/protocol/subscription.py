@@ -93,10 +93,13 @@ class Subscription(Ledger):
             return _Nonce.OTHER
         return _Nonce.PENDING if self.pending else _Nonce.SETTLED
 
-    def _dropped(self, pending: Response) -> None:
-        super()._dropped(pending)
+    def _acknowledge(self, pending: Response) -> None:
+        self._leave_out(pending)
+        super()._acknowledge(pending)
+
+    def _leave_out(self, pending: Response) -> None:
+        """Forget what a whole set leaves out: it is gone."""
         if self.info.full_set and not pending.heartbeat:
-            # What a whole set leaves out is gone, also when something else in it is refused.
             names = {resource.name for resource in pending.resources}
             for kept in (self.acked, self.rejected, self._beats):
                 for name in kept.keys() - names:
@@ -107,6 +110,7 @@ class Subscription(Ledger):
     ) -> dict[str, Resource]:
         if not names_all(message):
             return fresh
+        self._leave_out(pending)
         self.acked.update({name: resource for name, resource in fresh.items() if name not in named})
         return named
 
