@@ -121,8 +121,8 @@ class Client:
         if bad is not None:
             for name in {*bodies, *gone} - {bad} if self.delta else ():
                 self._reason(url, name)  # what was beside it is said once more
-                for waits in endpoints_of(bodies[name]) if url == CLUSTER and name in bodies else ():
-                    self._reason(ENDPOINT, waits)
+                for needed in endpoints_of(bodies[name]) if url == CLUSTER and name in bodies else ():
+                    self._reason(ENDPOINT, needed)
             self._refusals += 1
             if self._refusals % 2 == 0:
                 return f"{bad} can't be decoded"

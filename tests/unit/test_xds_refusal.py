@@ -65,3 +65,21 @@ def test_of_a_message_of_any_size_little_is_kept() -> None:
     assert len(state.last_error.message) < LONGEST_MESSAGE + 100
     assert state.rejected.keys() == set(names)
     assert all(len(rejected.message) < LONGEST_ABOUT + 100 for rejected in state.rejected.values())
+
+
+def left_out(message: str) -> set[str]:
+    """What a client that had a and b still has, after it has refused a set of b and c with this message."""
+    names = count(1)
+    state = Subscription(TYPES[CLUSTER], lambda: f"n{next(names)}")
+    state.receive(Request(type_url=CLUSTER))
+    for version, held in (("1", ("a", "b")), ("2", ("b", "c"))):
+        resources = {name: Resource(name, "1", b"") for name in held}
+        response = state.due(TypeSet(version, resources))
+        assert response is not None
+        state.receive(Request(type_url=CLUSTER, nonce=response.nonce, error=message if version == "2" else None))
+    return set(state.acked)
+
+
+def test_what_a_refused_set_leaves_out_is_gone_if_the_rest_was_applied() -> None:
+    assert left_out("Error adding/updating cluster(s) c: no") == {"b"}
+    assert left_out("c: Proto constraint validation failed") == {"a", "b"}
