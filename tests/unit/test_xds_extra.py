@@ -322,6 +322,15 @@ CLUSTERS: list[tuple[dict[str, Any], str, str]] = [
     (edited(EXPORTER, "name", "original-destination"), "name", "original-destination is a name of policy's own"),
     (edited(EXPORTER, "name", "spliceway-agent"), "name", "spliceway-agent is a name of policy's own"),
     ({"name": "exporter", "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED"}, "type", CHOSEN),
+    (
+        {
+            "name": "exporter",
+            "lb_policy": "CLUSTER_PROVIDED",
+            "cluster_type": {"name": "envoy.clusters.dynamic_forward_proxy"},
+        },
+        "cluster_type",
+        "is not allowed: clients would say where it connects to",
+    ),
     ({"name": "exporter", "cluster_type": {"name": "envoy.clusters.original_dst"}}, "cluster_type",
      "is not allowed: clients would say where it connects to"),
     (edited(EXPORTER, "upstream_bind_config", {"freebind": True}), "upstream_bind_config.freebind", BOUND),

@@ -110,7 +110,7 @@ def _cluster(cluster: Any, at: str) -> Iterator[Broken]:
     is_type = cluster.WhichOneof("cluster_discovery_type") == "type"
     if is_type and cluster.type == cluster_pb2.Cluster.ORIGINAL_DST:
         yield Broken(joined(at, "type"), "ORIGINAL_DST is not allowed: clients would say where it connects to")
-    if "original_dst" in cluster.cluster_type.name:
+    if any(kind in cluster.cluster_type.name for kind in ("original_dst", "dynamic_forward_proxy")):
         yield Broken(joined(at, "cluster_type"), "is not allowed: clients would say where it connects to")
 
 
