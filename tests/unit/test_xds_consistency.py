@@ -204,6 +204,14 @@ BROKEN: dict[str, tuple[Edit, str]] = {
         lambda li, r, _: edit_manager(li, lambda m: m.rds.config_source.path_config_source.SetInParent()),
         "takes its routes from somewhere else than the agent",
     ),
+    "not on loopback": (
+        lambda li, r, _: setattr(li.address.socket_address, "address", "0.0.0.0"),
+        "is not on loopback",
+    ),
+    "not transparent": (lambda li, r, _: li.ClearField("transparent"), "is not transparent"),
+    "its own addresses": (lambda li, r, _: li.listener_filters.pop(), "listener filters are not"),
+    "connections to itself": (lambda li, r, _: li.filter_chains[0].filters.pop(0), "to its own addresses in"),
+    "two chains": (lambda li, r, _: li.filter_chains.append(li.filter_chains[0]), "not exactly one filter chain"),
     "another cluster": (
         lambda li, r, _: setattr(r.virtual_hosts[0].routes[0].route, "cluster", "other"),
         "route '5' does not lead to original-destination",

@@ -29,6 +29,7 @@ from spliceway.xds.resources.names import (
     FILTER_POLICY,
     FILTER_ROUTER,
     HEADERS_METADATA,
+    LISTENER_FILTERS,
     MAIN,
     OTHER,
     PREFIXES,
@@ -63,8 +64,8 @@ def rule_set_listener(rule_set: int, port: int, settings: ResourceSettings) -> l
         tcp_backlog_size={"value": 4096},
         per_connection_buffer_limit_bytes={"value": settings.buffer_limit},
         listener_filters=[
-            typed("envoy.filters.listener.original_dst", original_dst_pb2.OriginalDst()),
-            typed("envoy.filters.listener.original_src", original_src_pb2.OriginalSrc(mark=settings.upstream_mark)),
+            typed(LISTENER_FILTERS[0], original_dst_pb2.OriginalDst()),
+            typed(LISTENER_FILTERS[1], original_src_pb2.OriginalSrc(mark=settings.upstream_mark)),
         ],
         filter_chains=[
             {

@@ -29,6 +29,9 @@ OTHER = End("spliceway.first-values-also", FILTER_ALSO, "spliceway.matches-also"
 #: The chain.
 FILTERS = (FILTER_AMBIGUOUS, *MAIN, *OTHER, FILTER_ROUTER)
 
+#: The listener filters: where the client wanted to go, and from where the proxy connects there.
+LISTENER_FILTERS = ("envoy.filters.listener.original_dst", "envoy.filters.listener.original_src")
+
 #: The cluster that connects to where the client wanted to go.
 CLUSTER_ORIGINAL = "original-destination"
 #: The static cluster of the bootstrap: the agent's Unix socket, for ADS and access log.

@@ -20,6 +20,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (
     HttpConnectionManager,
 )
+from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as network_rbac_pb2
 
 from spliceway.xds.errors import InconsistentSnapshotError
 from spliceway.xds.protocol.typeurls import CLUSTER, LISTENER, ROUTE
@@ -31,6 +32,7 @@ from spliceway.xds.resources.names import (
     FILTER_AMBIGUOUS,
     FILTER_POLICY,
     FILTERS,
+    LISTENER_FILTERS,
     MAIN,
     OTHER,
     PASS,
@@ -39,7 +41,7 @@ from spliceway.xds.resources.names import (
     rule_set_of,
 )
 from spliceway.xds.resources.packing import packed
-from spliceway.xds.resources.rbac import audit_ambiguous, pass_all
+from spliceway.xds.resources.rbac import audit_ambiguous, deny_own_addresses, pass_all
 
 _ALLOW = rbac_rules_pb2.RBAC.ALLOW
 _DENY = rbac_rules_pb2.RBAC.DENY
@@ -48,6 +50,8 @@ _ON_DEMAND = frozenset(name for end in (MAIN, OTHER) for name in (end.first, end
 _PASS_ALL = pass_all()
 _AUDIT_AMBIGUOUS = packed(audit_ambiguous())
 _NO_SCRIPT = packed(no_script())
+_OWN_ADDRESSES = deny_own_addresses()
+_LOOPBACK = frozenset({"127.0.0.1", "::1"})
 
 
 class _End(Enum):
@@ -177,8 +181,26 @@ def _check_listener(name: str, body: bytes) -> Facts:
         if manager.rds.config_source.WhichOneof("config_source_specifier") != "ads":
             raise _fail("listener", name, "takes its routes from somewhere else than the agent")
         _check_filters(name, manager)
+    _check_frame(name, listener)
     wants = (Want(ROUTE, manager.rds.route_config_name, "rds") for manager in managers)
     return Facts(listener.name, tuple(wants), tuple(addresses_of(listener)))
+
+
+def _check_frame(name: str, listener: listener_pb2.Listener) -> None:
+    """What makes it a listener of steered connections: on loopback, both ends' addresses kept, never to itself."""
+    hosts = {address.host for address in addresses_of(listener)}
+    if not hosts or not hosts <= _LOOPBACK:
+        raise _fail("listener", name, "is not on loopback")
+    if not listener.transparent.value:
+        raise _fail("listener", name, "is not transparent")
+    if tuple(item.name for item in listener.listener_filters) != LISTENER_FILTERS:
+        raise _fail("listener", name, f"listener filters are not {LISTENER_FILTERS}")
+    if listener.HasField("default_filter_chain") or len(listener.filter_chains) != 1:
+        raise _fail("listener", name, "has not exactly one filter chain")
+    [chain] = listener.filter_chains
+    rbac = network_rbac_pb2.RBAC()
+    if len(chain.filters) != 2 or not chain.filters[0].typed_config.Unpack(rbac) or rbac.rules != _OWN_ADDRESSES:
+        raise _fail("listener", name, "lets connections to its own addresses in")
 
 
 def _check_filters(name: str, manager: HttpConnectionManager) -> None:
