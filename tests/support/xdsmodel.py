@@ -136,6 +136,9 @@ class Client:
             self.warm.discard(name)
         for resource in response.resources:
             if resource.name == bad:
+                # Whoever sends it again can't know that; its endpoints come with it.
+                for name in endpoints_of(resource.body) if url == CLUSTER else ():
+                    self._reason(ENDPOINT, name)
                 continue
             if url == CLUSTER and (resource.name in fresh or resource.name not in self.warm):
                 waits = endpoints_of(resource.body)
