@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.server
 import json
+import re
 import socket
 import socketserver
 import sys
@@ -27,6 +28,8 @@ from support.agent import NODE, pod, policy, run, until
 from support.agentsite import Site
 from support.xdsclient import DeltaStream, dial, names_of
 
+#: As flows have it: RFC 3339 in UTC.
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 TITLE = "CiliumNetworkPolicy default/web"
 SECRET = """
 apiVersion: v1
@@ -132,6 +135,12 @@ def test_all_is_well(tmp_path: Path) -> None:
         async with proxy(site):
             (client,) = await settled(site, "SYNCED")
             assert (client["protocol"], client["service"], client["current"]) == ("delta", "ADS", True)
+            assert re.fullmatch(TIME, client["since"])
+            for kind in client["types"]:
+                assert re.fullmatch(TIME, kind["sentAt"])
+                assert client["since"] < kind["sentAt"] < kind["ackedAt"]
+                assert 0 < kind["ackSeconds"] < 10
+            assert (await site.get("xds"))["clients"][0]["since"] == client["since"]
             output = await site.cli("xds", "status")
             clients, types = output.split("\n\n")
             assert clients.splitlines()[1].split()[:6] == [NODE, "spliceway", "envoy", "-", "delta", "ADS"]
@@ -236,7 +245,8 @@ def test_watching(tmp_path: Path) -> None:
                 ("subscribe", "RDS"), ("push", "RDS"), ("ack", "RDS"),
             ]  # fmt: skip
             assert kinds[1]["resources"] == kinds[0]["resources"] == ["rule-set-1"]
-            assert kinds[2]["seconds"] > 0
+            assert kinds[2]["ackSeconds"] > 0
+            assert re.fullmatch(TIME, kinds[2]["time"])
             await settled(site, "SYNCED")
         assert (await asyncio.to_thread(next, lines))["kind"] == "disconnected"
         table, as_json = [

@@ -348,6 +348,8 @@ def test_clients_are_in_the_status_with_what_they_refused(server: StaticServer) 
         (held,) = (item for item in client["types"] if item["type"] == "CDS")
         assert held["resources"][0]["state"] == "NACK"
         assert server.answer("GET", "/v1/xds/status")[0]["stream"] == client["stream"]
+        assert client["since"] < held["sentAt"]
+        assert client["since"].endswith("Z")
 
     with_client(server, work)
 
@@ -386,6 +388,7 @@ def test_the_commands_for_an_agent_work_on_it(server: StaticServer) -> None:
         assert listed == [{key: value for key, value in item.items() if key != "resource"} for item in whole]
         events = server.ask("GET", "/v1/xds/events", last="20").text.splitlines()
         kinds = [json.loads(line)["kind"] for line in events]
+        assert all(json.loads(line)["time"].endswith("Z") for line in events)
         assert kinds[0] == "connected"
         assert {"push", "ack"} <= set(kinds)
         (synced,) = server.answer("GET", "/debug/syncz")

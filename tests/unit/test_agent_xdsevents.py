@@ -9,6 +9,7 @@ import pytest
 
 from spliceway.agent.ring import Lost
 from spliceway.agent.xdsevents import LONGEST_ERROR, XdsEvents, event_filter
+from spliceway.agent.xdsjson import event_json
 from spliceway.xds.server.events import EventKind, XdsEvent
 from support.agent import run
 
@@ -64,3 +65,11 @@ def test_what_a_client_says_is_bounded() -> None:
     (kept,) = events.latest(1)
     assert len(kept.error) < LONGEST_ERROR + 40
     assert kept.error.endswith("… (1048576 characters)")
+
+
+def test_an_event_as_it_leaves_the_process() -> None:
+    acked = msgspec.structs.replace(event(kind=EventKind.ACK), time=1.25, seconds=0.5)
+    line = msgspec.json.decode(event_json(acked))
+    assert (line["time"], line["kind"], line["ackSeconds"]) == ("1970-01-01T00:00:01.250000Z", "ack", 0.5)
+    assert "seconds" not in line
+    assert event_json(Lost(3)) == b'{"lost":3}'

@@ -15,6 +15,8 @@ from spliceway.agent.cli.summary import not_applied, problems, warnings
 
 Json = dict[str, Any]
 
+EPOCH, LATER = "1970-01-01T00:00:00.000000Z", "1970-01-01T00:00:01.500123Z"
+
 
 def resource(name: str, state: str = "SYNCED", error: str = "") -> Json:
     return {"name": name, "state": state, "version": "2", "sent": "2", "acked": "2", "size": 10, "error": error}
@@ -24,8 +26,8 @@ def kind(type_: str, *resources: Json, **fields: Any) -> Json:
     worst = next((s for s in ("NACK", "STALE", "NOT SENT") if any(r["state"] == s for r in resources)), "SYNCED")
     made = {
         "type": type_, "state": worst, "resources": list(resources), "count": len(resources), "sentVersion": "2",
-        "ackedVersion": "1", "sentNonce": "n-2", "ackedNonce": "n-1", "size": 2048, "seconds": 0.0123, "nacks": 0,
-        "waiting": False, "sentAt": 100.0, "lastError": None,
+        "ackedVersion": "1", "sentNonce": "n-2", "ackedNonce": "n-1", "size": 2048, "ackSeconds": 0.0123, "nacks": 0,
+        "waiting": False, "sentAt": "1970-01-01T00:01:40.000000Z", "lastError": None,
     }  # fmt: skip
     return made | fields
 
@@ -33,7 +35,7 @@ def kind(type_: str, *resources: Json, **fields: Any) -> Json:
 def client(*types: Json, **fields: Any) -> Json:
     made = {
         "client": {"node": "node1", "cluster": "c", "agent": "envoy", "version": "1.40.0", "warning": ""},
-        "stream": "s-1", "since": 0.0, "current": True, "snapshot": "2", "types": list(types), "unsupported": {},
+        "stream": "s-1", "since": EPOCH, "current": True, "snapshot": "2", "types": list(types), "unsupported": {},
         "service": "ADS", "protocol": "delta", "peer": "unix:",
     }  # fmt: skip
     return made | fields
@@ -41,7 +43,7 @@ def client(*types: Json, **fields: Any) -> Json:
 
 def test_a_row_for_each_stream_and_one_for_each_type_of_the_current_one() -> None:
     old = client(kind("LDS", resource("a")), current=False, stream="s-0")
-    now = client(kind("LDS", resource("a")), kind("RDS", resource("a"), resource("b", "STALE"), seconds=None))
+    now = client(kind("LDS", resource("a")), kind("RDS", resource("a"), resource("b", "STALE"), ackSeconds=None))
     rows = list(xdsrender.client_rows([old, now]))
     assert [row[-1] for row in rows] == ["s-0 (replaced by a newer one)", "s-1"]
     assert rows[1][:-1] == ("node1", "c", "envoy", "1.40.0", "delta", "ADS", "unix:", "1970-01-01T00:00:00Z")
@@ -83,8 +85,9 @@ def test_refusals_are_told_whole_also_when_they_are_over() -> None:
 
 def event(kind: str, **fields: Any) -> Json:
     made = {
-        "time": 1.5, "kind": kind, "node": "node1", "cluster": "c", "stream": "s-1", "protocol": "delta", "type": "",
-        "version": "", "nonce": "", "resources": [], "count": 0, "removed": [], "size": 0, "error": "", "seconds": None,
+        "time": LATER, "kind": kind, "node": "node1", "cluster": "c", "stream": "s-1", "protocol": "delta", "type": "",
+        "version": "", "nonce": "", "resources": [], "count": 0, "removed": [], "size": 0, "error": "",
+        "ackSeconds": None,
     }  # fmt: skip
     return made | fields
 
@@ -98,7 +101,7 @@ def event(kind: str, **fields: Any) -> Json:
             event("push", type="RDS", version="3", nonce="n", resources=["a", "b"], count=9, removed=["c"], size=3000),
             "push node1 delta RDS 3 nonce n a, b and 7 more removed c 2.9 KiB",
         ),
-        (event("ack", type="RDS", nonce="n", count=2, seconds=0.0042), "ack node1 delta RDS nonce n after 4.2 ms"),
+        (event("ack", type="RDS", nonce="n", count=2, ackSeconds=0.0042), "ack node1 delta RDS nonce n after 4.2 ms"),
         # A line is one line, and nothing that a client says moves the cursor.
         (event("nack", type="LDS", resources=["a"], count=1, error="bad\nport"), "nack node1 delta LDS a: bad port"),
         (event("connected", node="x\x1b[2J\x07é"), "connected x\\x1b[2J\\x07é delta (s-1)"),

@@ -26,8 +26,9 @@ from spliceway.agent.errors import OWN_ERRORS, AgentError
 from spliceway.agent.filters import check_value
 from spliceway.agent.flowlog import Flow, FlowLog, flow_filter
 from spliceway.agent.jsonable import encode
-from spliceway.agent.ring import Ring
+from spliceway.agent.ring import Lost, Ring
 from spliceway.agent.xdsevents import XdsEvents, event_filter
+from spliceway.agent.xdsjson import event_json
 from spliceway.xds.webpages import NoWebPages
 
 JSON = "application/json"
@@ -90,8 +91,12 @@ def admin_app(
             *(Route(f"/v1/{path}", _resetter(reset), methods=["DELETE"]) for path, reset in resets.items()),
             *(Route(f"/v1/{path}", _asker(ask), methods=["GET"]) for path, ask in asks.items()),
             *(Route(f"/v1/{path}", _poster(post), methods=["POST"]) for path, post in posts.items()),
-            Route("/v1/flows", _lines(flows, _flow_match), methods=["GET"]),
-            *([Route("/v1/xds/events", _lines(xds_events, event_filter))] if xds_events is not None else ()),
+            Route("/v1/flows", _lines(flows, _flow_match, msgspec.json.encode), methods=["GET"]),
+            *(
+                [Route("/v1/xds/events", _lines(xds_events, event_filter, event_json))]
+                if xds_events is not None
+                else ()
+            ),
             *routes,
             Route("/v1/splice", put_splice, methods=["PUT"]),
             Route("/metrics", metrics, methods=["GET"]),
@@ -123,9 +128,12 @@ def debug_listener(listen: str) -> socket.socket:
 
 
 def _lines(
-    log: Ring[T], matcher: Callable[[dict[str, str]], Callable[[T], bool]]
+    log: Ring[T], matcher: Callable[[dict[str, str]], Callable[[T], bool]], line: Callable[[T | Lost], bytes]
 ) -> Callable[..., Awaitable[Response]]:
-    """JSON lines: the `last` ones, and with `follow` each new one; other parameters are for `matcher`."""
+    """JSON lines, each made by `line`: the `last` ones, and with `follow` each new one.
+
+    Other parameters are for `matcher`.
+    """
 
     async def get(request: Request) -> Response:
         query = dict(request.query_params)
@@ -138,13 +146,13 @@ def _lines(
         except ValueError as error:
             return _error(400, str(error))
         if not follow:
-            lines = b"".join(msgspec.json.encode(item) + b"\n" for item in log.latest(last, match))
+            lines = b"".join(line(item) + b"\n" for item in log.latest(last, match))
             return Response(lines, media_type=JSON_LINES)
 
         async def stream() -> AsyncIterator[bytes]:
             async with contextlib.aclosing(log.follow(last, match)) as follower:
                 async for item in follower:
-                    yield msgspec.json.encode(item) + b"\n"
+                    yield line(item) + b"\n"
 
         return StreamingResponse(stream(), media_type=JSON_LINES)
 

@@ -22,6 +22,7 @@ from spliceway.agent.sources.directory import DirectorySource
 from spliceway.agent.sources.events import Batch, FileChanged, FileRefused, FileRemoved, SourceLost
 from spliceway.agent.staticviews import StaticViews
 from spliceway.agent.xdsevents import XdsEvents
+from spliceway.agent.xdsjson import clients_shown
 from spliceway.xds.debug import csds
 from spliceway.xds.debug.view import ServerView
 from spliceway.xds.protocol.snapshot import Snapshot
@@ -89,7 +90,8 @@ async def serve_static(settings: StaticSettings, stop: asyncio.Event) -> None:
             raise SourceError(lost)
         await control.read(_news(first))
         routes = StaticViews(view, control, events).routes()
-        app = static_app(control, server.status, encode, tcp=isinstance(settings.admin, tuple), routes=routes)
+        on_tcp = isinstance(settings.admin, tuple)
+        app = static_app(control, lambda: clients_shown(server.status()), encode, tcp=on_tcp, routes=routes)
         http = HttpServer(app)
         listener = _admin_listener(stack, settings.admin) if settings.admin is not None else None
         await server.start()

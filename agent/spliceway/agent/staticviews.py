@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Route
 from spliceway.agent.debugapi import debug_routes
 from spliceway.agent.jsonable import encode
 from spliceway.agent.xdsevents import XdsEvents, event_filter
+from spliceway.agent.xdsjson import event_json
 from spliceway.agent.xdstypes import short_type
 from spliceway.xds.debug.diff import compare
 from spliceway.xds.debug.dump import dump_held
@@ -100,13 +101,13 @@ class StaticViews:
             raise ValueError("last must not be negative")
         match = event_filter(query)
         if not follow:
-            lines = b"".join(msgspec.json.encode(item) + b"\n" for item in self._events.latest(last, match))
+            lines = b"".join(event_json(item) + b"\n" for item in self._events.latest(last, match))
             return Response(lines, media_type=_JSON_LINES)
 
         async def stream() -> AsyncIterator[bytes]:
             async with contextlib.aclosing(self._events.follow(last, match)) as follower:
                 async for item in follower:
-                    yield msgspec.json.encode(item) + b"\n"
+                    yield event_json(item) + b"\n"
 
         return StreamingResponse(stream(), media_type=_JSON_LINES)
 

@@ -14,6 +14,7 @@ import msgspec
 from spliceway.agent.config import XdsConfig
 from spliceway.agent.provenance import FileOf, provenance
 from spliceway.agent.proxylink import ProxyLink
+from spliceway.agent.xdsjson import clients_shown
 from spliceway.agent.xdstypes import short_type
 from spliceway.policy.table import RuleRef
 from spliceway.xds.debug.diff import Difference, compare
@@ -58,15 +59,15 @@ class XdsViews:
             "xds/diff": self.diff,
         }
 
-    async def status(self, query: Query) -> tuple[ClientStatus, ...]:
+    async def status(self, query: Query) -> list[dict[str, Any]]:
         """Every open stream."""
         _only(query)
-        return self._view.status()
+        return await asyncio.to_thread(clients_shown, self._view.status())
 
     async def everything(self, query: Query) -> dict[str, Any]:
         """Clients and the own proxy's resources in one; `type` and `name` narrow the resources."""
         _only(query, "type", "name")
-        return {"clients": self._view.status(), "resources": await self.resources(query)}
+        return {"clients": await self.status({}), "resources": await self.resources(query)}
 
     async def resources(self, query: Query) -> list[dict[str, Any]]:
         """Resources of the own proxy or of `node` at a `stage`, each with where it comes from.

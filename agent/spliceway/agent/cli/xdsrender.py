@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from spliceway.agent.printable import printable
@@ -55,7 +55,7 @@ def type_rows(clients: Sequence[Json]) -> Iterator[tuple[Any, ...]]:
                 kind["sentNonce"],
                 kind["ackedNonce"],
                 size_text(kind["size"]),
-                "" if kind["seconds"] is None else f"{kind['seconds'] * 1000:.1f}",
+                "" if kind["ackSeconds"] is None else f"{kind['ackSeconds'] * 1000:.1f}",
                 kind["nacks"],
             )
 
@@ -91,8 +91,7 @@ def status_problems(clients: Sequence[Json], now: float) -> list[str]:
             if kind["state"] == "NACK":
                 names = [resource["name"] for resource in kind["resources"] if resource["state"] == "NACK"]
                 found.append(f"{node}: {kind['type']}: NACK of {listed(names)}")
-            elif kind["waiting"] and now - (kind["sentAt"] or now) > PATIENCE:
-                late = now - kind["sentAt"]
+            elif kind["waiting"] and (late := now - _seconds(kind["sentAt"], now)) > PATIENCE:
                 found.append(f"{node}: {kind['type']}: no answer to {kind['sentNonce']} for {late:.0f} s")
             elif not status["snapshot"]:
                 found.append(f"{node}: {kind['type']}: there is nothing to send: no resources for this node")
@@ -152,7 +151,7 @@ def event_line(event: Json) -> str:
     parts += [", ".join(names) + (f" and {more} more" if more > 0 else "")] if names else []
     parts += [f"removed {listed(event['removed'])}"] if event["removed"] else []
     parts += [size_text(event["size"])] if event["size"] else []
-    parts += [f"after {event['seconds'] * 1000:.1f} ms"] if event["seconds"] is not None else []
+    parts += [f"after {event['ackSeconds'] * 1000:.1f} ms"] if event["ackSeconds"] is not None else []
     parts += [f"({event['stream']})"] if event["stream"] and not event["type"] else []
     line = " ".join(part for part in parts if part) + (f": {event['error']}" if event["error"] else "")
     return printable(" ".join(line.splitlines()))
@@ -173,10 +172,15 @@ def size_text(size: int) -> str:
     return f"{size / 1024:.1f} KiB" if size < 1 << 20 else f"{size / (1 << 20):.1f} MiB"
 
 
-def time_text(seconds: float, *, milliseconds: bool = False) -> str:
-    """CLOCK_REALTIME as RFC 3339 in UTC."""
-    text = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds" if milliseconds else "seconds")
+def time_text(time: str, *, milliseconds: bool = False) -> str:
+    """RFC 3339 in UTC, with less of the second than it came."""
+    text = datetime.fromisoformat(time).isoformat(timespec="milliseconds" if milliseconds else "seconds")
     return text.replace("+00:00", "Z")
+
+
+def _seconds(time: str | None, default: float) -> float:
+    """CLOCK_REALTIME of RFC 3339."""
+    return default if time is None else datetime.fromisoformat(time).timestamp()
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

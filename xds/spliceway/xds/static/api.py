@@ -15,7 +15,6 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
-from spliceway.xds.debug.status import ClientStatus
 from spliceway.xds.errors import InconsistentSnapshotError, ResourceError, XdsError
 from spliceway.xds.protocol.typeurls import TYPES
 from spliceway.xds.static.control import Control
@@ -43,15 +42,15 @@ class _BadRequestError(Exception):
 
 def static_app(
     control: Control,
-    clients: Callable[[], tuple[ClientStatus, ...]],
+    clients: Callable[[], Any],
     encode: Encode,
     *,
     tcp: bool = False,
     routes: Iterable[BaseRoute] = (),
 ) -> ASGIApp:
-    """Build the application. `clients`: every stream; `encode`: values to JSON; `tcp`: it listens on loopback.
+    """Build the application. `encode`: values to JSON; `tcp`: it listens on loopback.
 
-    `routes`: further ones.
+    `clients`: every stream, as it is shown; `routes`: further ones.
     """
 
     def answer(value: Any, status: int = 200) -> Response:

@@ -1,0 +1,43 @@
+"""What the admin APIs say of xDS clients and events, as plain JSON: times as flows have them, RFC 3339 in UTC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from spliceway.agent.jsonable import plain
+from spliceway.agent.ring import Lost
+from spliceway.xds.debug.status import ClientStatus
+from spliceway.xds.server.events import XdsEvent
+
+_TIMES = frozenset({"time", "since", "sentAt", "ackedAt"})
+
+
+def time_shown(seconds: float) -> str:
+    """CLOCK_REALTIME with microseconds: `2026-11-21T00:17:27.145694Z`."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def clients_shown(clients: Iterable[ClientStatus]) -> list[dict[str, Any]]:
+    """Streams as `GET /v1/xds/status` has them. `ackSeconds` of a type: from its last change to the acknowledgement."""
+    found = []
+    for client in plain(tuple(clients)):
+        client["types"] = [_shown(kind) for kind in client["types"]]
+        found.append(_shown(client))
+    return found
+
+
+def event_json(event: XdsEvent | Lost) -> bytes:
+    """One line of `GET /v1/xds/events`."""
+    return msgspec.json.encode(_shown(msgspec.to_builtins(event)))
+
+
+def _shown(value: dict[str, Any]) -> dict[str, Any]:
+    """The same, in the same order, with times as text; `seconds` says which they are."""
+    return {
+        "ackSeconds" if key == "seconds" else key: time_shown(item) if key in _TIMES and item is not None else item
+        for key, item in value.items()
+    }
