@@ -401,6 +401,8 @@ def test_an_envoy_with_known_holes(tmp_path: Path, mode: str) -> None:
             assert said in line
             assert served in line
             assert len(await site.get("xds/status")) == (mode == "warn")
+            output = await site.cli("xds", "status", status=int(mode == "refuse"))  # 1: no client is connected
+            assert (f"(warning) {NODE} is not served: Envoy 1.35.0 lets" in output) == (mode == "refuse")
             assert (await asyncio.to_thread(_metrics, site))["spliceway_xds_rejected_total"] == (mode == "refuse")
 
     with_site(tmp_path, body, f"xds: {{unsafeEnvoy: {mode}}}")

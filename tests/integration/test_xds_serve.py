@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 
@@ -126,6 +127,27 @@ def test_a_config_map_is_swapped_as_a_whole(server: StaticServer) -> None:
     assert found["resource"]["connect_timeout"] == "2s"
 
 
+def xds_status(server: StaticServer) -> list[str]:
+    """What `spliceway xds status` says when something is wrong, by line."""
+    command = [*COMMAND[:2], "status", "--socket", str(server.admin_socket), "-o", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 1
+    assert isinstance(json.loads(done.stdout), list)
+    return done.stderr.splitlines()
+
+
+def test_a_client_that_is_not_served_is_told(server: StaticServer) -> None:
+    async def work(stream: SotwStream) -> None:
+        await stream.ask(CLUSTER)
+        with pytest.raises(grpc.RpcError):
+            await stream.read()
+
+    with_client(server, work, node="")
+    assert any(line.startswith("(warning) (without node id) is not served: ") for line in xds_status(server))
+    (refused,) = server.answer("GET", "/v1/xds/refused")
+    assert (refused["kind"], refused["name"], refused["time"][-1]) == ("client", "", "Z")
+
+
 def test_what_is_refused_is_told_and_changes_nothing(server: StaticServer) -> None:
     server.write("clusters.yaml", cluster("one"))
     server.until(lambda status: names(status) == 1)
@@ -136,11 +158,12 @@ def test_what_is_refused_is_told_and_changes_nothing(server: StaticServer) -> No
     assert status["files"] == [
         {
             "file": "clusters.yaml",
-            "state": "refused, the last good content stays",
+            "state": "refused",
             "resources": 1,
-            "error": problem,
+            "reason": f"{problem} (its last good content stays)",
         }
     ]
+    assert f"! refused: {problem} (its last good content stays)" in xds_status(server)
     assert [item["name"] for item in server.answer("GET", "/v1/resources")["resources"]] == ["one"]
     assert problem in [json.loads(line).get("error") for line in server.log.read_text().splitlines()]
     (server.files / "clusters.yaml").write_bytes(b"\xff")
@@ -153,6 +176,9 @@ def test_what_is_refused_is_told_and_changes_nothing(server: StaticServer) -> No
     server.write("routes.yaml", {"@type": ROUTE, "name": "r", "virtual_hosts": hosts})
     (problem,) = server.until(lambda status: status["problems"])["problems"]
     assert "later" in problem
+    said = xds_status(server)
+    reason = problem.removeprefix("node *: ")
+    assert f"! refused: resources for every node: {reason} (what was served before stays)" in said
     assert server.answer("GET", "/v1/resources", type="rds")["resources"] == []
     server.write("later.yaml", cluster("later"))
     server.until(lambda status: not status["problems"] and names(status) == 2)

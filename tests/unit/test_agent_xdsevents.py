@@ -9,7 +9,7 @@ import pytest
 
 from spliceway.agent.ring import Lost
 from spliceway.agent.xdsevents import LONGEST_ERROR, XdsEvents, event_filter
-from spliceway.agent.xdsjson import event_json
+from spliceway.agent.xdsjson import clients_refused, event_json
 from spliceway.xds.server.events import EventKind, XdsEvent
 from support.agent import run
 
@@ -65,6 +65,17 @@ def test_what_a_client_says_is_bounded() -> None:
     (kept,) = events.latest(1)
     assert len(kept.error) < LONGEST_ERROR + 40
     assert kept.error.endswith("… (1048576 characters)")
+
+
+def test_clients_that_were_not_served_are_told_for_a_minute_and_once() -> None:
+    def rejected(time: float, node: str) -> XdsEvent:
+        return msgspec.structs.replace(event("", "", node, EventKind.REJECTED), time=time, error="no")
+
+    events = [rejected(10, "a"), rejected(50, "b"), rejected(60, "c"), rejected(61, "b")]
+    assert clients_refused(events, 75) == [
+        {"kind": "client", "name": "b", "reason": "no", "time": "1970-01-01T00:01:01.000000Z"},
+        {"kind": "client", "name": "c", "reason": "no", "time": "1970-01-01T00:01:00.000000Z"},
+    ]
 
 
 def test_an_event_as_it_leaves_the_process() -> None:

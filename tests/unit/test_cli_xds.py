@@ -69,6 +69,15 @@ def test_what_makes_the_exit_status_1() -> None:
     ]
 
 
+def test_what_xds_serve_refused_and_who_was_not_served() -> None:
+    refused = [
+        {"kind": "file", "name": "a.yaml", "reason": "a.yaml: x\n\x1b[2J", "time": None},
+        {"kind": "client", "name": "", "reason": "no node id", "time": LATER},
+    ]
+    assert xdsrender.refused_problems(refused) == ["refused: a.yaml: x\\n\\x1b[2J"]
+    assert xdsrender.refused_warnings(refused) == ["(without node id) is not served: no node id (1970-01-01T00:00:01Z)"]
+
+
 def test_refusals_are_told_whole_also_when_they_are_over() -> None:
     error = {"version": "2", "nonce": "n-2", "resources": ["r"], "message": "line 1\nline 2 " + "x" * 500}
     now = client(kind("RDS", resource("r", "NACK", error["message"]), lastError=error))

@@ -13,7 +13,7 @@ from spliceway.xds.protocol.typeurls import CLUSTER, LISTENER, TYPES
 from spliceway.xds.resources.protofiles import Loaded, load_resources
 from spliceway.xds.static.files import EVERYONE, News, scope_of
 from spliceway.xds.static.layers import ConflictError, UnknownResourceError
-from spliceway.xds.static.show import TYPE_WORDS, resources_shown, state_shown
+from spliceway.xds.static.show import TYPE_WORDS, refused_shown, resources_shown, state_shown
 from spliceway.xds.static.state import Builder, State, differing
 
 
@@ -279,4 +279,5 @@ def test_where_a_resource_comes_from_is_shown() -> None:
         "more": "request: document 1",
     }
     files = {item["file"]: item["state"] for item in state_shown(story.state)["files"]}
-    assert files == {"a.yaml": "good", "nodes/n1/a.yaml": "good"}
+    assert files == {"a.yaml": "served", "nodes/n1/a.yaml": "served"}
+    assert refused_shown(story.state) == []

@@ -40,6 +40,7 @@ from spliceway.agent.state import AgentState, Held, StateStore
 from spliceway.agent.verdicts import is_audit
 from spliceway.agent.views import Views
 from spliceway.agent.xdsevents import XdsEvents
+from spliceway.agent.xdsjson import clients_refused
 from spliceway.agent.xdsviews import XdsViews, xds_counts, xds_warnings
 from spliceway.bpf.types import DatapathSettings
 from spliceway.policy.numbering import Numbering
@@ -374,9 +375,12 @@ class Agent:
                 config_dump=partial(
                     admin_get, preflight.envoy_admin_socket(self.config), "/config_dump?include_eds", DUMP_SECONDS
                 ),
+                rejections=self._server.rejections,
             ),
             warnings=lambda: xds_warnings(
-                self.config.xds, self._server.status(resources=False), self._server.rejections(), time.time()
+                self.config.xds,
+                self._server.status(resources=False),
+                clients_refused(self._server.rejections(), time.time()),
             ),
         )
 

@@ -89,7 +89,7 @@ async def serve_static(settings: StaticSettings, stop: asyncio.Event) -> None:
         if lost := _lost(first):
             raise SourceError(lost)
         await control.read(_news(first))
-        routes = StaticViews(view, control, events).routes()
+        routes = StaticViews(view, control, events, server.rejections).routes()
         on_tcp = isinstance(settings.admin, tuple)
         app = static_app(control, lambda: clients_shown(server.status()), encode, tcp=on_tcp, routes=routes)
         http = HttpServer(app)

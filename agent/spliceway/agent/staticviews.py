@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -15,14 +16,16 @@ from starlette.routing import BaseRoute, Route
 from spliceway.agent.debugapi import debug_routes
 from spliceway.agent.jsonable import encode
 from spliceway.agent.xdsevents import XdsEvents, event_filter
-from spliceway.agent.xdsjson import event_json
+from spliceway.agent.xdsjson import clients_refused, event_json
 from spliceway.agent.xdstypes import short_type
 from spliceway.xds.debug.diff import compare
 from spliceway.xds.debug.dump import dump_held
 from spliceway.xds.debug.view import STAGES, ServerView, Stage
 from spliceway.xds.errors import AdminError
 from spliceway.xds.protocol.typeurls import URLS
+from spliceway.xds.server.events import XdsEvent
 from spliceway.xds.static.control import Control
+from spliceway.xds.static.show import refused_shown
 
 _JSON = "application/json"
 _JSON_LINES = "application/x-ndjson"
@@ -35,19 +38,33 @@ _Handler = Callable[[Request], Awaitable[Response]]
 class StaticViews:
     """The routes below /v1/xds/ and /debug/."""
 
-    def __init__(self, view: ServerView, control: Control, events: XdsEvents) -> None:
+    def __init__(
+        self,
+        view: ServerView,
+        control: Control,
+        events: XdsEvents,
+        rejections: Callable[[], Iterable[XdsEvent]],
+    ) -> None:
+        """`rejections`: the latest streams that were not served."""
         self._view = view
+        self._rejections = rejections
         self._control = control
         self._events = events
 
     def routes(self) -> list[BaseRoute]:
         """Routes with their whole paths."""
         return [
+            Route("/v1/xds/refused", _told(self._refused), methods=["GET"]),
             Route("/v1/xds/resources", _told(self._resources), methods=["GET"]),
             Route("/v1/xds/diff", _told(self._diff), methods=["GET", "POST"]),
             Route("/v1/xds/events", _told(self._lines), methods=["GET"]),
             *debug_routes(self._view),
         ]
+
+    async def _refused(self, request: Request) -> Response:
+        _only(request)
+        found = refused_shown(self._control.state, self._control.lost)
+        return Response(encode([*found, *clients_refused(self._rejections(), time.time())]), media_type=_JSON)
 
     async def _resources(self, request: Request) -> Response:
         query = _only(request, "node", "type", "name", "stage", "contents")

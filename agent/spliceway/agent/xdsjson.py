@@ -13,6 +13,8 @@ from spliceway.agent.ring import Lost
 from spliceway.xds.debug.status import ClientStatus
 from spliceway.xds.server.events import XdsEvent
 
+#: How long it is told that a stream was not served: a client that still wants to be tries again within seconds.
+REJECTED_SECONDS = 60.0
 _TIMES = frozenset({"time", "since", "sentAt", "ackedAt"})
 
 
@@ -28,6 +30,18 @@ def clients_shown(clients: Iterable[ClientStatus]) -> list[dict[str, Any]]:
         client["types"] = [_shown(kind) for kind in client["types"]]
         found.append(_shown(client))
     return found
+
+
+def clients_refused(rejected: Iterable[XdsEvent], now: float) -> list[dict[str, Any]]:
+    """Clients that were not served in the last minute, in `GET /v1/xds/refused`: each once for a reason, and when last.
+
+    `rejected`: the oldest first; `now`: CLOCK_REALTIME in seconds.
+    """
+    latest = {(event.node, event.error): event.time for event in rejected if now - event.time < REJECTED_SECONDS}
+    return [
+        {"kind": "client", "name": node, "reason": reason, "time": time_shown(time)}
+        for (node, reason), time in latest.items()
+    ]
 
 
 def event_json(event: XdsEvent | Lost) -> bytes:

@@ -6,6 +6,7 @@ Each view takes what it needs in the event loop, as values, and leaves the slow 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import msgspec
 from spliceway.agent.config import XdsConfig
 from spliceway.agent.provenance import FileOf, provenance
 from spliceway.agent.proxylink import ProxyLink
-from spliceway.agent.xdsjson import clients_shown
+from spliceway.agent.xdsjson import clients_refused, clients_shown
 from spliceway.agent.xdstypes import short_type
 from spliceway.policy.table import RuleRef
 from spliceway.xds.debug.diff import Difference, compare
@@ -26,9 +27,6 @@ from spliceway.xds.protocol.typeurls import ROUTE, TYPES
 from spliceway.xds.server.events import XdsEvent
 
 Query = dict[str, str]
-
-#: How long it is told that a stream was not served: a client that still wants to be tries again within seconds.
-REJECTED_SECONDS = 60.0
 
 
 class XdsViews:
@@ -42,19 +40,25 @@ class XdsViews:
         rules: Callable[[], Mapping[int, RuleRef]],
         file_of: FileOf,
         config_dump: Callable[[], Awaitable[bytes]],
+        rejections: Callable[[], Iterable[XdsEvent]],
     ) -> None:
-        """`config_dump` asks the agent's own proxy for its configuration; it raises XdsError."""
+        """`config_dump` asks the agent's own proxy for its configuration; it raises XdsError.
+
+        `rejections`: the latest streams that were not served.
+        """
         self._view = view
         self._proxy = proxy
         self._rules = rules
         self._file_of = file_of
         self._config_dump = config_dump
+        self._rejections = rejections
 
     def asks(self) -> dict[str, Callable[[Query], Awaitable[Any]]]:
         """Path below /v1/ → what answers it."""
         return {
             "xds": self.everything,
             "xds/status": self.status,
+            "xds/refused": self.refused,
             "xds/resources": self.resources,
             "xds/diff": self.diff,
         }
@@ -63,6 +67,11 @@ class XdsViews:
         """Every open stream."""
         _only(query)
         return await asyncio.to_thread(clients_shown, self._view.status())
+
+    async def refused(self, query: Query) -> list[dict[str, Any]]:
+        """Clients that were not served in the last minute."""
+        _only(query)
+        return clients_refused(self._rejections(), time.time())
 
     async def everything(self, query: Query) -> dict[str, Any]:
         """Clients and the own proxy's resources in one; `type` and `name` narrow the resources."""
@@ -152,19 +161,13 @@ def xds_counts(
     return streams, late
 
 
-def xds_warnings(
-    config: XdsConfig, clients: Iterable[ClientStatus], rejected: Iterable[XdsEvent], now: float
-) -> list[str]:
-    """What should be known of the server and its clients, one sentence each. `now`: CLOCK_REALTIME in seconds."""
+def xds_warnings(config: XdsConfig, clients: Iterable[ClientStatus], refused: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What should be known of the server and its clients, one sentence each. `refused`: of `clients_refused`."""
     found = []
     if config.listen and config.insecure:
         found.append(f"xDS is served in plain TCP on {config.listen}: whoever can connect reads every policy")
     found += [f"xDS client {one.client.node}: {one.client.warning}" for one in clients if one.client.warning]
-    found += [
-        f"xDS client {event.node or '(without node id)'} is not served: {event.error}"
-        for event in rejected
-        if now - event.time < REJECTED_SECONDS
-    ]
+    found += [f"xDS client {one['name'] or '(without node id)'} is not served: {one['reason']}" for one in refused]
     return list(dict.fromkeys(found))
 
 

@@ -32,12 +32,15 @@ NodeOption = Annotated[str | None, typer.Option("--node", help="Node id of a cli
 def status(output: FullOutputOption = FullOutput.TABLE, socket: SocketOption = None) -> None:
     """Show each client, and of each type whether it has what it shall have.
 
-    Exit status 1 when a client refused something (NACK), has not answered for 5 seconds, or when there is none.
+    Exit status 1 when a client refused something (NACK), has not answered for 5 seconds, or when there is none; with
+    `xds serve` also when a file or a set of resources is refused. Clients that were not served in the last minute are
+    told as warnings.
     """
     from spliceway.agent.cli import xdsrender
     from spliceway.agent.cli.render import emit_full, table
 
-    clients = agent_client(socket).get("xds/status")
+    client = agent_client(socket)
+    clients, refused = client.get("xds/status"), client.get("xds/refused")
     if output is FullOutput.TABLE:
         if clients:
             table(xdsrender.CLIENT_COLUMNS, xdsrender.client_rows(clients))
@@ -47,7 +50,9 @@ def status(output: FullOutputOption = FullOutput.TABLE, socket: SocketOption = N
             typer.echo(note)
     else:
         emit_full(clients, output, (), ())
-    wrong = xdsrender.status_problems(clients, time.time())
+    wrong = [*xdsrender.refused_problems(refused), *xdsrender.status_problems(clients, time.time())]
+    for warning in xdsrender.refused_warnings(refused):
+        typer.echo(f"(warning) {warning}", err=True)
     for problem in wrong:
         typer.echo(f"! {problem}", err=True)
     if wrong:

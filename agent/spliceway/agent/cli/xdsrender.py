@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from spliceway.agent.printable import printable
+from spliceway.agent.printable import one_line, printable
 
 Json = dict[str, Any]
 
@@ -96,6 +96,20 @@ def status_problems(clients: Sequence[Json], now: float) -> list[str]:
             elif not status["snapshot"]:
                 found.append(f"{node}: {kind['type']}: there is nothing to send: no resources for this node")
     return [printable(text) for text in dict.fromkeys(found)]
+
+
+def refused_problems(refused: Sequence[Json]) -> list[str]:
+    """What `xds serve` was told and does not serve, one sentence each: then the exit status is 1."""
+    return [one_line(f"refused: {one['reason']}") for one in refused if one["kind"] != "client"]
+
+
+def refused_warnings(refused: Sequence[Json]) -> list[str]:
+    """Clients that were not served in the last minute, one sentence each: no reason for an exit status of 1."""
+    return [
+        one_line(f"{one['name'] or '(without node id)'} is not served: {one['reason']} ({time_text(one['time'])})")
+        for one in refused
+        if one["kind"] == "client"
+    ]
 
 
 def dump_rows(resources: Sequence[Json]) -> Iterator[tuple[Any, ...]]:

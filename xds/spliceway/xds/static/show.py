@@ -46,7 +46,12 @@ def state_shown(state: State, lost: str = "") -> dict[str, Any]:
     return {
         "complete": state.complete,
         "files": [
-            {"file": path, "state": _state(file), "resources": len(file.loaded or ()), "error": file.error}
+            {
+                "file": path,
+                "state": "refused" if file.error else "served",
+                "resources": len(file.loaded or ()),
+                "reason": _file_reason(file),
+            }
             for path, file in sorted(state.layers.files.items())
         ],
         "nodes": [
@@ -67,7 +72,21 @@ def state_shown(state: State, lost: str = "") -> dict[str, Any]:
     }
 
 
-def _state(file: File) -> str:
-    if not file.error:
-        return "good"
-    return "refused" if file.loaded is None else "refused, the last good content stays"
+def refused_shown(state: State, lost: str = "") -> list[dict[str, Any]]:
+    """What is refused now: `kind` is directory, file or node (a set of resources; its name is `*` for everyone's).
+
+    `lost`: why no file can be read for now.
+    """
+    found = [("directory", "", f"{lost} (what is served stays)")] if lost else []
+    files = sorted(state.layers.files.items())
+    found += [("file", path, _file_reason(file)) for path, file in files if file.error]
+    for scope, problem in sorted(state.problems.items()):
+        whom = "every node" if scope == EVERYONE else f"node {scope}"
+        stays = "what was served before stays" if scope in state.served else "nothing is served instead"
+        found.append(("node", scope, f"resources for {whom}: {problem} ({stays})"))
+    return [{"kind": kind, "name": name, "reason": reason, "time": None} for kind, name, reason in found]
+
+
+def _file_reason(file: File) -> str:
+    """Why it is refused, and what counts instead; empty if it isn't."""
+    return file.error and file.error + (" (its last good content stays)" if file.loaded is not None else "")
