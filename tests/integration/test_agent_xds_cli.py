@@ -125,6 +125,7 @@ def test_nobody_is_connected(tmp_path: Path) -> None:
         late = {
             short: metrics[f'spliceway_xds_not_in_sync{{type="{short}"}}'] for short in ("CDS", "LDS", "RDS", "SDS")
         }
+        assert metrics['spliceway_policies_not_applied{state="waiting"}'] == 1
         assert late == {"CDS": 1, "LDS": 1, "RDS": 1, "SDS": 0}
 
     with_site(tmp_path, body)
@@ -205,6 +206,7 @@ def test_a_nack_from_status_to_the_policy_and_back(tmp_path: Path) -> None:
             said = "refused: RDS rule-set-1: regex '/b' RE2 program size of 9999 > max program size"
             output = await site.cli("status", status=1)
             assert f"{said} ({TITLE} in web.yaml)" in output
+            assert "revision 2 in force (1 rule set refused), " in output
             output = await site.cli("policy", "get", "default/server")
             assert " refused " in next(line for line in output.splitlines() if "/b" in line and line[0] != "!")
             assert f"! {TITLE} (web.yaml): {said}" in output
@@ -217,6 +219,8 @@ def test_a_nack_from_status_to_the_policy_and_back(tmp_path: Path) -> None:
             assert "/a" in str(acked)
             assert "/b" not in str(acked)
             metrics = await asyncio.to_thread(_metrics, site)
+            assert metrics['spliceway_policies_not_applied{state="refused"}'] == 1
+            assert metrics['spliceway_policies_not_applied{state="waiting"}'] == 0
             assert metrics['spliceway_xds_nacks_total{type="RDS"}'] == 1
             assert metrics['spliceway_xds_not_in_sync{type="RDS"}'] == 1
             assert metrics['spliceway_xds_clients{protocol="delta"}'] == 1

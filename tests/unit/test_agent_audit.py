@@ -233,10 +233,10 @@ def test_audits_are_one_series() -> None:
 def test_status_says_what_is_enforced(mode: str, count: int, text: str) -> None:
     status = {
         "node": "n", "pid": 1, "started": 0.0, "source": {"directory": "/d", "files": 0, "objects": 0},
-        "policy": {"revision": 1, "rows": 0, "ruleSets": 0},
+        "policy": {"revision": 1, "rows": 0, "ruleSets": 0, "waiting": {}},
         "enforcement": {"mode": mode, "policies": 7, "policiesInAudit": count},
         "datapath": {"generation": 1, "abi": 1, "attached": (), "lostEvents": 0},
-        "proxy": {"kind": "envoy", "listeners": {}, "clients": 0, "nacks": 0},
+        "proxy": {"kind": "envoy", "listeners": {}, "clients": 0, "nacks": 0, "unfit": {}},
         "splice": {"mode": "auto", "counters": {"spliced": 0, "tcpOnly": 0, "redirectedBytes": 0}},
         "flows": {"published": 0},
     }  # fmt: skip

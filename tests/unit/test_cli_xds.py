@@ -11,7 +11,7 @@ import yaml
 from spliceway.agent.cli import xdsrender
 from spliceway.agent.cli.common import FullOutput
 from spliceway.agent.cli.render import emit_full
-from spliceway.agent.cli.summary import not_applied, problems, warnings
+from spliceway.agent.cli.summary import held_up, not_applied, problems, warnings
 
 Json = dict[str, Any]
 
@@ -206,6 +206,12 @@ def test_status_says_which_policy_the_proxy_refused_and_why() -> None:
         "proxy: refused LDS mine: no such filter",
     ]
     assert warnings(STATUS) == ["plain TCP"]
+    assert held_up(STATUS) == " (2 rule sets refused, 1 rule set waiting)"
+    taken = copy.deepcopy(STATUS)
+    taken["policy"]["waiting"], taken["proxy"]["unfit"] = {"six": "port-taken"}, {}
+    assert held_up(taken) == " (1 rule set waiting)"
+    taken["policy"]["waiting"] = {}
+    assert held_up(taken) == ""
     assert not_applied(STATUS) == [
         "K n/p (f.yaml): refused: RDS rule-set-5: a b",
         "K n/p (f.yaml): refused: can't be asked",

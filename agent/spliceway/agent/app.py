@@ -171,7 +171,8 @@ class Agent:
         await self._server.start()
         stack.push_async_callback(self._server.stop)
         await self._supervisor.start()
-        views, debug = self._views(), debug_routes(self._xds_view)
+        self._shown = views = self._views()
+        debug = debug_routes(self._xds_view)
         admin = HttpServer(
             admin_app(
                 views.routes(),
@@ -328,6 +329,7 @@ class Agent:
         process = self._supervisor.status()
         policies, in_audit = self._inventory.policies
         node = self._proxy.node
+        states = [one.state for one in self._shown.not_applied()]
         clients, late = xds_counts(
             self._server.status(resources=False), self._server.current(node), self._server.snapshot(node)
         )
@@ -350,6 +352,7 @@ class Agent:
             policies=policies,
             policies_in_audit=policies if self.config.enforcement == "audit" else in_audit,
             audit_records=self._audit.total,
+            not_applied={state: states.count(state) for state in ("refused", "waiting")},
         )
 
     def _views(self) -> Views:

@@ -43,6 +43,7 @@ class DatapathCounters(Protocol):
 class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     """Numbers of the agent itself, each as it is now.
 
+    `not_applied`: `refused` and `waiting` → policies that the proxy has refused or not acknowledged as they are.
     `xds_clients`: protocol variant → streams; `xds_not_in_sync`: short type → resources that the node's proxy was not
     sent, has not acknowledged, or refused.
     """
@@ -64,6 +65,7 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     proxy_running: bool
     policies: int
     policies_in_audit: int
+    not_applied: Mapping[str, int]
     audit_records: int
 
 
@@ -179,6 +181,7 @@ class _Collector(Collector):
         ):
             yield GaugeMetricFamily(name, text, value=value)
         for name, text, label, values in (
+            ("spliceway_policies_not_applied", "Policies the proxy hasn't taken over.", "state", now.not_applied),
             ("spliceway_xds_clients", "Open xDS streams.", "protocol", now.xds_clients),
             ("spliceway_xds_not_in_sync", "Resources that the proxy lacks or refused.", "type", now.xds_not_in_sync),
         ):

@@ -141,7 +141,7 @@ class Views:
             "policy": {
                 **plain(self._reconciler.status()),
                 "refusedPairs": self._refused_pairs(),
-                "notApplied": self._not_applied(),
+                "notApplied": self.not_applied(),
             },
             "enforcement": {"mode": self._config.enforcement, "policies": policies, "policiesInAudit": in_audit},
             "datapath": self._datapath.status(),
@@ -236,13 +236,13 @@ class Views:
         _only(query)
         return self._audit.summary(self._lost())
 
-    def _missing(self) -> dict[int, Unapplied]:
-        return unapplied(self._proxy.answers(), self._proxy.wanted)
-
-    def _not_applied(self) -> list[PolicyState]:
+    def not_applied(self) -> list[PolicyState]:
         """Policies that the proxy has refused or not acknowledged."""
         rules = table.rules if (table := self._reconciler.table) else {}
         return policy_states(self._missing(), self._proxy.wanted, rules, self._inventory.file_of)
+
+    def _missing(self) -> dict[int, Unapplied]:
+        return unapplied(self._proxy.answers(), self._proxy.wanted)
 
     def _conntrack(self) -> list[dict[str, Any]]:
         names = self._names()

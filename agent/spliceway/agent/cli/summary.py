@@ -24,7 +24,11 @@ def summary(status: Json) -> list[tuple[str, str]]:
             "source",
             f"{source['directory']}: {source['files']} files, {source['objects']} objects",
         ),
-        ("policy", f"revision {policy['revision']} in force, {policy['rows']} rows, {policy['ruleSets']} rule sets"),
+        (
+            "policy",
+            f"revision {policy['revision']} in force{held_up(status)}, "
+            f"{policy['rows']} rows, {policy['ruleSets']} rule sets",
+        ),
         ("enforcement", _enforcement(status["enforcement"])),
         (
             "kernel",
@@ -100,12 +104,29 @@ def _rule_sets(status: Json) -> list[str]:
     for policy in policies:
         for each in policy["why"]:
             whose.setdefault(each["ruleSet"], []).append(f"{policy['policy']} in {policy['file']}")
-    said = {**status["policy"]["waiting"], **dict.fromkeys(status["proxy"]["unfit"], "refused")}
     return [
         f"rule set {name}: {_why({**why[name], 'state': state}) if name in why else state}"
         + (f" ({', '.join(whose[name])})" if name in whose else "")
-        for name, state in said.items()
+        for name, state in _not_ready(status).items()
     ]
+
+
+def _not_ready(status: Json) -> dict[str, str]:
+    """Rule sets that the proxy has not taken over, by name, with the state of each."""
+    return {**status["policy"]["waiting"], **dict.fromkeys(status["proxy"]["unfit"], "refused")}
+
+
+def held_up(status: Json) -> str:
+    """« (1 rule set refused, 2 rule sets waiting)»: theirs of the revision isn't in force. Empty when all of it is."""
+    states = list(_not_ready(status).values())
+    refused = states.count("refused")
+    waiting = len(states) - refused  # also those whose port is taken: they move to another one
+    found = [
+        f"{count} rule {'set' if count == 1 else 'sets'} {state}"
+        for count, state in ((refused, "refused"), (waiting, "waiting"))
+        if count
+    ]
+    return f" ({', '.join(found)})" if found else ""
 
 
 def _why(why: Json) -> str:
