@@ -372,7 +372,7 @@ def test_debug_over_loopback(tmp_path: Path) -> None:
                 await writer.wait_closed()
         assert b"syncz" in await asyncio.to_thread(_get, site, "/debug/")
 
-    with_site(tmp_path, body, f"debug: {{listen: '127.0.0.1:{port}'}}")
+    with_site(tmp_path, body, f"debug: {{listen: 'localhost:{port}'}}")
 
 
 def test_plain_tcp_is_warned_of(tmp_path: Path) -> None:

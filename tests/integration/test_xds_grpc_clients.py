@@ -225,4 +225,6 @@ def test_a_certificate_that_cannot_be_read_is_told(folder: Path) -> None:
     command = [*COMMAND, "--static", str(folder), "--listen", "127.0.0.1:0", *files]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-1] == f"spliceway: {missing}: can't be read: No such file or directory"
+    assert (
+        ended.stderr.splitlines()[-1] == f"spliceway: --tls-cert: {missing}: can't be read: No such file or directory"
+    )

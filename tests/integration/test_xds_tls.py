@@ -197,16 +197,16 @@ def test_tcp_without_tls_is_refused_unless_asked_for(tmp_path: Path) -> None:
         asyncio.run(start(TcpSettings(host="127.0.0.1", port=0)))
     asyncio.run(start(TcpSettings(host="127.0.0.1", port=0, plaintext=True)))
     absent = TlsSettings(certificate=tmp_path / "a", key=tmp_path / "b", client_ca=tmp_path / "c")
-    with pytest.raises(XdsError, match="can't be read"):
+    with pytest.raises(XdsError, match=f"^certificate: {tmp_path}/a: can't be read"):
         asyncio.run(start(TcpSettings(host="127.0.0.1", port=0, tls=absent)))
     authority = Authority(tmp_path, "ca")
     (one, key), (_, another) = authority.issue("one", "one", "DNS:one"), authority.issue("two", "two", "DNS:two")
     for tls, reason in (
         (
             TlsSettings(certificate=one, key=another, client_ca=authority.path),
-            "are not a certificate and its key",
+            f"^certificate: {one} and key: {another} are not a certificate and its key",
         ),
-        (TlsSettings(certificate=one, key=key, client_ca=key), "has no certificate in PEM"),
+        (TlsSettings(certificate=one, key=key, client_ca=key), f"^client CA: {key}: has no certificate in PEM"),
     ):
         with pytest.raises(XdsError, match=reason):
             asyncio.run(start(TcpSettings(host="127.0.0.1", port=0, tls=tls)))

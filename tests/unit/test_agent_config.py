@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from spliceway.agent.config import LabelsConfig, PortRange, XdsConfig, XdsTlsConfig, load_config, parse_config
+from spliceway.agent.config import (
+    LabelsConfig,
+    PortRange,
+    XdsConfig,
+    XdsTlsConfig,
+    debug_address,
+    load_config,
+    parse_config,
+)
 from spliceway.agent.errors import ConfigError
 from spliceway.agent.preflight import xds_tcp
 from spliceway.bpf.types import DatapathSettings
@@ -131,8 +139,8 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
             "debug.listen: 0.0.0.0 is not a loopback address (127.0.0.1, [::1]): whoever reaches it reads every policy",
         ),
         (
-            "debug: {listen: 'localhost:9878'}",
-            "debug.listen: localhost is not a loopback address (127.0.0.1, [::1]): "
+            "debug: {listen: 'example.com:9878'}",
+            "debug.listen: example.com is not a loopback address (127.0.0.1, [::1]): "
             "whoever reaches it reads every policy",
         ),
         ("flows: {bufferSize: 0}", "flows.bufferSize: Expected int >= 1"),
@@ -197,6 +205,12 @@ def test_every_field_is_documented() -> None:
         assert f"`{name}`" in text, f"docs/configuration.md says nothing of `{name}`"
 
 
+def test_localhost_is_loopback_for_debug() -> None:
+    config = parse_config(BASE + "debug: {listen: 'localhost:9878'}", "agent.yaml")
+    assert debug_address(config.debug.listen, "agent") == ("127.0.0.1", 9878)
+    assert debug_address("[::1]:9878", "agent") == ("::1", 9878)
+
+
 def test_the_server_gets_what_is_said_of_tcp() -> None:
     assert xds_tcp(parse_config(BASE, "agent.yaml")) is None
     plain = xds_tcp(parse_config(BASE + "xds: {listen: ':18000', insecure: true}", "agent.yaml"))
@@ -204,6 +218,10 @@ def test_the_server_gets_what_is_said_of_tcp() -> None:
     files = "certFile: /tls/agent.crt, keyFile: /tls/agent.key, clientCaFile: /tls/ca.crt"
     found = xds_tcp(parse_config(f"{BASE}xds: {{listen: '[::1]:18000', tls: {{{files}}}}}", "agent.yaml"))
     tls = TlsSettings(
-        certificate=Path("/tls/agent.crt"), key=Path("/tls/agent.key"), client_ca=Path("/tls/ca.crt"), match_node=True
+        certificate=Path("/tls/agent.crt"),
+        key=Path("/tls/agent.key"),
+        client_ca=Path("/tls/ca.crt"),
+        match_node=True,
+        called=("xds.tls.certFile", "xds.tls.keyFile", "xds.tls.clientCaFile"),
     )
     assert found == TcpSettings(host="::1", port=18000, tls=tls)

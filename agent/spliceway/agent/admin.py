@@ -21,7 +21,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
-from spliceway.agent.config import listen_address
+from spliceway.agent.config import debug_address
 from spliceway.agent.errors import OWN_ERRORS, AgentError
 from spliceway.agent.filters import check_value
 from spliceway.agent.flowlog import Flow, FlowLog, flow_filter
@@ -120,7 +120,7 @@ def debug_app(routes: Sequence[BaseRoute]) -> ASGIApp:
 
 def debug_listener(listen: str) -> socket.socket:
     """Make the listening socket of `debug.listen`, which is of the loopback device. Raises AgentError."""
-    host, port = listen_address(listen, "agent", "debug.listen")
+    host, port = debug_address(listen, "agent")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:

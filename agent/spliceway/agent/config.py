@@ -389,10 +389,7 @@ def _check(config: Config, file: str) -> None:
         listen_address(config.metrics.listen, file)
     _check_xds(config.xds, file)
     if config.debug.listen:
-        host, _port = listen_address(config.debug.listen, file, "debug.listen")
-        if not _is_loopback(host):
-            reason = f"{host} is not a loopback address (127.0.0.1, [::1]): whoever reaches it reads every policy"
-            raise ConfigError(file, "debug.listen", reason)
+        debug_address(config.debug.listen, file)
 
 
 def _check_xds(config: XdsConfig, file: str) -> None:
@@ -407,6 +404,16 @@ def _check_xds(config: XdsConfig, file: str) -> None:
         raise ConfigError(file, "xds.listen", reason)
     if config.tls is not None and config.insecure:
         raise ConfigError(file, "xds.insecure", "contradicts xds.tls")
+
+
+def debug_address(text: str, file: str) -> tuple[str, int]:
+    """Split `debug.listen`, which is of the loopback device; `localhost` is 127.0.0.1. Raises ConfigError."""
+    host, port = listen_address(text, file, "debug.listen")
+    host = "127.0.0.1" if host == "localhost" else host
+    if not _is_loopback(host):
+        reason = f"{host} is not a loopback address (127.0.0.1, [::1]): whoever reaches it reads every policy"
+        raise ConfigError(file, "debug.listen", reason)
+    return host, port
 
 
 def _is_loopback(host: str) -> bool:

@@ -72,6 +72,7 @@ def xds_tcp(config: Config) -> TcpSettings | None:
             key=xds.tls.key_file,
             client_ca=xds.tls.client_ca_file,
             match_node=xds.tls.match_node,
+            called=("xds.tls.certFile", "xds.tls.keyFile", "xds.tls.clientCaFile"),
         )
     return TcpSettings(host=host, port=port, tls=tls, plaintext=xds.insecure)
 

@@ -102,7 +102,8 @@ def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None, mat
     assert certificate is not None
     assert key is not None
     assert client_ca is not None
-    return TlsSettings(certificate=certificate, key=key, client_ca=client_ca, match_node=match_node)
+    called = ("--tls-cert", "--tls-key", "--tls-client-ca")
+    return TlsSettings(certificate=certificate, key=key, client_ca=client_ca, match_node=match_node, called=called)
 
 
 def _admin(text: str | None) -> Admin | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,13 +23,15 @@ class TlsSettings(msgspec.Struct, frozen=True, kw_only=True):
     """PEM files. They are read again when one of them changes; connections that are there go on.
 
     `match_node`: a client's node id must be one of the names in its certificate: the common name, a DNS name, or the
-    last part of a URI (SPIFFE). Without it whoever has a certificate may ask for any node's resources.
+    last part of a URI (SPIFFE). Without it whoever has a certificate may ask for any node's resources. `called`: how
+    whoever configured them calls certificate, key and client CA, for errors.
     """
 
     certificate: Path
     key: Path
     client_ca: Path
     match_node: bool = True
+    called: tuple[str, str, str] = ("certificate", "key", "client CA")
 
 
 class TcpSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +115,8 @@ class _Files:
 
     def __init__(self, tls: TlsSettings) -> None:
         self._tls = tls
+        self._paths = (tls.certificate, tls.key, tls.client_ca)
+        self._names = tuple(f"{name}: {path}" for name, path in zip(tls.called, self._paths, strict=True))
         self._stamps: tuple[tuple[int, int, int], ...] = ()
 
     def configuration(self) -> Any:
@@ -121,10 +126,8 @@ class _Files:
             XdsError: one can't be read, or they are not a certificate, its key and certificates of an authority.
         """
         stamps = self._look()
+        certificate, key, client_ca = map(_read, self._names, self._paths)
         self._check()
-        key, certificate, client_ca = (
-            self._read(path) for path in (self._tls.key, self._tls.certificate, self._tls.client_ca)
-        )
         self._stamps = stamps  # only now: what can't be read is tried again
         return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=client_ca)
 
@@ -132,39 +135,53 @@ class _Files:
         """The configuration if a file changed, else None. For gRPC, which asks at each new connection."""
         try:
             return None if self._look() == self._stamps else self.configuration()
-        except (XdsError, OSError) as error:
+        except XdsError as error:
             _log.error("certificates can't be read again, the last ones stay", error=str(error))
             return None
 
     def _look(self) -> tuple[tuple[int, int, int], ...]:
-        stats = [path.stat() for path in (self._tls.key, self._tls.certificate, self._tls.client_ca)]
-        return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)
+        return tuple(map(_stamp, self._names, self._paths))
 
     def _check(self) -> None:
-        """GRPC itself would only say that it can't bind to the address."""
+        """GRPC itself would only say that it can't bind to the address.
+
+        OpenSSL doesn't say which file can't be read: all of them have been tried before.
+        """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.set_ciphers("DEFAULT@SECLEVEL=0")  # which keys are long enough is gRPC's to say
-        certificate, key, client_ca = self._tls.certificate, self._tls.key, self._tls.client_ca
+        certificate, key, client_ca = self._names
         try:
-            context.load_cert_chain(certificate, key, password="")  # an encrypted key is an error, and asks nobody
-        except (ssl.SSLError, ValueError) as error:
+            # An encrypted key is an error, and asks nobody.
+            context.load_cert_chain(self._tls.certificate, self._tls.key, password="")
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError; also when it went a moment ago
             raise XdsError(f"{certificate} and {key} are not a certificate and its key in PEM: {error}") from error
         try:
-            context.load_verify_locations(client_ca)
-        except (ssl.SSLError, ValueError) as error:
+            context.load_verify_locations(self._tls.client_ca)
+        except (OSError, ValueError) as error:
             raise XdsError(f"{client_ca}: has no certificate in PEM: {error}") from error
 
-    def _read(self, path: Path) -> bytes:
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise XdsError(f"{path}: can't be read: {error.strerror}") from error
+
+def _stamp(name: str, path: Path) -> tuple[int, int, int]:
+    with _readable(name):
+        stat = path.stat()
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def _read(name: str, path: Path) -> bytes:
+    with _readable(name):
+        return path.read_bytes()
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """OSError as XdsError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise XdsError(f"{name}: can't be read: {error.strerror}") from error
 
 
 def _credentials(tls: TlsSettings) -> Any:
     files = _Files(tls)
-    try:
-        first = files.configuration()
-    except OSError as error:
-        raise XdsError(f"{error.filename}: can't be read: {error.strerror}") from error
+    first = files.configuration()
     return grpc.dynamic_ssl_server_credentials(first, files.fresh, require_client_authentication=True)
