@@ -185,7 +185,8 @@ def test_rule_22_the_last_listener_goes_and_comes_back(tmp_path: Path) -> None:
             await node.apply(rule_set(1))
             assert await statuses(node, 1) == [200]
             await node.apply()
-            with pytest.raises(ConnectionRefusedError):
+            # The workers close their sockets a moment after the acknowledgement: until then connections are reset.
+            with pytest.raises((ConnectionRefusedError, ConnectionResetError)):
                 await statuses(node, 1)
         before = len(node.server.status()[0].types)
         await asyncio.sleep(0.3)
