@@ -119,6 +119,8 @@ def test_a_stream_of_client_status_answers_each_request(tmp_path: Path) -> None:
             await client.ask(CLUSTER)
             opened: Any = made.channel().stream_stream(f"{_SERVICE}/StreamClientStatus", **_CODEC)
             call = opened()
+            while not any(each.waiting for client_now in made.server.status() for each in client_now.types):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
             seen = []
             for answered in (False, True):
                 if answered:
