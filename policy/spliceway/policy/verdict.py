@@ -85,6 +85,11 @@ class Reason(IntEnum):
     HTTP_DENIED = 65  # no rule matches the request
     HTTP_AMBIGUOUS = 66  # could be read in two ways, so refused before matching
     HTTP_MALFORMED = 67  # not HTTP that the proxy accepts
+    HTTP_TLS = 68  # TLS where the proxy can only enforce rules on plain HTTP
+    HTTP_2 = 69  # HTTP/2 from the first byte, which the embedded proxy does not speak
+    HTTP_HEAD_TOO_LARGE = 70  # the head of a request has more bytes or fields than the listener takes
+    HTTP_TIMEOUT = 71  # the client did not finish a head or a body in time
+    CONNECTION_LIMIT = 72  # the proxy has as many connections as it may have, of this client or of all
 
     @property
     def label(self) -> str:
