@@ -35,6 +35,8 @@ class EnvoyNode:
 
     #: More of Envoy's command line.
     arguments: tuple[str, ...] = ()
+    #: What it is in messages, and the name of its log.
+    what = "envoy"
 
     def __init__(self, directory: Path, net: SteeredNet, *, concurrency: int = 1) -> None:
         self.directory, self.net = directory, net
@@ -54,17 +56,10 @@ class EnvoyNode:
         return XdsServer(self.bootstrap.xds_socket, on_flow=self.flows.append)
 
     async def start(self) -> None:
-        """Start server and Envoy; returns when Envoy's admin interface answers."""
+        """Start server and proxy; returns when the proxy's admin interface answers."""
         await self.server.start()
-        config = self.directory / "bootstrap.json"
-        config.write_text(json.dumps(bootstrap(self.bootstrap)))
         enter = shutil.which("nsenter") or "nsenter"
-        command = [
-            *(enter, f"--net={self.net.node}", str(find_envoy()), "--config-path", str(config)),
-            *("--disable-hot-restart", "--concurrency", str(self._concurrency)),
-            *("--log-path", str(self.directory / "envoy.log")),
-            *self.arguments,
-        ]
+        command = [enter, f"--net={self.net.node}", *self.command()]
         envoy = self._envoy = await asyncio.to_thread(_start, command)
         for _ in range(200):
             with contextlib.suppress(AdminError):
@@ -72,7 +67,18 @@ class EnvoyNode:
                 return
             assert envoy.poll() is None, self.log()
             await asyncio.sleep(0.05)
-        raise AssertionError(f"Envoy did not start:\n{self.log()}")
+        raise AssertionError(f"{self.what} did not start:\n{self.log()}")
+
+    def command(self) -> list[str]:
+        """What is run in the node's namespace, with its configuration written."""
+        config = self.directory / "bootstrap.json"
+        config.write_text(json.dumps(bootstrap(self.bootstrap)))
+        return [
+            *(str(find_envoy()), "--config-path", str(config)),
+            *("--disable-hot-restart", "--concurrency", str(self._concurrency)),
+            *("--log-path", str(self.directory / "envoy.log")),
+            *self.arguments,
+        ]
 
     async def stop(self) -> None:
         """Stop Envoy, then the server."""
@@ -82,8 +88,8 @@ class EnvoyNode:
         await self.server.stop()
 
     def log(self) -> str:
-        """The end of Envoy's log."""
-        file = self.directory / "envoy.log"
+        """The end of the proxy's log."""
+        file = self.directory / f"{self.what}.log"
         return file.read_text()[-4000:] if file.exists() else "(no log)"
 
     async def admin(self, target: str) -> str:
@@ -131,10 +137,12 @@ class EnvoyNode:
 
 
 @contextlib.asynccontextmanager
-async def envoy_node(directory: Path, *, concurrency: int = 1, redirect_to: int = 80) -> AsyncIterator[EnvoyNode]:
+async def envoy_node(
+    directory: Path, *, concurrency: int = 1, redirect_to: int = 80, kind: type[EnvoyNode] = EnvoyNode
+) -> AsyncIterator[EnvoyNode]:
     """An EnvoyNode that is up, and taken down afterwards. `redirect_to`: the server's port, 80 is `Upstream`."""
     with SteeredNet(redirect_to) as net:
-        node = EnvoyNode(directory, net, concurrency=concurrency)
+        node = kind(directory, net, concurrency=concurrency)
         with node.upstream:
             try:
                 await node.start()
@@ -146,12 +154,12 @@ async def envoy_node(directory: Path, *, concurrency: int = 1, redirect_to: int 
 class EnvoyThread:
     """An EnvoyNode for tests that are plain functions: the agent's side runs on an event loop in a thread."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, kind: type[EnvoyNode] = EnvoyNode) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="envoy-node", daemon=True)
         self._thread.start()
         self._stack = contextlib.AsyncExitStack()
-        self.node = self.run(self._stack.enter_async_context(envoy_node(directory)))
+        self.node = self.run(self._stack.enter_async_context(envoy_node(directory, kind=kind)))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop and return what it returns."""

@@ -8,6 +8,7 @@ request's head as it arrived. Everything is IPv4 and IPv6.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import subprocess
@@ -25,6 +26,7 @@ VERSIONS = (4, 6)
 CLIENT = {4: "10.241.1.2", 6: "fd00:241:1::2"}
 SERVER = {4: "10.241.2.2", 6: "fd00:241:2::2"}
 _GATE = {"client": {4: "10.241.1.1", 6: "fd00:241:1::1"}, "server": {4: "10.241.2.1", 6: "fd00:241:2::1"}}
+_NUMBERS = itertools.count()
 _BITS = {4: 24, 6: 64}
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -66,7 +68,7 @@ class SteeredNet:
 
     def __init__(self, redirect_to: int = 80) -> None:
         self._redirect = _TO_ONE_PORT.format(first=PORTS[0], last=PORTS[1], port=redirect_to)
-        run = f"xds{os.getpid()}"
+        run = f"xds{os.getpid()}-{next(_NUMBERS)}"
         self.client, self.node, self.server = (netns.DIRECTORY / f"{run}-{who}" for who in ("c", "n", "s"))
 
     def __enter__(self) -> SteeredNet:
