@@ -9,7 +9,7 @@ its data from the route. The route brings the script, too: in every listener it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from envoy.config.rbac.v3 import rbac_pb2
@@ -111,16 +111,24 @@ def no_script() -> lua_pb2.Lua:
 def script_of(rules: Sequence[HttpRule], end: End) -> lua_pb2.LuaPerRoute:
     """The script, and what it has to know of these rules."""
     groups = _groups(rules)
-    items = [
-        {"group": str(groups[group_of(rule)]), "name": match.name, "action": match.mismatch.value}
-        | ({} if match.value is None else {"value": match.value.encode("latin-1").hex()})
-        for rule in changing(rules)
-        for match in rule.headers
-        if match.mismatch is not Mismatch.DENY
-    ]
+    items = [{"group": str(groups[group_of(rule)])} | item for rule, item in _items(rules)]
     made = lua_pb2.LuaPerRoute(source_code={"inline_string": SCRIPT})
     made.filter_context.update({"end": end.policy, "result": PREFIXES[end.matches] + POLICY, "changes": items})
     return made
+
+
+def noted_changes(rules: Sequence[HttpRule]) -> list[dict[str, str]]:
+    """The mismatch actions of rules that change nothing, for a reader of the rules."""
+    return [item for _, item in _items(rules)]
+
+
+def _items(rules: Sequence[HttpRule]) -> Iterator[tuple[HttpRule, dict[str, str]]]:
+    """Each condition with an action. `rule` and `at`: which of the rules, and of its conditions, for readers."""
+    for index, rule in enumerate(rules):
+        for at, match in enumerate(rule.headers):
+            if match.mismatch is not Mismatch.DENY:
+                item = {"rule": str(index), "at": str(at), "name": match.name, "action": match.mismatch.value}
+                yield rule, item | ({} if match.value is None else {"value": match.value.encode("latin-1").hex()})
 
 
 def _groups(rules: Sequence[HttpRule]) -> dict[Group, int]:

@@ -33,7 +33,6 @@ from spliceway.xds.resources.names import (
     MAIN,
     OTHER,
     PREFIXES,
-    RBAC_METADATA,
     RESULT,
     RUNTIME_LOG_ALLOWED,
     SHADOW_RESULT,
@@ -43,6 +42,8 @@ from spliceway.xds.resources.names import (
 )
 from spliceway.xds.resources.packing import seconds, typed
 from spliceway.xds.resources.rbac import deny_all, deny_ambiguous, deny_own_addresses, http_filter, pass_all
+from spliceway.xds.resources.recordfilters import denied_by, has_metadata
+from spliceway.xds.resources.replies import denied_answers
 from spliceway.xds.resources.settings import ResourceSettings
 
 _STATS = "spliceway"  # one prefix for all: counters for each listener cost memory that nobody reads
@@ -149,25 +150,12 @@ def _transparent(settings: ResourceSettings) -> dict[str, object]:
         "upgrade_configs": [{"upgrade_type": "websocket"}],
         # Otherwise Envoy answers 100 by itself, before the verdict.
         "proxy_100_continue": True,
-        "local_reply_config": {
-            "mappers": [
-                {
-                    "filter": {
-                        "status_code_filter": {
-                            "comparison": {
-                                "op": accesslog_pb2.ComparisonFilter.EQ,
-                                "value": {"default_value": 403, "runtime_key": "spliceway.denied_status"},
-                            }
-                        }
-                    },
-                    "body": {"inline_string": settings.denied_body},
-                }
-            ]
-        },
+        "local_reply_config": {"mappers": denied_answers(settings)},
     }
 
 
 def _limits(settings: ResourceSettings) -> dict[str, object]:
+    age = {"max_connection_duration": seconds(settings.connection_age)} if settings.connection_age else {}
     return {
         "stream_idle_timeout": _NEVER,
         "request_timeout": _NEVER,
@@ -176,6 +164,7 @@ def _limits(settings: ResourceSettings) -> dict[str, object]:
         "common_http_protocol_options": {
             "idle_timeout": seconds(settings.idle_timeout),
             "max_headers_count": {"value": settings.max_headers},
+            **age,
         },
     }
 
@@ -203,26 +192,11 @@ def _access_log(settings: ResourceSettings) -> accesslog_pb2.AccessLog:
     }
     filters = [
         # The last of the filters has no result where one before it refused, or Envoy itself.
-        _denied_by(PREFIXES[FILTER_ALSO] + RESULT, if_absent=True),
-        *(_denied_by(PREFIXES[name] + SHADOW_RESULT, if_absent=False) for name in _SHADOWED),
-        *(_has(HEADERS_METADATA, name) for name in (FILTER_POLICY, FILTER_ALSO)),
+        denied_by(PREFIXES[FILTER_ALSO] + RESULT, if_absent=True),
+        *(denied_by(PREFIXES[name] + SHADOW_RESULT, if_absent=False) for name in _SHADOWED),
+        *(has_metadata(HEADERS_METADATA, name) for name in (FILTER_POLICY, FILTER_ALSO)),
         {"runtime_filter": sampled},
     ]
     return accesslog_pb2.AccessLog(
         **typed("envoy.access_loggers.http_grpc", config), filter={"or_filter": {"filters": filters}}
     )
-
-
-def _denied_by(key: str, if_absent: bool) -> dict[str, object]:
-    """The requests whose RBAC result under this key is «denied»."""
-    return _metadata_filter(RBAC_METADATA, key, {"string_match": {"exact": "denied"}}, if_absent)
-
-
-def _has(namespace: str, key: str) -> dict[str, object]:
-    """The requests that have metadata under this key."""
-    return _metadata_filter(namespace, key, {"present_match": True}, False)
-
-
-def _metadata_filter(namespace: str, key: str, value: dict[str, object], if_absent: bool) -> dict[str, object]:
-    matcher = {"filter": namespace, "path": [{"key": key}], "value": value}
-    return {"metadata_filter": {"matcher": matcher, "match_if_key_not_found": {"value": if_absent}}}

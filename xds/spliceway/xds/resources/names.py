@@ -55,6 +55,9 @@ PREFIXES = {
 #: Where the script that changes headers writes which ones were not as they should be: under the name of the end's
 #: policy filter, their names with commas.
 HEADERS_METADATA = "spliceway.headers"
+#: Metadata of a route: `volatile` where it has values of Secrets, which are to be kept off disks, and `audit`: mismatch
+#: actions of rules in audit, which change nothing and so stand nowhere else.
+ROUTE_METADATA = "spliceway"
 #: Keys after the prefix: `allowed` or `denied`, and the policy that matched, of the rules and of the shadow rules.
 RESULT = "enforced_engine_result"
 POLICY = "enforced_effective_policy_id"

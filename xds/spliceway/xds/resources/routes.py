@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from envoy.config.core.v3 import base_pb2
 from envoy.config.route.v3 import route_pb2
 from google.protobuf.any_pb2 import Any
 
 from spliceway.policy.table import RuleSet
-from spliceway.xds.resources.changes import changing, combination_rules, script_of
+from spliceway.xds.resources.changes import changing, combination_rules, noted_changes, script_of
 from spliceway.xds.resources.checks import check_rule_set
 from spliceway.xds.resources.headers import first_values
 from spliceway.xds.resources.names import (
@@ -15,12 +16,13 @@ from spliceway.xds.resources.names import (
     FILTER_AMBIGUOUS,
     MAIN,
     OTHER,
+    ROUTE_METADATA,
     End,
     listener_name,
 )
 from spliceway.xds.resources.packing import packed, seconds
 from spliceway.xds.resources.rbac import audit_ambiguous, pass_all, per_route
-from spliceway.xds.resources.rules import audited, conditions, enforced
+from spliceway.xds.resources.rules import all_rules, audited, conditions, enforced
 
 
 def rule_set_routes(rule_set: RuleSet) -> route_pb2.RouteConfiguration:
@@ -43,12 +45,29 @@ def rule_set_routes(rule_set: RuleSet) -> route_pb2.RouteConfiguration:
                         "name": str(rule_set.id),
                         "match": {"prefix": "/"},
                         "route": {"cluster": CLUSTER_ORIGINAL, "timeout": seconds(0)},
+                        "metadata": _metadata(rule_set),
                         "typed_per_filter_config": _overrides(rule_set),
                     }
                 ],
             }
         ],
     )
+
+
+def _metadata(rule_set: RuleSet) -> base_pb2.Metadata | None:
+    """What the filters don't need, and a reader of the rules does; None when that is nothing."""
+    facts: dict[str, object] = {}
+    if any(match.secret for rule in all_rules(rule_set) for match in rule.headers):
+        facts["volatile"] = True
+    halves = ((MAIN, rule_set), (OTHER, rule_set.also))
+    audit = {end.policy: noted_changes(half.audit or ()) for end, half in halves if half is not None}
+    if any(audit.values()):
+        facts["audit"] = {name: items for name, items in audit.items() if items}
+    if not facts:
+        return None
+    made = base_pb2.Metadata()
+    made.filter_metadata[ROUTE_METADATA].update(facts)
+    return made
 
 
 def _overrides(rule_set: RuleSet) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from spliceway.xds.resources.names import (
     OTHER,
     PASS,
     PREFIXES,
+    ROUTE_METADATA,
     End,
     rule_set_of,
 )
@@ -118,6 +119,8 @@ def _check_route(name: str, route: route_components_pb2.Route) -> None:
     overrides = route.typed_per_filter_config
     if strange := overrides.keys() - set(FILTERS[:-1]):
         raise _fail("route configuration", name, f"{where} overrides {', '.join(sorted(strange))}")
+    if route.HasField("metadata"):
+        _check_metadata(name, route)
     for end in (MAIN, OTHER):
         _check_changes(name, route, end)
     ends = _end(name, route, FILTER_POLICY), _end(name, route, FILTER_ALSO)
@@ -129,6 +132,18 @@ def _check_route(name: str, route: route_components_pb2.Route) -> None:
             raise _fail("route configuration", name, f"{where} overrides {FILTER_AMBIGUOUS}")
         if overrides[FILTER_AMBIGUOUS] != _AUDIT_AMBIGUOUS:
             raise _fail("route configuration", name, f"{where} overrides {FILTER_AMBIGUOUS} with something else")
+
+
+def _check_metadata(name: str, route: route_components_pb2.Route) -> None:
+    """Nothing there has a meaning for Envoy: `volatile`, and mismatch actions of rules in audit."""
+    held = route.metadata.filter_metadata
+    facts = held[ROUTE_METADATA].fields if held.keys() == {ROUTE_METADATA} else {}
+    volatile, audit = facts.get("volatile"), facts.get("audit")
+    good = facts and facts.keys() <= {"volatile", "audit"} and not route.metadata.typed_filter_metadata
+    if not good or (volatile is not None and not volatile.bool_value):
+        raise _fail("route configuration", name, f"route {route.name!r} has metadata that is not policy's")
+    if audit is not None and not audit.struct_value.fields.keys() <= {FILTER_POLICY, FILTER_ALSO}:
+        raise _fail("route configuration", name, f"route {route.name!r} has metadata that is not policy's")
 
 
 def _check_changes(name: str, route: route_components_pb2.Route, end: End) -> None:
