@@ -16,7 +16,7 @@ from spliceway.policy.httppath import TargetError, normalise
 from spliceway.policy.table import RuleRef, RuleSet
 from spliceway.policy.verdict import Reason, Verdict
 
-__all__ = ["METHODS", "HeaderChange", "HttpDecision", "HttpRequest", "decide"]
+__all__ = ["METHODS", "HeaderChange", "HttpDecision", "HttpRequest", "decide", "judge", "origin_form"]
 
 #: Methods that Envoy's HTTP/1 parser knows, without CONNECT: what it would connect to is no path.
 METHODS = frozenset(
@@ -41,6 +41,7 @@ class HttpDecision(msgspec.Struct, frozen=True):
     `nearest_miss` says for people why none did. ALLOW with a reason that denies is audit: the request passes, and
     would not if the policies in audit mode were enforced. `changes`: what mismatch actions of the rules that match do
     to the request on its way, in order. `also`: it is the other end's rules that decided (`RuleSet.also`).
+    `client_rule`: the rule of the client's end, where both have let it pass by one; `rule` is the server's then.
     """
 
     verdict: Verdict
@@ -50,6 +51,7 @@ class HttpDecision(msgspec.Struct, frozen=True):
     nearest_miss: str = ""
     changes: tuple[HeaderChange, ...] = ()
     also: bool = False
+    client_rule: int = 0
 
     @property
     def status(self) -> int:
@@ -63,9 +65,20 @@ def decide(request: HttpRequest, rule_set: RuleSet, names: Mapping[int, RuleRef]
     What is malformed can't pass a proxy and is refused in audit too; what is ambiguous passes where no rules are
     enforced.
     """
+    try:
+        target = origin_form(request)
+    except TargetError as refused:
+        return HttpDecision(Verdict.DENY, refused.reason, nearest_miss=refused.why)
+    return judge(request, target, rule_set, names)
+
+
+def judge(
+    request: HttpRequest, target: bytes, rule_set: RuleSet, names: Mapping[int, RuleRef] | None = None
+) -> HttpDecision:
+    """The same for a request whose `origin_form` is known: `target`."""
     also = rule_set.also
     try:
-        path = normalise(_origin_form(request))
+        path = normalise(target)
     except TargetError as refused:
         enforced = rule_set.rules is not None or (also is not None and also.rules is not None)
         passes = refused.reason is Reason.HTTP_AMBIGUOUS and not enforced
@@ -100,11 +113,12 @@ def _both_ends(client: HttpDecision, server: HttpDecision) -> HttpDecision:
     for half in (client, server):
         if half.reason.denies:
             return msgspec.structs.replace(half, changes=changes)
-    return msgspec.structs.replace(server, rule=server.rule or client.rule, changes=changes)
+    rule, client_rule = (server.rule, client.rule) if server.rule else (client.rule, 0)
+    return msgspec.structs.replace(server, rule=rule, client_rule=client_rule, changes=changes)
 
 
-def _origin_form(request: HttpRequest) -> bytes:
-    """The target as `/path?query`, once method, framing and host are known to be unambiguous."""
+def origin_form(request: HttpRequest) -> bytes:
+    """The target as `/path?query`, once method, framing and host are known to be unambiguous. Raises TargetError."""
     if request.method not in METHODS:
         raise TargetError(Reason.HTTP_MALFORMED, f"method {text(request.method)} is not accepted")
     _check_headers(request)

@@ -1,0 +1,108 @@
+"""Bodies of requests in chunks: read strictly, written anew. Pure.
+
+What is sent upstream are chunks of the same bytes without extensions and trailers (Envoy drops them, too): a server
+that reads sizes, extensions or line ends in another way than we do has nothing to disagree about.
+Source: RFC 9112, 7.1.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+
+#: Longest line of a chunk's size with its extensions, and all lines of trailers together, in bytes.
+MAX_LINE = 4096
+MAX_TRAILERS = 65536
+
+_QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_EXTENSION = rb"[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|%b))?" % (_TOKEN, _TOKEN, _QUOTED)
+#: 15 digits: less than 2**60, whatever integer a server keeps it in.
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:%b)*" % _EXTENSION)
+_TRAILER = re.compile(rb"%b:[\t\x20-\x7e\x80-\xff]*" % _TOKEN)
+
+
+class ChunkError(Exception):
+    """A body that is not framed as it must be. The message says what was found."""
+
+
+class _At(Enum):
+    SIZE = "size"
+    DATA = "data"
+    END = "end of a chunk"
+    TRAILERS = "trailers"
+    DONE = "done"
+
+
+class ChunkReader:
+    """Reads one body; `feed` until `done`."""
+
+    __slots__ = ("_at", "_left", "_line", "_trailers")
+
+    def __init__(self) -> None:
+        self._at = _At.SIZE
+        self._left = 0
+        self._line = bytearray()
+        self._trailers = 0
+
+    def __repr__(self) -> str:
+        return f"<ChunkReader {self._at.value}, {self._left} left>"
+
+    @property
+    def done(self) -> bool:
+        """Whether the whole body has been read."""
+        return self._at is _At.DONE
+
+    def feed(self, data: memoryview, out: list[bytes | memoryview]) -> int:
+        """Read `data` up to the end of the body at most; what is to be sent for it is appended to `out`.
+
+        Pieces of `data` are appended as they are, as views. Returns how many bytes were read. Raises ChunkError.
+        """
+        position, end = 0, len(data)
+        while position < end and self._at is not _At.DONE:
+            if self._at is _At.DATA:
+                size = min(self._left, end - position)
+                out += [b"%x\r\n" % size, data[position : position + size], b"\r\n"]
+                position += size
+                self._left -= size
+                if not self._left:
+                    self._at = _At.END
+                continue
+            position = self._read_line(data, position)
+            if self._line.endswith(b"\n"):
+                line = bytes(self._line[:-2])
+                if not self._line.endswith(b"\r\n"):
+                    raise ChunkError("a line that ends in LF alone")
+                self._line.clear()
+                self._take(line, out)
+        return position
+
+    def _read_line(self, data: memoryview, position: int) -> int:
+        """Add to the line up to its LF; the position after it."""
+        room = MAX_LINE - len(self._line)
+        piece = bytes(data[position : position + room])
+        found = piece.find(b"\n")
+        piece = piece if found < 0 else piece[: found + 1]
+        self._line += piece
+        if found < 0 and len(self._line) >= MAX_LINE:
+            raise ChunkError("a line that is too long")
+        if self._at is _At.END and not b"\r\n".startswith(self._line):
+            raise ChunkError("a chunk that is longer than its size")
+        return position + len(piece)
+
+    def _take(self, line: bytes, out: list[bytes | memoryview]) -> None:
+        if self._at is _At.END:
+            self._at = _At.SIZE
+        elif self._at is _At.SIZE:
+            found = _SIZE.fullmatch(line)
+            if found is None:
+                raise ChunkError("the size of a chunk")
+            self._left = int(found[1], 16)
+            self._at = _At.DATA if self._left else _At.TRAILERS
+        elif line:
+            self._trailers += len(line)
+            if not _TRAILER.fullmatch(line) or self._trailers > MAX_TRAILERS:
+                raise ChunkError("a trailer")
+        else:
+            out.append(b"0\r\n\r\n")
+            self._at = _At.DONE

@@ -1,0 +1,135 @@
+"""What a rule set makes of a request: the verdict, and the head that is sent upstream. Pure.
+
+`policy.http` is the reference, and is asked whenever something has to be explained. Rule sets that only have rules on
+method, path and host (nearly all) are asked by expressions that are compiled once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from spliceway.policy.http import HttpDecision, judge
+from spliceway.policy.httpmatch import apply
+from spliceway.policy.httppath import TargetError, normalise
+from spliceway.policy.regex import Regex, compile_regex
+from spliceway.policy.table import HttpRule, RuleSet
+from spliceway.policy.verdict import Reason, Verdict
+from spliceway.proxy.http.head import Head
+
+_WEBSOCKET = b"websocket"
+#: Upgrades to HTTP/2 on the same connection are never offered to the server: what followed could not be judged.
+_H2C = b"h2c"
+_NOT_UPGRADED = HttpDecision(
+    Verdict.DENY, Reason.HTTP_MALFORMED, nearest_miss="an upgrade to something else than websocket"
+)
+
+
+class Judged(NamedTuple):
+    """A decision, and the head for upstream, empty when it is denied.
+
+    `mismatches`: names of headers that were not as rules want them. `status`: of the proxy's own answer, 200 for none.
+    """
+
+    decision: HttpDecision
+    forward: bytes
+    mismatches: tuple[str, ...]
+    status: int
+
+
+class _Compiled(NamedTuple):
+    rule: int
+    method: Regex | None
+    path: Regex | None
+    host: Regex | None
+
+
+class Judge:
+    """Asks one rule set."""
+
+    __slots__ = ("_simple", "rule_set")
+
+    def __init__(self, rule_set: RuleSet) -> None:
+        """Raises RegexError for an expression that can't be compiled."""
+        self.rule_set = rule_set
+        self._simple = _simple(rule_set)
+
+    def __repr__(self) -> str:
+        return f"<Judge of {self.rule_set.name}{'' if self._simple is None else ', simple'}>"
+
+    def judge(self, head: Head) -> Judged:
+        """The same answer for the same head, remembered in it for the rule set that asked last."""
+        if head.judge is not self:
+            head.judged = self._judge(head)
+            head.judge = self
+        judged: Judged = head.judged
+        return judged
+
+    def _judge(self, head: Head) -> Judged:
+        if head.upgrade and head.upgrade not in (_WEBSOCKET, _H2C):
+            return Judged(_NOT_UPGRADED, b"", (), 403)
+        decision = self._decide(head)
+        if decision.verdict is Verdict.DENY:
+            return Judged(decision, b"", (), decision.status)
+        names = tuple(sorted({change.name for change in decision.changes}))
+        return Judged(decision, forwarded(head, decision), names, 200)
+
+    def _decide(self, head: Head) -> HttpDecision:
+        request = head.request
+        if self._simple is None:
+            return judge(request, head.target, self.rule_set)
+        try:
+            path = normalise(head.target)
+        except TargetError:
+            return judge(request, head.target, self.rule_set)
+        for rule in self._simple:
+            if (
+                (rule.method is None or rule.method.fullmatch(request.method) is not None)
+                and (rule.path is None or rule.path.fullmatch(path) is not None)
+                and (rule.host is None or rule.host.fullmatch(head.authority) is not None)
+            ):
+                return HttpDecision(Verdict.ALLOW, Reason.HTTP_ALLOWED, rule.rule, path)
+        return judge(request, head.target, self.rule_set)
+
+
+def forwarded(head: Head, decision: HttpDecision) -> bytes:
+    """The head as it is sent upstream: written anew from what was understood, in the order and case it came in."""
+    request = head.request
+    if decision.changes:
+        request = apply(request, decision.changes)
+    headers = request.headers
+    if head.upgrade == _H2C:
+        headers = _without_h2c(headers)
+    path = decision.path or head.target  # in audit the target may be one that can't be normalised
+    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+    return b"%b %b HTTP/%b\r\n%b\r\n" % (request.method, path, request.version.encode(), lines)
+
+
+def _without_h2c(headers: tuple[tuple[bytes, bytes], ...]) -> tuple[tuple[bytes, bytes], ...]:
+    """Headers without the wish to upgrade to HTTP/2, as Envoy takes it out."""
+    kept = []
+    for name, value in headers:
+        lower = name.lower()
+        if lower in (b"upgrade", b"http2-settings"):
+            continue
+        if lower == b"connection":
+            tokens = [token.strip(b" \t") for token in value.split(b",")]
+            left = [token for token in tokens if token.lower() not in (b"upgrade", b"http2-settings")]
+            if not left:
+                continue
+            value = b", ".join(left)
+        kept.append((name, value))
+    return tuple(kept)
+
+
+def _simple(rule_set: RuleSet) -> tuple[_Compiled, ...] | None:
+    """The rules, compiled, when nothing but method, path and host decides; else None (compiled all the same)."""
+    ends = [rule_set, *([rule_set.also] if rule_set.also is not None else [])]
+    every = [rule for end in ends for rule in (*(end.rules or ()), *(end.audit or ()))]
+    compiled = tuple(map(_compile, every))
+    plain = len(ends) == 1 and rule_set.audit is None and rule_set.rules is not None
+    return compiled if plain and not any(rule.headers for rule in every) else None
+
+
+def _compile(rule: HttpRule) -> _Compiled:
+    method, path, host = (compile_regex(text) if text else None for text in (rule.method, rule.path, rule.host))
+    return _Compiled(rule.rule, method, path, host)

@@ -1,0 +1,160 @@
+"""The head of a request: scanned as it came, read by h11, and refused when the two don't agree.
+
+h11 reads bare LF, folded lines and lists of equal lengths as something else than they are, and never says so. What it
+makes of a head is used only where a strict reading of the raw bytes (RFC 9112, 2.2 to 5.2) gives the very same.
+Sources: RFC 9112, RFC 9110; `shared/design/http.md`, its table, is in docs/proxy.md.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import h11
+
+from spliceway.policy.http import origin_form
+from spliceway.policy.httpmatch import HttpRequest, text
+from spliceway.policy.httppath import TargetError
+from spliceway.policy.verdict import Reason
+
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
+_VALUE = rb"[\t\x20-\x7e\x80-\xff]"
+_LINE = rb"(%b+) ([^\x00-\x20\x7f]+) HTTP/(1\.[01])\r\n" % _TOKEN
+_FIELD = rb"(%b+):[ \t]*+(|[\x21-\x7e\x80-\xff](?:%b*[\x21-\x7e\x80-\xff])?)[ \t]*+\r\n" % (_TOKEN, _VALUE)
+_WHOLE = re.compile(_LINE + rb"(?:%b+:%b*+\r\n)*+\r\n" % (_TOKEN, _VALUE))
+_FIELDS = re.compile(_FIELD)
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+
+#: The length of a body in chunks.
+CHUNKED = -1
+
+#: Why a head is refused, tried in this order; the first that is found is told.
+_FAULTS: tuple[tuple[re.Pattern[bytes], str], ...] = (
+    (re.compile(rb"\A\r?\n"), "an empty line before the request"),
+    (_BARE_LF, "a line that ends in LF alone"),
+    (re.compile(rb"\r(?!\n)"), "CR that ends no line"),
+    (re.compile(rb"\x00"), "NUL"),
+    (re.compile(rb"\A(?!%b+ )" % _TOKEN), "no method"),
+    (re.compile(rb"\A(?!%b+ [^\x00-\x20\x7f]+ HTTP/1\.[01]\r\n)" % _TOKEN), "the request line"),
+    (re.compile(rb"\r\n[ \t]"), "a folded line"),
+    (re.compile(rb"\r\n[^\r\n:]*[ \t]:"), "a space before the colon"),
+    (re.compile(rb"\r\n(?!\r\n|%b+:)(?=.)" % _TOKEN), "the name of a header"),
+)
+
+
+class HeadError(Exception):
+    """A head that is refused before any rule is asked. `status`: of the answer; `why`: for people."""
+
+    def __init__(self, status: int, reason: Reason, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+        self.reason = reason
+        self.why = why
+
+
+class Head:
+    """A request's head, accepted. Never changed, but for what `decision` remembers in it.
+
+    `request`: method, target as it came, headers as they came (names in their case); `target`: `/path?query` of it, not
+    normalised. `length`: of the body, CHUNKED for chunks. `close`: the client wants the connection closed after the
+    answer. `expect`: it waits for a 100. `upgrade`: what it wants to speak, in lower case, empty for nothing. `size`:
+    bytes of the head.
+    """
+
+    __slots__ = ("authority", "close", "expect", "judge", "judged", "length", "request", "size", "target", "upgrade")
+
+    def __init__(
+        self, request: HttpRequest, target: bytes, *, length: int, close: bool, expect: bool, upgrade: bytes, size: int
+    ) -> None:
+        self.request = request
+        self.target = target
+        self.length = length
+        self.close = close
+        self.expect = expect
+        self.upgrade = upgrade
+        self.size = size
+        self.authority = b""
+        self.judge: Any = None
+        self.judged: Any = None
+
+    def __repr__(self) -> str:
+        return f"<Head {text(self.request.method)} {text(self.request.path)} length={self.length}>"
+
+
+def read_head(raw: bytes, max_headers: int) -> Head:
+    """Read a head, from the first byte of the method to the empty line. Raises HeadError."""
+    found = _WHOLE.fullmatch(raw)
+    if found is None:
+        raise HeadError(400, Reason.HTTP_MALFORMED, _fault(raw))
+    fields = _FIELDS.findall(raw, found.end(3) + 2)
+    if len(fields) > max_headers:
+        raise HeadError(431, Reason.HTTP_HEAD_TOO_LARGE, f"more than {max_headers} headers")
+    method, target, version = found.groups()
+    event = _by_h11(raw)
+    if event.method != method or event.target != target or event.http_version != version:
+        raise HeadError(400, Reason.HTTP_MALFORMED, "the request line can be read in two ways")
+    # h11 turns `Content-Length: 5, 5` into 5 and drops a second one that is equal, among others.
+    if event.headers.raw_items() != fields:
+        raise HeadError(400, Reason.HTTP_MALFORMED, "the headers can be read in two ways")
+    request = HttpRequest(method, target, tuple(fields), version.decode())
+    try:
+        path = origin_form(request)
+    except TargetError as error:
+        raise HeadError(400, error.reason, error.why) from None
+    return _framed(request, path, len(raw))
+
+
+def bare_line_feed(data: bytes | bytearray) -> bool:
+    """Whether there is a line that ends in LF alone: no empty line will ever end such a head."""
+    return _BARE_LF.search(data) is not None
+
+
+def _by_h11(raw: bytes) -> h11.Request:
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=len(raw) + 1)
+    connection.receive_data(raw)
+    try:
+        event = connection.next_event()
+    except h11.RemoteProtocolError as error:
+        raise HeadError(400, Reason.HTTP_MALFORMED, str(error)) from None
+    if not isinstance(event, h11.Request):
+        raise HeadError(400, Reason.HTTP_MALFORMED, "no request")
+    return event
+
+
+def _framed(request: HttpRequest, path: bytes, size: int) -> Head:
+    """What the headers say of the message and the connection; lengths and encodings are known to be sound."""
+    length = 0
+    tokens: list[bytes] = []
+    expect = False
+    upgrade = authority = b""
+    upgrades = 0
+    for cased, value in request.headers:
+        name = cased.lower()
+        if name == b"host":
+            authority = value
+        elif name == b"content-length":
+            length = int(value)
+        elif name == b"transfer-encoding":
+            length = CHUNKED
+        elif name == b"connection":
+            tokens += [token.strip(b" \t") for token in value.lower().split(b",")]
+        elif name == b"expect":
+            expect = expect or value.lower() == b"100-continue"
+        elif name == b"upgrade":
+            upgrades += 1
+            upgrade = value.lower()
+    if b"upgrade" not in tokens:
+        upgrade = b""
+    elif upgrades > 1:
+        raise HeadError(400, Reason.HTTP_MALFORMED, "more than one Upgrade header")
+    close = b"close" in tokens or (request.version == "1.0" and b"keep-alive" not in tokens)
+    head = Head(request, path, length=length, close=close, expect=expect, upgrade=upgrade, size=size)
+    head.authority = authority
+    return head
+
+
+def _fault(raw: bytes) -> str:
+    for pattern, what in _FAULTS:
+        if pattern.search(raw):
+            return what
+    return "a character that no head may have"
