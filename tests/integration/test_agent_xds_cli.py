@@ -38,6 +38,7 @@ metadata: {name: token, namespace: default}
 stringData: {value: hush-hush}
 """
 HTTP = policy("web", "server", 80, http=["/a"])
+ENVOY = "proxy: {kind: envoy}"
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +121,7 @@ def test_nobody_is_connected(tmp_path: Path) -> None:
         said = await site.cli("status", status=1)
         assert "no proxy is connected that has asked for it" in said
         assert f"({TITLE} in web.yaml)" in said
-        assert "Envoy's admin interface failed on /config_dump" in await site.cli("xds", "diff", status=1)
+        assert "the proxy's admin interface failed on /config_dump" in await site.cli("xds", "diff", status=1)
         metrics = await asyncio.to_thread(_metrics, site)
         late = {
             short: metrics[f'spliceway_xds_not_in_sync{{type="{short}"}}'] for short in ("CDS", "LDS", "RDS", "SDS")
@@ -306,7 +307,7 @@ def test_diff(tmp_path: Path) -> None:
         async with proxy(site):
             await settled(site, "SYNCED")
             dump = await asyncio.to_thread(_get, site, f"/debug/config_dump?proxyID={NODE}&include_eds")
-            for path in (tmp_path / "other.sock", site.config.state_dir / "envoy-admin.sock"):
+            for path in (tmp_path / "other.sock", site.config.state_dir / "proxy-admin.sock"):
                 with envoy_admin(path, dump):
                     admin = ("--admin", str(path)) if path.parent == tmp_path else ()
                     assert f"{NODE}: 3 resources: 3 same" in await site.cli("xds", "diff", *admin)
@@ -327,7 +328,7 @@ def test_diff(tmp_path: Path) -> None:
             for name, odd in (("odd", b"<html>"), ("deep", b'{"configs":' + b"[" * 5000)):
                 with envoy_admin(tmp_path / f"{name}.sock", odd):
                     said = await site.cli("xds", "diff", "--admin", str(tmp_path / f"{name}.sock"), status=1)
-                    assert "that is no configuration of an Envoy" in said
+                    assert "that is no configuration of a proxy" in said
             async with proxy(site, proxy_node("other")):
                 said = ""
                 while "is not this agent's own proxy" not in said:
@@ -341,7 +342,7 @@ def test_only_a_socket_or_loopback_is_asked_for_a_configuration(admin: str) -> N
     with pytest.raises(ClientError, match=r"is neither the path of a socket nor http://127\.0\.0\.1:PORT"):
         config_dump(admin)
     for path in ("/nowhere", "nowhere/admin.sock"):
-        with pytest.raises(ClientError, match=f"no Envoy answers at {path}"):
+        with pytest.raises(ClientError, match=f"no proxy answers at {path}"):
             config_dump(path)
 
 
@@ -409,14 +410,15 @@ def test_an_envoy_with_known_holes(tmp_path: Path, mode: str) -> None:
             assert (f"(warning) {NODE} is not served: Envoy 1.35.0 lets" in output) == (mode == "refuse")
             assert (await asyncio.to_thread(_metrics, site))["spliceway_xds_rejected_total"] == (mode == "refuse")
 
-    with_site(tmp_path, body, f"xds: {{unsafeEnvoy: {mode}}}")
+    with_site(tmp_path, body, f"{ENVOY}\nxds: {{unsafeEnvoy: {mode}}}")
 
 
 def test_a_refused_resource_of_ones_own_is_told_and_counts_against_no_policy(tmp_path: Path) -> None:
-    extra = """
+    extra = f"""
+{ENVOY}
 envoy:
   extraClusters:
-  - {name: mine, connect_timeout: 1s, type: STATIC, load_assignment: {cluster_name: mine, endpoints: []}}
+  - {{name: mine, connect_timeout: 1s, type: STATIC, load_assignment: {{cluster_name: mine, endpoints: []}}}}
 """
 
     async def body(site: Site) -> None:

@@ -14,10 +14,9 @@ import pytest
 import uvloop
 
 from spliceway.agent.envoy import EnvoySettings, EnvoySupervisor
-from spliceway.agent.envoyprocess import (
-    EnvoyError,
-    envoy_version,
-    find_envoy,
+from spliceway.agent.envoyprocess import EnvoyError, envoy_version, find_envoy
+from spliceway.agent.proxyprocess import (
+    ProxyProcessError,
     is_running,
     load_identity,
     save_identity,
@@ -236,7 +235,7 @@ def test_a_crash_loop_backs_off_and_says_why(tmp_path: Path) -> None:
         await until(lambda: not envoy.status().running)
         assert "exit status 3" in envoy.status().last_exit
         assert "something broke" in envoy.status().problems[0]
-        with pytest.raises(EnvoyError, match="something broke"):
+        with pytest.raises(ProxyProcessError, match="something broke"):
             await envoy.wait_ready(0.2)
         task.cancel()
 
@@ -301,7 +300,7 @@ def test_a_binary_that_will_not_do(tmp_path: Path, says: str, message: str) -> N
 def test_a_cgroup_that_is_none(tmp_path: Path) -> None:
     async def work() -> None:
         envoy = supervisor(tmp_path, cgroup=tmp_path)
-        with pytest.raises(EnvoyError, match=r"is not a cgroup2 directory \(no cgroup\.procs\)"):
+        with pytest.raises(ProxyProcessError, match=r"is not a cgroup2 directory \(no cgroup\.procs\)"):
             await envoy.start()
 
     run(tmp_path, work)

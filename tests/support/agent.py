@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spliceway.agent.control import Acceptance
-from spliceway.agent.envoy import EnvoyStatus
+from spliceway.agent.proxysupervisor import ProxyStatus
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.types import (
     CtEntry,
@@ -220,8 +220,8 @@ class MemoryProxyProcess:
     async def stop(self) -> None:
         self.stopped = True
 
-    def status(self) -> EnvoyStatus:
-        return EnvoyStatus(self.started, 1, "1.40.0", 0.0, False, 0, "", ())
+    def status(self) -> ProxyStatus:
+        return ProxyStatus("embedded", self.started, 1, "0.1.0", 2, 0.0, False, 0, "", ())
 
     async def log_share(self, millionths: int) -> None:
         self.share = millionths

@@ -49,7 +49,7 @@ def flow(second: int, source: int = 256, port: int = 80, path: str = "", rule: s
 @pytest.mark.parametrize("verdict", Verdict)
 @pytest.mark.parametrize("reason", Reason)
 def test_a_pass_with_a_denying_reason_is_an_audit(verdict: Verdict, reason: Reason) -> None:
-    denying = 32 <= reason < 64 or reason in (Reason.HTTP_DENIED, Reason.HTTP_AMBIGUOUS, Reason.HTTP_MALFORMED)
+    denying = 32 <= reason < 64 or reason > Reason.HTTP_ALLOWED
     expected = "audit" if denying and verdict in (Verdict.ALLOW, Verdict.REDIRECT) else verdict.name.lower()
     assert verdict_label(verdict, reason) == expected
     entry = {"verdict": verdict.label, "reason": reason.label, "more": 1}

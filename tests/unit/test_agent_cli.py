@@ -70,7 +70,7 @@ def test_a_bad_config_ends_with_1_and_its_field(tmp_path: Path) -> None:
     config = tmp_path / "agent.yaml"
     config.write_text("proxy: {kind: nginx}")
     status, _output, errors = invoke("agent", "--config", str(config))
-    assert (status, errors) == (1, f"spliceway: {config}: proxy.kind: 'nginx' is none of envoy\n")
+    assert (status, errors) == (1, f"spliceway: {config}: proxy.kind: 'nginx' is none of embedded, envoy\n")
 
 
 def test_no_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,9 @@ from spliceway.agent.config import (
     parse_config,
 )
 from spliceway.agent.errors import ConfigError
-from spliceway.agent.preflight import xds_tcp
+from spliceway.agent.preflight import envoy_settings, proxy_settings, resource_settings, xds_tcp
 from spliceway.bpf.types import DatapathSettings
+from spliceway.proxy.model import Limits
 from spliceway.xds.server.listen import TcpSettings, TlsSettings
 
 BASE = "cgroups: {pods: /cg/pods, proxy: /cg/proxy}\nsource: {directory: /etc/spliceway/policies}\n"
@@ -90,8 +91,24 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
             "proxy.listenerPorts: 1-70000 is not a range of ports (1 to 65535, first-last)",
         ),
         ("proxy: {listenerPorts: all}", "proxy.listenerPorts: 'all' is not a range of ports (write 23000-23999)"),
-        ("proxy: {kind: nginx}", "proxy.kind: 'nginx' is none of envoy"),
+        ("proxy: {kind: nginx}", "proxy.kind: 'nginx' is none of embedded, envoy"),
         ("proxy: {workers: -1}", "proxy.workers: Expected int >= 0"),
+        ("proxy: {limits: {connections: -1}}", "proxy.limits.connections: Expected int >= 0"),
+        ("proxy: {limits: {drain: .nan}}", "proxy.limits.drain: Expected float >= 0.0"),
+        ("proxy: {limits: {drain: .inf}}", "proxy.limits.drain: Expected float <= 31536000.0"),
+        ("proxy: {limits: {drian: 1}}", "proxy.limits.drian: unknown field"),
+        ("proxy: {maxHeadKib: 0}", "proxy.maxHeadKib: Expected int >= 1"),
+        ("proxy: {maxHeaders: 100000}", "proxy.maxHeaders: Expected int <= 10000"),
+        ("proxy: {headersTimeout: -1}", "proxy.headersTimeout: Expected float >= 0.0"),
+        ("proxy: {binary: /e}", "proxy.binary: is for proxy.kind envoy only, and that is embedded"),
+        ("proxy: {apiType: DELTA_GRPC}", "proxy.apiType: is for proxy.kind envoy only, and that is embedded"),
+        ("envoy: {extraListeners: []}", "envoy.extraListeners: is for proxy.kind envoy only, and that is embedded"),
+        ("envoy: {extraClusters: []}", "envoy.extraClusters: is for proxy.kind envoy only, and that is embedded"),
+        ("xds: {unsafeEnvoy: warn}", "xds.unsafeEnvoy: is for proxy.kind envoy, or for xds.listen"),
+        (
+            "proxy: {kind: envoy, limits: {bodyIdle: 5}}",
+            "proxy.limits.bodyIdle: is for proxy.kind embedded only, and that is envoy",
+        ),
         ("proxy: {binary: envoy}", "proxy.binary: 'envoy' is not an absolute path"),
         ("stateDir: state", "stateDir: 'state' is not an absolute path"),
         ("stateDir: 5", "stateDir: Expected str, got int"),
@@ -225,3 +242,42 @@ def test_the_server_gets_what_is_said_of_tcp() -> None:
         called=("xds.tls.certFile", "xds.tls.keyFile", "xds.tls.clientCaFile"),
     )
     assert found == TcpSettings(host="::1", port=18000, tls=tls)
+
+
+LIMITS = """
+proxy:
+  workers: 3
+  headersTimeout: 5
+  idleTimeout: 7.5
+  maxHeadKib: 16
+  maxHeaders: 50
+  limits: {connections: 10, connectionsPerClient: 2, connectionAge: 60, bodyIdle: 3, tunnelIdle: 4, drain: 1}
+"""
+
+
+def test_what_the_embedded_proxy_is_started_with() -> None:
+    config = parse_config(BASE + "stateDir: /state\nnode: {name: n1}\n" + LIMITS, "agent.yaml")
+    settings = proxy_settings(config)
+    assert settings.limits == Limits(
+        connections=10, connections_per_client=2, connection_age=60, body_idle=3, tunnel_idle=4, drain=1
+    )
+    assert (settings.node_id, settings.workers) == ("n1", 3)
+    assert {path.parent for path in (settings.xds_socket, settings.admin_socket, settings.state_file)} == {
+        Path("/state")
+    }
+    listeners = resource_settings(config)
+    assert (listeners.headers_timeout, listeners.idle_timeout) == (5, 7.5)
+    assert (listeners.max_head_kib, listeners.max_headers) == (16, 50)
+    assert listeners.connection_age == 0  # it stands in the limits
+
+
+def test_what_envoy_can_limit_is_in_its_bootstrap_and_listeners() -> None:
+    text = BASE + "proxy: {kind: envoy, limits: {connections: 10, connectionAge: 60}}"
+    config = parse_config(text, "agent.yaml")
+    assert envoy_settings(config)[1].max_connections == 10
+    assert resource_settings(config).connection_age == 60
+
+
+def test_extra_resources_and_unsafe_clients_have_their_place() -> None:
+    parse_config(BASE + "proxy: {kind: envoy}\nenvoy: {extraListeners: []}\nxds: {unsafeEnvoy: warn}", "agent.yaml")
+    parse_config(BASE + "xds: {listen: ':1', insecure: true, unsafeEnvoy: warn}", "agent.yaml")

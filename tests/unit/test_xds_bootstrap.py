@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from envoy.config.bootstrap.v3 import bootstrap_pb2
 from google.protobuf.json_format import ParseDict
@@ -38,6 +39,12 @@ def test_envoy_takes_expressions_as_large_as_the_parser_does() -> None:
     parsed = ParseDict(bootstrap(SETTINGS), bootstrap_pb2.Bootstrap())
     layer = parsed.layered_runtime.layers[0].static_layer
     assert layer["re2.max_program_size.error_level"] == MAX_PROGRAM_SIZE
+
+
+def test_no_limit_of_connections_is_no_monitor_of_them() -> None:
+    assert "downstream_max_connections" in json.dumps(bootstrap(SETTINGS))
+    free = msgspec.structs.replace(SETTINGS, max_connections=0)
+    assert "overload_manager" not in bootstrap(free)
 
 
 def test_versions_are_found_in_what_envoy_says() -> None:

@@ -73,10 +73,11 @@ ROUTE_WAY = "route_config/virtual_hosts/0/routes/0/route"
 ROUTE_0 = f"{HTTP}.route_config.virtual_hosts[0].routes[0].route"
 
 
+_REST = {"cgroups": {"pods": "/a", "proxy": "/b"}, "source": {"directory": "/c"}, "proxy": {"kind": "envoy"}}
+
+
 def config_text(**envoy: object) -> str:
-    return yaml.safe_dump(
-        {"cgroups": {"pods": "/a", "proxy": "/b"}, "source": {"directory": "/c"}, "envoy": envoy}, sort_keys=False
-    )
+    return yaml.safe_dump({**_REST, "envoy": envoy}, sort_keys=False)
 
 
 def edited(document: dict[str, Any], path: str, value: object) -> dict[str, Any]:

@@ -42,7 +42,7 @@ Ask = Callable[[dict[str, str]], Awaitable[Any]]
 Post = Callable[[dict[str, str], bytes], Awaitable[Any]]
 
 T = TypeVar("T")
-#: Largest body of a POST: what an Envoy with 10,000 resources says of itself is a tenth of it.
+#: Largest body of a POST: what a proxy with 10,000 resources says of itself is a tenth of it.
 MAX_BODY = 512 << 20
 
 

@@ -1,6 +1,6 @@
 """The composition root: makes every component, owns every task, and ends them in order.
 
-Start: lock and state → proxy binary and preflight → datapath (loads, or takes over) → xDS server → proxy → source. End
+Start: lock and state → preflight → datapath (loads, or takes over) → xDS server → proxy → source. End
 (SIGTERM, SIGINT): tasks are cancelled, followers and the admin API finish, the xDS streams close without another word.
 Kernel state and proxy stay, unless cleanup was asked for.
 """
@@ -61,7 +61,7 @@ LOSS_INTERVAL = 5.0
 LINK_INTERVAL = 1.0
 #: How often the share of allowed requests in the access log is looked at, in seconds.
 SAMPLE_INTERVAL = 0.5
-#: How long Envoy may take to say what its configuration is: 10,000 resources are tens of megabytes.
+#: How long the proxy may take to say what its configuration is: 10,000 resources are tens of megabytes.
 DUMP_SECONDS = 30.0
 #: How long requests to the admin API may still take when the agent ends.
 DRAIN_SECONDS = 2.5
@@ -276,16 +276,17 @@ class Agent:
                 self._losses.observe(process, written, self._server.flows_received)
 
     async def _sample(self) -> None:
-        told = -1
+        told = (0, -1)
         while True:
             await asyncio.sleep(SAMPLE_INTERVAL)
             share = self._sampler.observe(self._server.flows_received, SAMPLE_INTERVAL)
-            if share != told:
+            now = (self._supervisor.status().pid, share)  # a new process writes them all
+            if now != told:
                 try:
                     await self._supervisor.log_share(share)
-                    told = share
+                    told = now
                 except AdminError:
-                    told = -1  # the proxy is away, or starting: tell it when it is there
+                    told = (0, -1)  # the proxy is away, or starting: tell it when it is there
 
     def _to_save(self, ports: PortAllocator, held: Held) -> object:
         return self._compiler.given, ports.ports, ports.freed, held
@@ -376,7 +377,7 @@ class Agent:
                 rules=lambda: table.rules if (table := self._reconciler.table) else {},
                 file_of=self._inventory.file_of,
                 config_dump=partial(
-                    admin_get, preflight.envoy_admin_socket(self.config), "/config_dump?include_eds", DUMP_SECONDS
+                    admin_get, preflight.proxy_admin_socket(self.config), "/config_dump?include_eds", DUMP_SECONDS
                 ),
                 rejections=self._server.rejections,
             ),

@@ -13,20 +13,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-import yaml
 from msgspec import Meta, Struct, field
 
+from spliceway.agent.configtext import field_and_reason, read_mapping
 from spliceway.agent.errors import ConfigError
 from spliceway.bpf.types import DatapathSettings
 from spliceway.policy.budget import Limits
 from spliceway.policy.engine import Options
 from spliceway.policy.labelfilter import UNIQUE_KEYS, LabelFilter
+from spliceway.proxy.model import Limits as ProxyLimits
+from spliceway.proxy.model import Seconds
 from spliceway.xds.resources.extra import Extra, Reserved, load_extra
 from spliceway.xds.resources.reading import FieldError
 
 #: A configuration file has a few dozen lines; more than this is the wrong file.
 MAX_CONFIG_BYTES = 256 << 10
 
+ProxyKind = Literal["embedded", "envoy"]
 Mark = Annotated[int, Meta(ge=1, le=0xFFFF_FFFF)]
 Positive = Annotated[int, Meta(ge=1)]
 _LABEL_PATTERN = re.compile(r"(?:[a-z0-9*][-a-z0-9.*]{0,252}/)?[A-Za-z0-9*][-A-Za-z0-9_.*]{0,62}")
@@ -95,16 +98,25 @@ class AdminConfig(_Section, frozen=True):
 
 
 class ProxyConfig(_Section, frozen=True):
-    """The HTTP proxy: which, where, how many workers (0: one for each core), and the ports its listeners may have.
+    """The HTTP proxy: which, how many workers (0: one for each core), and the ports its listeners may have.
 
-    `api_type`: the variant of xDS in which it asks, only what changed or the state of the world.
+    `headers_timeout`: from a request's first byte to the end of its head; `idle_timeout`: a connection without
+    requests; both in seconds, 0 never. Heads with more than `max_head_kib` or `max_headers` get a 431.
+    `explain_denied`: whether a 403 says why. `limits`: what clients may take of it.
+    Of Envoy alone are `binary` and `api_type`, the variant of xDS in which it asks: what changed, or all.
     """
 
-    kind: Literal["envoy"] = "envoy"
-    binary: Path | None = None
-    api_type: Literal["DELTA_GRPC", "GRPC"] = "DELTA_GRPC"
+    kind: ProxyKind = "embedded"
     workers: Annotated[int, Meta(ge=0, le=256)] = 0
     listener_ports: PortRange = field(default_factory=lambda: PortRange(23000, 23999))
+    headers_timeout: Seconds = 60.0
+    idle_timeout: Seconds = 3600.0
+    max_head_kib: Annotated[int, Meta(ge=1, le=8192)] = 64
+    max_headers: Annotated[int, Meta(ge=1, le=10_000)] = 100
+    explain_denied: bool = False
+    limits: ProxyLimits = ProxyLimits()
+    binary: Path | None = None
+    api_type: Literal["DELTA_GRPC", "GRPC"] = "DELTA_GRPC"
 
 
 class EnvoyConfig(_Section, frozen=True):
@@ -257,23 +269,12 @@ class Config(_Section, frozen=True):
 
 def parse_config(text: str, file: str) -> Config:
     """Check and read a configuration. Raises ConfigError with file, field path and reason."""
-    try:
-        raw = yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader
-    except yaml.MarkedYAMLError as error:
-        # Not the line itself, which may be of a private key.
-        mark: Any = error.problem_mark or error.context_mark
-        where = f"line {mark.line + 1}: " if mark is not None else ""
-        raise ConfigError(file, "", f"broken YAML: {where}{error.problem or error.context}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(file, "", f"broken YAML: {' '.join(str(error).split())}") from None
-    except (ValueError, RecursionError):  # a date that is none, a number of 5,000 digits, thousands of brackets
-        raise ConfigError(file, "", "broken YAML: a date or a number that can't be, or nested too deeply") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(file, "", "is not a mapping of fields")
+    raw = read_mapping(text, file)
     try:
         config = msgspec.convert(raw, Config, dec_hook=_decode)
     except msgspec.ValidationError as error:
-        raise ConfigError(file, *_split(str(error))) from error
+        raise ConfigError(file, *field_and_reason(error, Config)) from error
+    _check_kind(raw, config, file)
     _check(config, file)
     return config
 
@@ -293,24 +294,6 @@ def load_config(path: Path) -> Config:
         raise ConfigError(str(path), "", f"is not UTF-8 (byte {error.start})") from error
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader in which only true and false are booleans (YAML 1.2: `mode: off` is text) and a key comes once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|false"), list("tf"))
-
-
 def _decode(kind: type, value: Any) -> Any:
     if not isinstance(value, str):
         raise TypeError(f"Expected `str`, got `{type(value).__name__}`")
@@ -324,31 +307,29 @@ def _decode(kind: type, value: Any) -> Any:
     raise NotImplementedError(f"no decoder for {kind}")
 
 
-_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.+?)`(?: - at `\$\.?(?P<at>.*?)`)?")
-_MISSING = re.compile(r"Object missing required field `(?P<field>.+?)`(?: - at `\$\.?(?P<at>.*?)`)?")
-_ENUM = re.compile(r"Invalid enum value (?P<value>'.*')", re.DOTALL)
-_AT = re.compile(r"(?P<reason>.*?)(?: - at `\$\.?(?P<at>.*)`)?", re.DOTALL)
+#: Fields that count for one kind of proxy only.
+_OF_KIND: dict[ProxyKind, tuple[str, ...]] = {
+    "envoy": ("proxy.binary", "proxy.apiType", "envoy.extraListeners", "envoy.extraClusters"),
+    "embedded": tuple(f"proxy.limits.{name}" for name in ("connectionsPerClient", "bodyIdle", "tunnelIdle", "drain")),
+}
 
 
-def _split(message: str) -> tuple[str, str]:
-    """Take msgspec's message apart: (field path, reason)."""
-    for pattern, reason in ((_UNKNOWN, "unknown field"), (_MISSING, "is required")):
-        if match := pattern.fullmatch(message):
-            return ".".join(part for part in (match["at"], match["field"]) if part), reason
-    match = _AT.fullmatch(message)
-    assert match is not None  # the pattern matches every text
-    at, reason = match["at"] or "", match["reason"].replace("`", "")
-    if enum := _ENUM.fullmatch(reason):
-        return at, f"{enum['value']} is none of {', '.join(_choices(at))}"
-    return at, reason
+def _check_kind(raw: dict[str, Any], config: Config, file: str) -> None:
+    """Refuse what the chosen proxy would not look at."""
+    for kind, fields in _OF_KIND.items():
+        for where in fields if kind != config.proxy.kind else ():
+            if _is_there(raw, where):
+                raise ConfigError(file, where, f"is for proxy.kind {kind} only, and that is {config.proxy.kind}")
+    # Envoys of others may come over TCP, whatever the node's own proxy is.
+    if config.proxy.kind != "envoy" and not config.xds.listen and _is_there(raw, "xds.unsafeEnvoy"):
+        raise ConfigError(file, "xds.unsafeEnvoy", "is for proxy.kind envoy, or for xds.listen")
 
 
-def _choices(at: str) -> tuple[Any, ...]:
-    """Values that the field with this path may have, a field of literals."""
-    kind: Any = msgspec.inspect.type_info(Config)
-    for part in at.split("."):
-        kind = {field.encode_name: field.type for field in kind.fields}[part]
-    return tuple(kind.values)
+def _is_there(raw: Any, where: str) -> bool:
+    """Whether a field is written in the file, and not null."""
+    for part in where.split("."):
+        raw = raw.get(part) if isinstance(raw, dict) else None
+    return raw is not None
 
 
 def _check(config: Config, file: str) -> None:

@@ -7,9 +7,12 @@ import re
 from pathlib import Path
 
 from spliceway.agent.config import Config, listen_address
+from spliceway.agent.envoy import EnvoySettings
 from spliceway.agent.envoyprocess import find_envoy
 from spliceway.agent.errors import AgentError
-from spliceway.xds.resources.settings import ResourceSettings
+from spliceway.agent.proxysupervisor import PROXY_STATE
+from spliceway.proxy.model import ProxySettings
+from spliceway.xds.resources.settings import BootstrapSettings, ResourceSettings
 from spliceway.xds.server.listen import TcpSettings, TlsSettings
 
 #: sockaddr_un has 108 bytes, one of them for the final NUL.
@@ -26,10 +29,12 @@ def check(config: Config) -> None:
     Makes the proxy's cgroup when only that is missing.
     """
     _check_rights()
-    for field, path in (("admin.socket", config.admin.socket), ("stateDir", envoy_admin_socket(config))):
+    sockets = (proxy_admin_socket(config), handover_socket(config))
+    for field, path in (("admin.socket", config.admin.socket), *(("stateDir", each) for each in sockets)):
         if len(os.fsencode(path)) > MAX_SOCKET_PATH:
             raise AgentError(f"{field}: {path} is longer than the {MAX_SOCKET_PATH} bytes of a Unix socket's path")
-    find_envoy(config.proxy.binary)
+    if config.proxy.kind == "envoy":
+        find_envoy(config.proxy.binary)
     _check_cgroup("cgroups.pods", config.cgroups.pods)
     if not config.cgroups.proxy.exists() and _is_cgroup2(config.cgroups.proxy.parent):
         config.cgroups.proxy.mkdir(exist_ok=True)
@@ -45,12 +50,48 @@ def resource_settings(config: Config) -> ResourceSettings:
     """Settings of the proxy's listeners."""
     # One listening socket for all workers. Any process of the proxy's user could join a SO_REUSEPORT group, in which
     # the kernel chooses after bpf_sk_assign: with SYN cookies such a process got whole requests.
-    return ResourceSettings(upstream_mark=config.datapath.proxy_mark, reuse_port=False)
+    proxy = config.proxy
+    return ResourceSettings(
+        upstream_mark=config.datapath.proxy_mark,
+        reuse_port=False,
+        headers_timeout=proxy.headers_timeout,
+        idle_timeout=proxy.idle_timeout,
+        max_head_kib=proxy.max_head_kib,
+        max_headers=proxy.max_headers,
+        # The embedded proxy has all limits in its own settings.
+        connection_age=proxy.limits.connection_age if proxy.kind == "envoy" else 0.0,
+    )
 
 
-def workers(config: Config) -> int:
-    """Worker threads of the proxy, 0 for one each core."""
-    return config.proxy.workers if assigns_to_reuseport() else 1
+def envoy_settings(config: Config) -> tuple[EnvoySettings, BootstrapSettings]:
+    """How Envoy is run, and its bootstrap."""
+    return EnvoySettings(
+        binary=config.proxy.binary,
+        state_dir=config.state_dir,
+        cgroup=config.cgroups.proxy,
+        concurrency=config.proxy.workers if assigns_to_reuseport() else 1,
+    ), BootstrapSettings(
+        node_id=config.node_name,
+        cluster=PROXY_CLUSTER,
+        xds_socket=xds_socket(config),
+        admin_socket=proxy_admin_socket(config),
+        max_connections=config.proxy.limits.connections,
+        delta=config.proxy.api_type == "DELTA_GRPC",
+    )
+
+
+def proxy_settings(config: Config) -> ProxySettings:
+    """What the embedded proxy is started with."""
+    return ProxySettings(
+        node_id=config.node_name,
+        cluster=PROXY_CLUSTER,
+        xds_socket=xds_socket(config),
+        admin_socket=proxy_admin_socket(config),
+        handover_socket=handover_socket(config),
+        state_file=config.state_dir / PROXY_STATE,
+        workers=config.proxy.workers,
+        limits=config.proxy.limits,
+    )
 
 
 def assigns_to_reuseport() -> bool:
@@ -82,9 +123,14 @@ def xds_socket(config: Config) -> Path:
     return config.state_dir / "xds.sock"
 
 
-def envoy_admin_socket(config: Config) -> Path:
-    """Envoy's own admin interface."""
-    return config.state_dir / "envoy-admin.sock"
+def proxy_admin_socket(config: Config) -> Path:
+    """The proxy's own admin interface."""
+    return config.state_dir / ("envoy-admin.sock" if config.proxy.kind == "envoy" else "proxy-admin.sock")
+
+
+def handover_socket(config: Config) -> Path:
+    """Where a new embedded proxy takes over from the one that runs."""
+    return config.state_dir / "proxy-handover.sock"
 
 
 def _check_rights() -> None:

@@ -20,7 +20,7 @@ from spliceway.xds.resources.settings import ResourceSettings
 from spliceway.xds.server.clients import NodeKey
 from spliceway.xds.server.events import EventKind, XdsEvent
 
-#: What Envoy says in a NACK when a listener's port belongs to somebody else.
+#: What a proxy (Envoy, or the embedded one) says in a NACK when a listener's port belongs to somebody else.
 _PORT_TAKEN = "address already in use"
 #: How long one look at all acknowledgements is good for when nothing was heard, in seconds. What is heard ends it at
 #: once; what the client no longer asks for is noticed so much later, and opens nothing: the sockets are asked, too.

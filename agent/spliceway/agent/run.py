@@ -12,20 +12,23 @@ from collections.abc import Callable
 from spliceway.agent import log, preflight
 from spliceway.agent.app import Agent
 from spliceway.agent.config import Config
-from spliceway.agent.envoy import EnvoySettings, EnvoySupervisor
-from spliceway.agent.envoyprocess import is_running, load_identity
+from spliceway.agent.embedded import EmbeddedSupervisor
+from spliceway.agent.envoy import EnvoySupervisor
 from spliceway.agent.errors import OWN_ERRORS
+from spliceway.agent.proxysupervisor import KINDS, end_kind
 from spliceway.agent.sides import ProxyProcess
 from spliceway.agent.state import StateStore
 from spliceway.bpf.datapath import Datapath, claim, pin_root
 from spliceway.bpf.types import DatapathSettings
-from spliceway.xds.resources.settings import BootstrapSettings
+
+#: How long a proxy has to end by itself, in seconds: nothing is steered to it any more.
+CLEANUP_GRACE = 1.0
 
 
 def run_agent(config: Config, *, log_level: str = "info", cleanup: bool = False) -> None:
     """Run the agent in this process until SIGTERM or SIGINT. Raises one of OWN_ERRORS when it can't."""
     log.configure(log_level)
-    asyncio.run(_until_signal(Agent(config, open_datapath=_open_datapath, make_proxy=envoy), cleanup=cleanup))
+    asyncio.run(_until_signal(Agent(config, open_datapath=_open_datapath, make_proxy=make_proxy), cleanup=cleanup))
 
 
 def run_cleanup(config: Config) -> None:
@@ -60,32 +63,17 @@ async def _cleanup(config: Config) -> None:
         if pin_root(settings).exists():
             datapath = await _open_datapath(settings)
             await datapath.remove()
-        identity = load_identity(config.state_dir / "envoy.json")
-        if identity is not None and is_running(identity):
-            proxy = envoy(config, lambda _how: None)
-            await proxy.start()  # takes it over
-            await proxy.stop()
+        for kind in KINDS:
+            await end_kind(config.state_dir, kind, CLEANUP_GRACE)
         store.clear()
 
 
-def envoy(config: Config, on_exit: Callable[[str], None]) -> ProxyProcess:
-    """The Envoy of this configuration."""
-    return EnvoySupervisor(
-        EnvoySettings(
-            binary=config.proxy.binary,
-            state_dir=config.state_dir,
-            cgroup=config.cgroups.proxy,
-            concurrency=preflight.workers(config),
-        ),
-        BootstrapSettings(
-            node_id=config.node_name,
-            cluster=preflight.PROXY_CLUSTER,
-            xds_socket=preflight.xds_socket(config),
-            admin_socket=preflight.envoy_admin_socket(config),
-            delta=config.proxy.api_type == "DELTA_GRPC",
-        ),
-        on_exit,
-    )
+def make_proxy(config: Config, on_exit: Callable[[str], None]) -> ProxyProcess:
+    """The proxy of this configuration."""
+    if config.proxy.kind == "envoy":
+        return EnvoySupervisor(*preflight.envoy_settings(config), on_exit)
+    settings = preflight.proxy_settings(config)
+    return EmbeddedSupervisor(settings, config.state_dir, cgroup=config.cgroups.proxy, on_exit=on_exit)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

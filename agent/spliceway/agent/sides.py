@@ -1,4 +1,4 @@
-"""The kernel and the proxy as the whole agent sees them: what `Datapath` and `EnvoySupervisor` offer it."""
+"""The kernel and the proxy as the whole agent sees them: what `Datapath` and `ProxySupervisor` offer it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
 from spliceway.agent.control import DatapathControl
-from spliceway.agent.envoy import EnvoyStatus
+from spliceway.agent.proxysupervisor import ProxyStatus
 from spliceway.agent.views import DatapathViews
 from spliceway.bpf.types import KernelFlow
 
@@ -32,7 +32,7 @@ class AgentDatapath(DatapathControl, DatapathViews, Protocol):
 
 
 class ProxyProcess(Protocol):
-    """All that the agent uses of `EnvoySupervisor`."""
+    """All that the agent uses of `ProxySupervisor`."""
 
     async def start(self) -> None:
         """Start, or take over."""
@@ -43,7 +43,7 @@ class ProxyProcess(Protocol):
     async def stop(self) -> None:
         """End for good."""
 
-    def status(self) -> EnvoyStatus:
+    def status(self) -> ProxyStatus:
         """What runs."""
 
     async def log_share(self, millionths: int) -> None:

@@ -29,7 +29,7 @@ from spliceway.xds.static.show import refused_shown
 
 _JSON = "application/json"
 _JSON_LINES = "application/x-ndjson"
-#: Largest configuration of an Envoy that is compared, in bytes.
+#: Largest configuration of a proxy that is compared, in bytes.
 _MAX_BODY = 512 << 20
 _Query = dict[str, str]
 _Handler = Callable[[Request], Awaitable[Response]]
@@ -93,7 +93,7 @@ class StaticViews:
     async def _diff(self, request: Request) -> Response:
         node = _only(request, "node").get("node", "")
         if request.method == "GET" or not node:
-            raise ValueError("name a node (--node) and that Envoy's admin interface (--admin)")
+            raise ValueError("name a node (--node) and that proxy's admin interface (--admin)")
         body = bytearray()
         async for part in request.stream():
             body += part
@@ -105,7 +105,7 @@ class StaticViews:
             try:
                 said = msgspec.json.decode(bytes(body), type=dict[str, Any])
             except (msgspec.MsgspecError, RecursionError) as error:
-                raise ValueError(f"that is no configuration of an Envoy: {error}") from None
+                raise ValueError(f"that is no configuration of a proxy: {error}") from None
             return encode({"node": node, "resources": compare(held, said, secrets, status)})
 
         return Response(await asyncio.to_thread(look), media_type=_JSON)

@@ -107,7 +107,7 @@ class XdsViews:
         return await asyncio.to_thread(decode)
 
     async def diff(self, query: Query, body: bytes | None = None) -> dict[str, Any]:
-        """What `node` shall have against what that Envoy says it has: `body`, or what the own proxy answers when asked.
+        """What `node` shall have against what that proxy says it has: `body`, or what the own proxy answers when asked.
 
         Raises ValueError, LookupError and XdsError.
         """
@@ -115,7 +115,7 @@ class XdsViews:
         node = self._node(query)
         if body is None:
             if node != self._proxy.node.id:
-                raise ValueError(f"{node} is not this agent's own proxy: name that Envoy's admin interface (--admin)")
+                raise ValueError(f"{node} is not this agent's own proxy: name that proxy's admin interface (--admin)")
             body = await self._config_dump()
         held, status, secrets = self._view.held(node, "desired"), self._view.current(node), self._view.secrets(node)
         unknown = self._unknown(node)
@@ -124,7 +124,7 @@ class XdsViews:
             try:
                 said = msgspec.json.decode(body, type=dict[str, Any])
             except (msgspec.MsgspecError, RecursionError) as error:
-                raise ValueError(f"that is no configuration of an Envoy: {error}") from None
+                raise ValueError(f"that is no configuration of a proxy: {error}") from None
             return compare(held, said, secrets, status, unknown)
 
         return {"node": node, "resources": await asyncio.to_thread(look)}

@@ -7,10 +7,16 @@ bytes unless a name says otherwise; 0 is «never» or «no limit».
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from spliceway.policy.table import RuleSet
+
+Count = Annotated[int, Meta(ge=0, le=10_000_000)]
+#: A year at most.
+Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -22,12 +28,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     proxy ends or another one takes over.
     """
 
-    connections: int = 100_000
-    connections_per_client: int = 20_000
-    connection_age: float = 0.0
-    body_idle: float = 300.0
-    tunnel_idle: float = 0.0
-    drain: float = 30.0
+    connections: Count = 100_000
+    connections_per_client: Count = 20_000
+    connection_age: Seconds = 0.0
+    body_idle: Seconds = 300.0
+    tunnel_idle: Seconds = 0.0
+    drain: Seconds = 30.0
 
 
 class ProxySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):

@@ -1,4 +1,4 @@
-"""Envoy's admin interface on its Unix socket: one request at a time."""
+"""The admin interface of a proxy (Envoy, or one that answers as Envoy does) on its Unix socket: one request at a time."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ async def admin_get(socket: Path, target: str, wait: float = 5.0, *, method: str
         async with asyncio.timeout(wait):
             return await _ask(socket, method, target)
     except TimeoutError:
-        raise AdminError(f"{socket}: Envoy's admin interface did not answer {target} within {wait:g} s") from None
+        raise AdminError(f"{socket}: the proxy's admin interface did not answer {target} within {wait:g} s") from None
     except (OSError, h11.RemoteProtocolError) as error:
-        raise AdminError(f"{socket}: Envoy's admin interface failed on {target}: {error}") from error
+        raise AdminError(f"{socket}: the proxy's admin interface failed on {target}: {error}") from error
 
 
 async def admin_stats(socket: Path, prefix: str, wait: float = 5.0) -> dict[str, int]:
@@ -36,7 +36,7 @@ async def admin_stats(socket: Path, prefix: str, wait: float = 5.0) -> dict[str,
     try:
         stats = json.loads(body)["stats"]
     except (ValueError, KeyError, TypeError) as error:
-        raise AdminError(f"{socket}: Envoy's statistics are not what was expected: {error}") from error
+        raise AdminError(f"{socket}: the proxy's statistics are not what was expected: {error}") from error
     return {item["name"]: item["value"] for item in stats if isinstance(item.get("value"), int)}
 
 
@@ -54,7 +54,7 @@ async def _ask(socket: Path, method: str, target: str) -> bytes:
             if event is h11.NEED_DATA:
                 client.receive_data(await reader.read(65536))
             elif isinstance(event, h11.Response) and event.status_code != 200:
-                raise AdminError(f"{socket}: Envoy's admin interface answered {target} with {event.status_code}")
+                raise AdminError(f"{socket}: the proxy's admin interface answered {target} with {event.status_code}")
             elif isinstance(event, h11.Data):
                 body += event.data
             elif isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):

@@ -23,14 +23,13 @@ def check_cgroups(config: Config) -> None:
 
 def left(config: Config) -> Iterator[str]:
     """What an agent with this configuration has left, one phrase each."""
-    from spliceway.agent.envoyprocess import is_running, load_identity
+    from spliceway.agent.proxysupervisor import running_pids
     from spliceway.bpf.datapath import pin_root
 
     if (pins := pin_root(config.datapath_settings())).exists():
         yield f"programs, maps, rules and routes ({pins})"
-    identity = load_identity(config.state_dir / "envoy.json")
-    if identity is not None and is_running(identity):
-        yield f"the proxy (pid {identity.pid})"
+    for pid, kind in running_pids(config.state_dir).items():
+        yield f"the proxy ({kind}, pid {pid})"
     if (state := config.state_dir / "state.json").exists():
         yield f"state ({state})"
 

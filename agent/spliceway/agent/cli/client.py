@@ -77,7 +77,7 @@ class AgentClient:
 
 
 def config_dump(admin: str) -> bytes:
-    """What an Envoy says of its configuration, endpoints included: JSON, as it came.
+    """What a proxy says of its configuration, endpoints included: JSON, as it came.
 
     `admin`: its admin interface, the path of a Unix socket or `http://127.0.0.1:9901`. Raises ClientError.
     """
@@ -87,11 +87,11 @@ def config_dump(admin: str) -> bytes:
         answer = connection.getresponse()
         body = answer.read()
     except (OSError, http.client.HTTPException) as error:
-        raise ClientError(f"no Envoy answers at {admin}: {error}") from error
+        raise ClientError(f"no proxy answers at {admin}: {error}") from error
     finally:
         connection.close()
     if answer.status != 200:
-        raise ClientError(f"the Envoy at {admin} answered {answer.status} {answer.reason}")
+        raise ClientError(f"the proxy at {admin} answered {answer.status} {answer.reason}")
     return body
 
 

@@ -36,7 +36,7 @@ def summary(status: Json) -> list[tuple[str, str]]:
         ),
         (
             "proxy",
-            f"{proxy['kind']}: {listeners}",
+            f"{_process(proxy)}: {listeners}",
         ),
         (
             "splice",
@@ -45,6 +45,15 @@ def summary(status: Json) -> list[tuple[str, str]]:
         ),
         ("flows", f"{status['flows']['published']} seen, {datapath['lostEvents']} lost by the kernel's buffer"),
     ]
+
+
+def _process(proxy: Json) -> str:
+    """«embedded 0.1.0, 2 workers»; only the kind when none runs."""
+    process = proxy.get("process") or {}
+    if not process.get("running"):
+        return str(proxy["kind"])
+    workers = f"{process['workers']} worker{'' if process['workers'] == 1 else 's'}"
+    return f"{proxy['kind']} {process['version']}, {workers}"
 
 
 def problems(status: Json) -> list[str]:

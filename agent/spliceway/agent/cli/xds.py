@@ -1,4 +1,4 @@
-"""Commands that show the xDS control plane: who has what, where it comes from, what happens, what an Envoy lacks."""
+"""Commands that show the xDS control plane: who has what, where it comes from, what happens, what a proxy lacks."""
 
 from __future__ import annotations
 
@@ -85,14 +85,14 @@ def diff(
     admin: Annotated[
         str | None,
         typer.Option(
-            help="That Envoy's admin interface: the path of a Unix socket, or http://127.0.0.1:PORT. "
+            help="That proxy's admin interface: the path of a Unix socket, or http://127.0.0.1:PORT. "
             "[default: that of the agent's own proxy]"
         ),
     ] = None,
     output: OutputOption = Output.TABLE,
     socket: SocketOption = None,
 ) -> None:
-    """Compare what an Envoy shall have with what it says it has (/config_dump). Exit status 1 when it differs."""
+    """Compare what a proxy shall have with what it says it has (/config_dump). Exit status 1 when it differs."""
     from spliceway.agent.cli import xdsrender
     from spliceway.agent.cli.client import config_dump
     from spliceway.agent.cli.render import emit_json, table

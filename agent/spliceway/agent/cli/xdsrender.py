@@ -138,7 +138,7 @@ def diff_rows(resources: Sequence[Json]) -> Iterator[tuple[str, ...]]:
 
 
 def diff_notes(resources: Sequence[Json]) -> Iterator[str]:
-    """What the table can't show: what Envoy says of a resource, whole, and how many more places differ."""
+    """What the table can't show: what the proxy says of a resource, whole, and how many more places differ."""
     for item in resources:
         if item["message"]:
             yield printable(f"{item['type']} {item['name']}: {item['message']}")

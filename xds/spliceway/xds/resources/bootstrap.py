@@ -53,21 +53,16 @@ def bootstrap(settings: BootstrapSettings) -> dict[str, object]:
         layered_runtime={
             "layers": [{"name": "static", "static_layer": _runtime()}, {"name": "admin", "admin_layer": {}}]
         },
-        overload_manager={
-            "resource_monitors": [
-                {
-                    "name": "envoy.resource_monitors.global_downstream_max_connections",
-                    "typed_config": packed(
-                        downstream_connections_pb2.DownstreamConnectionsConfig(
-                            max_active_downstream_connections=settings.max_connections
-                        )
-                    ),
-                }
-            ]
-        },
+        overload_manager=_overload(settings.max_connections) if settings.max_connections else None,
     )
     result: dict[str, object] = MessageToDict(config, preserving_proto_field_name=True)
     return result
+
+
+def _overload(connections: int) -> dict[str, object]:
+    limit = downstream_connections_pb2.DownstreamConnectionsConfig(max_active_downstream_connections=connections)
+    name = "envoy.resource_monitors.global_downstream_max_connections"
+    return {"resource_monitors": [{"name": name, "typed_config": packed(limit)}]}
 
 
 def _runtime() -> dict[str, object]:

@@ -1,0 +1,232 @@
+"""The embedded proxy as the node's: how it is started, and how a new one takes over from one that runs.
+
+What was started with other settings, or of another version of the code, is replaced while it serves: the new one asks
+it for its listening sockets (`spliceway.proxy.process`), and the old one ends when its connections have. If the new one
+can't, the old one goes on, and status says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from spliceway.agent.proxyprocess import ProcessHandle, ProxyIdentity, ProxyProcessError, end, running, save_identity
+from spliceway.agent.proxysupervisor import ProcessSettings, ProxySupervisor, identity_file
+from spliceway.agent.state import write_atomic
+from spliceway.proxy.model import ProxySettings
+
+_log = structlog.get_logger(__name__)
+
+#: What the proxy is made of beside its own code.
+_DISTRIBUTIONS = ("grpcio", "google-re2", "h11", "msgspec", "protobuf", "uvloop", "xds-protos")
+#: How long a new proxy may take until it has taken over, in seconds: it starts its workers, and they all of the rules.
+TAKE_OVER_SECONDS = 60.0
+#: How often it is looked whether it has.
+_LOOK_SECONDS = 0.05
+
+
+class EmbeddedProgram:
+    """`spliceway proxy` with these settings."""
+
+    kind = "embedded"
+    called = "the embedded proxy"
+
+    def __init__(self, settings: ProxySettings, state_dir: Path) -> None:
+        """`state_dir`: where the file with the settings goes."""
+        self._settings = settings
+        self._config_file = state_dir / "proxy.json"
+        self._document = msgspec.json.encode(settings, enc_hook=str)
+        self._digest = ""
+        self.binary = Path(sys.executable).resolve()
+        self.version = metadata.version("spliceway")
+        self.workers = settings.workers or len(os.sched_getaffinity(0))
+
+    async def find(self) -> None:
+        """Read its code, which is where the agent's is: what runs may be another."""
+        self._digest = await asyncio.to_thread(_digest, self._document, self.command())
+
+    def prepare(self) -> None:
+        """Write the settings."""
+        write_atomic(self._config_file, self._document)
+
+    def command(self) -> list[str]:
+        """The interpreter with its arguments."""
+        # -P: a module in the current directory is none of ours.
+        return [sys.executable, "-P", "-m", "spliceway.agent", "proxy", "--config", str(self._config_file)]
+
+    def digest(self) -> str:
+        """Of settings, versions and code."""
+        return self._digest
+
+
+class EmbeddedSupervisor(ProxySupervisor):
+    """One embedded proxy, and for a while the one that takes over from it."""
+
+    def __init__(
+        self,
+        settings: ProxySettings,
+        state_dir: Path,
+        *,
+        cgroup: Path | None = None,
+        stop_timeout: float = 1.0,
+        on_exit: Callable[[str], None] | None = None,
+    ) -> None:
+        """`stop_timeout`: how long connections may go on when it ends for good, in seconds."""
+        how = ProcessSettings(
+            state_dir=state_dir, cgroup=cgroup, admin_socket=settings.admin_socket, stop_timeout=stop_timeout
+        )
+        super().__init__(EmbeddedProgram(settings, state_dir), how, on_exit)
+        self._next_file = identity_file(state_dir, "embedded", successor=True)
+        self._next: ProcessHandle | None = None
+        self._next_identity: ProxyIdentity | None = None
+        self._failed = ""
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """As of every proxy; before that, what runs with other settings or other code is replaced."""
+        while not self._stopping and await self._replaced():
+            pass  # settings may have changed again since that one was started
+        try:
+            await super().run()
+        finally:
+            for task in self._leaving:
+                task.cancel()
+
+    async def stop(self) -> None:
+        """End the proxy for good, and one that was about to take over."""
+        self._stopping = True
+        if self._next is not None:
+            successor, self._next = self._next, None
+            await end(successor, self.settings.stop_timeout)
+        await super().stop()
+
+    def _adopt(self) -> bool:
+        adopted = super()._adopt()
+        # An agent that ended in the middle of a handover left two.
+        if found := running(self._next_file):
+            self._next_identity, self._next = found
+            if not adopted:
+                self._take(self._next, self._next_identity)
+                self._adopted = adopted = True
+        return adopted
+
+    async def _replaced(self) -> bool:
+        """Whether what runs was replaced; if it is to be and can't, `_failed` says why."""
+        old = self._handle
+        if old is None or not (self._next is not None or self._differs()):
+            return False
+        try:
+            new = self._next or self._successor()
+        except (ProxyProcessError, OSError) as error:
+            self._failed = str(error)
+            _log.error("a new proxy could not be started; the old one stays", error=self._failed)
+            return False
+        _log.info("a new proxy takes over", old=old.pid, new=new.pid)
+        failed = await self._outcome(old, new)
+        if self._stopping:
+            return False
+        if failed:
+            self._failed = f"{failed}: {self.last_log_lines(2) or 'its log is empty'}"
+            self._next = None
+            await end(new, self.settings.stop_timeout)
+            self._next_file.unlink(missing_ok=True)
+            _log.error("the new proxy did not take over; the old one stays", why=self._failed)
+            return False
+        self._take(new, self._next_identity)
+        self._leave(old)
+        return True
+
+    def _successor(self) -> ProcessHandle:
+        """Start one that shall take over. Raises ProxyProcessError or OSError."""
+        self._next, self._next_identity = self._spawn()
+        if self._next_identity is not None:
+            save_identity(self._next_file, self._next_identity)
+        return self._next
+
+    async def _outcome(self, old: ProcessHandle, new: ProcessHandle) -> str:
+        """Wait until `new` answers as the proxy, or won't: then why. An `old` one that ends leaves it to `new`."""
+        ends = [asyncio.create_task(handle.wait()) for handle in (old, new)]
+        serving = asyncio.create_task(self._serving(new.pid))
+        try:
+            await asyncio.wait([*ends, serving], timeout=TAKE_OVER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                return ""
+            if ends[0].done():
+                if self.on_exit is not None:
+                    self.on_exit(f"pid {old.pid} ended before it had handed over")
+                return ""
+            return f"pid {new.pid}: {new.reap()}" if ends[1].done() else f"pid {new.pid} took too long"
+        finally:
+            for task in (*ends, serving):
+                task.cancel()
+
+    async def _serving(self, pid: int) -> None:
+        """Return when the admin interface is that of this process: it is handed over together with all else."""
+        while await asyncio.to_thread(_listener_pid, self.settings.admin_socket) != pid:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def _take(self, handle: ProcessHandle, identity: ProxyIdentity | None) -> None:
+        """The successor is the proxy."""
+        self._next = None
+        self._failed = ""
+        self._become(handle, identity)
+        self._next_file.unlink(missing_ok=True)
+
+    def _leave(self, old: ProcessHandle) -> None:
+        """Watch one that only drains."""
+
+        async def watch() -> None:
+            await old.wait()
+            _log.info("the proxy before has ended", pid=old.pid, how=old.reap())
+            old.close()
+
+        task = asyncio.create_task(watch())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    def _differs(self) -> bool:
+        return self._identity is not None and self._identity.config != self.program.digest()
+
+    def _stale(self, identity: ProxyIdentity) -> list[str]:
+        if identity.config == self.program.digest() or self._next is not None or not self._failed:
+            return []
+        return [
+            f"settings or version changed, and a new one could not take over ({self._failed}): pid {identity.pid} "
+            f"of version {identity.version} goes on; restart the agent to try again"
+        ]
+
+
+def _listener_pid(path: Path) -> int:
+    """Which process listens on a Unix socket; 0 for none. Source: unix(7), SO_PEERCRED."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(1.0)
+        try:
+            sock.connect(str(path))
+            pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        except OSError:
+            return 0
+    return int(pid)
+
+
+def _digest(document: bytes, command: list[str]) -> str:
+    import spliceway.policy
+    import spliceway.proxy
+
+    found = hashlib.sha256(document)
+    found.update("\0".join((*command, sys.version, *map(metadata.version, _DISTRIBUTIONS))).encode())
+    for package in (spliceway.policy, spliceway.proxy):
+        for root in sorted(package.__path__):
+            for file in sorted(Path(root).rglob("*.py")):
+                found.update(f"\0{file.relative_to(root)}\0".encode())
+                found.update(file.read_bytes())
+    return found.hexdigest()[:16]
