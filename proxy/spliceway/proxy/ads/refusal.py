@@ -13,7 +13,7 @@ from spliceway.proxy.ads.values import CLUSTER, LISTENER
 
 _KINDS = {CLUSTER: "cluster(s)", LISTENER: "listener(s)"}
 #: Characters of a reason, and of all of them. A server looks for each name of a response in the whole text, and has
-#: its limits: 16 Ki characters are fine for 32,768 names.
+#: its limits: 16 Ki characters are fine for 30,000 names.
 LONGEST_REASON, LONGEST = 1000, 16 << 10
 
 
