@@ -28,6 +28,11 @@ _BARE_LF = re.compile(rb"(?<!\r)\n")
 #: The length of a body in chunks.
 CHUNKED = -1
 
+#: What `Connection` may name: it belongs to the one connection, or changes nothing of the message.
+_MAY_BE_NAMED = frozenset(
+    (b"", b"close", b"http2-settings", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"trailers", b"upgrade")
+)
+
 #: Why a head is refused, tried in this order; the first that is found is told.
 _FAULTS: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (re.compile(rb"\A\r?\n"), "an empty line before the request"),
@@ -94,7 +99,7 @@ def read_head(raw: bytes, max_headers: int) -> Head:
     if event.method != method or event.target != target or event.http_version != version:
         raise HeadError(400, Reason.HTTP_MALFORMED, "the request line can be read in two ways")
     # h11 turns `Content-Length: 5, 5` into 5 and drops a second one that is equal, among others.
-    if event.headers.raw_items() != fields:
+    if event.headers.raw_items() != fields and event.headers.raw_items() != _lowered(fields):
         raise HeadError(400, Reason.HTTP_MALFORMED, "the headers can be read in two ways")
     request = HttpRequest(method, target, tuple(fields), version.decode())
     try:
@@ -102,6 +107,17 @@ def read_head(raw: bytes, max_headers: int) -> Head:
     except TargetError as error:
         raise HeadError(400, error.reason, error.why) from None
     return _framed(request, path, len(raw))
+
+
+def check_nominated(tokens: list[bytes], request: HttpRequest) -> None:
+    """Refuse a Connection header that names a header which counts.
+
+    Whoever reads it next as a proxy takes that header away (RFC 9110, 7.6.1), and so acts on another request than the
+    one that was judged; with Content-Length the body becomes a request of its own. Raises HeadError.
+    """
+    named = {token for token in tokens if token not in _MAY_BE_NAMED}
+    if named and (found := named & {name.lower() for name, _ in request.headers}):
+        raise HeadError(400, Reason.HTTP_MALFORMED, f"Connection names {text(min(found))}")
 
 
 def bare_line_feed(data: bytes | bytearray) -> bool:
@@ -147,10 +163,16 @@ def _framed(request: HttpRequest, path: bytes, size: int) -> Head:
         upgrade = b""
     elif upgrades > 1:
         raise HeadError(400, Reason.HTTP_MALFORMED, "more than one Upgrade header")
+    check_nominated(tokens, request)
     close = b"close" in tokens or (request.version == "1.0" and b"keep-alive" not in tokens)
     head = Head(request, path, length=length, close=close, expect=expect, upgrade=upgrade, size=size)
     head.authority = authority
     return head
+
+
+def _lowered(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Fields with transfer codings in lower case: that much h11 may change of what means the same."""
+    return [(name, value.lower() if name.lower() == b"transfer-encoding" else value) for name, value in fields]
 
 
 def _fault(raw: bytes) -> str:

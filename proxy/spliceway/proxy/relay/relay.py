@@ -22,6 +22,7 @@ from spliceway.proxy.relay import sockets
 from spliceway.proxy.relay.connection import Connection
 from spliceway.proxy.relay.counters import Counters
 from spliceway.proxy.relay.exchange import Ends, refusal
+from spliceway.proxy.relay.pair import Pair
 from spliceway.proxy.relay.wheel import Timed, Wheel
 
 #: Heads that are remembered as they were read, and the longest of them, in bytes.
@@ -87,7 +88,7 @@ class Relay:
         self._loads = loads.cast("I") if loads is not None else memoryview(bytearray(4 * (worker + 1))).cast("I")
         self._judges: dict[str, Judge] = {}
         self._served: dict[str, Served] = {}
-        self._connections: set[Connection] = set()
+        self._connections: set[Pair] = set()
         self._clients: Counter[str] = Counter()
         self._per_client = ceil(limits.connections_per_client / len(self._loads))
         self._share = 1.0
@@ -178,7 +179,7 @@ class Relay:
         """One more answer."""
         self.tally.status[status // 100 if 100 <= status < 600 else 0] += 1
 
-    def gone(self, connection: Connection) -> None:
+    def gone(self, connection: Pair) -> None:
         """A connection has been closed."""
         self.wheel.forget(connection)
         self._connections.discard(connection)
@@ -224,7 +225,7 @@ class Relay:
         if left:
             self.loop.call_later(_REMOVED_SECONDS, self._reset_all, left)
 
-    def _reset_all(self, connections: list[Connection]) -> None:
+    def _reset_all(self, connections: list[Pair]) -> None:
         for connection in connections:
             if connection in self._connections:
                 connection.reset()
@@ -301,15 +302,15 @@ class Relay:
             return f"{limits.connections_per_client} connections of one client"
         return ""
 
-    def on_error(self, where: Served | Connection, error: Exception) -> None:
+    def on_error(self, where: Served | Pair, error: Exception) -> None:
         """A fault of ours: it costs the one connection at most."""
         self.tally.errors += 1
         log.error("internal error", where=repr(where), error=repr(error), exc_info=error)
-        if isinstance(where, Connection):
+        if isinstance(where, Pair):
             where.reset()
 
     def _on_timed_error(self, where: Timed, error: Exception) -> None:
-        if isinstance(where, Connection):
+        if isinstance(where, Pair):
             self.on_error(where, error)
 
 
