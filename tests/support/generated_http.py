@@ -3,6 +3,8 @@
 What is expected comes from the words of Cilium's PortRuleHTTP alone: method, path and host are whole matches, headers
 are exact or present, a rule matches when all it has matches, a request passes when any rule matches, and both ends when
 both have rules; with a policy in audit what it would deny is said, and passes.
+
+`generated_rule_sets` and `generated_request` are without policies and expectations: for two data paths side by side.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from random import Random
 
 from spliceway.policy.documents import Document
 from spliceway.policy.http import HttpRequest
+from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, RuleSet
 from support.cases import Case, CaseFile, Expect, ExpectHttp, cluster_of
 from support.oracle_world import Doc
 
@@ -27,6 +30,55 @@ _SOURCE = "Cilium PortRuleHTTP: method, path, host and headers as written (tests
 _TARGETS = ("/a", "/b", "/a/b", "/a/", "/b/12", "/b/x", "/q?x=1", "/q?x=1&y", "/")
 _SENT = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _NAMES = ("api.example", "www.example", "apiXexample", "api.example:80")
+
+#: Of rule sets: few names and values, so that they meet; none that Envoy's codec joins (docs/xds.md).
+HEADER_NAMES = ("x-a", "x-b", "forwarded", "x_c")
+_VALUES = ("", "1", "a,b", "a", "b", "caf\xe9", "%s %REQ(X-A)%")
+_TARGETS_ASKED = ("/a", "/a/1", "/b?q=1", "/c;", "/a%25", "/%00", "//a/./b/..")
+_PATTERNS = ("", "/a.*", "/b.*", "/[ab].*", "/c", "/a/1")
+
+
+def generated_rule_sets(count: int, draw: Random, first: int = 1) -> list[RuleSet]:
+    """So many rule sets with numbers from `first` on: one end or both, rules, audit or both, conditions on headers."""
+    return [_rule_set(draw, number) for number in range(first, first + count)]
+
+
+def generated_request(draw: Random) -> HttpRequest:
+    """A request that such rule sets may allow."""
+    headers = [("host", draw.choice(["api", "api", "web", "aPi"]))]
+    headers += [(draw.choice(HEADER_NAMES), draw.choice(_VALUES)) for _ in range(draw.choice([0, 1, 1, 2, 3]))]
+    return HttpRequest.of(draw.choice(["GET", "GET", "POST", "PUT"]), draw.choice(_TARGETS_ASKED), headers)
+
+
+def _match(draw: Random, soft: bool) -> HeaderMatch:
+    action = draw.choice([Mismatch.DENY] * 2 + list(Mismatch)) if soft else Mismatch.DENY
+    return HeaderMatch(draw.choice(HEADER_NAMES), draw.choice([None, *_VALUES]), draw.random() < 0.2, action)
+
+
+def _rules(draw: Random, number: int) -> tuple[HttpRule, ...]:
+    return tuple(
+        HttpRule(
+            number + index,
+            draw.choice(["", "", "GET", "GET|POST"]),
+            draw.choice(_PATTERNS),
+            draw.choice(["", "", "api", "a.i", "web"]),
+            tuple(_match(draw, index < 4) for _ in range(draw.choice([0, 0, 1, 1, 2]))),
+        )
+        for index in range(draw.randint(1, 5))
+    )
+
+
+def _end(draw: Random, number: int) -> RuleSet:
+    shape = draw.choice(["rules", "rules", "both", "audit", "nobody"])
+    rules = _rules(draw, number) if shape in ("rules", "both") else None
+    audit = _rules(draw, number + 10) if shape in ("both", "audit") else () if shape == "nobody" else None
+    return RuleSet(number, f"end {number}", rules, audit)
+
+
+def _rule_set(draw: Random, number: int) -> RuleSet:
+    first = _end(draw, 100)
+    also = _end(draw, 200) if draw.random() < 0.5 else None
+    return RuleSet(number, f"random {number}", first.rules, first.audit, also)
 
 
 @cache

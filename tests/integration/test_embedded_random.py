@@ -1,0 +1,137 @@
+"""Odd requests to the embedded proxy and to a real Envoy, side by side, with the same rules.
+
+Verdict, status, reason, rule and what the server gets must be the same but for the rows of docs/proxy.md
+(`support.differences`). `SPLICEWAY_PROXY_REQUESTS` sets the number (default 500; `make proxy-diff` takes 10,000),
+`SPLICEWAY_PROXY_SEED` another seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from spliceway.policy.table import RuleSet
+from support.differences import DIFFERENCES, Difference, explained, same
+from support.differential import RECORDED, Outcome, Recorder, ask
+from support.embeddednode import EmbeddedNode
+from support.envoy import EnvoyNode, envoy_node
+from support.oddrequests import TAG, odd_requests
+from support.oddsets import CHANGED_BOTH, OPEN, PUBLIC, WEIGHTS, odd_sets
+
+pytestmark = [pytest.mark.kernel, pytest.mark.envoy, pytest.mark.timeout(1800)]
+
+REQUESTS = int(os.environ.get("SPLICEWAY_PROXY_REQUESTS", "500"))
+SEED = int(os.environ.get("SPLICEWAY_PROXY_SEED", "1"))
+_BATCH = 200
+_RANDOM_SETS = 12
+
+Work = list[tuple[int, int, bytes]]
+Pair = tuple[Outcome, Outcome]
+
+
+class Sides:
+    """The embedded proxy and Envoy, with the same rules, and a server behind each."""
+
+    def __init__(self, directory: Path, sets: Iterable[RuleSet]) -> None:
+        self._directory, self._sets = directory, tuple(sets)
+        self._stack = contextlib.AsyncExitStack()
+        self._sides: list[tuple[EnvoyNode, Recorder]] = []
+
+    async def __aenter__(self) -> Sides:
+        async with contextlib.AsyncExitStack() as stack:
+            for kind in (EmbeddedNode, EnvoyNode):
+                folder = self._directory / kind.what
+                folder.mkdir()
+                node = await stack.enter_async_context(envoy_node(folder, redirect_to=RECORDED, kind=kind))
+                server = await stack.enter_async_context(Recorder(node))
+                self._sides.append((node, server))
+                await node.apply(*self._sets)
+                # Entries that Envoy writes before its access log has a stream may be lost.
+                await ask(node, server, [(-1, OPEN, b"GET / HTTP/1.1\r\nHost: api\r\n%b: -1\r\n\r\n" % TAG)])
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.aclose()
+
+    async def ask(self, work: Work, patience: float = 1.0) -> dict[int, Pair]:
+        """What the two make of these requests."""
+        embedded, envoy = await asyncio.gather(*(ask(node, server, work, patience) for node, server in self._sides))
+        return {number: (embedded[number], envoy[number]) for number in embedded}
+
+    async def differing(self, work: Work) -> tuple[dict[int, Pair], dict[int, Pair]]:
+        """All outcomes, and those that differ. These were asked twice: on a busy machine an answer may be late."""
+        found = await self.ask(work)
+        for one in work:
+            if not same(*found[one[0]]):
+                found |= await self.ask([one], patience=2.0)
+        return found, {number: pair for number, pair in found.items() if not same(*pair)}
+
+    @property
+    def untold(self) -> list[object]:
+        """What reached a server and has no request's tag."""
+        return [found for _, server in self._sides for found in server.untold.items() if found[0] != b"-1"]
+
+
+def test_odd_requests_get_the_same(tmp_path: Path) -> None:
+    sets = odd_sets(_RANDOM_SETS, SEED)
+    weights = (*WEIGHTS, *(one.id for one in sets if one.id > CHANGED_BOTH))
+    requests = [(number, *one) for number, one in enumerate(odd_requests(REQUESTS, SEED, weights))]
+    rows: Counter[str] = Counter()
+    kinds: Counter[tuple[int, str]] = Counter()
+    faults = []
+
+    async def work() -> None:
+        async with Sides(tmp_path, sets) as both:
+            for begin in range(0, len(requests), _BATCH):
+                found, differ = await both.differing(requests[begin : begin + _BATCH])
+                kinds.update((pair[0].status, reason) for pair in found.values() for _, reason, _ in pair[0].flows[:1])
+                for number, pair in differ.items():
+                    _, rule_set, raw = requests[number]
+                    if row := explained(raw, *pair):
+                        rows[row.request] += 1
+                    else:
+                        faults.append(f"rule set {rule_set}: {raw[:1000]!r}\n  embedded {pair[0]}\n  envoy {pair[1]}")
+
+    asyncio.run(work())
+    for what, count in (*kinds.most_common(), *rows.most_common()):
+        print(f"{count:6} {what}")
+    assert not faults, f"{len(faults)} of {REQUESTS} (seed {SEED}):\n" + "\n".join(faults[:20])
+    # Otherwise the test would be about nothing.
+    assert {(200, "http-allowed"), (200, "http-denied"), (403, "http-denied"), (403, "http-ambiguous")} <= set(kinds)
+    assert (400, "http-malformed") in kinds
+    assert len(rows) >= 8, rows
+
+
+def test_each_row_is_a_difference(tmp_path: Path) -> None:
+    """A row that is not true any more must go."""
+    tagged = [
+        (number, OPEN if b"/denied" not in row.example else PUBLIC, _tagged(row.example, number))
+        for number, row in enumerate(DIFFERENCES)
+    ]
+
+    async def work() -> None:
+        async with Sides(tmp_path, odd_sets(0, SEED)) as both:
+            found = await both.ask(tagged, patience=2.0)
+            for number, row in enumerate(DIFFERENCES):
+                assert not same(*found[number]), (row.request, found[number])
+                assert row in _rows(row.example, *found[number]), (row.request, found[number])
+
+    asyncio.run(work())
+
+
+def _tagged(raw: bytes, number: int) -> bytes:
+    end = b"\r\n" if b"\r\n" in raw else b"\n"
+    line, _, rest = raw.partition(end)
+    return line + end + b"%b: %d" % (TAG, number) + end + rest
+
+
+def _rows(raw: bytes, *pair: Outcome) -> list[Difference]:
+    """All rows that cover it, not only the first."""
+    return [row for row in DIFFERENCES if explained(raw, *pair, rows=(row,))]
