@@ -140,7 +140,7 @@ async def running(proxy: Proxy, restored: Resources | None = None) -> AsyncItera
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await proxy.channel.close()
+        await proxy.channel.close(None)
 
 
 def routes_held(proxy: Proxy) -> list[str]:

@@ -106,8 +106,9 @@ class World:
     def agreed(self, *, exactly: bool = False) -> None:
         """The server knows what the client has.
 
-        Unless `exactly` but for an earlier version of what is refused now: that it was good when something beside it was refused, the
-        server would have heard at the next answer, which was the refusal. It is told on the next stream.
+        Unless `exactly` but for an earlier version of what is refused now: that it was good when something beside it
+        was refused, the server would have heard at the next answer, which was the refusal. It is told on the next
+        stream.
         """
         for url, accepted in self.state.accepted.items():
             subscription = self.stream.subscriptions[url]

@@ -1,4 +1,8 @@
-"""From Envoy's access log entries to HttpFlow. Pure."""
+"""From access log entries to HttpFlow. Pure.
+
+Envoy's say what they say in the words of its filters; those of the embedded proxy (`spliceway.proxy.ads.entries`) have
+verdict, reason and rules in metadata of their own.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
+from typing import NamedTuple
 
 from envoy.config.core.v3 import address_pb2, base_pb2
 from envoy.data.accesslog.v3 import accesslog_pb2
@@ -49,6 +54,21 @@ _AUDIT = (
     (PREFIXES[FILTER_POLICY] + SHADOW_RESULT, Reason.HTTP_DENIED),
     (PREFIXES[FILTER_ALSO] + SHADOW_RESULT, Reason.HTTP_DENIED),
 )
+#: Namespace of what the embedded proxy says, all of it strings.
+_OWN = "spliceway"
+_VERDICTS = {verdict.label: verdict for verdict in Verdict}
+_LABELS = {reason.label: reason for reason in Reason}
+
+
+class _Judged(NamedTuple):
+    """What the rules made of a request."""
+
+    verdict: Verdict
+    reason: Reason
+    rule: int
+    client_rule: int
+    mismatches: tuple[str, ...]
+    nearest_miss: str = ""
 
 
 def flow_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> HttpFlow:
@@ -57,12 +77,9 @@ def flow_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> HttpFlow:
     # Not downstream_remote_address: that one believes X-Forwarded-For.
     source, source_port = _socket(common.downstream_direct_remote_address)
     destination, destination_port = _socket(common.downstream_local_address)
-    results = _strings(common, RBAC_METADATA)
-    verdict, reason = judged(response.response_code_details, results)
-    client_rule, rule = _rules(results) if reason is Reason.HTTP_ALLOWED else (0, 0)
-    mismatches = ",".join(_strings(common, HEADERS_METADATA).values())
+    own = _strings(common, _OWN)
+    judgement = _own_judgement(own) if own else _envoys_judgement(entry)
     upstream = _socket(common.upstream_local_address) if common.HasField("upstream_local_address") else None
-    tag = common.custom_tags.get(TAG_CONNECTION, "")
     return HttpFlow(
         time=common.start_time.ToNanoseconds(),
         duration_ns=common.duration.ToNanoseconds(),
@@ -71,19 +88,20 @@ def flow_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> HttpFlow:
         destination=destination,
         destination_port=destination_port,
         protocol=_PROTOCOLS.get(entry.protocol_version, ""),
-        method=_method(request),
+        method=own.get("method") or _METHODS.get(request.request_method, ""),
         authority=request.authority,
         path=request.path,
         status=response.response_code.value,
-        verdict=verdict,
-        reason=reason,
-        rule_set=int(common.route_name) if common.route_name.isdigit() else 0,
-        rule=rule,
-        client_rule=client_rule,
-        mismatches=tuple(sorted(set(mismatches.split(",")))) if mismatches else (),
+        verdict=judgement.verdict,
+        reason=judgement.reason,
+        rule_set=_number(common.route_name),
+        rule=judgement.rule,
+        client_rule=judgement.client_rule,
+        nearest_miss=judgement.nearest_miss,
+        mismatches=judgement.mismatches,
         details=response.response_code_details,
         flags=tuple(field.name for field, _ in common.response_flags.ListFields()),
-        connection=int(tag) if tag.isdigit() else 0,
+        connection=_number(common.custom_tags.get(TAG_CONNECTION, "")),
         upstream_source=upstream,
         received_bytes=common.downstream_wire_bytes_received,
         sent_bytes=common.downstream_wire_bytes_sent,
@@ -101,6 +119,27 @@ def judged(details: str, results: Mapping[str, str]) -> tuple[Verdict, Reason]:
     return Verdict.ALLOW, next((reason for key, reason in _AUDIT if results.get(key) == "denied"), Reason.HTTP_ALLOWED)
 
 
+def _envoys_judgement(entry: accesslog_pb2.HTTPAccessLogEntry) -> _Judged:
+    results = _strings(entry.common_properties, RBAC_METADATA)
+    verdict, reason = judged(entry.response.response_code_details, results)
+    client_rule, rule = _rules(results) if reason is Reason.HTTP_ALLOWED else (0, 0)
+    mismatches = ",".join(_strings(entry.common_properties, HEADERS_METADATA).values())
+    return _Judged(verdict, reason, rule, client_rule, tuple(sorted(set(mismatches.split(",")))) if mismatches else ())
+
+
+def _own_judgement(own: Mapping[str, str]) -> _Judged:
+    """What the embedded proxy says. Labels of a newer one than this agent are unknown, and no error."""
+    mismatches = own.get("mismatches", "")
+    return _Judged(
+        _VERDICTS.get(own.get("verdict", ""), Verdict.NONE),
+        _LABELS.get(own.get("reason", ""), Reason.UNKNOWN),
+        _number(own.get("rule", "")),
+        _number(own.get("client_rule", "")),
+        tuple(mismatches.split(",")) if mismatches else (),
+        own.get("nearest_miss", ""),
+    )
+
+
 def _rules(results: Mapping[str, str]) -> tuple[int, int]:
     """The client's and the server's rule that let a request pass; the first is 0 unless both ends have rules.
 
@@ -115,8 +154,8 @@ def _strings(common: accesslog_pb2.AccessLogCommon, namespace: str) -> dict[str,
     return {} if held is None else {key: value.string_value for key, value in held.fields.items()}
 
 
-def _method(request: accesslog_pb2.HTTPRequestProperties) -> str:
-    return _METHODS.get(request.request_method, "")
+def _number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
 
 
 def _socket(address: address_pb2.Address) -> tuple[IPAddress, int]:

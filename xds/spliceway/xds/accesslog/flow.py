@@ -19,6 +19,7 @@ class HttpFlow(msgspec.Struct, frozen=True, kw_only=True):
     matched, after normalisation. `rule_set` 0 when no route was reached, `rule` 0 unless a rule allowed the request.
     Where both ends have rules, `rule` is the server's and `client_rule` the client's; elsewhere that is 0. Verdict
     ALLOW with a reason that denies is audit: the request passed, and would not if policies in audit were enforced.
+    `nearest_miss`: of a denied request, what the rule that came nearest lacked, where the proxy says so.
     `mismatches`: headers that were not as a rule with a mismatch action wants them; the request was changed or noted.
     `status` 0: no answer was sent. `flags` are Envoy's response flags by field name, `details` its response code
     details. `connection` is Envoy's id of the downstream connection, 0 when unknown. `upstream_source`: the address and
@@ -41,6 +42,7 @@ class HttpFlow(msgspec.Struct, frozen=True, kw_only=True):
     rule_set: int
     rule: int
     client_rule: int = 0
+    nearest_miss: str = ""
     mismatches: tuple[str, ...] = ()
     details: str = ""
     flags: tuple[str, ...] = ()
