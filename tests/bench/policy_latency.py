@@ -1,6 +1,6 @@
 """From the rename() of an edited policy file to the first packet judged anew: under 200 ms in the median.
 
-    .venv/bin/python tests/bench/policy_latency.py [--edits 15] [-o json]
+    .venv/bin/python tests/bench/policy_latency.py [--edits 15] [--proxy embedded] [-o json]
 
 It runs `spliceway bench policy-latency` and ends with status 1 when a median is above the target. Not a test of
 pytest's: figures of a busy machine say nothing.
@@ -26,11 +26,12 @@ def main() -> int:
     """Measure, print, compare; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--edits", type=int, default=15, help="edits of each kind (default: 15)")
+    parser.add_argument("--proxy", choices=("embedded", "envoy"), default="embedded", help="the node's proxy")
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     options = parser.parse_args()
     try:
         with interruptible():
-            result = latency.run(list(SUBJECTS.values()), edits=options.edits, say=progress())
+            result = latency.run(list(SUBJECTS.values()), edits=options.edits, proxy=options.proxy, say=progress())
     except KeyboardInterrupt:
         return INTERRUPTED
     except OWN_ERRORS as error:

@@ -20,7 +20,7 @@ from spliceway.agent.bench.figures import Spread
 from spliceway.agent.bench.latency import Latency, LatencyResult
 from spliceway.agent.bench.load import FILES, LOADS
 from spliceway.agent.bench.measure import Sample, check_took
-from spliceway.agent.bench.paths import DEFAULT_PATHS, PATHS, comparisons, parse_paths, rotations
+from spliceway.agent.bench.paths import PATHS, comparisons, default_paths, kinds_of, parse_paths, rotations
 from spliceway.agent.bench.site import http_policy
 from spliceway.policy.documents import Document
 from spliceway.policy.evaluate import Connection, evaluate
@@ -30,8 +30,9 @@ from spliceway.policy.parse import parse_document
 from spliceway.policy.verdict import Protocol
 
 MACHINE = {
-    "kernel": "6.18", "architecture": "x86_64", "model": "CPU", "cpus": 2, "memory": 1 << 30, "envoy": "1.40.0",
-    "envoy_workers": 1, "nginx": "1.22.1", "wrk": "4.1.0",
+    "kernel": "6.18", "architecture": "x86_64", "model": "CPU", "cpus": 2, "memory": 1 << 30,
+    "proxies": {"embedded": {"version": "0.1.0", "workers": 1}, "envoy": {"version": "1.40.0", "workers": 2}},
+    "nginx": "1.22.1", "wrk": "4.1.0",
 }  # fmt: skip
 
 
@@ -50,7 +51,12 @@ SAMPLES = [
 
 
 def test_paths() -> None:
-    assert [path.name for path in parse_paths(DEFAULT_PATHS)] == ["direct", "envoy", "envoy+splice"]
+    both = default_paths("embedded", "envoy")
+    assert both == "direct,embedded,embedded+splice,envoy,envoy+splice"
+    assert [path.name for path in parse_paths(both)] == both.split(",")
+    assert kinds_of(parse_paths(both)) == ("embedded", "envoy")
+    assert kinds_of(parse_paths("bare,envoy+splice,envoy")) == ("envoy",)
+    assert kinds_of(parse_paths("direct")) == ("embedded",)
     assert [path.name for path in parse_paths(" envoy ,direct,envoy")] == ["envoy", "direct"]
     spliced, plain = PATHS["envoy+splice"], PATHS["envoy"]
     # Only the switch differs.
@@ -74,7 +80,7 @@ def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
 
 
 def test_every_path_is_at_every_place_equally_often() -> None:
-    paths = parse_paths(DEFAULT_PATHS)
+    paths = parse_paths(default_paths("embedded"))
     rounds = list(islice(rotations(paths), 2 * len(paths)))
     for place in range(len(paths)):
         assert sorted(order[place].name for order in rounds) == sorted(2 * [path.name for path in paths])
@@ -88,6 +94,7 @@ def test_comparisons() -> None:
     ]
     assert comparisons(["bare", "direct"]) == [("direct", "bare")]
     assert comparisons(["envoy+splice"]) == []
+    assert comparisons(["envoy", "embedded"]) == [("embedded", "envoy")]
 
 
 def test_medians_and_spreads() -> None:
@@ -99,6 +106,24 @@ def test_medians_and_spreads() -> None:
 def test_ratios_are_those_of_one_round() -> None:
     # The second round was slow for both: the ratio does not show it, the ratio of the medians would.
     assert figures.ratios(SAMPLES)["envoy+splice/envoy"]["c1"]["rps"] == Spread(1.5, 1.2, 2.0)
+
+
+def test_what_only_one_path_has_is_in_no_ratio() -> None:
+    proxied = Sample("envoy", "c1", 1, {"rps": 500, "cpu_us": 80.0}, Counters())
+    other = Sample("embedded", "c1", 1, {"rps": 250, "cpu_us": 160.0}, Counters())
+    direct = Sample("direct", "c1", 1, {"rps": 1000}, Counters())
+    found = figures.ratios([proxied, other, direct])
+    assert found["envoy/direct"]["c1"].keys() == {"rps"}
+    assert found["embedded/envoy"]["c1"]["cpu_us"] == Spread(2, 2, 2)
+
+
+def test_a_figure_that_a_path_does_not_have_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
+    direct = Sample("direct", "c1", 1, {"rps": 1000}, Counters())
+    report.print_tables(MACHINE, 1, [direct, Sample("envoy", "c1", 1, {"rps": 500, "cpu_us": 80.0}, Counters())])
+    lines = capsys.readouterr().out.splitlines()
+    assert "embedded 0.1.0 (1 worker), envoy 1.40.0 (2 workers)" in lines[0]
+    (row,) = (line for line in lines if line.startswith("c1 proxy CPU"))
+    assert row.split()[-2:] == ["-", "80.0"]
 
 
 def test_counters() -> None:

@@ -1,4 +1,4 @@
-"""The admin interface of a proxy (Envoy, or one that answers as Envoy does) on its Unix socket: one request at a time."""
+"""The admin interface of the proxy (Envoy, or what answers as Envoy does) on its Unix socket, one request at a time."""
 
 from __future__ import annotations
 

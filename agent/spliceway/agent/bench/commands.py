@@ -9,8 +9,9 @@ import typer
 from spliceway.agent.bench.edits import SUBJECTS
 from spliceway.agent.bench.errors import UnknownPathError
 from spliceway.agent.bench.interrupts import exit_interrupted, interruptible
-from spliceway.agent.bench.paths import DEFAULT_PATHS, PATHS, parse_paths
+from spliceway.agent.bench.paths import PATHS, default_paths, parse_paths
 from spliceway.agent.bench.progress import progress
+from spliceway.agent.config import ProxyKind
 
 app = typer.Typer(
     name="bench",
@@ -26,21 +27,27 @@ Output = Annotated[Literal["table", "json"], typer.Option("--output", "-o", help
 @app.callback()
 def bench(
     context: typer.Context,
-    paths: Annotated[str, typer.Option(help=f"Which to compare, comma between: {', '.join(PATHS)}.")] = DEFAULT_PATHS,
+    paths: Annotated[
+        str,
+        typer.Option(
+            help=f"Which to compare, comma between: {', '.join(PATHS)}. "
+            "Unless given: direct, and each proxy that is installed, spliced and not."
+        ),
+    ] = "",
     rounds: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 5,
     seconds: Annotated[int, typer.Option(min=1, help="Length of each of the four measurements.")] = 3,
-    workers: Annotated[int, typer.Option(min=0, help="Envoy's worker threads; 0: one for each core.")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Workers of each proxy; 0: one for each core.")] = 1,
     output: Output = "table",
 ) -> None:
     """Compare data paths: requests a second and latency of small replies, bytes a second of larger ones."""
     if context.invoked_subcommand:
         return
     from spliceway.agent.bench import report
-    from spliceway.agent.bench.run import run
+    from spliceway.agent.bench.run import installed_kinds, run
     from spliceway.agent.cli.render import emit_json
 
     try:
-        chosen = parse_paths(paths)
+        chosen = parse_paths(paths or default_paths(*installed_kinds()))
     except UnknownPathError as error:
         raise typer.BadParameter(str(error), param_hint="--paths") from error
     try:
@@ -60,6 +67,7 @@ def policy_latency(
         str, typer.Option(help=f"Which rules and data paths, comma between: {', '.join(SUBJECTS)}.")
     ] = ",".join(SUBJECTS),
     edits: Annotated[int, typer.Option(min=1, help="How often each policy is tightened, and loosened.")] = 15,
+    proxy: Annotated[ProxyKind, typer.Option(help="The node's proxy.")] = "embedded",
     output: Output = "table",
 ) -> None:
     """Measure how long an edit of a policy takes until the first packet or request is judged by it."""
@@ -71,7 +79,7 @@ def policy_latency(
         raise typer.BadParameter(f"no {', '.join(unknown)}; there are {', '.join(SUBJECTS)}", param_hint="--what")
     try:
         with interruptible():
-            result = latency.run([SUBJECTS[name] for name in names], edits=edits, say=progress())
+            result = latency.run([SUBJECTS[name] for name in names], edits=edits, proxy=proxy, say=progress())
     except KeyboardInterrupt:
         exit_interrupted()
     if output == "json":

@@ -33,6 +33,10 @@ class Subject(msgspec.Struct, frozen=True):
         """Whether the policy has HTTP rules."""
         return self.splice is not None
 
+    def path(self, proxy: str) -> str:
+        """The data path with that kind of proxy: `kernel`, `embedded+splice`."""
+        return self.data_path.replace("proxy", proxy)
+
     def judged(self, *, allowed: bool) -> str:
         """What the edited policy is seen on first, for tables."""
         if self.rule == "HTTP":
@@ -47,10 +51,10 @@ SUBJECTS: dict[str, Subject] = {
     for subject in (
         Subject("l4-udp", "L4", "kernel", "UDP", "datagrams", None, survives=True),
         Subject("l4-tcp", "L4", "kernel", "TCP", "plain", None, survives=False),
-        Subject("l4-proxy", "L4", "envoy", "TCP", "served", "off", survives=False),
-        Subject("l4-splice", "L4", "envoy+splice", "TCP", "served", "auto", survives=False),
-        Subject("http-proxy", "HTTP", "envoy", "TCP", "served", "off", survives=True),
-        Subject("http-splice", "HTTP", "envoy+splice", "TCP", "served", "auto", survives=True),
+        Subject("l4-proxy", "L4", "proxy", "TCP", "served", "off", survives=False),
+        Subject("l4-splice", "L4", "proxy+splice", "TCP", "served", "auto", survives=False),
+        Subject("http-proxy", "HTTP", "proxy", "TCP", "served", "off", survives=True),
+        Subject("http-splice", "HTTP", "proxy+splice", "TCP", "served", "auto", survives=True),
     )
 }
 

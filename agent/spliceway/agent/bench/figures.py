@@ -63,8 +63,10 @@ def ratios(samples: Sequence[Sample]) -> Spreads:
     return {
         f"{over}/{under}": {
             load: {
-                figure: Spread.of(a / b for a, b in zip(ours, values[under][load][figure], strict=True))
+                figure: Spread.of(a / b for a, b in zip(ours, theirs, strict=True) if b)
                 for figure, ours in figures.items()
+                # Without a proxy there is no CPU time of it; what is too short to have any gives no ratio.
+                if (theirs := values[under][load].get(figure)) and any(theirs)
             }
             for load, figures in values[over].items()
         }

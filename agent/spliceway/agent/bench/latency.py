@@ -21,10 +21,11 @@ from spliceway.agent.bench.errors import BenchError
 from spliceway.agent.bench.figures import Spread
 from spliceway.agent.bench.load import FILES
 from spliceway.agent.bench.progress import Say
-from spliceway.agent.bench.run import node_with_agent
+from spliceway.agent.bench.run import nodes_with_agents, proxy_statuses
 from spliceway.agent.bench.site import NAMESPACE, pod_manifest, require_programs
 from spliceway.agent.bench.timeline import Attempt
 from spliceway.agent.cli.client import AgentClient
+from spliceway.agent.config import ProxyKind
 from spliceway.agent.testbed.node import Node, Pod
 from spliceway.agent.testbed.testbed import Testbed
 
@@ -55,15 +56,16 @@ class LatencyResult(msgspec.Struct, frozen=True):
     latencies: list[Latency]
 
 
-def run(subjects: Sequence[Subject], *, edits: int, say: Say) -> LatencyResult:
+def run(subjects: Sequence[Subject], *, edits: int, proxy: ProxyKind, say: Say) -> LatencyResult:
     """Make `edits` edits of each kind on a virtual node of its own. Leaves nothing behind. Raises an AgentError."""
     require_programs()
-    with node_with_agent(say) as (testbed, agent):
-        described = machine.describe(agent.client.get("status"), 1)
+    with nodes_with_agents(say, [proxy]) as (testbed, places):
+        agent = places[proxy].agent
+        described = machine.describe(proxy_statuses(places))
         pods = _pods(testbed, {subject.server for subject in subjects})
         found: list[Latency] = []
         for subject in subjects:
-            found += _latencies(testbed.node, agent.client, pods, subject, edits)
+            found += _latencies(testbed.node, agent.client, pods, subject, edits, proxy)
             for each in found[-2:]:
                 spread = each.milliseconds
                 where = f"{each.rule} rule, {each.data_path} {each.protocol}, {each.edit}"
@@ -87,7 +89,9 @@ def _pods(testbed: Testbed, servers: Iterable[str]) -> dict[str, Pod]:
     return found
 
 
-def _latencies(node: Node, agent: AgentClient, pods: dict[str, Pod], subject: Subject, edits: int) -> list[Latency]:
+def _latencies(
+    node: Node, agent: AgentClient, pods: dict[str, Pod], subject: Subject, edits: int, proxy: ProxyKind
+) -> list[Latency]:
     if subject.splice is not None:
         agent.put("splice", {"mode": subject.splice})
     random = Random(edits)
@@ -107,7 +111,7 @@ def _latencies(node: Node, agent: AgentClient, pods: dict[str, Pod], subject: Su
     return [
         Latency(
             rule=subject.rule,
-            data_path=subject.data_path,
+            data_path=subject.path(proxy),
             protocol=subject.protocol,
             edit="loosen" if allowed else "tighten",
             judged=subject.judged(allowed=allowed),

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 
-def describe(status: dict[str, Any], workers: int) -> dict[str, Any]:
-    """Kernel, CPUs, memory in bytes and versions of the programs; `status` is the agent's."""
+def describe(proxies: dict[str, Any]) -> dict[str, Any]:
+    """Kernel, CPUs, memory in bytes and versions of the programs; `proxies`: by kind what the agent says of it."""
     return {
         "kernel": platform.release(),
         "architecture": platform.machine(),
         "model": _model(Path("/proc/cpuinfo").read_text()),
         "cpus": len(os.sched_getaffinity(0)),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "envoy": status["proxy"]["process"]["version"],
-        "envoy_workers": workers,
+        "proxies": {
+            kind: {"version": process["version"], "workers": process["workers"]} for kind, process in proxies.items()
+        },
         "nginx": _version(["nginx", "-v"]),
         "wrk": _version(["wrk", "-v"]),
     }

@@ -14,13 +14,17 @@ from spliceway.agent.bench.load import Load
 from spliceway.agent.bench.paths import DataPath, rotations
 from spliceway.agent.bench.progress import Say
 from spliceway.agent.bench.site import NAMESPACE, Site
+from spliceway.agent.cli.client import AgentClient
 
 #: How long the connections of a run may take to close after it, in seconds.
 DRAIN_TIMEOUT = 10.0
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """One run: what it gave, and what was counted meanwhile. `round` counts from 1."""
+    """One run: what it gave, and what was counted meanwhile. `round` counts from 1.
+
+    `figures`: of the load, and through a proxy `cpu_us`, microseconds of the proxy's CPU time for a request.
+    """
 
     path: str
     load: str
@@ -49,15 +53,18 @@ def measure(
 
 
 def _sample(site: Site, path: DataPath, load: Load, number: int, seconds: float) -> Sample:
+    agent, node = site.agent(path.server), site.node(path.server)
     # Before the first connection of the run: a connection keeps the data path it began with.
     if path.splice is not None:
-        site.agent.put("splice", {"mode": path.splice})
-    before = counters.read(site.agent, site.node)
+        agent.put("splice", {"mode": path.splice})
+    before = counters.read(agent, node)
     result = _run(site, path, load, seconds)
-    _drain(site)
-    sample = Sample(
-        path.name, load.name, number, load.figures(result), counters.read(site.agent, site.node).since(before)
-    )
+    _drain(agent)
+    counted = counters.read(agent, node).since(before)
+    figures = load.figures(result)
+    if path.proxy is not None:
+        figures["cpu_us"] = counted.proxy_seconds * 1e6 / result.requests
+    sample = Sample(path.name, load.name, number, figures, counted)
     check_took(path, load, sample.counters)
     return sample
 
@@ -73,25 +80,24 @@ def _run(site: Site, path: DataPath, load: Load, seconds: float) -> wrk.WrkResul
         raise BenchError(f"path {path.name}, load {load.name}: {error}") from error
 
 
-def _drain(site: Site) -> None:
+def _drain(agent: AgentClient) -> None:
     """Wait until a run is over: what the proxy still had under way when wrk ended belongs to that run.
 
-    Its idle connections to the server may stay a while: the next run's clients don't get those.
+    Envoy's idle connections to the server may stay a while: the next run's clients don't get those.
     """
     deadline = time.monotonic() + DRAIN_TIMEOUT
     before = None
-    while (now := (_clients(site), counters.redirected_bytes(site.agent))) != before or now[0]:
+    while (now := (_clients(agent), counters.redirected_bytes(agent))) != before or now[0]:
         if time.monotonic() > deadline:
             raise BenchError(f"{DRAIN_TIMEOUT:g} s after wrk ended, {now[0]} of its connections are there")
         before = now
         time.sleep(0.03)
 
 
-def _clients(site: Site) -> int:
+def _clients(agent: AgentClient) -> int:
     """How many connections the clients of the benchmark have to the proxy."""
     return sum(
-        sock["leg"] == "downstream" and sock["endpointPod"].startswith(f"{NAMESPACE}/")
-        for sock in site.agent.get("socks")
+        sock["leg"] == "downstream" and sock["endpointPod"].startswith(f"{NAMESPACE}/") for sock in agent.get("socks")
     )
 
 
@@ -105,7 +111,7 @@ def check_took(path: DataPath, load: Load, counted: Counters) -> None:
     # wrk doesn't count a connection that the other side closed, it opens another. Two legs each, and one for the
     # connection by which wrk first tries whether there is a server.
     legs, most = counted.spliced + counted.tcp_only, 2 * load.connections + 1
-    if path.proxied and legs > most:
+    if path.proxy is not None and legs > most:
         what = f"{legs} legs of connections instead of {most}: some were closed before the end"
     if what:
         raise BenchError(f"path {path.name}, load {load.name}: {what}")

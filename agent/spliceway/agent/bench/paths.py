@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from spliceway.agent.bench.errors import UnknownPathError
+from spliceway.agent.config import ProxyKind
 
-#: Pods of a site, by role: the server that an HTTP policy selects, the same server without any policy, and the same on
-#: a node without Spliceway.
-SERVED = "served"
+#: Pods of a site, by role: a server without any policy, and the same on a node without Spliceway. The server that an
+#: HTTP policy selects has for its role the kind of its node's proxy.
 PLAIN = "plain"
 BARE = "bare"
 
@@ -25,18 +25,15 @@ SPLICE = "+splice"
 class DataPath(msgspec.Struct, frozen=True):
     """One data path.
 
-    `server`: role of the pod that is asked; `splice`: mode of the splice switch, None where nothing is steered.
+    `server`: role of the pod that is asked; `proxy`: what stands between, None for nothing; `splice`: mode of the
+    splice switch, None where nothing is steered.
     """
 
     name: str
     text: str
     server: str
+    proxy: ProxyKind | None = None
     splice: str | None = None
-
-    @property
-    def proxied(self) -> bool:
-        """Whether a proxy stands between client and server."""
-        return self.server == SERVED
 
 
 PATHS: dict[str, DataPath] = {
@@ -44,13 +41,22 @@ PATHS: dict[str, DataPath] = {
     for path in (
         DataPath("bare", "pod to pod, without Spliceway on the node", BARE),
         DataPath("direct", "pod to pod, no policy on either end", PLAIN),
-        DataPath("envoy", "through Envoy, splicing off", SERVED, "off"),
-        DataPath(f"envoy{SPLICE}", "through Envoy, sockets spliced", SERVED, "auto"),
+        DataPath("embedded", "through the embedded proxy, splicing off", "embedded", "embedded", "off"),
+        DataPath(f"embedded{SPLICE}", "through the embedded proxy, sockets spliced", "embedded", "embedded", "auto"),
+        DataPath("envoy", "through Envoy, splicing off", "envoy", "envoy", "off"),
+        DataPath(f"envoy{SPLICE}", "through Envoy, sockets spliced", "envoy", "envoy", "auto"),
     )
 }
 
-#: What is compared unless asked otherwise.
-DEFAULT_PATHS = f"direct,envoy,envoy{SPLICE}"
+
+def default_paths(*kinds: ProxyKind) -> str:
+    """What is compared unless asked otherwise: no proxy, and proxies of these kinds, spliced and not."""
+    return ",".join(("direct", *(name for kind in kinds for name in (kind, f"{kind}{SPLICE}"))))
+
+
+def kinds_of(paths: Iterable[DataPath]) -> tuple[ProxyKind, ...]:
+    """Kinds of proxies that there must be, each once; at least one, for a node has a proxy."""
+    return tuple(dict.fromkeys(path.proxy for path in paths if path.proxy)) or ("embedded",)
 
 
 def parse_paths(text: str) -> tuple[DataPath, ...]:
@@ -71,9 +77,10 @@ def rotations(paths: tuple[DataPath, ...]) -> Iterator[tuple[DataPath, ...]]:
 
 
 def comparisons(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs whose ratios tell something: spliced to unspliced, and proxied to direct."""
+    """Pairs whose ratios tell something: spliced to unspliced, proxied to direct, and one proxy to the other."""
     there = list(names)
     pairs = [(name, name.removesuffix(SPLICE)) for name in there if name.endswith(SPLICE)]
     pairs += [(name, "direct") for name in there if name not in ("direct", BARE)]
     pairs += [("direct", BARE)]
+    pairs += [(f"embedded{how}", f"envoy{how}") for how in ("", SPLICE)]
     return [(over, under) for over, under in pairs if over in there and under in there]

@@ -16,7 +16,7 @@ from spliceway.agent.bench.figures import Spread, Spreads
 from spliceway.agent.bench.latency import LatencyResult
 from spliceway.agent.bench.measure import Sample
 
-_TITLES = {"rps": "req/s", "p50_us": "p50 µs", "p99_us": "p99 µs", "gb_per_s": "GB/s"}
+_TITLES = {"rps": "req/s", "p50_us": "p50 µs", "p99_us": "p99 µs", "gb_per_s": "GB/s", "cpu_us": "proxy CPU µs/req"}
 _COUNTED = ("redirected MB", "by TCP MB", "redirected", "legs spliced", "on TCP", "agent CPU s", "proxy CPU s")
 #: Width of a table that goes into a file or a pipe.
 _WIDTH = 160
@@ -46,7 +46,7 @@ def print_tables(machine: dict[str, Any], rounds: int, samples: Sequence[Sample]
     memory = machine["memory"] / 2**30
     out.print(
         f"{machine['model']}, {machine['cpus']} CPUs, {memory:.0f} GiB, Linux {machine['kernel']}, "
-        f"Envoy {machine['envoy']} ({_workers(machine['envoy_workers'])}), nginx {machine['nginx']}"
+        f"{_proxies(machine['proxies'])}, nginx {machine['nginx']}"
     )
     found = figures.spreads(samples)
     print_spreads(out, f"Median of {rounds} round{'' if rounds == 1 else 's'} (least – most)", found)
@@ -58,9 +58,9 @@ def print_tables(machine: dict[str, Any], rounds: int, samples: Sequence[Sample]
 def print_spreads(out: Console, title: str, found: Spreads) -> None:
     """A column for each path or ratio, a row for each figure of each load."""
     made = _table("", *found)
-    for load, figures_ in next(iter(found.values())).items():
-        for name in figures_:
-            made.add_row(f"{load} {_TITLES[name]}", *(_spread(loads[load][name]) for loads in found.values()))
+    for load in next(iter(found.values())):
+        for name in dict.fromkeys(name for loads in found.values() for name in loads[load]):
+            made.add_row(f"{load} {_TITLES[name]}", *(_spread(loads[load].get(name)) for loads in found.values()))
     _print(out, title, made)
 
 
@@ -99,14 +99,20 @@ def _print_counters(out: Console, counted: dict[str, Counters]) -> None:
     _print(out, "Counted during the runs", made)
 
 
-def _spread(spread: Spread) -> str:
+def _spread(spread: Spread | None) -> str:
+    if spread is None:
+        return "-"
     if spread.min == spread.max:  # one round
         return number(spread.median)
     return f"{number(spread.median)} ({number(spread.min)} – {number(spread.max)})"
 
 
-def _workers(count: int) -> str:
-    return f"{count} worker{'' if count == 1 else 's'}" if count else "a worker for each CPU"
+def _proxies(proxies: dict[str, Any]) -> str:
+    """«embedded 0.1.0 (1 worker), envoy 1.40.0 (1 worker)»."""
+    return ", ".join(
+        f"{kind} {one['version']} ({one['workers']} worker{'' if one['workers'] == 1 else 's'})"
+        for kind, one in proxies.items()
+    )
 
 
 def number(value: float) -> str:

@@ -1,4 +1,4 @@
-"""The pods of a benchmark, on a virtual node whose agent runs: one client, and a server for each kind of path."""
+"""The pods of a benchmark, on virtual nodes whose agents run: a client on each, and a server for each kind of path."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from spliceway.agent.bench import nginx, wrk
 from spliceway.agent.bench.errors import BenchError
 from spliceway.agent.bench.load import FILES
-from spliceway.agent.bench.paths import BARE, PLAIN, SERVED
+from spliceway.agent.bench.paths import BARE
 from spliceway.agent.cli.client import AgentClient
+from spliceway.agent.config import ProxyKind
 from spliceway.agent.errors import ClientError
 from spliceway.agent.testbed.agentprocess import AgentProcess
 from spliceway.agent.testbed.errors import TestbedError
@@ -30,6 +31,8 @@ IN_FORCE_TIMEOUT = 20.0
 #: Longest wait for the first answer of each server, in seconds (curl's --max-time).
 FIRST_ANSWER = 5
 _POLICY = "bench"
+#: Label of the servers that the HTTP policy selects.
+SERVED = "served"
 
 
 def require_programs() -> None:
@@ -40,13 +43,23 @@ def require_programs() -> None:
         raise BenchError(f"not installed: {', '.join(missing)} (Debian: apt-get install nginx-light wrk curl)")
 
 
-class Site:
-    """Client and servers. Make it with `build`; `close` takes the pods and the policy away again."""
+class Place(NamedTuple):
+    """A node with an agent."""
 
-    def __init__(self, testbed: Testbed, agent: AgentProcess, roles: Iterable[str]) -> None:
-        """`roles`: which servers there shall be, of SERVED, PLAIN and BARE (needs a node named BARE_NODE)."""
+    node: Node
+    agent: AgentProcess
+
+
+class Site:
+    """Clients and servers. Make it with `build`; `close` takes the pods and the policy away again."""
+
+    def __init__(self, testbed: Testbed, places: Mapping[ProxyKind, Place], roles: Iterable[str]) -> None:
+        """`places`: by the kind of the node's proxy; the first has what needs no proxy, too.
+
+        `roles`: which servers there shall be: kinds of proxies, PLAIN, and BARE (needs a node named BARE_NODE).
+        """
         self._testbed = testbed
-        self._agent = agent
+        self._places = dict(places)
         self._roles = tuple(dict.fromkeys(roles))
         self._directory = testbed.directory / "bench"
         self._servers: dict[str, Pod] = {}
@@ -57,27 +70,25 @@ class Site:
         return f"Site({self._testbed.run_id}, servers={sorted(self._servers)})"
 
     @property
-    def node(self) -> Node:
-        """The node that the agent runs on."""
-        return self._testbed.node
-
-    @property
-    def agent(self) -> AgentClient:
-        """Client of the node's agent."""
-        return self._agent.client
-
-    @property
     def script(self) -> Path:
         """The Lua script for wrk."""
         return self._directory / "report.lua"
+
+    def node(self, role: str) -> Node:
+        """The node whose agent and proxy matter to a role: its own, or of BARE the first."""
+        return self._place(role).node
+
+    def agent(self, role: str) -> AgentClient:
+        """Client of that node's agent."""
+        return self._place(role).agent.client
 
     def server(self, role: str) -> Pod:
         """The server of a role."""
         return self._servers[role]
 
     def client(self, role: str) -> Pod:
-        """The pod that asks the server of a role: one for all on the agent's node, another on the bare one."""
-        return self._clients[BARE if role == BARE else PLAIN]
+        """The pod that asks the server of a role, on the same node."""
+        return self._clients[self._node_name(role)]
 
     def url(self, role: str, file: str) -> str:
         """URL of a file on the server of a role."""
@@ -87,39 +98,47 @@ class Site:
         """Bring up the pods and the policy; returns when every path answers as it should. Raises an AgentError."""
         nginx.prepare(self._directory, FILES)
         self.script.write_text(wrk.SCRIPT)
-        here = self.node.name
-        self._clients[PLAIN] = self._add("client", here)
-        if BARE in self._roles:
-            self._clients[BARE] = self._add("bare-client", BARE_NODE)
         for role in self._roles:
-            argv = nginx.command(self._directory, role)
-            self._servers[role] = self._add(role, BARE_NODE if role == BARE else here, argv)
-        if SERVED in self._roles:
-            self.node.write_policy(_POLICY, yaml.safe_dump(http_policy()))
+            name = self._node_name(role)
+            if name not in self._clients:
+                self._clients[name] = self._add(f"{name}-client", name, {"bench": "client"})
+            label = SERVED if role in self._places else role
+            self._servers[role] = self._add(role, name, {"bench": label}, nginx.command(self._directory, role))
+        for kind, place in self._places.items():
+            if kind in self._roles:
+                place.node.write_policy(_POLICY, yaml.safe_dump(http_policy()))
         for role in self._roles:
             self._wait_answers(role)
 
     def close(self) -> None:
         """Remove policy and pods."""
-        with suppress(FileNotFoundError):
-            self.node.remove_policy(_POLICY)
+        for place in self._places.values():
+            with suppress(FileNotFoundError):
+                place.node.remove_policy(_POLICY)
         while self._pods:
             self._testbed.remove_pod(self._pods.pop())
 
-    def _add(self, name: str, node: str, argv: Iterable[str] = ()) -> Pod:
-        pod = self._testbed.add_pod(pod_manifest(name, node, list(argv)))
+    def _place(self, role: str) -> Place:
+        found = {str(kind): place for kind, place in self._places.items()}
+        return found.get(role) or next(iter(found.values()))
+
+    def _node_name(self, role: str) -> str:
+        return BARE_NODE if role == BARE else self.node(role).name
+
+    def _add(self, name: str, node: str, labels: Mapping[str, str], argv: Iterable[str] = ()) -> Pod:
+        pod = self._testbed.add_pod(pod_manifest(name, node, list(argv), labels))
         self._pods.append(pod.key)
         return pod
 
     def _wait_answers(self, role: str) -> None:
         """A file is there, and a path outside the policy is refused by the proxy, or unknown to nginx without one."""
         deadline = time.monotonic() + IN_FORCE_TIMEOUT
-        wanted = ("200", "403" if role == SERVED else "404")
+        wanted = ("200", "403" if role in self._places else "404")
         while (got := (self._status(role, "small"), self._status(role, "no-such-file"))) != wanted:
             if time.monotonic() > deadline:
                 raise BenchError(
                     f"{self.server(role).key} answers {' and '.join(got)} instead of {' and '.join(wanted)}; "
-                    f"{self._reconcile_status()}"
+                    f"{self._reconcile_status(role)}"
                 )
             time.sleep(0.05)
 
@@ -130,9 +149,9 @@ class Site:
         except TestbedError as error:
             return str(error)
 
-    def _reconcile_status(self) -> str:
+    def _reconcile_status(self, role: str) -> str:
         try:
-            return f"the agent says: {self.agent.get('status')['policy']}"
+            return f"the agent says: {self.agent(role).get('status')['policy']}"
         except ClientError as error:
             return str(error)
 
@@ -149,7 +168,7 @@ def pod_manifest(name: str, node: str, argv: list[str], labels: Mapping[str, str
 
 
 def http_policy() -> dict[str, Any]:
-    """The policy of SERVED: from the client, GET of the files and of nothing else."""
+    """The policy of the servers behind a proxy: from the client, GET of the files and of nothing else."""
     return {
         "apiVersion": "cilium.io/v2",
         "kind": "CiliumNetworkPolicy",

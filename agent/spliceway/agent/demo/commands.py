@@ -8,6 +8,7 @@ import typer
 
 from spliceway.agent.bench.interrupts import exit_interrupted, interruptible
 from spliceway.agent.bench.progress import progress
+from spliceway.agent.config import ProxyKind
 
 app = typer.Typer(name="demo", pretty_exceptions_enable=False, add_completion=False)
 
@@ -18,6 +19,7 @@ Output = Annotated[Literal["table", "json"], typer.Option("--output", "-o", help
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the node running, to try more.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="One short round of measuring.")] = False,
+    proxy: Annotated[ProxyKind, typer.Option(help="The node's proxy.")] = "embedded",
     output: Output = "table",
 ) -> None:
     """Show the whole product on one virtual node, with real requests; nothing of this machine's network is touched.
@@ -30,7 +32,7 @@ def demo(
 
     try:
         with interruptible():
-            result = run_demo(quick=quick, keep=keep, say=progress())
+            result = run_demo(proxy, quick=quick, keep=keep, say=progress())
     except KeyboardInterrupt:
         exit_interrupted()
     if output == "json":

@@ -9,6 +9,7 @@ import msgspec
 from spliceway.agent.bench.measure import Sample
 from spliceway.agent.bench.progress import Say
 from spliceway.agent.bench.site import require_programs
+from spliceway.agent.config import ProxyKind
 from spliceway.agent.demo.ask import ask_all
 from spliceway.agent.demo.evidence import gather
 from spliceway.agent.demo.judge import Row, judge, rule_on
@@ -32,18 +33,19 @@ class DemoResult(msgspec.Struct, frozen=True):
     policies: str = ""
 
 
-def run_demo(*, quick: bool, keep: bool, say: Say) -> DemoResult:
+def run_demo(proxy: ProxyKind, *, quick: bool, keep: bool, say: Say) -> DemoResult:
     """Build, ask, look up, measure, and leave nothing behind unless `keep`. Raises an AgentError when it can't."""
     chapters = load_chapters()
     manifests, policies = [examples("demo"), examples("demo-outside")], examples("demo/policies")
     require_programs()
-    find_envoy()
+    if proxy == "envoy":
+        find_envoy()
     say("building a virtual node with four pods, and two hosts outside of it")
     with Testbed.up(manifests, policies=[policies]) as testbed:
-        say(f"starting the agent and Envoy on it (testbed {testbed.run_id}); its policies come into force")
-        agent = start_agent(testbed.node, {"proxy": {"workers": 1}})
+        say(f"starting the agent and the proxy ({proxy}) on it (testbed {testbed.run_id}); policies come into force")
+        agent = start_agent(testbed.node, {"proxy": {"kind": proxy, "workers": 1}})
         try:
-            result = _try(testbed, agent, chapters, quick=quick, say=say)
+            result = _try(testbed, agent, proxy, chapters, quick=quick, say=say)
         except BaseException:
             agent.kill()
             raise
@@ -55,7 +57,9 @@ def run_demo(*, quick: bool, keep: bool, say: Say) -> DemoResult:
     return result
 
 
-def _try(testbed: Testbed, agent: AgentProcess, chapters: Sequence[Chapter], *, quick: bool, say: Say) -> DemoResult:
+def _try(
+    testbed: Testbed, agent: AgentProcess, proxy: ProxyKind, chapters: Sequence[Chapter], *, quick: bool, say: Say
+) -> DemoResult:
     say(f"making {2 * sum(len(chapter.requests) for chapter in chapters)} requests, over IPv4 and IPv6")
     asked, said = ask_all(testbed, agent.client, chapters)
     cluster = cluster_of(testbed.node)
@@ -71,8 +75,8 @@ def _try(testbed: Testbed, agent: AgentProcess, chapters: Sequence[Chapter], *, 
         )
         for one in asked
     ]
-    say("measuring pod to pod, through Envoy, and through Envoy with spliced sockets, in turn")
-    return DemoResult(rows, measure_speed(testbed, agent, quick=quick, say=say))
+    say("measuring pod to pod, through the proxy, and through the proxy with spliced sockets, in turn")
+    return DemoResult(rows, measure_speed(testbed, agent, proxy, quick=quick, say=say))
 
 
 def cluster_of(node: Node) -> Cluster:

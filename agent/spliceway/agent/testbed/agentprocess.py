@@ -30,10 +30,10 @@ def agent_config(node: Node, overrides: Mapping[str, Any] | None = None) -> dict
         "uplinks": [UPLINK],
         "source": {"directory": str(info.manifests)},
         "admin": {"socket": str(info.state / "agent.sock")},
-        "proxy": {"kind": "envoy"},
+        "proxy": {"kind": "embedded"},
         "splice": {"mode": "auto"},
     }
-    return _merged(config, overrides or {})
+    return merged(config, overrides or {})
 
 
 def start_agent(node: Node, overrides: Mapping[str, Any] | None = None, *, timeout: float = 60.0) -> AgentProcess:
@@ -122,9 +122,10 @@ class AgentProcess:
             raise TestbedError(f"the agent is still there {timeout:g} s after {how.name}:\n{self.log_tail()}") from None
 
 
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`, mappings key by key."""
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
-        result[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result

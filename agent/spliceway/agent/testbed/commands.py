@@ -12,8 +12,9 @@ import typer
 
 from spliceway.agent.cli.common import program
 from spliceway.agent.cli.summary import refusals
+from spliceway.agent.config import ProxyKind
 from spliceway.agent.testbed import manifests, processes, runs
-from spliceway.agent.testbed.agentprocess import start_agent
+from spliceway.agent.testbed.agentprocess import merged, start_agent
 from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.hints import hints
 from spliceway.agent.testbed.node import NodeInfo, Pod, find_pod
@@ -66,6 +67,10 @@ def up(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="Fields of the agent's configuration that shall differ."),
     ] = None,
+    proxy: Annotated[
+        ProxyKind | None,
+        typer.Option(help="The nodes' proxy, embedded unless FILE of --config says."),
+    ] = None,
     agent: Annotated[bool, typer.Option("--agent/--no-agent", help="Whether to run the agent on the nodes.")] = True,
 ) -> None:
     """Build virtual nodes from Namespace and Pod manifests and leave them running.
@@ -73,6 +78,8 @@ def up(
     Exit status 1 when a policy or manifest is refused: what is refused is told, and the testbed stays up without it.
     """
     overrides = _overrides(config) if config else {}
+    if proxy is not None:
+        overrides = merged(overrides, {"proxy": {"kind": proxy}})
     plan = make_plan(manifests.load(files))
     testbed = Testbed.up(files, policies=policies or ())
     refused: dict[str, None] = {}  # in order, each once: all nodes read the same policies
