@@ -22,6 +22,11 @@ class TargetError(SplicewayError):
         self.why = why
 
 
+#: Most targets: nothing to decode or encode, no segment that is empty or of dots alone.
+_PLAIN = re.compile(
+    rb"/(?:(?!\.\.?(?:[/?]|\Z))[A-Za-z0-9_~!$&'()*+,=:@.-]+(?:/|(?=\?)|\Z))*"  # segments
+    rb"(?:\?[\x21\x22\x24-\x7e]*)?"  # query
+)
 _NOT_PRINTABLE = re.compile(rb"[^\x21-\x7e]")
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -40,6 +45,8 @@ def normalise(target: bytes) -> bytes:
 
     `target` is in origin form: `/path?query`. Raises TargetError.
     """
+    if _PLAIN.fullmatch(target):
+        return target
     if not target.startswith(b"/"):
         raise TargetError(Reason.HTTP_MALFORMED, "the target does not begin with /")
     if found := _NOT_PRINTABLE.search(target):

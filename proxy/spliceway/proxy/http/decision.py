@@ -11,10 +11,10 @@ from typing import NamedTuple
 from spliceway.policy.http import HttpDecision, judge
 from spliceway.policy.httpmatch import apply
 from spliceway.policy.httppath import TargetError, normalise
-from spliceway.policy.regex import Regex, compile_regex
 from spliceway.policy.table import HttpRule, RuleSet
 from spliceway.policy.verdict import Reason, Verdict
 from spliceway.proxy.http.head import Head
+from spliceway.proxy.http.matchers import Matcher, matcher
 
 _WEBSOCKET = b"websocket"
 #: Upgrades to HTTP/2 on the same connection are never offered to the server: what followed could not be judged.
@@ -38,9 +38,9 @@ class Judged(NamedTuple):
 
 class _Compiled(NamedTuple):
     rule: int
-    method: Regex | None
-    path: Regex | None
-    host: Regex | None
+    method: Matcher | None
+    path: Matcher | None
+    host: Matcher | None
 
 
 class Judge:
@@ -83,9 +83,9 @@ class Judge:
             return judge(request, head.target, self.rule_set)
         for rule in self._simple:
             if (
-                (rule.method is None or rule.method.fullmatch(request.method) is not None)
-                and (rule.path is None or rule.path.fullmatch(path) is not None)
-                and (rule.host is None or rule.host.fullmatch(head.authority) is not None)
+                (rule.method is None or rule.method(request.method))
+                and (rule.path is None or rule.path(path))
+                and (rule.host is None or rule.host(head.authority))
             ):
                 return HttpDecision(Verdict.ALLOW, Reason.HTTP_ALLOWED, rule.rule, path)
         return judge(request, head.target, self.rule_set)
@@ -131,5 +131,5 @@ def _simple(rule_set: RuleSet) -> tuple[_Compiled, ...] | None:
 
 
 def _compile(rule: HttpRule) -> _Compiled:
-    method, path, host = (compile_regex(text) if text else None for text in (rule.method, rule.path, rule.host))
+    method, path, host = (matcher(text) if text else None for text in (rule.method, rule.path, rule.host))
     return _Compiled(rule.rule, method, path, host)
