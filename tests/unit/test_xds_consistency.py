@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.core.v3 import base_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
 from envoy.extensions.filters.http.lua.v3 import lua_pb2
@@ -27,6 +28,7 @@ from spliceway.xds.resources.names import (
     FILTER_AMBIGUOUS,
     FILTER_POLICY,
     MAIN,
+    ROUTE_METADATA,
     listener_name,
 )
 from spliceway.xds.resources.packing import packed, serialized
@@ -325,6 +327,48 @@ def test_a_hole_is_found_where_headers_are_changed(
     bodies[ROUTE][listener_name(5)] = serialized(routes)
     with pytest.raises(InconsistentSnapshotError, match=message):
         check_policy(Snapshot.of("1", bodies))
+
+
+def metadata(held: dict[str, object], namespace: str = ROUTE_METADATA) -> base_pb2.Metadata:
+    made = base_pb2.Metadata()
+    made.filter_metadata[namespace].update(held)
+    return made
+
+
+def check_with_metadata(held: base_pb2.Metadata) -> None:
+    bodies = build(rule_set(5)).bodies()
+    routes = route_pb2.RouteConfiguration.FromString(bodies[ROUTE][listener_name(5)])
+    routes.virtual_hosts[0].routes[0].metadata.CopyFrom(held)
+    bodies[ROUTE][listener_name(5)] = serialized(routes)
+    check_policy(Snapshot.of("1", bodies))
+
+
+@pytest.mark.parametrize(
+    "held", [{"volatile": True}, {"audit": {FILTER_POLICY: []}}, {"volatile": True, "audit": {FILTER_ALSO: []}}]
+)
+def test_a_route_may_have_policys_metadata(held: dict[str, object]) -> None:
+    check_with_metadata(metadata(held))
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        base_pb2.Metadata(),
+        metadata({}),
+        metadata({"volatile": False}),
+        metadata({"volatile": "true"}),
+        metadata({"volatile": True, "other": True}),
+        metadata({"audit": {"other": []}}),
+        metadata({"volatile": True}, "other"),
+        base_pb2.Metadata(
+            filter_metadata=metadata({"volatile": True}).filter_metadata,
+            typed_filter_metadata={"other": packed(base_pb2.Metadata())},
+        ),
+    ],
+)
+def test_a_route_may_have_no_other_metadata(held: base_pb2.Metadata) -> None:
+    with pytest.raises(InconsistentSnapshotError, match="has metadata that is not policy's"):
+        check_with_metadata(held)
 
 
 def test_two_listeners_on_one_port_are_found() -> None:

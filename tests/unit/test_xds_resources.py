@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import re2
 from envoy.config.listener.v3 import listener_pb2
+from envoy.config.route.v3 import route_pb2
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError, EncodeError
 
 from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, RuleSet
@@ -13,7 +15,16 @@ from spliceway.xds.protocol.snapshot import Snapshot
 from spliceway.xds.protocol.typeurls import CLUSTER, LISTENER, ROUTE, TYPES
 from spliceway.xds.resources.build import build_snapshot, unfit
 from spliceway.xds.resources.facts import Facts
-from spliceway.xds.resources.names import CLUSTER_ORIGINAL, listener_name, policy_name, rule_of, rule_set_of
+from spliceway.xds.resources.names import (
+    CLUSTER_ORIGINAL,
+    FILTER_ALSO,
+    FILTER_POLICY,
+    ROUTE_METADATA,
+    listener_name,
+    policy_name,
+    rule_of,
+    rule_set_of,
+)
 from spliceway.xds.resources.rbac import WELL_FORMED_HOST, WELL_FORMED_PATH
 from spliceway.xds.resources.rules import allow_rules
 from spliceway.xds.resources.settings import ResourceSettings
@@ -289,3 +300,30 @@ def test_a_rule_set_that_fails_in_any_way_is_unfit_alone(
     assert list(found) == [77]
     assert found[77].startswith(f"rule set 77 (fails with {error.__name__}): ")
     assert ("hunter2" in found[77]) == (error is InconsistentSnapshotError)
+
+
+@pytest.mark.parametrize("end", ["rules", "audit", "also"])
+def test_routes_with_values_of_secrets_say_so(end: str) -> None:
+    secret = (HttpRule(3, headers=(HeaderMatch("x-token", "s3cret", secret=True),)),)
+    sets = {
+        "rules": RuleSet(5, "web", secret),
+        "audit": RuleSet(5, "web", (GET,), audit=secret),
+        "also": RuleSet(5, "web", (GET,), also=RuleSet(6, "x", secret)),
+    }
+    assert metadata_of(sets[end]) == {"volatile": True}
+
+
+def test_actions_of_rules_in_audit_are_in_the_metadata_of_the_route() -> None:
+    audit = (GET, HttpRule(3, headers=(HeaderMatch("x-a"), HeaderMatch("x-b", "\xe9", mismatch=Mismatch.ADD))))
+    assert metadata_of(RuleSet(5, "web", audit)) == {}
+    item = {"rule": "1", "at": "1", "name": "x-b", "action": "ADD", "value": "e9"}
+    assert metadata_of(RuleSet(5, "web", None, audit=audit)) == {"audit": {FILTER_POLICY: [item]}}
+    also = RuleSet(6, "x", None, audit=audit)
+    assert metadata_of(RuleSet(5, "web", (GET,), also=also)) == {"audit": {FILTER_ALSO: [item]}}
+
+
+def metadata_of(held: RuleSet) -> dict[str, object]:
+    body = build(held).types[ROUTE].resources[listener_name(held.id)].body
+    metadata = route_pb2.RouteConfiguration.FromString(body).virtual_hosts[0].routes[0].metadata
+    found: dict[str, object] = MessageToDict(metadata).get("filterMetadata", {}).get(ROUTE_METADATA, {})
+    return found

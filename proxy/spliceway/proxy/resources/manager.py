@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from envoy.extensions.access_loggers.filters.cel.v3 import cel_pb2
 from envoy.extensions.access_loggers.grpc.v3 import als_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (
     HttpConnectionManager,
@@ -22,7 +23,6 @@ from spliceway.proxy.resources.names import (
     HEADERS_METADATA,
     MAIN,
     OTHER,
-    POLICY,
     PREFIXES,
     RBAC_METADATA,
     RESULT,
@@ -92,23 +92,29 @@ _ACCESS_LOG: Shape = {
 _STATUS: Shape = {
     "status_code_filter": {"comparison": {"value": {"default_value": 403, "runtime_key": "spliceway.denied_status"}}}
 }
-_AMBIGUOUS: Shape = _metadata(
-    RBAC_METADATA, PREFIXES[FILTER_AMBIGUOUS] + POLICY, {"string_match": {"exact": AMBIGUOUS_PATH}}, False
-)
-_DENIED: Shape = {
-    "or_filter": {
-        "filters": [_denied_by(PREFIXES[name] + RESULT, False) for name in (MAIN.policy, OTHER.policy)],
+
+
+def _refused_by(policy: str) -> Shape:
+    expression = f"response.code_details == 'rbac_access_denied_matched_policy[{policy}]'"
+    return {
+        "extension_filter": {
+            "name": "envoy.access_loggers.extension_filters.cel",
+            "typed_config": Packed(cel_pb2.ExpressionFilter, {"expression": expression}, kept=1),
+        }
     }
-}
 
 
 def _answer(condition: Shape, key: str) -> Shape:
     return {"filter": condition, "body": {"inline_string": Hole(key, body)}}
 
 
-_EXPLAINED = (Reason.HTTP_AMBIGUOUS.label, _AMBIGUOUS), (Reason.HTTP_DENIED.label, _DENIED)
+#: The policy that refuses for a reason, in Envoy's words; an allow list refuses by none.
+_EXPLAINED = {Reason.HTTP_AMBIGUOUS: AMBIGUOUS_PATH, Reason.HTTP_DENIED: "none"}
 _PLAIN_ANSWERS = [_answer(_STATUS, "denied_body")]
-_EXPLAINED_ANSWERS = [*(_answer(condition, label) for label, condition in _EXPLAINED), *_PLAIN_ANSWERS]
+_EXPLAINED_ANSWERS = [
+    *(_answer(_refused_by(policy), reason.label) for reason, policy in _EXPLAINED.items()),
+    *_PLAIN_ANSWERS,
+]
 
 
 def _answers(value: Any, at: str, found: Found) -> None:
@@ -156,10 +162,12 @@ _NAMELESS = Packed(HttpConnectionManager, _MANAGER, kept=64)
 def manager(value: Any, at: str, found: Found) -> None:
     """Read an HTTP connection manager. All of a node's are the same but for the name of their routes."""
     held = parsed(HttpConnectionManager, packed_bytes(value, HttpConnectionManager, at), at)
-    if not held.rds.route_config_name:
-        raise UnenforceableError(joined(at, "rds.route_config_name"), "is required")
-    found["route"] = held.rds.route_config_name
-    held.rds.route_config_name = ""
+    name = held.rds.route_config_name
+    if held.HasField("rds"):
+        held.rds.ClearField("route_config_name")
     nameless = AnyMessage()
     nameless.Pack(held, deterministic=True)
     _NAMELESS(nameless, at, found)
+    if not name:
+        raise UnenforceableError(joined(at, "rds.route_config_name"), "is required")
+    found["route"] = name

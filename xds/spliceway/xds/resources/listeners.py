@@ -33,6 +33,7 @@ from spliceway.xds.resources.names import (
     MAIN,
     OTHER,
     PREFIXES,
+    RBAC_METADATA,
     RESULT,
     RUNTIME_LOG_ALLOWED,
     SHADOW_RESULT,
@@ -42,7 +43,6 @@ from spliceway.xds.resources.names import (
 )
 from spliceway.xds.resources.packing import seconds, typed
 from spliceway.xds.resources.rbac import deny_all, deny_ambiguous, deny_own_addresses, http_filter, pass_all
-from spliceway.xds.resources.recordfilters import denied_by, has_metadata
 from spliceway.xds.resources.replies import denied_answers
 from spliceway.xds.resources.settings import ResourceSettings
 
@@ -192,11 +192,26 @@ def _access_log(settings: ResourceSettings) -> accesslog_pb2.AccessLog:
     }
     filters = [
         # The last of the filters has no result where one before it refused, or Envoy itself.
-        denied_by(PREFIXES[FILTER_ALSO] + RESULT, if_absent=True),
-        *(denied_by(PREFIXES[name] + SHADOW_RESULT, if_absent=False) for name in _SHADOWED),
-        *(has_metadata(HEADERS_METADATA, name) for name in (FILTER_POLICY, FILTER_ALSO)),
+        _denied_by(PREFIXES[FILTER_ALSO] + RESULT, if_absent=True),
+        *(_denied_by(PREFIXES[name] + SHADOW_RESULT, if_absent=False) for name in _SHADOWED),
+        *(_has(HEADERS_METADATA, name) for name in (FILTER_POLICY, FILTER_ALSO)),
         {"runtime_filter": sampled},
     ]
     return accesslog_pb2.AccessLog(
         **typed("envoy.access_loggers.http_grpc", config), filter={"or_filter": {"filters": filters}}
     )
+
+
+def _denied_by(key: str, if_absent: bool) -> dict[str, object]:
+    """The requests whose RBAC result under this key is «denied»."""
+    return _metadata_filter(RBAC_METADATA, key, {"string_match": {"exact": "denied"}}, if_absent)
+
+
+def _has(namespace: str, key: str) -> dict[str, object]:
+    """The requests that have metadata under this key."""
+    return _metadata_filter(namespace, key, {"present_match": True}, False)
+
+
+def _metadata_filter(namespace: str, key: str, value: dict[str, object], if_absent: bool) -> dict[str, object]:
+    matcher = {"filter": namespace, "path": [{"key": key}], "value": value}
+    return {"metadata_filter": {"matcher": matcher, "match_if_key_not_found": {"value": if_absent}}}

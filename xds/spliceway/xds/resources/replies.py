@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from envoy.config.accesslog.v3 import accesslog_pb2
+from envoy.extensions.access_loggers.filters.cel.v3 import cel_pb2
 
 from spliceway.policy.verdict import Reason
-from spliceway.xds.resources.names import (
-    AMBIGUOUS_PATH,
-    FILTER_ALSO,
-    FILTER_AMBIGUOUS,
-    FILTER_POLICY,
-    POLICY,
-    PREFIXES,
-    RBAC_METADATA,
-    RESULT,
-)
-from spliceway.xds.resources.recordfilters import denied_by, metadata_filter
+from spliceway.xds.resources.names import AMBIGUOUS_PATH
+from spliceway.xds.resources.packing import typed
 from spliceway.xds.resources.settings import ResourceSettings
+
+#: The policy that refused, in Envoy's words; an allow list refuses by none. What the refusing filter writes into the
+#: metadata comes too late: the answer is made before (seen in Envoy 1.40).
+_POLICY = {Reason.HTTP_AMBIGUOUS: AMBIGUOUS_PATH, Reason.HTTP_DENIED: "none"}
 
 
 def denied_answers(settings: ResourceSettings) -> list[dict[str, object]]:
@@ -29,19 +25,17 @@ def denied_answers(settings: ResourceSettings) -> list[dict[str, object]]:
             }
         }
     }
-    reasons = _reasons() if settings.explain_denied else {}
-    explained = [_answer(found, f"{settings.denied_body}: {reason.label}") for reason, found in reasons.items()]
+    explained = [
+        _answer(_refused_by(policy), f"{settings.denied_body}: {reason.label}")
+        for reason, policy in (_POLICY.items() if settings.explain_denied else ())
+    ]
     return [*explained, _answer(status, settings.denied_body)]
 
 
-def _reasons() -> dict[Reason, dict[str, object]]:
-    """How a refused request shows why: a filter in front names what it refused for, the rules only refuse."""
-    ambiguous: dict[str, object] = {"string_match": {"exact": AMBIGUOUS_PATH}}
-    refused = [denied_by(PREFIXES[name] + RESULT, if_absent=False) for name in (FILTER_POLICY, FILTER_ALSO)]
-    return {
-        Reason.HTTP_AMBIGUOUS: metadata_filter(RBAC_METADATA, PREFIXES[FILTER_AMBIGUOUS] + POLICY, ambiguous, False),
-        Reason.HTTP_DENIED: {"or_filter": {"filters": refused}},
-    }
+def _refused_by(policy: str) -> dict[str, object]:
+    expression = f"response.code_details == 'rbac_access_denied_matched_policy[{policy}]'"
+    config = cel_pb2.ExpressionFilter(expression=expression)
+    return {"extension_filter": typed("envoy.access_loggers.extension_filters.cel", config)}
 
 
 def _answer(condition: dict[str, object], body: str) -> dict[str, object]:
