@@ -23,6 +23,7 @@ _LINE = rb"(%b+) ([^\x00-\x20\x7f]+) HTTP/(1\.[01])\r\n" % _TOKEN
 _FIELD = rb"(%b+):[ \t]*+(|[\x21-\x7e\x80-\xff](?:%b*[\x21-\x7e\x80-\xff])?)[ \t]*+\r\n" % (_TOKEN, _VALUE)
 _WHOLE = re.compile(_LINE + rb"(?:%b+:%b*+\r\n)*+\r\n" % (_TOKEN, _VALUE))
 _FIELDS = re.compile(_FIELD)
+_BAD_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 
 #: The length of a body in chunks.
@@ -90,7 +91,7 @@ def read_head(raw: bytes, max_headers: int) -> Head:
     """Read a head, from the first byte of the method to the empty line. Raises HeadError."""
     found = _WHOLE.fullmatch(raw)
     if found is None:
-        raise HeadError(400, Reason.HTTP_MALFORMED, _fault(raw))
+        raise HeadError(400, Reason.HTTP_MALFORMED, fault(raw))
     fields = _FIELDS.findall(raw, found.end(3) + 2)
     if len(fields) > max_headers:
         raise HeadError(431, Reason.HTTP_HEAD_TOO_LARGE, f"more than {max_headers} headers")
@@ -99,8 +100,11 @@ def read_head(raw: bytes, max_headers: int) -> Head:
     if event.method != method or event.target != target or event.http_version != version:
         raise HeadError(400, Reason.HTTP_MALFORMED, "the request line can be read in two ways")
     # h11 turns `Content-Length: 5, 5` into 5 and drops a second one that is equal, among others.
-    if event.headers.raw_items() != fields and event.headers.raw_items() != _lowered(fields):
-        raise HeadError(400, Reason.HTTP_MALFORMED, "the headers can be read in two ways")
+    read = event.headers.raw_items()
+    if read != fields:
+        fields = _lowered(fields)
+        if read != fields:
+            raise HeadError(400, Reason.HTTP_MALFORMED, "the headers can be read in two ways")
     request = HttpRequest(method, target, tuple(fields), version.decode())
     try:
         path = origin_form(request)
@@ -120,9 +124,17 @@ def check_nominated(tokens: list[bytes], request: HttpRequest) -> None:
         raise HeadError(400, Reason.HTTP_MALFORMED, f"Connection names {text(min(found))}")
 
 
-def bare_line_feed(data: bytes | bytearray) -> bool:
-    """Whether there is a line that ends in LF alone: no empty line will ever end such a head."""
-    return _BARE_LF.search(data) is not None
+def bad_line_end(data: bytes) -> bool:
+    """Whether there is an LF or a CR by itself: such a head may never have an end."""
+    return _BAD_END.search(data) is not None
+
+
+def fault(raw: bytes) -> str:
+    """What is wrong with a head that is no head, for people."""
+    for pattern, what in _FAULTS:
+        if pattern.search(raw):
+            return what
+    return "a character that no head may have"
 
 
 def _by_h11(raw: bytes) -> h11.Request:
@@ -171,12 +183,5 @@ def _framed(request: HttpRequest, path: bytes, size: int) -> Head:
 
 
 def _lowered(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Fields with transfer codings in lower case: that much h11 may change of what means the same."""
+    """Fields with transfer codings in lower case: so h11 has them, and so they are sent on with our chunks."""
     return [(name, value.lower() if name.lower() == b"transfer-encoding" else value) for name, value in fields]
-
-
-def _fault(raw: bytes) -> str:
-    for pattern, what in _FAULTS:
-        if pattern.search(raw):
-            return what
-    return "a character that no head may have"

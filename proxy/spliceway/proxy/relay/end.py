@@ -194,7 +194,7 @@ class End:
         if reset:
             sockets.reset(self.sock)
         else:
-            self.sock.close()
+            sockets.close(self.sock)
 
     def _wait(self) -> None:
         self._loop.add_writer(self._fd, self._flush)

@@ -11,7 +11,7 @@ _IP_TRANSPARENT = 19
 _IP_BIND_ADDRESS_NO_PORT = 24
 _IPV6_TRANSPARENT = 75
 _TCP_CLOSED = 7
-_RESET = struct.pack("ii", 1, 0)
+_RESET, _ORDERLY = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 #: A dead peer is noticed after some five minutes.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 120), (socket.TCP_KEEPINTVL, 30), (socket.TCP_KEEPCNT, 6))
 
@@ -46,8 +46,13 @@ def upstream(family: int, client: str, mark: int) -> socket.socket:
 
 def reset(sock: socket.socket) -> None:
     """Close with RST: the peer must see that something was lost."""
+    sock.close()  # see _set_up
+
+
+def close(sock: socket.socket) -> None:
+    """Close with FIN, after all that was written."""
     with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ORDERLY)
     sock.close()
 
 
@@ -61,6 +66,9 @@ def is_closed(sock: socket.socket) -> bool:
 
 
 def _set_up(sock: socket.socket) -> None:
+    # Whoever closes a socket without more ado resets it: so does the kernel when this process dies, and an answer that
+    # ends with its connection does not look complete then.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _KEEPALIVE:
