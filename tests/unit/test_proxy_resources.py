@@ -233,7 +233,7 @@ POLICIES = f"{MAIN_POLICY}.rbac.rules.policies"
         ),
         (
             lambda config: override(config, names.MAIN.policy, rbac_pb2.RBAC()),
-            f"{MAIN_POLICY}: must be a envoy.extensions.filters.http.rbac.v3.RBACPerRoute",
+            f"{MAIN_POLICY}: must be envoy.extensions.filters.http.rbac.v3.RBACPerRoute",
         ),
         (
             lambda config: override(config, names.FILTER_AMBIGUOUS, served_rbac.audit_ambiguous()),

@@ -44,14 +44,12 @@ class Change(msgspec.Struct, frozen=True):
 
 def with_changes(rules: tuple[HttpRule, ...], changes: Sequence[Change], at: str) -> tuple[HttpRule, ...]:
     """The rules with these conditions where they were."""
-    result = list(rules)
+    headers = [list(rule.headers) for rule in rules]
     for index, change in enumerate(changes):
-        if change.rule >= len(result) or change.at > len(result[change.rule].headers):
+        if change.rule >= len(headers) or change.at > len(headers[change.rule]):
             raise UnenforceableError(f"{at}[{index}]", "belongs to no rule")
-        headers = list(result[change.rule].headers)
-        headers.insert(change.at, change.match)
-        result[change.rule] = msgspec.structs.replace(result[change.rule], headers=tuple(headers))
-    return tuple(result)
+        headers[change.rule].insert(change.at, change.match)
+    return tuple(msgspec.structs.replace(rule, headers=tuple(held)) for rule, held in zip(rules, headers, strict=True))
 
 
 def combination_rules(groups: Sequence[Group]) -> Shape:

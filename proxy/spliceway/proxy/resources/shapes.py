@@ -13,6 +13,7 @@ Paths are proto field names with indices and map keys, and go into what is packe
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
@@ -106,7 +107,7 @@ def packed_bytes(value: AnyMessage, kind: type[Message], at: str) -> bytes:
     """The bytes of a message of that kind in an Any."""
     name = kind.DESCRIPTOR.full_name
     if value.type_url != TYPE_PREFIX + name:
-        raise UnenforceableError(at, f"must be a {name}")
+        raise UnenforceableError(at, f"must be {name}")
     data: bytes = value.value
     return data
 
@@ -145,8 +146,7 @@ def joined(at: str, name: str) -> str:
 
 def keyed(at: str, key: str) -> str:
     """Path of an entry of the map at `at`."""
-    escaped = key.replace("\\", "\\\\").replace('"', '\\"')
-    return f'{at}["{escaped}"]'
+    return f"{at}[{json.dumps(key, ensure_ascii=False)}]"
 
 
 def _check_fields(values: dict[str, Any], shape: dict[str, Shape], at: str, found: Found, *, is_map: bool) -> None:
