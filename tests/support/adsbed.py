@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from envoy.config.listener.v3 import listener_pb2
@@ -14,7 +14,7 @@ from google.protobuf import any_pb2
 from spliceway.proxy.ads.channel import open_channel
 from spliceway.proxy.ads.client import AdsClient
 from spliceway.proxy.ads.state import AdsState
-from spliceway.proxy.ads.values import ROUTE, Batch, Resources
+from spliceway.proxy.ads.values import Batch, Resources
 from spliceway.proxy.model import ProxySettings
 from spliceway.xds.protocol.snapshot import Snapshot
 from spliceway.xds.protocol.typeurls import LISTENER, URLS
@@ -143,6 +143,27 @@ async def running(proxy: Proxy, restored: Resources | None = None) -> AsyncItera
         await proxy.channel.close(None)
 
 
-def routes_held(proxy: Proxy) -> list[str]:
-    """Names of the routes that are in force."""
-    return sorted(proxy.state.accepted[ROUTE])
+@contextlib.asynccontextmanager
+async def nobody(socket: Path) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
+    """A socket where whoever comes is turned away; gives a function that waits for so many attempts."""
+    attempts = asyncio.Semaphore(0)
+
+    def turn_away(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        attempts.release()
+        writer.close()
+
+    async def wait(count: int) -> None:
+        for _ in range(count):
+            await attempts.acquire()
+
+    server = await asyncio.start_unix_server(turn_away, socket)
+    try:
+        yield wait
+    finally:
+        server.close()
+        await server.wait_closed()
+        _unlink(socket)
+
+
+def _unlink(path: Path) -> None:
+    path.unlink(missing_ok=True)

@@ -96,8 +96,9 @@ def test_what_is_refused_stays_as_it_was_and_holds_back_nothing() -> None:
         "LDS n2 (Error adding/updating listener(s) a: no\nc: no)",
     ]
     assert client.has() == "CDS LDS a:1 b:2 RDS"
-    assert client.take("RDS !a:1 b:1") == ["RDS n3 (no)"]
+    assert client.take("RDS !a:1 b:1") == ["RDS n3 (a: no)"]
     assert client.take("RDS !a:1 !b:2") == ["RDS n4 (a: no\nb: no)"]
+    assert client.take("RDS !a:2") == ["RDS n5 (no)"]
     assert client.has() == "CDS LDS a:1 b:2 RDS b:1"
 
 
@@ -238,5 +239,5 @@ def test_a_refusal_of_very_many_is_cut_between_two_and_can_be_searched() -> None
 
 
 def test_a_reason_is_one_line_of_bounded_length() -> None:
-    assert len(refusal_text(ROUTE, {"a": "b\n" * 100_000})) == LONGEST_REASON
+    assert len(refusal_text(ROUTE, {"a": "b\n" * 100_000}, alone=True)) == LONGEST_REASON
     assert refusal_text(CLUSTER, {"a": "b\n c"}) == "Error adding/updating cluster(s) a: b c"

@@ -26,6 +26,8 @@ _EOF: Any = getattr(grpc.aio, "EOF")  # noqa: B009  (the stubs don't have it)
 #: Envoy's prefix of the statistics of each type.
 _STATS = {CLUSTER: "cluster_manager.cds", LISTENER: "listener_manager.lds", ROUTE: "http.spliceway.rds"}
 _WHAT = ("update_attempt", "update_success", "update_rejected")
+#: So many names of a refused response are logged.
+_SHOWN = 10
 
 #: Applies a batch, and returns what it refuses (name -> reason). When it returns, all else is in force everywhere.
 Apply = Callable[[Batch], Awaitable[dict[str, str]]]
@@ -147,7 +149,8 @@ class AdsClient:
 
     def _count(self, response: Response, error: str | None) -> None:
         if error is not None:
-            log.warning("a response is refused", type_url=response.type_url, reason=error)
+            names = [*response.unusable, *response.resources][:_SHOWN]
+            log.warning("a response is refused", type_url=response.type_url, names=names, reason=error)
         if (prefix := _STATS.get(response.type_url)) is not None:
             self._counts[f"{prefix}.update_attempt"] += 1
             self._counts[f"{prefix}.{'update_success' if error is None else 'update_rejected'}"] += 1

@@ -17,11 +17,11 @@ _KINDS = {CLUSTER: "cluster(s)", LISTENER: "listener(s)"}
 LONGEST_REASON, LONGEST = 1000, 16 << 10
 
 
-def refusal_text(type_url: str, refused: Mapping[str, str]) -> str:
-    """The message of `error_detail`; `refused`: name -> reason, not empty."""
+def refusal_text(type_url: str, refused: Mapping[str, str], *, alone: bool = False) -> str:
+    """The message of `error_detail`; `refused`: name -> reason, not empty. `alone`: the response had nothing else."""
     if (kind := _KINDS.get(type_url)) is not None:
         return f"Error adding/updating {kind} " + "\n".join(_lines(refused))
-    if len(refused) == 1:
+    if alone:
         [reason] = refused.values()
         return _one_line(reason)
     return "\n".join(_lines(refused))

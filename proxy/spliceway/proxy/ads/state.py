@@ -78,7 +78,8 @@ class AdsState:
         self.take(batch, refused)
         unusable = {name: why for name, why in response.unusable.items() if self._wants(url, name)}
         bad = {**unusable, **{name: why for name, why in refused.items() if name in batch.changed}}
-        answer = Request(url, nonce=response.nonce, error=refusal_text(url, bad) if bad else None)
+        alone = len(response.resources) + len(response.unusable) == 1
+        answer = Request(url, nonce=response.nonce, error=refusal_text(url, bad, alone=alone) if bad else None)
         unwanted = self.forget_unwanted() if url == LISTENER else ()
         return Outcome((answer, *self._follow()), unwanted)
 

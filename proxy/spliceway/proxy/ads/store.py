@@ -53,8 +53,9 @@ class StateStore:
         self._state = state
         self._volatile = volatile
         self._touched = asyncio.Event()
-        # A thread goes on when its task is cancelled.
+        # A thread goes on when its task is cancelled, and may come late.
         self._writing = threading.Lock()
+        self._turn = self._last_turn = 0
         self._written = b""
 
     def __repr__(self) -> str:
@@ -94,7 +95,8 @@ class StateStore:
             url: {name: value for name, value in named.items() if not self._volatile(url, name)}
             for url, named in self._state.accepted.items()
         }
-        await asyncio.to_thread(self._write, resources)
+        self._turn += 1
+        await asyncio.to_thread(self._write, self._turn, resources)
 
     def _read(self) -> Resources:
         handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -113,14 +115,15 @@ class StateStore:
             raise _UnusableError(f"it belongs to node {document.node!r} of cluster {document.cluster!r}")
         return document.resources
 
-    def _write(self, resources: Resources) -> None:
+    def _write(self, turn: int, resources: Resources) -> None:
         body = msgspec.msgpack.encode(_Document(*self._owner, resources))
         digest = _digest(body)
         # Two proxies share the file while one takes over from the other.
         beside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         with self._writing:
-            if digest == self._written:
+            if turn < self._last_turn or digest == self._written:
                 return
+            self._last_turn = turn
             try:
                 _write_whole(beside, _MAGIC + digest + body)
                 beside.replace(self.path)
