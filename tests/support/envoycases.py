@@ -1,4 +1,4 @@
-"""Cases with requests against a real Envoy: rule sets as they are compiled, one request each, and what differs."""
+"""Cases with requests against a real proxy: rule sets as they are compiled, one request each; Envoy's differences."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from support.generated_http import generated_http
 from support.steered import Reply, read_reply
 from support.tables import FILES, rule_set_of
 
-#: Every case with a request that Envoy is asked about.
-CASES = tuple(
+_REQUESTS = tuple(
     (file, case)
     for file in FILES.values()
     for case in file.cases
-    if case.request is not None and case.expect.http is not None and "envoy" in case.paths
+    if case.request is not None and case.expect.http is not None
 )
+#: Every case with a request that Envoy is asked about, and that the embedded proxy is.
+CASES = tuple((file, case) for file, case in _REQUESTS if "envoy" in case.paths)
+EMBEDDED = tuple((file, case) for file, case in _REQUESTS if "embedded" in case.paths)
 
 #: Requests that a generator made.
 GENERATED = tuple((file, case) for file in generated_http(12, 1, 10) for case in file.cases)

@@ -107,7 +107,7 @@ def _file(name: str, random: Random, requests: int) -> CaseFile:
             *(6, 80),
             Expect(connection.verdict, connection.reason, connection.rule, _expected(policies, request)),
             request,
-            ("interpreter", "envoy"),
+            ("interpreter", "envoy", "embedded"),
             (_SOURCE,),
         )
     return CaseFile(name, tuple(documents), cluster, tuple(cases.values()))

@@ -36,6 +36,7 @@ SENT = (
         "as it came",
         "without `Transfer-Encoding`",
     ),
+    ("`Transfer-Encoding: Chunked`", "as it came", "`chunked`"),
     (
         "two lines of `Accept`, `Authorization`, `Expect`, `User-Agent` … (docs/xds.md)",
         "two lines",
@@ -59,6 +60,8 @@ def by_envoy(arrived: Arrived) -> tuple[bytes, dict[bytes, list[bytes]], bytes |
         values.pop(b"transfer-encoding", None)
     taken = _TAKEN - {b"connection"} if websocket else _TAKEN | {b"upgrade"}
     values = {name: held for name, held in values.items() if name not in taken}
+    if b"transfer-encoding" in values:
+        values[b"transfer-encoding"] = [value.lower() for value in values[b"transfer-encoding"]]
     if values.get(b"te", [b"trailers"]) != [b"trailers"]:
         del values[b"te"]
     values |= {name: [b",".join(held)] for name, held in values.items() if name in _JOINED}
