@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from spliceway.proxy.ads.store import StateStore
 from spliceway.proxy.ads.values import CLUSTER, LISTENER, ROUTE, Batch
 from spliceway.xds.protocol.snapshot import Snapshot
 from spliceway.xds.server.events import EventKind
@@ -286,3 +287,54 @@ def test_a_server_that_speaks_garbage_costs_its_stream_only(tmp_path: Path) -> N
         await server.stop(None)
 
     asyncio.run(main())
+
+
+def test_a_proxy_that_starts_again_has_what_was_in_force(tmp_path: Path, loop: str) -> None:
+    async def work(bed: Bed) -> None:
+        settings = settings_for(tmp_path)
+        first = Proxy(settings)
+        store = StateStore(settings, first.state, lambda url, name: (url, name) == (ROUTE, "b"))
+        async with running(first):
+            await synced(bed, first, serve(bed, CDS="c", LDS="a b d", RDS="a b d"))
+            first.applied.refuse = lambda url, name, _: "no" if (url, name) == (LISTENER, "d") else None
+            serve(bed, CDS="c", LDS="a b d:2", RDS="a b d")
+            await bed.until(lambda: bed.kinds(EventKind.NACK), "NACK")
+            assert first.touches
+        await bed.server.stop()
+        store.touch()
+        await store.flush()
+        # The agent is away, and the port of d belongs to somebody else.
+        second = Proxy(settings)
+        second.applied.refuse = first.applied.refuse
+        async with running(second, store.load()):
+            assert second.applied.texts() == ["CDS c", "LDS a b d", "RDS a"]
+            assert second.agrees()
+            assert bodies(second.state.accepted)[LISTENER].keys() == {"a", "b"}
+            bed.server = bed.new_server()
+            bed.events.clear()
+            second.applied.refuse = lambda *_: None
+            now = serve(bed, CDS="c", LDS="a b:2 d", RDS="a b d")
+            await bed.server.start()
+            await synced(bed, second, now)
+            # `a` is there, and not sent again; what was volatile is.
+            pushed = [(event.type, event.resources) for event in bed.kinds(EventKind.PUSH)]
+            assert ("LDS", ("b", "d")) in pushed
+            assert ("CDS", ()) in pushed
+            assert sorted(second.applied.texts()[3:]) == ["LDS b d", "RDS b", "RDS d"]
+
+    run(tmp_path / "xds.sock", work, loop)
+
+
+def test_a_configuration_from_a_disk_that_is_all_out_of_date(tmp_path: Path) -> None:
+    async def work(bed: Bed) -> None:
+        settings = settings_for(tmp_path)
+        first = Proxy(settings)
+        async with running(first):
+            await synced(bed, first, serve(bed, CDS="c old", LDS="a b", RDS="a b"))
+        second = Proxy(settings)
+        now = serve(bed, CDS="c", LDS="d", RDS="d")
+        async with running(second, first.state.accepted):
+            await synced(bed, second, now)
+            assert sorted(second.applied.texts()[3:]) == ["CDS -old", "LDS d -a -b", "RDS -a -b", "RDS d"]
+
+    run(tmp_path / "xds.sock", work)
