@@ -60,7 +60,7 @@ def test_extra_resources_serve_the_outside_and_no_pod_of_the_node() -> None:
             "extraListeners": [to(name, port) for name, port in ports.items()],
             "extraClusters": [cluster(name, str(testbed.pod(name).address(4))) for name in ports],
         }
-        agent = start_agent(testbed.node, {"envoy": envoy})
+        agent = start_agent(testbed.node, {"proxy": {"kind": "envoy"}, "envoy": envoy})
         try:
             address = testbed.node.info.ips[0]
 

@@ -1,4 +1,4 @@
-"""The real agent on a virtual node: real kernel programs, real Envoy, real traffic."""
+"""The real agent on a virtual node: real kernel programs, a real proxy, real traffic."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from spliceway.agent.testbed.agentprocess import AgentProcess, start_agent
 from spliceway.agent.testbed.testbed import Testbed
 from support.node import demo_manifests, http_status, server_manifest
 
-pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
+pytestmark = pytest.mark.kernel
 
 POLICIES = Path(__file__).parents[2] / "examples" / "demo" / "policies"
 
@@ -441,7 +441,7 @@ def test_a_second_agent_and_a_bad_config_end_with_one_line(world: World) -> None
     config = world.agent.config.with_name("bad.yaml")
     for change, reason in (
         ((str(world.node.info.cgroups.pods), "/sys/fs/nothing"), "cgroups.pods: /sys/fs/nothing is not there"),
-        (("kind: envoy", "kind: envoy\n  binary: /no/envoy"), "proxy.binary: /no/envoy is not an executable file"),
+        (("kind: embedded", "kind: envoy\n  binary: /no/envoy"), "proxy.binary: /no/envoy is not an executable file"),
         ((str(world.node.info.bpffs), "/tmp"), "bpffs: /tmp"),
         ((str(world.node.info.manifests), "/no/where"), "source.directory /no/where is not a directory"),
     ):

@@ -11,7 +11,7 @@ import pytest
 from support.attack import MARKER, SEQ, Site, Wire, Witness, attack, attacked_site, seconds, set_rps
 from support.packets import ACK, FIN, SYN, TCP, UDP, ipv4, ipv6, tcp, udp
 
-pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
+pytestmark = pytest.mark.kernel
 
 _MORE = 0x2000
 _REQUEST = b"GET /private HTTP/1.1\r\nHost: " + MARKER + b"\r\n\r\n"

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from support import kinds
 from support.attack import Site, attack, attacked_site
 
-pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
+pytestmark = pytest.mark.kernel
 
 _H = "Host: api\r\n"
 _GOOD = f"GET /articles/1 HTTP/1.1\r\n{_H}\r\n"
@@ -90,9 +91,9 @@ HARMLESS = {
 }
 
 
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with attacked_site() as built:
+@pytest.fixture(scope="module", params=kinds.BOTH)
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    with attacked_site(request.param) as built:
         yield built
 
 

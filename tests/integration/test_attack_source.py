@@ -11,7 +11,7 @@ from support.attack import MARKER, SEQ, Site, Wire, Witness, attacked_site, erro
 from support.packets import ACK, ICMP, ICMPV6, RST, SYN, TCP, UDP, icmp, icmp6, ip, ipv6, tcp, udp
 from support.sysctl import set_sysctls
 
-pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
+pytestmark = pytest.mark.kernel
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from support.attack import Site, attacked_site, finish, pairs, seconds, set_rps, start_attacker
 
-pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
+pytestmark = pytest.mark.kernel
 
 #: Connections of the load live for long, so that their tuples can be met.
 _LONG = {"connections": 12, "requests": 4000}

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from spliceway.agent.testbed import netns
+from support import kinds
 from support.attack import (
     LISTENER_PORT,
     MARKER,
@@ -30,15 +31,15 @@ from support.attack import (
 )
 from support.packets import ACK, RST, SYN, TCP, ip, tcp, udp
 
-pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
+pytestmark = pytest.mark.kernel
 
 _SYN_COOKIES = Path("/proc/sys/net/ipv4/tcp_syncookies")
 _IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
 
 
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with attacked_site() as built:
+@pytest.fixture(scope="module", params=kinds.BOTH)
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    with attacked_site(request.param) as built:
         yield built
 
 

@@ -20,7 +20,7 @@ from support import load
 from support.attack import Site, attacked_site
 from support.node import http_status
 
-pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
+pytestmark = pytest.mark.kernel
 
 _CLI = [sys.executable, "-m", "spliceway.agent"]
 _GOOD = load.POLICY
@@ -224,11 +224,15 @@ def start(site: Site, overrides: dict[str, Any], *wrap: str, raw: str = "") -> s
         return site.node.run_on_node([*wrap, *_CLI, "agent", "--config", str(path)], timeout=25)
 
 
+_ENVOY = {"kind": "envoy"}
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        ({"proxy": {"binary": "/nowhere/envoy"}}, ("proxy.binary", "/nowhere/envoy", "is not an executable file")),
-        ({"proxy": {"binary": "/bin/true"}}, ("/bin/true", "version of Envoy")),
+        ({"proxy": {**_ENVOY, "binary": "/nowhere/e"}}, ("proxy.binary", "/nowhere/e", "is not an executable file")),
+        ({"proxy": {**_ENVOY, "binary": "/bin/true"}}, ("/bin/true", "version of Envoy")),
+        ({"proxy": {"binary": "/bin/true"}}, ("proxy.binary", "is for proxy.kind envoy only, and that is embedded")),
         ({"cgroups": {"pods": "/tmp"}}, ("cgroups.pods", "/tmp", "cgroup2")),
         ({"cgroups": {"proxy": "/tmp"}}, ("cgroups.proxy", "/tmp", "cgroup2")),
         ({"bpffs": "/tmp"}, ("bpffs", "/tmp", "mount -t bpf")),

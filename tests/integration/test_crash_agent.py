@@ -12,7 +12,6 @@ import pytest
 
 from spliceway.agent.inventory import Inventory
 from spliceway.agent.sources.scan import Tree
-from spliceway.agent.testbed.agentprocess import start_agent
 from spliceway.policy.evaluate import Connection, evaluate
 from spliceway.policy.http import HttpRequest
 from spliceway.policy.verdict import Verdict
@@ -20,7 +19,7 @@ from support import load
 from support.attack import Site, attack, attacked_site, seconds
 from support.node import http_status
 
-pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
+pytestmark = pytest.mark.kernel
 
 DOWN = float(os.environ.get("SPLICEWAY_DOWN_SECONDS", "5"))
 
@@ -86,7 +85,7 @@ def test_killed_and_started_again_under_load(site: Site) -> None:
         while time.monotonic() < deadline:
             assert_verdicts(site)
         begin = time.monotonic()
-        site.agent = start_agent(site.node)
+        site.start_agent()
         took = time.monotonic() - begin
         status = site.control.wait_in_force()
         time.sleep(1.0)
@@ -111,7 +110,7 @@ def test_ended_and_started_again_under_load(site: Site) -> None:
     with site.load(requests=100_000) as held:
         assert site.control.stop() == 0
         assert_verdicts(site)
-        site.agent = start_agent(site.node)
+        site.start_agent()
         status = site.control.wait_in_force()
         held.stop().assert_flawless(50)
     assert status["datapath"]["takenOver"]
@@ -140,7 +139,7 @@ def test_killed_in_the_middle_of_edits(site: Site) -> None:
         if turn % 3 == 2:  # also changes while nobody looks
             for name, text in generator.choice(variants).items():
                 site.node.write_policy(name, text)
-        site.agent = start_agent(site.node)
+        site.start_agent()
         assert_rows_are_those_of_the_files(site)
     for name, text in variants[0].items():
         site.node.write_policy(name, text)

@@ -14,8 +14,9 @@ from typing import IO, Any
 import pytest
 
 from spliceway.agent.testbed import cgroups, netns, runs
+from support import kinds
 
-pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
+pytestmark = pytest.mark.kernel
 
 SPLICEWAY = [sys.executable, "-m", "spliceway.agent"]
 #: Longest run of a command here, in seconds.
@@ -58,15 +59,16 @@ def check_rows(made: dict[str, Any]) -> None:
         assert by_request["intruder → frontend  UDP", family]["actual"] == "echo"
 
 
-def test_every_row_is_as_expected() -> None:
-    done = spliceway("demo", "--quick", "-o", "json")
+@pytest.mark.parametrize("proxy", kinds.BOTH)
+def test_every_row_is_as_expected(proxy: str) -> None:
+    done = spliceway("demo", "--quick", "-o", "json", "--proxy", proxy)
     made = json.loads(done.stdout)
     check_rows(made)
-    assert made["speed"]["paths"].keys() == {"direct", "envoy", "envoy+splice"}
+    assert made["speed"]["paths"].keys() == {"direct", proxy, f"{proxy}+splice"}
     for loads in made["speed"]["paths"].values():
         assert loads["c1"]["rps"] > 0
         assert loads["c16"]["p50_us"] > 0
-    assert made["speed"]["ratios"]["envoy+splice/envoy"]["c16"]["rps"]["median"] > 0
+    assert made["speed"]["ratios"][f"{proxy}+splice/{proxy}"]["c16"]["rps"]["median"] > 0
     assert not leftovers(run_id(done.stderr))
 
 

@@ -20,7 +20,7 @@ from support.packets import ACK, FIN, RST, SYN, TCP, ip, tcp
 from support.sysctl import set_sysctls
 from support.talk import Talk
 
-pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
+pytestmark = pytest.mark.kernel
 
 VERSIONS = pytest.mark.parametrize("version", [4, 6])
 _ENDED = {"ConnectionResetError", "RemoteDisconnected", "BrokenPipeError", "PermissionError"}

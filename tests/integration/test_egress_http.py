@@ -9,16 +9,17 @@ import pytest
 
 from spliceway.bpf.types import Leg, SpliceState
 from spliceway.policy.verdict import Verdict
+from support import kinds
 from support.egress import EGRESS, PAIR, SERVERS, Site, egress_site
 
-pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
+pytestmark = pytest.mark.kernel
 
 EACH = pytest.mark.parametrize(("server", "version"), [(server, v) for server in SERVERS for v in (4, 6)])
 
 
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with egress_site() as built:
+@pytest.fixture(scope="module", params=kinds.BOTH)
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    with egress_site(request.param) as built:
         yield built
 
 

@@ -10,11 +10,12 @@ import pytest
 
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf import diag
+from support import kinds
 from support.node import http_status, pod_manifest, server_manifest
 from support.proxied import ProxiedNode
 from support.talk import Talk
 
-pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
+pytestmark = pytest.mark.kernel
 
 HTTP = """
 apiVersion: cilium.io/v2
@@ -37,15 +38,15 @@ spec:
 """
 
 
-@pytest.fixture
-def proxied() -> Iterator[tuple[Testbed, ProxiedNode]]:
+@pytest.fixture(params=kinds.BOTH)
+def proxied(request: pytest.FixtureRequest) -> Iterator[tuple[Testbed, ProxiedNode]]:
     manifests = [
         pod_manifest("client", {"role": "client"}),
         server_manifest("server", {"role": "server"}),
         pod_manifest("closed", {"role": "closed"}),
         server_manifest("outside", outside=True, addresses=("10.10.1.5", "fd00:10:1::5")),
     ]
-    with Testbed.up(manifests) as testbed, ProxiedNode(testbed.node, HTTP, CLOSED) as node:
+    with Testbed.up(manifests) as testbed, ProxiedNode(testbed.node, HTTP, CLOSED, proxy=request.param) as node:
         yield testbed, node
 
 

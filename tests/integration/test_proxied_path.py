@@ -10,11 +10,12 @@ import pytest
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf.types import Leg, SpliceState
 from spliceway.policy.verdict import Reason
+from support import kinds
 from support.node import http_status, pod_manifest, server_manifest
 from support.proxied import ProxiedNode
 from support.talk import Talk
 
-pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
+pytestmark = pytest.mark.kernel
 
 HTTP = """
 apiVersion: cilium.io/v2
@@ -28,10 +29,10 @@ spec:
 """
 
 
-@pytest.fixture(scope="module")
-def proxied() -> Iterator[tuple[Testbed, ProxiedNode]]:
+@pytest.fixture(scope="module", params=kinds.BOTH)
+def proxied(request: pytest.FixtureRequest) -> Iterator[tuple[Testbed, ProxiedNode]]:
     manifests = [pod_manifest("client", {"role": "client"}), server_manifest("server", {"role": "server"})]
-    with Testbed.up(manifests) as testbed, ProxiedNode(testbed.node, HTTP) as node:
+    with Testbed.up(manifests) as testbed, ProxiedNode(testbed.node, HTTP, proxy=request.param) as node:
         yield testbed, node
 
 

@@ -69,14 +69,14 @@ def shares(counters: SpliceCounters, before: SpliceCounters | None = None) -> tu
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_plain_veths(testbed: Testbed, version: int) -> None:
-    with ProxiedNode(testbed.node, POLICY) as node:
+    with ProxiedNode(testbed.node, POLICY, proxy="envoy") as node:
         check(load(testbed, version, seed=version))
         spliced, _ = shares(node.datapath.splice_counters())
         assert spliced >= 0.95
 
 
 def test_rps(testbed: Testbed) -> None:
-    with ProxiedNode(testbed.node, POLICY) as node:
+    with ProxiedNode(testbed.node, POLICY, proxy="envoy") as node:
         set_rps(testbed.node, pods=0b01, node_mask=0b10)
         before, tcp_only = node.datapath.splice_counters(), 0.0
         for seed in range(ATTEMPTS):
@@ -93,7 +93,7 @@ def test_rps(testbed: Testbed) -> None:
 
 def test_without_deciding_once_it_fails(testbed: Testbed) -> None:
     """The test above can fail: redirecting whenever both ends are there lets bytes overtake each other."""
-    with ProxiedNode(testbed.node, POLICY, test_defines={"TEST_DECIDE_EVERY_TIME": "1"}):
+    with ProxiedNode(testbed.node, POLICY, proxy="envoy", test_defines={"TEST_DECIDE_EVERY_TIME": "1"}):
         set_rps(testbed.node, pods=0b01, node_mask=0b10)
         failed = any(load(testbed, 4, seed)["failed"] for seed in range(ATTEMPTS))
         assert failed, f"nothing was overtaken in {ATTEMPTS} times {CONNECTIONS} connections"

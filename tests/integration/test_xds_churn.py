@@ -196,7 +196,7 @@ def raw(request: HttpRequest) -> bytes:
 @contextlib.contextmanager
 def running_agent(node: Node, api: str) -> Iterator[AgentProcess]:
     """An agent whose Envoy asks by this variant of the protocol."""
-    agent = start_agent(node, {"proxy": {"apiType": api}})
+    agent = start_agent(node, {"proxy": {"kind": "envoy", "apiType": api}})
     try:
         yield agent
     finally:

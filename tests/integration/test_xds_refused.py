@@ -105,7 +105,7 @@ class World:
     def __init__(self, testbed: Testbed, api: str) -> None:
         self.testbed = testbed
         self.node = testbed.node
-        self.agent: AgentProcess = start_agent(self.node, {"proxy": {"apiType": api}})
+        self.agent: AgentProcess = start_agent(self.node, {"proxy": {"kind": "envoy", "apiType": api}})
         target = f"/runtime_modify?re2.max_program_size.error_level={PROGRAM_SIZE}"
         asyncio.run(admin_get(self.node.info.state / "envoy-admin.sock", target, method="POST"))
 

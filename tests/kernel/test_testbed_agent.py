@@ -14,7 +14,7 @@ from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.testbed import Testbed
 from support.node import http_status, pod_manifest, server_manifest
 
-pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
+pytestmark = pytest.mark.kernel
 
 POLICY = """
 apiVersion: cilium.io/v2
@@ -61,7 +61,7 @@ def test_an_agent_that_cannot_start_is_reported_with_its_log() -> None:
 def test_overrides_replace_single_values(demo_testbed: Testbed) -> None:
     config = agent_config(demo_testbed.node, {"splice": {"mode": "off"}, "proxy": {"workers": 2}})
     assert config["splice"] == {"mode": "off"}
-    assert config["proxy"] == {"kind": "envoy", "workers": 2}
+    assert config["proxy"] == {"kind": "embedded", "workers": 2}
     assert config["cgroups"]["pods"].endswith("/node1/pods")
 
 

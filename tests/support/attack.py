@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from spliceway.agent.config import ProxyKind
 from spliceway.agent.testbed import netns
 from spliceway.agent.testbed.agentprocess import AgentProcess, start_agent
 from spliceway.agent.testbed.node import Node, Pod
@@ -56,13 +57,18 @@ def seconds() -> float:
 class Site:
     """A node with the demo's pods and the agent. `api` has HTTP rules, `backend` kernel rules, `intruder` no rights."""
 
-    def __init__(self, testbed: Testbed, agent: AgentProcess | None) -> None:
+    def __init__(self, testbed: Testbed, proxy: ProxyKind, agent: AgentProcess | None) -> None:
         self.testbed = testbed
+        self.proxy = proxy
         self.agent = agent
         self.node: Node = testbed.node
         self.frontend, self.api, self.backend, self.intruder, self.outside = map(
             testbed.pod, ("frontend", "api", "backend", "intruder", "outside")
         )
+
+    def start_agent(self) -> None:
+        """Start an agent, the first or the next one."""
+        self.agent = start_agent(self.node, {"proxy": {"kind": self.proxy}})
 
     @property
     def control(self) -> AgentProcess:
@@ -96,7 +102,7 @@ def _reserve_ports() -> None:
 
 
 @contextmanager
-def attacked_site(*, agent: bool = True, overrides: dict[str, Any] | None = None) -> Iterator[Site]:
+def attacked_site(proxy: ProxyKind = "embedded", *, agent: bool = True) -> Iterator[Site]:
     """Build it. `agent=False`: no policy at all, to show that an attack would succeed."""
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "api.yaml").write_text(load.POLICY)
@@ -104,7 +110,9 @@ def attacked_site(*, agent: bool = True, overrides: dict[str, Any] | None = None
         with Testbed.up(_PODS, policies=policies) as testbed:
             for place in (testbed.node.info.netns, *(pod.netns for pod in testbed.node.pods.values())):
                 netns.call(place, _reserve_ports)
-            site = Site(testbed, start_agent(testbed.node, overrides) if agent else None)
+            site = Site(testbed, proxy, None)
+            if agent:
+                site.start_agent()
             try:
                 yield site
             finally:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+from spliceway.agent.config import ProxyKind
 from spliceway.agent.testbed.node import Node
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf.types import CtEntry, Leg
@@ -167,7 +168,7 @@ class Site:
 
 
 @contextmanager
-def egress_site(**settings: Any) -> Iterator[Site]:
+def egress_site(proxy: ProxyKind = "embedded", **settings: Any) -> Iterator[Site]:
     """Build it."""
     server: Mapping[str, Any] = {"command": ("python", "-c", SERVER), "ports": (80,)}
     pods = [
@@ -181,7 +182,7 @@ def egress_site(**settings: Any) -> Iterator[Site]:
         here = testbed.node.spawn_on_node([sys.executable, "-c", SERVER])
         try:
             _wait_listening(testbed.node)
-            node = EgressNode(testbed.node, **settings)
+            node = EgressNode(testbed.node, proxy=proxy, **settings)
             try:
                 yield Site(testbed, node)
             finally:

@@ -1,4 +1,4 @@
-"""A datapath with a real Envoy behind it, and no agent: for tests that need a program compiled with a test hook."""
+"""A datapath with a real proxy behind it, and no agent: for tests that need a program compiled with a test hook."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+from spliceway.agent.config import ProxyKind
+from spliceway.agent.embedded import EmbeddedSupervisor
 from spliceway.agent.envoy import EnvoySettings, EnvoySupervisor
+from spliceway.agent.proxysupervisor import PROXY_STATE, ProxySupervisor
 from spliceway.agent.testbed.node import Node
+from spliceway.proxy.model import ProxySettings
 from spliceway.xds.resources.build import build_snapshot
 from spliceway.xds.resources.settings import BootstrapSettings, ResourceSettings
 from spliceway.xds.server.server import XdsServer
@@ -17,8 +21,16 @@ from support.kernel import KernelNode
 class ProxiedNode(KernelNode):
     """`KernelNode` whose rule sets have listeners. Policies are set once, at the start."""
 
-    def __init__(self, node: Node, *policies: str, test_defines: Mapping[str, str] | None = None, **settings: Any):
+    def __init__(
+        self,
+        node: Node,
+        *policies: str,
+        proxy: ProxyKind = "embedded",
+        test_defines: Mapping[str, str] | None = None,
+        **settings: Any,
+    ):
         super().__init__(node, test_defines=test_defines, **settings)
+        self.kind: ProxyKind = proxy
         try:
             self.apply(*policies)
             self.run(self._start_proxy())
@@ -33,24 +45,39 @@ class ProxiedNode(KernelNode):
         self.xds = XdsServer(state / "xds.sock")
         await self.xds.start()
         self.xds.set_snapshot("node1", build_snapshot(self.table.rule_sets, ports, ResourceSettings(), "1"))
-        self.envoy = EnvoySupervisor(
-            EnvoySettings(state_dir=state / "envoy", cgroup=self.settings.proxy_cgroup, concurrency=2),
-            BootstrapSettings(node_id="node1", xds_socket=state / "xds.sock", admin_socket=state / "envoy.sock"),
-        )
-        await self.envoy.start()
-        self._watch = asyncio.create_task(self.envoy.run())
+        self.proxy = self._supervisor()
+        await self.proxy.start()
+        self._watch = asyncio.create_task(self.proxy.run())
         await self.xds.wait_acked("node1", 20)
         async with asyncio.timeout(10):
             while not all([await self.datapath.listening(port) for port in ports.values()]):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await self.datapath.set_listeners(ports)
 
+    def _supervisor(self) -> ProxySupervisor:
+        state = self.node.info.state
+        directory, cgroup = state / "proxy", self.settings.proxy_cgroup
+        if self.kind == "envoy":
+            bootstrap = BootstrapSettings(
+                node_id="node1", xds_socket=state / "xds.sock", admin_socket=state / "admin.sock"
+            )
+            return EnvoySupervisor(EnvoySettings(state_dir=directory, cgroup=cgroup, concurrency=2), bootstrap)
+        settings = ProxySettings(
+            node_id="node1",
+            xds_socket=state / "xds.sock",
+            admin_socket=state / "admin.sock",
+            handover_socket=state / "handover.sock",
+            state_file=directory / PROXY_STATE,
+            workers=2,
+        )
+        return EmbeddedSupervisor(settings, directory, cgroup=cgroup)
+
     def close(self) -> None:
-        """Stop Envoy, then take the datapath out."""
+        """Stop the proxy, then take the datapath out."""
 
         async def work() -> None:
             if hasattr(self, "_watch"):
-                await self.envoy.stop()
+                await self.proxy.stop()
                 await self._watch
             if hasattr(self, "xds"):
                 await self.xds.stop()

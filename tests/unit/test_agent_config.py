@@ -251,6 +251,7 @@ proxy:
   idleTimeout: 7.5
   maxHeadKib: 16
   maxHeaders: 50
+  explainDenied: true
   limits: {connections: 10, connectionsPerClient: 2, connectionAge: 60, bodyIdle: 3, tunnelIdle: 4, drain: 1}
 """
 
@@ -267,7 +268,7 @@ def test_what_the_embedded_proxy_is_started_with() -> None:
     }
     listeners = resource_settings(config)
     assert (listeners.headers_timeout, listeners.idle_timeout) == (5, 7.5)
-    assert (listeners.max_head_kib, listeners.max_headers) == (16, 50)
+    assert (listeners.max_head_kib, listeners.max_headers, listeners.explain_denied) == (16, 50, True)
     assert listeners.connection_age == 0  # it stands in the limits
 
 

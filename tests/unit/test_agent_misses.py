@@ -19,7 +19,15 @@ CHARGE = HttpRule(5, "POST", "/charge")
 RULES = {number: RuleRef("CiliumNetworkPolicy shop/api", f"http[{number}]") for number in range(1, 6)}
 
 
-def told(rule_set: RuleSet, method: str, path: str, verdict: Verdict = Verdict.DENY) -> str:
+def told(
+    rule_set: RuleSet,
+    method: str,
+    path: str,
+    verdict: Verdict = Verdict.DENY,
+    *,
+    reason: Reason = Reason.HTTP_DENIED,
+    said: str = "",
+) -> str:
     world = {ip_network("0.0.0.0/0"): 9}
     table = PolicyTable(
         revision=1,
@@ -34,7 +42,7 @@ def told(rule_set: RuleSet, method: str, path: str, verdict: Verdict = Verdict.D
     record = HttpFlow(
         time=0, duration_ns=0, source=ip_address("10.240.1.10"), source_port=1, destination=ip_address("10.240.1.11"),
         destination_port=80, protocol="HTTP/1.1", method=method, authority="server", path=path, status=403,
-        verdict=verdict, reason=Reason.HTTP_DENIED, rule_set=1, rule=0,
+        verdict=verdict, reason=reason, rule_set=1, rule=0, nearest_miss=said,
     )  # fmt: skip
     return Names(table).http(record).nearest_miss
 
@@ -75,3 +83,23 @@ def test_audit_is_told_by_the_rules_in_audit() -> None:
     # Whether the client had the token can't be seen; that the server's end has no such rule is sure.
     only = RuleSet(1, "api", None, audit=(TOKEN,), also=RuleSet(0, "pay", None, audit=(CHARGE,)))
     assert "http[5]: method DELETE does not match POST" in told(only, "DELETE", "/orders/1", Verdict.ALLOW)
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("rule 2: header x-token is missing", "rule CiliumNetworkPolicy shop/api http[2]: header x-token is missing"),
+        ("rule 99: method GET is not POST", "rule 99 (gone): method GET is not POST"),
+        ("path /rule 2: does not match", "path /rule 2: does not match"),
+        ("the rule set has no rules", "the rule set has no rules"),
+    ],
+)
+def test_what_the_proxy_says_itself_gets_the_rules_name(said: str, shown: str) -> None:
+    assert told(RuleSet(1, "api", (ARTICLES, TOKEN)), "GET", "/articles/x", said=said) == shown
+
+
+def test_the_proxy_also_says_what_could_be_read_in_two_ways() -> None:
+    assert (
+        told(RuleSet(1, "api", (ARTICLES,)), "GET", "/a;b", reason=Reason.HTTP_AMBIGUOUS, said="; in path")
+        == "; in path"
+    )

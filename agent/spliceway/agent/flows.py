@@ -6,6 +6,7 @@ name.
 
 from __future__ import annotations
 
+import re
 import time
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address
@@ -26,6 +27,7 @@ IPAddress = IPv4Address | IPv6Address
 
 #: Addresses whose identity is remembered: a lookup asks for every prefix length.
 _CACHED_ADDRESSES = 65_536
+_RULE_NUMBER = re.compile(r"\Arule (\d{1,10}):")
 _PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
 
 
@@ -197,6 +199,9 @@ class Names:
         return found
 
     def _nearest_miss(self, record: HttpFlow) -> str:
+        if record.nearest_miss:
+            # The proxy has seen the headers, and knows rules by number only.
+            return _RULE_NUMBER.sub(lambda found: f"{self._called(int(found[1]))}:", record.nearest_miss, count=1)
         rule_set = self._rule_set(record.rule_set)
         if record.reason is not Reason.HTTP_DENIED or rule_set is None:
             return ""
@@ -205,6 +210,10 @@ class Names:
         misses = [miss for rules in ends if (miss := self._miss(request, rules))]
         # What is sure comes first, and then the client's end.
         return min(misses, key=lambda miss: miss[0])[1] if misses else ""
+
+    def _called(self, number: int) -> str:
+        ref = self._rule(number)
+        return f"rule {ref if ref else f'{number} (gone)'}"
 
     def _miss(self, request: HttpRequest, rules: tuple[HttpRule, ...]) -> tuple[bool, str] | None:
         """Whether headers are concerned, and why none of these matched; None when one may have: they may have changed.

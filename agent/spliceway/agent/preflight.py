@@ -58,6 +58,7 @@ def resource_settings(config: Config) -> ResourceSettings:
         idle_timeout=proxy.idle_timeout,
         max_head_kib=proxy.max_head_kib,
         max_headers=proxy.max_headers,
+        explain_denied=proxy.explain_denied,
         # The embedded proxy has all limits in its own settings.
         connection_age=proxy.limits.connection_age if proxy.kind == "envoy" else 0.0,
     )
