@@ -310,7 +310,11 @@ def _decode(kind: type, value: Any) -> Any:
 #: Fields that count for one kind of proxy only.
 _OF_KIND: dict[ProxyKind, tuple[str, ...]] = {
     "envoy": ("proxy.binary", "proxy.apiType", "envoy.extraListeners", "envoy.extraClusters"),
-    "embedded": tuple(f"proxy.limits.{name}" for name in ("connectionsPerClient", "bodyIdle", "tunnelIdle", "drain")),
+    "embedded": tuple(
+        f"proxy.limits.{name}"
+        for name in ProxyLimits.__struct_encode_fields__
+        if name not in ("connections", "connectionAge")  # Envoy has these two
+    ),
 }
 
 

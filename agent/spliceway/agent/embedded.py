@@ -36,7 +36,7 @@ _LOOK_SECONDS = 0.05
 
 
 class EmbeddedProgram:
-    """`spliceway proxy` with these settings."""
+    """`spliceway proxy` with these settings, without the rest of the command line."""
 
     kind = "embedded"
     called = "the embedded proxy"
@@ -62,7 +62,7 @@ class EmbeddedProgram:
     def command(self) -> list[str]:
         """The interpreter with its arguments."""
         # -P: a module in the current directory is none of ours.
-        return [sys.executable, "-P", "-m", "spliceway.agent", "proxy", "--config", str(self._config_file)]
+        return [sys.executable, "-P", "-m", "spliceway.proxy", "--config", str(self._config_file)]
 
     def digest(self) -> str:
         """Of settings, versions and code."""
