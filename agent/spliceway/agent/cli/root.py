@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spliceway.agent.cli import evaluate, lazy, show, source, xds, xdsserve
+from spliceway.agent.cli import evaluate, lazy, proxy, show, source, xds, xdsserve
 from spliceway.agent.cli.common import ConfigOption, Group
 from spliceway.agent.cli.options import LogLevelOption
 
@@ -57,6 +57,7 @@ def cleanup(config: ConfigOption) -> None:
         typer.echo("Nothing to remove.")
 
 
+app.command("proxy")(proxy.proxy)
 app.command("status")(show.status)
 app.command("flows")(show.flows)
 app.command("splice")(show.splice)
