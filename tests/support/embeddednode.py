@@ -35,7 +35,7 @@ class EmbeddedNode(EnvoyNode):
     def command(self) -> list[str]:
         """What is run in the node's namespace, with its configuration written."""
         config = self.directory / "proxy.json"
-        config.write_bytes(msgspec.json.encode(self.proxy_settings))
+        config.write_bytes(msgspec.json.encode(self.proxy_settings, enc_hook=str))
         run = [sys.executable, "-m", "spliceway.agent", "proxy", "--config", str(config)]
         # The log is what it writes to standard error.
         return ["sh", "-c", 'exec "$@" 2>"$0"', str(self.directory / f"{self.what}.log"), *run]
