@@ -80,8 +80,9 @@ class AdsState:
         bad = {**unusable, **{name: why for name, why in refused.items() if name in batch.changed}}
         alone = len(response.resources) + len(response.unusable) == 1
         answer = Request(url, nonce=response.nonce, error=refusal_text(url, bad, alone=alone) if bad else None)
-        unwanted = self.forget_unwanted() if url == LISTENER else ()
-        return Outcome((answer, *self._follow()), unwanted)
+        if url != LISTENER:
+            return Outcome((answer,))
+        return Outcome((answer, *self._follow()), self.forget_unwanted())
 
     def take(self, batch: Batch, refused: Mapping[str, str]) -> None:
         """What is not refused of it is in force now."""
