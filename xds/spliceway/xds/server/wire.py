@@ -90,10 +90,11 @@ def delta_message_of(response: Response, identifier: str, *, ttl: bool = False) 
 def client_of(node: base_pb2.Node) -> Client:
     """What a client says of itself, cut to what is of use (node id and cluster are as they came)."""
     build = node.user_agent_build_version.version
-    version = f"{build.major_number}.{build.minor_number}.{build.patch}" if build.major_number else ""
+    numbers = (build.major_number, build.minor_number, build.patch)
+    version = ".".join(map(str, numbers)) if any(numbers) else ""
     warning = ""
     if node.user_agent_name == "envoy" and version:
-        warning = unsafe((build.major_number, build.minor_number, build.patch)) or ""
+        warning = unsafe(numbers) or ""
     return Client(
         node=node.id,
         cluster=node.cluster,
