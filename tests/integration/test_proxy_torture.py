@@ -1,0 +1,109 @@
+"""Heads that nobody may take for a request: an answer that refuses, the end of the connection, nothing for the server.
+
+Every case is sent whole, byte by byte, cut at every place that matters, and behind a request that is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from spliceway.policy.verdict import Reason, Verdict
+from support.rawhttp import End, deliver, read_to_end
+from support.torture import Bench, bench, deliveries
+from support.torturecases import DENIED, REFUSED, request
+
+pytestmark = pytest.mark.kernel
+
+BEHIND = request(line=b"GET /pub/behind HTTP/1.1")
+_REASONS = {400: Reason.HTTP_MALFORMED, 431: Reason.HTTP_HEAD_TOO_LARGE}
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Bench]:
+    with bench() as made:
+        yield made
+
+
+@pytest.fixture
+def site(shared: Bench) -> Bench:
+    shared.begin()
+    return shared
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_and_closed(site: Bench, name: str) -> None:
+    case = REFUSED[name]
+    for how, pieces in deliveries(case.data):
+        back = site.exchange(*pieces)
+        assert back.end is not End.OPEN, how
+        assert [status in case.statuses for status in back.statuses] == [True], (how, back)
+    assert site.conversations() == []
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_follows_is_not_read(site: Bench, name: str) -> None:
+    case = REFUSED[name]
+    back = site.exchange(case.data + BEHIND * 3)
+    assert back.end is not End.OPEN
+    assert [status in case.statuses for status in back.statuses] == [True], back
+    assert site.conversations() == []
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_came_before_is_served(site: Bench, name: str) -> None:
+    case = REFUSED[name]
+    back = site.exchange(request() + case.data)
+    assert back.end is not End.OPEN
+    assert [status in (200, *case.statuses) for status in back.statuses] == [True, True], back
+    assert [one.line for one in site.requests()] == ["GET /pub/a"]
+
+
+@pytest.mark.parametrize("status", _REASONS)
+def test_refusals_have_a_record(site: Bench, status: int) -> None:
+    case = next(case for case in REFUSED.values() if case.statuses == (status,) and case.data.count(b"\r\n") > 1)
+    with site.connect() as connection:
+        own = connection.getsockname()
+        deliver(connection, [case.data], site.receiver)
+        read_to_end(connection)
+    [record] = site.relay.records_of(own)
+    assert (record.verdict, record.reason, record.status) == (Verdict.DENY, _REASONS[status], status)
+    assert (record.rule_set, record.rule, record.upstream_source, record.upstream_sent_bytes) == (1, 0, "", 0)
+
+
+@pytest.mark.parametrize("name", DENIED)
+def test_denied_and_kept(site: Bench, name: str) -> None:
+    for how, pieces in deliveries(DENIED[name]):
+        back = site.exchange(*pieces, BEHIND, half=True)
+        assert back.statuses == [403, 200], (how, back)
+        assert back.answers()[0].body == b"Access denied"
+    assert {one.line for one in site.requests()} == {"GET /pub/behind"}
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500), Reason.HTTP_TLS),
+        (b"\x16\x03\x03\x00\x05\x01", Reason.HTTP_TLS),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", Reason.HTTP_2),
+    ],
+    ids=["TLS 1.0 record", "short TLS record", "HTTP/2 preface"],
+)
+def test_other_protocols_are_recognised(site: Bench, data: bytes, reason: Reason) -> None:
+    for how, pieces in deliveries(data):
+        with site.connect() as connection:
+            own = connection.getsockname()
+            deliver(connection, pieces, site.receiver)
+            back = read_to_end(connection)
+        assert back.end is not End.OPEN, how
+        assert back.data == b"", how
+        [record] = site.relay.records_of(own)
+        assert (record.verdict, record.reason, record.status) == (Verdict.DENY, reason, 0), how
+    assert site.conversations() == []
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_both_address_families(site: Bench, version: int) -> None:
+    back = site.exchange(request() + REFUSED["two Hosts"].data, version=version)
+    assert back.statuses == [200, 400]
