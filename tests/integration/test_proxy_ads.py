@@ -309,6 +309,7 @@ def test_a_proxy_that_starts_again_has_what_was_in_force(tmp_path: Path, loop: s
         async with running(second, store.load()):
             assert second.applied.texts() == ["CDS c", "LDS a b d", "RDS a"]
             assert second.agrees()
+            assert not second.touches  # the file still has d
             assert bodies(second.state.accepted)[LISTENER].keys() == {"a", "b"}
             bed.server = bed.new_server()
             bed.events.clear()

@@ -51,7 +51,7 @@ class AdsClient:
         channel: grpc.aio.Channel,
         on_accepted: Callable[[], None] = lambda: None,
     ) -> None:
-        """`channel`: see `open_channel`. `on_accepted` is called whenever `state.accepted` has changed."""
+        """`channel`: see `open_channel`. `on_accepted` is called when the agent has changed `state.accepted`."""
         self.state = state
         self._apply = apply
         self._on_accepted = on_accepted
@@ -76,14 +76,16 @@ class AdsClient:
         return {**self._counts, **stream}
 
     async def restore(self, resources: Resources) -> None:
-        """Apply what an earlier proxy had, before `run`. What is refused of it is as if it had not been there."""
+        """Apply what an earlier proxy had, before `run`. What is refused of it is as if it had not been there.
+
+        That is no reason to write it down: it may be good again for the next proxy, while the agent is still away.
+        """
         for url in (CLUSTER, LISTENER, ROUTE):
             batch = self.state.restorable(url, resources)
             refused, _ = await self._applied(batch)
             self.state.take(batch, refused)
             for name, reason in refused.items():
                 log.warning("an earlier resource is refused", type_url=url, name=name, reason=reason)
-        self._on_accepted()
 
     async def run(self) -> None:
         """Follow the agent until cancelled."""
