@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from spliceway.xds.envoyadmin import admin_get, admin_stats
 from spliceway.xds.errors import AdminError
 from spliceway.xds.resources.build import build_snapshot
 from spliceway.xds.resources.settings import ResourceSettings
+from spliceway.xds.server.events import XdsEvent
 from spliceway.xds.server.server import XdsServer
 from support.steered import PORTS, PROXY_MARK, SERVER, Reply, SteeredNet, Upstream, dial, read_reply
 
@@ -75,7 +77,7 @@ class Running:
 
     def files(self) -> int:
         """Open descriptors of supervisor and workers."""
-        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (self.pid, *self.children()))
+        return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in (self.pid, *self.children()))
 
     def memory(self, pid: int) -> float:
         """Resident memory in MiB."""
@@ -93,6 +95,7 @@ class ProxyNode:
         self.directory, self.net = directory, net
         self.upstream = Upstream(net)
         self.flows: list[HttpFlow] = []
+        self.events: list[XdsEvent] = []
         self.resources = ResourceSettings(upstream_mark=PROXY_MARK)
         self.socket, self.admin_socket = directory / "xds.sock", directory / "admin.sock"
         self.config_file = directory / "proxy.json"
@@ -116,7 +119,7 @@ class ProxyNode:
 
     def new_server(self) -> XdsServer:
         """Another agent on the same socket."""
-        return XdsServer(self.socket, on_flow=self.flows.append)
+        return XdsServer(self.socket, on_flow=self.flows.append, on_event=self.events.append)
 
     def launch(self, *command: str) -> Running:
         """Start a proxy, without waiting for it."""
@@ -150,16 +153,12 @@ class ProxyNode:
         """One of its counters, 0 if it has none of this name."""
         return (await admin_stats(self.admin_socket, name)).get(name, 0)
 
-    async def until(
-        self, condition: Callable[[], Awaitable[object]], what: Callable[[], str], wait: float = 20.0
-    ) -> None:
-        """Ask again and again, until it is so."""
-        try:
-            async with asyncio.timeout(wait):
-                while not await condition():
-                    await asyncio.sleep(0.01)
-        except TimeoutError:
-            raise AssertionError(f"never: {what()}") from None
+    async def until(self, condition: Callable[[], Any], what: Callable[[], str], wait: float = 20.0) -> None:
+        """Ask again and again, until it is so. The condition may be awaitable."""
+        deadline = asyncio.get_running_loop().time() + wait
+        while not (await found if inspect.isawaitable(found := condition()) else found):
+            assert asyncio.get_running_loop().time() < deadline, f"never: {what()}"
+            await asyncio.sleep(0.01)
 
     def serve(self, *rule_sets: RuleSet, gone: tuple[int, ...] = (), move: int = 0) -> None:
         """Publish these beside (or instead of) what there is, on port 23000 + id + `move`."""

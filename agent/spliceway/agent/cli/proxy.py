@@ -1,4 +1,4 @@
-"""`spliceway proxy`: the embedded proxy. The agent starts it; by hand it is started for tests, or under a supervisor."""
+"""`spliceway proxy`: the embedded proxy. The agent starts it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ from typing import Annotated
 
 import typer
 
+from spliceway.agent.cli import options
+
+
+def _level(value: str | None) -> str | None:
+    return None if value is None else options.log_level(value)
+
 
 def proxy(
     config: Annotated[
         Path,
-        typer.Option("--config", metavar="FILE", help="Its settings (JSON); the agent writes <stateDir>/proxy.json."),
+        typer.Option("--config", metavar="FILE", help="Its settings in JSON: the agent writes <stateDir>/proxy.json."),
     ],
     log_level: Annotated[
         str | None,
-        typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error. [default: logLevel]"),
+        typer.Option("--log-level", help="debug, info, warning or error. [default: logLevel]", callback=_level),
     ] = None,
 ) -> None:
     """Run the embedded proxy until SIGTERM, which lets connections end first (a second one does not wait).

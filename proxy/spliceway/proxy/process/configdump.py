@@ -35,7 +35,7 @@ def config_dump(
     listeners = [
         {
             "name": name,
-            **_listener_state(name, value, name in active),
+            **_listener_state(value, name in active),
             **_error(refused.get((LISTENER, name)), LISTENER),
         }
         for name, value in accepted[LISTENER].items()
