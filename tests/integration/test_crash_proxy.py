@@ -209,7 +209,9 @@ def test_a_port_used_again_meets_no_other_listener(site: Site, listener: bool) -
 )
 def test_an_answer_that_is_cut_off_shows_it(site: Site, request: pytest.FixtureRequest, request_head: str) -> None:
     """The proxy dies in the middle of an answer. One that ends with its connection must not look complete."""
-    if site.proxy == "envoy" and "HTTP/1.0" in request_head:
+    if "HTTP/1.0" in request_head:
+        if site.proxy == "embedded":
+            pytest.skip("the embedded proxy refuses Transfer-Encoding with HTTP/1.0")
         request.applymarker(pytest.mark.xfail(strict=True, reason="the kernel ends a killed proxy's sockets with FIN"))
     client = start_attacker(
         site.frontend, "exchange", address=str(site.api.address(4)), port=80, pieces=[request_head], wait=8
