@@ -79,13 +79,14 @@ def cpu_seconds(session: int) -> float:
     return total
 
 
-def resident_mib(session: int) -> float:
-    """Resident memory of the processes of a session, MiB; what they share counts for each."""
-    pages = 0
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and _session_of(entry) == session:
-            pages += int((entry / "statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+def resident_mib(session: int) -> dict[int, float]:
+    """Resident memory of each process of a session, in MiB, by its id."""
+    page = os.sysconf("SC_PAGE_SIZE") / 2**20
+    return {
+        int(entry.name): int((entry / "statm").read_text().split()[1]) * page
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and _session_of(entry) == session
+    }
 
 
 def _session_of(entry: Path) -> int:

@@ -19,6 +19,7 @@ from spliceway.policy.table import HttpRule, RuleSet
 from spliceway.xds.envoyadmin import admin_get
 from spliceway.xds.resources.names import RUNTIME_LOG_ALLOWED
 from support import peers
+from support.embeddednode import EmbeddedNode
 from support.envoy import EnvoyNode, port_of
 from support.peersfigures import BODY, DENIED, LARGE, RULES, SMALL, Load, figures, wrk_script
 from support.steered import PROXY_MARK, SERVER, Reply, SteeredNet, dial, read_reply
@@ -29,10 +30,13 @@ PORTS = {
     "embedded-h11": 23002,
     "bytes": 23003,
     "bytes-asyncio": 23004,
+    "embedded-whole": port_of(6),
     "envoy": port_of(5),
     "mitmproxy": 24001,
     "proxy.py": 24002,
 }
+#: Those that take their rules from the agent's xDS server, and the ids of their rule sets.
+SERVED = {"envoy": 5, "embedded-whole": 6}
 #: Those that have no rules.
 UNFILTERED = ("bytes", "bytes-asyncio")
 _NODE = "10.241.1.1"
@@ -48,7 +52,7 @@ user root;
 worker_processes 1;
 pid {directory}/nginx.pid;
 error_log stderr warn;
-events {{ worker_connections 16384; }}
+events {{ worker_connections 32768; }}
 http {{
   access_log off;
   sendfile on;
@@ -74,20 +78,22 @@ http {{
 """
 
 
-class PinnedEnvoy(EnvoyNode):
-    """An EnvoyNode with one worker, whose threads have the CPU of the proxies."""
+class _Pinned(EnvoyNode):
+    """A node whose proxy has one worker, and the CPU of the proxies for all it does."""
 
-    async def start(self) -> None:
-        """Start it."""
-        await super().start()
-        for thread in os.listdir(f"/proc/{self.pid}/task"):  # noqa: PTH208  Path.iterdir is called blocking
-            os.sched_setaffinity(int(thread), {_PROXY})
+    def command(self) -> list[str]:
+        """What is run."""
+        return ["taskset", "--cpu-list", str(_PROXY), *super().command()]
 
     @property
     def pid(self) -> int:
-        """Its process, which leads a session."""
+        """The proxy's process, which leads a session."""
         assert self._envoy is not None
         return self._envoy.pid
+
+
+class _PinnedEmbedded(_Pinned, EmbeddedNode):
+    """The same with `spliceway proxy`."""
 
 
 class Bed:
@@ -96,20 +102,22 @@ class Bed:
     def __init__(self, directory: Path, net: SteeredNet) -> None:
         self.directory, self.net = directory, net
         self.sessions: dict[str, int] = {}
-        self.envoy: PinnedEnvoy | None = None
+        self._nodes: list[_Pinned] = []
         self._running: list[subprocess.Popen[bytes]] = []
 
-    def start_nginx(self) -> None:
+    def start_nginx(self) -> subprocess.Popen[bytes]:
         """One worker, on the CPU of the others."""
         (self.directory / "large").write_bytes(b"l" * LARGE)
         config = self.directory / "nginx.conf"
         config.write_text(_NGINX.format(directory=self.directory, port=ORIGIN, small="s" * SMALL))
-        self.spawn(self.net.server, _OTHERS, ["nginx", "-e", "stderr", "-p", str(self.directory), "-c", str(config)])
+        return self.spawn(
+            self.net.server, _OTHERS, ["nginx", "-e", "stderr", "-p", str(self.directory), "-c", str(config)]
+        )
 
     async def start(self, path: str) -> None:
         """Start a proxy; returns when it answers as it must. Raises BenchError or PeerError."""
-        if path == "envoy":
-            await self._start_envoy()
+        if path in SERVED:
+            await self._start_node(path)
         else:
             self.sessions[path] = await asyncio.to_thread(self._start, path)
         await self._answers(path)
@@ -128,8 +136,8 @@ class Bed:
 
     async def stop(self) -> None:
         """End everything."""
-        if self.envoy is not None:
-            await self.envoy.stop()
+        for node in self._nodes:
+            await node.stop()
         for one in self._running:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(one.pid, signal.SIGKILL)
@@ -162,18 +170,19 @@ class Bed:
             argv = [sys.executable, str(_BENCH / "bench_proxy_relay.py"), json.dumps(settings)]
         return self.spawn(self.net.node, _PROXY, argv).pid
 
-    async def _start_envoy(self) -> None:
-        directory = self.directory / "envoy"
+    async def _start_node(self, path: str) -> None:
+        directory = self.directory / path
         directory.mkdir()
-        self.envoy = PinnedEnvoy(directory, self.net)
-        await self.envoy.start()
-        pid = self.envoy.pid
-        self.sessions["envoy"] = pid
+        node = (_Pinned if path == "envoy" else _PinnedEmbedded)(directory, self.net)
+        node.upstream.__exit__()  # nginx is the server here, and the next node has one, too
+        self._nodes.append(node)
+        await node.start()
+        self.sessions[path] = node.pid
         pairs = (rule.split(" ") for rule in RULES)
-        made = tuple(HttpRule(number, method, path) for number, (method, path) in enumerate(pairs, 1))
-        await self.envoy.apply(RuleSet(5, "bench", made))
+        made = tuple(HttpRule(number, method, target) for number, (method, target) in enumerate(pairs, 1))
+        await node.apply(RuleSet(SERVED[path], "bench", made))
         target = f"/runtime_modify?{RUNTIME_LOG_ALLOWED}={_SHARE}"
-        await admin_get(self.envoy.bootstrap.admin_socket, target, method="POST")
+        await admin_get(node.bootstrap.admin_socket, target, method="POST")
 
     async def _answers(self, path: str) -> None:
         """Wait until it listens, then check that it does its work: replies whole, and what no rule allows refused."""

@@ -33,6 +33,7 @@ PAIRS = (
     ("embedded-h11", "proxy.py"),
     ("embedded-h11", "mitmproxy"),
     ("embedded", "envoy"),
+    ("embedded-whole", "envoy"),
     ("embedded", "bytes"),
 )
 COMPARED = ("rps", "core_rps")

@@ -145,6 +145,6 @@ def test_cpu_time_and_memory_are_those_of_a_session() -> None:
         assert busy.stdout
         busy.stdout.readline()
         assert peers.cpu_seconds(busy.pid) >= 0.3
-        assert peers.resident_mib(busy.pid) > 1
+        assert peers.resident_mib(busy.pid)[busy.pid] > 1
         busy.communicate(b"\n")
     assert peers.cpu_seconds(busy.pid) == 0
