@@ -7,7 +7,7 @@ the client's end before those of the server's. Source: http.md, «one meaning in
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -16,7 +16,7 @@ from spliceway.policy.httppath import TargetError, normalise
 from spliceway.policy.table import RuleRef, RuleSet
 from spliceway.policy.verdict import Reason, Verdict
 
-__all__ = ["METHODS", "HeaderChange", "HttpDecision", "HttpRequest", "decide", "judge", "origin_form"]
+__all__ = ["METHODS", "HeaderChange", "HttpDecision", "HttpRequest", "decide", "framed_target", "judge", "origin_form"]
 
 #: Methods that Envoy's HTTP/1 parser knows, without CONNECT: what it would connect to is no path.
 METHODS = frozenset(
@@ -121,29 +121,35 @@ def origin_form(request: HttpRequest) -> bytes:
     """The target as `/path?query`, once method, framing and host are known to be unambiguous. Raises TargetError."""
     if request.method not in METHODS:
         raise TargetError(Reason.HTTP_MALFORMED, f"method {text(request.method)} is not accepted")
-    _check_headers(request)
-    hosts = request.values(b"host")
-    if len(hosts) != 1:
-        raise TargetError(Reason.HTTP_MALFORMED, f"{len(hosts)} Host headers")
-    if not _HOST.fullmatch(hosts[0]):
-        raise TargetError(Reason.HTTP_MALFORMED, f"Host {text(hosts[0]) or '(empty)'} is not accepted")
-    if found := _ABSOLUTE.fullmatch(request.path):
-        if found[1].lower() != hosts[0].lower():
-            raise TargetError(Reason.HTTP_MALFORMED, "the target names another host than Host")
-        return found[2] or b"/"
-    return request.path
-
-
-def _check_headers(request: HttpRequest) -> None:
     for name, value in request.headers:
         if not _HEADER_NAME.fullmatch(name) or any(byte in value for byte in b"\r\n\0"):
             raise TargetError(Reason.HTTP_MALFORMED, f"header {text(name)} is malformed")
-    lengths = request.values(b"content-length")
-    encodings = request.values(b"transfer-encoding")
+    values = request.values
+    return framed_target(request, values(b"host"), values(b"content-length"), values(b"transfer-encoding"))
+
+
+def framed_target(
+    request: HttpRequest, hosts: Sequence[bytes], lengths: Sequence[bytes], encodings: Sequence[bytes]
+) -> bytes:
+    """The same for headers whose names and values are known to be sound. Raises TargetError.
+
+    `hosts`, `lengths`, `encodings`: the values of Host, Content-Length and Transfer-Encoding.
+    """
+    if request.method not in METHODS:
+        raise TargetError(Reason.HTTP_MALFORMED, f"method {text(request.method)} is not accepted")
     if encodings and (lengths or request.version == "1.0"):
         with_what = "Content-Length" if lengths else "HTTP/1.0"
         raise TargetError(Reason.HTTP_MALFORMED, f"Transfer-Encoding with {with_what}")
     if encodings and [value.lower() for value in encodings] != [b"chunked"]:
         raise TargetError(Reason.HTTP_MALFORMED, "Transfer-Encoding other than chunked")
-    if len(lengths) > 1 or not all(_LENGTH.fullmatch(value) for value in lengths):
+    if len(lengths) > 1 or (lengths and not _LENGTH.fullmatch(lengths[0])):
         raise TargetError(Reason.HTTP_MALFORMED, "Content-Length twice or not a number")
+    if len(hosts) != 1:
+        raise TargetError(Reason.HTTP_MALFORMED, f"{len(hosts)} Host headers")
+    if not _HOST.fullmatch(hosts[0]):
+        raise TargetError(Reason.HTTP_MALFORMED, f"Host {text(hosts[0]) or '(empty)'} is not accepted")
+    if request.path[:1] != b"/" and (found := _ABSOLUTE.fullmatch(request.path)):
+        if found[1].lower() != hosts[0].lower():
+            raise TargetError(Reason.HTTP_MALFORMED, "the target names another host than Host")
+        return found[2] or b"/"
+    return request.path

@@ -24,7 +24,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     `connections`: of all clients, on all workers; `connections_per_client`: of one address. `connection_age`: a
     connection that is older is closed after its next answer. `body_idle`: how long a request's body may pause.
-    `tunnel_idle`: how long an upgraded connection may be silent. `drain`: how long connections may go on when the
+    `tunnel_idle`: how long an upgraded connection may be silent. `buffered`: bytes of all connections that wait to be
+    sent or understood; beyond it those that have most are reset. `drain`: how long connections may go on when the
     proxy ends or another one takes over.
     """
 
@@ -33,6 +34,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     connection_age: Seconds = 0.0
     body_idle: Seconds = 300.0
     tunnel_idle: Seconds = 0.0
+    buffered: Annotated[int, Meta(ge=0)] = 256 << 20
     drain: Seconds = 30.0
 
 

@@ -11,8 +11,10 @@ import re
 from typing import Any
 
 import h11
+from h11._readers import maybe_read_from_IDLE_client
+from h11._receivebuffer import ReceiveBuffer
 
-from spliceway.policy.http import origin_form
+from spliceway.policy.http import framed_target
 from spliceway.policy.httpmatch import HttpRequest, text
 from spliceway.policy.httppath import TargetError
 from spliceway.policy.verdict import Reason
@@ -26,6 +28,8 @@ _FIELDS = re.compile(_FIELD)
 _BAD_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 
+#: Headers that say how the message is framed, or what becomes of the connection.
+_NOTED = frozenset((b"connection", b"content-length", b"expect", b"host", b"transfer-encoding", b"upgrade"))
 #: The length of a body in chunks.
 CHUNKED = -1
 
@@ -62,24 +66,22 @@ class Head:
     """A request's head, accepted. Never changed, but for what `decision` remembers in it.
 
     `request`: method, target as it came, headers as they came (names in their case); `target`: `/path?query` of it, not
-    normalised. `length`: of the body, CHUNKED for chunks. `close`: the client wants the connection closed after the
-    answer. `expect`: it waits for a 100. `upgrade`: what it wants to speak, in lower case, empty for nothing. `size`:
-    bytes of the head.
+    normalised. `authority`: the Host. `length`: of the body, CHUNKED for chunks. `close`: the client wants the
+    connection closed after the answer. `expect`: it waits for a 100. `upgrade`: what it wants to speak, in lower case,
+    empty for nothing. `size`: bytes of the head.
     """
 
     __slots__ = ("authority", "close", "expect", "judge", "judged", "length", "request", "size", "target", "upgrade")
 
-    def __init__(
-        self, request: HttpRequest, target: bytes, *, length: int, close: bool, expect: bool, upgrade: bytes, size: int
-    ) -> None:
+    def __init__(self, request: HttpRequest, target: bytes, *, size: int, authority: bytes) -> None:
         self.request = request
         self.target = target
-        self.length = length
-        self.close = close
-        self.expect = expect
-        self.upgrade = upgrade
         self.size = size
-        self.authority = b""
+        self.authority = authority
+        self.length = 0
+        self.close = False
+        self.expect = False
+        self.upgrade = b""
         self.judge: Any = None
         self.judged: Any = None
 
@@ -96,7 +98,7 @@ def read_head(raw: bytes, max_headers: int) -> Head:
     if len(fields) > max_headers:
         raise HeadError(431, Reason.HTTP_HEAD_TOO_LARGE, f"more than {max_headers} headers")
     method, target, version = found.groups()
-    event = _by_h11(raw)
+    event = by_h11(raw)
     if event.method != method or event.target != target or event.http_version != version:
         raise HeadError(400, Reason.HTTP_MALFORMED, "the request line can be read in two ways")
     # h11 turns `Content-Length: 5, 5` into 5 and drops a second one that is equal, among others.
@@ -105,12 +107,7 @@ def read_head(raw: bytes, max_headers: int) -> Head:
         fields = _lowered(fields)
         if read != fields:
             raise HeadError(400, Reason.HTTP_MALFORMED, "the headers can be read in two ways")
-    request = HttpRequest(method, target, tuple(fields), version.decode())
-    try:
-        path = origin_form(request)
-    except TargetError as error:
-        raise HeadError(400, error.reason, error.why) from None
-    return _framed(request, path, len(raw))
+    return _framed(HttpRequest(method, target, tuple(fields), version.decode()), len(raw))
 
 
 def check_nominated(tokens: list[bytes], request: HttpRequest) -> None:
@@ -137,48 +134,47 @@ def fault(raw: bytes) -> str:
     return "a character that no head may have"
 
 
-def _by_h11(raw: bytes) -> h11.Request:
-    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=len(raw) + 1)
-    connection.receive_data(raw)
+def by_h11(raw: bytes) -> h11.Request:
+    """What h11 makes of a head. Raises HeadError."""
+    # h11's reader of heads, without the state of a connection around it, which would be made and thrown away for each.
+    buffer = ReceiveBuffer()
+    buffer += raw
     try:
-        event = connection.next_event()
-    except h11.RemoteProtocolError as error:
+        event = maybe_read_from_IDLE_client(buffer)
+    except h11.ProtocolError as error:
         raise HeadError(400, Reason.HTTP_MALFORMED, str(error)) from None
     if not isinstance(event, h11.Request):
         raise HeadError(400, Reason.HTTP_MALFORMED, "no request")
     return event
 
 
-def _framed(request: HttpRequest, path: bytes, size: int) -> Head:
-    """What the headers say of the message and the connection; lengths and encodings are known to be sound."""
-    length = 0
-    tokens: list[bytes] = []
-    expect = False
-    upgrade = authority = b""
-    upgrades = 0
-    for cased, value in request.headers:
-        name = cased.lower()
-        if name == b"host":
-            authority = value
-        elif name == b"content-length":
-            length = int(value)
-        elif name == b"transfer-encoding":
-            length = CHUNKED
-        elif name == b"connection":
-            tokens += [token.strip(b" \t") for token in value.lower().split(b",")]
-        elif name == b"expect":
-            expect = expect or value.lower() == b"100-continue"
-        elif name == b"upgrade":
-            upgrades += 1
-            upgrade = value.lower()
-    if b"upgrade" not in tokens:
-        upgrade = b""
-    elif upgrades > 1:
-        raise HeadError(400, Reason.HTTP_MALFORMED, "more than one Upgrade header")
-    check_nominated(tokens, request)
-    close = b"close" in tokens or (request.version == "1.0" and b"keep-alive" not in tokens)
-    head = Head(request, path, length=length, close=close, expect=expect, upgrade=upgrade, size=size)
-    head.authority = authority
+def _framed(request: HttpRequest, size: int) -> Head:
+    """What the headers say of the message and the connection. Raises HeadError."""
+    noted: dict[bytes, list[bytes]] = {}
+    for name, value in request.headers:
+        lower = name.lower()
+        if lower in _NOTED:
+            noted.setdefault(lower, []).append(value)
+    none: list[bytes] = []
+    hosts, lengths, codings = (noted.get(name, none) for name in (b"host", b"content-length", b"transfer-encoding"))
+    try:
+        target = framed_target(request, hosts, lengths, codings)
+    except TargetError as error:
+        raise HeadError(400, error.reason, error.why) from None
+    head = Head(request, target, size=size, authority=hosts[0])
+    if lengths:
+        head.length = int(lengths[0])
+    elif codings:
+        head.length = CHUNKED
+    tokens = [token.strip(b" \t") for value in noted.get(b"connection", none) for token in value.lower().split(b",")]
+    if tokens:
+        check_nominated(tokens, request)
+    head.close = b"close" in tokens or (request.version == "1.0" and b"keep-alive" not in tokens)
+    head.expect = any(value.lower() == b"100-continue" for value in noted.get(b"expect", none))
+    if b"upgrade" in tokens and (upgrades := noted.get(b"upgrade")):
+        if len(upgrades) > 1:
+            raise HeadError(400, Reason.HTTP_MALFORMED, "more than one Upgrade header")
+        head.upgrade = upgrades[0].lower()
     return head
 
 

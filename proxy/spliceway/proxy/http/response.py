@@ -12,9 +12,9 @@ import h11
 
 from spliceway.policy.httpmatch import text
 
-_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_FIELD_LINE = rb"%b:[\t\x20-\x7e\x80-\xff]*\r\n" % _TOKEN
-_WHOLE = re.compile(rb"HTTP/(1\.[01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?\r\n((?:%b)*)\r\n" % _FIELD_LINE)
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+_FIELD_LINE = rb"%b:[\t\x20-\x7e\x80-\xff]*+\r\n" % _TOKEN
+_WHOLE = re.compile(rb"HTTP/(1\.[01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?\r\n((?:%b)*+)\r\n" % _FIELD_LINE)
 _FRAMING = re.compile(
     rb"(?:\A|\n)(content-length|transfer-encoding|connection|upgrade):[ \t]*([^\r\n]*?)[ \t]*\r", re.IGNORECASE
 )
@@ -80,6 +80,8 @@ def read_response(raw: bytes, method: bytes, max_headers: int) -> ResponseHead:
     version, status, fields = found.groups()
     if len(fields) > 8192 and fields.count(b"\n") > max_headers:
         raise ResponseError(f"the answer has more than {max_headers} headers")
+    if version == b"1.1" and status == b"200" and method != b"HEAD" and (length := _plain_length(fields)) >= 0:
+        return ResponseHead(raw, 200, Framing.LENGTH, length, close=False, upgrade=b"")
     return _framed(raw, method, version, int(status), fields)
 
 
@@ -87,6 +89,22 @@ def with_close(head: ResponseHead) -> bytes:
     """The head with `Connection: close`, whatever it said before."""
     line, _, rest = head.raw.partition(b"\r\n")
     return b"%b\r\nConnection: close\r\n%b" % (line, _HOP.sub(b"", rest))
+
+
+def _plain_length(fields: bytes) -> int:
+    """Content-Length where nothing else matters, as in most answers; -1 where `_framed` has to look closer."""
+    lower = b"\n" + fields.lower()
+    at = lower.find(b"\ncontent-length:")
+    if (
+        at < 0
+        or lower.find(b"\ncontent-length:", at + 1) >= 0
+        or b"\ntransfer-encoding:" in lower
+        or b"\nupgrade:" in lower
+        or lower.count(b"\nconnection:") != lower.count(b"\nconnection: keep-alive\r")
+    ):
+        return -1
+    value = lower[at + 16 : lower.index(b"\r", at)].strip(b" \t")
+    return int(value) if _LENGTH.fullmatch(value) else -1
 
 
 def _framed(raw: bytes, method: bytes, version: bytes, status: int, fields: bytes) -> ResponseHead:

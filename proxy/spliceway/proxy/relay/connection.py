@@ -11,10 +11,10 @@ from spliceway.policy.verdict import Reason, Verdict
 from spliceway.proxy.http.body import ChunkError, ChunkReader
 from spliceway.proxy.http.decision import Judged
 from spliceway.proxy.http.head import CHUNKED, Head, HeadError, bad_line_end, fault
-from spliceway.proxy.relay.end import NOTHING, VIEW
+from spliceway.proxy.relay.end import NOTHING, READ_SIZE, VIEW
 from spliceway.proxy.relay.exchange import Exchange, refusal
 from spliceway.proxy.relay.serverside import ServerSide
-from spliceway.proxy.relay.states import MAX_HELD, MAX_SKIPPED, Answering, Asking
+from spliceway.proxy.relay.states import MAX_HELD, MAX_SKIPPED, RELAYED, Answering, Asking
 
 _PREFACE = b"PRI * HTTP/2.0\r\n"
 
@@ -26,7 +26,8 @@ class Connection(ServerSide):
 
     def _on_down(self) -> None:
         try:
-            count = self.down.read()
+            # Of what is not relayed at once no more is read than may be kept.
+            count = self.down.read(READ_SIZE if self.asking in RELAYED else MAX_HELD)
         except OSError:
             self._on_down_gone()
             return
@@ -175,9 +176,7 @@ class Connection(ServerSide):
             self.asking = Asking.ASKED
             if used < len(data):
                 self._hold(bytes(data[used:]))
-            if self.answering is Answering.NONE:
-                self._cycle()  # the answer came before the end of the body
-            elif self.down.eof:
+            if self.down.eof:
                 self._pass_on_eof()
 
     def _bad_body(self, why: str) -> None:
@@ -205,6 +204,8 @@ class Connection(ServerSide):
     def _on_down_eof(self) -> None:
         if self.asking in (Asking.LINGER, Asking.SKIP, Asking.CLOSED):
             self._end()
+        elif self.asking is Asking.REST:
+            self._shut_up()
         elif self.asking is Asking.HEAD and not self._exchange:
             self._end()  # between requests, or in the middle of a head
         elif self.asking is Asking.TUNNEL:
@@ -262,7 +263,9 @@ class Connection(ServerSide):
         relay.tally.denied += 1
         relay.tally.refused[judged.decision.reason] += 1
         skip = head.length if 0 <= head.length <= MAX_SKIPPED and not head.expect else -1
-        close = self._last or head.close or skip < 0 or relay.draining or bool(head.upgrade) or self._aged()
+        # What can't be understood ends the connection; what is only not allowed need not.
+        last = self._last or head.close or relay.draining or self._aged()
+        close = last or judged.status != 403 or skip < 0 or bool(head.upgrade)
         if judged.status == 403:
             body = config.denied.get(judged.decision.reason.label, config.denied_body)
         else:

@@ -31,6 +31,7 @@ class Counters:
         "errors",
         "heads_cached",
         "no_port",
+        "overloaded",
         "received",
         "refused",
         "rq",
@@ -65,6 +66,7 @@ class Counters:
     errors: int
     heads_cached: int
     no_port: int
+    overloaded: int
     received: int
     rq: int
     rq_active: int
@@ -110,6 +112,7 @@ class Counters:
             f"{_CLUSTER}upstream_cx_tx_bytes_total": self.up_sent,
             f"{_CLUSTER}upstream_rq_total": self.up_rq,
             "spliceway.no_port": self.no_port,
+            "spliceway.buffer_resets": self.overloaded,
             "spliceway.internal_errors": self.errors,
             "spliceway.heads_cached": self.heads_cached,
         }

@@ -20,6 +20,10 @@ NOTHING = -1
 _PIECES = 512
 
 
+def _nothing() -> None:
+    """Nobody listens any more."""
+
+
 class End:
     """A socket with what could not be sent yet. `full`: there is some, and more should wait.
 
@@ -87,10 +91,10 @@ class End:
         """Bytes that are unsent."""
         return sum(map(len, self._pending))
 
-    def read(self) -> int:
+    def read(self, most: int = READ_SIZE) -> int:
         """Read into VIEW: bytes, 0 at the end, NOTHING. Raises OSError when the connection is gone."""
         try:
-            count = self._recv(_BUFFER)
+            count = self._recv(_BUFFER, most)
         except (BlockingIOError, InterruptedError):
             return NOTHING
         self.received += count
@@ -191,6 +195,8 @@ class End:
             self._loop.remove_writer(self._fd)
         self._pending = []
         self._fd = -1
+        # No more calls; and the connection and its ends don't hold each other any longer.
+        self._on_read = self._on_drained = self._on_gone = _nothing
         if reset:
             sockets.reset(self.sock)
         else:

@@ -26,15 +26,19 @@ class Ends(NamedTuple):
 
 
 class Exchange:
-    """A request that passed, until its answer has ended. `started`: CLOCK_REALTIME in nanoseconds."""
+    """A request that passed, until its answer has ended.
 
-    __slots__ = ("head", "judged", "received", "sent", "started", "status", "up_received", "up_sent")
+    `started`: CLOCK_REALTIME in nanoseconds. `wanted`: the server has said that it wants the body (100).
+    """
+
+    __slots__ = ("head", "judged", "received", "sent", "started", "status", "up_received", "up_sent", "wanted")
 
     def __init__(self, head: Head, judged: Judged) -> None:
         self.head = head
         self.judged = judged
         self.started = time.time_ns()
         self.status = 0
+        self.wanted = False
         self.received = head.size
         self.sent = 0
         self.up_sent = 0

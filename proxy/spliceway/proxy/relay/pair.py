@@ -19,7 +19,7 @@ from spliceway.proxy.http.response import ChunkFollower
 from spliceway.proxy.relay import sockets
 from spliceway.proxy.relay.end import End
 from spliceway.proxy.relay.exchange import Ends, Exchange, shown
-from spliceway.proxy.relay.states import LINGER, LOOK, NEVER, Answering, Asking
+from spliceway.proxy.relay.states import LINGER, LOOK, MAX_HELD, NEVER, RELAYED, Answering, Asking
 
 if TYPE_CHECKING:
     from spliceway.proxy.relay.relay import Relay, Served
@@ -87,10 +87,26 @@ class Pair(ABC):
     def __repr__(self) -> str:
         return f"<Connection {self.ends.number} {self.asking.value}/{self.answering.value}>"
 
+    def _read_on(self) -> None:
+        """Read from the client, unless there is no room for what comes."""
+        if self.asking is Asking.ASKED:
+            room = len(self._held) <= MAX_HELD
+        elif self.asking in RELAYED:
+            room = self.up is None or not self.up.full
+        else:
+            room = self.asking is not Asking.CLOSED
+        if room:
+            self.down.resume()
+
     @property
     def idle(self) -> bool:
         """Whether nothing is under way."""
         return self._exchange is None
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that wait to be sent or understood."""
+        return len(self._held) + len(self._got) + self.down.pending + (self.up.pending if self.up else 0)
 
     def described(self) -> dict[str, Any]:
         """It, for people."""
@@ -112,8 +128,9 @@ class Pair(ABC):
             "unsentBytes": self.down.pending,
         }
 
-    def reset(self) -> None:
-        """End it with a RST."""
+    def reset(self, why: Reason | None = None, details: str = "reset") -> None:
+        """End it with a RST; `why` stands in the record of what was under way."""
+        self._over(why, details, ("local_reset",))
         self._reset()
 
     def finish(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 from math import ceil
+from operator import itemgetter
 from typing import Any
 
 import structlog
@@ -33,6 +34,8 @@ _ACCEPTED_AT_ONCE = 16
 _AHEAD, _AHEAD_SECONDS = 8, 0.002
 #: How long a removed listener's requests may still take, in seconds; then their connections are reset.
 _REMOVED_SECONDS = 5.0
+#: How often it is looked how much is buffered, in seconds.
+_WATCH_SECONDS = 0.5
 
 _THIS_NETWORK = IPv4Network("0.0.0.0/8")
 #: Until the first one is known; no listener is served before.
@@ -94,6 +97,9 @@ class Relay:
         self._share = 1.0
         self._number = ((worker << 12 | epoch & 0xFFF) << 32) + 1
         self._heads: dict[bytes, Head] | None = {} if head_cache else None
+        self._most_buffered = limits.buffered // len(self._loads)
+        self._watch: asyncio.TimerHandle | None = None
+        self._watch_memory()
 
     def __repr__(self) -> str:
         return f"<Relay {self._worker}: {len(self._served)} listeners, {len(self._connections)} connections>"
@@ -152,6 +158,8 @@ class Relay:
         for connection in list(self._connections):
             connection.reset()
         self.wheel.stop()
+        if self._watch is not None:
+            self._watch.cancel()
 
     def connection_list(self) -> list[dict[str, Any]]:
         """All connections, for people."""
@@ -189,6 +197,23 @@ class Relay:
             del self._clients[source]
         self.tally.cx_active -= 1
         self._loads[self._worker] = len(self._connections)
+
+    def _watch_memory(self) -> None:
+        """What waits in user space is bounded for each connection; this bounds the sum."""
+        self._watch = self.loop.call_later(_WATCH_SECONDS, self._watch_memory)
+        if not self._most_buffered:
+            return
+        held = [(size, one) for one in self._connections if (size := one.buffered)]
+        total = sum(size for size, _ in held)
+        if total <= self._most_buffered:
+            return
+        log.warning("too much is buffered: connections that have most are reset", bytes=total)
+        for size, one in sorted(held, key=itemgetter(0), reverse=True):
+            self.tally.overloaded += 1
+            one.reset(Reason.CONNECTION_LIMIT, f"{size} bytes buffered")
+            total -= size
+            if total <= self._most_buffered * 3 // 4:
+                return
 
     # Listeners.
 

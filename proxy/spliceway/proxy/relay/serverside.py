@@ -19,7 +19,7 @@ from spliceway.proxy.http.response import (
 from spliceway.proxy.relay import sockets
 from spliceway.proxy.relay.end import NOTHING, VIEW, End
 from spliceway.proxy.relay.pair import Pair
-from spliceway.proxy.relay.states import MAX_HELD, NEVER, Answering, Asking
+from spliceway.proxy.relay.states import NEVER, Answering, Asking
 
 
 class ServerSide(Pair):
@@ -101,9 +101,8 @@ class ServerSide(Pair):
             self._cycle()
 
     def _on_up_drained(self) -> None:
-        if not self.down.eof and len(self._held) <= MAX_HELD and self.asking is not Asking.CLOSED:
-            self._since = self.relay.loop.time()
-            self.down.resume()
+        self._since = self.relay.loop.time()
+        self._read_on()
 
     def _on_up(self) -> None:
         up = self.up
@@ -165,6 +164,7 @@ class ServerSide(Pair):
                 return
             if head.status >= 200 or head.status == 101:
                 break
+            exchange.wanted = exchange.wanted or head.status == 100
             if exchange.head.request.version != "1.0":  # RFC 9110, 15.2
                 self._to_client(head.raw)
             data = data[end:]
@@ -179,7 +179,12 @@ class ServerSide(Pair):
         exchange = self._exchange
         assert exchange is not None
         exchange.status = head.status
-        if self.relay.draining or self._aged():
+        if self.asking in (Asking.BODY, Asking.CHUNKS):
+            # What of the body is still to come the server may take for a request: this connection has no next one.
+            self._last = True
+            if exchange.head.expect and not exchange.wanted:
+                self.asking = Asking.REST
+        elif self.relay.draining or self._aged():
             self._last = True
         raw = with_close(head) if self._last and not head.close else head.raw
         self._last = self._last or head.close
@@ -240,8 +245,8 @@ class ServerSide(Pair):
             self._to_server(held)
         if self.down.eof:
             self._shut_up()
-        elif not (self.up and self.up.full):
-            self.down.resume()
+        else:
+            self._read_on()
         self.relay.wheel.watch(self)
 
     def _to_client(self, data: bytes | memoryview) -> None:
@@ -280,9 +285,7 @@ class ServerSide(Pair):
             return
         if self._held:
             self._next()
-        open_still = self.asking not in (Asking.LINGER, Asking.CLOSED)
-        if open_still and len(self._held) <= MAX_HELD and not (self.up and self.up.full):
-            self.down.resume()
+        self._read_on()
 
     def _idle(self) -> None:
         self._since = self.relay.loop.time()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 
 #: Bytes of pipelined requests that wait for their turn; then the client must wait, too.
-MAX_HELD = 65536
+MAX_HELD = 16384
 #: The longest body of a denied request that is read and thrown away to keep the connection.
 MAX_SKIPPED = 65536
 #: How long a client may still send, after our FIN, what is thrown away: seconds.
@@ -18,7 +18,8 @@ NEVER = float("inf")
 class Asking(Enum):
     """Where the client's bytes are.
 
-    HEAD → BODY | CHUNKS → ASKED → HEAD …; SKIP is the body of a denied request, LINGER what comes after our FIN.
+    HEAD → BODY | CHUNKS → ASKED → HEAD …; SKIP is the body of a denied request, REST what the server did not want to
+    have of a body, LINGER what comes after our FIN.
     """
 
     HEAD = "head"
@@ -26,6 +27,7 @@ class Asking(Enum):
     CHUNKS = "chunks"
     ASKED = "asked"
     SKIP = "skip"
+    REST = "rest"
     TUNNEL = "tunnel"
     LINGER = "linger"
     CLOSED = "closed"
@@ -40,3 +42,7 @@ class Answering(Enum):
     CHUNKS = "chunks"
     TO_END = "to the end"
     TUNNEL = "tunnel"
+
+
+#: What goes on to the server as it comes.
+RELAYED = frozenset((Asking.BODY, Asking.CHUNKS, Asking.TUNNEL))
