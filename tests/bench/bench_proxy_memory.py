@@ -188,7 +188,7 @@ def upload(sock: socket.socket, mib: int) -> int:
 
 async def bodies(bed: Bed, mib: int, rate: float) -> dict[str, dict[str, float]]:
     """See the module: `down` and `up`."""
-    listener = netns.call(bed.net.server, lambda: socket.create_server((SERVER[4], ORIGIN)))
+    listener = await _listening(bed)
     server = SlowServer(listener, mib, rate)
     found: dict[str, dict[str, float]] = {}
     with listener:
@@ -213,6 +213,15 @@ async def bodies(bed: Bed, mib: int, rate: float) -> dict[str, dict[str, float]]
             }
         listener.shutdown(socket.SHUT_RDWR)
     return found
+
+
+async def _listening(bed: Bed) -> socket.socket:
+    """In nginx's place, once its worker is gone with all its connections."""
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(OSError):
+                return netns.call(bed.net.server, lambda: socket.create_server((SERVER[4], ORIGIN)))
+            await asyncio.sleep(0.1)
 
 
 async def measure(connections: int, mib: int, rate: float) -> dict[str, Any]:
@@ -249,7 +258,7 @@ def main() -> int:
             parser.error(f"ulimit -n must be {files} for so many connections")
     try:
         found = asyncio.run(measure(given.connections, given.mib, given.rate))
-    except (BenchError, OSError) as error:
+    except (BenchError, OSError, TimeoutError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     if given.output == "json":

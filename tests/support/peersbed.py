@@ -52,7 +52,7 @@ user root;
 worker_processes 1;
 pid {directory}/nginx.pid;
 error_log stderr warn;
-events {{ worker_connections 32768; }}
+events {{ worker_connections 16384; }}
 http {{
   access_log off;
   sendfile on;
