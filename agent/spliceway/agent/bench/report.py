@@ -15,6 +15,7 @@ from spliceway.agent.bench.counters import Counters
 from spliceway.agent.bench.figures import Spread, Spreads
 from spliceway.agent.bench.latency import LatencyResult
 from spliceway.agent.bench.measure import Sample
+from spliceway.agent.bench.paths import BARE
 
 _TITLES = {"rps": "req/s", "p50_us": "p50 µs", "p99_us": "p99 µs", "gb_per_s": "GB/s", "cpu_us": "proxy CPU µs/req"}
 _COUNTED = ("redirected MB", "by TCP MB", "redirected", "legs spliced", "on TCP", "agent CPU s", "proxy CPU s")
@@ -50,9 +51,15 @@ def print_tables(machine: dict[str, Any], rounds: int, samples: Sequence[Sample]
     )
     found = figures.spreads(samples)
     print_spreads(out, f"Median of {rounds} round{'' if rounds == 1 else 's'} (least – most)", found)
-    if ratios := figures.ratios(samples):
-        print_spreads(out, "Ratios in the same round: median (least – most)", ratios)
+    ratios = figures.ratios(samples)
+    for to_direct in (False, True):  # eight columns of ratios have no room beside each other
+        if part := {name: each for name, each in ratios.items() if _to_direct(name) == to_direct}:
+            print_spreads(out, "Ratios in the same round: median (least – most)", part)
     _print_counters(out, figures.counted(samples))
+
+
+def _to_direct(ratio: str) -> bool:
+    return ratio.rpartition("/")[2] in ("direct", BARE)
 
 
 def print_spreads(out: Console, title: str, found: Spreads) -> None:
