@@ -6,6 +6,7 @@ and values of Secrets, which nothing shows.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Iterator, Sequence
 
@@ -15,11 +16,10 @@ from spliceway.policy.http import HttpRequest, decide
 from spliceway.policy.httpmatch import apply
 from spliceway.policy.table import HeaderMatch, HttpRule, RuleSet
 from spliceway.policy.verdict import Reason, Verdict
-from spliceway.xds.accesslog.flow import HttpFlow
 from support import endcases, headercases
-from support.embeddednode import EmbeddedThread
+from support.embeddednode import Asked, EmbeddedThread, Got, as_known
+from support.envoycases import raw_of
 from support.generated_http import generated_request, generated_rule_sets
-from support.steered import read_reply
 
 pytestmark = pytest.mark.kernel
 
@@ -47,17 +47,14 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedThread]:
         made.close()
 
 
-def ask(proxy: EmbeddedThread, key: int, request: HttpRequest) -> HttpFlow:
-    """Send a request; the flow, after a look at the status and at what arrived."""
-    proxy.node.flows.clear()
-    proxy.node.upstream.heads.clear()
-    head = b"%b %b HTTP/1.1\r\n" % (request.method, request.path)
-    with proxy.node.connect(key) as connection:
-        connection.sendall(head + b"".join(b"%b: %b\r\n" % pair for pair in request.headers) + b"\r\n")
-        status = read_reply(connection).status
-        flow = proxy.flow_of(connection.getsockname()[1])
-    assert (status == 200) == (flow.verdict is Verdict.ALLOW) == (len(proxy.node.upstream.heads) == 1), (status, flow)
-    return flow
+def ask(proxy: EmbeddedThread, key: int, request: HttpRequest) -> Got:
+    """Send a request; what came of it, after a look at whether all agree that it passed."""
+    return check(proxy.ask(Asked(key, raw_of(request))))
+
+
+def check(got: Got) -> Got:
+    assert (got.reply.status == 200) == (got.flow.verdict is Verdict.ALLOW) == (len(got.heads) == 1), got
+    return got
 
 
 def request_of(path: str, method: str = "GET", host: str = "api", headers: Sequence[str] = ()) -> HttpRequest:
@@ -68,7 +65,7 @@ def request_of(path: str, method: str = "GET", host: str = "api", headers: Seque
 @pytest.mark.parametrize("case", [*headercases.CASES, *headercases.H1_ONLY], ids=headercases.name_of)
 def test_conditions(proxy: EmbeddedThread, case: tuple[int, str, str, list[str], int]) -> None:
     key, path, host, headers, rule = case
-    flow = ask(proxy, key, request_of(path, host=host, headers=headers))
+    flow = ask(proxy, key, request_of(path, host=host, headers=headers)).flow
     assert (flow.rule, flow.verdict) == (rule, Verdict.ALLOW if rule else Verdict.DENY)
     assert headercases.SECRET not in repr(flow)
 
@@ -76,7 +73,7 @@ def test_conditions(proxy: EmbeddedThread, case: tuple[int, str, str, list[str],
 @pytest.mark.parametrize("case", endcases.VERDICTS, ids=lambda case: f"{case[0]} {case[1]} {case[2]}")
 def test_verdicts(proxy: EmbeddedThread, case: tuple[int, str, str, Verdict, Reason, int, int]) -> None:
     key, method, path, *expected = case
-    flow = ask(proxy, _ENDS + key, request_of(path, method))
+    flow = ask(proxy, _ENDS + key, request_of(path, method)).flow
     assert [flow.verdict, flow.reason, flow.rule, flow.client_rule] == expected
 
 
@@ -87,11 +84,11 @@ def test_changes(
     proxy: EmbeddedThread, case: tuple[int, str, str, list[str], int, list[str] | None, tuple[str, ...]]
 ) -> None:
     key, method, path, headers, rule, expected, mismatches = case
-    flow = ask(proxy, _ENDS + key, request_of(path, method, headers=headers))
+    got = ask(proxy, _ENDS + key, request_of(path, method, headers=headers))
     # Envoy notes what the client's end has changed where the server's end then refuses; nothing of it was sent.
-    assert (flow.rule, flow.mismatches) == (rule, mismatches if rule else ())
+    assert (got.flow.rule, got.flow.mismatches) == (rule, mismatches if rule else ())
     if expected is not None:
-        lines = proxy.node.upstream.heads[0].decode("latin-1").split("\r\n")
+        lines = got.heads[0].decode("latin-1").split("\r\n")
         assert [line.partition(": ")[2] for line in lines if line.lower().startswith("x-a:")] == expected
 
 
@@ -99,22 +96,20 @@ def test_the_decision_and_the_proxy_agree(proxy: EmbeddedThread) -> None:
     draw = random.Random(20)
     sets = generated_rule_sets(_SETS, draw, first=200)
     proxy.run(proxy.node.apply(*SETS, *EXTRA, *sets))
+    asked = [(rule_set, generated_request(draw)) for rule_set in sets for _ in range(_REQUESTS)]
+    answers = proxy.ask_all(Asked(rule_set.id, raw_of(request)) for rule_set, request in asked)
     seen = set()
-    for rule_set in sets:
-        for _ in range(_REQUESTS):
-            request = generated_request(draw)
-            expected = decide(request, rule_set)
-            flow = ask(proxy, rule_set.id, request)
-            what = f"{rule_set}\n{request}\n{expected}\n{flow}"
-            assert (flow.verdict, flow.reason, flow.rule) == (expected.verdict, expected.reason, expected.rule), what
-            assert flow.nearest_miss == expected.nearest_miss, what
-            assert flow.mismatches == tuple(sorted({change.name for change in expected.changes})), what
-            if expected.verdict is Verdict.ALLOW:
-                lines = [line.partition(b": ") for line in proxy.node.upstream.heads[0].split(b"\r\n")[1:]]
-                assert tuple((name, value) for name, _, value in lines) == apply(request, expected.changes).headers, (
-                    what
-                )
-            seen.add((flow.verdict, flow.reason, bool(flow.rule), bool(flow.mismatches), rule_set.also is None))
+    for (rule_set, request), got in zip(asked, answers, strict=True):
+        expected = decide(request, as_known(rule_set))
+        flow = check(got).flow
+        what = f"{rule_set}\n{request}\n{expected}\n{flow}"
+        assert (flow.verdict, flow.reason, flow.rule) == (expected.verdict, expected.reason, expected.rule), what
+        assert flow.nearest_miss == expected.nearest_miss, what
+        assert flow.mismatches == tuple(sorted({change.name for change in expected.changes})), what
+        if expected.verdict is Verdict.ALLOW:
+            lines = [b"%b: %b" % pair for pair in apply(request, expected.changes).headers]
+            assert got.heads[0].split(b"\r\n")[1:] == lines, what
+        seen.add((flow.verdict, flow.reason, bool(flow.rule), bool(flow.mismatches), rule_set.also is None))
     # Otherwise the test would be about nothing.
     assert len(seen) >= 12, seen
 
@@ -122,26 +117,35 @@ def test_the_decision_and_the_proxy_agree(proxy: EmbeddedThread) -> None:
 def test_two_lines_stay_two_values(proxy: EmbeddedThread) -> None:
     """Envoy joins them; here the server would read what was not matched."""
     once = ["Authorization: a"]
-    assert ask(proxy, TWICE, request_of("/", headers=once)).rule == 901
-    assert ask(proxy, TWICE, request_of("/", headers=once * 2)).verdict is Verdict.DENY
+    assert ask(proxy, TWICE, request_of("/", headers=once)).flow.rule == 901
+    assert ask(proxy, TWICE, request_of("/", headers=once * 2)).flow.verdict is Verdict.DENY
 
 
 def test_headers_about_the_connection_can_be_asked_for(proxy: EmbeddedThread) -> None:
     """Envoy takes them away before the rules; here the server gets them, so the rules see them."""
-    assert ask(proxy, HOP, request_of("/", headers=["Keep-Alive: timeout=5"])).rule == 911
-    assert ask(proxy, HOP, request_of("/")).verdict is Verdict.DENY
+    assert ask(proxy, HOP, request_of("/", headers=["Keep-Alive: timeout=5"])).flow.rule == 911
+    assert ask(proxy, HOP, request_of("/")).flow.verdict is Verdict.DENY
 
 
-def test_nothing_shows_values_of_secrets(proxy: EmbeddedThread) -> None:
-    """Log, state file and metrics; and Envoy's dump is the only one that has them, of mode 0600."""
+def test_what_shows_no_values_of_secrets(proxy: EmbeddedThread) -> None:
+    """Log, state file, metrics, connections and flows. The dump of what is in force has them; its socket is root's."""
     proxy.run(proxy.node.apply(*SETS, *EXTRA))
-    ask(proxy, headercases.EXACT, request_of("/", headers=[headercases.TOKEN]))
-    secret = headercases.SECRET.encode()
-    for target in ("/stats?format=json", "/stats/prometheus", "/connections", "/config_dump?include_eds"):
+    got = ask(proxy, headercases.EXACT, request_of("/", headers=[headercases.TOKEN]))
+    assert headercases.SECRET not in repr(got.flow)
+    miss = ask(proxy, headercases.EXACT, request_of("/", headers=["X-Token: other"]))
+    assert miss.flow.verdict is Verdict.DENY
+    assert headercases.SECRET not in repr(miss)
+    for target in ("/server_info", "/stats?format=json", "/stats/prometheus", "/connections"):
         assert headercases.SECRET not in proxy.run(proxy.node.admin(target)), target
-    directory = proxy.node.directory
-    files = [file for file in directory.rglob("*") if file.is_file()]
-    assert {"embedded.log", "proxy-state"} <= {file.name for file in files}
-    for file in files:
-        assert secret not in file.read_bytes(), file
-    assert (proxy.node.proxy_settings.state_file.stat().st_mode & 0o777) == 0o600
+    assert proxy.node.bootstrap.admin_socket.stat().st_mode & 0o777 == 0o600
+    state = proxy.node.proxy_settings.state_file
+    for _ in range(200):
+        if state.exists():
+            break
+        proxy.run(asyncio.sleep(0.05))
+    assert state.stat().st_mode & 0o777 == 0o600
+    # Otherwise the test would be about nothing.
+    assert b"rule-set-%d" % headercases.PRESENT in state.read_bytes()
+    for file in proxy.node.directory.rglob("*"):
+        if file.is_file():
+            assert headercases.SECRET.encode() not in file.read_bytes(), file

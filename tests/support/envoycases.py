@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from spliceway.policy.http import HttpRequest
 from spliceway.xds.accesslog.flow import HttpFlow
 from support.cases import Case, CaseFile
 from support.envoy import EnvoyThread
@@ -46,15 +47,19 @@ def send(envoy: EnvoyThread, rule_set: int, case: Case) -> tuple[Reply, HttpFlow
     """Send the case's request over HTTP/1 on a connection of its own: the answer, and the access log's entry."""
     assert case.request is not None
     request = case.request
-    head = b"%b %b HTTP/%b\r\n" % (request.method, request.path, request.version.encode())
-    head += b"".join(b"%b: %b\r\n" % pair for pair in request.headers) + b"\r\n"
-    body = b"0\r\n\r\n" if request.values(b"transfer-encoding") else b""
     envoy.node.flows.clear()
     with envoy.node.connect(rule_set, case.source.version) as connection:
         port = connection.getsockname()[1]
-        connection.sendall(head + body)
+        connection.sendall(raw_of(request))
         reply = read_reply(connection, request.method == b"HEAD")
     return reply, envoy.flow_of(port)
+
+
+def raw_of(request: HttpRequest) -> bytes:
+    """A request as it is sent; with an empty body in chunks if it has Transfer-Encoding."""
+    head = b"%b %b HTTP/%b\r\n" % (request.method, request.path, request.version.encode())
+    head += b"".join(b"%b: %b\r\n" % pair for pair in request.headers) + b"\r\n"
+    return head + b"0\r\n\r\n" if request.values(b"transfer-encoding") else head
 
 
 def difference(case: Case) -> str | None:
