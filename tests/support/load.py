@@ -141,6 +141,7 @@ class _Client:
         self._random = random.Random(seed)
         self._number = seed << 32
         self._buffer = bytearray()
+        self._closing = False
 
     async def run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
@@ -178,7 +179,7 @@ class _Client:
             except OSError as error:
                 outcome, what = "reset", str(error)
             self._note(outcome, f"request {self._number} on {sock.getsockname()[:2]}: {what}")
-            if outcome != "ok" or stop.is_set():
+            if outcome != "ok" or stop.is_set() or self._closing:
                 return
             await asyncio.sleep(self.options.pause)
 
@@ -215,6 +216,7 @@ class _Client:
                 raise _Wrong(f"no status line: {bytes(self._buffer[:80])!r}")
         lines = self._buffer[:end].decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+        self._closing = headers.get("connection", "").lower() == "close"
         length = int(headers["content-length"])
         while len(self._buffer) < end + 4 + length:
             await self._more(sock)
