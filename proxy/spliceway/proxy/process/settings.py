@@ -13,6 +13,7 @@ from spliceway.proxy.errors import ProxyError
 from spliceway.proxy.model import ProxySettings
 
 LEVELS = ("debug", "info", "warning", "error")
+_MOST_WORKERS = 1024
 
 
 def load_settings(file: Path) -> ProxySettings:
@@ -33,6 +34,8 @@ def load_settings(file: Path) -> ProxySettings:
     for name in ("xds_socket", "admin_socket", "handover_socket", "state_file"):
         if not getattr(settings, name).is_absolute():
             raise ProxyError(f"{file}: {_camel(name)}: {getattr(settings, name)} is not an absolute path")
+    if not 0 <= settings.workers <= _MOST_WORKERS:
+        raise ProxyError(f"{file}: workers: {settings.workers} is not between 0 and {_MOST_WORKERS}")
     if settings.log_level not in LEVELS:
         raise ProxyError(f"{file}: logLevel: {settings.log_level!r} is none of {', '.join(LEVELS)}")
     return settings
