@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -75,7 +76,7 @@ def test_descriptors_arrive_in_order_with_their_message(count: int, uv: bool) ->
         assert await pair.heard.get() == (Text("first"), [])
         message, received = await pair.heard.get()
         assert message == Text("these")
-        assert [os.readlink(f"/proc/self/fd/{file}") for file in received] == [
+        assert [str(Path(f"/proc/self/fd/{file}").readlink()) for file in received] == [
             f"/memfd:file-{number} (deleted)" for number in range(count)
         ]
         message, more = await pair.heard.get()
@@ -146,4 +147,4 @@ def test_descriptors_on_their_way_are_closed_with_the_channel() -> None:
 
 
 def _open() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
