@@ -64,7 +64,7 @@ def by_envoy(arrived: Arrived) -> tuple[bytes, dict[bytes, list[bytes]], bytes |
         values[b"transfer-encoding"] = [value.lower() for value in values[b"transfer-encoding"]]
     if values.get(b"te", [b"trailers"]) != [b"trailers"]:
         del values[b"te"]
-    values |= {name: [b",".join(held)] for name, held in values.items() if name in _JOINED}
+    values |= {name: [b",".join(filter(None, held))] for name, held in values.items() if name in _JOINED}
     if (
         not line.startswith(_NO_BODY)
         and not values.keys() & {b"content-length", b"transfer-encoding"}
