@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -14,7 +15,15 @@ import pytest
 from spliceway.agent.embedded import EmbeddedSupervisor
 from spliceway.agent.envoy import EnvoySettings, EnvoySupervisor
 from spliceway.agent.proxyprocess import is_running, load_identity, start_time
-from spliceway.agent.proxysupervisor import KINDS, PROXY_STATE, ProxySupervisor, end_kind, identity_file, running_pids
+from spliceway.agent.proxysupervisor import (
+    KINDS,
+    PROXY_STATE,
+    ROLES,
+    ProxySupervisor,
+    end_kind,
+    identity_file,
+    running_pids,
+)
 from spliceway.proxy.model import Limits, ProxySettings
 from spliceway.xds.resources.settings import BootstrapSettings
 
@@ -42,7 +51,7 @@ def run(directory: Path, work: Callable[[], Awaitable[None]]) -> None:
     try:
         asyncio.run(asyncio.wait_for(work(), 60))  # type: ignore[arg-type]
     finally:
-        for file in (identity_file(state, kind, successor=which) for kind in KINDS for which in (True, False)):
+        for file in (identity_file(state, kind, role) for kind in KINDS for role in ROLES):
             if (identity := load_identity(file)) is not None and is_running(identity):
                 os.kill(identity.pid, signal.SIGKILL)
 
@@ -123,10 +132,33 @@ def test_one_with_other_settings_is_replaced_while_it_serves(tmp_path: Path) -> 
         status = second.status()
         assert (status.running, status.restarts, status.problems) == (True, 0, ())
         assert ended == []  # nothing went away: its sockets went on to the new one
-        assert running_pids(tmp_path / "state") == {status.pid: "embedded"}
+        await until(lambda: running_pids(tmp_path / "state") == {status.pid: "embedded"})
+        await until(lambda: not identity_file(tmp_path / "state", "embedded", "-last").exists())
         await second.wait_ready(5)
         await second.stop()
         await task
+
+    run(tmp_path, work)
+
+
+def test_one_that_drains_ends_with_the_rest(tmp_path: Path) -> None:
+    async def work() -> None:
+        first = supervisor(tmp_path)
+        await first.start()
+        task = asyncio.create_task(first.run())
+        await first.wait_ready(20)
+        await gone(task)
+        old = first.status().pid
+        os.kill(old, signal.SIGSTOP)  # it drains for long
+        try:
+            # As if it had handed over: what comes of that is another test's.
+            identity_file(tmp_path / "state", "embedded").rename(identity_file(tmp_path / "state", "embedded", "-last"))
+            assert running_pids(tmp_path / "state") == {old: "embedded"}
+            await end_kind(tmp_path / "state", "embedded", 0.2)
+            assert start_time(old) is None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(old, signal.SIGCONT)
 
     run(tmp_path, work)
 
@@ -166,7 +198,7 @@ def test_an_agent_that_ended_in_the_middle_of_a_handover_left_two(tmp_path: Path
         second = supervisor(tmp_path, limits=Limits(drain=1.0))
         await second.start()
         task = asyncio.create_task(second.run())
-        await until(identity_file(tmp_path / "state", "embedded", successor=True).exists)
+        await until(identity_file(tmp_path / "state", "embedded", "-next").exists)
         await gone(task)
         third = supervisor(tmp_path, limits=Limits(drain=1.0))
         await third.start()

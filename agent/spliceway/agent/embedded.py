@@ -20,7 +20,15 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from spliceway.agent.proxyprocess import ProcessHandle, ProxyIdentity, ProxyProcessError, end, running, save_identity
+from spliceway.agent.proxyprocess import (
+    ProcessHandle,
+    ProxyIdentity,
+    ProxyProcessError,
+    end,
+    load_identity,
+    running,
+    save_identity,
+)
 from spliceway.agent.proxysupervisor import ProcessSettings, ProxySupervisor, identity_file
 from spliceway.agent.state import write_atomic
 from spliceway.proxy.model import ProxySettings
@@ -86,11 +94,11 @@ class EmbeddedSupervisor(ProxySupervisor):
             state_dir=state_dir, cgroup=cgroup, admin_socket=settings.admin_socket, stop_timeout=stop_timeout
         )
         super().__init__(EmbeddedProgram(settings, state_dir), how, on_exit)
-        self._next_file = identity_file(state_dir, "embedded", successor=True)
+        self._next_file, self._last_file = (identity_file(state_dir, "embedded", role) for role in ("-next", "-last"))
         self._next: ProcessHandle | None = None
         self._next_identity: ProxyIdentity | None = None
         self._failed = ""
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._draining: dict[ProcessHandle, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         """As of every proxy; before that, what runs with other settings or other code is replaced."""
@@ -99,15 +107,19 @@ class EmbeddedSupervisor(ProxySupervisor):
         try:
             await super().run()
         finally:
-            for task in self._leaving:
+            for task in self._draining.values():
                 task.cancel()
 
     async def stop(self) -> None:
-        """End the proxy for good, and one that was about to take over."""
+        """End the proxy for good, one that was about to take over, and one that drains."""
         self._stopping = True
-        if self._next is not None:
-            successor, self._next = self._next, None
-            await end(successor, self.settings.stop_timeout)
+        beside = [*([self._next] if self._next else []), *self._draining]
+        for task in self._draining.values():
+            task.cancel()
+        self._next = None
+        self._draining.clear()
+        for handle in beside:
+            await end(handle, self.settings.stop_timeout)
         await super().stop()
 
     def _adopt(self) -> bool:
@@ -142,8 +154,10 @@ class EmbeddedSupervisor(ProxySupervisor):
             self._next_file.unlink(missing_ok=True)
             _log.error("the new proxy did not take over; the old one stays", why=self._failed)
             return False
+        if self._identity is not None:
+            save_identity(self._last_file, self._identity)
         self._take(new, self._next_identity)
-        self._leave(old)
+        self._draining[old] = asyncio.create_task(self._drained(old))
         return True
 
     def _successor(self) -> ProcessHandle:
@@ -182,17 +196,14 @@ class EmbeddedSupervisor(ProxySupervisor):
         self._become(handle, identity)
         self._next_file.unlink(missing_ok=True)
 
-    def _leave(self, old: ProcessHandle) -> None:
+    async def _drained(self, old: ProcessHandle) -> None:
         """Watch one that only drains."""
-
-        async def watch() -> None:
-            await old.wait()
-            _log.info("the proxy before has ended", pid=old.pid, how=old.reap())
-            old.close()
-
-        task = asyncio.create_task(watch())
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        await old.wait()
+        del self._draining[old]
+        _log.info("the proxy before has ended", pid=old.pid, how=old.reap())
+        old.close()
+        if (last := load_identity(self._last_file)) is not None and last.pid == old.pid:
+            self._last_file.unlink()
 
     def _differs(self) -> bool:
         return self._identity is not None and self._identity.config != self.program.digest()

@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 import structlog
@@ -276,6 +276,9 @@ class ProxySupervisor:
 
 
 KINDS = ("embedded", "envoy")
+Role = Literal["", "-next", "-last"]
+#: In the order in which they are ended: a successor first, it would take over what is left.
+ROLES: tuple[Role, ...] = ("-next", "", "-last")
 #: Name of the file in which an embedded proxy keeps its last good configuration.
 PROXY_STATE = "proxy-state.bin"
 #: Files in the state directory that a proxy has for itself, and that must not outlive its part on the node: rules that
@@ -283,17 +286,17 @@ PROXY_STATE = "proxy-state.bin"
 _MEMORY = {"embedded": (PROXY_STATE,), "envoy": ()}
 
 
-def identity_file(state_dir: Path, kind: str, *, successor: bool = False) -> Path:
-    """Where the identity of the proxy of that kind stands; `successor`: of one that is taking over from it."""
-    return state_dir / f"{kind}{'-next' if successor else ''}.json"
+def identity_file(state_dir: Path, kind: str, role: Role = "") -> Path:
+    """Where the identity of the proxy of that kind stands, or of one that takes over from it, or that it took over."""
+    return state_dir / f"{kind}{role}.json"
 
 
 def running_pids(state_dir: Path) -> dict[int, str]:
     """Process id → kind of every proxy that an agent with this state directory has left."""
     found = {}
     for kind in KINDS:
-        for successor in (False, True):
-            if process := running(identity_file(state_dir, kind, successor=successor)):
+        for role in ROLES:
+            if process := running(identity_file(state_dir, kind, role)):
                 process[1].close()
                 found[process[0].pid] = kind
     return found
@@ -301,9 +304,8 @@ def running_pids(state_dir: Path) -> dict[int, str]:
 
 async def end_kind(state_dir: Path, kind: str, grace: float) -> None:
     """End what runs of that kind: SIGTERM, and SIGKILL after `grace` seconds. Its connections are reset."""
-    # The successor first: it would take over what is left.
-    for successor in (True, False):
-        if process := running(identity_file(state_dir, kind, successor=successor)):
+    for role in ROLES:
+        if process := running(identity_file(state_dir, kind, role)):
             how = await end(process[1], grace)
             _log.info("ended a proxy", kind=kind, pid=process[0].pid, how=how)
     forget(state_dir, kind)
@@ -311,7 +313,7 @@ async def end_kind(state_dir: Path, kind: str, grace: float) -> None:
 
 def forget(state_dir: Path, kind: str) -> None:
     """Remove the files of a proxy that has ended for good."""
-    for successor in (True, False):
-        identity_file(state_dir, kind, successor=successor).unlink(missing_ok=True)
+    for role in ROLES:
+        identity_file(state_dir, kind, role).unlink(missing_ok=True)
     for name in _MEMORY[kind]:
         (state_dir / name).unlink(missing_ok=True)
