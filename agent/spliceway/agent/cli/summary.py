@@ -205,7 +205,9 @@ def flow_line(flow: Json) -> str:
     ends = f"{_end(flow['source'])} {arrow} {_end(flow['destination'])}"
     parts = [flow["time"], flow["hook"], ends, flow["protocol"], flow["verdict"], flow["reason"]]
     if http := flow["http"]:
-        parts.append(f"{http['method']} {http['path']} {http['status']} {http['duration']} ms")
+        # A connection that was refused before it had a request has no method and got no answer.
+        asked = (http["method"], http["path"], str(http["status"] or ""), f"{http['duration']} ms")
+        parts.append(" ".join(filter(None, asked)))
     parts += [f"({flow['direction']})"] if flow.get("direction") else []
     parts += [f"[{text}]" for text in (flow["rule"], flow["nearestMiss"]) if text]
     parts += [f"[mismatch of {', '.join(headers)}]"] if (headers := flow.get("mismatches")) else []
