@@ -81,13 +81,23 @@ def test_worker_killed_under_load(tmp_path: Path) -> None:
         running = await node.start()
         await node.apply(rules(1))
         connections = await _connected(node, 24)
-        by_worker = await _by_worker(node)
-        assert sorted(by_worker) == [0, 1]
-        victim, other = running.children()
-        os.kill(victim, signal.SIGKILL)
+        idle = await _by_worker(node)
+        answering = [await asyncio.to_thread(node.connect) for _ in range(12)]
+        for connection in answering:
+            connection.sendall(b"GET /a/slow HTTP/1.1\r\nHost: api\r\n\r\n")
+        for connection in answering:
+            await asyncio.to_thread(connection.recv, 1)
+        busy = await _by_worker(node)
+        taken = {number: busy[number] - idle.get(number, 0) for number in busy}
+        number = max(taken, key=lambda one: taken[one])
+        pids = (await node.info())["workers"]
+        os.kill(pids[number], signal.SIGKILL)
         await node.until(lambda: _equals(node.stat("spliceway.worker_restarts_total"), 1), lambda: running.log)
         lived = [await asyncio.to_thread(_lives, connection) for connection in connections]
-        assert lived.count(True) in by_worker.values()
+        assert lived.count(False) == idle.get(number, 0)
+        whole = [await asyncio.to_thread(_is_whole, connection) for connection in answering]
+        assert whole.count(False) == taken[number] > 0
+        other = pids[1 - number]
         await node.apply(rules(1, "/new"))
         await node.until(lambda: len(running.children()) == 2, lambda: running.log)
         assert other in running.children()
@@ -303,12 +313,25 @@ async def _both_accept(node: ProxyNode) -> bool:
 
 
 def _lives(connection: socket.socket) -> bool:
-    """Whether it still answers; it is closed."""
+    """Whether it still answers; otherwise it must have been reset. It is closed."""
     with connection:
         try:
-            return ask(connection).status == 200
-        except OSError:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: api\r\n\r\n")
+            return connection.recv(65536).startswith(b"HTTP/1.1 200")
+        except (ConnectionResetError, BrokenPipeError):
             return False
+
+
+def _is_whole(connection: socket.socket) -> bool:
+    """Whether the answer comes to its end; otherwise it must be a reset that cuts it. It is closed."""
+    found = b""
+    with connection, contextlib.suppress(ConnectionResetError):
+        while not found.endswith(b"Host: api"):
+            data = connection.recv(65536)
+            assert data, "a cut answer looks complete"
+            found += data
+        return True
+    return False
 
 
 def _until_end(connection: socket.socket) -> bytes:

@@ -52,12 +52,13 @@ class PoolError(SplicewayError):
 
 
 class _Slot:
-    """A place for one worker. `waiting`: revision -> what waits for its answer, which is a reason or empty."""
+    """A place for one worker. `ready`: it has applied something; `last`: how the one before ended. `waiting`: revision -> what waits for its answer, which is a reason or empty."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.process: WorkerProcess | None = None
-        self.ready = False
+        self.ready = asyncio.Event()
+        self.last = ""
         self.drained = asyncio.Event()
         self.waiting: dict[int, asyncio.Future[str]] = {}
         self.asked: dict[int, asyncio.Future[list[dict[str, Any]]]] = {}
@@ -126,6 +127,21 @@ class Pool:
         self._tasks = [asyncio.create_task(self._keep(slot)) for slot in self._slots]
         await asyncio.sleep(0)  # now there are processes, and the first change waits for them
 
+    async def until_ready(self) -> None:
+        """Wait until every worker has what is in force.
+
+        Raises:
+            PoolError: one is not there in time; the message says how the last one ended.
+        """
+        try:
+            async with asyncio.timeout(_FIRST_ANSWER):
+                for slot in self._slots:
+                    await slot.ready.wait()
+        except TimeoutError:
+            missing = next(slot for slot in self._slots if not slot.ready.is_set())
+            how = missing.last or "it does not answer"
+            raise PoolError(f"worker {missing.number} is not there after {_FIRST_ANSWER:g} seconds: {how}") from None
+
     async def apply(self, change: Change, descriptors: Sequence[int]) -> None:
         """Send a change to all workers and wait until it is in force in each, or that worker has gone.
 
@@ -149,7 +165,7 @@ class Pool:
         """All connections of all workers; those of a worker that does not answer are missing."""
         asked = []
         for slot in self._slots:
-            if slot.process is not None and slot.ready:
+            if slot.process is not None and slot.ready.is_set():
                 number = next(self._numbers)
                 slot.asked[number] = asyncio.get_running_loop().create_future()
                 slot.process.send(Ask(number))
@@ -202,7 +218,7 @@ class Pool:
         slot.waiting[change.revision] = answer
         process.send(change, descriptors)
         try:
-            async with asyncio.timeout(_ANSWER if slot.ready else _FIRST_ANSWER):
+            async with asyncio.timeout(_ANSWER if slot.ready.is_set() else _FIRST_ANSWER):
                 return await asyncio.shield(answer)
         except TimeoutError:
             process.kill(f"no answer to change {change.revision}")
@@ -218,6 +234,7 @@ class Pool:
             if self._ending:
                 return
             self.restarts += 1
+            slot.last = how
             log.error("a worker has ended, its connections are reset", worker=slot.number, how=how)
             pause = _BACKOFF_FIRST if time.monotonic() - began > _STEADY else min(pause * 2, _BACKOFF_LAST)
             await asyncio.sleep(pause)
@@ -228,7 +245,7 @@ class Pool:
             process = WorkerProcess(lambda _, message: self._take(slot, message), self._command)
         except OSError as error:
             return f"can't be started: {error.strerror}"
-        slot.process, slot.ready = process, False
+        slot.process = process
         slot.drained.clear()
         start = Start(slot.number, next(self._epochs) & 0xFFF, self.size, self._limits, self.share)
         process.send(start, [self._memory])
@@ -238,6 +255,7 @@ class Pool:
             return await asyncio.shield(process.ended)
         finally:
             slot.process = None
+            slot.ready.clear()
             slot.release()
             slot.drained.set()
             self.totals.end(slot.number)
@@ -246,7 +264,7 @@ class Pool:
     def _take(self, slot: _Slot, message: Up) -> None:
         match message:
             case Applied(revision):
-                slot.ready = True
+                slot.ready.set()
                 self._answer(slot, revision, "")
             case Failed(revision, reason):
                 self._answer(slot, revision, reason or "refused")

@@ -8,7 +8,7 @@ import fcntl
 import os
 import resource
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from spliceway.proxy.ads.store import StateStore
 from spliceway.proxy.errors import ProxyError
 from spliceway.proxy.model import ProxySettings
 from spliceway.proxy.process.admin import AdminServer, admin_app
-from spliceway.proxy.process.handover import Giver, HandoverError, Offer, Taken, take_over
+from spliceway.proxy.process.handover import Giver, Offer, Taken, take_over
 from spliceway.proxy.process.metrics import Statistics
 from spliceway.proxy.process.pool import Pool
 from spliceway.proxy.process.supervisor import Supervisor
@@ -53,7 +53,10 @@ class Proxy:
         self._at_once = asyncio.Event()
         self._superseded = asyncio.Event()
         self._lock = -1
+        self._failed = ""
         self._tasks: list[asyncio.Task[None]] = []
+        self._storing: asyncio.Task[None]
+        self._logging: asyncio.Task[None]
         self._channel: grpc.aio.Channel
         self._ads: AdsClient
         self._logs: AccessLogClient
@@ -65,7 +68,7 @@ class Proxy:
         """Serve until SIGTERM, or until another proxy has taken over and the last connection has ended.
 
         Raises:
-            ProxyError, HandoverError: it can't start.
+            SplicewayError: it can't start, or not go on.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -85,6 +88,8 @@ class Proxy:
             await self._supervisor.pool.stop()
             await self._channel.close(None)
             self._unlock()
+        if self._failed:
+            raise ProxyError(f"internal error: {self._failed}")
 
     async def _begin(self) -> Taken | None:
         """Have the lock, alone or together with an old proxy that hands over."""
@@ -112,51 +117,61 @@ class Proxy:
             pool.share = taken.share
         await pool.start()
         await self._ads.restore(taken.resources if taken is not None else self._store.load())
-        self._start(self._ads.run(), self._store.run(), self._logs.run())
+        await pool.until_ready()
+        self._start(self._ads.run())
+        self._storing, self._logging = self._start(self._store.run()), self._start(self._logs.run())
         if taken is not None:
-            await self._until_agent_answers()
-            drains = await taken.ready()
-            supervisor.own()
-            log.info("took over from a running proxy" if drains else "the running proxy has died, going on alone")
+            await self._complete(taken)
         admin, handover = UnixListener(self.settings.admin_socket), UnixListener(self.settings.handover_socket)
         server = AdminServer(admin_app(self, Statistics(self._counters, self._gauges)))
         giver = Giver(supervisor.frozen, self._offer, self._superseded.set)
-        self._start(server.serve_on(admin.socket), giver.serve(handover.socket))
+        self._start(server.serve_on(admin.socket))
+        giving = self._start(giver.serve(handover.socket))
         self.state = "LIVE"
         log.info("serving", workers=pool.size, listeners=len(supervisor.active()), node=self.settings.node_id)
         try:
             await _first(self._ending, self._superseded)
+            if not self._superseded.is_set():
+                giving.cancel()
+            handover.close(successor=self._superseded.is_set())
             await self._drain()
         finally:
             server.stop()
-            admin.close()
-            handover.close()
+            admin.close(successor=self._superseded.is_set())
+
+    async def _complete(self, taken: Taken) -> None:
+        """End the handover: from here on everything is this proxy's."""
+        await self._until_agent_answers()
+        if self._ending.is_set():
+            raise ProxyError("ended before it had taken over; the running proxy goes on")
+        drains = await taken.ready()
+        self._supervisor.own()
+        log.info("took over from a running proxy" if drains else "the running proxy has died, going on alone")
 
     async def _drain(self) -> None:
         """Let connections end, for as long as they may."""
         self.state = "DRAINING"
         supervisor = self._supervisor
+        self._storing.cancel()
         if self._superseded.is_set():
             log.info("another proxy has taken over, draining", connections=supervisor.pool.connections)
-            self._tasks[1].cancel()  # the store: its file is the new one's now
-            self._unlock()
         else:
             log.info("draining", connections=supervisor.pool.connections)
+            await self._store.flush()
             await self._until_accepted()
-        limit = self.settings.limits.drain or None
         draining = asyncio.create_task(supervisor.drain())
         at_once = asyncio.create_task(self._at_once.wait())
+        await asyncio.sleep(0)  # the sockets are let go
+        self._unlock()
+        limit = self.settings.limits.drain or None
         await asyncio.wait({draining, at_once}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        left = supervisor.pool.connections
         for task in (draining, at_once):
             task.cancel()
-        if not self._superseded.is_set():
-            await self._store.flush()
         await supervisor.pool.stop()
         self._logs.stop()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(2):
-                await asyncio.shield(self._tasks[2])
-        log.info("ended", connections_reset=not draining.done() or draining.cancelled())
+        await asyncio.wait({self._logging}, timeout=2)
+        log.info("ended", connections_left=left)
 
     async def _until_accepted(self) -> None:
         """Wait until workers have accepted what waits for them."""
@@ -175,14 +190,16 @@ class Proxy:
         size = self.settings.workers or len(os.sched_getaffinity(0))
         return Pool(size, self.settings.limits, whole=whole, on_records=lambda records: self._logs.add(records))
 
-    def _start(self, *works: Any) -> None:
-        self._tasks += [asyncio.create_task(work) for work in works]
-        for task in self._tasks:
-            task.add_done_callback(self._on_task_end)
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._on_task_end)
+        self._tasks.append(task)
+        return task
 
     def _on_task_end(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("internal error, ending", error=repr(error), exc_info=error)
+            self._failed = repr(error)
             self._on_signal()
 
     def _on_signal(self) -> None:
@@ -291,7 +308,7 @@ def serve(settings: ProxySettings) -> None:
     """Be the proxy until the end.
 
     Raises:
-        ProxyError, HandoverError: it can't start.
+        SplicewayError: it can't start, or not go on.
     """
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -300,6 +317,3 @@ def serve(settings: ProxySettings) -> None:
         await Proxy(settings).run()
 
     asyncio.run(work())
-
-
-__all__ = ["HandoverError", "Proxy", "serve"]

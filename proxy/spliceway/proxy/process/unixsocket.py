@@ -45,12 +45,13 @@ class UnixListener:
     def __repr__(self) -> str:
         return f"UnixListener({str(self.path)!r})"
 
-    def close(self) -> None:
-        """Close it, and remove the path unless somebody else has taken it."""
+    def close(self, *, successor: bool = False) -> None:
+        """Close it, and remove the path, which a `successor` takes over instead."""
         self.socket.close()
-        with contextlib.suppress(OSError):
-            if self.path.lstat().st_ino == self._inode:
-                self.path.unlink()
+        if not successor:
+            with contextlib.suppress(OSError):
+                if self.path.lstat().st_ino == self._inode:
+                    self.path.unlink()
 
 
 def peer_of(sock: socket.socket) -> tuple[int, int]:
