@@ -52,7 +52,11 @@ class PoolError(SplicewayError):
 
 
 class _Slot:
-    """A place for one worker. `ready`: it has applied something; `last`: how the one before ended. `waiting`: revision -> what waits for its answer, which is a reason or empty."""
+    """A place for one worker.
+
+    `ready`: it has applied something. `last`: how the one before it ended. `waiting`: revision -> what waits for its
+    answer, which is a reason or empty.
+    """
 
     def __init__(self, number: int) -> None:
         self.number = number
