@@ -283,7 +283,7 @@ ROLES: tuple[Role, ...] = ("-next", "", "-last")
 PROXY_STATE = "proxy-state.bin"
 #: Files in the state directory that a proxy has for itself, and that must not outlive its part on the node: rules that
 #: an embedded proxy remembers are those of its last day.
-_MEMORY = {"embedded": (PROXY_STATE,), "envoy": ()}
+_MEMORY = {"embedded": (PROXY_STATE, f"{PROXY_STATE}.lock"), "envoy": ()}
 
 
 def identity_file(state_dir: Path, kind: str, role: Role = "") -> Path:
