@@ -98,16 +98,18 @@ def read_head(raw: bytes, max_headers: int) -> Head:
     if len(fields) > max_headers:
         raise HeadError(431, Reason.HTTP_HEAD_TOO_LARGE, f"more than {max_headers} headers")
     method, target, version = found.groups()
+    head = _framed(HttpRequest(method, target, tuple(fields), version.decode()), len(raw))
+    if head.length == CHUNKED:
+        # So h11 has it, and so it is sent on with our chunks.
+        fields = _lowered(fields)
+        head.request = HttpRequest(method, target, tuple(fields), version.decode())
     event = by_h11(raw)
     if event.method != method or event.target != target or event.http_version != version:
         raise HeadError(400, Reason.HTTP_MALFORMED, "the request line can be read in two ways")
     # h11 turns `Content-Length: 5, 5` into 5 and drops a second one that is equal, among others.
-    read = event.headers.raw_items()
-    if read != fields:
-        fields = _lowered(fields)
-        if read != fields:
-            raise HeadError(400, Reason.HTTP_MALFORMED, "the headers can be read in two ways")
-    return _framed(HttpRequest(method, target, tuple(fields), version.decode()), len(raw))
+    if event.headers.raw_items() != fields:
+        raise HeadError(400, Reason.HTTP_MALFORMED, "the headers can be read in two ways")
+    return head
 
 
 def check_nominated(tokens: list[bytes], request: HttpRequest) -> None:
@@ -179,5 +181,5 @@ def _framed(request: HttpRequest, size: int) -> Head:
 
 
 def _lowered(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Fields with transfer codings in lower case: so h11 has them, and so they are sent on with our chunks."""
+    """Fields with transfer codings in lower case."""
     return [(name, value.lower() if name.lower() == b"transfer-encoding" else value) for name, value in fields]

@@ -31,14 +31,11 @@ class Connection(ServerSide):
         except OSError:
             self._on_down_gone()
             return
-        try:
-            if count > 0:
-                self.relay.tally.received += count
-                self._take(VIEW[:count])
-            elif count != NOTHING:
-                self._on_down_eof()
-        except Exception as error:
-            self.relay.on_error(self, error)
+        if count > 0:
+            self.relay.tally.received += count
+            self._take(VIEW[:count])
+        elif count != NOTHING:
+            self._on_down_eof()
 
     def _take(self, data: memoryview) -> None:
         asking = self.asking
@@ -89,6 +86,17 @@ class Connection(ServerSide):
             self._begin(raw)
             if self._held:
                 self._held_body()
+        if self.down.eof:
+            self._last_taken()
+
+    def _last_taken(self) -> None:
+        """The client sends no more, and what it had sent has been taken up."""
+        if self.asking is Asking.ASKED:
+            self._pass_on_eof()
+        elif self.asking in RELAYED:
+            self._shut_up()
+        elif self.asking is Asking.SKIP or (self.asking is Asking.HEAD and not self._held):
+            self._end()
 
     def _held_body(self) -> None:
         """Take what came together with the head."""
@@ -139,17 +147,26 @@ class Connection(ServerSide):
         self._last = self._last or head.close
         if head.length == CHUNKED:
             self.asking, self._chunks = Asking.CHUNKS, ChunkReader()
-        elif head.length:
-            self.asking, self._left = Asking.BODY, head.length
         else:
-            self.asking = Asking.ASKED
+            self.asking, self._left = Asking.ASKED if not head.length else Asking.BODY, head.length
         self.answering = Answering.HEAD
+        forward = judged.forward
+        if head.length > 0 and self._held:
+            forward += self._came_along()
         if self.asking is not Asking.ASKED:
             self._since = relay.loop.time()
             relay.wheel.watch(self)
-        self._to_server(judged.forward)
-        if self.down.eof:
-            self._pass_on_eof()
+        self._to_server(forward)
+
+    def _came_along(self) -> bytes:
+        """What of the body came together with the head: head and body are sent together, too."""
+        body, self._held = self._held[: self._left], self._held[self._left :]
+        self._left -= len(body)
+        if self._exchange is not None:
+            self._exchange.received += len(body)
+        if not self._left:
+            self.asking = Asking.ASKED
+        return body
 
     def _body(self, data: memoryview) -> None:
         """Bytes of the request's body, and perhaps of the next request."""
@@ -176,8 +193,6 @@ class Connection(ServerSide):
             self.asking = Asking.ASKED
             if used < len(data):
                 self._hold(bytes(data[used:]))
-            if self.down.eof:
-                self._pass_on_eof()
 
     def _bad_body(self, why: str) -> None:
         """Chunks that can be read in two ways: the server has had what came before, and must see that it is cut."""
@@ -219,7 +234,7 @@ class Connection(ServerSide):
 
     def _pass_on_eof(self) -> None:
         """The client sends no more: the server shall know once it has the last request."""
-        if self.asking in (Asking.BODY, Asking.CHUNKS) or not self._held:
+        if not self._held:
             self._shut_up()
 
     def _on_down_gone(self) -> None:
@@ -265,7 +280,7 @@ class Connection(ServerSide):
         skip = head.length if 0 <= head.length <= MAX_SKIPPED and not head.expect else -1
         # What can't be understood ends the connection; what is only not allowed need not.
         last = self._last or head.close or relay.draining or self._aged()
-        close = last or judged.status != 403 or skip < 0 or bool(head.upgrade)
+        close = last or judged.status != 403 or skip < 0
         if judged.status == 403:
             body = config.denied.get(judged.decision.reason.label, config.denied_body)
         else:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Sequence
 
 from spliceway.proxy.relay import sockets
+from spliceway.proxy.relay.poller import GONE, IN, OUT, Poller
 
 #: What is read at once, in bytes. One buffer for all: nothing of it is kept when a callback returns.
 READ_SIZE = 262_144
@@ -20,28 +20,33 @@ NOTHING = -1
 _PIECES = 512
 
 
-def _nothing() -> None:
+def _nothing(*_: int) -> None:
     """Nobody listens any more."""
 
 
 class End:
     """A socket with what could not be sent yet. `full`: there is some, and more should wait.
 
-    `on_drained` is called when all of it has been sent, `on_gone` when writing failed (never from within `write`).
-    Bytes that are written after that are dropped.
+    `on_read` is called when something can be read, and `on_drained` when all that waited has been sent. `on_gone`: the
+    peer has reset the connection while nobody reads, or writing failed; what is written after that is dropped. None of
+    them is called from within `write`.
     """
 
     __slots__ = (
         "_connecting",
         "_fd",
-        "_loop",
+        "_mask",
+        "_on_connected",
         "_on_drained",
         "_on_gone",
         "_on_read",
+        "_patient",
         "_pending",
+        "_poller",
         "_recv",
         "_send",
         "_shut",
+        "_watched",
         "broken",
         "eof",
         "reading",
@@ -52,16 +57,20 @@ class End:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        poller: Poller,
         sock: socket.socket,
         on_read: Callable[[], None],
         on_drained: Callable[[], None],
         on_gone: Callable[[], None],
+        on_connected: Callable[[int], None] | None = None,
         *,
-        connecting: bool = False,
+        patient: bool = False,
     ) -> None:
-        """`sock` is non-blocking. `connecting`: what is written waits for `connected`."""
-        self._loop = loop
+        """`sock` is non-blocking. `on_connected`: it is not connected yet; gets the errno, 0 when it is.
+
+        What is written before waits. `patient`: while it is not read, a reset can wait, too.
+        """
+        self._poller = poller
         self.sock = sock
         self._fd = sock.fileno()
         self._send = sock.send
@@ -69,14 +78,19 @@ class End:
         self._on_read = on_read
         self._on_drained = on_drained
         self._on_gone = on_gone
+        self._on_connected = on_connected or _nothing
+        self._connecting = on_connected is not None
         self._pending: list[bytes | memoryview] = []
-        self._connecting = connecting
         self._shut = 0  # 1: once everything is sent, 2: done
-        self.reading = False
+        self.reading = on_connected is None
         self.broken = False
         self.eof = False
         self.received = 0
         self.sent = 0
+        self._patient = patient
+        self._watched = True
+        self._mask = OUT if self._connecting else IN
+        poller.add(self._fd, self._mask, self._on_events)
 
     def __repr__(self) -> str:
         return f"<End fd={self._fd} received={self.received} sent={self.sent}{' full' if self._pending else ''}>"
@@ -90,6 +104,11 @@ class End:
     def pending(self) -> int:
         """Bytes that are unsent."""
         return sum(map(len, self._pending))
+
+    @property
+    def shut(self) -> bool:
+        """Whether the FIN was sent."""
+        return self._shut == 2
 
     def read(self, most: int = READ_SIZE) -> int:
         """Read into VIEW: bytes, 0 at the end, NOTHING. Raises OSError when the connection is gone."""
@@ -107,13 +126,13 @@ class End:
         """Call `on_read` whenever there is something to read."""
         if not self.reading and not self.eof and self._fd >= 0:
             self.reading = True
-            self._loop.add_reader(self._fd, self._on_read)
+            self._look(self._mask | IN)
 
     def pause(self) -> None:
         """Don't."""
         if self.reading:
             self.reading = False
-            self._loop.remove_reader(self._fd)
+            self._look(self._mask & ~IN)
 
     def write(self, data: bytes | memoryview) -> None:
         """Send, and keep what can't be sent now (a view is copied then)."""
@@ -132,20 +151,41 @@ class End:
         self.sent += count
         if count < len(data):
             self._pending.append(bytes(data[count:]))
-            self._wait()
+            self._look(self._mask | OUT)
 
     def write_pieces(self, pieces: Sequence[bytes | memoryview]) -> None:
         """Send several at once."""
-        if len(pieces) == 1 or self._pending or self._connecting or self.broken or self._fd < 0:
-            for piece in pieces:
-                self.write(piece)
-            return
         for start in range(0, len(pieces), _PIECES):
             self._write_some(pieces[start : start + _PIECES])
 
+    def shut_down(self) -> None:
+        """Send a FIN after what is unsent."""
+        if self._shut:
+            return
+        self._shut = 1
+        if not self._pending and not self._connecting:
+            self._shut_down()
+
+    def close(self, *, reset: bool = False) -> None:
+        """Close it; `reset`: with RST. What is unsent is lost."""
+        if self._fd < 0:
+            return
+        self._poller.remove(self._fd)
+        self._pending = []
+        self._fd = -1
+        self.reading = False
+        # No more calls; and the connection and its ends don't hold each other any longer.
+        self._on_read = self._on_drained = self._on_gone = self._on_connected = _nothing
+        if reset:
+            sockets.reset(self.sock)
+        else:
+            sockets.close(self.sock)
+
     def _write_some(self, pieces: Sequence[bytes | memoryview]) -> None:
-        if self._pending:
+        if self._pending or self._connecting:
             self._pending += map(bytes, pieces)
+            return
+        if self.broken or self._fd < 0:
             return
         try:
             count = self.sock.sendmsg(pieces)
@@ -162,48 +202,49 @@ class End:
                 self._pending.append(bytes(piece[count:]))
                 count = 0
         if self._pending:
-            self._wait()
+            self._look(self._mask | OUT)
 
-    def connected(self) -> None:
-        """The connection is there: send what waited."""
+    def _look(self, mask: int) -> None:
+        if self._fd < 0 or (mask == self._mask and self._watched):
+            return
+        self._mask = mask
+        if self._watched:
+            self._poller.modify(self._fd, mask)
+        elif mask:
+            self._watched = True
+            self._poller.add(self._fd, mask, self._on_events)
+
+    def _on_events(self, events: int) -> None:
+        if self._fd < 0:
+            return
+        if self._connecting:
+            self._connected()
+            return
+        if events & OUT and self._pending:
+            self._flush()
+        if events & ~OUT and self._fd >= 0:
+            if self.reading:
+                self._on_read()
+            elif events & GONE:
+                # It would be told again and again. Whoever reads on later finds what is left.
+                self._watched = False
+                self._poller.remove(self._fd)
+                if not self._patient:
+                    self._on_gone()
+
+    def _connected(self) -> None:
         self._connecting = False
+        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._on_connected(code)
+            return
+        self.reading = True
+        self._look(IN)
         if self._pending:
-            self._wait()
             self._flush()
         elif self._shut == 1:
             self._shut_down()
-
-    def shut_down(self) -> None:
-        """Send a FIN after what is unsent."""
-        if self._shut:
-            return
-        self._shut = 1
-        if not self._pending and not self._connecting:
-            self._shut_down()
-
-    @property
-    def shut(self) -> bool:
-        """Whether the FIN was sent."""
-        return self._shut == 2
-
-    def close(self, *, reset: bool = False) -> None:
-        """Close it; `reset`: with RST. What is unsent is lost."""
-        if self._fd < 0:
-            return
-        self.pause()
-        if self._pending or self._connecting:
-            self._loop.remove_writer(self._fd)
-        self._pending = []
-        self._fd = -1
-        # No more calls; and the connection and its ends don't hold each other any longer.
-        self._on_read = self._on_drained = self._on_gone = _nothing
-        if reset:
-            sockets.reset(self.sock)
-        else:
-            sockets.close(self.sock)
-
-    def _wait(self) -> None:
-        self._loop.add_writer(self._fd, self._flush)
+        self._on_connected(0)
 
     def _flush(self) -> None:
         data = self._pending[0] if len(self._pending) == 1 else b"".join(self._pending)
@@ -217,9 +258,10 @@ class End:
         self.sent += count
         if count < len(data):
             self._pending = [memoryview(data)[count:]]
+            self._look(self._mask | OUT)
             return
         self._pending = []
-        self._loop.remove_writer(self._fd)
+        self._look(self._mask & ~OUT)
         if self._shut == 1:
             self._shut_down()
         self._on_drained()
@@ -230,10 +272,12 @@ class End:
             self.sock.shutdown(socket.SHUT_WR)
 
     def _fail(self) -> None:
-        if self.broken:
-            return
+        """Writing has failed: the peer is gone."""
         self.broken = True
-        if self._pending:
-            self._loop.remove_writer(self._fd)
-            self._pending = []
-        self._loop.call_soon(self._on_gone)
+        self._pending = []
+        self._look(self._mask & ~OUT)
+        self._poller.soon(self._tell)
+
+    def _tell(self) -> None:
+        if self._fd >= 0:
+            self._on_gone()

@@ -80,8 +80,7 @@ class Pair(ABC):
         self._connect_since = NEVER
         self._up_local = ("", 0)
         self._last = False
-        self.down = End(relay.loop, sock, self._on_down, self._on_down_drained, self._on_down_gone)
-        self.down.resume()
+        self.down = End(relay.poller, sock, self._on_down, self._on_down_drained, self._on_down_gone)
         relay.wheel.watch(self)
 
     def __repr__(self) -> str:

@@ -7,7 +7,7 @@ import random
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 from math import ceil
 from operator import itemgetter
@@ -24,6 +24,7 @@ from spliceway.proxy.relay.connection import Connection
 from spliceway.proxy.relay.counters import Counters
 from spliceway.proxy.relay.exchange import Ends, refusal
 from spliceway.proxy.relay.pair import Pair
+from spliceway.proxy.relay.poller import IN, OnEvents, Poller
 from spliceway.proxy.relay.wheel import Timed, Wheel
 
 #: Heads that are remembered as they were read, and the longest of them, in bytes.
@@ -84,6 +85,7 @@ class Relay:
         self.limits = limits
         self.tally = Counters()
         self.cluster = _NO_CLUSTER
+        self.poller = Poller(loop, self._on_stray_error)
         self.wheel = Wheel(loop, self._on_timed_error)
         self.record = on_record
         self.draining = False
@@ -158,6 +160,7 @@ class Relay:
         for connection in list(self._connections):
             connection.reset()
         self.wheel.stop()
+        self.poller.close()
         if self._watch is not None:
             self._watch.cancel()
 
@@ -235,7 +238,7 @@ class Relay:
             sockets.prepare_listener(sock)
             new.sockets.append(sock)
             if not self.draining:
-                self.loop.add_reader(sock.fileno(), self._on_accept, new, sock)
+                self.poller.add(sock.fileno(), IN, partial(self._on_accept, new, sock))
 
     def _remove(self, name: str) -> None:
         served = self._served.pop(name, None)
@@ -257,13 +260,13 @@ class Relay:
 
     def _stop_listening(self, served: Served) -> None:
         for sock in served.sockets:
-            self.loop.remove_reader(sock.fileno())
+            self.poller.remove(sock.fileno())
             sock.close()
         served.sockets = []
 
-    def _on_accept(self, served: Served, listener: socket.socket) -> None:
+    def _on_accept(self, served: Served, listener: socket.socket, _events: int) -> None:
         if self._ahead():
-            self.loop.remove_reader(listener.fileno())
+            self.poller.remove(listener.fileno())
             self.loop.call_later(_AHEAD_SECONDS, self._listen_again, served, listener)
             return
         for _ in range(_ACCEPTED_AT_ONCE):
@@ -274,7 +277,7 @@ class Relay:
             except OSError as error:
                 # No descriptors or memory: what is queued waits.
                 log.error("a connection can't be accepted", listener=served.config.name, error=str(error))
-                self.loop.remove_reader(listener.fileno())
+                self.poller.remove(listener.fileno())
                 self.loop.call_later(0.1, self._listen_again, served, listener)
                 return
             sock.setblocking(False)
@@ -286,7 +289,7 @@ class Relay:
 
     def _listen_again(self, served: Served, listener: socket.socket) -> None:
         if listener in served.sockets:
-            self.loop.add_reader(listener.fileno(), self._on_accept, served, listener)
+            self.poller.add(listener.fileno(), IN, partial(self._on_accept, served, listener))
 
     def _ahead(self) -> bool:
         """Whether this worker has more connections than its share by far, and others could take the next one."""
@@ -327,12 +330,18 @@ class Relay:
             return f"{limits.connections_per_client} connections of one client"
         return ""
 
-    def on_error(self, where: Served | Pair, error: Exception) -> None:
+    def on_error(self, where: Served | Pair | str, error: Exception) -> None:
         """A fault of ours: it costs the one connection at most."""
         self.tally.errors += 1
         log.error("internal error", where=repr(where), error=repr(error), exc_info=error)
         if isinstance(where, Pair):
             where.reset()
+
+    def _on_stray_error(self, handler: OnEvents, error: Exception) -> None:
+        """What a callback of the poller raised: that connection is ended."""
+        where = getattr(handler, "__self__", None)
+        pair = next((one for one in self._connections if where in (one.down, one.up)), None)
+        self.on_error(pair or repr(handler), error)
 
     def _on_timed_error(self, where: Timed, error: Exception) -> None:
         if isinstance(where, Pair):

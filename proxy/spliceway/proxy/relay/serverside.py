@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 from abc import abstractmethod
 
 from spliceway.proxy.http.response import (
@@ -54,28 +53,24 @@ class ServerSide(Pair):
             sock.close()
             self._unconnected(code)
             return None
-        self.up = up = End(relay.loop, sock, self._on_up, self._on_up_drained, self._on_up_broken, connecting=True)
+        self.up = up = End(
+            relay.poller, sock, self._on_up, self._on_up_drained, self._on_up_broken, self._on_connected, patient=True
+        )
         relay.tally.up_active += 1
-        relay.loop.add_writer(sock.fileno(), self._on_connected)
         self._connect_since = relay.loop.time()
         relay.wheel.watch(self)
         return up
 
-    def _on_connected(self) -> None:
-        up, relay = self.up, self.relay
-        if up is None:
-            return
-        relay.loop.remove_writer(up.sock.fileno())
-        code = up.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    def _on_connected(self, code: int) -> None:
+        up = self.up
+        assert up is not None
         self._connect_since = NEVER
         if code:
             self._drop_up()
             self._unconnected(code)
             return
-        relay.tally.connected += 1
+        self.relay.tally.connected += 1
         self._up_local = up.sock.getsockname()[:2]
-        up.connected()
-        up.resume()
         if not up.full:
             self._on_up_drained()
 
@@ -112,14 +107,11 @@ class ServerSide(Pair):
         except OSError:
             self._on_up_gone()
             return
-        try:
-            if count > 0:
-                self.relay.tally.up_received += count
-                self._took(VIEW[:count])
-            elif count != NOTHING:
-                self._on_up_eof()
-        except Exception as error:
-            self.relay.on_error(self, error)
+        if count > 0:
+            self.relay.tally.up_received += count
+            self._took(VIEW[:count])
+        elif count != NOTHING:
+            self._on_up_eof()
 
     def _took(self, data: memoryview) -> None:
         answering = self.answering
@@ -149,10 +141,10 @@ class ServerSide(Pair):
         cluster = self.relay.cluster
         while True:
             end = head_end(data, self._got_looked)
+            if (end or len(data)) > cluster.max_head_bytes:
+                self._bad_answer("a head that is too long")
+                return
             if not end:
-                if len(data) > cluster.max_head_bytes:
-                    self._bad_answer("a head that is too long")
-                    return
                 self._got, self._got_looked = data, len(data)
                 return
             self._got, self._got_looked = b"", 0
@@ -338,10 +330,13 @@ class ServerSide(Pair):
 
     def _on_up_broken(self) -> None:
         """Writing failed. What the server has said before may still be there to read, and reading tells the rest."""
-        if self.up is not None:
-            self.up.resume()
-            if self.asking in (Asking.BODY, Asking.CHUNKS):
-                self.down.resume()
+        if self.up is None or self.up.eof:
+            self._over(None, "upstream_reset", ("upstream_remote_reset",))
+            self._reset()
+            return
+        self.up.resume()
+        if self.asking in (Asking.BODY, Asking.CHUNKS):
+            self.down.resume()
 
     def _shut_up(self) -> None:
         if self.up is not None:
