@@ -206,7 +206,7 @@ class RelayNode:
             if condition(state := self.state()):
                 return state
             threading.Event().wait(0.01 if attempt else 0)
-        raise AssertionError(f"{what}: {state}")
+        raise AssertionError(f"{what}: {state.connections} connections, {state.listed} listed, {state.files} files")
 
     def _do(self, command: Command) -> State | None:
         with self._changed:

@@ -45,6 +45,11 @@ class Head(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...]
     end: int
 
+    @property
+    def line(self) -> str:
+        """Method and target."""
+        return f"{self.method.decode('latin-1')} {self.target.decode('latin-1')}"
+
     def values(self, name: bytes) -> list[bytes]:
         """Values of a header; `name` is in lower case."""
         return [value for key, value in self.headers if key.lower() == name]
@@ -64,7 +69,7 @@ class Request(NamedTuple):
     @property
     def line(self) -> str:
         """Method and target."""
-        return f"{self.head.method.decode('latin-1')} {self.head.target.decode('latin-1')}"
+        return self.head.line
 
     @property
     def meaning(self) -> tuple[object, ...]:
@@ -177,18 +182,20 @@ def _parse_trailers(data: bytes, at: int, body: bytes) -> tuple[bytes, int] | No
 class Outcome(NamedTuple):
     """What must become of one request.
 
-    `status` of the answer (200: passed on), the `request` that the server gets, whether the connection is closed then.
+    `status` of the answer (200: passed on, 0: none), the `request` that the server gets, whether the connection is
+    closed then. `begun`: the head that the server may have got of a request whose body is malformed, or not whole.
     """
 
     status: int
     request: Request | None = None
     closes: bool = False
+    begun: Head | None = None
 
 
 def outcomes(data: bytes, rule_set: RuleSet) -> list[Outcome]:
     """What must become of what a client sent, from the contract of the embedded proxy and `policy.http.decide`.
 
-    What is not whole at the end has no outcome. `request` has the target in the form in which it is sent on.
+    A head that is not whole has no outcome. `request` has the target in the form in which it is sent on.
     """
     found: list[Outcome] = []
     while data and not (found and found[-1].closes):
@@ -213,14 +220,18 @@ def _next(data: bytes, rule_set: RuleSet) -> tuple[Outcome, int] | None:
         return Outcome(400, closes=True), len(data)
     if decision.verdict is Verdict.DENY and not _skippable(head):
         return Outcome(decision.status, closes=True), len(data)
-    body = parse_body(head, data)
+    begun = head._replace(target=decision.path or head.target)
+    try:
+        body = parse_body(head, data)
+    except MalformedError as error:
+        return Outcome(error.status, closes=True, begun=begun), len(data)
     if body is None:
         # A denied request is answered before its body is there.
-        return (Outcome(decision.status), len(data)) if decision.verdict is Verdict.DENY else None
+        denied = decision.verdict is Verdict.DENY
+        return Outcome(decision.status) if denied else Outcome(0, None, closes=True, begun=begun), len(data)
     if decision.verdict is Verdict.DENY:
         return Outcome(decision.status, closes=_last(head)), body[1]
-    sent = Request(head._replace(target=decision.path or head.target), *body)
-    return Outcome(200, sent, _last(head)), body[1]
+    return Outcome(200, Request(begun, *body), _last(head)), body[1]
 
 
 def _skippable(head: Head) -> bool:

@@ -66,6 +66,10 @@ class Bench:
                 found.append(conversation)
         return found
 
+    def requests_begun(self) -> list[Request]:
+        """The whole requests that the server understood, of connections that may have ended in another one."""
+        return [request for one in self.conversations() for request in one.requests]
+
     def requests(self) -> list[Request]:
         """What the server understood, of all connections; it must have understood all."""
         found = self.conversations()
