@@ -248,6 +248,16 @@ DIFFERENCES = (
         _broken_body,
     ),
     Difference(
+        "`Upgrade: websocket` in a request with a body",
+        "the body goes on",
+        "the body waits until the server has agreed to the upgrade",
+        "it has been judged, and the server may want it before it answers",
+        b"POST / HTTP/1.1\r\nHost: api\r\nConnection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 1\r\n\r\n1",
+        lambda odd: b"upgrade" in odd.nominated and b"websocket" in odd.values(b"upgrade") and odd.body,
+        (ANY, frozenset((0,))),
+        laxer=True,
+    ),
+    Difference(
         "a further request after a denied one with a body",
         "answered on the same connection",
         "the connection is closed after the 403",
