@@ -55,6 +55,12 @@ def test_other_settings_lose_no_request(site: Site) -> None:
         fresh.stop().assert_flawless(100)
     found = process(site)
     assert (found["kind"], found["workers"], found["restarts"], found["problems"]) == ("embedded", 1, 0, [])
+    # What they accept is known to the kernel as before: it is spliced.
+    before = site.control.client.get("status")["splice"]["counters"]
+    with site.load(connections=4) as load:
+        until(lambda: site.control.client.get("status")["splice"]["counters"]["spliced"] > before["spliced"] + 8)
+        load.stop().assert_flawless()
+    assert site.control.client.get("status")["splice"]["counters"]["tcpOnly"] == before["tcpOnly"]
 
 
 @pytest.mark.timeout(300)
