@@ -60,6 +60,7 @@ class Connection(ServerSide):
         """Keep what belongs to the next request."""
         if data:
             self._held += data
+            self.relay.holding.add(self)
             if len(self._held) > MAX_HELD:
                 self.down.pause()
 
@@ -117,6 +118,7 @@ class Connection(ServerSide):
             self._refuse(HeadError(431, Reason.HTTP_HEAD_TOO_LARGE, f"a head of more than {most} bytes"), held)
         else:
             self._looked = max(0, len(held) - 3)
+            self.relay.holding.add(self)
             if self.down.eof:
                 self._end()  # the client has given up in the middle of a head
             elif self.slot < 0 or self._looked:

@@ -104,7 +104,7 @@ class Pair(ABC):
 
     @property
     def buffered(self) -> int:
-        """Bytes that wait to be sent or understood."""
+        """Bytes that wait to be sent or understood. Whoever leaves some adds the connection to `relay.holding`."""
         return len(self._held) + len(self._got) + self.down.pending + (self.up.pending if self.up else 0)
 
     def described(self) -> dict[str, Any]:

@@ -94,6 +94,7 @@ class Relay:
         self._judges: dict[str, Judge] = {}
         self._served: dict[str, Served] = {}
         self._connections: set[Pair] = set()
+        self.holding: set[Pair] = set()
         self._clients: Counter[str] = Counter()
         self._per_client = ceil(limits.connections_per_client / len(self._loads))
         self._share = 1.0
@@ -194,6 +195,7 @@ class Relay:
         """A connection has been closed."""
         self.wheel.forget(connection)
         self._connections.discard(connection)
+        self.holding.discard(connection)
         source = connection.ends.source
         self._clients[source] -= 1
         if not self._clients[source]:
@@ -204,9 +206,10 @@ class Relay:
     def _watch_memory(self) -> None:
         """What waits in user space is bounded for each connection; this bounds the sum."""
         self._watch = self.loop.call_later(_WATCH_SECONDS, self._watch_memory)
-        if not self._most_buffered:
+        if not self._most_buffered or not self.holding:
             return
-        held = [(size, one) for one in self._connections if (size := one.buffered)]
+        held = [(size, one) for one in self.holding if (size := one.buffered)]
+        self.holding = {one for _, one in held}
         total = sum(size for size, _ in held)
         if total <= self._most_buffered:
             return

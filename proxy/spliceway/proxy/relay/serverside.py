@@ -38,8 +38,10 @@ class ServerSide(Pair):
             up.write(pieces[0])
         elif pieces:
             up.write_pieces(pieces)
-        if up.full and self.asking is not Asking.ASKED:
-            self.down.pause()
+        if up.full:
+            self.relay.holding.add(self)
+            if self.asking is not Asking.ASKED:
+                self.down.pause()
 
     def _connect(self) -> End | None:
         relay, ends = self.relay, self.ends
@@ -146,6 +148,7 @@ class ServerSide(Pair):
                 return
             if not end:
                 self._got, self._got_looked = data, len(data)
+                self.relay.holding.add(self)
                 return
             self._got, self._got_looked = b"", 0
             raw = data[:end]
@@ -247,8 +250,10 @@ class ServerSide(Pair):
             self._exchange.sent += len(data)
         self.relay.tally.sent += len(data)
         down.write(data)
-        if down.full and self.up is not None:
-            self.up.pause()
+        if down.full:
+            self.relay.holding.add(self)
+            if self.up is not None:
+                self.up.pause()
 
     def _answered(self) -> None:
         """The answer has ended."""
