@@ -1,5 +1,7 @@
-"""The embedded HTTP proxy (h11 on uvloop), an xDS client of the agent: not built yet.
+"""The embedded HTTP proxy: h11 on uvloop, an xDS client of the agent. docs/proxy.md says what it does.
 
-Until it is, the node's proxy is Envoy (`spliceway.agent.envoy` runs it, `spliceway.xds` configures it). The package is
-here because the layers are: it will import `spliceway.policy` for the HTTP decision, and nothing of `bpf` or `xds`.
+`process` is how it runs: a supervisor and its workers. The supervisor hears from the agent by `ads`, reads what it hears
+with `resources`, and hands it to the workers as `model.Change`. A worker is one `relay`: sockets, and what bytes mean
+by `http`. `resources` and `http` are pure. Verdicts are `spliceway.policy`'s; nothing of `bpf`, `xds` or `agent` is
+imported.
 """
