@@ -64,4 +64,5 @@ def test_loads_give_their_figures() -> None:
     assert LOADS["c16"].figures(result) == {"rps": 1500, "p50_us": 310.0, "p99_us": 1250.5}
     assert LOADS["1m"].figures(result) == {"gb_per_s": 0.00045}
     assert {load.file for load in LOADS.values()} == FILES.keys()
-    assert {name: load.connections for name, load in LOADS.items() if load.latency} == {"c1": 1, "c16": 16}
+    assert {name: load.connections for name, load in LOADS.items() if load.latency} == {"c1": 1, "c16": 16, "u16": 16}
+    assert [name for name, load in LOADS.items() if load.unique] == ["u16"]

@@ -35,7 +35,7 @@ def bench(
         ),
     ] = "",
     rounds: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 5,
-    seconds: Annotated[int, typer.Option(min=1, help="Length of each of the four measurements.")] = 3,
+    seconds: Annotated[int, typer.Option(min=1, help="Length of each of the five measurements.")] = 3,
     workers: Annotated[int, typer.Option(min=0, help="Workers of each proxy; 0: one for each core.")] = 1,
     output: Output = "table",
 ) -> None:

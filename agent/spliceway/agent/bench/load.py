@@ -11,12 +11,16 @@ FILES: dict[str, int] = {"small": 128, "64k": 64 << 10, "1m": 1 << 20}
 
 
 class Load(msgspec.Struct, frozen=True):
-    """A load: `connections` keep-alive connections ask for `file`. `latency`: requests matter, else bytes."""
+    """A load: `connections` keep-alive connections ask for `file`. `latency`: requests matter, else bytes.
+
+    `unique`: no two requests have the same head. A proxy may remember what it made of a head.
+    """
 
     name: str
     connections: int
     file: str
     latency: bool
+    unique: bool = False
 
     def figures(self, result: WrkResult) -> dict[str, float]:
         """What one run gave: `rps`, `p50_us`, `p99_us`, or `gb_per_s` (10⁹ bytes of replies a second)."""
@@ -30,6 +34,7 @@ LOADS: dict[str, Load] = {
     for load in (
         Load("c1", 1, "small", latency=True),
         Load("c16", 16, "small", latency=True),
+        Load("u16", 16, "small", latency=True, unique=True),
         Load("64k", 4, "64k", latency=False),
         Load("1m", 4, "1m", latency=False),
     )

@@ -70,7 +70,8 @@ def _sample(site: Site, path: DataPath, load: Load, number: int, seconds: float)
 
 
 def _run(site: Site, path: DataPath, load: Load, seconds: float) -> wrk.WrkResult:
-    argv = wrk.command(str(site.script), site.url(path.server, load.file), load.connections, seconds)
+    script = str(site.script(unique=load.unique))
+    argv = wrk.command(script, site.url(path.server, load.file), load.connections, seconds)
     done = site.client(path.server).run(argv, timeout=seconds + 30)
     try:
         if done.returncode != 0:

@@ -69,10 +69,9 @@ class Site:
     def __repr__(self) -> str:
         return f"Site({self._testbed.run_id}, servers={sorted(self._servers)})"
 
-    @property
-    def script(self) -> Path:
-        """The Lua script for wrk."""
-        return self._directory / "report.lua"
+    def script(self, *, unique: bool) -> Path:
+        """The Lua script for wrk; `unique`: with another head in each request."""
+        return self._directory / ("unique.lua" if unique else "report.lua")
 
     def node(self, role: str) -> Node:
         """The node whose agent and proxy matter to a role: its own, or of BARE the first."""
@@ -97,7 +96,8 @@ class Site:
     def build(self) -> None:
         """Bring up the pods and the policy; returns when every path answers as it should. Raises an AgentError."""
         nginx.prepare(self._directory, FILES)
-        self.script.write_text(wrk.SCRIPT)
+        self.script(unique=False).write_text(wrk.SCRIPT)
+        self.script(unique=True).write_text(wrk.UNIQUE_SCRIPT)
         for role in self._roles:
             name = self._node_name(role)
             if name not in self._clients:

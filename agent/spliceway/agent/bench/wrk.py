@@ -28,6 +28,15 @@ done = function(summary, latency, requests)
 end
 """
 
+#: The same, with another head in each request.
+UNIQUE_SCRIPT = f"""
+local number = 0
+request = function()
+  number = number + 1
+  return wrk.format(nil, nil, {{["X-Number"] = tostring(number)}})
+end
+{SCRIPT}"""
+
 
 class WrkResult(msgspec.Struct, frozen=True):
     """One run. Times in microseconds; `bytes` are those of the replies, heads included; `errors` by kind.
