@@ -82,24 +82,25 @@ def test_denied_and_kept(site: Bench, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "reason"),
+    ("data", "reason", "status"),
     [
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500), Reason.HTTP_TLS),
-        (b"\x16\x03\x03\x00\x05\x01", Reason.HTTP_TLS),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", Reason.HTTP_2),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500), Reason.HTTP_TLS, 0),
+        (b"\x16\x03\x03\x00\x05\x01", Reason.HTTP_TLS, 0),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", Reason.HTTP_2, 505),
     ],
     ids=["TLS 1.0 record", "short TLS record", "HTTP/2 preface"],
 )
-def test_other_protocols_are_recognised(site: Bench, data: bytes, reason: Reason) -> None:
+def test_other_protocols_are_recognised(site: Bench, data: bytes, reason: Reason, status: int) -> None:
     for how, pieces in deliveries(data):
         with site.connect() as connection:
             own = connection.getsockname()
             deliver(connection, pieces, site.receiver)
             back = read_to_end(connection)
         assert back.end is not End.OPEN, how
-        assert back.data == b"", how
+        assert back.statuses == [status] * bool(status), how
+        assert status or back.end is End.RESET, how
         [record] = site.relay.records_of(own)
-        assert (record.verdict, record.reason, record.status) == (Verdict.DENY, reason, 0), how
+        assert (record.verdict, record.reason, record.status) == (Verdict.DENY, reason, status), how
     assert site.conversations() == []
 
 
