@@ -11,8 +11,7 @@ import re
 from typing import Any
 
 import h11
-from h11._readers import maybe_read_from_IDLE_client
-from h11._receivebuffer import ReceiveBuffer
+from h11 import _readers, _receivebuffer
 
 from spliceway.policy.http import framed_target
 from spliceway.policy.httpmatch import HttpRequest, text
@@ -138,16 +137,35 @@ def fault(raw: bytes) -> str:
 
 def by_h11(raw: bytes) -> h11.Request:
     """What h11 makes of a head. Raises HeadError."""
-    # h11's reader of heads, without the state of a connection around it, which would be made and thrown away for each.
-    buffer = ReceiveBuffer()
-    buffer += raw
     try:
-        event = maybe_read_from_IDLE_client(buffer)
+        event = _read_by_h11(raw)
     except h11.ProtocolError as error:
         raise HeadError(400, Reason.HTTP_MALFORMED, str(error)) from None
     if not isinstance(event, h11.Request):
         raise HeadError(400, Reason.HTTP_MALFORMED, "no request")
     return event
+
+
+def read_by_connection(raw: bytes) -> object:
+    """A head as h11's public interface reads it. Raises h11.ProtocolError."""
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=len(raw) + 1)
+    connection.receive_data(raw)
+    return connection.next_event()
+
+
+def read_by_reader(raw: bytes) -> object:
+    """The same by h11's reader alone: the state of a connection around it would be made and thrown away for each head.
+
+    Raises h11.ProtocolError.
+    """
+    buffer = _receivebuffer.ReceiveBuffer()
+    buffer += raw
+    return _readers.maybe_read_from_IDLE_client(buffer)
+
+
+# It is not public, so that a newer h11 may have it no more.
+_quick = hasattr(_readers, "maybe_read_from_IDLE_client") and hasattr(_receivebuffer, "ReceiveBuffer")
+_read_by_h11 = read_by_reader if _quick else read_by_connection
 
 
 def _framed(request: HttpRequest, size: int) -> Head:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import re2
+
 from spliceway.policy.regex import compile_regex
 
 Matcher = Callable[[bytes], bool]
@@ -30,8 +32,26 @@ def matcher(pattern: str) -> Matcher:
         return frozenset(pattern.encode().split(b"|")).__contains__
     if found := _PREFIX.fullmatch(pattern):
         return _Prefix(found[1].encode())
-    fullmatch = compiled.fullmatch
-    return lambda value: fullmatch(value) is not None
+    return _set_of(pattern) or (lambda value: compiled.fullmatch(value) is not None)
+
+
+def _set_of(pattern: str) -> Matcher | None:
+    """The expression as a set of one, which answers yes or no at a third of the price of a match object.
+
+    A set that runs out of memory says no: whoever asks must ask the expression itself before a no counts, and the
+    decision does.
+    """
+    options = re2.Options()
+    options.encoding = re2.Options.Encoding.LATIN1
+    options.log_errors = False
+    made = re2.Set.FullMatchSet(options)
+    try:
+        made.Add(pattern.encode("ascii"))
+        made.Compile()
+    except re2.error:
+        return None
+    match = made.Match
+    return lambda value: bool(match(value))
 
 
 class _Prefix:
