@@ -1,4 +1,4 @@
-"""Heads of requests: what the strict scan, h11 and the reference make of them. The torture tests have the long lists."""
+"""Heads of requests: what the strict scan, h11 and the reference make of them. Torture tests have the long lists."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_both_ways_into_h11_are_one(first: str, lines: list[str]) -> None:
 @settings(max_examples=2000, deadline=None)
 @given(REQUEST_LINES, LINES)
 def test_what_is_accepted_is_what_the_reference_sees(first: str, lines: list[str]) -> None:
-    """The reference gets the same fields, split by hand; what it refuses as malformed is no head here, and vice versa."""
+    """The reference gets the same fields, split by hand."""
     found = outcome(whole(first, lines))
     if isinstance(found, HeadError):
         assert found.status == 400
