@@ -34,7 +34,7 @@ SENT = (
     (
         "`Connection: upgrade` with `Upgrade: websocket` and a body in chunks",
         "as it came",
-        "without `Transfer-Encoding`",
+        "without `Transfer-Encoding` and the body",
     ),
     ("`Transfer-Encoding: Chunked`", "as it came", "`chunked`"),
     (
@@ -56,8 +56,9 @@ def by_envoy(arrived: Arrived) -> tuple[bytes, dict[bytes, list[bytes]], bytes |
         values.setdefault(name.lower(), []).append(value)
     tokens = {token.strip().lower() for value in values.get(b"connection", ()) for token in value.split(b",")}
     websocket = b"upgrade" in tokens and b"websocket" in [value.lower() for value in values.get(b"upgrade", ())]
-    if websocket:
-        values.pop(b"transfer-encoding", None)
+    body = arrived.body
+    if websocket and values.pop(b"transfer-encoding", None):
+        body = b""
     taken = _TAKEN - {b"connection"} if websocket else _TAKEN | {b"upgrade"}
     values = {name: held for name, held in values.items() if name not in taken}
     if b"transfer-encoding" in values:
@@ -72,7 +73,7 @@ def by_envoy(arrived: Arrived) -> tuple[bytes, dict[bytes, list[bytes]], bytes |
     ):
         values[b"content-length"] = [b"0"]
     values.setdefault(b"x-forwarded-proto", [b"http"])
-    return line, values, arrived.body
+    return line, values, body
 
 
 def as_sent(arrived: Arrived) -> tuple[bytes, dict[bytes, list[bytes]], bytes | None]:
