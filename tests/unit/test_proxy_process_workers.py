@@ -140,6 +140,20 @@ def test_worker_ends_with_its_supervisor() -> None:
     run(work)
 
 
+def test_worker_that_can_not_go_on_ends() -> None:
+    """What the supervisor must never say, or a fault of ours: the next worker begins anew."""
+
+    async def work() -> None:
+        bench = Bench()
+        bench.path.set_share = lambda _: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+        with pytest.raises(ZeroDivisionError):
+            await bench.task
+        bench.up.close()
+        bench.theirs.close()
+
+    run(work)
+
+
 def test_records_that_nobody_reads_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "_BACKLOG", 1 << 20)
 

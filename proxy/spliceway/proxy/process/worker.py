@@ -99,7 +99,10 @@ class Worker:
         self._channel: Channel[Down] = Channel(loop, sock, Down, self._on_message, self._on_close)
 
     async def run(self) -> None:
-        """Work until told to stop, or until the supervisor has gone."""
+        """Work until told to stop, or until the supervisor has gone.
+
+        Raises whatever a message led to that it should not have.
+        """
         await self._ended
         if self._path is not None:
             self._path.close()
@@ -114,6 +117,14 @@ class Worker:
         self._channel.close()
 
     def _on_message(self, message: Down, descriptors: list[int]) -> None:
+        try:
+            self._obey(message, descriptors)
+        except Exception as error:
+            # What is in force here is no longer known: the next worker begins anew.
+            if not self._ended.done():
+                self._ended.set_exception(error)
+
+    def _obey(self, message: Down, descriptors: list[int]) -> None:
         match message:
             case Start():
                 self._start(message, descriptors)
