@@ -43,6 +43,10 @@ from support.peersfigures import (
 from support.steered import SteeredNet
 
 
+#: A run that is void is made again, in all so often.
+_TRIES = 3
+
+
 async def measure(paths: list[str], loads: list[Load], rounds: int, seconds: float, say: Say) -> list[Sample]:
     """All of it. Raises BenchError or PeerError."""
     samples: list[Sample] = []
@@ -59,13 +63,23 @@ async def measure(paths: list[str], loads: list[Load], rounds: int, seconds: flo
             for number in range(rounds):
                 for load in loads:
                     for path in rotated(paths, number):
-                        found = await meter.run(path, load, seconds)
+                        found = await _run(meter, path, load, seconds, say)
                         samples.append(Sample(path, load.name, number, found))
                         rate, cpu = found["rps"], found["cpu_us"]
                         say(f"round {number + 1}, {load.name}, {path}: {rate:,.0f} req/s, {cpu:.1f} µs")
         finally:
             await bed.stop()
     return samples
+
+
+async def _run(meter: Meter, path: str, load: Load, seconds: float, say: Say) -> dict[str, float]:
+    """A run, again when it is void. Raises BenchError when the last one is, too."""
+    for _ in range(_TRIES - 1):
+        try:
+            return await meter.run(path, load, seconds)
+        except BenchError as error:
+            say(f"void: {error}")
+    return await meter.run(path, load, seconds)
 
 
 def print_tables(result: dict[str, Any]) -> None:
