@@ -42,7 +42,6 @@ from support.peersfigures import (
 )
 from support.steered import SteeredNet
 
-
 #: A run that is void is made again, in all so often.
 _TRIES = 3
 
