@@ -84,6 +84,8 @@ def end_to_end(head: Head) -> tuple[tuple[bytes, bytes], ...]:
 
 _HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade"))
 _HOP_BY_HOP |= {b"trailer"}
+#: What Connection may name: what is not one of these is a header that counts.
+_MAY_BE_NAMED = (_HOP_BY_HOP - {b"connection", b"transfer-encoding"}) | {b"close", b"http2-settings", b"trailers"}
 
 
 def parse_head(data: bytes) -> Head | None:
@@ -215,6 +217,8 @@ def _next(data: bytes, rule_set: RuleSet) -> tuple[Outcome, int] | None:
     head = parse_head(data)
     if head is None:
         return None
+    if (head.listed(b"connection") - _MAY_BE_NAMED) & {name.lower() for name, _ in head.headers}:
+        return Outcome(400, closes=True), len(data)  # the next proxy would take away what was judged
     decision = decide(HttpRequest(head.method, head.target, head.headers, head.version), rule_set)
     if decision.verdict is Verdict.DENY and decision.reason is Reason.HTTP_MALFORMED:
         return Outcome(400, closes=True), len(data)
@@ -236,7 +240,7 @@ def _next(data: bytes, rule_set: RuleSet) -> tuple[Outcome, int] | None:
 
 def _skippable(head: Head) -> bool:
     lengths = head.values(b"content-length")
-    plain = not head.values(b"transfer-encoding") and not head.values(b"expect")
+    plain = not head.values(b"transfer-encoding") and b"100-continue" not in head.listed(b"expect")
     return plain and (not lengths or int(lengths[0]) <= MAX_SKIPPED)
 
 
