@@ -57,7 +57,7 @@ def by_envoy(arrived: Arrived) -> tuple[bytes, dict[bytes, list[bytes]], bytes |
     tokens = {token.strip().lower() for value in values.get(b"connection", ()) for token in value.split(b",")}
     websocket = b"upgrade" in tokens and b"websocket" in [value.lower() for value in values.get(b"upgrade", ())]
     body = arrived.body
-    if websocket and values.pop(b"transfer-encoding", None):
+    if websocket and values.pop(b"transfer-encoding", []):
         body = b""
     taken = _TAKEN - {b"connection"} if websocket else _TAKEN | {b"upgrade"}
     values = {name: held for name, held in values.items() if name not in taken}
