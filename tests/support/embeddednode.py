@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +50,14 @@ class EmbeddedNode(EnvoyNode):
         run = [sys.executable, "-m", "spliceway.agent", "proxy", "--config", str(config)]
         # The log is what it writes to standard error.
         return ["sh", "-c", 'exec "$@" 2>"$0"', str(self.directory / f"{self.what}.log"), *run]
+
+
+class Ends(NamedTuple):
+    """Which connection it is: the kernel gives one port to connections of both families and to several destinations."""
+
+    source: IPv4Address | IPv6Address
+    source_port: int
+    destination_port: int
 
 
 class Asked(NamedTuple):
@@ -98,13 +107,14 @@ class EmbeddedThread(EnvoyThread):
                 connection = stack.enter_context(self.node.connect(rule_set, version))
                 connection.sendall(raw)
                 reply = read_reply(connection, raw.startswith(b"HEAD "))
-                answers.append(((connection.getsockname()[1], port_of(rule_set)), reply, tuple(heads)))
+                ends = Ends(ip_address(connection.getsockname()[0]), connection.getsockname()[1], port_of(rule_set))
+                answers.append((ends, reply, tuple(heads)))
             flows = self._flows({ends for ends, _, _ in answers})
         return [Got(reply, flows[ends], arrived) for ends, reply, arrived in answers]
 
-    def _flows(self, ends: set[tuple[int, int]]) -> dict[tuple[int, int], HttpFlow]:
+    def _flows(self, ends: set[Ends]) -> dict[Ends, HttpFlow]:
         for _ in range(500):
-            found = {(flow.source_port, flow.destination_port): flow for flow in self.node.flows}
+            found = {Ends(flow.source, flow.source_port, flow.destination_port): flow for flow in self.node.flows}
             if ends <= set(found):
                 return found
             self.run(asyncio.sleep(0.02))
