@@ -38,7 +38,7 @@ demo: setup
 # Without the packages of the Node.js client its tests try again, and say what is wrong.
 test: setup
 	-@$(MAKE) --no-print-directory $(NODE_CLIENT)/node_modules/.package-lock.json
-	$(BIN)/python -m pytest $(ARGS)
+	scripts/test $(ARGS)
 
 $(NODE_CLIENT)/node_modules/.package-lock.json: $(NODE_CLIENT)/package.json $(NODE_CLIENT)/package-lock.json
 	$(BIN)/python $(NODE_CLIENT)/install.py

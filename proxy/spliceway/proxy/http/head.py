@@ -98,6 +98,9 @@ def read_head(raw: bytes, max_headers: int) -> Head:
         raise HeadError(431, Reason.HTTP_HEAD_TOO_LARGE, f"more than {max_headers} headers")
     method, target, version = found.groups()
     head = _framed(HttpRequest(method, target, tuple(fields), version.decode()), len(raw))
+    if not target.isascii():
+        beyond = next(byte for byte in target if byte > 0x7E)
+        raise HeadError(400, Reason.HTTP_MALFORMED, f"byte 0x{beyond:02x} in the target")
     if head.length == CHUNKED:
         # So h11 has it, and so it is sent on with our chunks.
         fields = _lowered(fields)
