@@ -254,13 +254,12 @@ def test_connections_are_limited(site: Bench, limits: Limits) -> None:
         for connection in held:
             connection.sendall(GET)
             assert read_answers(connection, 1)[0].status == 200
-        with relay.connect(OTHER) as more:
-            own = more.getsockname()
-            with contextlib.suppress(OSError):
-                more.sendall(GET)
+        # The reset may be quicker than the client's connect().
+        with contextlib.suppress(ConnectionError), relay.connect(OTHER) as more:
+            more.sendall(GET)
             assert read_to_end(more).data == b""
-        [record] = relay.records_of(own)
-        assert (record.reason, record.status) == (Reason.CONNECTION_LIMIT, 0)
+        refused = [Reason.CONNECTION_LIMIT]
+        relay.until(lambda: [one.reason for one in relay.records if one.status == 0] == refused, lambda: "no record")
         if limits.connections != 3:
             with relay.connect(OTHER, 6) as other_client:
                 other_client.sendall(GET)
@@ -341,25 +340,23 @@ def test_no_end_leaves_anything(site: Bench) -> None:
     answers[b"/pub/up"] = [SWITCHED, b"hello", read_on]
     paths = [b"/pub/a", b"/private", *answers]
     sent = [request(line=b"GET %b HTTP/1.1" % path) for path in paths]
-    sent += [
-        GET[:9],
-        GET + GET[:9],
-        b"\x16\x03\x01",
-        b"x\r\n\r\n",
-        post(b"Content-Length: 9\r\n", b"part"),
-        UPGRADE,
-        b"",
-    ]
+    unanswered = [b"", GET[:9], post(b"Content-Length: 9\r\n", b"part")]
+    sent += [GET + GET[:9], b"\x16\x03\x01", b"x\r\n\r\n", UPGRADE, *unanswered]
     sent += [one + other for one in sent[:3] for other in sent]
     ends = (socket.socket.close, reset_now, lambda connection: connection.shutdown(socket.SHUT_WR))
 
     def one_round() -> None:
         for data in sent:
-            with contextlib.suppress(OSError), site.connect(random.choice((1, 1, 1, REFUSING))) as connection:
-                connection.sendall(data)
-                if random.random() < 0.5:
-                    connection.recv(random.choice((1, 65536))) if data else None
-                random.choice(ends)(connection)
+            with site.connect(random.choice((1, 1, 1, REFUSING))) as connection:
+                try:
+                    connection.sendall(data)
+                    if data not in unanswered and random.random() < 0.5:
+                        connection.recv(random.choice((1, 65536)))
+                    random.choice(ends)(connection)
+                except TimeoutError as error:
+                    raise AssertionError(f"no answer to {data!r}") from error
+                except OSError:
+                    pass  # the other end was quicker
                 if connection.fileno() >= 0:
                     assert read_to_end(connection).end is not End.OPEN, data
         site.upstream.conversations.clear()
@@ -372,7 +369,9 @@ def test_no_end_leaves_anything(site: Bench) -> None:
     warm = site.relay.memory()
     for _ in range(ROUNDS):
         one_round()
-    after = site.relay.settled(lambda state: state.connections == 0, "connections are left")
-    assert after.files == before.files
+    # Upstream connections end a moment after those of the clients.
+    after = site.relay.settled(
+        lambda state: state.connections == 0 and state.files <= before.files, "something is left"
+    )
     assert after.listed == 0
     assert site.relay.memory() - warm < 4 * MIB

@@ -98,7 +98,8 @@ def test_other_protocols_are_recognised(site: Bench, data: bytes, reason: Reason
             back = read_to_end(connection)
         assert back.end is not End.OPEN, how
         assert back.statuses == [status] * bool(status), how
-        assert status or back.end is End.RESET, how
+        # Of several bytes the later ones may meet the reset, and then it has been told.
+        assert status or back.end is End.RESET or how != "whole", how
         [record] = site.relay.records_of(own)
         assert (record.verdict, record.reason, record.status) == (Verdict.DENY, reason, status), how
     assert site.conversations() == []

@@ -42,7 +42,7 @@ _TWO_FRAMINGS = {
 }  # fmt: skip
 
 #: One reads chunked, another does not. With Content-Length and without, chunked for real and not.
-_OBFUSCATED = tuple(
+_OBFUSCATED = (*(
     b"Transfer-Encoding" + rest
     for rest in (
         *(b": xchunked", b" : chunked", b"\t: chunked", b":chunked ", b":\tchunked", b":\x0bchunked", b": \x0cchunked"),
@@ -55,7 +55,7 @@ _OBFUSCATED = tuple(
         *(b"\x0b: chunked", b"\xa0: chunked", b": chunk\xc3\xa9d", b": \xef\xbb\xbfchunked", b"; chunked", b" chunked"),
         *(b": chunked\nX: y", b"\r\n: chunked", b"\r: chunked", b"\n: chunked", b": CHUNKED\r\n x"),
     )
-) + (
+), *(
     *(b"Transfer_Encoding: chunked", b"transfer encoding: chunked", b" Transfer-Encoding: chunked"),
     *(b"\tTransfer-Encoding: chunked", b"X: y\nTransfer-Encoding: chunked", b"X: y\rTransfer-Encoding: chunked"),
     *(b"X: y\r\n Transfer-Encoding: chunked", b"X:\0\r\nTransfer-Encoding : chunked"),
@@ -63,7 +63,7 @@ _OBFUSCATED = tuple(
     *(b"Transfer-Encodin\xc4\xa1: chunked", b"\xef\xbb\xbfTransfer-Encoding: chunked", b"TE: chunked"),
     *(b"X-Transfer-Encoding: chunked", b"Transfer-Encoding-: chunked", b"\"Transfer-Encoding\": chunked"),
     *(b"Transfer\\-Encoding: chunked", b"Transfer-Encoding:: chunked", b":Transfer-Encoding: chunked"),
-)  # fmt: skip
+))  # fmt: skip
 _ENCODINGS = {
     f"{kind} {line!r}": post(line + b"\r\n" + (_length(body) if kind == "CL." else b""), body)
     for line in _OBFUSCATED

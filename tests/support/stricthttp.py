@@ -240,7 +240,8 @@ def _next(data: bytes, rule_set: RuleSet) -> tuple[Outcome, int] | None:
 
 def _skippable(head: Head) -> bool:
     lengths = head.values(b"content-length")
-    plain = not head.values(b"transfer-encoding") and b"100-continue" not in head.listed(b"expect")
+    waits = any(value.lower() == b"100-continue" for value in head.values(b"expect"))
+    plain = not head.values(b"transfer-encoding") and not waits
     return plain and (not lengths or int(lengths[0]) <= MAX_SKIPPED)
 
 
