@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import msgspec
+import structlog
 from rich.console import Console
 from rich.table import Table
 
@@ -124,6 +125,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=2, help="length of each run")
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     given = parser.parse_args()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout has the result
     paths = [path.strip() for path in given.paths.split(",")]
     if unknown := [path for path in paths if path not in PORTS]:
         parser.error(f"no path is called {', '.join(unknown)}")

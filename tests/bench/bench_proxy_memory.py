@@ -33,6 +33,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import msgspec
+import structlog
 
 from spliceway.agent.bench.errors import BenchError
 from spliceway.agent.bench.progress import progress
@@ -250,6 +251,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=64.0, help="MiB/s of a slow peer")
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     given = parser.parse_args()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout has the result
     files = 2 * given.connections + 200
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < files:
         try:
