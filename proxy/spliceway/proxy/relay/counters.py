@@ -29,7 +29,6 @@ class Counters:
         "cx_limited",
         "denied",
         "errors",
-        "heads_cached",
         "no_port",
         "overloaded",
         "received",
@@ -64,7 +63,6 @@ class Counters:
     cx_limited: int
     denied: int
     errors: int
-    heads_cached: int
     no_port: int
     overloaded: int
     received: int
@@ -114,7 +112,6 @@ class Counters:
             "spliceway.no_port": self.no_port,
             "spliceway.buffer_resets": self.overloaded,
             "spliceway.internal_errors": self.errors,
-            "spliceway.heads_cached": self.heads_cached,
         }
         result |= {f"{_HTTP}downstream_rq_{number}xx": self.status[number] for number in range(1, 6)}
         return result | {f"spliceway.refused.{reason.label}": count for reason, count in refused.items()}

@@ -23,12 +23,11 @@ from spliceway.proxy.relay import sockets
 from spliceway.proxy.relay.connection import Connection
 from spliceway.proxy.relay.counters import Counters
 from spliceway.proxy.relay.exchange import Ends, refusal
+from spliceway.proxy.relay.headcache import HeadCache
 from spliceway.proxy.relay.pair import Pair
 from spliceway.proxy.relay.poller import IN, OnEvents, Poller
 from spliceway.proxy.relay.wheel import Timed, Wheel
 
-#: Heads that are remembered as they were read, and the longest of them, in bytes.
-CACHED_HEADS, LONGEST_CACHED = 1024, 2048
 #: Connections that are accepted in a row.
 _ACCEPTED_AT_ONCE = 16
 #: A worker with so many connections more than its share lets others take the next ones, for so long (seconds).
@@ -99,7 +98,7 @@ class Relay:
         self._per_client = ceil(limits.connections_per_client / len(self._loads))
         self._share = 1.0
         self._number = ((worker << 12 | epoch & 0xFFF) << 32) + 1
-        self._heads: dict[bytes, Head] | None = {} if head_cache else None
+        self._heads = HeadCache() if head_cache else None
         self._most_buffered = limits.buffered // len(self._loads)
         self._watch: asyncio.TimerHandle | None = None
         self._watch_memory()
@@ -143,6 +142,7 @@ class Relay:
     def counters(self) -> dict[str, int]:
         """Counters and gauges by name (`relay.counters`)."""
         named = self.tally.named()
+        named["spliceway.heads_cached"] = self._heads.hits if self._heads is not None else 0
         open_sent = sum(one.up.sent for one in self._connections if one.up is not None)
         named["cluster.original-destination.upstream_cx_tx_bytes_total"] += open_sent
         return named
@@ -173,18 +173,15 @@ class Relay:
 
     def head(self, raw: bytes, config: ListenerConfig) -> Head:
         """Read a head, or remember it. Raises HeadError."""
-        heads = self._heads
-        if heads is None or len(raw) > LONGEST_CACHED:
+        cache = self._heads
+        if cache is None:
             return _read(raw, config)
-        found = heads.get(raw)
+        found = cache.get(raw)
         # Another listener may take less.
         if found and len(found.request.headers) <= config.max_headers and found.size <= config.max_head_bytes:
-            self.tally.heads_cached += 1
             return found
         head = _read(raw, config)
-        if len(heads) >= CACHED_HEADS:
-            heads.clear()
-        heads[raw] = head
+        cache.add(raw, head)
         return head
 
     def count_status(self, status: int) -> None:
