@@ -127,8 +127,8 @@ class RelayNode:
         errors = self.errors()
         self._errors.close()
         if kind is None:
-            assert errors == ""
-            assert self._process.returncode == 0
+            assert not errors, f"the relay said: {errors}"
+            assert self._process.returncode == 0, f"the relay ended with {self._process.returncode}"
 
     def _stop(self) -> None:
         assert self._process.stdin is not None
