@@ -89,7 +89,8 @@ def understood(site: Bench, server: WebServer) -> list[Seen]:
             connection.sendall(request(line=f"GET {target}{step} HTTP/1.1".encode()))
             assert read_answers(connection, 1)[-1].status == 200
     found = server.seen_until(f"{target}/again")
-    return [one for one in found if one.target != target]
+    # Apache's threads may log an earlier request later: what was smuggled would then be found in the next case.
+    return [one for one in found if not one.target.startswith("/pub/fence/")]
 
 
 def assert_same(seen: Seen, expected: Request, kind: str) -> None:
