@@ -125,9 +125,9 @@ def check_nominated(tokens: list[bytes], request: HttpRequest) -> None:
         raise HeadError(400, Reason.HTTP_MALFORMED, f"Connection names {text(min(found))}")
 
 
-def bad_line_end(data: bytes) -> bool:
-    """Whether there is an LF or a CR by itself: such a head may never have an end."""
-    return _BAD_END.search(data) is not None
+def bad_line_end(data: bytes, start: int = 0) -> bool:
+    """Whether there is an LF or a CR by itself, from `start` on: such a head may never have an end."""
+    return _BAD_END.search(data, start) is not None
 
 
 def fault(raw: bytes) -> str:

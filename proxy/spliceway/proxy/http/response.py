@@ -15,9 +15,7 @@ from spliceway.policy.httpmatch import text
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _FIELD_LINE = rb"%b:[\t\x20-\x7e\x80-\xff]*+\r\n" % _TOKEN
 _WHOLE = re.compile(rb"HTTP/(1\.[01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?\r\n((?:%b)*+)\r\n" % _FIELD_LINE)
-_FRAMING = re.compile(
-    rb"(?:\A|\n)(content-length|transfer-encoding|connection|upgrade):[ \t]*([^\r\n]*?)[ \t]*\r", re.IGNORECASE
-)
+_FRAMING = re.compile(rb"(?:\A|\n)(content-length|transfer-encoding|connection|upgrade):([^\r\n]*+)", re.IGNORECASE)
 _HOP = re.compile(rb"^(?:connection|keep-alive|proxy-connection):.*\n", re.IGNORECASE | re.MULTILINE)
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 #: The end of a head whose lines may end in LF alone.
@@ -112,8 +110,8 @@ def _framed(raw: bytes, method: bytes, version: bytes, status: int, fields: byte
     codings: list[bytes] = []
     tokens: list[bytes] = []
     upgrade = b""
-    for name, value in _FRAMING.findall(fields):
-        key = name.lower()
+    for name, text_of in _FRAMING.findall(fields):
+        key, value = name.lower(), text_of.strip(b" \t")
         if key == b"content-length":
             lengths.append(value)
         elif key == b"upgrade":

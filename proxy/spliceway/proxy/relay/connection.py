@@ -112,7 +112,7 @@ class Connection(ServerSide):
         most = self.served.config.max_head_bytes
         if held.startswith(b"\x16\x03"):
             self._refuse(HeadError(0, Reason.HTTP_TLS, "TLS: the rules are for plain HTTP"), held)
-        elif bad_line_end(held):
+        elif bad_line_end(held, self._looked):
             self._refuse(HeadError(400, Reason.HTTP_MALFORMED, fault(held)), held)
         elif len(held) >= most:
             self._refuse(HeadError(431, Reason.HTTP_HEAD_TOO_LARGE, f"a head of more than {most} bytes"), held)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 from collections.abc import Callable, Sequence
 
@@ -118,6 +119,9 @@ class End:
             return NOTHING
         self.received += count
         if not count:
+            if self.broken:
+                # Writing took the error, so that reading finds an end where there was a reset.
+                raise ConnectionResetError(errno.ECONNRESET, "reset")
             self.eof = True
             self.pause()
         return count
