@@ -21,7 +21,10 @@ class FlowPeer(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class HttpPart(msgspec.Struct, frozen=True, rename="camel"):
-    """The request of an HTTP verdict, as the client sent it. Duration in milliseconds."""
+    """The request of an HTTP verdict, as the client sent it. Duration in milliseconds.
+
+    `details`: in the proxy's words, what became of it where that is not an answer of the server.
+    """
 
     method: str
     path: str
@@ -29,6 +32,7 @@ class HttpPart(msgspec.Struct, frozen=True, rename="camel"):
     status: int
     duration: float
     flags: str = ""
+    details: str = ""
 
 
 class Flow(msgspec.Struct, frozen=True, rename="camel"):

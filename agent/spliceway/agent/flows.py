@@ -25,6 +25,8 @@ from spliceway.xds.accesslog.flow import HttpFlow
 
 IPAddress = IPv4Address | IPv6Address
 
+#: What a proxy says of a request that the server has answered.
+_BY_THE_SERVER = "via_upstream"
 #: Addresses whose identity is remembered: a lookup asks for every prefix length.
 _CACHED_ADDRESSES = 65_536
 _RULE_NUMBER = re.compile(r"\Arule (\d{1,10}):")
@@ -128,6 +130,7 @@ class Names:
                 status=record.status,
                 duration=round(record.duration_ns / 1e6, 3),
                 flags=",".join(record.flags),
+                details="" if record.details == _BY_THE_SERVER else record.details,
             ),
             nearest_miss=self._nearest_miss(record),
             client_rule=self.rule(record.client_rule),

@@ -145,7 +145,7 @@ def framed_target(
     if len(lengths) > 1 or (lengths and not _LENGTH.fullmatch(lengths[0])):
         raise TargetError(Reason.HTTP_MALFORMED, "Content-Length twice or not a number")
     if len(hosts) != 1:
-        raise TargetError(Reason.HTTP_MALFORMED, f"{len(hosts)} Host headers")
+        raise TargetError(Reason.HTTP_MALFORMED, f"{len(hosts)} Host headers" if hosts else "no Host header")
     if not _HOST.fullmatch(hosts[0]):
         raise TargetError(Reason.HTTP_MALFORMED, f"Host {text(hosts[0]) or '(empty)'} is not accepted")
     if request.path[:1] != b"/" and (found := _ABSOLUTE.fullmatch(request.path)):

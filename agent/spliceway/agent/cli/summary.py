@@ -203,13 +203,16 @@ def flow_line(flow: Json) -> str:
         return f"({flow['lost']} flows lost: this reader is too slow)"
     arrow = "<-" if flow["reply"] else "->"
     ends = f"{_end(flow['source'])} {arrow} {_end(flow['destination'])}"
-    parts = [flow["time"], flow["hook"], ends, flow["protocol"], flow["verdict"], flow["reason"]]
+    parts = [flow["time"], flow["hook"], ends, flow["protocol"] or "-", flow["verdict"], flow["reason"]]
     if http := flow["http"]:
         # A connection that was refused before it had a request has no method and got no answer.
         asked = (http["method"], http["path"], str(http["status"] or ""), f"{http['duration']} ms")
         parts.append(" ".join(filter(None, asked)))
     parts += [f"({flow['direction']})"] if flow.get("direction") else []
     parts += [f"[{text}]" for text in (flow["rule"], flow["nearestMiss"]) if text]
+    # A denied request says why already; of one that passed it is what went wrong with its answer.
+    if http and http.get("flags") and not flow["nearestMiss"]:
+        parts.append(f"[{http.get('details') or http['flags']}]")
     parts += [f"[mismatch of {', '.join(headers)}]"] if (headers := flow.get("mismatches")) else []
     return one_line(" ".join(parts))
 

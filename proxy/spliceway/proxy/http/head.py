@@ -23,6 +23,7 @@ _VALUE = rb"[\t\x20-\x7e\x80-\xff]"
 _LINE = rb"(%b+) ([^\x00-\x20\x7f]+) HTTP/(1\.[01])\r\n" % _TOKEN
 _FIELD = rb"(%b+):[ \t]*+(|[\x21-\x7e\x80-\xff](?:%b*[\x21-\x7e\x80-\xff])?)[ \t]*+\r\n" % (_TOKEN, _VALUE)
 _WHOLE = re.compile(_LINE + rb"(?:%b+:%b*+\r\n)*+\r\n" % (_TOKEN, _VALUE))
+_FIRST = re.compile(_LINE)
 _FIELDS = re.compile(_FIELD)
 _BAD_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
@@ -43,11 +44,14 @@ _FAULTS: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (_BARE_LF, "a line that ends in LF alone"),
     (re.compile(rb"\r(?!\n)"), "CR that ends no line"),
     (re.compile(rb"\x00"), "NUL"),
-    (re.compile(rb"\A(?!%b+ )" % _TOKEN), "no method"),
-    (re.compile(rb"\A(?!%b+ [^\x00-\x20\x7f]+ HTTP/1\.[01]\r\n)" % _TOKEN), "the request line"),
+    (re.compile(rb"\A(?!%b+ )" % _TOKEN), "no method at the beginning"),
+    (
+        re.compile(rb"\A(?!%b+ [^\x00-\x20\x7f]+ HTTP/1\.[01]\r\n)" % _TOKEN),
+        "no METHOD TARGET HTTP/1.1 at the beginning",
+    ),
     (re.compile(rb"\r\n[ \t]"), "a folded line"),
     (re.compile(rb"\r\n[^\r\n:]*[ \t]:"), "a space before the colon"),
-    (re.compile(rb"\r\n(?!\r\n|%b+:)(?=.)" % _TOKEN), "the name of a header"),
+    (re.compile(rb"\r\n(?!\r\n|%b+:)(?=.)" % _TOKEN), "a header without a proper name"),
 )
 
 
@@ -123,6 +127,12 @@ def check_nominated(tokens: list[bytes], request: HttpRequest) -> None:
     named = {token for token in tokens if token not in _MAY_BE_NAMED}
     if named and (found := named & {name.lower() for name, _ in request.headers}):
         raise HeadError(400, Reason.HTTP_MALFORMED, f"Connection names {text(min(found))}")
+
+
+def bad_first_line(data: bytes, start: int = 0) -> bool:
+    """Whether the first line has come to its end, from `start` on, and is none of HTTP/1."""
+    end = data.find(b"\r\n")
+    return end >= start and _FIRST.match(data) is None
 
 
 def bad_line_end(data: bytes, start: int = 0) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from spliceway.policy.verdict import Reason, Verdict
 from spliceway.proxy.http.body import ChunkError, ChunkReader
 from spliceway.proxy.http.decision import Judged
-from spliceway.proxy.http.head import CHUNKED, Head, HeadError, bad_line_end, fault
+from spliceway.proxy.http.head import CHUNKED, Head, HeadError, bad_first_line, bad_line_end, fault
 from spliceway.proxy.relay.end import NOTHING, READ_SIZE, VIEW
 from spliceway.proxy.relay.exchange import Exchange, refusal
 from spliceway.proxy.relay.serverside import ServerSide
@@ -112,7 +112,7 @@ class Connection(ServerSide):
         most = self.served.config.max_head_bytes
         if held.startswith(b"\x16\x03"):
             self._refuse(HeadError(0, Reason.HTTP_TLS, "TLS: the rules are for plain HTTP"), held)
-        elif bad_line_end(held, self._looked):
+        elif bad_line_end(held, self._looked) or bad_first_line(held, self._looked):
             self._refuse(HeadError(400, Reason.HTTP_MALFORMED, fault(held)), held)
         elif len(held) >= most:
             self._refuse(HeadError(431, Reason.HTTP_HEAD_TOO_LARGE, f"a head of more than {most} bytes"), held)

@@ -77,7 +77,7 @@ class Exchange:
             rule_set=rule_set,
             rule=decision.rule if passed else 0,
             client_rule=decision.client_rule if passed else 0,
-            nearest_miss=decision.nearest_miss,
+            nearest_miss=decision.nearest_miss if passed else details,
             mismatches=self.judged.mismatches,
             details=details,
             flags=flags,
