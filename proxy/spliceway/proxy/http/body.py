@@ -13,6 +13,8 @@ from enum import Enum
 #: Longest line of a chunk's size with its extensions, and all lines of trailers together, in bytes.
 MAX_LINE = 4096
 MAX_TRAILERS = 65536
+#: From so many pieces on they are put together before they are sent.
+_MANY = 16
 
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -56,13 +58,24 @@ class ChunkReader:
     def feed(self, data: memoryview, out: list[bytes | memoryview]) -> int:
         """Read `data` up to the end of the body at most; what is to be sent for it is appended to `out`.
 
-        Pieces of `data` are appended as they are, as views. Returns how many bytes were read. Raises ChunkError.
+        That is one chunk for all that is in `data`, in views of it, or a copy where it came in many small ones. Returns
+        how many bytes were read. Raises ChunkError.
         """
+        found: list[bytes | memoryview] = []
+        position = self._read(data, found)
+        if size := sum(map(len, found)):
+            content = found if len(found) <= _MANY else [b"".join(found)]
+            out += [b"%x\r\n" % size, *content, b"\r\n"]
+        if self._at is _At.DONE:
+            out.append(b"0\r\n\r\n")
+        return position
+
+    def _read(self, data: memoryview, found: list[bytes | memoryview]) -> int:
         position, end = 0, len(data)
         while position < end and self._at is not _At.DONE:
             if self._at is _At.DATA:
                 size = min(self._left, end - position)
-                out += [b"%x\r\n" % size, data[position : position + size], b"\r\n"]
+                found.append(data[position : position + size])
                 position += size
                 self._left -= size
                 if not self._left:
@@ -74,7 +87,7 @@ class ChunkReader:
                 if not self._line.endswith(b"\r\n"):
                     raise ChunkError("a line that ends in LF alone")
                 self._line.clear()
-                self._take(line, out)
+                self._take(line)
         return position
 
     def _read_line(self, data: memoryview, position: int) -> int:
@@ -90,7 +103,7 @@ class ChunkReader:
             raise ChunkError("a chunk that is longer than its size")
         return position + len(piece)
 
-    def _take(self, line: bytes, out: list[bytes | memoryview]) -> None:
+    def _take(self, line: bytes) -> None:
         if self._at is _At.END:
             self._at = _At.SIZE
         elif self._at is _At.SIZE:
@@ -104,5 +117,4 @@ class ChunkReader:
             if not _TRAILER.fullmatch(line) or self._trailers > MAX_TRAILERS:
                 raise ChunkError("a trailer")
         else:
-            out.append(b"0\r\n\r\n")
             self._at = _At.DONE

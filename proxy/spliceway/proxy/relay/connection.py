@@ -76,6 +76,9 @@ class Connection(ServerSide):
 
     def _take_up(self) -> None:
         while self.asking is Asking.HEAD and self._held:
+            if self.down.full:
+                self.down.pause()  # who doesn't read answers gets no more of them
+                return
             held = self._held
             end = held.find(b"\r\n\r\n", self._looked)
             if end < 0:
@@ -121,7 +124,7 @@ class Connection(ServerSide):
             self.relay.holding.add(self)
             if self.down.eof:
                 self._end()  # the client has given up in the middle of a head
-            elif self.slot < 0 or self._looked:
+            else:
                 self.relay.wheel.watch(self)
 
     def _begin(self, raw: bytes) -> None:
@@ -256,6 +259,9 @@ class Connection(ServerSide):
             self.up.resume()
         if self.asking is Asking.ASKED and self.answering is Answering.NONE:
             self._cycle()
+        elif self.asking is Asking.HEAD:
+            self._next()
+            self._read_on()
 
     def _refuse(self, error: HeadError, raw: bytes) -> None:
         """What is no request that anybody could be asked about."""

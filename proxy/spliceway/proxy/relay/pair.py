@@ -92,6 +92,8 @@ class Pair(ABC):
             room = len(self._held) <= MAX_HELD
         elif self.asking in RELAYED:
             room = self.up is None or not self.up.full
+        elif self.asking is Asking.HEAD:
+            room = not self.down.full
         else:
             room = self.asking is not Asking.CLOSED
         if room:
@@ -280,7 +282,7 @@ class Pair(ABC):
             relay.wheel.watch(self)
         elif self.asking in (Asking.BODY, Asking.CHUNKS):
             self._late_body()
-        elif self.asking is Asking.ASKED and not sockets.is_closed(self.down.sock):
+        elif self.asking in (Asking.ASKED, Asking.REST) and not sockets.is_closed(self.down.sock):
             self._since = now
             relay.wheel.watch(self)
         else:

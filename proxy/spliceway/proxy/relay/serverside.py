@@ -285,9 +285,8 @@ class ServerSide(Pair):
         self._read_on()
 
     def _idle(self) -> None:
-        self._since = self.relay.loop.time()
-        if self.slot < 0:
-            self.relay.wheel.watch(self)
+        self._since = self._held_since = self.relay.loop.time()
+        self.relay.wheel.watch(self)
 
     def _bad_answer(self, why: str) -> None:
         """Nothing of the answer has gone out: the client is told."""
