@@ -35,6 +35,7 @@ from spliceway.proxy.process.messages import (
 )
 from spliceway.proxy.process.totals import Totals
 from spliceway.proxy.process.workerprocess import COMMAND, WorkerProcess
+from spliceway.proxy.relay.loads import Loads
 
 _BACKOFF_FIRST, _BACKOFF_LAST = 0.1, 5.0
 #: A worker that ran so long (seconds) has earned a quick restart.
@@ -106,7 +107,7 @@ class Pool:
         self._ending = False
         self._memory = os.memfd_create("spliceway-proxy-loads", os.MFD_CLOEXEC)
         os.ftruncate(self._memory, 4 * size)
-        self._loads = memoryview(mmap.mmap(self._memory, 4 * size)).cast("I")
+        self._loads = Loads.of(memoryview(mmap.mmap(self._memory, 4 * size)))
 
     def __repr__(self) -> str:
         return f"<Pool of {len(self._slots)}, pids {self.pids}, {self.restarts} restarts>"
@@ -124,7 +125,7 @@ class Pool:
     @property
     def connections(self) -> int:
         """Of all workers, now."""
-        return sum(self._loads)
+        return self._loads.total()
 
     async def start(self) -> None:
         """Start the workers, and keep so many of them."""
@@ -263,7 +264,7 @@ class Pool:
             slot.release()
             slot.drained.set()
             self.totals.end(slot.number)
-            self._loads[slot.number] = 0
+            self._loads.leave(slot.number)
 
     def _take(self, slot: _Slot, message: Up) -> None:
         match message:

@@ -24,14 +24,15 @@ from spliceway.proxy.relay.connection import Connection
 from spliceway.proxy.relay.counters import Counters
 from spliceway.proxy.relay.exchange import Ends, refusal
 from spliceway.proxy.relay.headcache import HeadCache
+from spliceway.proxy.relay.loads import Loads
 from spliceway.proxy.relay.pair import Pair
 from spliceway.proxy.relay.poller import IN, OnEvents, Poller
 from spliceway.proxy.relay.wheel import Timed, Wheel
 
 #: Connections that are accepted in a row.
 _ACCEPTED_AT_ONCE = 16
-#: A worker with so many connections more than its share lets others take the next ones, for so long (seconds).
-_AHEAD, _AHEAD_SECONDS = 8, 0.002
+#: How long a worker that is ahead leaves connections to the others, in seconds.
+_AHEAD_SECONDS = 0.002
 #: How long a removed listener's requests may still take, in seconds; then their connections are reset.
 _REMOVED_SECONDS = 5.0
 #: How often it is looked how much is buffered, in seconds.
@@ -75,7 +76,7 @@ class Relay:
         epoch: int = 0,
         head_cache: bool = True,
     ) -> None:
-        """`loads`: shared by all workers, a 32-bit count of connections for each; `worker` is the index of this one.
+        """`loads`: memory that all workers share (`relay.loads`); `worker` is the index of this one.
 
         `epoch`: tells the connections of one worker process from those of others; `head_cache` False: every head is
         read by h11, also one that has been seen before.
@@ -89,17 +90,17 @@ class Relay:
         self.record = on_record
         self.draining = False
         self._worker = worker
-        self._loads = loads.cast("I") if loads is not None else memoryview(bytearray(4 * (worker + 1))).cast("I")
+        self._loads = Loads(loads) if loads is not None else Loads.of(memoryview(bytearray(4 * (worker + 1))))
         self._judges: dict[str, Judge] = {}
         self._served: dict[str, Served] = {}
         self._connections: set[Pair] = set()
         self.holding: set[Pair] = set()
         self._clients: Counter[str] = Counter()
-        self._per_client = ceil(limits.connections_per_client / len(self._loads))
+        self._per_client = ceil(limits.connections_per_client / self._loads.size)
         self._share = 1.0
         self._number = ((worker << 12 | epoch & 0xFFF) << 32) + 1
         self._heads = HeadCache() if head_cache else None
-        self._most_buffered = limits.buffered // len(self._loads)
+        self._most_buffered = limits.buffered // self._loads.size
         self._watch: asyncio.TimerHandle | None = None
         self._watch_memory()
 
@@ -125,6 +126,7 @@ class Relay:
                 served.judge = judge
         for name, new in fresh.items():
             self._serve(name, new, listening.get(name, ()))
+        self._tell_load()
 
     def set_share(self, millionths: int) -> None:
         """How many of a million allowed requests are recorded."""
@@ -198,7 +200,7 @@ class Relay:
         if not self._clients[source]:
             del self._clients[source]
         self.tally.cx_active -= 1
-        self._loads[self._worker] = len(self._connections)
+        self._tell_load()
 
     def _watch_memory(self) -> None:
         """What waits in user space is bounded for each connection; this bounds the sum."""
@@ -265,7 +267,7 @@ class Relay:
         served.sockets = []
 
     def _on_accept(self, served: Served, listener: socket.socket, _events: int) -> None:
-        if self._ahead():
+        if self._loads.ahead(len(self._connections)):
             self.poller.remove(listener.fileno())
             self.loop.call_later(_AHEAD_SECONDS, self._listen_again, served, listener)
             return
@@ -291,11 +293,8 @@ class Relay:
         if listener in served.sockets:
             self.poller.add(listener.fileno(), IN, partial(self._on_accept, served, listener))
 
-    def _ahead(self) -> bool:
-        """Whether this worker has more connections than its share by far, and others could take the next one."""
-        loads = self._loads
-        count = len(loads)
-        return count > 1 and len(self._connections) > sum(loads) / count + _AHEAD
+    def _tell_load(self) -> None:
+        self._loads.set(self._worker, len(self._connections))
 
     def _accepted(self, served: Served, sock: socket.socket, peer: tuple[Any, ...]) -> None:
         try:
@@ -320,11 +319,11 @@ class Relay:
         self.tally.cx_active += 1
         self._clients[ends.source] += 1
         self._connections.add(Connection(self, served, sock, ends))
-        self._loads[self._worker] = len(self._connections)
+        self._tell_load()
 
     def _too_many(self, client: str) -> str:
         limits = self.limits
-        if limits.connections and sum(self._loads) >= limits.connections:
+        if limits.connections and self._loads.total() >= limits.connections:
             return f"{limits.connections} connections of all clients"
         if self._per_client and self._clients[client] >= self._per_client:
             return f"{limits.connections_per_client} connections of one client"
