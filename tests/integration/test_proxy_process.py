@@ -111,6 +111,29 @@ def test_worker_killed_under_load(tmp_path: Path) -> None:
     run(tmp_path, work, workers=2)
 
 
+def test_worker_that_hangs_keeps_nobody_waiting_for_long(tmp_path: Path) -> None:
+    """New connections go to the others, and without any change it is ended after a while: its connections are reset."""
+
+    async def work(node: ProxyNode) -> None:
+        running = await node.start()
+        await node.apply(rules(1))
+        held = [await asyncio.to_thread(node.connect, 1) for _ in range(40)]
+        for connection in held:
+            assert (await asyncio.to_thread(ask, connection, "/")).status == 200
+        listed = json.loads(await admin_get(node.admin_socket, "/connections"))
+        owners = [item["worker"] for item in listed["connections"]]
+        pids = json.loads(await admin_get(node.admin_socket, "/server_info"))["workers"]
+        victim = max(set(owners), key=owners.count)
+        os.kill(pids[victim], signal.SIGSTOP)
+        assert [await node.status() for _ in range(60)] == [200] * 60
+        await node.until(lambda: "silent for" in running.log, lambda: running.log)
+        await node.until(lambda: not Path(f"/proc/{pids[victim]}").exists(), lambda: running.log)
+        for connection in held:
+            connection.close()
+
+    run(tmp_path, work, workers=2)
+
+
 def test_worker_that_hangs_is_replaced_and_the_edit_is_in_force(tmp_path: Path) -> None:
     async def work(node: ProxyNode) -> None:
         running = await node.start()

@@ -42,6 +42,8 @@ _BACKOFF_FIRST, _BACKOFF_LAST = 0.1, 5.0
 _STEADY = 10.0
 #: A worker that does not answer a change in so many seconds hangs; a new one has more time, for its imports.
 _ANSWER, _FIRST_ANSWER = 5.0, 30.0
+#: A worker says something each second. One that is silent for so many seconds hangs; it is looked at so often.
+_SILENT, _LOOK = 10.0, 2.0
 #: How long a worker may take to end when it is told to, in seconds.
 _END = 2.0
 
@@ -55,8 +57,8 @@ class PoolError(SplicewayError):
 class _Slot:
     """A place for one worker.
 
-    `ready`: it has applied something. `last`: how the one before it ended. `waiting`: revision -> what waits for its
-    answer, which is a reason or empty.
+    `ready`: it has applied something. `heard`: when it last said anything. `last`: how the one before it ended.
+    `waiting`: revision -> what waits for its answer, which is a reason or empty.
     """
 
     def __init__(self, number: int) -> None:
@@ -64,6 +66,7 @@ class _Slot:
         self.process: WorkerProcess | None = None
         self.ready = asyncio.Event()
         self.last = ""
+        self.heard = 0.0
         self.drained = asyncio.Event()
         self.waiting: dict[int, asyncio.Future[str]] = {}
         self.asked: dict[int, asyncio.Future[list[dict[str, Any]]]] = {}
@@ -257,6 +260,7 @@ class Pool:
         whole, descriptors = self._whole()
         process.send(whole, descriptors)
         try:
+            await self._until_ended(slot, process)
             return await asyncio.shield(process.ended)
         finally:
             slot.process = None
@@ -266,7 +270,21 @@ class Pool:
             self.totals.end(slot.number)
             self._loads.leave(slot.number)
 
+    async def _until_ended(self, slot: _Slot, process: WorkerProcess) -> None:
+        """Wait for a worker's end, and bring it about when it hangs: its connections would hang with it."""
+        slot.heard = looked = time.monotonic()
+        while not process.ended.done():
+            await asyncio.wait([process.ended], timeout=_LOOK)
+            now = time.monotonic()
+            if now - looked > 2 * _LOOK:
+                slot.heard = now  # it is us who were not there
+            looked = now
+            if slot.ready.is_set() and now - slot.heard > _SILENT:
+                process.kill(f"silent for {_SILENT:g} seconds")
+                return
+
     def _take(self, slot: _Slot, message: Up) -> None:
+        slot.heard = time.monotonic()
         match message:
             case Applied(revision):
                 slot.ready.set()

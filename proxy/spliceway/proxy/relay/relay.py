@@ -95,6 +95,7 @@ class Relay:
         self._served: dict[str, Served] = {}
         self._connections: set[Pair] = set()
         self.holding: set[Pair] = set()
+        self._left: set[int] = set()  # listeners whose connections were left to other workers a moment ago
         self._clients: Counter[str] = Counter()
         self._per_client = ceil(limits.connections_per_client / self._loads.size)
         self._share = 1.0
@@ -267,10 +268,14 @@ class Relay:
         served.sockets = []
 
     def _on_accept(self, served: Served, listener: socket.socket, _events: int) -> None:
-        if self._loads.ahead(len(self._connections)):
-            self.poller.remove(listener.fileno())
+        fd = listener.fileno()
+        if fd not in self._left and self._loads.ahead(len(self._connections)):
+            # Once; nobody may have taken it by then.
+            self._left.add(fd)
+            self.poller.remove(fd)
             self.loop.call_later(_AHEAD_SECONDS, self._listen_again, served, listener)
             return
+        self._left.discard(fd)
         for _ in range(_ACCEPTED_AT_ONCE):
             try:
                 sock, peer = listener.accept()
