@@ -73,9 +73,14 @@ def decide(request: HttpRequest, rule_set: RuleSet, names: Mapping[int, RuleRef]
 
 
 def judge(
-    request: HttpRequest, target: bytes, rule_set: RuleSet, names: Mapping[int, RuleRef] | None = None
+    request: HttpRequest,
+    target: bytes,
+    rule_set: RuleSet,
+    names: Mapping[int, RuleRef] | None = None,
+    *,
+    explain: bool = True,
 ) -> HttpDecision:
-    """The same for a request whose `origin_form` is known: `target`."""
+    """The same for a request whose `origin_form` is known: `target`. `explain` False: without the nearest miss."""
     also = rule_set.also
     try:
         path = normalise(target)
@@ -83,22 +88,24 @@ def judge(
         enforced = rule_set.rules is not None or (also is not None and also.rules is not None)
         passes = refused.reason is Reason.HTTP_AMBIGUOUS and not enforced
         return HttpDecision(Verdict.ALLOW if passes else Verdict.DENY, refused.reason, nearest_miss=refused.why)
-    found = _one_end(request, path, rule_set, names)
+    found = _one_end(request, path, rule_set, names, explain)
     if also is None or found.verdict is Verdict.DENY:
         return found
     # The server's end sees what the client's end makes of the request, as if two proxies stood in a row.
-    return _both_ends(found, _one_end(apply(request, found.changes), path, also, names))
+    return _both_ends(found, _one_end(apply(request, found.changes), path, also, names, explain))
 
 
-def _one_end(request: HttpRequest, path: bytes, rule_set: RuleSet, names: Mapping[int, RuleRef] | None) -> HttpDecision:
+def _one_end(
+    request: HttpRequest, path: bytes, rule_set: RuleSet, names: Mapping[int, RuleRef] | None, explain: bool
+) -> HttpDecision:
     passed = HttpDecision(Verdict.ALLOW, Reason.HTTP_ALLOWED, path=path)
     if rule_set.rules is not None:
-        found = ask(request, path, rule_set.rules, names)
+        found = ask(request, path, rule_set.rules, names, explain=explain)
         if not found.rule:
             return HttpDecision(Verdict.DENY, Reason.HTTP_DENIED, 0, path, found.nearest_miss)
         passed = msgspec.structs.replace(passed, rule=found.rule, changes=found.changes)
     if rule_set.audit is not None:
-        found = ask(request, path, rule_set.audit, names)
+        found = ask(request, path, rule_set.audit, names, explain=explain)
         if not found.rule:
             return msgspec.structs.replace(passed, reason=Reason.HTTP_DENIED, rule=0, nearest_miss=found.nearest_miss)
         passed = msgspec.structs.replace(passed, rule=passed.rule or found.rule)

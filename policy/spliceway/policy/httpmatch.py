@@ -59,9 +59,17 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def ask(
-    request: HttpRequest, path: bytes, rules: Iterable[HttpRule], names: Mapping[int, RuleRef] | None = None
+    request: HttpRequest,
+    path: bytes,
+    rules: Iterable[HttpRule],
+    names: Mapping[int, RuleRef] | None = None,
+    *,
+    explain: bool = True,
 ) -> Answer:
-    """Ask the rules. `path` is the normalised one; every rule sees the headers as they came."""
+    """Ask the rules. `path` is the normalised one; every rule sees the headers as they came.
+
+    `explain` False: no nearest miss, which costs more than the answer.
+    """
     rules = tuple(rules)
     first = 0
     changes: list[HeaderChange] = []
@@ -74,8 +82,12 @@ def ask(
     if first:
         # Two rules that ask for the same change get it once: for the second the header would be right already.
         return Answer(first, tuple(dict.fromkeys(changes)))
-    misses = [_miss(rule, request, path, names) for rule in rules]
-    return Answer(nearest_miss=max(misses, key=lambda miss: miss[0])[1] if misses else "the rule set has no rules")
+    if not explain:
+        return Answer()
+    if not rules:
+        return Answer(nearest_miss="the rule set has no rules")
+    nearest = max(rules, key=lambda rule: _nearness(rule, request, path))
+    return Answer(nearest_miss=_miss(nearest, request, path, names))
 
 
 def apply(request: HttpRequest, changes: Iterable[HeaderChange]) -> HttpRequest:
@@ -140,26 +152,32 @@ def _fits(pattern: str, value: bytes) -> bool:
     return not pattern or compile_regex(pattern).fullmatch(value) is not None
 
 
-def _miss(rule: HttpRule, request: HttpRequest, path: bytes, names: Mapping[int, RuleRef] | None) -> tuple[int, str]:
-    """How near a rule that does not match came, and what was wrong."""
+def _nearness(rule: HttpRule, request: HttpRequest, path: bytes) -> int:
+    """How near a rule that does not match came: a condition that is there and holds says more than one that is not."""
+    method_fits, path_fits = _fits(rule.method, request.method), _fits(rule.path, path)
+    return (
+        16 * (path_fits and bool(rule.path))
+        + 8 * (method_fits and bool(rule.method))
+        + 4 * bool(rule.host and _fits(rule.host, _host(request)))
+        + 2 * bool(rule.headers and not _failed(rule, request))
+        + (path_fits or method_fits)
+    )
+
+
+def _miss(rule: HttpRule, request: HttpRequest, path: bytes, names: Mapping[int, RuleRef] | None) -> str:
+    """What was wrong."""
     method_fits, path_fits = _fits(rule.method, request.method), _fits(rule.path, path)
     parts = [
         f"method {'matches' if method_fits else f'{text(request.method)} does not match {rule.method}'}",
         f"path {'matches' if path_fits else f'{text(path)} does not match {rule.path}'}",
     ]
-    host_fits = True
     if rule.host:
         host = _host(request)
-        host_fits = _fits(rule.host, host)
-        parts.append(f"host {'matches' if host_fits else f'{text(host)} does not match {rule.host}'}")
-    wrong = [why for header in rule.headers if header.mismatch is Mismatch.DENY and (why := _wrong(header, request))]
-    # A condition that is there and holds says more than one that is not there.
-    near = (
-        16 * (path_fits and bool(rule.path))
-        + 8 * (method_fits and bool(rule.method))
-        + 4 * (host_fits and bool(rule.host))
-        + 2 * (not wrong and bool(rule.headers))
-        + (path_fits or method_fits)
-    )
+        parts.append(f"host {'matches' if _fits(rule.host, host) else f'{text(host)} does not match {rule.host}'}")
     name = names.get(rule.rule) if names else None
-    return near, f"rule {name or rule.rule}: {', '.join((*parts, *wrong))}"
+    return f"rule {name or rule.rule}: {', '.join((*parts, *_failed(rule, request)))}"
+
+
+def _failed(rule: HttpRule, request: HttpRequest) -> list[str]:
+    """What of its conditions on headers does not hold."""
+    return [why for header in rule.headers if header.mismatch is Mismatch.DENY and (why := _wrong(header, request))]

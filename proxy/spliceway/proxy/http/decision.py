@@ -1,20 +1,21 @@
 """What a rule set makes of a request: the verdict, and the head that is sent upstream. Pure.
 
-`policy.http` is the reference, and is asked whenever something has to be explained. Rule sets that only have rules on
-method, path and host (nearly all) are asked by expressions that are compiled once.
+`policy.http` is the reference, and is asked whenever something has to be explained, as often as there is time for. Rule
+sets that only have rules on method, path and host (nearly all) are asked by expressions that are compiled once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from spliceway.policy.http import HttpDecision, judge
-from spliceway.policy.httpmatch import apply
+from spliceway.policy.httpmatch import HttpRequest, apply
 from spliceway.policy.httppath import TargetError, normalise
 from spliceway.policy.table import HttpRule, RuleSet
 from spliceway.policy.verdict import Reason, Verdict
 from spliceway.proxy.http.head import Head
-from spliceway.proxy.http.matchers import Matcher, matcher
+from spliceway.proxy.http.matchers import Matcher, matcher, sure
 
 _WEBSOCKET = b"websocket"
 #: Upgrades to HTTP/2 on the same connection are never offered to the server: what followed could not be judged.
@@ -46,12 +47,17 @@ class _Compiled(NamedTuple):
 class Judge:
     """Asks one rule set."""
 
-    __slots__ = ("_simple", "rule_set")
+    __slots__ = ("_explains", "_simple", "_size", "rule_set")
 
-    def __init__(self, rule_set: RuleSet) -> None:
-        """Raises RegexError for an expression that can't be compiled."""
+    def __init__(self, rule_set: RuleSet, explains: Callable[[int], bool] = lambda _rules: True) -> None:
+        """`explains`: whether the nearest miss among so many rules may be looked for, which costs far more than a no.
+
+        Raises RegexError for an expression that can't be compiled.
+        """
         self.rule_set = rule_set
+        self._explains = explains
         self._simple = _simple(rule_set)
+        self._size = len(_rules(rule_set))
 
     def __repr__(self) -> str:
         return f"<Judge of {self.rule_set.name}{'' if self._simple is None else ', simple'}>"
@@ -74,21 +80,35 @@ class Judge:
         return Judged(decision, forwarded(head, decision), names, 200)
 
     def _decide(self, head: Head) -> HttpDecision:
-        request = head.request
+        request, rule_set = head.request, self.rule_set
         if self._simple is None:
-            return judge(request, head.target, self.rule_set)
+            return judge(request, head.target, rule_set, explain=self._explains(self._size))
         try:
             path = normalise(head.target)
         except TargetError:
-            return judge(request, head.target, self.rule_set)
+            return judge(request, head.target, rule_set)
         for rule in self._simple:
-            if (
-                (rule.method is None or rule.method(request.method))
-                and (rule.path is None or rule.path(path))
-                and (rule.host is None or rule.host(head.authority))
-            ):
+            if _all(rule, request, path, head.authority):
                 return HttpDecision(Verdict.ALLOW, Reason.HTTP_ALLOWED, rule.rule, path)
-        return judge(request, head.target, self.rule_set)
+        if any(_surely(rule, request, path, head.authority) for rule in self._simple) or self._explains(self._size):
+            return judge(request, head.target, rule_set)
+        return HttpDecision(Verdict.DENY, Reason.HTTP_DENIED, 0, path)
+
+
+def _all(rule: _Compiled, request: HttpRequest, path: bytes, host: bytes) -> bool:
+    return (
+        (rule.method is None or rule.method(request.method))
+        and (rule.path is None or rule.path(path))
+        and (rule.host is None or rule.host(host))
+    )
+
+
+def _surely(rule: _Compiled, request: HttpRequest, path: bytes, host: bytes) -> bool:
+    return (
+        (rule.method is None or sure(rule.method, request.method))
+        and (rule.path is None or sure(rule.path, path))
+        and (rule.host is None or sure(rule.host, host))
+    )
 
 
 def forwarded(head: Head, decision: HttpDecision) -> bytes:
@@ -123,11 +143,15 @@ def _without_h2c(headers: tuple[tuple[bytes, bytes], ...]) -> tuple[tuple[bytes,
 
 def _simple(rule_set: RuleSet) -> tuple[_Compiled, ...] | None:
     """The rules, compiled, when nothing but method, path and host decides; else None (compiled all the same)."""
-    ends = [rule_set, *([rule_set.also] if rule_set.also is not None else [])]
-    every = [rule for end in ends for rule in (*(end.rules or ()), *(end.audit or ()))]
+    every = _rules(rule_set)
     compiled = tuple(map(_compile, every))
-    plain = len(ends) == 1 and rule_set.audit is None and rule_set.rules is not None
+    plain = rule_set.also is None and rule_set.audit is None and rule_set.rules is not None
     return compiled if plain and not any(rule.headers for rule in every) else None
+
+
+def _rules(rule_set: RuleSet) -> list[HttpRule]:
+    ends = [rule_set, *([rule_set.also] if rule_set.also is not None else [])]
+    return [rule for end in ends for rule in (*(end.rules or ()), *(end.audit or ()))]
 
 
 def _compile(rule: HttpRule) -> _Compiled:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import re2
 
-from spliceway.policy.regex import compile_regex
+from spliceway.policy.regex import Regex, compile_regex
 
 Matcher = Callable[[bytes], bool]
 
@@ -32,15 +32,36 @@ def matcher(pattern: str) -> Matcher:
         return frozenset(pattern.encode().split(b"|")).__contains__
     if found := _PREFIX.fullmatch(pattern):
         return _Prefix(found[1].encode())
-    return _set_of(pattern) or (lambda value: compiled.fullmatch(value) is not None)
+    asked = _set_of(pattern)
+    return _exact(compiled) if asked is None else _Set(asked, _exact(compiled))
+
+
+def sure(asked: Matcher, value: bytes) -> bool:
+    """The same, also where `matcher` may say no by mistake (see `_Set`)."""
+    return asked.exactly(value) if isinstance(asked, _Set) else asked(value)
+
+
+class _Set:
+    """An expression as a set of one, which answers at a third of the price of a match object.
+
+    A set that runs out of memory says no, so that its no is to be asked again.
+    """
+
+    __slots__ = ("_set", "exactly")
+
+    def __init__(self, asked: Matcher, exactly: Matcher) -> None:
+        self._set = asked
+        self.exactly = exactly
+
+    def __call__(self, value: bytes) -> bool:
+        return self._set(value)
+
+
+def _exact(compiled: Regex) -> Matcher:
+    return lambda value: compiled.fullmatch(value) is not None
 
 
 def _set_of(pattern: str) -> Matcher | None:
-    """The expression as a set of one, which answers yes or no at a third of the price of a match object.
-
-    A set that runs out of memory says no: whoever asks must ask the expression itself before a no counts, and the
-    decision does.
-    """
     options = re2.Options()
     options.encoding = re2.Options.Encoding.LATIN1
     options.log_errors = False

@@ -16,6 +16,8 @@ from spliceway.proxy.relay.exchange import Exchange, refusal
 from spliceway.proxy.relay.serverside import ServerSide
 from spliceway.proxy.relay.states import MAX_HELD, MAX_SKIPPED, RELAYED, Answering, Asking
 
+#: Bytes that are read at once, by where they belong: chunks may be tiny, and each costs some time.
+_READ = {Asking.BODY: READ_SIZE, Asking.TUNNEL: READ_SIZE, Asking.CHUNKS: 32768}
 _PREFACE = b"PRI * HTTP/2.0\r\n"
 
 
@@ -27,7 +29,7 @@ class Connection(ServerSide):
     def _on_down(self) -> None:
         try:
             # Of what is not relayed at once no more is read than may be kept.
-            count = self.down.read(READ_SIZE if self.asking in RELAYED else MAX_HELD)
+            count = self.down.read(_READ.get(self.asking, MAX_HELD))
         except OSError:
             self._on_down_gone()
             return
@@ -78,6 +80,7 @@ class Connection(ServerSide):
         while self.asking is Asking.HEAD and self._held:
             if self.down.full:
                 self.down.pause()  # who doesn't read answers gets no more of them
+                self.relay.holding.add(self)
                 return
             held = self._held
             end = held.find(b"\r\n\r\n", self._looked)
@@ -145,6 +148,7 @@ class Connection(ServerSide):
             self._deny(head, judged)
             return
         relay.tally.allowed += 1
+        relay.tally.up_rq += 1
         relay.tally.rq_active += 1
         if judged.decision.reason.denies:
             relay.tally.audited += 1
@@ -260,6 +264,7 @@ class Connection(ServerSide):
         if self.asking is Asking.ASKED and self.answering is Answering.NONE:
             self._cycle()
         elif self.asking is Asking.HEAD:
+            self._idle()
             self._next()
             self._read_on()
 

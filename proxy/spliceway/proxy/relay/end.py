@@ -35,6 +35,7 @@ class End:
 
     __slots__ = (
         "_connecting",
+        "_cut",
         "_fd",
         "_mask",
         "_on_connected",
@@ -85,6 +86,7 @@ class End:
         self._shut = 0  # 1: once everything is sent, 2: done
         self.reading = on_connected is None
         self.broken = False
+        self._cut = False
         self.eof = False
         self.received = 0
         self.sent = 0
@@ -119,7 +121,7 @@ class End:
             return NOTHING
         self.received += count
         if not count:
-            if self.broken:
+            if self._cut:
                 # Writing took the error, so that reading finds an end where there was a reset.
                 raise ConnectionResetError(errno.ECONNRESET, "reset")
             self.eof = True
@@ -149,8 +151,8 @@ class End:
             count = self._send(data)
         except (BlockingIOError, InterruptedError):
             count = 0
-        except OSError:
-            self._fail()
+        except OSError as error:
+            self._fail(error)
             return
         self.sent += count
         if count < len(data):
@@ -195,8 +197,8 @@ class End:
             count = self.sock.sendmsg(pieces)
         except (BlockingIOError, InterruptedError):
             count = 0
-        except OSError:
-            self._fail()
+        except OSError as error:
+            self._fail(error)
             return
         self.sent += count
         for piece in pieces:
@@ -256,8 +258,8 @@ class End:
             count = self._send(data)
         except (BlockingIOError, InterruptedError):
             count = 0
-        except OSError:
-            self._fail()
+        except OSError as error:
+            self._fail(error)
             return
         self.sent += count
         if count < len(data):
@@ -275,9 +277,10 @@ class End:
         with contextlib.suppress(OSError):  # gone already: reading tells
             self.sock.shutdown(socket.SHUT_WR)
 
-    def _fail(self) -> None:
-        """Writing has failed: the peer is gone."""
+    def _fail(self, error: OSError) -> None:
+        """Writing has failed: the peer is gone. EPIPE: its FIN had come before (tcp_reset in net/ipv4/tcp_input.c)."""
         self.broken = True
+        self._cut = error.errno != errno.EPIPE
         self._pending = []
         self._look(self._mask & ~OUT)
         self._poller.soon(self._tell)

@@ -246,7 +246,7 @@ class Pair(ABC):
             # A slow reader may take what it was sent as slowly as any other.
             return self._since + (relay.limits.body_idle or 3600.0 if self.down.full else LINGER)
         if asking is Asking.HEAD:
-            if self._held:
+            if self._held and not self.down.full:
                 return min(due, self._held_since + (config.headers_timeout or NEVER))
             due = min(due, self._since + (config.idle_timeout or NEVER))
             if relay.limits.connection_age:
@@ -268,7 +268,7 @@ class Pair(ABC):
             self._unconnected(errno.ETIMEDOUT)
         elif self.asking is Asking.LINGER:
             self._close(reset=self.down.full)
-        elif self.asking is Asking.HEAD and self._held:
+        elif self.asking is Asking.HEAD and self._held and not self.down.full:
             error = HeadError(408, Reason.HTTP_TIMEOUT, "the head did not come in time")
             self._refuse(error, self._held)
         elif self.asking is Asking.HEAD:

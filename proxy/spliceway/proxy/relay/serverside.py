@@ -16,9 +16,12 @@ from spliceway.proxy.http.response import (
     with_close,
 )
 from spliceway.proxy.relay import sockets
-from spliceway.proxy.relay.end import NOTHING, VIEW, End
+from spliceway.proxy.relay.end import NOTHING, READ_SIZE, VIEW, End
 from spliceway.proxy.relay.pair import Pair
 from spliceway.proxy.relay.states import NEVER, Answering, Asking
+
+#: Bytes that are read at once of an answer in chunks, each of which costs some time.
+_CHUNKED_READ = 65536
 
 
 class ServerSide(Pair):
@@ -105,7 +108,7 @@ class ServerSide(Pair):
         up = self.up
         assert up is not None
         try:
-            count = up.read()
+            count = up.read(_CHUNKED_READ if self.answering is Answering.CHUNKS else READ_SIZE)
         except OSError:
             self._on_up_gone()
             return
