@@ -204,12 +204,13 @@ def test_a_live_connection_shows_that_it_is_in_audit_from_now_on(
 
 
 @pytest.mark.parametrize(("before", "after"), [("redirect", "allow"), ("allow", "redirect")])
-def test_a_connection_that_was_never_answered_begins_anew_under_another_policy(
+def test_a_syn_begins_anew_under_another_policy(
     node: KernelNode, ends: dict[int, tuple[str, str]], before: str, after: str
 ) -> None:
-    """Its end can't be shown to anyone: a client whose SYNs were all dropped would wait a minute."""
+    """The end of the old one can't be shown to anyone: a client whose SYNs are all dropped would wait a minute."""
     (client, server), sport = ends[4], next(_PORTS)
     syn, answer = p.tcp_frame(client, server, sport, 80), p.tcp_frame(server, client, 80, sport, p.SYN | p.ACK)
+    middle = p.tcp_frame(client, server, sport, 80, p.ACK)
     node.run(node.datapath.apply(table(ends, {(before, "allow"): 80})))
     node.judge("from_pod", syn, endpoint=CLIENT)
     node.run(node.datapath.apply(table(ends, {(after, "allow"): 80})))
@@ -220,12 +221,13 @@ def test_a_connection_that_was_never_answered_begins_anew_under_another_policy(
     assert node.flow_after(seen).reason is wanted
 
     if after == "allow":
-        # Once there was an answer, it stays what it is.
+        # Once there was an answer, what belongs to it stays what it is, and a SYN does not belong to it.
         assert node.judge("to_pod", answer, endpoint=CLIENT, ingress_ifindex=node.ifindex(SERVER)) == -1
         node.run(node.datapath.apply(table(ends, {(before, "allow"): 80})))
-        seen = node.flows_seen()
-        assert node.judge("from_pod", syn, endpoint=CLIENT) == 2
-        assert node.flow_after(seen).reason is Reason.RULE_SET_CHANGED
+        for packet, why in ((middle, Reason.RULE_SET_CHANGED), (syn, Reason.NO_LISTENER), (middle, Reason.NO_LISTENER)):
+            seen = node.flows_seen()
+            assert node.judge("from_pod", packet, endpoint=CLIENT) == 2
+            assert node.flow_after(seen).reason is why
 
 
 @pytest.mark.parametrize(("identity", "passes"), [(1, True), (63, False), (64, True), (127, True), (128, False)])

@@ -74,9 +74,10 @@ int from_pod(struct __sk_buff *skb)
 		w->f.dst_identity = e->peer_identity;
 		w->f.reply = !(e->flags & CT_CLIENT);
 		ct_revalidate(&w->key, ep, e, w->generation, &w->f, &w->d);
-		if (w->d.verdict == DENY && syn && !(e->flags & CT_REPLIED)) {
-			// The policy changed before there was an answer: nobody can be told of the end of what has not begun, so the
-			// next attempt begins anew. Not while the proxy holds the first one; the record of this packet ends that.
+		if (w->d.verdict == DENY && syn) {
+			// Who sends a SYN has no connection of this tuple any more, or never got one: its end can't be told to anyone, and
+			// was not seen where its packets are dropped. So this one begins anew, under the policy of now. Not while the proxy
+			// holds the old one; the record of this packet ends that.
 			u32 state;
 			fresh = !proxy_has(skb, &w->p.outer, w->p.family, &state);
 			if (fresh)
