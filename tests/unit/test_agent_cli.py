@@ -83,6 +83,24 @@ def test_no_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (status, errors) == (1, f"spliceway: no agent at {tmp_path}/x: is it running?\n")
 
 
+def test_status_waits_for_an_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = iter([None, None, ClientError("an agent that refuses")])
+
+    def pause(_seconds: float) -> None:
+        if (error := next(waits)) is not None:
+            monkeypatch.setattr(AgentClient, "get", lambda *_arguments: _raise(error))
+
+    monkeypatch.setattr("spliceway.agent.cli.show.time.sleep", pause)
+    absent = ("status", "--socket", str(tmp_path / "x"))
+    assert invoke(*absent, "--wait", "60") == (1, "", "spliceway: an agent that refuses\n")
+    assert next(waits, "all") == "all"
+    assert invoke(*absent) == (1, "", "spliceway: an agent that refuses\n")
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
 def test_policy_validate(tmp_path: Path) -> None:
     (tmp_path / "pods.yaml").write_text(pod("a", "10.0.0.1"))
     (tmp_path / "good.yaml").write_text(policy("web", "a", 80))

@@ -38,3 +38,7 @@ class PortsExhaustedError(AgentError):
 
 class ClientError(AgentError):
     """The CLI can't reach the agent, or the agent refused the request."""
+
+
+class NoAgentError(ClientError):
+    """No agent answers there now; one that is starting will."""

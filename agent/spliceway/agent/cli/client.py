@@ -12,7 +12,7 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
-from spliceway.agent.errors import ClientError
+from spliceway.agent.errors import ClientError, NoAgentError
 
 #: Longest wait for an answer, in seconds. Dumps of full maps take a while.
 TIMEOUT = 30.0
@@ -64,13 +64,13 @@ class AgentClient:
             connection.request(method, target, body, {"Connection": "close"})
             answer = connection.getresponse()
         except FileNotFoundError as error:
-            raise ClientError(f"no agent at {self.path}: is it running?") from error
+            raise NoAgentError(f"no agent at {self.path}: is it running?") from error
         except PermissionError as error:
             raise ClientError(f"{self.path}: permission denied (the socket belongs to root)") from error
         except ConnectionRefusedError as error:
-            raise ClientError(f"nobody listens at {self.path}: the agent has ended") from error
+            raise NoAgentError(f"nobody listens at {self.path}: the agent has ended") from error
         except (OSError, http.client.HTTPException) as error:
-            raise ClientError(f"the agent at {self.path} did not answer: {error}") from error
+            raise NoAgentError(f"the agent at {self.path} did not answer: {error}") from error
         if answer.status != 200:
             raise ClientError(_reason(answer))
         return answer

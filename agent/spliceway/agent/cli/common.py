@@ -79,7 +79,7 @@ def program() -> str:
 def agent_client(socket: Path | None) -> AgentClient:
     """Client of the agent that is meant. Raises ClientError when that can't be told."""
     from spliceway.agent.cli.client import AgentClient
-    from spliceway.agent.errors import ClientError
+    from spliceway.agent.errors import ClientError, NoAgentError
 
     if socket is not None:
         return AgentClient(socket)
@@ -92,7 +92,7 @@ def agent_client(socket: Path | None) -> AgentClient:
     if found:
         listed = ", ".join(map(str, found))
         raise ClientError(f"several testbed nodes have an agent; choose one with --socket: {listed}")
-    raise ClientError(f"no agent at {DEFAULT_SOCKET}: is it running? --socket or SPLICEWAY_SOCKET name another")
+    raise NoAgentError(f"no agent at {DEFAULT_SOCKET}: is it running? --socket or SPLICEWAY_SOCKET name another")
 
 
 def testbed_sockets() -> list[Path]:

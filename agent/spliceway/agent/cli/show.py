@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -12,10 +13,13 @@ import typer
 from spliceway.agent.cli import options
 from spliceway.agent.cli.common import Output, OutputOption, SocketOption, agent_client, program
 
+#: How long to wait before the agent is asked again, in seconds.
+_STATUS_PAUSE = 0.05
+
 
 def status(
     wait: Annotated[
-        float, typer.Option("--wait", min=0, help="Wait up to this many seconds until nothing is wrong.")
+        float, typer.Option("--wait", min=0, help="Wait so many seconds for an agent, and until nothing is wrong.")
     ] = 0.0,
     output: OutputOption = Output.TABLE,
     socket: SocketOption = None,
@@ -24,9 +28,9 @@ def status(
     from spliceway.agent.cli.render import emit_json, table
     from spliceway.agent.cli.summary import problems, summary, warnings
 
-    client, deadline = agent_client(socket), time.monotonic() + wait
-    while (wrong := problems(found := _of_agent(client.get("status")))) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    deadline = time.monotonic() + wait
+    while (wrong := problems(found := _status(socket, deadline))) and time.monotonic() < deadline:
+        time.sleep(_STATUS_PAUSE)
     if output is Output.JSON:
         emit_json({**found, "problems": wrong})
     else:
@@ -37,6 +41,21 @@ def status(
             typer.echo(f"(warning) {warning}")
     if wrong:
         raise typer.Exit(1)
+
+
+def _status(socket: Path | None, deadline: float) -> dict[str, Any]:
+    """What the agent says, as soon as one answers. Raises ClientError, for none that answers by the deadline too."""
+    from spliceway.agent.errors import NoAgentError
+
+    client = None
+    while True:
+        try:
+            client = client or agent_client(socket)
+            return _of_agent(client.get("status"))
+        except NoAgentError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(_STATUS_PAUSE)
 
 
 def _of_agent(status: dict[str, Any]) -> dict[str, Any]:
