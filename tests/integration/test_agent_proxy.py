@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +14,7 @@ from spliceway.agent.proxyprocess import start_time
 from spliceway.agent.testbed.agentprocess import start_agent
 from support.attack import Site, attacked_site
 from support.node import http_status
+from support.steered import dial, read_reply
 
 pytestmark = pytest.mark.kernel
 
@@ -101,3 +104,19 @@ def test_another_kind_takes_its_place_and_nothing_passes_meanwhile(site: Site) -
                 # Those of the old proxy break at once, and a SYN that comes in between is dropped.
                 assert set(outcomes) <= {"ok", "reset", "eof", "truncated", "refused", "unanswered"}, outcomes
                 assert outcomes["ok"] > 20
+
+
+@pytest.mark.timeout(300)
+def test_one_that_was_told_to_end_is_replaced_while_it_drains(site: Site) -> None:
+    """Somebody else's SIGTERM: what is under way ends as it should, and new connections don't wait until it has."""
+    old = process(site)["pid"]
+    with dial(site.frontend.netns, (str(site.api.address(4)), 80)) as idle:
+        idle.sendall(b"GET /articles/1 HTTP/1.1\r\nHost: api\r\n\r\n")
+        assert read_reply(idle).status == 200
+        os.kill(old, signal.SIGTERM)
+        until(lambda: process(site)["pid"] not in (0, old))
+        assert start_time(old) is not None
+        until(lambda: http_status(site.testbed, "frontend", "api", "/articles/1", timeout=1) == 200)
+        assert http_status(site.testbed, "frontend", "api", "/private") == 403
+        assert start_time(old) is not None, "it has drained for too short a time to tell"
+    until(lambda: start_time(old) is None, 40.0)

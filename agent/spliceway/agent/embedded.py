@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import socket
 import struct
@@ -32,6 +33,8 @@ from spliceway.agent.proxyprocess import (
 from spliceway.agent.proxysupervisor import ProcessSettings, ProxySupervisor, identity_file
 from spliceway.agent.state import write_atomic
 from spliceway.proxy.model import ProxySettings
+from spliceway.xds.envoyadmin import admin_get
+from spliceway.xds.errors import AdminError
 
 _log = structlog.get_logger(__name__)
 
@@ -41,6 +44,8 @@ _DISTRIBUTIONS = ("grpcio", "google-re2", "h11", "msgspec", "protobuf", "uvloop"
 TAKE_OVER_SECONDS = 60.0
 #: How often it is looked whether it has.
 _LOOK_SECONDS = 0.05
+#: How often it is looked whether it accepts nothing more, in seconds.
+_DRAIN_LOOK_SECONDS = 1.0
 
 
 class EmbeddedProgram:
@@ -99,6 +104,7 @@ class EmbeddedSupervisor(ProxySupervisor):
         self._next_identity: ProxyIdentity | None = None
         self._failed = ""
         self._draining: dict[ProcessHandle, asyncio.Task[None]] = {}
+        self._drains = False
 
     async def run(self) -> None:
         """As of every proxy; before that, what runs with other settings or other code is replaced."""
@@ -131,6 +137,39 @@ class EmbeddedSupervisor(ProxySupervisor):
                 self._take(self._next, self._next_identity)
                 self._adopted = adopted = True
         return adopted
+
+    async def _until_over(self, handle: ProcessHandle) -> None:
+        """It has ended, or somebody has told it to end: then it accepts nothing more while its connections go on."""
+        ended = asyncio.create_task(handle.wait())
+        try:
+            while not ended.done():
+                await asyncio.wait({ended}, timeout=_DRAIN_LOOK_SECONDS)
+                if not ended.done() and await self._says_draining(handle.pid):
+                    self._drains = True
+                    return
+        finally:
+            ended.cancel()
+
+    async def _says_draining(self, pid: int) -> bool:
+        try:
+            said = json.loads(await admin_get(self.settings.admin_socket, "/server_info", 2.0))
+        except (AdminError, ValueError):
+            return False
+        return isinstance(said, dict) and said.get("pid") == pid and said.get("state") == "DRAINING"
+
+    def _ended(self, handle: ProcessHandle) -> None:
+        if not self._drains:
+            super()._ended(handle)
+            return
+        self._drains = False
+        self._handle = None
+        self._last_exit = f"pid {handle.pid}: told to end, its connections may go on for a while"
+        _log.warning("the proxy was told to end; another one is started", pid=handle.pid)
+        if self._identity is not None:
+            save_identity(self._last_file, self._identity)
+        self._draining[handle] = asyncio.create_task(self._drained(handle))
+        if self.on_exit is not None:
+            self.on_exit(self._last_exit)
 
     async def _replaced(self) -> bool:
         """Whether what runs was replaced; if it is to be and can't, `_failed` says why."""

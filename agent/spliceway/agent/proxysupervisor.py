@@ -140,7 +140,7 @@ class ProxySupervisor:
         while not self._stopping:
             started = time.monotonic()
             if (handle := self._handle) is not None:
-                await handle.wait()
+                await self._until_over(handle)
                 if not self._stopping:
                     self._ended(handle)
             if self._stopping:
@@ -156,6 +156,10 @@ class ProxySupervisor:
             except ProxyProcessError as error:
                 self._last_exit = str(error)
                 _log.error("the proxy can't be started again", kind=self.program.kind, error=str(error))
+
+    async def _until_over(self, handle: ProcessHandle) -> None:
+        """Wait until another one is needed."""
+        await handle.wait()
 
     async def stop(self) -> None:
         """End the proxy for good: SIGTERM, and SIGKILL after `stop_timeout`. Its connections are reset."""

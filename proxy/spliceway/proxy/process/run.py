@@ -237,9 +237,8 @@ class Proxy:
         return await self._supervisor.pool.connection_list()
 
     def drain_listeners(self) -> None:
-        """Accept nothing more, and go on with the connections that there are; the process stays."""
-        self.state = "DRAINING"
-        self._start(self._supervisor.drain())
+        """Accept nothing more, and end when the connections that there are have ended: as SIGTERM."""
+        self._ending.set()
 
     def dump(self) -> Callable[[], Mapping[str, Any]]:
         """What makes the config_dump, in a thread."""
