@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 GATE = "10.241.1.1"
 EXTENSIONS = "type.googleapis.com/envoy.extensions.filters"
 ROUTER = {"name": "router", "typed_config": {"@type": f"{EXTENSIONS}.http.router.v3.Router"}}
-BASE = {"cgroups": {"pods": "/a", "proxy": "/b"}, "source": {"directory": "/c"}}
+BASE = {"proxy": {"kind": "envoy"}, "cgroups": {"pods": "/a", "proxy": "/b"}, "source": {"directory": "/c"}}
 
 
 def listener(name: str, port: int, **changes: object) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def test_the_cli_leaves_the_agent_running(tmp_path: Path) -> None:
     run_id = done.stdout.splitlines()[1].split()[0]
     try:
         socket = f"/run/spliceway/testbed/{run_id}/node1/state/agent.sock"
-        asked = [sys.executable, "-m", "spliceway.agent", "status", "--socket", socket, "-o", "json"]
+        asked = [sys.executable, "-m", "spliceway.agent", "status", "--wait", "20", "--socket", socket, "-o", "json"]
         status = json.loads(subprocess.run(asked, capture_output=True, timeout=60, check=True).stdout)
         assert status["node"] == "node1"
     finally:
