@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test attack soak fuzz edits xds-faults xds-churn proxy-diff lint bench lock clean
+.PHONY: help setup demo test attack soak fuzz edits xds-faults xds-churn proxy-diff torture lint bench lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
@@ -20,6 +20,7 @@ help:
 	@echo "make edits   a thousand random policies under a packet generator"
 	@echo "make xds-churn  a thousand changes of everything that Envoy is told, under load"
 	@echo "make xds-faults  clients that misbehave beside others that must not notice, 30 s each way"
+	@echo "make torture   HTTP that nobody should send, a thousand ends of connections, and a minute of fuzzing each way"
 	@echo "make proxy-diff  10,000 odd requests to the embedded proxy and to Envoy, side by side"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   compare the data paths; ARGS=… for spliceway bench"
@@ -61,6 +62,9 @@ xds-churn: setup
 
 xds-faults: setup
 	SPLICEWAY_FAULT_SECONDS=30 $(BIN)/python -m pytest -s tests/integration/test_xds_faults.py --timeout 3600 $(ARGS)
+
+torture: setup
+	SPLICEWAY_ENDS_ROUNDS=1000 SPLICEWAY_FUZZ_SECONDS=60 $(BIN)/python -m pytest tests/integration tests/fuzz -k "proxy_ends or torture or smuggling or proxy_requests" --timeout 1800 $(ARGS)
 
 proxy-diff: setup
 	SPLICEWAY_PROXY_REQUESTS=10000 $(BIN)/python -m pytest -s tests/integration/test_embedded_random.py --timeout 1800 $(ARGS)
