@@ -182,6 +182,28 @@ def test_stopping_says_nothing(socket: Path, variant: str) -> None:
     run(socket, work)
 
 
+def test_a_loop_that_ends_after_stop_logs_no_error(socket: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        bed = Bed(socket)
+        await bed.server.start()
+        bed.serve(LDS="l")
+        for variant in ("sotw", "delta") * 5:
+            stream = bed.stream(variant)
+            await stream.ask(LISTENER)
+            await stream.answer(await stream.read())
+        path = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs"
+        message = als_pb2.StreamAccessLogsMessage
+        entries = message.HTTPAccessLogEntries(log_entry=[accesslog_pb2.HTTPAccessLogEntry()])
+        logs = bed.channel().stream_unary(path, request_serializer=message.SerializeToString)()
+        await logs.write(message(http_logs=entries))
+        await bed.until(lambda: bed.server.flows_received == 1)
+        await bed.server.stop()
+
+    for _ in range(3):  # who is first, is chance
+        asyncio.run(work())
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 def test_an_inconsistent_snapshot_changes_nothing(socket: Path) -> None:
     async def work(bed: Bed) -> None:
         good = snapshot("1", 5)

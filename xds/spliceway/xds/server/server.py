@@ -6,8 +6,9 @@ and on uvloop.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,8 @@ _log = structlog.get_logger(__name__)
 _ALS = "envoy.service.accesslog.v3.AccessLogService"
 #: Responses may have any size that is of use; gRPC's default of 4 MiB is about 10,000 names.
 _MAX_SEND = 256 << 20
+#: How long cancelled calls may take to end, in seconds; they have nothing to wait for.
+_STOP_SECONDS = 1.0
 
 
 class XdsServer:
@@ -69,6 +72,7 @@ class XdsServer:
         self._budget = FlowBudget(flows_per_second)
         self._clients = Clients(on_event)
         self._discovery = Discovery(self._clients, identifier, tcp, unsafe, limits, on_event)
+        self._calls = _Calls()
         self._server: grpc.aio.Server | None = None
 
     def __repr__(self) -> str:
@@ -92,7 +96,7 @@ class XdsServer:
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
         ]
-        server = grpc.aio.server(options=options)
+        server = grpc.aio.server(options=options, interceptors=[self._calls])
         server.add_generic_rpc_handlers(self._handlers())
         if self.socket is not None:
             add_unix(server, self.socket)
@@ -105,7 +109,13 @@ class XdsServer:
         """Close all streams without another word, and the socket."""
         if self._server is not None:
             server, self._server = self._server, None
+            calls = set(self._calls.tasks)
             await server.stop(grace=None)
+            # They are cancelled and end a moment later. A loop that ends before would cancel them again, and gRPC logs
+            # that as an error with a traceback.
+            if calls:
+                await asyncio.wait(calls, timeout=_STOP_SECONDS)
+                await asyncio.sleep(0)
             if self.socket is not None:
                 self.socket.unlink(missing_ok=True)
 
@@ -192,6 +202,24 @@ class XdsServer:
             self.on_flow(flow_of(entry))
         except Exception:  # one bad entry, or a mistake in the receiver, must not cost the stream and all that follow
             _log.exception("an access log entry was lost")
+
+
+class _Calls(grpc.aio.ServerInterceptor[Any, Any]):
+    """Knows the tasks of calls that go on."""
+
+    def __init__(self) -> None:
+        self.tasks: set[asyncio.Task[Any]] = set()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Remember the task, which is the call's own to its end."""
+        if (task := asyncio.current_task()) is not None:
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+        return await continuation(handler_call_details)
 
 
 def _key(node: str | NodeKey) -> NodeKey:
