@@ -204,7 +204,7 @@ class XdsServer:
             _log.exception("an access log entry was lost")
 
 
-class _Calls(grpc.aio.ServerInterceptor[Any, Any]):
+class _Calls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Knows the tasks of calls that go on."""
 
     def __init__(self) -> None:
