@@ -20,6 +20,7 @@ from spliceway.agent.app import Agent
 from spliceway.agent.cli.client import AgentClient
 from spliceway.agent.errors import ClientError, StateError
 from spliceway.agent.listening import unix_listener
+from spliceway.agent.preflight import proxy_admin_socket
 from spliceway.bpf.types import Hook, KernelFlow, Leg
 from spliceway.policy.errors import SplicewayError
 from spliceway.policy.verdict import Reason, Verdict
@@ -280,6 +281,7 @@ def test_metrics(tmp_path: Path) -> None:
             "spliceway_refused_documents 0.0",
             'spliceway_xds_nacks_total{type="RDS"} 0.0',
             "spliceway_proxy_restarts_total 0.0",
+            "spliceway_proxy_worker_restarts_total 3.0",
             "spliceway_reconcile_duration_seconds_count 1.0",
         ):
             assert line in text.splitlines()
@@ -300,7 +302,9 @@ def test_every_command(tmp_path: Path) -> None:
     async def body(site: Site) -> None:
         site.datapath.flows.put_nowait(record())
         await until(lambda: site.datapath.flows.empty())
-        assert "none is connected over xDS" in await site.cli("status", status=1)
+        output = await site.cli("status", status=1)
+        assert "none is connected over xDS" in output
+        assert "embedded 0.1.0, 2 workers (3 replaced), pid 7 of before drains for " in output
         assert "default/server" in await site.cli("endpoint", "list")
         assert "reserved:world-ipv4" in await site.cli("identity", "list")
         assert "spec.ingress[0].toPorts[0]" in await site.cli("policy", "get")
@@ -383,6 +387,14 @@ def test_a_path_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
         unix_listener(tmp_path / ("x" * 120))
 
 
+async def _tell_metrics(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    head = await reader.readuntil(b"\r\n\r\n")
+    status = b"200 OK" if head.startswith(b"GET /stats/prometheus ") else b"404 Not Found"
+    writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 7\r\n\r\nup_x 1\n")
+    await writer.drain()
+    writer.close()
+
+
 def test_metrics_over_tcp(tmp_path: Path) -> None:
     async def body() -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -397,6 +409,19 @@ def test_metrics_over_tcp(tmp_path: Path) -> None:
         assert b"spliceway_policy_revision" in await reader.read()
         writer.close()
         await writer.wait_closed()
+        answers = []
+        for running in (False, True):
+            if running:
+                proxy = await asyncio.start_unix_server(_tell_metrics, proxy_admin_socket(site.config))
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /metrics/proxy HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")
+            answers.append((await reader.read()).decode())
+            writer.close()
+            await writer.wait_closed()
+        proxy.close()
+        assert answers[0].startswith("HTTP/1.1 502 ")
+        assert "\r\n\r\nthe proxy does not tell its metrics: " in answers[0]
+        assert (answers[1][:13], answers[1][-11:]) == ("HTTP/1.1 200 ", "\r\n\r\nup_x 1\n")
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /v1/status HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")
         assert b"404" in await reader.readline()

@@ -154,8 +154,12 @@ def test_one_that_drains_ends_with_the_rest(tmp_path: Path) -> None:
             # As if it had handed over: what comes of that is another test's.
             identity_file(tmp_path / "state", "embedded").rename(identity_file(tmp_path / "state", "embedded", "-last"))
             assert running_pids(tmp_path / "state") == {old: "embedded"}
+            second = supervisor(tmp_path)
+            assert not second._adopt()
+            assert [each.pid for each in second.status().draining] == [old]
             await end_kind(tmp_path / "state", "embedded", 0.2)
             assert start_time(old) is None
+            await until(lambda: second.status().draining == ())
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(old, signal.SIGCONT)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spliceway.agent.control import Acceptance
-from spliceway.agent.proxysupervisor import ProxyStatus
+from spliceway.agent.proxysupervisor import Draining, ProxyStatus
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.types import (
     CtEntry,
@@ -221,7 +221,7 @@ class MemoryProxyProcess:
         self.stopped = True
 
     def status(self) -> ProxyStatus:
-        return ProxyStatus("embedded", self.started, 1, "0.1.0", 2, 0.0, False, 0, "", ())
+        return ProxyStatus("embedded", self.started, 1, "0.1.0", 2, 0.0, False, 0, "", (), 3, (Draining(7, 0.0),))
 
     async def log_share(self, millionths: int) -> None:
         self.share = millionths

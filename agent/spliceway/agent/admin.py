@@ -29,6 +29,7 @@ from spliceway.agent.jsonable import encode
 from spliceway.agent.ring import Lost, Ring
 from spliceway.agent.xdsevents import XdsEvents, event_filter
 from spliceway.agent.xdsjson import event_json
+from spliceway.xds.errors import AdminError
 from spliceway.xds.webpages import NoWebPages
 
 JSON = "application/json"
@@ -104,13 +105,25 @@ def admin_app(
     )
 
 
-def metrics_app(registry: CollectorRegistry) -> ASGIApp:
-    """Only `/metrics`, for a Prometheus that comes over TCP."""
+def proxy_metrics(ask: Callable[[], Awaitable[bytes]]) -> Route:
+    """`/metrics/proxy`: what `ask` says, the proxy's own metrics; 502 when it raises AdminError."""
+
+    async def get(_request: Request) -> Response:
+        try:
+            return Response(await ask(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        except AdminError as error:
+            return Response(f"the proxy does not tell its metrics: {error}\n", status_code=502, media_type="text/plain")
+
+    return Route("/metrics/proxy", get, methods=["GET"])
+
+
+def metrics_app(registry: CollectorRegistry, *routes: BaseRoute) -> ASGIApp:
+    """Only `/metrics` and these, for a Prometheus that comes over TCP."""
 
     async def metrics(_request: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-    return Starlette(routes=[Route("/metrics", metrics, methods=["GET"])])
+    return Starlette(routes=[Route("/metrics", metrics, methods=["GET"]), *routes])
 
 
 def debug_app(routes: Sequence[BaseRoute]) -> ASGIApp:

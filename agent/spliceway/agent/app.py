@@ -17,7 +17,7 @@ import structlog
 
 from spliceway.agent import preflight
 from spliceway.agent.addresses import AddressBook
-from spliceway.agent.admin import admin_app, debug_app, debug_listener, metrics_app
+from spliceway.agent.admin import admin_app, debug_app, debug_listener, metrics_app, proxy_metrics
 from spliceway.agent.audit import AuditLog
 from spliceway.agent.compiler import Compiler
 from spliceway.agent.config import Config, listen_address
@@ -173,6 +173,7 @@ class Agent:
         await self._supervisor.start()
         self._shown = views = self._views()
         debug = debug_routes(self._xds_view)
+        of_proxy = proxy_metrics(partial(admin_get, preflight.proxy_admin_socket(config), "/stats/prometheus"))
         admin = HttpServer(
             admin_app(
                 views.routes(),
@@ -184,10 +185,10 @@ class Agent:
                 asks=views.asks(),
                 posts=views.posts(),
                 xds_events=self._xds_events,
-                routes=debug,
+                routes=(*debug, of_proxy),
             )
         )
-        apps = {"metrics": metrics_app(self._metrics.registry), "debug": debug_app(debug)}
+        apps = {"metrics": metrics_app(self._metrics.registry, of_proxy), "debug": debug_app(debug)}
         listener = stack.enter_context(unix_listener(config.admin.socket))
         stack.callback(config.admin.socket.unlink, missing_ok=True)
         log.info("agent started", node=config.node_name, taken_over=self._datapath.status().taken_over)
@@ -350,6 +351,7 @@ class Agent:
             lost_flows=self._flows.lost,
             proxy_restarts=process.restarts,
             proxy_running=process.running,
+            worker_restarts=process.worker_restarts,
             policies=policies,
             policies_in_audit=policies if self.config.enforcement == "audit" else in_audit,
             audit_records=self._audit.total,

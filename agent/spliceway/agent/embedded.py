@@ -14,6 +14,7 @@ import os
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +31,7 @@ from spliceway.agent.proxyprocess import (
     running,
     save_identity,
 )
-from spliceway.agent.proxysupervisor import ProcessSettings, ProxySupervisor, identity_file
+from spliceway.agent.proxysupervisor import Draining, ProcessSettings, ProxySupervisor, identity_file
 from spliceway.agent.state import write_atomic
 from spliceway.proxy.model import ProxySettings
 from spliceway.xds.envoyadmin import admin_get
@@ -104,6 +105,7 @@ class EmbeddedSupervisor(ProxySupervisor):
         self._next_identity: ProxyIdentity | None = None
         self._failed = ""
         self._draining: dict[ProcessHandle, asyncio.Task[None]] = {}
+        self._draining_since: dict[int, float] = {}
         self._drains = False
 
     async def run(self) -> None:
@@ -136,6 +138,8 @@ class EmbeddedSupervisor(ProxySupervisor):
             if not adopted:
                 self._take(self._next, self._next_identity)
                 self._adopted = adopted = True
+        if found := running(self._last_file):  # under the agent before
+            self._watch_drain(found[1], self._last_file.stat().st_mtime)
         return adopted
 
     async def _until_over(self, handle: ProcessHandle) -> None:
@@ -167,7 +171,7 @@ class EmbeddedSupervisor(ProxySupervisor):
         _log.warning("the proxy was told to end; another one is started", pid=handle.pid)
         if self._identity is not None:
             save_identity(self._last_file, self._identity)
-        self._draining[handle] = asyncio.create_task(self._drained(handle))
+        self._watch_drain(handle, time.time())
         if self.on_exit is not None:
             self.on_exit(self._last_exit)
 
@@ -196,7 +200,7 @@ class EmbeddedSupervisor(ProxySupervisor):
         if self._identity is not None:
             save_identity(self._last_file, self._identity)
         self._take(new, self._next_identity)
-        self._draining[old] = asyncio.create_task(self._drained(old))
+        self._watch_drain(old, time.time())
         return True
 
     def _successor(self) -> ProcessHandle:
@@ -235,10 +239,17 @@ class EmbeddedSupervisor(ProxySupervisor):
         self._become(handle, identity)
         self._next_file.unlink(missing_ok=True)
 
+    def _watch_drain(self, old: ProcessHandle, since: float) -> None:
+        self._draining[old] = asyncio.create_task(self._drained(old))
+        self._draining_since[old.pid] = since
+
+    def _still_draining(self) -> tuple[Draining, ...]:
+        return tuple(Draining(old.pid, self._draining_since[old.pid]) for old in self._draining)
+
     async def _drained(self, old: ProcessHandle) -> None:
         """Watch one that only drains."""
         await old.wait()
-        del self._draining[old]
+        del self._draining[old], self._draining_since[old.pid]
         _log.info("the proxy before has ended", pid=old.pid, how=old.reap())
         old.close()
         if (last := load_identity(self._last_file)) is not None and last.pid == old.pid:

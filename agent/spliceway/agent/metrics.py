@@ -63,6 +63,7 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     lost_flows: int
     proxy_restarts: int
     proxy_running: bool
+    worker_restarts: int
     policies: int
     policies_in_audit: int
     not_applied: Mapping[str, int]
@@ -193,6 +194,7 @@ class _Collector(Collector):
             ("spliceway_reconcile_failures", "Attempts that left the old policy in force.", now.reconcile_failures),
             ("spliceway_audit_records", "Records of what audit mode let pass.", now.audit_records),
             ("spliceway_proxy_restarts", "Restarts of the proxy process.", now.proxy_restarts),
+            ("spliceway_proxy_worker_restarts", "Workers that the proxy had to replace.", now.worker_restarts),
         ):
             yield CounterMetricFamily(name, text, value=count)
         lost = CounterMetricFamily("spliceway_lost_events", "Records lost on their way up.", labels=["where"])

@@ -35,6 +35,9 @@ _log = structlog.get_logger(__name__)
 _BACKOFF_FIRST, _BACKOFF_LAST = 0.1, 5.0
 #: A proxy that ran this long (seconds) has earned a quick restart.
 _STEADY = 10.0
+#: Statistics that are looked at.
+_LOGS_WRITTEN = "access_logs.grpc_access_log.logs_written"
+_WORKER_RESTARTS = "spliceway.worker_restarts_total"
 
 
 class Program(Protocol):
@@ -76,8 +79,19 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
     stop_timeout: float
 
 
+class Draining(msgspec.Struct, frozen=True):
+    """A process that another one has taken over from; `since`: CLOCK_REALTIME in seconds."""
+
+    pid: int
+    since: float
+
+
 class ProxyStatus(msgspec.Struct, frozen=True):
-    """What runs. `since` is CLOCK_REALTIME in seconds; `problems` are sentences for people, empty when all is well."""
+    """What runs. `since` is CLOCK_REALTIME in seconds; `problems` are sentences for people, empty when all is well.
+
+    `worker_restarts`: workers of this process that had to be replaced (embedded), as of the last look at its
+    statistics; `draining`: processes before it that still serve connections.
+    """
 
     kind: str
     running: bool
@@ -89,6 +103,8 @@ class ProxyStatus(msgspec.Struct, frozen=True):
     restarts: int
     last_exit: str
     problems: tuple[str, ...]
+    worker_restarts: int = 0
+    draining: tuple[Draining, ...] = ()
 
 
 class ProxySupervisor:
@@ -107,6 +123,7 @@ class ProxySupervisor:
         self._missing = ""
         self._adopted = False
         self._restarts = 0
+        self._worker_restarts = 0
         self._last_exit = ""
         self._stopping = False
 
@@ -184,6 +201,8 @@ class ProxySupervisor:
             restarts=self._restarts,
             last_exit=self._last_exit,
             problems=tuple(self._problems(identity)),
+            worker_restarts=self._worker_restarts,
+            draining=self._still_draining(),
         )
 
     async def wait_ready(self, wait: float) -> None:
@@ -213,13 +232,16 @@ class ProxySupervisor:
     async def logs_written(self) -> tuple[str, int]:
         """Which process, and how many access log entries it has written: food for LossCounter.
 
+        The same look at its statistics tells `status` how many workers had to be replaced.
+
         Raises:
             AdminError: the proxy does not answer.
         """
-        name = "access_logs.grpc_access_log.logs_written"
         identity = self._identity
-        stats = await admin_stats(self.settings.admin_socket, name)
-        return (f"{identity.pid}/{identity.start_time}" if identity else ""), stats.get(name, 0)
+        stats = await admin_stats(self.settings.admin_socket, f"{_LOGS_WRITTEN}%7C{_WORKER_RESTARTS}")
+        if identity is self._identity:
+            self._worker_restarts = stats.get(_WORKER_RESTARTS, 0)
+        return (f"{identity.pid}/{identity.start_time}" if identity else ""), stats.get(_LOGS_WRITTEN, 0)
 
     def last_log_lines(self, lines: int = 5) -> str:
         """The end of the proxy's log, in one line."""
@@ -255,6 +277,7 @@ class ProxySupervisor:
     def _become(self, handle: ProcessHandle, identity: ProxyIdentity | None) -> None:
         """From now on that is the proxy."""
         self._handle, self._identity, self._adopted = handle, identity, False
+        self._worker_restarts = 0
         if identity is not None:
             save_identity(self.identity_file, identity)
 
@@ -273,6 +296,10 @@ class ProxySupervisor:
             return [f"{called} is not running ({self._last_exit or 'not started'})"]
         problems = [f"{called} could not be started again: {self._missing}"] if self._missing else []
         return problems + self._stale(identity)
+
+    def _still_draining(self) -> tuple[Draining, ...]:
+        """Processes before this one that have not ended yet."""
+        return ()
 
     def _stale(self, identity: ProxyIdentity) -> list[str]:
         """How what runs differs from what would be started now, one sentence each."""

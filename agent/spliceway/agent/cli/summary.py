@@ -52,8 +52,12 @@ def _process(proxy: Json) -> str:
     process = proxy.get("process") or {}
     if not process.get("running"):
         return str(proxy["kind"])
-    workers = f"{process['workers']} worker{'' if process['workers'] == 1 else 's'}"
-    return f"{proxy['kind']} {process['version']}, {workers}"
+    text = f"{proxy['kind']} {process['version']}, {process['workers']} worker{'' if process['workers'] == 1 else 's'}"
+    if replaced := process.get("workerRestarts"):
+        text += f" ({replaced} replaced)"
+    for old in process.get("draining", ()):
+        text += f", pid {old['pid']} of before drains for {_duration(time.time() - old['since'])}"
+    return text
 
 
 def problems(status: Json) -> list[str]:
