@@ -242,6 +242,8 @@ def test_another_kind_ends_the_one_that_runs(tmp_path: Path, first_kind: str) ->
         assert running_pids(state) == {pid: second.program.kind}
         # What an embedded proxy remembers must not come back when its kind does.
         assert (state / PROXY_STATE).exists() == (first_kind == "envoy")
+        assert (state / "envoy-bootstrap.json").exists() == (first_kind == "embedded")
+        assert (state / "proxy.json").exists() == (first_kind == "envoy")
         await end_kind(state, second.program.kind, 3.0)
         assert start_time(pid) is None
         assert running_pids(state) == {}

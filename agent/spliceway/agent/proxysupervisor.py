@@ -313,8 +313,11 @@ ROLES: tuple[Role, ...] = ("-next", "", "-last")
 #: Name of the file in which an embedded proxy keeps its last good configuration.
 PROXY_STATE = "proxy-state.bin"
 #: Files in the state directory that a proxy has for itself, and that must not outlive its part on the node: rules that
-#: an embedded proxy remembers are those of its last day.
-_MEMORY = {"embedded": (PROXY_STATE, f"{PROXY_STATE}.lock"), "envoy": ()}
+#: an embedded proxy remembers are those of its last day. Logs stay.
+_FILES = {
+    "embedded": (PROXY_STATE, f"{PROXY_STATE}.lock", "proxy.json", "proxy-admin.sock", "proxy-handover.sock"),
+    "envoy": ("envoy-bootstrap.json", "envoy-admin.sock"),
+}
 
 
 def identity_file(state_dir: Path, kind: str, role: Role = "") -> Path:
@@ -346,5 +349,5 @@ def forget(state_dir: Path, kind: str) -> None:
     """Remove the files of a proxy that has ended for good."""
     for role in ROLES:
         identity_file(state_dir, kind, role).unlink(missing_ok=True)
-    for name in _MEMORY[kind]:
+    for name in _FILES[kind]:
         (state_dir / name).unlink(missing_ok=True)
