@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from spliceway.agent.cli.common import program
 from spliceway.agent.testbed import commands, manifests, runs
+from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.hints import hints
 from spliceway.agent.testbed.plan import make_plan
 
@@ -88,6 +89,13 @@ def test_run_may_stand_after_the_pod(run: str, words: list[str], expected: tuple
 def test_run_must_name_one(run: str, words: list[str]) -> None:
     with pytest.raises(typer.BadParameter, match="one testbed"):
         commands._run_after_pod(run, words)
+
+
+@pytest.mark.parametrize("words", [("sw1",), ("--run", "sw1")])
+def test_down_takes_the_run_in_either_way(words: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(commands.app, ["down", *words])
+    assert isinstance(done.exception, TestbedError)
+    assert str(done.exception).startswith("sw1: no such testbed")
 
 
 def test_exec_reaches_the_run_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,12 +151,13 @@ def down(
         list[str] | None, typer.Argument(metavar="[RUN]…", help="Which; not needed when one is up.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All that are kept.")] = False,
+    run: RunId = "",
 ) -> None:
     """Take kept testbeds down, and sweep what dead ones left."""
     if everything:
         chosen = [run_id for run_id in runs.existing() if runs.is_kept(run_id)]
     else:
-        chosen = run_ids or [_chosen("", kept=True)]
+        chosen = [*(run_ids or ()), *([run] if run else ())] or [_chosen("", kept=True)]
     for run_id in chosen:
         if run_id not in runs.existing():
             raise TestbedError(f"{run_id}: no such testbed; `spliceway testbed status` lists them")
