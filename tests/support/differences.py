@@ -261,7 +261,7 @@ DIFFERENCES = (
         "a further request after a denied one with a body",
         "answered on the same connection",
         "the connection is closed after the 403",
-        "a small body is skipped (see below)",
+        "a small body is skipped ([above](#what-it-does-with-a-request))",
         b"POST /denied HTTP/1.1\r\nHost: api\r\nContent-Length: 1\r\n\r\n1GET /pub HTTP/1.1\r\nHost: api\r\n\r\n",
         lambda odd: odd.values(b"content-length") or odd.values(b"transfer-encoding"),
         (ANY, frozenset((0,))),

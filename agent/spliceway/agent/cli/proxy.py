@@ -27,6 +27,9 @@ def proxy(
     """Run the embedded proxy until SIGTERM, which lets connections end first (a second one does not wait).
 
     Where one runs already with the same sockets and state file, this one takes over from it: no connection is lost.
+
+    By hand it must be started in the cgroup of cgroups.proxy (echo $$ > …/cgroup.procs before it): the kernel takes
+    nobody else for the proxy, and drops what would be steered to it.
     """
     from spliceway.proxy.__main__ import run
 
