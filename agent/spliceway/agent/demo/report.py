@@ -35,7 +35,11 @@ def print_tables(rows: Sequence[Row], samples: Sequence[Sample]) -> None:
     if samples:
         shown = [msgspec.structs.replace(one, figures=_without_tail(one.figures)) for one in samples]
         print_spreads(out, "Small replies: median (least – most)", figures.spreads(shown))
-        print_spreads(out, "Ratios in the same round: median (least – most)", figures.ratios(shown))
+        print_spreads(
+            out,
+            "Ratios in the same round: median (least – most); faster is rps above 1, us below 1",
+            figures.ratios(shown),
+        )
         out.print()
     _print_end(out, rows)
 
