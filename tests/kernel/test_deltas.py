@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Hashable, Iterator, Mapping
 from ipaddress import IPv4Network, ip_network
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ from spliceway.policy.table import ClassKey, EndpointPolicy, IPNetwork, PolicyTa
 from spliceway.policy.verdict import Direction, Protocol, Reason, Verdict
 from support.kernel import KernelNode
 from support.maps import expected, live
+from support.steps import steps
 
 pytestmark = pytest.mark.kernel
 
@@ -203,19 +203,15 @@ def test_what_an_interrupted_clean_up_left_is_done_first(node: KernelNode, monke
         assert one == other == expected(logical_rows(table, node.datapath._attached))
 
 
-def test_one_pod_among_many_costs_little(node: KernelNode, capsys: pytest.CaptureFixture[str]) -> None:
-    """CPU time for one pod added, and removed, in a table with 100,000 addresses. The wait for programs is none."""
-    pods: dict[IPNetwork, int] = {IPv4Network((0x0B000000 + i, 32)): 256 + i % 2000 for i in range(100_000)}
+@pytest.mark.parametrize("size", [2_000, 100_000])
+def test_one_pod_among_many_costs_little(node: KernelNode, size: int) -> None:
+    """One pod added, or removed, takes as many steps among 100,000 addresses as among 2,000: some hundreds."""
+    pods: dict[IPNetwork, int] = {IPv4Network((0x0B000000 + i, 32)): 256 + i % 2000 for i in range(size)}
     table = msgspec.structs.replace(empty(60_000), ipcache={ip_network("0.0.0.0/0"): 9, **pods})
     kernel, attached = node.datapath._table, node.datapath._attached
-
-    def cost(table: PolicyTable) -> float:
-        began = time.thread_time()
-        kernel.apply(table, attached)
-        return (time.thread_time() - began) * 1000
-
-    whole, costs = cost(table), []
-    for i in range(60):
+    kernel.apply(table, attached)
+    taken = []
+    for i in range(6):
         new = IPv4Network((0x0C000000 + i // 2, 32))
         if i % 2:
             del pods[new]
@@ -224,9 +220,7 @@ def test_one_pod_among_many_costs_little(node: KernelNode, capsys: pytest.Captur
         ipcache = {ip_network("0.0.0.0/0"): 9, **pods}
         delta = TableDelta(table.revision, ipcache=frozenset({new}))
         table = msgspec.structs.replace(table, revision=table.revision + 1, ipcache=ipcache, delta=delta)
-        costs.append(cost(table))
-    median = sorted(costs)[len(costs) // 2]
-    with capsys.disabled():
-        print(f"\n100,000 addresses: the whole table {whole:.0f} ms, one pod {median:.2f} ms (median of {len(costs)})")
-    assert median < 2
+        taken.append(steps(lambda table=table: kernel.apply(table, attached)))  # type: ignore[misc]
+    assert min(taken) > 10, taken
+    assert max(taken) < 1_000, taken
     kernel.apply(empty(70_000), attached)
