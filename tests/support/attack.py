@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from spliceway.agent.config import ProxyKind
+from spliceway.agent.configsections import ProxyKind
 from spliceway.agent.testbed import netns
 from spliceway.agent.testbed.agentprocess import AgentProcess, start_agent
 from spliceway.agent.testbed.node import Node, Pod

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from spliceway.agent.config import ProxyKind
+from spliceway.agent.configsections import ProxyKind
 from spliceway.agent.testbed.node import Node
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf.types import CtEntry, Leg

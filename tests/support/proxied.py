@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from spliceway.agent.config import ProxyKind
+from spliceway.agent.configsections import ProxyKind
 from spliceway.agent.embedded import EmbeddedSupervisor
 from spliceway.agent.envoy import EnvoySettings, EnvoySupervisor
 from spliceway.agent.proxysupervisor import PROXY_STATE, ProxySupervisor

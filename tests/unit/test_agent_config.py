@@ -8,15 +8,8 @@ from typing import Any
 
 import pytest
 
-from spliceway.agent.config import (
-    LabelsConfig,
-    PortRange,
-    XdsConfig,
-    XdsTlsConfig,
-    debug_address,
-    load_config,
-    parse_config,
-)
+from spliceway.agent.config import debug_address, load_config, parse_config
+from spliceway.agent.configsections import LabelsConfig, PortRange, XdsConfig, XdsTlsConfig
 from spliceway.agent.errors import ConfigError
 from spliceway.agent.preflight import envoy_settings, proxy_settings, resource_settings, xds_tcp
 from spliceway.bpf.types import DatapathSettings

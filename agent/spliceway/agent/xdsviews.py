@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from spliceway.agent.config import XdsConfig
+from spliceway.agent.configsections import XdsConfig
 from spliceway.agent.provenance import FileOf, provenance
 from spliceway.agent.proxylink import ProxyLink
 from spliceway.agent.xdsjson import clients_refused, clients_shown

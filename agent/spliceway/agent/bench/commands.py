@@ -11,7 +11,7 @@ from spliceway.agent.bench.errors import UnknownPathError
 from spliceway.agent.bench.interrupts import exit_interrupted, interruptible
 from spliceway.agent.bench.paths import PATHS, default_paths, parse_paths
 from spliceway.agent.bench.progress import progress
-from spliceway.agent.config import ProxyKind
+from spliceway.agent.configsections import ProxyKind
 
 app = typer.Typer(
     name="bench",

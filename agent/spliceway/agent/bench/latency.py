@@ -25,7 +25,7 @@ from spliceway.agent.bench.run import nodes_with_agents, proxy_statuses
 from spliceway.agent.bench.site import NAMESPACE, pod_manifest, require_programs
 from spliceway.agent.bench.timeline import Attempt
 from spliceway.agent.cli.client import AgentClient
-from spliceway.agent.config import ProxyKind
+from spliceway.agent.configsections import ProxyKind
 from spliceway.agent.testbed.node import Node, Pod
 from spliceway.agent.testbed.testbed import Testbed
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from spliceway.agent.bench.errors import UnknownPathError
-from spliceway.agent.config import ProxyKind
+from spliceway.agent.configsections import ProxyKind
 
 #: Pods of a site, by role: a server without any policy, and the same on a node without Spliceway. The server that an
 #: HTTP policy selects has for its role the kind of its node's proxy.

@@ -14,7 +14,7 @@ from spliceway.agent.bench.measure import Sample, measure
 from spliceway.agent.bench.paths import BARE, DataPath, kinds_of
 from spliceway.agent.bench.progress import Say
 from spliceway.agent.bench.site import BARE_NODE, Place, Site, node_manifest, require_programs
-from spliceway.agent.config import ProxyKind
+from spliceway.agent.configsections import ProxyKind
 from spliceway.agent.envoyprocess import EnvoyError, find_envoy
 from spliceway.agent.testbed.agentprocess import start_agent
 from spliceway.agent.testbed.testbed import Testbed

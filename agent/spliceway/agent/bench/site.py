@@ -16,7 +16,7 @@ from spliceway.agent.bench.errors import BenchError
 from spliceway.agent.bench.load import FILES
 from spliceway.agent.bench.paths import BARE
 from spliceway.agent.cli.client import AgentClient
-from spliceway.agent.config import ProxyKind
+from spliceway.agent.configsections import ProxyKind
 from spliceway.agent.errors import ClientError
 from spliceway.agent.testbed.agentprocess import AgentProcess
 from spliceway.agent.testbed.errors import TestbedError

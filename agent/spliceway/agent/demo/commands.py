@@ -8,7 +8,7 @@ import typer
 
 from spliceway.agent.bench.interrupts import exit_interrupted, interruptible
 from spliceway.agent.bench.progress import progress
-from spliceway.agent.config import ProxyKind
+from spliceway.agent.configsections import ProxyKind
 
 app = typer.Typer(name="demo", pretty_exceptions_enable=False, add_completion=False)
 

@@ -9,7 +9,7 @@ import msgspec
 from spliceway.agent.bench.measure import Sample
 from spliceway.agent.bench.progress import Say
 from spliceway.agent.bench.site import require_programs
-from spliceway.agent.config import ProxyKind
+from spliceway.agent.configsections import ProxyKind
 from spliceway.agent.demo.ask import ask_all
 from spliceway.agent.demo.evidence import gather
 from spliceway.agent.demo.judge import Row, judge, rule_on

@@ -9,7 +9,7 @@ from spliceway.agent.bench.measure import Sample, measure
 from spliceway.agent.bench.paths import PLAIN, default_paths, parse_paths
 from spliceway.agent.bench.progress import Say
 from spliceway.agent.bench.site import Place, Site
-from spliceway.agent.config import ProxyKind
+from spliceway.agent.configsections import ProxyKind
 from spliceway.agent.testbed.agentprocess import AgentProcess
 from spliceway.agent.testbed.testbed import Testbed
 

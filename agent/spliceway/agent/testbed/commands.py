@@ -12,7 +12,7 @@ import typer
 
 from spliceway.agent.cli.common import program
 from spliceway.agent.cli.summary import refusals
-from spliceway.agent.config import ProxyKind
+from spliceway.agent.configsections import ProxyKind
 from spliceway.agent.testbed import manifests, processes, runs
 from spliceway.agent.testbed.agentprocess import merged, start_agent
 from spliceway.agent.testbed.errors import TestbedError

@@ -1,0 +1,185 @@
+"""The mappings of the agent's configuration: fields, types and defaults. docs/configuration.md has the reasons."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, field
+
+from spliceway.policy.labelfilter import UNIQUE_KEYS
+from spliceway.proxy.model import Limits as ProxyLimits
+from spliceway.proxy.model import Seconds
+
+ProxyKind = Literal["embedded", "envoy"]
+Mark = Annotated[int, Meta(ge=1, le=0xFFFF_FFFF)]
+Positive = Annotated[int, Meta(ge=1)]
+
+
+class PortRange:
+    """Listener ports «first-last», both included."""
+
+    __slots__ = ("first", "last")
+
+    def __init__(self, first: int, last: int) -> None:
+        if not 1 <= first <= last <= 65535:
+            raise ValueError(f"{first}-{last} is not a range of ports (1 to 65535, first-last)")
+        self.first = first
+        self.last = last
+
+    @classmethod
+    def parse(cls, text: str) -> PortRange:
+        """Read «23000-23999». Raises ValueError."""
+        match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", text)
+        if match is None:
+            raise ValueError(f"{text!r} is not a range of ports (write 23000-23999)")
+        return cls(int(match[1]), int(match[2]))
+
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PortRange) and (self.first, self.last) == (other.first, other.last)
+
+    def __hash__(self) -> int:
+        return hash((self.first, self.last))
+
+    def __repr__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """A mapping of the file."""
+
+
+class NodeConfig(Section, frozen=True):
+    """Which node this is; `name` is what `spec.nodeName` of its pods says."""
+
+    name: str = ""
+
+
+class CgroupsConfig(Section, frozen=True):
+    """cgroup2 directories: whose sockets are pods', whose are the proxy's. Never the root cgroup."""
+
+    pods: Path
+    proxy: Path
+
+
+class SourceConfig(Section, frozen=True):
+    """Where policies and manifests come from."""
+
+    directory: Path
+
+
+class AdminConfig(Section, frozen=True):
+    """The admin API's Unix socket, mode 0600."""
+
+    socket: Path = Path("/run/spliceway/agent.sock")
+
+
+class ProxyConfig(Section, frozen=True):
+    """The HTTP proxy: which, how many workers (0: one for each core), and the ports its listeners may have.
+
+    `headers_timeout`: from a request's first byte to the end of its head; `idle_timeout`: a connection without
+    requests; both in seconds, 0 never. Heads with more than `max_head_kib` or `max_headers` get a 431.
+    `explain_denied`: whether a 403 says why. `limits`: what clients may take of it.
+    Of Envoy alone are `binary` and `api_type`, the variant of xDS in which it asks: what changed, or all.
+    """
+
+    kind: ProxyKind = "embedded"
+    workers: Annotated[int, Meta(ge=0, le=256)] = 0
+    listener_ports: PortRange = field(default_factory=lambda: PortRange(23000, 23999))
+    headers_timeout: Seconds = 60.0
+    idle_timeout: Seconds = 3600.0
+    max_head_kib: Annotated[int, Meta(ge=1, le=8192)] = 64
+    max_headers: Annotated[int, Meta(ge=1, le=10_000)] = 100
+    explain_denied: bool = False
+    limits: ProxyLimits = ProxyLimits()
+    binary: Path | None = None
+    api_type: Literal["DELTA_GRPC", "GRPC"] = "DELTA_GRPC"
+
+
+class EnvoyConfig(Section, frozen=True):
+    """The user's own Envoy resources, served beside policy's: objects as in Envoy's configuration."""
+
+    extra_listeners: tuple[Any, ...] = ()
+    extra_clusters: tuple[Any, ...] = ()
+
+
+class SpliceConfig(Section, frozen=True):
+    """`auto`: splice what can be spliced; `off`: never."""
+
+    mode: Literal["auto", "off"] = "auto"
+
+
+class DatapathConfig(Section, frozen=True):
+    """Numbers that the node's other network software must not share, and map sizes."""
+
+    mark: Mark = 0x1000
+    mark_mask: Mark = 0x1002
+    proxy_mark: Mark = 0x1002
+    route_table: Annotated[int, Meta(ge=1, le=0xFFFF_FFFF)] = 2480
+    rule_priority: Annotated[int, Meta(ge=1, le=32765)] = 7
+    max_connections: Annotated[int, Meta(ge=1024)] = 262_144
+    max_ipcache: Positive = 524_288
+    max_rows: Positive = 262_144
+    max_endpoints: Annotated[int, Meta(ge=1, le=65_535)] = 1024
+    max_pairs: Positive = 4096
+    event_buffer_bytes: Annotated[int, Meta(ge=4096)] = 4 << 20
+
+
+class LabelsConfig(Section, frozen=True):
+    """Keys of pod labels that make identities; `*` stands for anything. `include` empty: all; `exclude` wins."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = UNIQUE_KEYS
+
+
+class IdentityConfig(Section, frozen=True):
+    """What identities are made of."""
+
+    labels: LabelsConfig = LabelsConfig()
+
+
+class MetricsConfig(Section, frozen=True):
+    """`listen`: host:port of a Prometheus endpoint over TCP; empty: only `/metrics` of the admin socket."""
+
+    listen: str = ""
+
+
+class XdsTlsConfig(Section, frozen=True):
+    """Files in PEM for xDS over TCP; they are read again when they change.
+
+    `client_ca_file`: who signs clients' certificates; one without is refused. `match_node`: a client's node id must be
+    one of the names in its certificate.
+    """
+
+    cert_file: Path
+    key_file: Path
+    client_ca_file: Path
+    match_node: bool = True
+
+
+class XdsConfig(Section, frozen=True):
+    """The xDS server beside its Unix socket. `listen`: host:port, empty for none; with `tls`, or else `insecure`.
+
+    `unsafe_envoy`: what to do with a client whose version has known bypasses of path rules.
+    """
+
+    listen: str = ""
+    tls: XdsTlsConfig | None = None
+    insecure: bool = False
+    unsafe_envoy: Literal["refuse", "warn"] = "refuse"
+
+
+class DebugConfig(Section, frozen=True):
+    """`listen`: host:port of the loopback device where `/debug/*` is answered, too; empty: admin socket only."""
+
+    listen: str = ""
+
+
+class FlowsConfig(Section, frozen=True):
+    """`buffer_size`: how many of the latest flows the agent remembers."""
+
+    buffer_size: Annotated[int, Meta(ge=1, le=1_000_000)] = 8192
