@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from spliceway.bpf import abi
-from spliceway.bpf.source import ROOT, STUBS, flatten
+from spliceway.bpf.source import PROGRAMS, ROOT, STUBS, flatten
 from spliceway.bpf.types import Hook, Leg, SpliceState
 from spliceway.policy.verdict import Direction, Reason, Verdict
 from support.ownmounts import in_own_mounts
@@ -39,8 +39,11 @@ _CONSTANTS = {
     "RULE_SET_AUDIT": abi.RULE_SET_AUDIT,
     "POLICY_PREFIX_ANY": abi.POLICY_PREFIX_ANY,
     "POLICY_PREFIX_PROTOCOL": abi.POLICY_PREFIX_PROTOCOL,
-    "CONFIG_SPLICE": abi.ConfigFlag.SPLICE,
+    "CONFIG_SPLICE_CLIENTS": abi.ConfigFlag.SPLICE_CLIENTS,
     "CONFIG_SPLICE_SERVERS": abi.ConfigFlag.SPLICE_SERVERS,
+    "CONFIG_SPLICE_OFF": abi.ConfigFlag.SPLICE_OFF,
+    "CONFIG_HOLD": abi.ConfigFlag.HOLD,
+    "UNREAD_FLOOR": abi.UNREAD_FLOOR,
     "ENFORCE_INGRESS": abi.Enforce.INGRESS,
     "ENFORCE_EGRESS": abi.Enforce.EGRESS,
     "ENFORCE_READY": abi.Enforce.READY,
@@ -150,4 +153,5 @@ def test_programs_compile_where_no_headers_are_installed(tmp_path: Path) -> None
         reply = _compile_and_pin(LoadRequest(pin_root=f"{root}/v", defines=defines))
         print(reply.error or "loaded " + " ".join(reply.programs))
     """
-    assert in_own_mounts(textwrap.dedent(code), str(tmp_path)).strip().endswith("splice_message")
+    every = [program.name for programs in PROGRAMS.values() for program in programs]
+    assert in_own_mounts(textwrap.dedent(code), str(tmp_path)).strip().endswith("loaded " + " ".join(every))

@@ -8,11 +8,11 @@ otherwise.
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
+from ctypes import c_int64, c_uint8, c_uint16, c_uint32, c_uint64
 from enum import IntEnum, IntFlag
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 REASON_SLOTS = 128
 VERDICTS = 4
 HOOKS = 5
@@ -22,14 +22,17 @@ LAST_HOST_VARIANT = 127
 RULE_SET_AUDIT = 0x4000_0000
 POLICY_PREFIX_ANY = 72
 POLICY_PREFIX_PROTOCOL = 80
+UNREAD_FLOOR = 16384
 MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
 class ConfigFlag(IntFlag):
     """`config.flags`."""
 
-    SPLICE = 1
+    SPLICE_CLIENTS = 1
     SPLICE_SERVERS = 2
+    SPLICE_OFF = 4
+    HOLD = 8
 
 
 class Enforce(IntFlag):
@@ -65,16 +68,24 @@ class End(IntEnum):
 
 
 class Why(IntEnum):
-    """Why a connection is not spliced (`splice_state.why`)."""
+    """Why a connection is not spliced, or not any more (`splice_state.why`)."""
 
     NONE = 0
     OFF = 1
     DATA_IN_SYN = 2
     SENT_FIRST = 3
     NO_ACTIVE = 4
-    MAP = 5
+    MAP_ERROR = 5
     PEER_GONE = 6
     KERNEL = 7
+    MAP_FULL = 8
+    OTHER_OWNER = 9
+    OPTED_OUT = 10
+    EXCLUDED_PORT = 11
+    SMALL_WRITES = 12
+    UNREAD_LIMIT = 13
+    UNREAD_BUDGET = 14
+    HALF_CLOSED = 15
 
     @property
     def label(self) -> str:
@@ -104,6 +115,9 @@ class Config(ctypes.Structure):
         ("flags", c_uint32),
         ("first_port", c_uint16),
         ("last_port", c_uint16),
+        ("unread_connection", c_uint32),
+        ("unread_endpoint", c_uint64),
+        ("unread_node", c_uint64),
     )
 
 
@@ -129,8 +143,15 @@ class Endpoint(ctypes.Structure):
         ("identity", c_uint32 * 2),
         ("policy", c_uint32 * 2),
         ("enforce", c_uint8 * 2),
-        ("pad", c_uint8 * 6),
+        ("unspliced", c_uint8),
+        ("pad", c_uint8 * 5),
     )
+
+
+class UnsplicedKey(ctypes.Structure):
+    """struct unspliced_key; ifindex 0: every endpoint; the port is in network order."""
+
+    _fields_ = (("ifindex", c_uint32), ("port", c_uint16), ("pad", c_uint16))
 
 
 class ClassKey(ctypes.Structure):
@@ -264,22 +285,55 @@ class SpliceKey(ctypes.Structure):
     )
 
 
+class SpliceEnd(ctypes.Structure):
+    """struct splice_end: kernel address and cookie of a socket."""
+
+    _fields_ = (("address", c_uint64), ("cookie", c_uint64))
+
+
+class SpliceWay(ctypes.Structure):
+    """struct splice_way: one direction of a connection."""
+
+    _fields_ = (
+        ("bytes", c_uint64),
+        ("messages", c_uint64),
+        ("unread", c_uint64),
+        ("behind", c_uint32),
+        ("pad", c_uint32),
+    )
+
+
 class SpliceState(ctypes.Structure):
-    """struct splice_state."""
+    """struct splice_state; `sock` and `way` by End, `born` is CLOCK_MONOTONIC in nanoseconds."""
 
     _fields_ = (
         ("word", c_uint64),
         ("nonce", c_uint64),
         ("generation", c_uint64),
-        ("bytes", c_uint64 * 2),
-        ("messages", c_uint64 * 2),
+        ("born", c_uint64),
+        ("pod_in", c_uint64),
+        ("sock", SpliceEnd * 2),
+        ("way", SpliceWay * 2),
         ("rule_set", c_uint32),
         ("isn", c_uint32),
+        ("port", c_uint16),
         ("leg", c_uint8),
         ("why", c_uint8),
         ("reason", c_uint8),
-        ("pad", c_uint8 * 5),
+        ("pad", c_uint8 * 3),
     )
+
+
+class Question(ctypes.Structure):
+    """struct question."""
+
+    _fields_ = (("key", SpliceKey), ("rule_set", c_uint32), ("port", c_uint16), ("leg", c_uint8), ("pad", c_uint8))
+
+
+class Unread(ctypes.Structure):
+    """struct unread."""
+
+    _fields_ = (("bytes", c_int64),)
 
 
 class SockTag(ctypes.Structure):
@@ -299,7 +353,11 @@ class SpliceCounters(ctypes.Structure):
         ("spliced", c_uint64),
         ("tcp_only", c_uint64),
         ("revoked", c_uint64),
+        ("held", c_uint64),
+        ("left", c_uint64),
+        ("leave_waits", c_uint64),
         ("lost_events", c_uint64),
+        ("by_why", c_uint64 * len(Why)),
     )
 
 
@@ -322,7 +380,12 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "ct_value": CtValue,
     "counter": Counter,
     "event": Event,
+    "unspliced_key": UnsplicedKey,
     "splice_key": SpliceKey,
+    "splice_end": SpliceEnd,
+    "splice_way": SpliceWay,
+    "question": Question,
+    "unread": Unread,
     "splice_state": SpliceState,
     "sock_tag": SockTag,
     "splice_counters": SpliceCounters,

@@ -15,18 +15,21 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
+import msgspec
 from pyroute2 import AsyncIPRoute
 
-from spliceway.bpf import abi, diag, kernel, libbpf, node, views
+from spliceway.bpf import abi, diag, libbpf, node, views
 from spliceway.bpf.attach import EGRESS, INGRESS, attach_link, attach_tc, detach_tc, interface_index
 from spliceway.bpf.errors import DatapathError, KernelRefusedError
 from spliceway.bpf.events import EventStream
+from spliceway.bpf.kernelstructs import offsets
 from spliceway.bpf.loader import LoadRequest, load
-from spliceway.bpf.maps import ZERO, Maps
-from spliceway.bpf.netns import cookie_of, current_cookie
+from spliceway.bpf.maps import Maps
+from spliceway.bpf.netns import cookie_of
 from spliceway.bpf.revoke import Revoker
 from spliceway.bpf.rows import Attached, pack_endpoint, unpack_endpoint, with_slots
 from spliceway.bpf.source import PROGRAMS, digest
+from spliceway.bpf.splicecontrol import SpliceControl
 from spliceway.bpf.staging import KernelTable
 from spliceway.bpf.types import (
     CtEntry,
@@ -36,6 +39,7 @@ from spliceway.bpf.types import (
     LocalEndpoint,
     ReasonCount,
     SockEntry,
+    SpliceClasses,
     SpliceCounters,
 )
 from spliceway.policy.table import PolicyTable
@@ -77,8 +81,18 @@ def defines(settings: DatapathSettings, extra: Mapping[str, str] | None = None) 
         "MAX_PAIRS": str(settings.max_pairs),
         "MAX_CONNECTIONS": str(settings.max_connections),
         "EVENT_BYTES": str(settings.event_buffer_bytes),
+        **measuring()[0],
         **(extra or {}),
     }
+
+
+def measuring() -> tuple[dict[str, str], str]:
+    """Definitions with which the programs can look at a reader's queue, or none and why they can't."""
+    try:
+        found = offsets()
+    except LookupError as error:
+        return {}, str(error)
+    return {"MEASURED": "1", **{name: str(offset) for name, offset in found.items()}}, ""
 
 
 class Datapath:
@@ -94,7 +108,7 @@ class Datapath:
         self._revoker = Revoker()
         self._events = EventStream(maps, self._revoker.see)
         self._lock = asyncio.Lock()
-        self._splice = settings.splice
+        self._splices = SpliceControl(settings, maps)
         self._uplinks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -115,7 +129,7 @@ class Datapath:
         if have != wanted:
             await _load(root, names, wanted)
         self = cls(settings, Maps(root), taken_over=known)
-        self._write_config()
+        self._splices.write()
         self._attach_links()
         async with AsyncIPRoute() as ipr:
             await node.set_up(ipr, settings)
@@ -141,8 +155,11 @@ class Datapath:
         async with self._lock, AsyncIPRoute() as ipr:
             links = await _links(ipr)
             for name, old in list(self._attached.items()):
-                if wanted.get(name) != old.endpoint or not _is_same(old, links):
+                new = wanted.get(name)
+                if new is None or not _is_same_endpoint(new, old.endpoint) or not _is_same(old, links):
                     await self._detach(self._attached.pop(name))
+                elif new != old.endpoint:
+                    self._change_splicing(old._replace(endpoint=new))
             await self._forget_strangers(wanted, links)
             failures = []
             for name in wanted.keys() - self._attached.keys():
@@ -150,6 +167,7 @@ class Datapath:
                     self._attached[name] = await self._attach(ipr, wanted[name])
                 except DatapathError as error:
                     failures.append(f"endpoint {name}: {error}")
+            self._splices.exclude(self._attached)
         if self._policy is not None:
             await self.apply(self._policy)
         if failures:
@@ -176,6 +194,14 @@ class Datapath:
             finally:
                 os.close(program)
         return attached
+
+    def _change_splicing(self, attached: Attached) -> None:
+        """Only whether its sockets may be spliced is another now: that is for new connections."""
+        self._attached[attached.endpoint.name] = attached
+        key = attached.ifindex.to_bytes(4, "little")
+        value = abi.Endpoint.from_buffer_copy(self._maps.endpoints.lookup(key) or pack_endpoint(attached, (b"", b"")))
+        value.unspliced = not attached.endpoint.splice
+        self._maps.endpoints.update(key, bytes(value))
 
     async def _detach(self, attached: Attached) -> None:
         """The endpoint is known no more: its packets are dropped, its connections end.
@@ -266,10 +292,23 @@ class Datapath:
         there = await asyncio.to_thread(diag.listeners)
         return all((address, port) in there for address in _LOOPBACK)
 
-    async def set_splice(self, enabled: bool) -> None:
-        """Splice new connections, or not. Those that are spliced stay so."""
-        self._splice = enabled
-        self._write_config()
+    async def set_splice(self, classes: SpliceClasses) -> None:
+        """Which legs of new connections are spliced. Those that are spliced stay so."""
+        self._splices.set_classes(classes)
+
+    async def set_hold(self, hold: bool) -> None:
+        """Whether the proxy takes EACCES for «its reader is behind, try again». Only the embedded proxy does."""
+        self._splices.set_hold(hold)
+
+    @property
+    def measured(self) -> str:
+        """Empty when the programs can see what a reader has not read, else why not."""
+        return measuring()[1]
+
+    async def measure(self) -> int:
+        """Look at all readers that were behind; returns how many spliced bytes wait unread on the node."""
+        await asyncio.to_thread(self._splices.measure)
+        return self._splices.unread()
 
     # ---- views ----
 
@@ -334,21 +373,6 @@ class Datapath:
 
     # ---- parts ----
 
-    def _write_config(self) -> None:
-        settings = self._settings
-        flags = abi.ConfigFlag.SPLICE if self._splice else abi.ConfigFlag(0)
-        if kernel.may_splice_servers():
-            flags |= abi.ConfigFlag.SPLICE_SERVERS
-        config = abi.Config(
-            node_cookie=current_cookie(),
-            mark=settings.mark,
-            mark_mask=settings.mark_mask,
-            flags=flags,
-            first_port=settings.listener_ports[0],
-            last_port=settings.listener_ports[1],
-        )
-        self._maps.config.update(ZERO, bytes(config))
-
     def _attach_links(self) -> None:
         root = pin_root(self._settings)
         (root / "links").mkdir(exist_ok=True)
@@ -379,6 +403,11 @@ def _check(settings: DatapathSettings) -> None:
 async def _links(ipr: AsyncIPRoute) -> dict[str, int]:
     """Interfaces of this network namespace: name → index."""
     return {link.get_attr("IFLA_IFNAME"): int(link["index"]) async for link in await ipr.link("dump")}
+
+
+def _is_same_endpoint(one: LocalEndpoint, other: LocalEndpoint) -> bool:
+    """Whether they are one endpoint, whatever they say about splicing."""
+    return msgspec.structs.replace(one, splice=other.splice, unspliced_ports=other.unspliced_ports) == other
 
 
 def _is_same(attached: Attached, links: Mapping[str, int]) -> bool:

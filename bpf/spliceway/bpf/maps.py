@@ -25,6 +25,8 @@ LAYOUT: dict[str, tuple[int, int, bool]] = {
     "reasons": (_U32, _S(abi.Counter), True),
     "splice_totals": (_U32, _S(abi.SpliceCounters), True),
     "splices": (_S(abi.SpliceKey), _S(abi.SpliceState), False),
+    "unspliced": (_S(abi.UnsplicedKey), 1, False),
+    "unread": (8, _S(abi.Unread), False),
     "socks": (_S(abi.SpliceKey), 8, False),
     "events": (0, 0, False),
     "fragments": (40, 8, False),
@@ -50,11 +52,14 @@ class Maps:
     reasons: BpfMap
     splice_totals: BpfMap
     splices: BpfMap
+    unspliced: BpfMap
+    unread: BpfMap
     socks: BpfMap
     events: BpfMap
 
     def __init__(self, pin_root: Path) -> None:
         """Open every map below `pin_root`/maps. Raises KernelRefusedError when one is missing."""
+        self.root = pin_root
         self._all = []
         for name, (key, value, per_cpu) in LAYOUT.items():
             opened = BpfMap(open_pin(pin_root / "maps" / name), name, key, value, per_cpu=per_cpu)

@@ -222,7 +222,7 @@ def _mask(data: bytes, bits: int) -> bytes:
 
 def pack_endpoint(attached: Attached, slots: tuple[bytes, bytes]) -> bytes:
     """`struct endpoint`. Empty bytes in a slot mean «not ready»."""
-    value = abi.Endpoint(netns_cookie=attached.netns_cookie)
+    value = abi.Endpoint(netns_cookie=attached.netns_cookie, unspliced=not attached.endpoint.splice)
     for address in attached.endpoint.addresses:
         field = value.v4 if address.version == 4 else value.v6
         field.w[:] = list(abi.pack_address(address))

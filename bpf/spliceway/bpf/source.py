@@ -34,11 +34,13 @@ PROGRAMS: dict[str, tuple[ProgramSpec, ...]] = {
         ProgramSpec("to_pod", SCHED_CLS),
         ProgramSpec("from_network", SCHED_CLS),
         ProgramSpec("guard", SK_LOOKUP, 36),
+        ProgramSpec("judge", SCHED_CLS),
     ),
     "redirect.bpf.c": (
         ProgramSpec("sockops_pod", SOCK_OPS),
         ProgramSpec("sockops_proxy", SOCK_OPS),
         ProgramSpec("splice_message", SK_MSG),
+        ProgramSpec("measure_splice", SCHED_CLS),
     ),
 }
 

@@ -56,6 +56,22 @@ class SpliceState(IntEnum):
         return self.name.lower().replace("_", "-")
 
 
+class SpliceClasses(msgspec.Struct, frozen=True):
+    """Which legs of new connections are spliced. `wanted` False: somebody wants none, whatever is safe."""
+
+    clients: bool = True
+    servers: bool = True
+    wanted: bool = True
+
+
+class SpliceLimits(msgspec.Struct, frozen=True):
+    """Bytes that may be spliced and not yet read: one direction of a connection, an endpoint's, all of the node's."""
+
+    connection: int = 4 << 20
+    endpoint: int = 48 << 20
+    node: int = 384 << 20
+
+
 class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What the datapath needs to know of the node. Paths are absolute, marks and tables are numbers.
 
@@ -63,7 +79,7 @@ class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
     its own upstream sockets; `route_table`/`rule_priority`: the policy route that delivers steered packets locally.
     docs/configuration.md tells why these numbers, and whose they stay clear of. `pods_cgroup` and `proxy_cgroup`:
     cgroup2 directories whose sockets are the pods' and the proxy's; `listener_ports`: first and last port that
-    listeners may have.
+    listeners may have; `unspliced_ports`: ports of servers whose connections are never spliced.
     """
 
     bpffs: Path
@@ -77,7 +93,9 @@ class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
     route_table: int = 2480
     rule_priority: int = 7
     listener_ports: tuple[int, int] = (23000, 23999)
-    splice: bool = True
+    splice: SpliceClasses = SpliceClasses()
+    splice_limits: SpliceLimits = SpliceLimits()
+    unspliced_ports: frozenset[int] = frozenset()
     max_connections: int = 262_144
     max_ipcache: int = 524_288
     max_rows: int = 262_144
@@ -87,12 +105,17 @@ class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LocalEndpoint(msgspec.Struct, frozen=True):
-    """A pod of this node and its veth. `name` is «namespace/name», `interface` the host side of the veth."""
+    """A pod of this node and its veth. `name` is «namespace/name», `interface` the host side of the veth.
+
+    `splice` False: its sockets are never spliced; `unspliced_ports`: those of connections to these servers' ports.
+    """
 
     name: str
     interface: str
     netns: Path
     addresses: tuple[IPAddress, ...]
+    splice: bool = True
+    unspliced_ports: frozenset[int] = frozenset()
 
 
 class KernelFlow(msgspec.Struct, frozen=True):
@@ -148,7 +171,8 @@ class CtEntry(msgspec.Struct, frozen=True):
 class SockEntry(msgspec.Struct, frozen=True):
     """One redirected connection: spliced or not, why not, and the bytes each way.
 
-    `to_proxy_bytes`/`from_proxy_bytes`: redirected bytes from the pod's socket to the proxy's and back.
+    `to_proxy_bytes`/`from_proxy_bytes`: redirected bytes from the pod's socket to the proxy's and back, and
+    `…_unread` what of them waited when the kernel looked last. `member`: whether the pod's socket is in the sockhash.
     """
 
     endpoint: IPAddress
@@ -163,6 +187,10 @@ class SockEntry(msgspec.Struct, frozen=True):
     to_proxy_messages: int
     from_proxy_bytes: int
     from_proxy_messages: int
+    to_proxy_unread: int = 0
+    from_proxy_unread: int = 0
+    member: bool = False
+    age_seconds: float = 0.0
 
 
 class ReasonCount(msgspec.Struct, frozen=True):
@@ -176,7 +204,11 @@ class ReasonCount(msgspec.Struct, frozen=True):
 
 
 class SpliceCounters(msgspec.Struct, frozen=True):
-    """Node-wide splice counters since load: bytes redirected, bytes that a member sent by TCP, outcomes."""
+    """Node-wide splice counters since load: bytes redirected, bytes that a member sent by TCP, outcomes.
+
+    `held`: messages that the proxy had to send again; `left`: pods' sockets that left the sockhash in mid-life, and
+    `leave_waits` the packets that waited for that; `by_why`: connections not spliced, by reason.
+    """
 
     redirected_bytes: int
     redirected_messages: int
@@ -185,6 +217,10 @@ class SpliceCounters(msgspec.Struct, frozen=True):
     spliced: int
     tcp_only: int
     revoked: int
+    held: int = 0
+    left: int = 0
+    leave_waits: int = 0
+    by_why: dict[str, int] = {}
 
 
 class DatapathStatus(msgspec.Struct, frozen=True):

@@ -51,7 +51,7 @@ def conntrack(maps: Maps) -> list[CtEntry]:
 
 def socks(maps: Maps) -> list[SockEntry]:
     """Every redirected connection that is alive."""
-    found = []
+    now, found = time.monotonic_ns(), []
     for raw_key, raw in maps.splices.items():
         key, state = abi.SpliceKey.from_buffer_copy(raw_key), abi.SpliceState.from_buffer_copy(raw)
         found.append(
@@ -64,10 +64,14 @@ def socks(maps: Maps) -> list[SockEntry]:
                 state=SpliceState(state.word),
                 why=Why(state.why).label,
                 rule_set=state.rule_set & ~abi.RULE_SET_AUDIT,
-                to_proxy_bytes=state.bytes[End.POD],
-                to_proxy_messages=state.messages[End.POD],
-                from_proxy_bytes=state.bytes[End.PROXY],
-                from_proxy_messages=state.messages[End.PROXY],
+                to_proxy_bytes=state.way[End.POD].bytes,
+                to_proxy_messages=state.way[End.POD].messages,
+                from_proxy_bytes=state.way[End.PROXY].bytes,
+                from_proxy_messages=state.way[End.PROXY].messages,
+                to_proxy_unread=state.way[End.POD].unread,
+                from_proxy_unread=state.way[End.PROXY].unread,
+                member=bool(state.pod_in),
+                age_seconds=max(0, now - state.born) / 1e9,
             )
         )
     return found
@@ -115,22 +119,21 @@ def reasons(maps: Maps) -> list[ReasonCount]:
     return found
 
 
-def _totals(maps: Maps) -> dict[str, int]:
-    cpus = [abi.SpliceCounters.from_buffer_copy(raw) for raw in maps.splice_totals.lookup_cpus(ZERO)]
-    names = [field[0] for field in abi.SpliceCounters._fields_]
-    return {name: sum(getattr(c, name) for c in cpus) for name in names}
+def _totals(maps: Maps) -> list[abi.SpliceCounters]:
+    return [abi.SpliceCounters.from_buffer_copy(raw) for raw in maps.splice_totals.lookup_cpus(ZERO)]
 
 
 def splice_counters(maps: Maps) -> SpliceCounters:
     """Node-wide splice counters."""
-    totals = _totals(maps)
-    totals.pop("lost_events")
-    return SpliceCounters(**totals)
+    cpus = _totals(maps)
+    names = [field[0] for field in abi.SpliceCounters._fields_ if field[0] not in ("lost_events", "by_why")]
+    by_why = {why.label: sum(cpu.by_why[why] for cpu in cpus) for why in Why if why.label}
+    return SpliceCounters(**{name: sum(getattr(cpu, name) for cpu in cpus) for name in names}, by_why=by_why)
 
 
 def lost_events(maps: Maps) -> int:
     """Records for which the ring buffer had no room."""
-    return _totals(maps)["lost_events"]
+    return sum(cpu.lost_events for cpu in _totals(maps))
 
 
 def policy(maps: Maps, slot: int) -> list[dict[str, object]]:

@@ -4,7 +4,7 @@
 // pin path: two versions never share a map.
 #pragma once
 
-#define ABI_VERSION 2
+#define ABI_VERSION 3
 
 enum hook { HOOK_FROM_POD, HOOK_TO_POD, HOOK_FROM_NETWORK, HOOK_SK_MSG, HOOK_SK_LOOKUP, HOOKS };
 enum direction { INGRESS, EGRESS };
@@ -52,8 +52,10 @@ struct generation {
 	u64 number;
 };
 
-#define CONFIG_SPLICE 1u
-#define CONFIG_SPLICE_SERVERS 2u	// also sockets that a pod has accepted (see kernel.py)
+#define CONFIG_SPLICE_CLIENTS 1u	// legs between clients and the proxy
+#define CONFIG_SPLICE_SERVERS 2u	// legs between the proxy and servers: sockets that a pod has accepted
+#define CONFIG_SPLICE_OFF 4u		// somebody wants it so; otherwise what is not spliced is not safe on this kernel
+#define CONFIG_HOLD 8u			// the proxy tries again what is refused because its reader is behind
 
 struct config {
 	u64 node_cookie;	// network namespace cookie of the node
@@ -62,6 +64,9 @@ struct config {
 	u32 flags;		// CONFIG_*
 	u16 first_port;		// listeners' ports, host order
 	u16 last_port;
+	u32 unread_connection;	// bytes that may be spliced and unread: in one direction of a connection,
+	u64 unread_endpoint;	// for all connections of an endpoint,
+	u64 unread_node;	// and of the node
 };
 
 #define IDENTITY_HOST 1u
@@ -96,7 +101,15 @@ struct endpoint {
 	u32 identity[2];
 	u32 policy[2];
 	u8 enforce[2];		// ENFORCE_*
-	u8 pad[6];
+	u8 unspliced;		// 1: its sockets are never spliced
+	u8 pad[5];
+};
+
+// Ports of servers whose connections are not spliced: of one endpoint, or of all (ifindex 0).
+struct unspliced_key {
+	u32 ifindex;
+	u16 port;		// network order
+	u16 pad;
 };
 
 struct class_key {
@@ -234,9 +247,17 @@ enum splice_why {
 	WHY_DATA_IN_SYN,
 	WHY_SENT_FIRST,		// bytes left before both ends were in the map
 	WHY_NO_ACTIVE,		// the opening end is not in the map
-	WHY_MAP,		// the kernel refused the insertion (full, or another owner)
+	WHY_MAP_ERROR,		// the kernel refused the insertion
 	WHY_PEER_GONE,		// the redirect found no peer
-	WHY_KERNEL,		// not safe for sockets that a pod accepts, on this kernel
+	WHY_KERNEL,		// not proved safe on this kernel
+	WHY_MAP_FULL,
+	WHY_OTHER_OWNER,	// another sockmap program has the socket
+	WHY_OPTED_OUT,		// the endpoint does not want it
+	WHY_EXCLUDED_PORT,
+	WHY_SMALL_WRITES,	// it was spliced and has left: a stream of small messages,
+	WHY_UNREAD_LIMIT,	// more unread than a connection may have,
+	WHY_UNREAD_BUDGET,	// than its endpoint or the node may have,
+	WHY_HALF_CLOSED,	// or its pod has shut down its sending side
 	WHYS,
 };
 
@@ -253,18 +274,53 @@ struct splice_key {
 	u32 end;		// END_*; in the map of states always END_POD
 };
 
+// A kernel socket: where it is, and how to know that it is still the one.
+struct splice_end {
+	u64 address;
+	u64 cookie;
+};
+
+// One direction, by the sending end. Written by who sends, who holds the socket's lock then.
+struct splice_way {
+	u64 bytes;		// redirected
+	u64 messages;
+	u64 unread;		// bytes that the reader had not read when that was looked at last
+	u32 behind;		// small messages that found the reader behind, more than those that did not
+	u32 pad;
+};
+
 struct splice_state {
 	u64 word;		// enum splice_word, changed by compare-and-swap only
 	u64 nonce;
 	u64 generation;
-	u64 bytes[2];		// redirected, by the sending end
-	u64 messages[2];
+	u64 born;		// CLOCK_MONOTONIC, ns
+	u64 pod_in;		// 1: the pod's socket is in the sockhash
+	struct splice_end sock[2];
+	struct splice_way way[2];
 	u32 rule_set;
 	u32 isn;		// initial sequence number of the SYN that made it
+	u16 port;		// the listener's, host order; 0: the proxy opened it
 	u8 leg;
 	u8 why;
 	u8 reason;		// of the verdict
-	u8 pad[5];
+	u8 pad[3];
+};
+
+// Spliced and unread bytes of an endpoint (key: network namespace cookie), and of the node (key 0). What is below the floor for
+// a direction of a connection is not counted, so that small messages cost nothing.
+#define UNREAD_FLOOR 16384u
+struct unread {
+	u64 bytes;		// signed in effect: sums of differences
+};
+
+// What the agent asks after a change of policy (judge.h): may a connection that was accepted on this listener's port (host order; 0: not
+// known) for this rule set go on? The client's port may be 0.
+struct question {
+	struct splice_key key;
+	u32 rule_set;
+	u16 port;
+	u8 leg;
+	u8 pad;
 };
 
 // Kept in the socket itself: which connection it belongs to.
@@ -281,5 +337,9 @@ struct splice_counters {
 	u64 spliced;
 	u64 tcp_only;
 	u64 revoked;
+	u64 held;		// messages that the proxy must send again
+	u64 left;		// pods' sockets that left the sockhash in mid-life
+	u64 leave_waits;	// packets for a pod that had to wait for that
 	u64 lost_events;
+	u64 by_why[WHYS];	// connections that were never spliced (together `tcp_only`), and those that are so no longer
 };

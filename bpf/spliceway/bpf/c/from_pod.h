@@ -30,11 +30,11 @@ static __always_inline int from_pod_new(struct __sk_buff *skb, struct work *w, c
 		report(HOOK_FROM_POD, &w->f, &w->d);
 		return pass(HOOK_FROM_POD, w, w->d.reason);
 	}
-	if (is_new_syn(&w->p))
-		begin_splice(&w->key, ep->netns_cookie, &w->p, w->f.leg, w->d.rule_set, w->d.reason, w->generation);
 	int reason = steer(skb, &w->p, cfg, w->d.rule_set, w->f.leg);
 	if (reason)
 		return drop(HOOK_FROM_POD, w, reason);
+	if (is_new_syn(&w->p))
+		begin_splice(ep, skb->ifindex, w, w->f.leg, w->d.rule_set);
 	report(HOOK_FROM_POD, &w->f, &w->d);
 	count(HOOK_FROM_POD, REDIRECT, w->d.reason, w->f.length);
 	return PASS;
@@ -91,11 +91,13 @@ int from_pod(struct __sk_buff *skb)
 	ct_touch(e, &w->p, 1, w->f.length, w->now);
 	if (e->leg == LEG_DIRECT)
 		return pass(HOOK_FROM_POD, w, known_reason(HOOK_FROM_POD, w, ep->netns_cookie));
-	if (syn)
-		begin_splice(&w->key, ep->netns_cookie, &w->p, e->leg, e->rule_set, w->d.reason, w->generation);
 	reason = steer(skb, &w->p, cfg, e->rule_set, e->leg);
 	if (reason)
 		return drop(HOOK_FROM_POD, w, reason);
+	if (syn)
+		begin_splice(ep, skb->ifindex, w, e->leg, e->rule_set);
+	else if (w->p.payload)
+		may_leave_now(&w->key, ep->netns_cookie);
 	count(HOOK_FROM_POD, REDIRECT, known_reason(HOOK_FROM_POD, w, ep->netns_cookie), w->f.length);
 	return PASS;
 }

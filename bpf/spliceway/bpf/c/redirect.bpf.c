@@ -7,16 +7,27 @@
 //	UNDECIDED --opening end is in--> ACTIVE_IN --accepting end is in--> SPLICED --> TCP_ONLY | REVOKED
 //	UNDECIDED | ACTIVE_IN --a byte is sent, or an insertion fails--> TCP_ONLY
 //
-// Nothing ever leads from TCP_ONLY back, so bytes that went by TCP can't be overtaken by redirected ones. When TCP_ONLY won, both ends
-// leave the sockhash before data can have reached them: a member that gets its data by TCP would see FIONREAD as 0.
+// Nothing ever leads from TCP_ONLY back, so bytes that went by TCP can't be overtaken by redirected ones. When TCP_ONLY won at once, both
+// ends leave the sockhash before data can have reached them. What becomes TCP_ONLY later leaves as leave.h says: a reader that is too
+// far behind, a stream of small messages (TCP gathers them, a redirect wakes the reader for each), a pod that shuts down its sending side.
 #include "abi.h"
 #include "packet.h"
 #include "parse.h"
 #include "maps.h"
 #include "account.h"
 #include "decide.h"
+#include "judge.h"
+#include "measure.h"
+#include "leave.h"
 
+#define TCP_FIN_WAIT1 4
 #define TCP_CLOSE 7
+#define E_TOO_BIG (-7)
+#define E_BUSY (-16)
+
+// A message of less than this is small. After so many more small ones that found their reader behind than ones that did not, TCP is better.
+#define SMALL_MESSAGE 16384u
+#define SMALL_RUN 8u
 
 // All fields are loaded whatever the family is: loaded in branches they are merged behind a computed pointer, which the verifier
 // refuses. A dual-stack socket has ::ffff:a.b.c.d in the IPv6 fields already.
@@ -49,48 +60,53 @@ static __always_inline struct splice_state *state_of(const struct splice_key *k)
 	return splices.lookup(&key);
 }
 
-static __always_inline int swap(struct splice_state *st, u64 from, u64 to)
-{
-	return __sync_val_compare_and_swap(&st->word, from, to) == from;
-}
-
 static __always_inline void give_up(struct splice_state *st, u8 why)
 {
-	if (swap(st, UNDECIDED, TCP_ONLY) || swap(st, ACTIVE_IN, TCP_ONLY)) {
-		st->why = why;
-		struct splice_counters *t = totals();
-		if (t)
-			t->tcp_only++;
-	}
+	if (swap(st, UNDECIDED, TCP_ONLY) || swap(st, ACTIVE_IN, TCP_ONLY))
+		count_tcp_only(st, why);
 }
 
-static __always_inline int member(struct bpf_sock_ops *s, const struct splice_key *key, u64 nonce)
+// Puts the socket into the sockhash. Returns 0 or why not.
+static __always_inline u8 join(struct bpf_sock_ops *s, const struct splice_key *key, struct splice_state *st)
 {
 	struct sock_tag empty = {}, *tag;
 	struct splice_key k = *key;
-
 	struct bpf_sock *sk = s->sk;
 
 	if (!sk)
-		return -1;
+		return WHY_MAP_ERROR;
 	tag = sock_tags.sk_storage_get(sk, &empty, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!tag)
-		return -1;
-	tag->nonce = nonce;
+		return WHY_MAP_ERROR;
+	tag->nonce = st->nonce;
 	tag->key = k;
-	return socks.sock_hash_update(s, &k, BPF_ANY);
+	if (k.end == END_POD)
+		st->pod_in = 1;
+	long failed = socks.sock_hash_update(s, &k, BPF_ANY);
+	if (!failed)
+		return 0;
+	if (k.end == END_POD)
+		st->pod_in = 0;
+	return failed == E_TOO_BIG ? WHY_MAP_FULL : failed == E_BUSY ? WHY_OTHER_OWNER : WHY_MAP_ERROR;
+}
+
+// Takes an end out before anything was sent to it.
+static __always_inline void take_out(struct splice_state *st, struct splice_key *key)
+{
+	if (key->end == END_POD)
+		st->pod_in = 0;
+	socks.delete(key);
 }
 
 static __always_inline void opening_end(struct bpf_sock_ops *s, struct splice_key *key, struct splice_state *st)
 {
 	if (st->word != UNDECIDED)
 		return;
-	if (member(s, key, st->nonce)) {
-		give_up(st, WHY_MAP);
-		return;
-	}
-	if (!swap(st, UNDECIDED, ACTIVE_IN))
-		socks.delete(key);
+	u8 why = join(s, key, st);
+	if (why)
+		give_up(st, why);
+	else if (!swap(st, UNDECIDED, ACTIVE_IN))
+		take_out(st, key);
 }
 
 // `why`: it must not be spliced.
@@ -100,7 +116,7 @@ static __always_inline void accepting_end(struct bpf_sock_ops *s, struct splice_
 
 	other.end = key->end == END_POD ? END_PROXY : END_POD;
 #ifdef TEST_DECIDE_EVERY_TIME
-	member(s, key, st->nonce);
+	join(s, key, st);
 	return;
 #endif
 	if (why)
@@ -108,12 +124,13 @@ static __always_inline void accepting_end(struct bpf_sock_ops *s, struct splice_
 	else if (st->word == UNDECIDED)
 		give_up(st, WHY_NO_ACTIVE);
 	if (st->word != ACTIVE_IN) {
-		socks.delete(&other);
+		take_out(st, &other);
 		return;
 	}
-	if (member(s, key, st->nonce)) {
-		give_up(st, WHY_MAP);
-		socks.delete(&other);
+	why = join(s, key, st);
+	if (why) {
+		give_up(st, why);
+		take_out(st, &other);
 		return;
 	}
 	if (swap(st, ACTIVE_IN, SPLICED)) {
@@ -122,28 +139,42 @@ static __always_inline void accepting_end(struct bpf_sock_ops *s, struct splice_
 			t->spliced++;
 		return;
 	}
-	socks.delete(key);
-	socks.delete(&other);
+	take_out(st, key);
+	take_out(st, &other);
 }
 
 static __always_inline void established(struct bpf_sock_ops *s, struct splice_key *key, const struct config *cfg)
 {
 	struct splice_state *st = state_of(key);
+	struct bpf_sock *sk = s->sk;
 	u8 why = 0;
 
-	if (!st)
+	if (!st || !sk)
 		return;
 	bpf_sock_ops_cb_flags_set(s, BPF_SOCK_OPS_STATE_CB_FLAG);
-	if (!(cfg->flags & CONFIG_SPLICE))
-		why = WHY_OFF;
-	else if (st->leg == LEG_UPSTREAM && !(cfg->flags & CONFIG_SPLICE_SERVERS))
-		why = WHY_KERNEL;
+	st->sock[key->end & 1].address = (u64)(unsigned long)sk;
+	st->sock[key->end & 1].cookie = bpf_get_socket_cookie(s);
+	if (!(cfg->flags & (st->leg == LEG_UPSTREAM ? CONFIG_SPLICE_SERVERS : CONFIG_SPLICE_CLIENTS)))
+		why = cfg->flags & CONFIG_SPLICE_OFF ? WHY_OFF : WHY_KERNEL;
 	if (s->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
 		accepting_end(s, key, st, why);
 	else if (why)
 		give_up(st, why);
 	else
 		opening_end(s, key, st);
+}
+
+// The pod has shut down its sending side. If it waits in recv() for the answer now, the acknowledgement of its FIN would wake it, and a member
+// returns EAGAIN then. A socket that is closed altogether waits for nothing.
+static __always_inline void half_closed(struct splice_state *st, struct splice_key *key)
+{
+#ifdef MEASURED
+	if (key->end != END_POD || !is_half_closed(&st->sock[END_POD]))
+		return;
+	if (swap(st, SPLICED, TCP_ONLY))
+		count_why(st, WHY_HALF_CLOSED);
+	may_leave(st, key);
+#endif
 }
 
 // The state entry ends with the connection: what outlives it would meet the next one on these ports.
@@ -153,7 +184,11 @@ static __always_inline void closed(struct bpf_sock_ops *s, struct splice_key *ke
 	struct splice_state *st = state_of(key);
 	struct bpf_sock *sk = s->sk;
 
-	if (s->args[1] != TCP_CLOSE || !st)
+	if (!st)
+		return;
+	if (s->args[1] == TCP_FIN_WAIT1)
+		half_closed(st, key);
+	if (s->args[1] != TCP_CLOSE)
 		return;
 	if (sk)
 		tag = sock_tags.sk_storage_get(sk, 0, 0);
@@ -162,6 +197,8 @@ static __always_inline void closed(struct bpf_sock_ops *s, struct splice_key *ke
 	if (tag && tag->nonce != st->nonce)
 		return;		// an older connection's socket
 	key->end = END_POD;
+	note_unread(st, END_POD, key->netns_cookie, 0);
+	note_unread(st, END_PROXY, key->netns_cookie, 0);
 	splices.delete(key);
 }
 
@@ -242,15 +279,8 @@ static __always_inline int still_allowed(struct splice_state *st, const struct s
 	struct decision d;
 	struct flow f = { .protocol = PROTO_TCP, .length = size };
 	struct party pod, peer;
-	u32 slot = number & 1;
 
-	find_party(&k->pod, slot, &pod);
-	find_party(&k->peer, slot, &peer);
-	if (st->leg == LEG_DOWNSTREAM)
-		decide(&pod, &peer, PROTO_TCP, k->peer_port, slot, &d);
-	else
-		decide(&peer, &pod, PROTO_TCP, k->pod_port, slot, &d);
-	int allowed = d.verdict == REDIRECT && d.rule_set == st->rule_set && pod.netns_cookie == k->netns_cookie;
+	int allowed = may_go_on(k, st->leg, st->rule_set, st->port, number & 1, &pod, &peer, &d);
 	if (allowed) {
 		u8 before = st->reason;
 		st->generation = number;
@@ -276,14 +306,55 @@ static __always_inline int still_allowed(struct splice_state *st, const struct s
 	return allowed;
 }
 
+// Why this message must not be redirected, or 0: its reader is too far behind, or small ones keep finding it so.
+static __always_inline u8 too_much(struct splice_state *st, u32 end, u64 cookie, u32 size, const struct config *cfg)
+{
+	struct splice_way *way = &st->way[end & 1];
+#ifdef MEASURED
+	s64 waiting = unread_by(&st->sock[!end]);
+
+	if (waiting < 0)
+		return WHY_PEER_GONE;
+	if (end == END_POD && size < SMALL_MESSAGE) {
+		if (!waiting)
+			way->behind -= !!way->behind;
+		else if (++way->behind >= SMALL_RUN)
+			return WHY_SMALL_WRITES;
+	}
+	u64 n = (u64)waiting + size;
+	if (n > cfg->unread_connection) {
+		note_unread(st, end, cookie, waiting);
+		return WHY_UNREAD_LIMIT;
+	}
+	s64 more = counted(n) - counted(way->unread);
+	if (more > 0 && (sum_of(cookie) + more > cfg->unread_endpoint || sum_of(0) + more > cfg->unread_node)) {
+		note_unread(st, end, cookie, waiting);
+		return WHY_UNREAD_BUDGET;
+	}
+	note_unread(st, end, cookie, n);
+	return 0;
+#else
+	// Nobody can look: all that was ever sent may wait there.
+	return way->bytes + size > cfg->unread_connection ? WHY_UNREAD_LIMIT : 0;
+#endif
+}
+
+// The proxy can wait and try again as long as its own reader has something to read: what others hold back may stay for ever.
+static __always_inline int can_wait(const struct splice_state *st, u32 end, u8 why, const struct config *cfg)
+{
+	return end == END_PROXY && (cfg->flags & CONFIG_HOLD) && (why == WHY_UNREAD_LIMIT || why == WHY_UNREAD_BUDGET) &&
+	       st->way[END_PROXY].unread > UNREAD_FLOOR;
+}
+
 int splice_message(struct sk_msg_md *msg)
 {
 	u32 zero = 0, size = msg->size;
 	struct bpf_sock *sk = msg->sk;
 	struct sock_tag *tag = sk ? sock_tags.sk_storage_get(sk, 0, 0) : NULL;
 	struct generation *g = generation.lookup(&zero);
+	struct config *cfg = config.lookup(&zero);
 
-	if (!tag || !g)
+	if (!tag || !g || !cfg)
 		return SK_PASS;
 	struct splice_state *st = state_of(&tag->key);
 	// No entry: the connection has ended, or made room for others. By TCP then, where from_pod judges it.
@@ -291,40 +362,71 @@ int splice_message(struct sk_msg_md *msg)
 		count_tcp(size);
 		return SK_PASS;
 	}
+	struct splice_counters *t = totals();
 	if (st->word == REVOKED)
 		return SK_DROP;
 	if (st->generation != g->number && !still_allowed(st, &tag->key, g->number, size)) {
-		struct splice_counters *t = totals();
 		if (t && st->word != REVOKED)
 			t->revoked++;
 		st->word = REVOKED;
 		return SK_DROP;
 	}
-#ifndef TEST_DECIDE_EVERY_TIME
-	if (st->word != SPLICED)
-		give_up(st, WHY_SENT_FIRST);
-	if (st->word != SPLICED) {
-		count_tcp(size);
-		return SK_PASS;
-	}
-#endif
 	struct splice_key peer = tag->key;
 	u32 end = peer.end & 1;
 	peer.end = !end;
+#ifndef TEST_DECIDE_EVERY_TIME
+	if (st->word != SPLICED)
+		give_up(st, WHY_SENT_FIRST);
+	if (!is_word(st, SPLICED)) {
+		count_tcp(size);
+		return SK_PASS;
+	}
+	u8 why = too_much(st, end, peer.netns_cookie, size, cfg);
+	if (why && can_wait(st, end, why, cfg)) {
+		if (t)
+			t->held++;
+		return SK_DROP;
+	}
+	if (why) {
+		if (swap(st, SPLICED, TCP_ONLY))
+			count_why(st, why);
+		count_tcp(size);
+		return SK_PASS;
+	}
+#endif
 	if (socks.msg_redirect_hash(msg, &peer, BPF_F_INGRESS) != SK_PASS) {
 #ifndef TEST_DECIDE_EVERY_TIME
 		if (swap(st, SPLICED, TCP_ONLY))
-			st->why = WHY_PEER_GONE;
+			count_why(st, WHY_PEER_GONE);
 #endif
 		count_tcp(size);
 		return SK_PASS;
 	}
-	__sync_fetch_and_add(&st->bytes[end], size);
-	__sync_fetch_and_add(&st->messages[end], 1);
-	struct splice_counters *t = totals();
+	__sync_fetch_and_add(&st->way[end].bytes, size);
+	__sync_fetch_and_add(&st->way[end].messages, 1);
 	if (t) {
 		t->redirected_bytes += size;
 		t->redirected_messages++;
 	}
 	return SK_PASS;
+}
+
+// For user space, by BPF_PROG_TEST_RUN: looks at both ends of the connection whose key stands behind an Ethernet header.
+int measure_splice(struct __sk_buff *skb)
+{
+	struct splice_key key = {};
+
+	if (bpf_skb_load_bytes(skb, ETH_HEADER, &key, sizeof(key)))
+		return 1;
+	struct splice_state *st = state_of(&key);
+	if (!st)
+		return 1;
+#ifdef MEASURED
+#pragma unroll
+	for (u32 end = 0; end < 2; end++) {
+		s64 waiting = unread_by(&st->sock[!end]);
+		note_unread(st, end, key.netns_cookie, waiting < 0 ? 0 : waiting);
+	}
+#endif
+	return 0;
 }

@@ -162,28 +162,3 @@ static __always_inline int is_spliced(const struct ct_key *k, u64 netns_cookie)
 	struct splice_state *st = splices.lookup(&key);
 	return st && st->word == SPLICED;
 }
-
-// The state entry of a connection that may be spliced is made here, when its SYN passes, and nowhere else. A retransmitted SYN (same
-// initial sequence number) finds its entry and leaves it alone.
-static __always_inline void begin_splice(const struct ct_key *k, u64 netns_cookie, const struct packet *p, u8 leg, u32 rule_set,
-					 u8 reason, u64 generation)
-{
-	struct splice_key key = {};
-	struct splice_state s = {};
-
-	splice_key_of(k, netns_cookie, &key);
-	struct splice_state *old = splices.lookup(&key);
-	if (old && old->isn == p->seq && old->rule_set == rule_set && old->leg == leg)
-		return;
-	s.nonce = ((u64)bpf_get_prandom_u32() << 32) | bpf_get_prandom_u32();
-	s.generation = generation;
-	s.rule_set = rule_set;
-	s.isn = p->seq;
-	s.leg = leg;
-	s.reason = reason;
-	if (p->payload) {
-		s.word = TCP_ONLY;
-		s.why = WHY_DATA_IN_SYN;
-	}
-	splices.update(&key, &s);
-}

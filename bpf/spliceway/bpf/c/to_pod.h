@@ -98,7 +98,7 @@ static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, con
 		ct_create(&w->key, client, w->f.src_identity, w->generation, w->now, &w->f, &w->d);
 	if (o->from == FROM_PROXY_SOCK) {
 		if (is_new_syn(&w->p))
-			begin_splice(&w->key, ep->netns_cookie, &w->p, LEG_UPSTREAM, w->d.rule_set, w->d.reason, w->generation);
+			begin_splice(ep, skb->ifindex, w, LEG_UPSTREAM, w->d.rule_set);
 		return pass(HOOK_TO_POD, w, FROM_PROXY);
 	}
 	report(HOOK_TO_POD, &w->f, &w->d);
@@ -181,9 +181,11 @@ int to_pod(struct __sk_buff *skb)
 	// The reset that tells a pod of the end of a proxied connection gets out, whatever the policy says by now.
 	if (w->d.verdict == DENY && !(e->leg != LEG_DIRECT && !w->p.payload && (w->p.tcp_flags & TCP_RST)))
 		return drop(HOOK_TO_POD, w, 0);
+	if (e->leg != LEG_DIRECT && w->p.payload && waits_to_leave(&w->key, ep->netns_cookie))
+		return DROP;
 	ct_touch(e, &w->p, 0, w->f.length, w->now);
 	if (syn && e->leg == LEG_UPSTREAM)
-		begin_splice(&w->key, ep->netns_cookie, &w->p, e->leg, e->rule_set, w->d.reason, w->generation);
+		begin_splice(ep, skb->ifindex, w, e->leg, e->rule_set);
 	if (e->leg != LEG_DIRECT && !w->f.audited)
 		return pass(HOOK_TO_POD, w, FROM_PROXY);
 	return pass(HOOK_TO_POD, w, known_reason(HOOK_TO_POD, w, ep->netns_cookie));

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Leaving: a spliced connection goes on by TCP for good, and the pod's socket leaves the sockhash. What comes by TCP to a member it would
+// not see with FIONREAD, and its blocking recv() would return EAGAIN; so no payload reaches it by TCP before it has left. It may leave
+// when it has read all that was redirected to it (what is deleted earlier is lost) and nobody redirects to it any more.
+#pragma once
+
+static __always_inline void pod_leaves(struct splice_state *st, struct splice_key *key)
+{
+	struct splice_counters *t = totals();
+
+	if (__sync_val_compare_and_swap(&st->pod_in, 1, 0) != 1)
+		return;
+	socks.delete(key);
+	if (t)
+		t->left++;
+}
+
+// Must this payload from the proxy wait? A proxy writes to a socket from one thread: what it sends by TCP comes after all that it has
+// redirected. A packet that is dropped here comes again.
+static __always_inline int must_wait(struct splice_state *st, struct splice_key *key)
+{
+#ifdef MEASURED
+	if (!st->pod_in)
+		return 0;
+	if (swap(st, SPLICED, TCP_ONLY))
+		count_why(st, WHY_PEER_GONE);
+	if (unread_by(&st->sock[END_POD]) > 0) {
+		struct splice_counters *t = totals();
+		if (t)
+			t->leave_waits++;
+		return 1;
+	}
+	pod_leaves(st, key);
+#endif
+	return 0;
+}
+
+// The pod's end may leave if the proxy is not just sending: a message that was judged before the word changed may be on its way.
+static __always_inline void may_leave(struct splice_state *st, struct splice_key *key)
+{
+#ifdef MEASURED
+	if (!st->pod_in || !is_word(st, TCP_ONLY))
+		return;
+	if (!may_be_sending(&st->sock[END_PROXY]) && unread_by(&st->sock[END_POD]) <= 0)
+		pod_leaves(st, key);
+#endif
+}

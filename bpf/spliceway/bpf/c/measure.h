@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Looking at other sockets. A message that is redirected meets no receive buffer: only its reader's own memory count says what waits there
+// (redirected bytes are charged to it since 54f89b3178d5 (Linux 6.13), which the stable kernels have, too). SOCK_* and PSOCK_* are offsets in the
+// running kernel, from its BTF. Without MEASURED nobody can look.
+#pragma once
+
+#define PSOCK_TAG 4u		// SK_USER_DATA_PSOCK
+#define TAG_BITS 7ull
+#define SEND_SHUTDOWN 2
+
+// The full barrier that both sides need who look at each other: returns whether the word is `value`.
+static __always_inline int is_word(struct splice_state *st, u64 value)
+{
+	return __sync_val_compare_and_swap(&st->word, value, value) == value;
+}
+
+static __always_inline int swap(struct splice_state *st, u64 from, u64 to)
+{
+	return __sync_val_compare_and_swap(&st->word, from, to) == from;
+}
+
+static __always_inline void count_why(struct splice_state *st, u8 why)
+{
+	struct splice_counters *t = totals();
+
+	st->why = why;
+	if (t)
+		t->by_why[why & 15]++;
+}
+
+// A connection that is never spliced.
+static __always_inline void count_tcp_only(struct splice_state *st, u8 why)
+{
+	struct splice_counters *t = totals();
+
+	count_why(st, why);
+	if (t)
+		t->tcp_only++;
+}
+
+#ifdef MEASURED
+// Memory of a closed socket is used again for another one, so what was read counts only if the cookie is still the same after that.
+static __always_inline int is_still(const struct splice_end *s)
+{
+	u64 cookie = 0;
+
+	return s->address && !bpf_probe_read_kernel(&cookie, sizeof(cookie), (void *)(s->address + SOCK_COOKIE)) &&
+	       cookie == s->cookie;
+}
+
+// Bytes that this socket's owner has not read, -1 when the socket is gone.
+static __always_inline s64 unread_by(const struct splice_end *s)
+{
+	u32 n = 0;
+
+	if (!s->address || bpf_probe_read_kernel(&n, sizeof(n), (void *)(s->address + SOCK_UNREAD)) || !is_still(s))
+		return -1;
+	return n;
+}
+
+// May somebody be in the middle of sending on this socket? sendmsg() holds a reference of the psock, the sockhash another.
+static __always_inline int may_be_sending(const struct splice_end *s)
+{
+	u64 psock = 0;
+	u32 references = 0;
+
+	if (bpf_probe_read_kernel(&psock, sizeof(psock), (void *)(s->address + SOCK_USER_DATA)))
+		return 1;
+	if (!is_still(s) || !(psock & PSOCK_TAG))
+		return 0;
+	psock &= ~TAG_BITS;
+	return bpf_probe_read_kernel(&references, sizeof(references), (void *)(psock + PSOCK_REFERENCES)) || references != 1;
+}
+
+static __always_inline int is_half_closed(const struct splice_end *s)
+{
+	u8 shutdown = 0;
+
+	return !bpf_probe_read_kernel(&shutdown, sizeof(shutdown), (void *)(s->address + SOCK_SHUTDOWN)) && shutdown == SEND_SHUTDOWN;
+}
+#endif
+
+static __always_inline u64 counted(u64 n)
+{
+	return n > UNREAD_FLOOR ? n : 0;
+}
+
+static __always_inline u64 sum_of(u64 cookie)
+{
+	struct unread *u = unread.lookup(&cookie);
+
+	return u ? u->bytes : 0;
+}
+
+static __always_inline void add_to_sum(u64 cookie, u64 difference)
+{
+	struct unread none = {}, *u = unread.lookup_or_try_init(&cookie, &none);
+
+	if (u)
+		__sync_fetch_and_add(&u->bytes, difference);
+}
+
+// What waits in a direction is now `n`. By exchange: whoever does this at the same time, the sums stay sums.
+static __always_inline void note_unread(struct splice_state *st, u32 end, u64 cookie, u64 n)
+{
+	u64 before = __sync_lock_test_and_set(&st->way[end & 1].unread, n);
+	u64 difference = counted(n) - counted(before);
+
+	if (!difference)
+		return;
+	add_to_sum(cookie, difference);
+	add_to_sum(0, difference);
+}

@@ -1,0 +1,98 @@
+"""What user space says about splicing: which legs, how much may wait unread, whose sockets not; and looking at readers.
+
+All of it reaches new connections only, but for the limits, which count from the next message on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from socket import htons
+
+from spliceway.bpf import abi, libbpf
+from spliceway.bpf.maps import ZERO, Maps
+from spliceway.bpf.netns import current_cookie
+from spliceway.bpf.rows import Attached
+from spliceway.bpf.types import DatapathSettings, SpliceClasses
+
+_NODE = bytes(8)
+_ETHERNET = bytes(14)
+
+
+class SpliceControl:
+    """Writes `config`, `unspliced` and `unread`."""
+
+    def __init__(self, settings: DatapathSettings, maps: Maps) -> None:
+        """Nothing is written yet."""
+        self._settings, self._maps = settings, maps
+        self._classes = settings.splice
+        self._hold = False
+
+    def __repr__(self) -> str:
+        return f"SpliceControl({self._classes!r}, hold={self._hold})"
+
+    def write(self) -> None:
+        """Write the configuration of the programs."""
+        settings, classes = self._settings, self._classes
+        flags = abi.ConfigFlag(0)
+        for on, flag in (
+            (classes.wanted and classes.clients, abi.ConfigFlag.SPLICE_CLIENTS),
+            (classes.wanted and classes.servers, abi.ConfigFlag.SPLICE_SERVERS),
+            (not classes.wanted, abi.ConfigFlag.SPLICE_OFF),
+            (self._hold, abi.ConfigFlag.HOLD),
+        ):
+            flags |= flag if on else abi.ConfigFlag(0)
+        config = abi.Config(
+            node_cookie=current_cookie(),
+            mark=settings.mark,
+            mark_mask=settings.mark_mask,
+            flags=flags,
+            first_port=settings.listener_ports[0],
+            last_port=settings.listener_ports[1],
+            unread_connection=settings.splice_limits.connection,
+            unread_endpoint=settings.splice_limits.endpoint,
+            unread_node=settings.splice_limits.node,
+        )
+        self._maps.config.update(ZERO, bytes(config))
+
+    def set_classes(self, classes: SpliceClasses) -> None:
+        """Which legs of new connections are spliced."""
+        self._classes = classes
+        self.write()
+
+    def set_hold(self, hold: bool) -> None:
+        """Whether the proxy takes EACCES for «not now»: True only while no other proxy is alive."""
+        self._hold = hold
+        self.write()
+
+    def exclude(self, attached: Mapping[str, Attached]) -> None:
+        """Make `unspliced` hold the ports of the node and of these endpoints."""
+        wanted = {_port_key(0, port) for port in self._settings.unspliced_ports}
+        for one in attached.values():
+            wanted |= {_port_key(one.ifindex, port) for port in one.endpoint.unspliced_ports}
+        have = set(self._maps.unspliced.keys())
+        self._maps.unspliced.update_many([(key, b"\1") for key in wanted - have])
+        for key in have - wanted:
+            self._maps.unspliced.delete(key)
+
+    def measure(self) -> None:
+        """Look at the readers of all directions in which something was unread when the programs looked last.
+
+        A connection that fell silent still counts with what it had then; after this with what its reader has left.
+        """
+        program = libbpf.open_pin(self._maps.root / "programs" / "measure_splice")
+        try:
+            for key, raw in self._maps.splices.items():
+                if any(way.unread for way in abi.SpliceState.from_buffer_copy(raw).way):
+                    libbpf.run_on_packet(program, _ETHERNET + key)
+        finally:
+            os.close(program)
+
+    def unread(self) -> int:
+        """Spliced bytes of the node that wait unread, without what is below the floor for a direction."""
+        raw = self._maps.unread.lookup(_NODE)
+        return abi.Unread.from_buffer_copy(raw).bytes if raw else 0
+
+
+def _port_key(ifindex: int, port: int) -> bytes:
+    return bytes(abi.UnsplicedKey(ifindex=ifindex, port=htons(port)))
