@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import socket
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from spliceway.proxy.relay import sockets
 from spliceway.proxy.relay.poller import GONE, IN, OUT, Poller
@@ -19,6 +21,8 @@ VIEW = memoryview(_BUFFER)
 NOTHING = -1
 #: Pieces of one sendmsg(); IOV_MAX is 1024.
 _PIECES = 512
+#: When a splice's reader is behind: seconds to the first and to later tries.
+_FIRST_TRY, _LAST_TRY = 0.001, 0.064
 
 
 def _nothing(*_: int) -> None:
@@ -31,18 +35,23 @@ class End:
     `on_read` is called when something can be read, and `on_drained` when all that waited has been sent. `on_gone`: the
     peer has reset the connection while nobody reads, or writing failed; what is written after that is dropped. None of
     them is called from within `write`.
+
+    A socket that is spliced is always writable for the kernel. Where its reader is too far behind, the kernel program
+    refuses the message with EACCES (docs/splicing.md); nothing tells when that is over, so it is tried again.
     """
 
     __slots__ = (
         "_connecting",
         "_cut",
         "_fd",
+        "_held",
         "_mask",
         "_on_connected",
         "_on_drained",
         "_on_gone",
         "_on_read",
         "_patient",
+        "_pause",
         "_pending",
         "_poller",
         "_recv",
@@ -92,6 +101,8 @@ class End:
         self.sent = 0
         self._patient = patient
         self._watched = True
+        self._held: asyncio.TimerHandle | None = None
+        self._pause = _FIRST_TRY
         self._mask = OUT if self._connecting else IN
         poller.add(self._fd, self._mask, self._on_events)
 
@@ -147,17 +158,10 @@ class End:
             return
         if self.broken or self._fd < 0:
             return
-        try:
-            count = self._send(data)
-        except (BlockingIOError, InterruptedError):
-            count = 0
-        except OSError as error:
-            self._fail(error)
-            return
-        self.sent += count
-        if count < len(data):
+        count = self._try(self._send, data)
+        if 0 <= count < len(data):
             self._pending.append(bytes(data[count:]))
-            self._look(self._mask | OUT)
+            self._wait()
 
     def write_pieces(self, pieces: Sequence[bytes | memoryview]) -> None:
         """Send several at once."""
@@ -177,6 +181,8 @@ class End:
         if self._fd < 0:
             return
         self._poller.remove(self._fd)
+        if self._held is not None:
+            self._held.cancel()
         self._pending = []
         self._fd = -1
         self.reading = False
@@ -193,14 +199,9 @@ class End:
             return
         if self.broken or self._fd < 0:
             return
-        try:
-            count = self.sock.sendmsg(pieces)
-        except (BlockingIOError, InterruptedError):
-            count = 0
-        except OSError as error:
-            self._fail(error)
+        count = self._try(self.sock.sendmsg, pieces)
+        if count < 0:
             return
-        self.sent += count
         for piece in pieces:
             if count >= len(piece):
                 count -= len(piece)
@@ -208,7 +209,34 @@ class End:
                 self._pending.append(bytes(piece[count:]))
                 count = 0
         if self._pending:
+            self._wait()
+
+    def _try(self, send: Callable[[Any], int], data: Any) -> int:
+        """Send what goes: bytes, -1 when the connection is gone."""
+        try:
+            count = send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except PermissionError:
+            self._held = self._poller.later(self._pause, self._try_again)
+            self._pause = min(2 * self._pause, _LAST_TRY)
+            return 0
+        except OSError as error:
+            self._fail(error)
+            return -1
+        self._pause = _FIRST_TRY
+        self.sent += count
+        return count
+
+    def _wait(self) -> None:
+        """Send the rest as soon as there is room."""
+        if self._held is None:
             self._look(self._mask | OUT)
+
+    def _try_again(self) -> None:
+        self._held = None
+        if self._fd >= 0 and self._pending:
+            self._flush()
 
     def _look(self, mask: int) -> None:
         if self._fd < 0 or (mask == self._mask and self._watched):
@@ -254,17 +282,14 @@ class End:
 
     def _flush(self) -> None:
         data = self._pending[0] if len(self._pending) == 1 else b"".join(self._pending)
-        try:
-            count = self._send(data)
-        except (BlockingIOError, InterruptedError):
-            count = 0
-        except OSError as error:
-            self._fail(error)
+        count = self._try(self._send, data)
+        if count < 0:
             return
-        self.sent += count
         if count < len(data):
             self._pending = [memoryview(data)[count:]]
-            self._look(self._mask | OUT)
+            if self._held is not None:
+                self._look(self._mask & ~OUT)
+            self._wait()
             return
         self._pending = []
         self._look(self._mask & ~OUT)

@@ -56,6 +56,10 @@ class Poller:
         """Call it when what runs now has ended."""
         self._loop.call_soon(callback)
 
+    def later(self, seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        """Call it after a time."""
+        return self._loop.call_later(seconds, callback)
+
     def close(self) -> None:
         """Give up the epoll instance."""
         self._loop.remove_reader(self._epoll.fileno())
