@@ -18,8 +18,8 @@ from pathlib import Path
 import msgspec
 from pyroute2 import AsyncIPRoute
 
-from spliceway.bpf import abi, diag, libbpf, node, views
-from spliceway.bpf.attach import EGRESS, INGRESS, attach_link, attach_tc, detach_tc, interface_index
+from spliceway.bpf import abi, diag, leftovers, libbpf, node, views
+from spliceway.bpf.attach import EGRESS, INGRESS, attach_link, attach_tc, interface_index
 from spliceway.bpf.errors import DatapathError, KernelRefusedError
 from spliceway.bpf.events import EventStream
 from spliceway.bpf.kernelstructs import offsets
@@ -31,6 +31,7 @@ from spliceway.bpf.rows import Attached, pack_endpoint, unpack_endpoint, with_sl
 from spliceway.bpf.source import PROGRAMS, digest
 from spliceway.bpf.splicecontrol import SpliceControl
 from spliceway.bpf.staging import KernelTable
+from spliceway.bpf.sweep import Sweeper, SweepTotals
 from spliceway.bpf.types import (
     CtEntry,
     DatapathSettings,
@@ -107,6 +108,7 @@ class Datapath:
         self._listeners: dict[int, int] = views.listeners(maps)
         self._revoker = Revoker()
         self._events = EventStream(maps, self._revoker.see)
+        self._sweeper = Sweeper(maps, pin_root(settings) / "programs" / "judge")
         self._lock = asyncio.Lock()
         self._splices = SpliceControl(settings, maps)
         self._uplinks: tuple[str, ...] = ()
@@ -133,14 +135,19 @@ class Datapath:
         self._attach_links()
         async with AsyncIPRoute() as ipr:
             await node.set_up(ipr, settings)
+            await leftovers.forget_uplinks(ipr, settings.uplinks)
             program = libbpf.open_pin(root / "programs" / "from_network")
             try:
                 for name in settings.uplinks:
-                    await attach_tc(ipr, await interface_index(ipr, name), INGRESS, program, "from_network")
+                    index = await interface_index(ipr, name)
+                    await attach_tc(ipr, index, INGRESS, program, "from_network", settings.bpffs)
             finally:
                 os.close(program)
         self._uplinks = settings.uplinks
         self._events.start()
+        self._sweeper.start()
+        if known:  # the agent before this one may have ended between a change and its sweep
+            self._sweeper.ask()
         return self
 
     # ---- endpoints ----
@@ -190,7 +197,7 @@ class Datapath:
         for hook, parent in (("from_pod", INGRESS), ("to_pod", EGRESS)):
             program = libbpf.open_pin(pin_root(self._settings) / "programs" / hook)
             try:
-                await attach_tc(ipr, index, parent, program, hook)
+                await attach_tc(ipr, index, parent, program, hook, self._settings.bpffs)
             finally:
                 os.close(program)
         return attached
@@ -252,8 +259,11 @@ class Datapath:
         Costs what changed, when the table has a delta against the one before (see `PolicyTable.delta`).
         """
         async with self._lock:
+            before = self._table.generation
             generation = await asyncio.to_thread(self._table.apply, table, self._attached)
             self._policy = table
+            if generation != before:
+                self._sweeper.ask()
             return generation
 
     @property
@@ -273,19 +283,39 @@ class Datapath:
         }
 
     async def set_listeners(self, ports: Mapping[int, int]) -> None:
-        """Where the proxy listens for each rule set: acknowledged listeners whose sockets are there, no others."""
+        """Where the proxy listens for each rule set: acknowledged listeners whose sockets are there, no others.
+
+        When it returns, nothing passes any more on connections whose rule set has another listener now; they end soon.
+        """
         low, high = self._settings.listener_ports
         for rule_set, port in ports.items():
             if not low <= port <= high:
                 raise DatapathError(
                     f"rule set {rule_set}: port {port} is outside of the listeners' ports {low} to {high}"
                 )
-        for rule_set in self._listeners.keys() - ports.keys():
-            self._maps.listeners.delete(rule_set.to_bytes(4, "little"))
-        self._maps.listeners.update_many(
-            [(rule_set.to_bytes(4, "little"), bytes(abi.Listener(port))) for rule_set, port in ports.items()]
-        )
-        self._listeners = dict(ports)
+        async with self._lock:
+            for rule_set in self._listeners.keys() - ports.keys():
+                self._maps.listeners.delete(rule_set.to_bytes(4, "little"))
+            self._maps.listeners.update_many(
+                [(rule_set.to_bytes(4, "little"), bytes(abi.Listener(port))) for rule_set, port in ports.items()]
+            )
+            moved = any(self._may_have_moved(rule_set, port) for rule_set, port in ports.items())
+            self._listeners = dict(ports)
+            if moved:
+                await asyncio.to_thread(self._table.judge_again)
+                self._sweeper.ask()
+
+    def _may_have_moved(self, rule_set: int, port: int) -> bool:
+        """Whether connections of this rule set may be at another listener. Call it before `_listeners` changes."""
+        before = self._listeners.get(rule_set)
+        if before is None:  # it may have had one before, if rows name it
+            return rule_set in self._policy.rule_sets if self._policy is not None else self._taken_over
+        return before != port
+
+    @property
+    def sweeps(self) -> SweepTotals:
+        """What became of connections that a change of policy or listeners ended."""
+        return self._sweeper.totals
 
     async def listening(self, port: int) -> bool:
         """Whether sockets listen on this port of 127.0.0.1 and ::1."""
@@ -359,17 +389,14 @@ class Datapath:
     async def close(self) -> None:
         """Let go of everything, and leave it in place."""
         self._events.stop()
+        await self._sweeper.stop()
         self._maps.close()
 
     async def remove(self) -> None:
         """Detach and take out all of it. Traffic flows as if Spliceway had never been there."""
-        async with self._lock, AsyncIPRoute() as ipr:
-            for index in (await _links(ipr)).values():
-                for parent in (INGRESS, EGRESS):
-                    await detach_tc(ipr, index, parent)
-            await node.tear_down(ipr, self._settings)
-        await self.close()
-        shutil.rmtree(pin_root(self._settings))
+        async with self._lock:
+            await self.close()
+            await leftovers.take_out(await leftovers.find(self._settings), self._settings)
 
     # ---- parts ----
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
@@ -16,18 +17,22 @@ from spliceway.bpf.errors import KernelRefusedError
 _SOCK_DIAG_BY_FAMILY, _SOCK_DESTROY = 20, 21
 _NLM_REQUEST, _NLM_ACK, _NLM_DUMP = 1, 4, 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_LISTEN = 10
+_TIME_WAIT, _LISTEN = 6, 10
 _HEADER = struct.Struct("=IHHII")
 _SOCKID = struct.Struct("!HH16s16s")
 _COOKIE_ANY = b"\xff" * 8
 _ALL_STATES = 0xFFFFFFFF
+#: Requests in one message to the kernel. Each may be answered by an error, and those wait in our socket's buffer.
+_BATCH = 128
+_BUFFER = 1 << 20
+_MAPPED = b"\0" * 10 + b"\xff\xff"
 
 IPAddress = IPv4Address | IPv6Address
 
 
-def _request(kind: int, flags: int, family: int, states: int, sockid: bytes) -> bytes:
+def _request(kind: int, flags: int, family: int, states: int, sockid: bytes, *, sequence: int = 1) -> bytes:
     body = struct.pack("=BBBBI", family, socket.IPPROTO_TCP, 0, 0, states) + sockid
-    return _HEADER.pack(_HEADER.size + len(body), kind, flags | _NLM_REQUEST, 1, 0) + body
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags | _NLM_REQUEST, sequence, 0) + body
 
 
 def _open() -> socket.socket:
@@ -36,6 +41,10 @@ def _open() -> socket.socket:
 
 def _address(family: int, packed: bytes) -> IPAddress:
     return ip_address(packed[:4] if family == socket.AF_INET else packed)
+
+
+def _mapped(address: IPAddress) -> bytes:
+    return address.packed if address.version == 6 else _MAPPED + address.packed
 
 
 class TcpSocket(NamedTuple):
@@ -78,6 +87,15 @@ def tcp_sockets(states: int = _ALL_STATES) -> list[TcpSocket]:
     return found
 
 
+def connections() -> list[tuple[int, bytes, bytes]]:
+    """Connections of this network namespace as `destroy_many` takes them; no listeners, none in TIME_WAIT."""
+    found = []
+    for one in tcp_sockets(_ALL_STATES & ~(1 << _LISTEN | 1 << _TIME_WAIT)):
+        ports = one.local_port.to_bytes(2, "big"), one.remote_port.to_bytes(2, "big")
+        found.append((*packed_ends(_mapped(one.local), ports[0], _mapped(one.remote), ports[1]), one.cookie))
+    return found
+
+
 def listeners() -> set[tuple[IPAddress, int]]:
     """Addresses and ports that TCP sockets of this network namespace listen on."""
     return {(one.local, one.local_port) for one in tcp_sockets(1 << _LISTEN)}
@@ -116,6 +134,61 @@ def destroy_this(one: TcpSocket) -> bool:
     if number:
         raise KernelRefusedError(f"end {one.local}:{one.local_port} - {one.remote}:{one.remote_port}", number)
     return True
+
+
+def packed_ends(local: bytes, local_port: bytes, remote: bytes, remote_port: bytes) -> tuple[int, bytes]:
+    """Family and `struct inet_diag_sockid` (without device and cookie) of a connection's ends, as its owner sees them.
+
+    Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d; ports are 2 bytes in network order.
+    """
+    if local.startswith(_MAPPED):
+        return socket.AF_INET, local_port + remote_port + local[12:] + bytes(12) + remote[12:] + bytes(12)
+    return socket.AF_INET6, local_port + remote_port + local + remote
+
+
+def destroy_many(connections: Sequence[tuple[int, bytes, bytes]]) -> int:
+    """End connections: family and ends (`packed_ends`) and the cookie, 8 bytes, of each. Returns how many it ended.
+
+    What has ended meanwhile is passed over, whatever has its ports by now. Many go in one message, and only the last of
+    each is acknowledged, so that 10,000 take well under a second. Raises KernelRefusedError where it is not supported.
+    """
+    ended = 0
+    with _open() as netlink:
+        netlink.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+        netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        for first in range(0, len(connections), _BATCH):
+            batch = connections[first : first + _BATCH]
+            requests = [
+                _request(
+                    _SOCK_DESTROY,
+                    _NLM_ACK if number == len(batch) - 1 else 0,
+                    family,
+                    _ALL_STATES,
+                    ends + bytes(4) + cookie,
+                    sequence=number,
+                )
+                for number, (family, ends, cookie) in enumerate(batch)
+            ]
+            netlink.send(b"".join(requests))
+            ended += len(batch) - _failures(netlink, len(batch) - 1)
+    return ended
+
+
+def _failures(netlink: socket.socket, last: int) -> int:
+    """Read answers up to the one to request `last`; how many connections were gone."""
+    gone = 0
+    while True:
+        data = netlink.recv(1 << 18)
+        while len(data) >= _HEADER.size:
+            length, _, _, sequence, _ = _HEADER.unpack_from(data)
+            number = -int(struct.unpack_from("=i", data, _HEADER.size)[0])
+            if number in (errno.ENOENT, errno.ESTALE):
+                gone += 1
+            elif number:
+                raise KernelRefusedError("end connections", number, "does the kernel have INET_DIAG_DESTROY?")
+            if sequence == last:
+                return gone
+            data = data[(length + 3) & ~3 :]
 
 
 def destroy(local: IPAddress, local_port: int, remote: IPAddress, remote_port: int) -> bool:

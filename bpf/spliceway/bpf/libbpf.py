@@ -147,7 +147,11 @@ class BpfMap:
             if value is not None:
                 yield key, value
 
-    def _items_by_batch(self, size: int = 4096) -> Iterator[tuple[bytes, bytes]]:
+    def batches(self, size: int = 4096) -> Iterator[tuple[bytes, bytes]]:
+        """All elements as bytes, many keys and their values at a time (one by one where the kernel has no batch).
+
+        Not for per-CPU maps. What comes or goes meanwhile may be missed.
+        """
         position: Any = None
         # A hash map's position is 4 bytes, an LPM trie's a key.
         following = ctypes.create_string_buffer(max(self.key_size, 8))
@@ -167,15 +171,18 @@ class BpfMap:
                     raise KernelRefusedError(f"read map {self.name}", number)
                 yield from self._items_by_key()
                 return
-            raw_keys, raw_values = keys.raw, values.raw
-            for i in range(count.value):
-                yield (
-                    raw_keys[i * self.key_size : (i + 1) * self.key_size],
-                    raw_values[i * self.value_size : (i + 1) * self.value_size],
-                )
+            yield keys.raw[: count.value * self.key_size], values.raw[: count.value * self.value_size]
             if number == errnos.ENOENT:
                 return
             position = ctypes.create_string_buffer(following.raw, len(following.raw))
+
+    def _items_by_batch(self) -> Iterator[tuple[bytes, bytes]]:
+        for keys, values in self.batches():
+            for i in range(len(keys) // self.key_size):
+                yield (
+                    keys[i * self.key_size : (i + 1) * self.key_size],
+                    values[i * self.value_size : (i + 1) * self.value_size],
+                )
 
 
 def _full() -> str:
@@ -200,6 +207,15 @@ def create_link(program: int, target: int, attach_type: int) -> int:
 def update_link(link: int, program: int) -> None:
     """Put another program behind a link, atomically."""
     _checked(library().bpf_link_update(link, program, None), "replace the program of a link")
+
+
+def detach_pinned_link(path: Path) -> None:
+    """Take the program of a pinned link off what it is attached to, at once, whoever holds the link; the pin stays."""
+    descriptor = open_pin(path)
+    try:
+        _checked(library().bpf_link_detach(descriptor), f"detach {path}")
+    finally:
+        os.close(descriptor)
 
 
 class _LinkInfo(ctypes.Structure):
@@ -268,6 +284,21 @@ def run_on_packet(
     )
     _checked(library().bpf_prog_test_run_opts(program, ctypes.byref(opts)), "test run of a program")
     return ctypes.c_int32(opts.retval).value, opts.duration
+
+
+def asker(program: int) -> Callable[[bytes], int]:
+    """A function that runs a TC program on a packet and returns what that returns: for many runs in a row."""
+    data = ctypes.create_string_buffer(256)
+    opts = _TestRun(sz=ctypes.sizeof(_TestRun), data_in=ctypes.cast(data, ctypes.c_void_p), repeat=1)
+    run, reference = library().bpf_prog_test_run_opts, ctypes.byref(opts)
+
+    def ask(packet: bytes) -> int:
+        ctypes.memmove(data, packet, len(packet))
+        opts.data_size_in = len(packet)
+        _checked(run(program, reference), "test run of a program")
+        return int(opts.retval)
+
+    return ask
 
 
 class RingBuffer:

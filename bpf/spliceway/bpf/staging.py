@@ -185,10 +185,22 @@ class KernelTable:
         except KernelRefusedError:
             self._undo(staged, pairs)
             raise
-        self._maps.generation.update(ZERO, struct.pack("=Q", self.generation + 1))
-        self.generation += 1
+        self._go_to(self.generation + 1)
         self._unsettled = staged
         wait_for_programs()
+
+    def judge_again(self) -> int:
+        """Have every connection judged again by the same rows: something else has changed that verdicts depend on.
+
+        Returns the new generation. When it returns, no program goes by the old one any more.
+        """
+        self._go_to(self.generation + 2)  # the live slot stays
+        wait_for_programs()
+        return self.generation
+
+    def _go_to(self, generation: int) -> None:
+        self._maps.generation.update(ZERO, struct.pack("=Q", generation))
+        self.generation = generation
 
     def _undo(self, staged: list[_Staged], pairs: Edits) -> None:
         for trie, changes in ((self._ipcache, staged[1].changes), (self._policy, staged[2].changes)):

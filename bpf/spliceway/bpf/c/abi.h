@@ -313,8 +313,8 @@ struct unread {
 	u64 bytes;		// signed in effect: sums of differences
 };
 
-// What the agent asks after a change of policy (judge.h): may a connection that was accepted on this listener's port (host order; 0: not
-// known) for this rule set go on? The client's port may be 0.
+// What the agent asks after a change of policy (question.h): may a connection that was accepted on this listener's port (host order; 0: not
+// known) for this rule set go on?
 struct question {
 	struct splice_key key;
 	u32 rule_set;

@@ -277,7 +277,6 @@ static __always_inline void count_tcp(u32 size)
 static __always_inline int still_allowed(struct splice_state *st, const struct splice_key *k, u64 number, u32 size)
 {
 	struct decision d;
-	struct flow f = { .protocol = PROTO_TCP, .length = size };
 	struct party pod, peer;
 
 	int allowed = may_go_on(k, st->leg, st->rule_set, st->port, number & 1, &pod, &peer, &d);
@@ -287,22 +286,8 @@ static __always_inline int still_allowed(struct splice_state *st, const struct s
 		st->reason = d.reason;
 		if (st->leg == LEG_UPSTREAM || !denies(d.reason) || before == d.reason)
 			return 1;
-	} else if (d.verdict != DENY) {
-		d.verdict = DENY;
-		d.reason = RULE_SET_CHANGED;
 	}
-	f.revoked = !allowed;
-	f.leg = st->leg;
-	// As client and server, so that the record reads like the connection's first.
-	int client_is_pod = st->leg == LEG_DOWNSTREAM;
-	f.t.src = client_is_pod ? k->pod : k->peer;
-	f.t.dst = client_is_pod ? k->peer : k->pod;
-	f.t.sport = client_is_pod ? k->pod_port : k->peer_port;
-	f.t.dport = client_is_pod ? k->peer_port : k->pod_port;
-	f.src_identity = client_is_pod ? pod.identity : peer.identity;
-	f.dst_identity = client_is_pod ? peer.identity : pod.identity;
-	count(HOOK_SK_MSG, d.verdict, d.reason, size);
-	report(HOOK_SK_MSG, &f, &d);
+	tell(k, st->leg, &pod, &peer, &d, allowed, size);
 	return allowed;
 }
 

@@ -1,0 +1,231 @@
+"""After a change of policy: every connection of the proxy's that may not go on is ended at once, idle ones as well.
+
+The kernel's programs refuse its next message or packet anyway. A sweep reads the connections that the kernel knows (the
+states of `splices`, and of `conntrack` those that have no state: from outside of the node, or from before an upgrade),
+asks the kernel about each distinct pair of ends once (`question.h`), and ends the proxy's socket of those that it
+denies, by cookie. It writes nothing into the states. Of connections that differ in the client's port only, the first
+one's denial is recorded as a flow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import re
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import msgspec
+import structlog
+
+from spliceway.bpf import abi, diag, libbpf
+from spliceway.bpf.maps import ZERO, Maps
+from spliceway.bpf.types import Leg, SpliceState
+from spliceway.policy.verdict import Protocol
+
+#: Connections that are judged before those of them that may not go on are ended: others don't wait for all.
+_BATCH = 2048
+#: Pause after a sweep, in lengths of it, and at most so many seconds: changes come in bursts, one sweep does for all.
+_PAUSE, _LONGEST_PAUSE = 4.0, 0.25
+_RETRY_SECONDS = 0.5
+
+#: The first fields of `struct splice_key` and `struct ct_key`, and where others are in what belongs to them.
+_SPLICE_ENDS, _CT_ENDS = struct.Struct("=8s16s16s2s2s"), struct.Struct("=16s16s2s2s")
+_RULE_SET, _PORT, _LEG = abi.SpliceState.rule_set.offset, abi.SpliceState.port.offset, abi.SpliceState.leg.offset
+_COOKIE = abi.SpliceState.sock.offset + ctypes.sizeof(abi.SpliceEnd) * abi.End.PROXY + abi.SpliceEnd.cookie.offset
+_CT_RULE_SET, _CT_LEG, _CT_PROTOCOL = abi.CtValue.rule_set.offset, abi.CtValue.leg.offset, abi.CtKey.protocol.offset
+_NONE, _ETHERNET = bytes(8), bytes(14)
+_NOT_DIRECT = re.compile(rb"[^\0]")
+
+T = TypeVar("T")
+_log = structlog.get_logger(__name__)
+
+
+class SweepTotals(msgspec.Struct):
+    """Since the datapath was opened: sweeps, connections that they ended, and of the last one what it did and took."""
+
+    sweeps: int = 0
+    ended: int = 0
+    failed: int = 0
+    looked_at: int = 0
+    judged: int = 0
+    seconds: float = 0.0
+
+
+class _Connection(NamedTuple):
+    """One of the proxy's connections: the question about it, the ends as its socket has them, its cookie (or zeros).
+
+    `kind`: the question without the client's port, which makes no difference to the answer.
+    """
+
+    question: bytes
+    kind: bytes
+    family: int
+    ends: bytes
+    cookie: bytes
+    revoked: bool
+
+
+class Sweep:
+    """One look at all connections. `run` blocks: it belongs in a thread."""
+
+    def __init__(self, maps: Maps, program: Path, totals: SweepTotals) -> None:
+        """`program`: where `judge` is pinned."""
+        self._maps, self._program, self._totals = maps, program, totals
+        self._known: set[bytes] = set()
+        self._answers: dict[bytes, bool] = {}
+        self._nameless: set[bytes] = set()
+        self._looked_at = 0
+
+    def run(self) -> bool:
+        """End what may not go on. False when the policy changed meanwhile: then a sweep for that one is due.
+
+        Raises KernelRefusedError.
+        """
+        begin, self._generation = time.monotonic(), self._maps.generation.lookup(ZERO)
+        descriptor = libbpf.open_pin(self._program)
+        try:
+            ask = libbpf.asker(descriptor)
+            done = all(
+                self._end([one for one in batch if self._lost(one, ask)]) for batch in _batches(self._connections())
+            )
+        finally:
+            os.close(descriptor)
+        done = done and self._end_nameless()
+        totals = self._totals
+        totals.sweeps += 1
+        totals.looked_at, totals.judged = self._looked_at, len(self._answers)
+        totals.seconds = time.monotonic() - begin
+        return done
+
+    def _connections(self) -> Iterator[_Connection]:
+        for key, state in self._maps.splices.items():
+            yield _of_state(key, state)
+        for key, value in _proxied(self._maps):
+            one = _of_entry(key, value)
+            if one.ends not in self._known:
+                yield one
+
+    def _lost(self, one: _Connection, ask: Callable[[bytes], int]) -> bool:
+        self._looked_at += 1
+        self._known.add(one.ends)
+        allowed = self._answers.get(one.kind)
+        if allowed is None:
+            allowed = self._answers[one.kind] = ask(_ETHERNET + one.question) != 0
+        return one.revoked or not allowed
+
+    def _end(self, lost: list[_Connection]) -> bool:
+        # The answers are right only if none of them is from another policy: the slot that was live then gets new rows.
+        if self._maps.generation.lookup(ZERO) != self._generation:
+            return False
+        self._totals.ended += diag.destroy_many([(one.family, one.ends, one.cookie) for one in lost if any(one.cookie)])
+        self._nameless.update(one.ends for one in lost if not any(one.cookie))
+        return True
+
+    def _end_nameless(self) -> bool:
+        """Connections of which only the ends are known: what has these ends now, if it is a connection."""
+        if not self._nameless:
+            return True
+        found = [one for one in diag.connections() if one[1] in self._nameless]
+        if self._maps.generation.lookup(ZERO) != self._generation:
+            return False
+        self._totals.ended += diag.destroy_many(found)
+        return True
+
+
+def _of_state(key: bytes, state: bytes) -> _Connection:
+    """The proxy's socket has the pod's peer as its own end, on both legs."""
+    netns, pod, peer, pod_port, peer_port = _SPLICE_ENDS.unpack_from(key)
+    rule_set, port = state[_RULE_SET : _RULE_SET + 4], state[_PORT : _PORT + 2]
+    asked = _question(netns, pod, peer, pod_port, peer_port, rule_set, port, state[_LEG])
+    revoked = state[0] == SpliceState.REVOKED
+    return _Connection(*asked, *diag.packed_ends(peer, peer_port, pod, pod_port), state[_COOKIE : _COOKIE + 8], revoked)
+
+
+def _of_entry(key: bytes, value: bytes) -> _Connection:
+    local, remote, local_port, remote_port = _CT_ENDS.unpack_from(key)
+    rule_set = value[_CT_RULE_SET : _CT_RULE_SET + 4]
+    asked = _question(_NONE, local, remote, local_port, remote_port, rule_set, bytes(2), value[_CT_LEG])
+    return _Connection(*asked, *diag.packed_ends(remote, remote_port, local, local_port), _NONE, False)
+
+
+def _question(
+    cookie: bytes, pod: bytes, peer: bytes, pod_port: bytes, peer_port: bytes, rule_set: bytes, port: bytes, leg: int
+) -> tuple[bytes, bytes]:
+    """`struct question`, and the same without the client's port."""
+    head, tail = cookie + pod + peer, b"".join((bytes(4), rule_set, port, bytes((leg, 0))))
+    kind = bytes(2) + peer_port if leg == Leg.DOWNSTREAM else pod_port + bytes(2)
+    return head + pod_port + peer_port + tail, head + kind + tail
+
+
+def _proxied(maps: Maps) -> Iterator[tuple[bytes, bytes]]:
+    """TCP entries of `conntrack` whose leg is not the direct one."""
+    key_size, value_size = maps.conntrack.key_size, maps.conntrack.value_size
+    for keys, values in maps.conntrack.batches():
+        legs = values[_CT_LEG::value_size]
+        for match in _NOT_DIRECT.finditer(legs):
+            at = match.start()
+            key = keys[at * key_size : (at + 1) * key_size]
+            if key[_CT_PROTOCOL] == Protocol.TCP:
+                yield key, values[at * value_size : (at + 1) * value_size]
+
+
+def _batches(items: Iterable[T]) -> Iterator[list[T]]:
+    source = iter(items)
+    while batch := list(islice(source, _BATCH)):
+        yield batch
+
+
+class Sweeper:
+    """Sweeps when it is asked to, in a thread, one at a time: what is asked for meanwhile is done by the next one."""
+
+    def __init__(self, maps: Maps, program: Path) -> None:
+        """`program`: where `judge` is pinned."""
+        self.totals = SweepTotals()
+        self._maps, self._program = maps, program
+        self._asked, self._stop = asyncio.Event(), asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to wait for `ask`, in the running event loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="sweep")
+
+    def ask(self) -> None:
+        """The rows or listeners that are live have changed."""
+        self._asked.set()
+
+    async def stop(self) -> None:
+        """Return when no sweep runs any more."""
+        if self._task is not None:
+            self._stop.set()
+            self._asked.set()
+            await self._task
+            self._task = None
+
+    async def _run(self) -> None:
+        while True:
+            await self._asked.wait()
+            if self._stop.is_set():
+                return
+            self._asked.clear()
+            pause = await self._sweep()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), pause)
+
+    async def _sweep(self) -> float:
+        begin = time.monotonic()
+        try:
+            if not await asyncio.to_thread(Sweep(self._maps, self._program, self.totals).run):
+                self._asked.set()
+        except Exception as error:  # a bug as well: what is not ended now must be ended by the next try
+            self.totals.failed += 1
+            self._asked.set()
+            _log.warning("revoked connections could not be ended, trying again", error=repr(error))
+            return _RETRY_SECONDS
+        return min(_PAUSE * (time.monotonic() - begin), _LONGEST_PAUSE)
