@@ -16,12 +16,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from spliceway.agent.app import Agent
 from spliceway.agent.cli.client import AgentClient
 from spliceway.agent.errors import ClientError, StateError
 from spliceway.agent.listening import unix_listener
 from spliceway.agent.preflight import proxy_admin_socket
-from spliceway.bpf.types import Hook, KernelFlow, Leg
+from spliceway.bpf.types import Hook, KernelFlow, Leg, SpliceClasses
 from spliceway.policy.errors import SplicewayError
 from spliceway.policy.verdict import Reason, Verdict
 from support.agent import NODE, MemoryProxyProcess, pod, policy, run, until
@@ -99,7 +98,7 @@ def test_what_the_api_refuses(tmp_path: Path) -> None:
         for body in ({"mode": "fast"}, {"mode": 5}, []):
             with pytest.raises(ClientError, match=r"is not a splice mode|the body must be"):
                 await asyncio.to_thread(AgentClient(site.socket).put, "splice", body)
-        assert site.datapath.splice
+        assert site.datapath.splice == SpliceClasses()
 
     with_agent(tmp_path, body)
 
@@ -317,8 +316,8 @@ def test_every_command(tmp_path: Path) -> None:
         assert "default/client(10.240.1.10:40000) -> default/server(10.240.1.11:81) TCP deny default-deny" in (
             await site.cli("flows")
         )
-        assert (await site.cli("splice", "off")).endswith("splice: off\n")
-        assert not site.datapath.splice
+        assert "splice: off (after a restart of the agent: auto)" in await site.cli("splice", "off")
+        assert site.datapath.splice == SpliceClasses(clients=False, servers=False, wanted=False)
         assert "is not a splice mode" in await site.cli("splice", "fast", status=1)
         for command in (
             ("status",), ("endpoint", "list"), ("identity", "list"), ("policy", "get"), ("sock", "list"),
@@ -357,12 +356,7 @@ def test_a_component_that_fails_ends_the_agent(tmp_path: Path) -> None:
         async def broken() -> None:
             raise SplicewayError("the proxy can't run")
 
-        agent = Agent(
-            site.config,
-            open_datapath=site.open,
-            make_proxy=lambda config, on_exit: _with_run(site.make_proxy(config, on_exit), broken),
-            check=lambda _config: None,
-        )
+        agent = site.agent(make_proxy=lambda config, on_exit: _with_run(site.make_proxy(config, on_exit), broken))
         with pytest.raises(BaseExceptionGroup) as caught:
             await agent.run(site.stop)
         assert caught.group_contains(SplicewayError, match="the proxy can't run")

@@ -10,6 +10,7 @@ import pytest
 
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf import diag
+from spliceway.bpf.types import SpliceClasses
 from support import kinds
 from support.node import http_status, pod_manifest, server_manifest
 from support.proxied import ProxiedNode
@@ -75,7 +76,7 @@ def test_a_veth_made_anew_under_its_name_is_attached_again(proxied: tuple[Testbe
 def test_a_lost_entry_does_not_carry_a_connection_to_another_rule_set(proxied: tuple[Testbed, ProxiedNode]) -> None:
     """Evicted from conntrack, a connection meets the policy as it is now, and not on the old rule set's listener."""
     testbed, node = proxied
-    node.run(node.datapath.set_splice(False))
+    node.run(node.datapath.set_splice(SpliceClasses(wanted=False)))
     with Talk(testbed, "client", "server") as talk:
         assert talk.ask() == "200"
         node.apply(HTTP.replace("name: http", "name: another").replace("method: GET", "method: PUT"), CLOSED)
@@ -87,7 +88,7 @@ def test_a_lost_entry_does_not_carry_a_connection_to_another_rule_set(proxied: t
 
 def test_a_lost_entry_does_no_harm_under_the_same_policy(proxied: tuple[Testbed, ProxiedNode]) -> None:
     testbed, node = proxied
-    node.run(node.datapath.set_splice(False))
+    node.run(node.datapath.set_splice(SpliceClasses(wanted=False)))
     with Talk(testbed, "client", "server") as talk:
         for _ in range(3):
             assert talk.ask() == "200"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from spliceway.agent.testbed.testbed import Testbed
-from spliceway.bpf.types import Leg, SpliceState
+from spliceway.bpf.types import Leg, SpliceClasses, SpliceState
 from spliceway.policy.verdict import Reason
 from support import kinds
 from support.node import http_status, pod_manifest, server_manifest
@@ -79,14 +79,14 @@ def test_a_tightened_policy_reaches_a_spliced_connection(proxied: tuple[Testbed,
 @pytest.mark.parametrize("splice", [True, False])
 def test_closed_connections_leave_no_state(proxied: tuple[Testbed, ProxiedNode], splice: bool) -> None:
     testbed, node = proxied
-    node.run(node.datapath.set_splice(splice))
+    node.run(node.datapath.set_splice(SpliceClasses(wanted=splice)))
     for _ in range(5):
         assert http_status(testbed, "client", "server", "/a") == 200
     deadline = time.monotonic() + 10
     while any(s.leg is Leg.DOWNSTREAM for s in node.datapath.socks()):
         assert time.monotonic() < deadline, node.datapath.socks()
         time.sleep(0.05)
-    node.run(node.datapath.set_splice(True))
+    node.run(node.datapath.set_splice(SpliceClasses()))
 
 
 def test_a_removed_endpoint_takes_its_connections_along(proxied: tuple[Testbed, ProxiedNode]) -> None:

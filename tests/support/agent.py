@@ -11,6 +11,7 @@ from typing import Any
 from spliceway.agent.control import Acceptance
 from spliceway.agent.proxysupervisor import Draining, ProxyStatus
 from spliceway.bpf.errors import DatapathError
+from spliceway.bpf.selftest.report import Check, Result, SelfTestReport, Side
 from spliceway.bpf.types import (
     CtEntry,
     DatapathStatus,
@@ -20,6 +21,7 @@ from spliceway.bpf.types import (
     LocalEndpoint,
     ReasonCount,
     SockEntry,
+    SpliceClasses,
     SpliceCounters,
     SpliceState,
 )
@@ -127,7 +129,10 @@ class MemoryDatapath:
         self.listeners: dict[int, int] = {}
         self.generation = 0
         self.room = dict.fromkeys(("endpoints", "ipcache", "classes", "rows", "listeners", "pairs"), 65_536)
-        self.splice = True
+        self.splice: SpliceClasses | None = None
+        self.hold: bool | None = None
+        self.measured = ""
+        self.unread = 0
         self.fail: dict[str, str] = {}
         self.flows: asyncio.Queue[KernelFlow] = asyncio.Queue()
         self.taken_over = False
@@ -163,8 +168,17 @@ class MemoryDatapath:
             assert set(ports.values()) <= self.proxy.open
         self.listeners = dict(ports)
 
-    async def set_splice(self, enabled: bool) -> None:
-        self.splice = enabled
+    async def set_splice(self, classes: SpliceClasses) -> None:
+        self._maybe_fail("set_splice")
+        self.splice = classes
+
+    async def set_hold(self, hold: bool) -> None:
+        self.journal.append(f"hold {hold}")
+        self.hold = hold
+
+    async def measure(self) -> int:
+        self._maybe_fail("measure")
+        return self.unread
 
     async def events(self) -> AsyncIterator[KernelFlow]:
         while True:
@@ -203,8 +217,30 @@ class MemoryDatapath:
             raise DatapathError(reason)
 
 
+def report(*, clients: bool = True, servers: bool = True, why: str = "", error: str = "") -> SelfTestReport:
+    """What a self-test said that allows these classes."""
+    side = None if clients and servers else Side.CLIENTS if servers else Side.SERVERS
+    bad = (Check("order", 1, Result.BAD, "bytes overtook others", (side,)),) if side else ()
+    return SelfTestReport(
+        kernel="6.18.0",
+        version="#1",
+        boot="b",
+        programs="p",
+        source="s",
+        time=0.0,
+        seconds=1.5,
+        checks=() if error else (Check("fin", 5, Result.OK, "every byte came"), *bad),
+        clients=clients,
+        servers=servers,
+        why=why,
+        error=error,
+    )
+
+
 class MemoryProxyProcess:
     """A proxy process that runs and never connects."""
+
+    holds = True
 
     def __init__(self, on_exit: Callable[[str], None]) -> None:
         self.on_exit = on_exit

@@ -13,8 +13,12 @@ from spliceway.agent.app import Agent
 from spliceway.agent.cli.client import AgentClient
 from spliceway.agent.cli.root import app as cli
 from spliceway.agent.config import Config, parse_config
+from spliceway.agent.spliceproof import Proof
+from spliceway.bpf.selftest.report import SelfTestReport
 from spliceway.bpf.types import DatapathSettings
-from support.agent import NODE, MemoryDatapath, MemoryProxyProcess
+from support.agent import NODE, MemoryDatapath, MemoryProxyProcess, report
+
+MakeProxy = Callable[[Config, Callable[[str], None]], MemoryProxyProcess]
 
 
 class Site:
@@ -39,6 +43,10 @@ admin: {{socket: {directory}/agent.sock}}
         self.datapath = MemoryDatapath([])
         self.proxies: list[MemoryProxyProcess] = []
         self.stop = asyncio.Event()
+        self.gate = Proof("gate", True, True)
+        self.report = report()
+        self.may_test = asyncio.Event()
+        self.may_test.set()
 
     async def open(self, _settings: DatapathSettings) -> MemoryDatapath:
         return self.datapath
@@ -47,8 +55,19 @@ admin: {{socket: {directory}/agent.sock}}
         self.proxies.append(MemoryProxyProcess(on_exit))
         return self.proxies[-1]
 
-    def agent(self) -> Agent:
-        return Agent(self.config, open_datapath=self.open, make_proxy=self.make_proxy, check=lambda _config: None)
+    def agent(self, make_proxy: MakeProxy | None = None) -> Agent:
+        return Agent(
+            self.config,
+            open_datapath=self.open,
+            make_proxy=make_proxy or self.make_proxy,
+            gate=lambda _fixed: self.gate,
+            self_test=self.self_test,
+            check=lambda _config: None,
+        )
+
+    async def self_test(self, _settings: DatapathSettings, _directory: Path) -> SelfTestReport:
+        await self.may_test.wait()
+        return self.report
 
     def write(self, name: str, text: str) -> None:
         beside = self.source / f".{name}"

@@ -226,7 +226,7 @@ def test_the_api_refuses_values_that_no_flow_has(query: str) -> None:
 
 
 class NoSwitch:
-    async def set_splice_mode(self, mode: str) -> None:
+    async def set_mode(self, mode: str) -> object:
         raise AssertionError(mode)
 
 

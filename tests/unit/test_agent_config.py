@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import pytest
 
 from spliceway.agent.config import debug_address, load_config, parse_config
-from spliceway.agent.configsections import LabelsConfig, PortRange, XdsConfig, XdsTlsConfig
+from spliceway.agent.configsections import LabelsConfig, PortRange, SpliceLimitsConfig, XdsConfig, XdsTlsConfig
 from spliceway.agent.errors import ConfigError
 from spliceway.agent.preflight import envoy_settings, proxy_settings, resource_settings, xds_tcp
-from spliceway.bpf.types import DatapathSettings
+from spliceway.agent.splicelimits import node_limits
+from spliceway.bpf.types import DatapathSettings, SpliceClasses, SpliceLimits
 from spliceway.proxy.model import Limits
 from spliceway.xds.server.listen import TcpSettings, TlsSettings
 
@@ -26,6 +28,7 @@ def test_defaults_are_the_datapaths() -> None:
         state_dir=Path("/var/lib/spliceway"),
         pods_cgroup=Path("/cg/pods"),
         proxy_cgroup=Path("/cg/proxy"),
+        splice=SpliceClasses(clients=False, servers=False),  # until it is decided
     )
 
 
@@ -44,7 +47,12 @@ xds:
   tls: {certFile: /tls/agent.crt, keyFile: /tls/agent.key, clientCaFile: /tls/ca.crt, matchNode: false}
   unsafeEnvoy: warn
 debug: {listen: "127.0.0.1:9878"}
-splice: {mode: off}
+splice:
+  mode: off
+  excludePorts: [9000, 443]
+  kernelFixes: [CVE-2025-68227]
+  limits: {connectionKib: 128, endpointKib: 1024, nodeKib: 2048}
+  selfTestDir: /state/selftest
 datapath: {mark: 0x2000, markMask: 0x3000, proxyMark: 0x3000, routeTable: 77, rulePriority: 5, maxConnections: 4096}
 metrics: {listen: "[::1]:9000"}
 flows: {bufferSize: 10}
@@ -68,7 +76,10 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
     assert config.debug.listen == "127.0.0.1:9878"
     settings = config.datapath_settings()
     assert (settings.mark, settings.mark_mask, settings.proxy_mark) == (0x2000, 0x3000, 0x3000)
-    assert (settings.uplinks, settings.splice, settings.listener_ports) == (("eth0", "bond0.12"), False, (24000, 24099))
+    assert (settings.uplinks, settings.listener_ports) == (("eth0", "bond0.12"), (24000, 24099))
+    assert settings.splice == SpliceClasses(clients=False, servers=False, wanted=False)
+    assert (settings.unspliced_ports, config.splice.self_test_dir) == ({9000, 443}, Path("/state/selftest"))
+    assert config.splice.limits == SpliceLimitsConfig(connection_kib=128, endpoint_kib=1024, node_kib=2048)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +116,19 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
         ("proxy: {binary: envoy}", "proxy.binary: 'envoy' is not an absolute path"),
         ("stateDir: state", "stateDir: 'state' is not an absolute path"),
         ("stateDir: 5", "stateDir: Expected str, got int"),
-        ("splice: {mode: on}", "splice.mode: 'on' is none of auto, off"),
+        ("splice: {mode: on}", "splice.mode: 'on' is none of auto, force, off"),
+        ("splice: {excludePorts: 80}", "splice.excludePorts: Expected array, got int"),
+        ("splice: {excludePorts: [80, 0]}", "splice.excludePorts[1]: Expected int >= 1"),
+        ("splice: {excludePorts: [65536]}", "splice.excludePorts[0]: Expected int <= 65535"),
+        ("splice: {limits: {connectionKib: 63}}", "splice.limits.connectionKib: Expected int >= 64"),
+        ("splice: {limits: {kib: 63}}", "splice.limits.kib: unknown field"),
+        ("splice: {limits: {endpointKib: 4095}}", "splice.limits.endpointKib: 4095 is less than connectionKib (4096)"),
+        (
+            "splice: {limits: {endpointKib: 8192, nodeKib: 8191}}",
+            "splice.limits.nodeKib: 8191 is less than endpointKib or connectionKib (8192)",
+        ),
+        ("splice: {kernelFixes: CVE-2025-68227}", "splice.kernelFixes: Expected array, got str"),
+        ("splice: {selfTestDir: here}", "splice.selfTestDir: 'here' is not an absolute path"),
         ("splice: {mode: true}", "splice.mode: Expected str, got bool"),
         ("enforcement: off", "enforcement: 'off' is none of audit, enforce"),
         ("identity: {labels: {only: [a]}}", "identity.labels.only: unknown field"),
@@ -275,3 +298,21 @@ def test_what_envoy_can_limit_is_in_its_bootstrap_and_listeners() -> None:
 def test_extra_resources_and_unsafe_clients_have_their_place() -> None:
     parse_config(BASE + "proxy: {kind: envoy}\nenvoy: {extraListeners: []}\nxds: {unsafeEnvoy: warn}", "agent.yaml")
     parse_config(BASE + "xds: {listen: ':1', insecure: true, unsafeEnvoy: warn}", "agent.yaml")
+
+
+def test_fixes_that_the_kernel_gate_does_not_know_are_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(BASE + "splice: {kernelFixes: [c77b3b79a92e, CVE-1999-1]}", "agent.yaml")
+    assert str(caught.value).startswith("agent.yaml: splice.kernelFixes[1]: 'CVE-1999-1' is no fix")
+    assert "c77b3b79a92e (CVE-2025-68227)" in str(caught.value)
+
+
+def test_limits_of_unread_bytes_come_from_the_nodes_memory(tmp_path: Path) -> None:
+    tcp_mem = tmp_path / "tcp_mem"
+    tcp_mem.write_text("100\t393216\t900\n")
+    pressure, mib = 393216 * os.sysconf("SC_PAGE_SIZE"), 1 << 20
+    assert node_limits(SpliceLimitsConfig(), tcp_mem) == SpliceLimits(4 * mib, pressure // 32, pressure // 4)
+    asked = SpliceLimitsConfig(connection_kib=64, endpoint_kib=128, node_kib=256)
+    assert node_limits(asked, tcp_mem) == SpliceLimits(64 << 10, 128 << 10, 256 << 10)
+    tcp_mem.write_text("1\t2\t3\n")  # a small machine: one connection still gets what it may have
+    assert node_limits(SpliceLimitsConfig(), tcp_mem) == SpliceLimits(4 * mib, 4 * mib, 4 * mib)

@@ -50,8 +50,8 @@ MAX_BODY = 512 << 20
 class SpliceSwitch(Protocol):
     """What `PUT /v1/splice` turns."""
 
-    async def set_splice_mode(self, mode: str) -> None:
-        """`auto` or `off`. Raises ValueError for anything else."""
+    async def set_mode(self, mode: str) -> object:
+        """`auto`, `force` or `off`; what splicing is then. Raises ValueError for anything else."""
 
 
 def admin_app(
@@ -79,8 +79,8 @@ def admin_app(
             body = msgspec.json.decode(await request.body(), type=dict[str, str])
             mode = body["mode"]
         except (msgspec.MsgspecError, KeyError):
-            return _error(400, 'the body must be {"mode": "auto"} or {"mode": "off"}')
-        return await _answer(lambda: _switch(splice, mode))
+            return _error(400, 'the body must be {"mode": "auto"}, {"mode": "force"} or {"mode": "off"}')
+        return await _answer(lambda: splice.set_mode(mode))
 
     async def metrics(_request: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
@@ -238,11 +238,6 @@ async def _answer(make: Callable[[], Awaitable[Any]]) -> Response:
     except OWN_ERRORS as error:
         return _error(500, str(error))
     return Response(body if isinstance(body, bytes) else encode(body), media_type=JSON)
-
-
-async def _switch(splice: SpliceSwitch, mode: str) -> dict[str, str]:
-    await splice.set_splice_mode(mode)
-    return {"mode": mode}
 
 
 def _error(status: int, text: str) -> Response:

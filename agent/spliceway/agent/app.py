@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
+from pathlib import Path
 
+import msgspec
 import structlog
 
 from spliceway.agent import preflight
@@ -36,12 +38,16 @@ from spliceway.agent.reconcile import Reconciler
 from spliceway.agent.sides import AgentDatapath, ProxyProcess
 from spliceway.agent.sockets import listening_ports
 from spliceway.agent.sources.directory import DirectorySource
+from spliceway.agent.splicelimits import node_limits
+from spliceway.agent.spliceproof import Proof
+from spliceway.agent.splicing import Splicing
 from spliceway.agent.state import AgentState, Held, StateStore
 from spliceway.agent.verdicts import is_audit
 from spliceway.agent.views import Views
 from spliceway.agent.xdsevents import XdsEvents
 from spliceway.agent.xdsjson import clients_refused
 from spliceway.agent.xdsviews import XdsViews, xds_counts, xds_warnings
+from spliceway.bpf.selftest.report import SelfTestReport
 from spliceway.bpf.types import DatapathSettings
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.table import PolicyTable
@@ -82,6 +88,8 @@ class Agent:
         *,
         open_datapath: Callable[[DatapathSettings], Awaitable[AgentDatapath]],
         make_proxy: Callable[[Config, Callable[[str], None]], ProxyProcess],
+        gate: Callable[[Collection[str]], Proof],
+        self_test: Callable[[DatapathSettings, Path], Awaitable[SelfTestReport]],
         check: Callable[[Config], None] = preflight.check,
         listening: ListeningPorts = listening_ports,
     ) -> None:
@@ -89,6 +97,8 @@ class Agent:
         self.config = config
         self._open_datapath = open_datapath
         self._make_proxy = make_proxy
+        self._gate = gate
+        self._self_test = self_test
         self._check = check
         self._listening = listening
         self._store = StateStore(config.state_dir)
@@ -97,7 +107,6 @@ class Agent:
         self._audit = AuditLog()
         self._pods = AddressBook()
         self._names = Names(None, self._pods)
-        self._splice_mode: str = config.splice.mode
         self._losses = LossCounter()
         self._sampler = Sampler()
         self._numbering = Numbering()
@@ -116,14 +125,6 @@ class Agent:
                 self._numbering = Numbering.from_dict(state.numbering)
             async with contextlib.AsyncExitStack() as stack:
                 await self._live(stack, state, stop, cleanup=cleanup)
-
-    async def set_splice_mode(self, mode: str) -> None:
-        """Turn splicing to `auto` or `off` until the agent restarts. Raises ValueError."""
-        if mode not in ("auto", "off"):
-            raise ValueError(f"{mode!r} is not a splice mode (auto, off)")
-        await self._datapath.set_splice(mode == "auto")
-        self._splice_mode = mode
-        log.info("splice mode changed", mode=mode)
 
     async def _live(
         self, stack: contextlib.AsyncExitStack, state: AgentState, stop: asyncio.Event, *, cleanup: bool
@@ -144,12 +145,13 @@ class Agent:
             unsafe=config.xds.unsafe_envoy,
         )
         node = NodeKey(config.node_name, preflight.PROXY_CLUSTER)
-        settings, extra = preflight.resource_settings(config), config.envoy_extra()
-        self._proxy = ProxyLink(self._server, node, settings, extra)
+        self._proxy = ProxyLink(self._server, node, preflight.resource_settings(config), config.envoy_extra())
         self._xds_view = ServerView(self._server)
         self._supervisor = self._make_proxy(config, self._on_proxy_exit)
         self._inventory = Inventory(config.node_name, state.held)
-        self._datapath = await self._open_datapath(config.datapath_settings())
+        limits = node_limits(config.splice.limits)
+        settings = msgspec.structs.replace(config.datapath_settings(), splice_limits=limits)
+        self._datapath = await self._open_datapath(settings)
         stack.push_async_callback(self._let_go)
         self._compiler = Compiler(config.engine_options(self._datapath.limits), self._numbering)
         self._metrics = Metrics(self._datapath, self._gauges)
@@ -170,7 +172,16 @@ class Agent:
         self._server.add_services(csds.handlers(self._xds_view, self._server.tcp))
         await self._server.start()
         stack.push_async_callback(self._server.stop)
+        await self._datapath.set_hold(False)  # an Envoy may be started, which knows nothing of it
         await self._supervisor.start()
+        self._splicing = Splicing(
+            config.splice.mode,
+            self._datapath,
+            self._supervisor,
+            gate=self._gate(config.splice.kernel_fixes),
+            limits=limits,
+            self_test=partial(self._self_test, settings, config.splice.self_test_dir),
+        )
         self._shown = views = self._views()
         debug = debug_routes(self._xds_view)
         of_proxy = proxy_metrics(partial(admin_get, preflight.proxy_admin_socket(config), "/stats/prometheus"))
@@ -180,7 +191,7 @@ class Agent:
                 views.dumps(),
                 flows=self._flows,
                 registry=self._metrics.registry,
-                splice=self,
+                splice=self._splicing,
                 resets=views.resets(),
                 asks=views.asks(),
                 posts=views.posts(),
@@ -199,6 +210,7 @@ class Agent:
                 group.create_task(self._watch(source), name="source")
                 group.create_task(self._reconciler.run(), name="reconcile")
                 group.create_task(self._supervisor.run(), name="proxy")
+                group.create_task(self._splicing.run(), name="splicing")
                 group.create_task(self._kernel_flows(), name="kernel flows")
                 group.create_task(self._count_losses(), name="losses")
                 group.create_task(self._sample(), name="access log share")
@@ -372,7 +384,7 @@ class Agent:
             refusals=self._refusals,
             refused_pairs=lambda: self._compiler.refused_pairs,
             names=lambda: self._names,
-            splice_mode=lambda: self._splice_mode,
+            splicing=self._splicing.status,
             xds=XdsViews(
                 self._xds_view,
                 self._proxy,

@@ -34,7 +34,8 @@ from spliceway.agent.configsections import (
 )
 from spliceway.agent.configtext import field_and_reason, read_mapping
 from spliceway.agent.errors import ConfigError
-from spliceway.bpf.types import DatapathSettings
+from spliceway.bpf.gate import declared_rows
+from spliceway.bpf.types import DatapathSettings, SpliceClasses
 from spliceway.policy.budget import Limits
 from spliceway.policy.engine import Options
 from spliceway.policy.labelfilter import LabelFilter
@@ -76,7 +77,7 @@ class Config(Section, frozen=True):
         return self.node.name or socket.gethostname().lower()
 
     def datapath_settings(self) -> DatapathSettings:
-        """What the datapath needs of it."""
+        """What the datapath needs of it. Nothing is spliced yet: `splicing` decides what is safe."""
         ports = self.proxy.listener_ports
         return DatapathSettings(
             bpffs=self.bpffs,
@@ -85,7 +86,8 @@ class Config(Section, frozen=True):
             proxy_cgroup=self.cgroups.proxy,
             uplinks=self.uplinks,
             listener_ports=(ports.first, ports.last),
-            splice=self.splice.mode == "auto",
+            splice=SpliceClasses(clients=False, servers=False, wanted=self.splice.mode != "off"),
+            unspliced_ports=frozenset(self.splice.exclude_ports),
             **msgspec.structs.asdict(self.datapath),
         )
 
@@ -217,9 +219,25 @@ def _check(config: Config, file: str) -> None:
     config.envoy_extra(file)
     if config.metrics.listen:
         listen_address(config.metrics.listen, file)
+    _check_splice(config.splice, file)
     _check_xds(config.xds, file)
     if config.debug.listen:
         debug_address(config.debug.listen, file)
+
+
+def _check_splice(config: SpliceConfig, file: str) -> None:
+    for index, fix in enumerate(config.kernel_fixes):
+        try:
+            declared_rows((fix,))
+        except ValueError as error:
+            raise ConfigError(file, f"splice.kernelFixes[{index}]", str(error)) from error
+    limits = config.limits
+    for name, value, least, called in (
+        ("endpointKib", limits.endpoint_kib, limits.connection_kib, "connectionKib"),
+        ("nodeKib", limits.node_kib, limits.endpoint_kib or limits.connection_kib, "endpointKib or connectionKib"),
+    ):
+        if value and value < least:
+            raise ConfigError(file, f"splice.limits.{name}", f"{value} is less than {called} ({least})")
 
 
 def _check_xds(config: XdsConfig, file: str) -> None:

@@ -13,6 +13,8 @@ from spliceway.proxy.model import Limits as ProxyLimits
 from spliceway.proxy.model import Seconds
 
 ProxyKind = Literal["embedded", "envoy"]
+SpliceMode = Literal["auto", "force", "off"]
+Port = Annotated[int, Meta(ge=1, le=65535)]
 Mark = Annotated[int, Meta(ge=1, le=0xFFFF_FFFF)]
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -107,10 +109,29 @@ class EnvoyConfig(Section, frozen=True):
     extra_clusters: tuple[Any, ...] = ()
 
 
-class SpliceConfig(Section, frozen=True):
-    """`auto`: splice what can be spliced; `off`: never."""
+class SpliceLimitsConfig(Section, frozen=True):
+    """KiB that may be spliced and not yet read: in one direction of a connection, of one pod, and of the node.
 
-    mode: Literal["auto", "off"] = "auto"
+    0: as the node's memory has it, see `splicelimits`.
+    """
+
+    connection_kib: Annotated[int, Meta(ge=64, le=1 << 20)] = 4096
+    endpoint_kib: Annotated[int, Meta(ge=0, le=1 << 40)] = 0
+    node_kib: Annotated[int, Meta(ge=0, le=1 << 40)] = 0
+
+
+class SpliceConfig(Section, frozen=True):
+    """`auto`: splice what is proved safe on this kernel; `force`: in spite of what was found; `off`: never.
+
+    `exclude_ports`: ports of servers whose connections are not spliced. `kernel_fixes`: commits or CVE numbers that
+    this kernel has, whatever its version says. `self_test_dir`: where results of the self-test are kept.
+    """
+
+    mode: SpliceMode = "auto"
+    exclude_ports: tuple[Port, ...] = ()
+    kernel_fixes: tuple[str, ...] = ()
+    limits: SpliceLimitsConfig = SpliceLimitsConfig()
+    self_test_dir: Path = Path("/run/spliceway/selftest")
 
 
 class DatapathConfig(Section, frozen=True):

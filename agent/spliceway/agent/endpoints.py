@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from spliceway.agent.optout import opt_out
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.errors import PolicyError
 from spliceway.policy.model import Pod
@@ -21,10 +24,18 @@ NETNS = "spliceway.io/netns"
 _INTERFACE = re.compile(r"(?!\.{1,2}$)[!-.0-9;-~]{1,15}")
 
 
-def local_endpoint(pod: Pod, document: Mapping[str, Any], node: str) -> LocalEndpoint | None:
+class Wired(msgspec.Struct, frozen=True):
+    """The endpoint of a pod, and what is wrong with annotations that it can do without."""
+
+    endpoint: LocalEndpoint
+    errors: tuple[PolicyError, ...] = ()
+
+
+def local_endpoint(pod: Pod, document: Mapping[str, Any], node: str) -> Wired | None:
     """The endpoint of a pod, None when it is on another node, in the host's network, or not wired (yet).
 
-    `document` is the manifest of the pod, already parsed into `pod`. Raises PolicyError for a bad annotation.
+    `document` is the manifest of the pod, already parsed into `pod`. Raises PolicyError for a bad annotation that says
+    where it is.
     """
     if pod.node != node or pod.host_network or not pod.addresses:
         return None
@@ -38,7 +49,16 @@ def local_endpoint(pod: Pod, document: Mapping[str, Any], node: str) -> LocalEnd
         raise _refused(pod, INTERFACE, f"{interface!r} is not an interface name")
     if not isinstance(netns, str) or not Path(netns).is_absolute():
         raise _refused(pod, NETNS, f"{netns!r} is not an absolute path")
-    return LocalEndpoint(name=pod.key, interface=interface, netns=Path(netns), addresses=pod.addresses)
+    wish = opt_out(pod, annotations)
+    endpoint = LocalEndpoint(
+        name=pod.key,
+        interface=interface,
+        netns=Path(netns),
+        addresses=pod.addresses,
+        splice=wish.splice,
+        unspliced_ports=wish.ports,
+    )
+    return Wired(endpoint, wish.errors)
 
 
 def _refused(pod: Pod, annotation: str, reason: str) -> PolicyError:

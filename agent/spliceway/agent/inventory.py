@@ -242,11 +242,14 @@ class Inventory:
         """Make anew what is told of all: endpoints, refusals, what is held. Costs what there is of these."""
         wired: dict[str, LocalEndpoint] = {}
         doubled: list[tuple[str, str]] = []
+        odd: list[PolicyError] = []
         for name in sorted(self._wired):
             endpoint = self._wired[name]
             owner = wired.setdefault(endpoint.interface, endpoint)
             if owner is not endpoint:
                 doubled.append((name, owner.name))
+            key = ("Pod", name)
+            odd += self._files[self._owners[key]].entries[key].errors
         self._endpoints = tuple(sorted(wired.values(), key=lambda endpoint: endpoint.name))
         found = [refusal for file in sorted(self._files) for refusal in self._files[file].refusals]
         for kind, name in sorted(self._rivals):
@@ -256,6 +259,7 @@ class Inventory:
             reason = f"{self._wired[name].interface} is already that of {owner_name}"
             field = f"metadata.annotations[{INTERFACE}]"
             found.append(Refusal(self._owners["Pod", name], f"Pod {name}", field, reason, False))
+        found += [_refusal(error, kept=False) for error in odd]
         self._refusals = tuple(found)
         documents: dict[str, tuple[dict[str, Any], ...]] = {}
         for file in sorted(self._files):

@@ -35,12 +35,14 @@ CLUSTERWIDE = frozenset(
 class Entry(msgspec.Struct, frozen=True):
     """One good object, and the document it came in (an item, when that was a List), packed: a cluster has many.
 
-    The document of a Secret is not kept: what is held is written to disk, and a Secret must not be.
+    The document of a Secret is not kept: what is held is written to disk, and a Secret must not be. `errors`: what is
+    refused of it and leaves the rest in force.
     """
 
     item: Object
     packed: bytes
     endpoint: LocalEndpoint | None = None
+    errors: tuple[PolicyError, ...] = ()
 
     def document(self) -> dict[str, Any] | None:
         """The document, None where it is not kept."""
@@ -90,9 +92,10 @@ def _entries(document: Document, node: str) -> dict[Key, Entry]:
     contents = document.content["items"] if is_list else [document.content]
     entries: dict[Key, Entry] = {}
     for item, content in zip(items, contents, strict=True):
-        endpoint = local_endpoint(item, content, node) if isinstance(item, Pod) else None
+        wired = local_endpoint(item, content, node) if isinstance(item, Pod) else None
         packed = b"" if isinstance(item, Secret) else marshal.dumps(content)
-        entries[object_key(item)] = Entry(item, packed, endpoint)
+        found = (wired.endpoint, wired.errors) if wired else (None, ())
+        entries[object_key(item)] = Entry(item, packed, *found)
     return entries
 
 

@@ -9,7 +9,7 @@ import asyncio
 import signal
 from collections.abc import Callable
 
-from spliceway.agent import log, preflight
+from spliceway.agent import log, preflight, splicechecks
 from spliceway.agent.app import Agent
 from spliceway.agent.config import Config
 from spliceway.agent.embedded import EmbeddedSupervisor
@@ -28,7 +28,14 @@ CLEANUP_GRACE = 1.0
 def run_agent(config: Config, *, log_level: str = "info", cleanup: bool = False) -> None:
     """Run the agent in this process until SIGTERM or SIGINT. Raises one of OWN_ERRORS when it can't."""
     log.configure(log_level)
-    asyncio.run(_until_signal(Agent(config, open_datapath=_open_datapath, make_proxy=make_proxy), cleanup=cleanup))
+    agent = Agent(
+        config,
+        open_datapath=_open_datapath,
+        make_proxy=make_proxy,
+        gate=splicechecks.gate,
+        self_test=splicechecks.self_test,
+    )
+    asyncio.run(_until_signal(agent, cleanup=cleanup))
 
 
 def run_cleanup(config: Config) -> None:

@@ -7,11 +7,12 @@ from typing import Protocol
 
 from spliceway.agent.control import DatapathControl
 from spliceway.agent.proxysupervisor import ProxyStatus
+from spliceway.agent.splicing import HoldingProxy, SpliceKernel
 from spliceway.agent.views import DatapathViews
 from spliceway.bpf.types import KernelFlow
 
 
-class AgentDatapath(DatapathControl, DatapathViews, Protocol):
+class AgentDatapath(DatapathControl, DatapathViews, SpliceKernel, Protocol):
     """All that the agent uses of `bpf.Datapath`."""
 
     @property
@@ -21,9 +22,6 @@ class AgentDatapath(DatapathControl, DatapathViews, Protocol):
     def events(self) -> AsyncIterator[KernelFlow]:
         """Verdicts from the ring buffer."""
 
-    async def set_splice(self, enabled: bool) -> None:
-        """Splice new connections, or not."""
-
     async def close(self) -> None:
         """Let go, and leave everything in force."""
 
@@ -31,7 +29,7 @@ class AgentDatapath(DatapathControl, DatapathViews, Protocol):
         """Take everything out of the kernel."""
 
 
-class ProxyProcess(Protocol):
+class ProxyProcess(HoldingProxy, Protocol):
     """All that the agent uses of `ProxySupervisor`."""
 
     async def start(self) -> None:

@@ -20,6 +20,7 @@ from spliceway.agent.policyrows import policy_rows
 from spliceway.agent.provenance import PolicyState, Unapplied, policy_states, unapplied
 from spliceway.agent.proxylink import ProxyLink
 from spliceway.agent.reconcile import Reconciler
+from spliceway.agent.spliceproof import SpliceStatus
 from spliceway.agent.verdicts import with_audit
 from spliceway.agent.xdsviews import XdsViews
 from spliceway.bpf.types import CtEntry, SockEntry
@@ -68,7 +69,7 @@ class Views:
         refusals: Callable[[], Sequence[Refusal]],
         refused_pairs: Callable[[], int],
         names: Callable[[], Names],
-        splice_mode: Callable[[], str],
+        splicing: Callable[[], SpliceStatus],
         xds: XdsViews,
         warnings: Callable[[], Sequence[str]],
     ) -> None:
@@ -88,7 +89,7 @@ class Views:
         self._refusals = refusals
         self._refused_pairs = refused_pairs
         self._names = names
-        self._splice_mode = splice_mode
+        self._splicing = splicing
         self._xds = xds
         self._warnings = warnings
         self._started = time.time()
@@ -156,7 +157,7 @@ class Views:
                 "refused": self._proxy.others(),
                 "listeners": self._reconciler.ports,
             },
-            "splice": {"mode": self._splice_mode(), "counters": self._datapath.splice_counters()},
+            "splice": {**plain(self._splicing()), "counters": self._datapath.splice_counters()},
             "flows": {
                 "published": self._flows.published,
                 "kept": len(self._flows),

@@ -248,9 +248,15 @@ def flows(
         raise typer.Exit(0) from None
 
 
-def splice(mode: Annotated[str, typer.Argument(metavar="auto|off")], socket: SocketOption = None) -> None:
-    """Turn splicing on (auto) or off for new connections, until the agent restarts."""
-    typer.echo(f"splice: {agent_client(socket).put('splice', {'mode': mode})['mode']}")
+def splice(mode: Annotated[str, typer.Argument(metavar="auto|force|off")], socket: SocketOption = None) -> None:
+    """Splice new connections where that is proved safe (auto), in any case (force), or not (off), until a restart."""
+    from spliceway.agent.cli.splices import splice_notes
+
+    found = agent_client(socket).put("splice", {"mode": mode})
+    after = "" if found["mode"] == found["configured"] else f" (after a restart of the agent: {found['configured']})"
+    typer.echo(f"splice: {found['mode']}{after}")
+    for note in splice_notes(found):
+        typer.echo(note)
 
 
 def _list(target: str, output: Output, socket: Any) -> None:

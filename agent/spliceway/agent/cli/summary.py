@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from spliceway.agent.cli.render import labels_text
+from spliceway.agent.cli.splices import self_test_line, splice_line, splice_notes
 from spliceway.agent.printable import one_line, printable
 
 Json = dict[str, Any]
@@ -15,7 +16,7 @@ Json = dict[str, Any]
 def summary(status: Json) -> list[tuple[str, str]]:
     """Rows of `spliceway status`."""
     policy, datapath, proxy, splice = status["policy"], status["datapath"], status["proxy"], status["splice"]
-    counters, source = splice["counters"], status["source"]
+    source = status["source"]
     attached = ", ".join(datapath["attached"]) or "nothing"
     listeners = f"{len(proxy['listeners'])} listeners, {proxy['clients']} xDS clients, {proxy['nacks']} NACKs"
     return [
@@ -38,11 +39,8 @@ def summary(status: Json) -> list[tuple[str, str]]:
             "proxy",
             f"{_process(proxy)}: {listeners}",
         ),
-        (
-            "splice",
-            f"{splice['mode']}: {counters['spliced']} spliced, {counters['tcpOnly']} on TCP, "
-            f"{_bytes(counters['redirectedBytes'])} redirected",
-        ),
+        ("splice", splice_line(splice)),
+        ("self-test", self_test_line(splice)),
         ("flows", f"{status['flows']['published']} seen, {datapath['lostEvents']} lost by the kernel's buffer"),
     ]
 
@@ -106,7 +104,7 @@ def not_applied(status: Json) -> list[str]:
 
 def warnings(status: Json) -> list[str]:
     """What should be known, and is no reason for an exit status of 1."""
-    return [printable(text) for text in status["proxy"]["warnings"]]
+    return [*map(printable, status["proxy"]["warnings"]), *splice_notes(status["splice"])]
 
 
 def _rule_sets(status: Json) -> list[str]:
@@ -263,15 +261,6 @@ def _identity(identity: Json, *, derived: bool = False) -> str:
 def _refusal(item: Json) -> str:
     text = ": ".join(part for part in (item["file"], item["document"], item["field"], item["reason"]) if part)
     return f"{text} (the last good version stays in force)" if item["kept"] else text
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def _duration(seconds: float) -> str:
