@@ -12,12 +12,13 @@ from pathlib import Path
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from spliceway.bpf import libbpf
+from spliceway.bpf import libbpf, record
 from spliceway.bpf.errors import DatapathError, KernelRefusedError
 
 INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3  # parents ffff:fff2 and ffff:fff3 of clsact
 _PRIORITY = 1
 _HANDLE = 0x5317
+_FILTERS = frozenset({"from_pod", "to_pod", "from_network"})
 
 
 async def interface_index(ipr: AsyncIPRoute, name: str) -> int:
@@ -28,10 +29,16 @@ async def interface_index(ipr: AsyncIPRoute, name: str) -> int:
     return int(found[0])
 
 
-async def attach_tc(ipr: AsyncIPRoute, ifindex: int, parent: int, program: int, name: str) -> None:
-    """Attach or replace our filter at a clsact hook of an interface."""
+def is_ours(handle: int, priority: int, name: str) -> bool:
+    """Whether a filter with these is one of ours, of any version."""
+    return (handle, priority) == (_HANDLE, _PRIORITY) and name in _FILTERS
+
+
+async def attach_tc(ipr: AsyncIPRoute, ifindex: int, parent: int, program: int, name: str, bpffs: Path) -> None:
+    """Attach or replace our filter at a clsact hook of an interface. A clsact that is made for it is recorded."""
     try:
         await ipr.tc("add", "clsact", index=ifindex)
+        record.add_clsact(bpffs, ifindex)
     except NetlinkError as error:
         if error.code != errno.EEXIST:
             raise KernelRefusedError(f"add clsact to interface {ifindex}", error.code) from error

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 from socket import ntohs
 
 from spliceway.bpf import abi
 from spliceway.bpf.abi import CtFlag, End, Side, Why
-from spliceway.bpf.maps import ZERO, Maps
+from spliceway.bpf.libbpf import BpfMap, open_pin
+from spliceway.bpf.maps import LAYOUT, ZERO, Maps
 from spliceway.bpf.rows import unpack_endpoint
 from spliceway.bpf.types import CtEntry, Hook, Leg, ReasonCount, SockEntry, SpliceCounters, SpliceState
 from spliceway.policy.verdict import Direction, Protocol, Reason, Verdict
@@ -119,21 +121,35 @@ def reasons(maps: Maps) -> list[ReasonCount]:
     return found
 
 
-def _totals(maps: Maps) -> list[abi.SpliceCounters]:
-    return [abi.SpliceCounters.from_buffer_copy(raw) for raw in maps.splice_totals.lookup_cpus(ZERO)]
+def _totals(totals: BpfMap) -> list[abi.SpliceCounters]:
+    return [abi.SpliceCounters.from_buffer_copy(raw) for raw in totals.lookup_cpus(ZERO)]
 
 
 def splice_counters(maps: Maps) -> SpliceCounters:
     """Node-wide splice counters."""
-    cpus = _totals(maps)
+    cpus = _totals(maps.splice_totals)
     names = [field[0] for field in abi.SpliceCounters._fields_ if field[0] not in ("lost_events", "by_why")]
     by_why = {why.label: sum(cpu.by_why[why] for cpu in cpus) for why in Why if why.label}
     return SpliceCounters(**{name: sum(getattr(cpu, name) for cpu in cpus) for name in names}, by_why=by_why)
 
 
+def other_owner_count(bpffs: Path) -> int:
+    """Connections that stayed on TCP for another program's sockmap, as the pinned counters say; needs no agent.
+
+    Raises KernelRefusedError when no programs of this version are pinned on that bpffs.
+    """
+    key, value, per_cpu = LAYOUT["splice_totals"]
+    pin = bpffs / "spliceway" / f"v{abi.ABI_VERSION}" / "maps" / "splice_totals"
+    totals = BpfMap(open_pin(pin), "splice_totals", key, value, per_cpu=per_cpu)
+    try:
+        return sum(int(cpu.by_why[Why.OTHER_OWNER]) for cpu in _totals(totals))
+    finally:
+        totals.close()
+
+
 def lost_events(maps: Maps) -> int:
     """Records for which the ring buffer had no room."""
-    return sum(cpu.lost_events for cpu in _totals(maps))
+    return sum(cpu.lost_events for cpu in _totals(maps.splice_totals))
 
 
 def policy(maps: Maps, slot: int) -> list[dict[str, object]]:

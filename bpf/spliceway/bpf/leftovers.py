@@ -1,0 +1,186 @@
+"""Everything that any agent ever attached on this node: found, and taken out. Works without an agent and its programs.
+
+What is ours is known by names and numbers of our own, and by the record (`record.py`); what others attached stays.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from spliceway.bpf import libbpf, node, record
+from spliceway.bpf.attach import EGRESS, INGRESS, detach_tc, is_ours
+from spliceway.bpf.errors import DatapathError, KernelRefusedError
+from spliceway.bpf.record import PolicyRule
+from spliceway.bpf.types import DatapathSettings
+
+#: Netlink's ways to say that something is not there (any more).
+_GONE = (errno.ENOENT, errno.ENODEV, errno.EINVAL, errno.ESRCH)
+
+
+class Leftover(msgspec.Struct, frozen=True):
+    """One thing of ours. `kind`: link, filter, clsact, rule, sysctl, pins; `what` tells which, for people."""
+
+    kind: str
+    what: str
+    ifindex: int = 0
+    parent: int = 0
+    rule: PolicyRule | None = None
+    path: Path | None = None
+
+
+@contextmanager
+def held(bpffs: Path) -> Iterator[None]:
+    """Keep agents away from the bpffs meanwhile. Raises DatapathError when one runs there."""
+    path = record.top(bpffs)
+    if not path.is_dir():
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise DatapathError(f"bpffs: an agent runs on {path}") from error
+    finally:
+        os.close(descriptor)
+
+
+def runs(bpffs: Path) -> bool:
+    """Whether an agent holds the bpffs now."""
+    try:
+        with held(bpffs):
+            return False
+    except DatapathError:
+        return True
+
+
+async def find(settings: DatapathSettings) -> list[Leftover]:
+    """All of it, in the order in which it is to be taken out. Only `bpffs`, `state_dir` and the rule's numbers count.
+
+    Raises KernelRefusedError.
+    """
+    bpffs = settings.bpffs
+    roots = record.roots(bpffs)
+    found = [Leftover("link", str(pin), path=pin) for root in roots for pin in _files(root / "links")]
+    async with AsyncIPRoute() as ipr:
+        devices = {int(each["index"]): str(each.get_attr("IFLA_IFNAME")) async for each in await ipr.link("dump")}
+        for index, device in devices.items():
+            for parent, side in ((INGRESS, "ingress"), (EGRESS, "egress")):
+                for name in [name for name, ours in await _filters(ipr, index, parent) if ours]:
+                    found.append(Leftover("filter", f"{name} at {side} of {device}", index, parent))
+        made = [index for index in record.clsacts(bpffs) if index in devices]
+        found += [Leftover("clsact", f"of {devices[index]}", index) for index in made]
+        known = dict.fromkeys((*record.rules(bpffs), *record.rules_of(settings)))
+        there = await node.rules(ipr)
+        found += [Leftover("rule", str(rule), rule=rule) for rule in known if rule in there]
+    found += [Leftover("sysctl", text) for text in node.changed_sysctls(settings.state_dir)]
+    found += [Leftover("pins", str(root), path=root) for root in roots]
+    return found
+
+
+async def take_out(found: list[Leftover], settings: DatapathSettings) -> list[Leftover]:
+    """Remove what `find` found, and the record of it; returns what is gone. Again does nothing.
+
+    A clsact that others have filters in stays. Raises KernelRefusedError; then the rest is still there.
+    """
+    gone = []
+    async with AsyncIPRoute() as ipr:
+        steps: dict[str, Callable[[Leftover], Awaitable[bool]]] = {
+            "link": _detach_link,
+            "filter": lambda one: _remove_filter(ipr, one),
+            "clsact": lambda one: _remove_clsact(ipr, one, settings.bpffs),
+            "rule": lambda one: _remove_rule(ipr, one, settings.bpffs),
+            "pins": _remove_pins,
+        }
+        for one in found:
+            if one.kind != "sysctl" and await steps[one.kind](one):
+                gone.append(one)
+    node.restore_sysctls(settings.state_dir)
+    gone += [one for one in found if one.kind == "sysctl"]
+    record.clear(settings.bpffs)
+    return gone
+
+
+async def forget_uplinks(ipr: AsyncIPRoute, uplinks: Collection[str]) -> None:
+    """Detach from interfaces that were uplinks in an earlier configuration. Raises KernelRefusedError."""
+    async for each in await ipr.link("dump"):
+        index, name = int(each["index"]), each.get_attr("IFLA_IFNAME")
+        if name not in uplinks and ("from_network", True) in await _filters(ipr, index, INGRESS):
+            await detach_tc(ipr, index, INGRESS)
+
+
+async def _filters(ipr: AsyncIPRoute, index: int, parent: int) -> list[tuple[str, bool]]:
+    """Filters of one clsact hook: name, whether it is ours."""
+    found = []
+    try:
+        async for each in await ipr.get_filters(index=index, parent=parent):
+            options = each.get_attr("TCA_OPTIONS")
+            name = options.get_attr("TCA_BPF_NAME") if options is not None and hasattr(options, "get_attr") else None
+            if int(each["handle"]) or name:  # a dump begins each priority with a line that is no filter
+                found.append((str(name or ""), is_ours(int(each["handle"]), int(each["info"]) >> 16, str(name or ""))))
+    except NetlinkError as error:
+        if error.code not in _GONE:
+            raise KernelRefusedError(f"list the filters of interface {index}", error.code) from error
+    return found
+
+
+async def _detach_link(one: Leftover) -> bool:
+    assert one.path is not None
+    try:
+        libbpf.detach_pinned_link(one.path)
+    except KernelRefusedError as error:
+        # What it was attached to is gone, or it is no link at all: then the pin is all there is.
+        if error.errno not in (errno.ENOLINK, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT):
+            raise
+    one.path.unlink(missing_ok=True)
+    return True
+
+
+async def _remove_filter(ipr: AsyncIPRoute, one: Leftover) -> bool:
+    await detach_tc(ipr, one.ifindex, one.parent)
+    return True
+
+
+async def _remove_clsact(ipr: AsyncIPRoute, one: Leftover, bpffs: Path) -> bool:
+    """Only an empty one: with it go all filters that are in it."""
+    if await _filters(ipr, one.ifindex, INGRESS) or await _filters(ipr, one.ifindex, EGRESS):
+        return False
+    try:
+        await ipr.tc("del", "clsact", index=one.ifindex)
+    except NetlinkError as error:
+        if error.code not in _GONE:
+            raise KernelRefusedError(f"remove clsact {one.what}", error.code) from error
+    record.drop_clsact(bpffs, one.ifindex)
+    return True
+
+
+async def _remove_rule(ipr: AsyncIPRoute, one: Leftover, bpffs: Path) -> bool:
+    assert one.rule is not None
+    await node.remove_rule(ipr, one.rule)
+    record.drop_rule(bpffs, one.rule)
+    return True
+
+
+async def _remove_pins(one: Leftover) -> bool:
+    assert one.path is not None
+    try:
+        shutil.rmtree(one.path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise KernelRefusedError(f"remove {one.path}", error.errno or 0) from error
+    return True
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(directory.iterdir()) if directory.is_dir() else []

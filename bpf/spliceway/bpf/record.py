@@ -1,0 +1,110 @@
+"""What was made that can't be told from the work of others later: kept as symbolic links on the bpffs.
+
+They live as long as what they tell of: until it is removed, or the machine restarts. (A bpffs has no regular files.)
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import msgspec
+
+from spliceway.bpf.types import DatapathSettings
+
+_CLSACT, _RULES = "clsact", "rules"
+
+
+class PolicyRule(msgspec.Struct, frozen=True, order=True):
+    """A policy rule for steered packets, and the table that it leads to. `family`: AF_INET or AF_INET6."""
+
+    family: int
+    priority: int
+    table: int
+    mark: int
+    mask: int
+
+    def __str__(self) -> str:
+        version = 4 if self.family == socket.AF_INET else 6
+        return f"IPv{version} rule {self.priority}: fwmark {self.mark:#x}/{self.mask:#x} lookup {self.table}"
+
+
+def rules_of(settings: DatapathSettings) -> tuple[PolicyRule, PolicyRule]:
+    """The two rules of these settings."""
+    numbers = settings.rule_priority, settings.route_table, settings.mark, settings.mark_mask
+    return PolicyRule(socket.AF_INET, *numbers), PolicyRule(socket.AF_INET6, *numbers)
+
+
+def top(bpffs: Path) -> Path:
+    """The directory on a bpffs that is ours, whatever the version."""
+    return bpffs / "spliceway"
+
+
+def roots(bpffs: Path) -> list[Path]:
+    """Where something is pinned: a directory for each version of the ABI."""
+    found = sorted(top(bpffs).iterdir()) if top(bpffs).is_dir() else []
+    return [path for path in found if path.name not in (_CLSACT, _RULES)]
+
+
+def add_clsact(bpffs: Path, ifindex: int) -> None:
+    """We made the clsact of this interface."""
+    _add(top(bpffs) / _CLSACT, str(ifindex))
+
+
+def add_rule(bpffs: Path, rule: PolicyRule) -> None:
+    """We made this rule, and the route in its table."""
+    _add(top(bpffs) / _RULES, "-".join(map(str, msgspec.structs.astuple(rule))))
+
+
+def clsacts(bpffs: Path) -> list[int]:
+    """Interfaces whose clsact is ours, also those that have gone by now."""
+    return [int(name) for name in _names(top(bpffs) / _CLSACT) if name.isdigit()]
+
+
+def rules(bpffs: Path) -> list[PolicyRule]:
+    """Rules that are ours, those of earlier settings, too."""
+    found = []
+    for name in _names(top(bpffs) / _RULES):
+        numbers = [int(part) for part in name.split("-") if part.isdigit()]
+        if len(numbers) == len(PolicyRule.__struct_fields__):
+            found.append(PolicyRule(*numbers))
+    return found
+
+
+def drop_clsact(bpffs: Path, ifindex: int) -> None:
+    """It is gone."""
+    (top(bpffs) / _CLSACT / str(ifindex)).unlink(missing_ok=True)
+
+
+def drop_rule(bpffs: Path, rule: PolicyRule) -> None:
+    """It is gone."""
+    (top(bpffs) / _RULES / "-".join(map(str, msgspec.structs.astuple(rule)))).unlink(missing_ok=True)
+
+
+def clear(bpffs: Path) -> None:
+    """Remove the record, and our directory when nothing else is in it."""
+    for name in (_CLSACT, _RULES):
+        for each in _names(top(bpffs) / name):
+            (top(bpffs) / name / each).unlink(missing_ok=True)
+        _remove(top(bpffs) / name)
+    _remove(top(bpffs))
+
+
+def _add(directory: Path, name: str) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    if not (directory / name).is_symlink():
+        (directory / name).symlink_to("made-by-spliceway")
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in directory.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _remove(directory: Path) -> None:
+    try:
+        directory.rmdir()
+    except OSError:
+        return  # not there, or somebody else has something in it
