@@ -223,17 +223,17 @@ def test_only_a_kernel_that_is_affected_loses_anything(other: State) -> None:
     ],
 )
 def test_whole_kernels_without_kernel_tls(release: str, expected: bool) -> None:
-    found = judge(KernelRelease.parse(release, ulps=frozenset({"mptcp"})))
+    found = judge(KernelRelease.parse(release, tls=False))
     assert allowed(found) == (expected, expected)
 
 
 @pytest.mark.parametrize(
-    ("ulps", "expected"),
-    [(None, State.AFFECTED), (frozenset({"tls"}), State.AFFECTED), (frozenset({"mptcp"}), State.NOT_AFFECTED)],
+    ("tls", "expected"),
+    [(True, State.AFFECTED), (False, State.NOT_AFFECTED)],
 )
-def test_kernel_tls_matters_where_tcp_has_it(ulps: frozenset[str] | None, expected: State) -> None:
+def test_kernel_tls_matters_where_it_is_loaded(tls: bool, expected: State) -> None:
     row = NAME["460e6486617c"]
-    (found,) = (one for one in judge(KernelRelease.parse("6.18.52", ulps=ulps)) if one.row is row)
+    (found,) = (one for one in judge(KernelRelease.parse("6.18.52", tls=tls)) if one.row is row)
     assert found.state is expected
     assert found.off is (Scope.EVERYTHING if expected is State.AFFECTED else Scope.TOLD)
 

@@ -38,13 +38,11 @@ class KernelRelease(msgspec.Struct, frozen=True):
 
     name: str  # as `uname -r` says it
     version: Version
-    #: Upper layer protocols that TCP has; None: not known, which counts as all.
-    ulps: frozenset[str] | None = None
+    #: Kernel TLS is loaded or built in. Not known counts as loaded.
+    tls: bool = True
 
     @classmethod
-    def parse(
-        cls, release: str, version_text: str = "", signature: str = "", ulps: frozenset[str] | None = None
-    ) -> KernelRelease:
+    def parse(cls, release: str, version_text: str = "", signature: str = "", tls: bool = True) -> KernelRelease:
         """From `uname -r`, `uname -v` and /proc/version_signature (Ubuntu's; else "").
 
         Debian's `uname -r` may hide the patch level (6.1.0-40-amd64): then it stands in `uname -v`. Ubuntu's is the
@@ -54,23 +52,26 @@ class KernelRelease(msgspec.Struct, frozen=True):
         """
         found = version(release)
         if re.match(r"[\d.]+-rc\d", release):
-            return cls(release, (*found[:2], -1), ulps)
+            return cls(release, (*found[:2], -1), tls)
         debian = _DEBIAN.search(version_text)
         for hint in (debian[1] if debian else "", signature.rpartition(" ")[2]):
             if _NUMBERS.match(hint) and version(hint)[:2] == found[:2]:
                 found = version(hint)
-        return cls(release, found, ulps)
+        return cls(release, found, tls)
 
     @classmethod
     def running(cls) -> KernelRelease:
-        """The kernel that runs now. Reads two files of /proc, where there are."""
+        """The kernel that runs now. Looks at /proc: Ubuntu's signature, the counters of kernel TLS.
+
+        (The counters are in every network namespace; the sysctl with TCP's upper layer protocols is in the first only.)
+        """
         uname = os.uname()
-        ulps = _read("/proc/sys/net/ipv4/tcp_available_ulp")
+        signature = Path("/proc/version_signature")
         return cls.parse(
             uname.release,
             uname.version,
-            (_read("/proc/version_signature") or "").strip(),
-            None if ulps is None else frozenset(ulps.split()),
+            signature.read_text().strip() if signature.exists() else "",
+            Path("/proc/net/tls_stat").exists(),
         )
 
     def __str__(self) -> str:
@@ -160,7 +161,7 @@ def _state(row: Row, release: KernelRelease, declared: bool) -> State:
     begun = (*at[:2], max(at[2], 0))  # a candidate may have the fault, and not yet its fix
     if begun < version(row.bad[0]) and not _reached(begun, row.bad[1:]):
         return State.NOT_AFFECTED
-    if row.ulp and release.ulps is not None and row.ulp not in release.ulps:
+    if row.tls and not release.tls:
         return State.NOT_AFFECTED
     return State.DECLARED_FIXED if declared else State.AFFECTED
 
@@ -179,10 +180,3 @@ def _row(name: str) -> Row:
             return row
     known = ", ".join(f"{row.commit} ({row.cve})" if row.cve else row.commit for row in ROWS)
     raise ValueError(f"{name!r} is no fix that the kernel gate knows; it knows {known}")
-
-
-def _read(path: str) -> str | None:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return None

@@ -37,7 +37,7 @@ class Row(msgspec.Struct, frozen=True):
     source: str
     cve: str = ""
     verified: bool = True
-    ulp: str = ""  # only where TCP has this upper layer protocol (net.ipv4.tcp_available_ulp)
+    tls: bool = False  # only where kernel TLS is loaded (or built in)
 
 
 class Feature(msgspec.Struct, frozen=True):
@@ -189,7 +189,7 @@ ROWS: tuple[Row, ...] = (
         scope=Scope.EVERYTHING,
         source=_COMMIT + "929e30f93125",
         # 6.12.75 and 6.18.14 are seen in changelogs, 6.6.128 is told by a user of sockmaps. 6.19 has it from a patch
-        # level that is not known, so all of 6.19 counts as bad. 6.1 and 5.15 did not get it.
+        # level that is not known, so all of 6.19 counts as bad. 6.1 and 5.15 did not get it: tried on 6.1.192.
         verified=False,
     ),
     Row(
@@ -216,7 +216,7 @@ ROWS: tuple[Row, ...] = (
         source=_CVE + "CVE-2026-93824",
         # 6.1.189 is seen in a changelog, the others are the record's of September 2026; 6.6 and 7.1 may have it by now.
         verified=False,
-        ulp="tls",
+        tls=True,
     ),
     Row(
         commit="2d66a033864e",
