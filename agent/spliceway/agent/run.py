@@ -15,14 +15,9 @@ from spliceway.agent.config import Config
 from spliceway.agent.embedded import EmbeddedSupervisor
 from spliceway.agent.envoy import EnvoySupervisor
 from spliceway.agent.errors import OWN_ERRORS
-from spliceway.agent.proxysupervisor import KINDS, end_kind
 from spliceway.agent.sides import ProxyProcess
-from spliceway.agent.state import StateStore
-from spliceway.bpf.datapath import Datapath, claim, pin_root
+from spliceway.bpf.datapath import Datapath, claim
 from spliceway.bpf.types import DatapathSettings
-
-#: How long a proxy has to end by itself, in seconds: nothing is steered to it any more.
-CLEANUP_GRACE = 1.0
 
 
 def run_agent(config: Config, *, log_level: str = "info", cleanup: bool = False) -> None:
@@ -36,12 +31,6 @@ def run_agent(config: Config, *, log_level: str = "info", cleanup: bool = False)
         self_test=splicechecks.self_test,
     )
     asyncio.run(_until_signal(agent, cleanup=cleanup))
-
-
-def run_cleanup(config: Config) -> None:
-    """Remove what an agent with this configuration left. Raises one of OWN_ERRORS, also when it still runs."""
-    log.configure("warning")
-    asyncio.run(_cleanup(config))
 
 
 async def _open_datapath(settings: DatapathSettings) -> Datapath:
@@ -61,18 +50,6 @@ async def _until_signal(agent: Agent, *, cleanup: bool) -> None:
         if own is None:
             raise
         raise _first(own) from group
-
-
-async def _cleanup(config: Config) -> None:
-    store = StateStore(config.state_dir)
-    with store.lock():
-        settings = config.datapath_settings()
-        if pin_root(settings).exists():
-            datapath = await _open_datapath(settings)
-            await datapath.remove()
-        for kind in KINDS:
-            await end_kind(config.state_dir, kind, CLEANUP_GRACE)
-        store.clear()
 
 
 def make_proxy(config: Config, on_exit: Callable[[str], None]) -> ProxyProcess:

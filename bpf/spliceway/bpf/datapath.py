@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 from pyroute2 import AsyncIPRoute
 
-from spliceway.bpf import abi, diag, leftovers, libbpf, node, views
+from spliceway.bpf import abi, diag, leftovers, libbpf, node, record, views
 from spliceway.bpf.attach import EGRESS, INGRESS, attach_link, attach_tc, interface_index
 from spliceway.bpf.errors import DatapathError, KernelRefusedError
 from spliceway.bpf.events import EventStream
@@ -423,7 +423,7 @@ def _check(settings: DatapathSettings) -> None:
             raise DatapathError(f"{field}: {path} is not a cgroup2 directory (is cgroup2 mounted there?)")
     if not settings.bpffs.is_dir():
         raise DatapathError(f"bpffs: {settings.bpffs} does not exist (mount -t bpf bpf {settings.bpffs})")
-    if os.statvfs(settings.bpffs).f_namemax != 255 or not _is_bpffs(settings.bpffs):
+    if os.statvfs(settings.bpffs).f_namemax != 255 or not record.on_bpffs(settings.bpffs):
         raise DatapathError(f"bpffs: {settings.bpffs} is not a bpffs (mount -t bpf bpf {settings.bpffs})")
 
 
@@ -440,15 +440,6 @@ def _is_same_endpoint(one: LocalEndpoint, other: LocalEndpoint) -> bool:
 def _is_same(attached: Attached, links: Mapping[str, int]) -> bool:
     """Whether the veth is the one that was attached: an index isn't used again in a namespace's life."""
     return links.get(attached.endpoint.interface) == attached.ifindex
-
-
-def _is_bpffs(path: Path) -> bool:
-    device = path.stat().st_dev
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split()
-        if fields[fields.index("-") + 1] == "bpf" and fields[2] == f"{os.major(device)}:{os.minor(device)}":
-            return True
-    return False
 
 
 def _loaded_digest(root: Path) -> str:

@@ -70,6 +70,8 @@ async def find(settings: DatapathSettings) -> list[Leftover]:
     Raises KernelRefusedError.
     """
     bpffs = settings.bpffs
+    if record.top(bpffs).exists() and not record.on_bpffs(record.top(bpffs)):
+        raise DatapathError(f"bpffs: {record.top(bpffs)} is not on a bpffs: nothing of it is ours")
     roots = record.roots(bpffs)
     found = [Leftover("link", str(pin), path=pin) for root in roots for pin in _files(root / "links")]
     async with AsyncIPRoute() as ipr:

@@ -5,6 +5,7 @@ They live as long as what they tell of: until it is removed, or the machine rest
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -44,6 +45,16 @@ def roots(bpffs: Path) -> list[Path]:
     """Where something is pinned: a directory for each version of the ABI."""
     found = sorted(top(bpffs).iterdir()) if top(bpffs).is_dir() else []
     return [path for path in found if path.name not in (_CLSACT, _RULES)]
+
+
+def on_bpffs(path: Path) -> bool:
+    """Whether a path that is there lies on a bpffs."""
+    device = path.stat().st_dev
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        if fields[fields.index("-") + 1] == "bpf" and fields[2] == f"{os.major(device)}:{os.minor(device)}":
+            return True
+    return False
 
 
 def add_clsact(bpffs: Path, ifindex: int) -> None:

@@ -1,43 +1,88 @@
-"""What `spliceway cleanup` says: checked before, looked at before and after, told."""
+"""`spliceway cleanup`: take out all that was ever attached on this node."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from spliceway.agent.config import Config
-from spliceway.agent.errors import AgentError
+import typer
 
+from spliceway.agent.cli.common import Output, OutputOption
 
-def check_cgroups(config: Config) -> None:
-    """Raise AgentError, in the words of the configuration, when a cgroup is one that no agent would have taken."""
-    for field, path in (("cgroups.pods", config.cgroups.pods), ("cgroups.proxy", config.cgroups.proxy)):
-        if path == config.cgroups.proxy and not path.exists() and _is_cgroup2(path.parent):
-            continue  # an agent makes it
-        if not _is_cgroup2(path):
-            raise AgentError(f"{field}: {path} is not a cgroup2 directory")
-        # Only the root of the hierarchy has no `cgroup.type`.
-        if not (path / "cgroup.type").exists():
-            raise AgentError(f"{field}: {path} is the root cgroup, which no agent uses")
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from spliceway.agent.config import Config
+    from spliceway.agent.nodecleanup import Item
+    from spliceway.bpf.types import DatapathSettings
 
 
-def left(config: Config) -> Iterator[str]:
-    """What an agent with this configuration has left, one phrase each."""
-    from spliceway.agent.proxysupervisor import running_pids
-    from spliceway.bpf.datapath import pin_root
+def cleanup(
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", exists=True, dir_okay=False, help="An agent's configuration; needs none."),
+    ] = None,
+    bpffs: Annotated[Path | None, typer.Option("--bpffs", help="In place of the configuration's.")] = None,
+    state_dir: Annotated[Path | None, typer.Option("--state-dir", help="In place of the configuration's.")] = None,
+    state: Annotated[bool, typer.Option("--state", help="Also what agents remember: numbers, held documents.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even while an agent runs.")] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Remove all that agents of any version left on this node: programs, maps, filters, rules, sysctls, the proxy.
 
-    if (pins := pin_root(config.datapath_settings())).exists():
-        yield f"programs, maps, rules and routes ({pins})"
-    for pid, kind in running_pids(config.state_dir).items():
-        yield f"the proxy ({kind}, pid {pid})"
-    if (state := config.state_dir / "state.json").exists():
-        yield f"state ({state})"
+    Run it in the node's network namespace. What others attached stays. Without --yes it asks, and with nobody to ask
+    it only lists what there is, with exit status 1.
+    """
+    import asyncio
+
+    from spliceway.agent import log
+    from spliceway.agent.cli.render import emit_json
+    from spliceway.agent.config import load_config
+    from spliceway.agent.jsonable import plain
+    from spliceway.agent.nodecleanup import Cleaned, find, remove
+
+    log.configure("warning")
+    settings = _settings(load_config(config) if config else None, bpffs, state_dir)
+    found = asyncio.run(find(settings))
+    wanted = [item for item in found if state or item.kind != "state"]
+    if wanted and not yes and not _agrees(wanted, output):
+        if output is Output.JSON:
+            emit_json(plain(Cleaned(tuple(found), (), tuple(found))))
+        raise typer.Exit(1)
+    done = asyncio.run(remove(settings, state=state, force=force))
+    if output is Output.JSON:
+        emit_json(plain(done))
+        return
+    for item in done.removed:
+        typer.echo(f"Removed {item.kind} {item.what}")
+    if not done.removed:
+        typer.echo("Nothing to remove.")
+    for item in done.kept:
+        why = "--state removes it, too" if item.kind == "state" else "others use it"
+        typer.echo(f"Kept {item.kind} {item.what} ({why})")
 
 
-def lock_file(config: Config) -> Path:
-    """The file that an agent holds as long as it runs."""
-    return config.state_dir / "agent.lock"
+def _settings(config: Config | None, bpffs: Path | None, state_dir: Path | None) -> DatapathSettings:
+    """Those of the configuration or the defaults, with what was named on the command line."""
+    import msgspec
+
+    from spliceway.agent.nodecheck.runner import target_of
+
+    settings = target_of(config).settings
+    named = {"bpffs": bpffs, "state_dir": state_dir}
+    return msgspec.structs.replace(
+        settings, **{name: path.absolute() for name, path in named.items() if path is not None}
+    )
 
 
-def _is_cgroup2(path: Path) -> bool:
-    return (path / "cgroup.controllers").exists() and (path / "cgroup.procs").exists()
+def _agrees(found: Sequence[Item], output: Output) -> bool:
+    """Ask, where somebody is there to answer."""
+    asks = output is Output.TABLE and sys.stdin.isatty()
+    for item in found if output is Output.TABLE else ():
+        typer.echo(f"Would remove {item.kind} {item.what}")
+    if asks:
+        return typer.confirm("Remove all this?")
+    typer.echo("spliceway: nothing was removed: say --yes", err=True)
+    return False

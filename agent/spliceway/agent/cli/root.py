@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spliceway.agent.cli import evaluate, lazy, proxy, show, source, xds, xdsserve
+from spliceway.agent.cli import cleanup, evaluate, lazy, preflight, proxy, show, source, xds, xdsserve
 from spliceway.agent.cli.common import ConfigOption, Group
 from spliceway.agent.cli.options import LogLevelOption
 
@@ -36,27 +36,8 @@ def agent(
     run_agent(load_config(config), log_level=log_level, cleanup=cleanup)
 
 
-@app.command("cleanup")
-def cleanup(config: ConfigOption) -> None:
-    """Remove all that an agent with this configuration left: programs, maps, rules, routes, proxy and state."""
-    from spliceway.agent.cli.cleanup import check_cgroups, left, lock_file
-    from spliceway.agent.config import load_config
-
-    loaded = load_config(config)
-    check_cgroups(loaded)
-    found = list(left(loaded))
-    if not found and not lock_file(loaded).exists():
-        typer.echo("Nothing to remove.")
-        return
-    from spliceway.agent.run import run_cleanup
-
-    run_cleanup(loaded)
-    for what in found:
-        typer.echo(f"Removed {what}.")
-    if not found:
-        typer.echo("Nothing to remove.")
-
-
+app.command("cleanup")(cleanup.cleanup)
+app.command("preflight")(preflight.preflight)
 app.command("proxy")(proxy.proxy)
 app.command("status")(show.status)
 app.command("flows")(show.flows)

@@ -1,0 +1,122 @@
+"""Other network software of the node: Cilium, Calico, the AWS VPC CNI, Istio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from spliceway.agent.nodecheck.model import Check, Target, info, ok, warn
+from spliceway.agent.nodecheck.reading import Unreadable, names
+from spliceway.agent.nodecheck.routing import Rule
+from spliceway.agent.nodecheck.routing import read as read_rules
+
+#: Priority of the AWS VPC CNI's rules «to all pods: main».
+_AWS_TO_POD = 512
+_CNI = Path("/etc/cni/net.d")
+
+
+class Signs(msgspec.Struct, frozen=True, kw_only=True):
+    """What tells who else is there: names of interfaces, of files in some directories, of programs that run; rules."""
+
+    devices: Collection[str] = ()
+    cni: Collection[str] = ()
+    cilium_maps: Collection[str] = ()
+    cilium_socket: bool = False
+    istio_in_cni: bool = False
+    programs: Collection[str] = ()
+    rules: Collection[Rule] = ()
+
+
+def neighbours(_target: Target) -> Iterator[Check]:
+    """One result for each that is there."""
+    yield from judge(read())
+
+
+def read() -> Signs:
+    """Look for them."""
+    pins = Path("/sys/fs/bpf/tc/globals")
+    try:
+        rules = asyncio.run(read_rules(0))[0]
+    except OSError:
+        rules = []
+    return Signs(
+        devices=names(Path("/sys/class/net")),
+        cni=_quietly(_CNI),
+        cilium_maps=[name for name in _quietly(pins) if name.startswith("cilium")],
+        cilium_socket=Path("/var/run/cilium").is_dir(),
+        istio_in_cni=any(b"istio-cni" in _content(_CNI / name) for name in _quietly(_CNI)),
+        programs=set(_programs()),
+        rules=rules,
+    )
+
+
+def judge(signs: Signs) -> Iterator[Check]:
+    """From what was seen."""
+    found = [*_cilium(signs), *_calico(signs), *_aws(signs), *_istio(signs)]
+    yield from found or [ok("neighbours", "no Cilium, Calico, AWS VPC CNI or Istio was seen")]
+
+
+def _cilium(signs: Signs) -> Iterator[Check]:
+    seen = [name for name in signs.devices if name in ("cilium_host", "cilium_net", "cilium_vxlan")]
+    seen += ["/sys/fs/bpf/tc/globals/cilium*"] if signs.cilium_maps else []
+    seen += ["/var/run/cilium"] if signs.cilium_socket else []
+    seen += ["cilium-agent"] if "cilium-agent" in signs.programs else []
+    if seen:
+        todo = "two datapaths must not enforce one node's policy: take Cilium out, or run it without policy enforcement"
+        yield warn("cilium", f"seen: {', '.join(seen)}", todo)
+
+
+def _calico(signs: Signs) -> Iterator[Check]:
+    seen = [f"{count} cali* interfaces"] if (count := sum(name.startswith("cali") for name in signs.devices)) else []
+    seen += [name for name in signs.cni if "calico" in name]
+    seen += sorted({"calico-node", "felix", "tigera-operator"} & set(signs.programs))
+    if seen:
+        todo = "Calico's policies stay in force beside ours (its eBPF data plane does not: use iptables or nftables)"
+        yield info("calico", f"seen: {', '.join(seen)}", todo)
+
+
+def _aws(signs: Signs) -> Iterator[Check]:
+    if any(name in signs.cni for name in ("10-aws.conflist", "aws.conf")) or "aws-k8s-agent" in signs.programs:
+        early = [rule for rule in signs.rules if rule.priority == _AWS_TO_POD]
+        text = f"{len(early)} rules at priority {_AWS_TO_POD}" if early else "no rules of it yet"
+        todo = f"keep datapath.rulePriority below {_AWS_TO_POD}, as it is by default, and its network policy agent off"
+        yield info("aws-vpc-cni", f"seen; {text}", todo)
+    elif any(rule.priority == _AWS_TO_POD for rule in signs.rules):
+        todo = f"keep datapath.rulePriority below {_AWS_TO_POD}, as it is by default"
+        yield info("aws-vpc-cni", f"rules at priority {_AWS_TO_POD}, as the AWS VPC CNI makes them", todo)
+
+
+def _istio(signs: Signs) -> Iterator[Check]:
+    seen = ["istio-cni in a conflist"] if signs.istio_in_cni else []
+    seen += sorted({"ztunnel", "pilot-agent", "install-cni"} & set(signs.programs))
+    if seen:
+        # Its redirection happens in the pod, behind the veth: what arrives here is the mesh's own traffic.
+        todo = "HTTP rules see the mesh's encrypted traffic: leave pods of the mesh without them, or out of the mesh"
+        yield warn("istio", f"seen: {', '.join(seen)}", todo)
+
+
+def _programs() -> Iterable[str]:
+    """Names of what runs, as far as this process sees it."""
+    for each in Path("/proc").iterdir():
+        if each.name.isdigit():
+            try:
+                yield (each / "comm").read_text().strip()
+            except OSError:
+                continue  # it has ended
+
+
+def _quietly(directory: Path) -> list[str]:
+    try:
+        return names(directory)
+    except Unreadable:
+        return []
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()[: 1 << 20]
+    except OSError:
+        return b""

@@ -1,0 +1,113 @@
+"""Netfilter: whose rules touch our marks, how Services are done, bridges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from spliceway.agent.nodecheck import marks
+from spliceway.agent.nodecheck.model import Check, Target, info, ok, skipped, warn
+from spliceway.agent.nodecheck.reading import Unreadable, names, output, program, sysctl
+from spliceway.bpf.types import DatapathSettings
+
+_LISTED = ("iptables-save", "ip6tables-save", "iptables-legacy-save", "ip6tables-legacy-save")
+_NFT = ("nft", "list", "ruleset")
+#: How many rules are told one by one.
+_SHOWN = 5
+
+
+class Rules:
+    """What the programs print that list rules; each is asked once, `unread` says of which there is no answer."""
+
+    def __init__(self, iptables: Sequence[str], nftables: str, unread: Sequence[str] = ()) -> None:
+        self.iptables, self.nftables, self.unread = tuple(iptables), nftables, tuple(unread)
+
+    @property
+    def uses(self) -> list[marks.MarkUse]:
+        """Rules that set or ask for marks, each once."""
+        found = [use for text in self.iptables for use in marks.of_iptables(text)]
+        return list(dict.fromkeys([*found, *marks.of_nftables(self.nftables)]))
+
+
+def read() -> Rules:
+    """Ask iptables and nftables for all rules. Programs that are not there are named in `unread`."""
+    texts, unread = [], []
+    for name in _LISTED:
+        if name.endswith("legacy-save") and not program(name):
+            continue  # then iptables-save is the only one
+        try:
+            texts.append(output((name,)))
+        except Unreadable as error:
+            unread.append(str(error))
+    try:
+        nftables = output(_NFT)
+    except Unreadable as error:
+        nftables = ""
+        unread.append(str(error))
+    return Rules(texts, nftables, unread)
+
+
+def mark_uses(target: Target) -> Iterator[Check]:
+    """Rules that touch the bits of `datapath.markMask`."""
+    yield from judge_marks(read(), target.settings)
+
+
+def judge_marks(found: Rules, settings: DatapathSettings) -> Iterator[Check]:
+    """From all rules."""
+    hits = marks.conflicts(found.uses, settings.mark, settings.proxy_mark, settings.mark_mask)
+    ours = f"datapath.markMask {settings.mark_mask:#x}"
+    for use in hits[:_SHOWN]:
+        if use.kind == "set":
+            todo = "let it keep our bits (by a mask), or move datapath.mark, proxyMark and markMask to free bits"
+            yield warn("marks", f"sets bits of {ours}: {use.rule}", todo)
+        else:
+            todo = "move datapath.mark, proxyMark and markMask to free bits, if it is meant for other packets"
+            yield warn("marks", f"our marks match: {use.rule}", todo)
+    if len(hits) > _SHOWN:
+        yield warn("marks", f"{len(hits) - _SHOWN} more rules touch {ours}", "see iptables-save and nft list ruleset")
+    if found.unread:
+        yield skipped("marks", "; ".join(found.unread), "see for yourself, or install it where preflight runs")
+    if not hits and (found.iptables or found.nftables or not found.unread):
+        yield ok("marks", f"no rule touches {ours} ({len(found.uses)} rules use marks)")
+
+
+def kube_proxy(_target: Target) -> Iterator[Check]:
+    """How Services are done on this node."""
+    yield judge_kube_proxy(read(), names(Path("/sys/class/net")))
+
+
+def judge_kube_proxy(found: Rules, devices: Sequence[str]) -> Check:
+    """From all rules and the names of the interfaces."""
+    name = "kube-proxy"
+    if "kube-ipvs0" in devices:
+        return info(name, "mode ipvs (kube-ipvs0)", "nothing: packets are steered before ipvs and netfilter see them")
+    if "table ip kube-proxy" in found.nftables or "table ip6 kube-proxy" in found.nftables:
+        return info(name, "mode nftables (table kube-proxy)")
+    chains = [text for text in found.iptables if ":KUBE-SERVICES " in text]
+    if chains:
+        return info(name, "mode iptables (chains KUBE-*)")
+    if any("CILIUM" in text for text in found.iptables) or "cilium_host" in devices:
+        return info(name, "none of its rules; Cilium may do Services itself")
+    if found.unread and not found.iptables:
+        return skipped(name, "; ".join(found.unread))
+    return info(name, "none of its rules on this node", "nothing, unless pods use Services")
+
+
+def bridges(_target: Target) -> Iterator[Check]:
+    """Bridges hand packets to iptables when bridge-nf-call-iptables is 1."""
+    found = [name for name in names(Path("/sys/class/net")) if Path("/sys/class/net", name, "bridge").is_dir()]
+    try:
+        on = sysctl("net/bridge/bridge-nf-call-iptables") == "1"
+    except Unreadable:
+        on = False  # br_netfilter is not loaded
+    yield judge_bridges(found, on=on)
+
+
+def judge_bridges(found: Sequence[str], *, on: bool) -> Check:
+    """From the names of all bridges."""
+    if not found:
+        return ok("bridges", "none")
+    if on:
+        todo = "nothing where pods are routed; where their veths are ports of a bridge, a CNI without one is needed"
+        return info("bridges", f"{', '.join(found)}, with bridge-nf-call-iptables=1", todo)
+    return info("bridges", ", ".join(found), "pods whose veths are ports of a bridge need bridge-nf-call-iptables=1")

@@ -1,0 +1,85 @@
+"""Removing all that any agent left on this node (`spliceway cleanup`). Needs no agent and no configuration.
+
+The proxy goes first: that resets its connections while the kernel still keeps what belongs to them; without it a
+connection could go on with a hole in it, where spliced bytes were. Then `bpf/leftovers` takes out the kernel's part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from spliceway.agent.proxysupervisor import KINDS, end_kind, running_pids
+from spliceway.agent.state import StateStore
+from spliceway.bpf import leftovers
+from spliceway.bpf.types import DatapathSettings
+
+#: How long a proxy has to end by itself, in seconds.
+GRACE = 1.0
+#: Files of the state directory besides those that go with the proxy.
+_STATE = ("state.json", ".state.json.new", "xds.sock", *(f"{kind}.log" for kind in KINDS), "agent.lock")
+
+
+class Item(msgspec.Struct, frozen=True):
+    """One thing. `kind`: proxy, link, filter, clsact, rule, sysctl, pins, state."""
+
+    kind: str
+    what: str
+
+
+class Cleaned(msgspec.Struct, frozen=True):
+    """What was found; of that what was removed, and what was kept (others use it, or it was not asked for)."""
+
+    found: tuple[Item, ...]
+    removed: tuple[Item, ...]
+    kept: tuple[Item, ...]
+
+
+async def find(settings: DatapathSettings) -> list[Item]:
+    """What there is; of the settings only `bpffs`, `state_dir` and the rule's numbers count. Raises DatapathError."""
+    found = [Item("proxy", f"{kind}, pid {pid}") for pid, kind in running_pids(settings.state_dir).items()]
+    found += [Item(one.kind, one.what) for one in await leftovers.find(settings)]
+    return [*found, *(Item("state", str(path)) for path in _state_files(settings.state_dir))]
+
+
+async def remove(settings: DatapathSettings, *, state: bool = False, force: bool = False) -> Cleaned:
+    """Remove it; of the state directory only with `state`.
+
+    Raises StateError or DatapathError when an agent runs, unless `force`: that one works on without programs until it
+    restarts. Again finds nothing.
+    """
+    with contextlib.nullcontext() if force else _alone(settings):
+        found = await find(settings)
+        pids = running_pids(settings.state_dir)
+        for kind in KINDS:
+            if kind in pids.values():
+                await end_kind(settings.state_dir, kind, GRACE)
+        gone = {Item("proxy", f"{kind}, pid {pid}") for pid, kind in pids.items()}
+        taken = await leftovers.take_out(await leftovers.find(settings), settings)
+        gone |= {Item(one.kind, one.what) for one in taken}
+        for path in _state_files(settings.state_dir) if state else ():
+            path.unlink(missing_ok=True)
+            gone.add(Item("state", str(path)))
+    if state:
+        with contextlib.suppress(OSError):  # not there, or somebody else's files are in it
+            settings.state_dir.rmdir()
+    removed = tuple(item for item in found if item in gone)
+    return Cleaned(tuple(found), removed, tuple(item for item in found if item not in gone))
+
+
+@contextlib.contextmanager
+def _alone(settings: DatapathSettings) -> Iterator[None]:
+    """No agent runs meanwhile, neither with this state directory nor on this bpffs."""
+    with contextlib.ExitStack() as stack:
+        if settings.state_dir.is_dir():
+            stack.enter_context(StateStore(settings.state_dir).lock())
+        stack.enter_context(leftovers.held(settings.bpffs))
+        yield
+
+
+def _state_files(directory: Path) -> list[Path]:
+    return [directory / name for name in _STATE if os.path.lexists(directory / name)]
