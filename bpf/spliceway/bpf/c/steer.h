@@ -76,6 +76,15 @@ static __always_inline u8 proxy_leg(u32 mark)
 	return mark == PROXY_CONNECTED ? LEG_UPSTREAM : LEG_DOWNSTREAM;
 }
 
+// Has the rule set another listener by now than the one that accepted a connection? None at all is for want of a proxy.
+static __always_inline int has_moved(u32 mark, u32 rule_set)
+{
+	u32 number = RULE_SET_NUMBER(rule_set);
+	struct listener *l = mark == PROXY_CONNECTED ? NULL : listeners.lookup(&number);
+
+	return l && l->port != mark;
+}
+
 // May a connection that the proxy already has go on under this verdict? Only if it redirects, and one that a listener accepted only if the
 // rule set still has that listener: what began under another rule set must not go on under this one's name.
 static __always_inline int same_listener(u32 mark, const struct decision *d)
@@ -121,11 +130,12 @@ static __always_inline int steer(struct __sk_buff *skb, const struct packet *p, 
 		// proxy could have made one between these two addresses.
 		u32 time_wait = sk->state == STATE_TIME_WAIT;
 		u32 mark = time_wait || sk->state == STATE_LISTEN ? 0 : is_proxy_sock(sk);
-		if (time_wait || (mark && proxy_leg(mark) == leg))
+		int right_leg = mark && proxy_leg(mark) == leg, moved = right_leg && has_moved(mark, rule_set);
+		if (time_wait || (right_leg && !moved))
 			goto assign;
 		bpf_sk_release(sk);
 		if (mark)
-			return TUPLE_CONFLICT;
+			return moved ? RULE_SET_CHANGED : TUPLE_CONFLICT;
 	}
 	if (leg != LEG_DOWNSTREAM)
 		return NO_LISTENER;

@@ -35,11 +35,18 @@ static __always_inline int is_bare(const struct packet *p, const struct ct_value
 	return !(p->tcp_flags & TCP_SYN) || (e->leg == LEG_DOWNSTREAM && (e->flags & CT_CLIENT));
 }
 
+static __always_inline int is_bare_reset(const struct packet *p)
+{
+	return (p->tcp_flags & TCP_RST) && !p->payload;
+}
+
 // Whether a packet of a known connection comes from where its leg's packets come from: 0, or the reason to drop it.
 static __always_inline int wrong_leg(const struct packet *p, const struct ct_value *e, const struct origin *o)
 {
-	if (o->from == FROM_PROXY_SOCK)
-		return e->leg == proxy_leg(o->mark) ? 0 : TUPLE_CONFLICT;
+	if (o->from == FROM_PROXY_SOCK && e->leg != proxy_leg(o->mark))
+		return TUPLE_CONFLICT;
+	if (o->from == FROM_PROXY_SOCK)	// the reset that ends it gets out
+		return !is_bare_reset(p) && has_moved(o->mark, e->rule_set) ? RULE_SET_CHANGED : 0;
 	if (e->leg != LEG_DIRECT && o->from == FROM_ELSEWHERE)
 		return NOT_STEERED;
 	if (o->from == FROM_NODE && !(e->leg == LEG_DIRECT ? is_host(e->peer_identity) : is_bare(p, e)))
@@ -73,7 +80,7 @@ static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, con
 	if (w->p.echo_reply)
 		return drop(HOOK_TO_POD, w, UNTRACKED);
 	// A reset of the proxy's gets out without an entry too: it ends what may not go on, and carries nothing.
-	if (o->from == FROM_PROXY_SOCK && (w->p.tcp_flags & TCP_RST) && !w->p.payload)
+	if (o->from == FROM_PROXY_SOCK && is_bare_reset(&w->p))
 		return pass(HOOK_TO_POD, w, FROM_PROXY);
 	decide_ends(&w->key, ep, client, port, w->generation & 1, &w->f, &w->d);
 	if (o->from == FROM_PROXY_SOCK) {
@@ -179,7 +186,7 @@ int to_pod(struct __sk_buff *skb)
 	if (o.from == FROM_ELSEWHERE && e->peer_ifindex && e->peer_ifindex != skb->ingress_ifindex)
 		return drop(HOOK_TO_POD, w, SPOOFED_SOURCE);
 	// The reset that tells a pod of the end of a proxied connection gets out, whatever the policy says by now.
-	if (w->d.verdict == DENY && !(e->leg != LEG_DIRECT && !w->p.payload && (w->p.tcp_flags & TCP_RST)))
+	if (w->d.verdict == DENY && !(e->leg != LEG_DIRECT && is_bare_reset(&w->p)))
 		return drop(HOOK_TO_POD, w, 0);
 	if (e->leg != LEG_DIRECT && w->p.payload && waits_to_leave(&w->key, ep->netns_cookie))
 		return DROP;
