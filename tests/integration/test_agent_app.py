@@ -273,7 +273,8 @@ def test_metrics(tmp_path: Path) -> None:
         text = await asyncio.to_thread(_metrics, site.socket)
         for line in (
             'spliceway_verdicts_total{hook="from-pod",reason="default-deny",verdict="deny"} 7.0',
-            'spliceway_splice_connections_total{outcome="tcp-only"} 2.0',
+            'spliceway_splice_connections_total{reason="sent-first",result="tcp-only"} 2.0',
+            'spliceway_splice_enabled{class="servers"} 1.0',
             'spliceway_splice_bytes_total{path="redirected"} 1000.0',
             'spliceway_lost_events_total{where="kernel"} 4.0',
             "spliceway_policy_revision 1.0",
@@ -295,6 +296,34 @@ def _metrics(path: Path) -> str:
         connection.request("GET", "/metrics", headers={"Connection": "close"})
         answer: http.client.HTTPResponse = connection.getresponse()
         return answer.read().decode()
+
+
+def test_sock_list_filters_watches_and_counts(tmp_path: Path) -> None:
+    async def body(site: Site) -> None:
+        for chosen in (("--pod", "client"), ("--state", "spliced"), ("--pod", "default/client", "--state", "spliced")):
+            assert "default/client" in await site.cli("sock", "list", *chosen)
+        for chosen in (("--pod", "server"), ("--state", "tcp-only"), ("--reason", "sent-first")):
+            assert "default/client" not in await site.cli("sock", "list", *chosen)
+        assert "there are default/client, default/server on this node" in (
+            await site.cli("sock", "list", "--pod", "nobody", status=1)
+        )
+        assert "no state 'fast'" in await site.cli("sock", "list", "--state", "fast", status=2)
+        assert "no reason 'x'" in await site.cli("sock", "list", "--reason", "x", status=2)
+        watched = await site.cli("sock", "list", "--watch", "--interval", "0.1", "--count", "3", "-o", "json")
+        looks = [msgspec.json.decode(line) for line in watched.splitlines()]
+        rates = [look["socks"][0]["toProxyBytesPerSecond"] for look in looks]
+        assert rates == [None, 0.0, 0.0]
+        watched = await site.cli("sock", "list", "--watch", "--interval", "0.1", "--count", "2")
+        assert watched.count("1 connections: 1 spliced; 0 B/s spliced\n") == 2
+        counted = (await site.cli("sock", "summary")).splitlines()
+        assert [line.split() for line in counted] == [
+            ["STATE", "REASON", "TOTAL", "NOW"],
+            ["spliced", "-", "3", "1"],
+            ["revoked", "-", "1", "0"],
+            ["tcp-only", "sent-first", "2", "0"],
+        ]
+
+    with_agent(tmp_path, body)
 
 
 def test_every_command(tmp_path: Path) -> None:

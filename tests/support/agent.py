@@ -130,10 +130,10 @@ class MemoryDatapath:
         self.generation = 0
         self.room = dict.fromkeys(("endpoints", "ipcache", "classes", "rows", "listeners", "pairs"), 65_536)
         self.splice: SpliceClasses | None = None
-        self.hold: bool | None = None
         self.measured = ""
         self.unread = 0
         self.fail: dict[str, str] = {}
+        self.fails = 0
         self.flows: asyncio.Queue[KernelFlow] = asyncio.Queue()
         self.taken_over = False
         self.closed = False
@@ -172,10 +172,6 @@ class MemoryDatapath:
         self._maybe_fail("set_splice")
         self.splice = classes
 
-    async def set_hold(self, hold: bool) -> None:
-        self.journal.append(f"hold {hold}")
-        self.hold = hold
-
     async def measure(self) -> int:
         self._maybe_fail("measure")
         return self.unread
@@ -195,7 +191,7 @@ class MemoryDatapath:
         return [ReasonCount(Hook.FROM_POD, Verdict.DENY, Reason.DEFAULT_DENY, 7, 420)]
 
     def splice_counters(self) -> SpliceCounters:
-        return SpliceCounters(1000, 10, 50, 5, 3, 2, 1)
+        return SpliceCounters(1000, 10, 50, 5, 3, 2, 1, by_why={"sent-first": 2, "off": 0})
 
     def dump_policy(self) -> list[dict[str, object]]:
         return [{"policy": 1, "verdict": "allow"}]
@@ -214,6 +210,7 @@ class MemoryDatapath:
 
     def _maybe_fail(self, what: str) -> None:
         if reason := self.fail.get(what):
+            self.fails += 1
             raise DatapathError(reason)
 
 
@@ -239,8 +236,6 @@ def report(*, clients: bool = True, servers: bool = True, why: str = "", error: 
 
 class MemoryProxyProcess:
     """A proxy process that runs and never connects."""
-
-    holds = True
 
     def __init__(self, on_exit: Callable[[str], None]) -> None:
         self.on_exit = on_exit

@@ -211,7 +211,7 @@ class Counters(MemoryDatapath):
 def test_audits_are_one_series() -> None:
     class Verdicts(Collector):
         def collect(self) -> Iterable[object]:  # type: ignore[override]
-            return _Collector(Counters([]), lambda: None)._verdicts()  # type: ignore[arg-type,return-value]
+            return _Collector(Counters([]), lambda: None, lambda: None)._verdicts()  # type: ignore[arg-type,return-value]
 
     registry = CollectorRegistry()
     registry.register(Verdicts())
@@ -237,7 +237,10 @@ def test_status_says_what_is_enforced(mode: str, count: int, text: str) -> None:
         "enforcement": {"mode": mode, "policies": 7, "policiesInAudit": count},
         "datapath": {"generation": 1, "abi": 1, "attached": (), "lostEvents": 0},
         "proxy": {"kind": "envoy", "listeners": {}, "clients": 0, "nacks": 0, "unfit": {}},
-        "splice": {"mode": "auto", "counters": {"spliced": 0, "tcpOnly": 0, "redirectedBytes": 0}},
+        "splice": {
+            "mode": "auto", "decided": True, "spliced": [], "selfTest": None, "unread": 0, "limits": {"node": 1},
+            "counters": {"spliced": 0, "tcpOnly": 0, "redirectedBytes": 0, "byWhy": {}},
+        },
         "flows": {"published": 0},
     }  # fmt: skip
     assert ("enforcement", text) in summary(status)

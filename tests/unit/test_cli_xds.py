@@ -195,6 +195,7 @@ STATUS: Json = {
     },
     "source": {"refusals": []},
     "datapath": {"problems": []},
+    "splice": {"decided": True, "spliced": ["clients", "servers"], "why": [], "warnings": []},
 }  # fmt: skip
 
 

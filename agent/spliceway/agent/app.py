@@ -154,7 +154,7 @@ class Agent:
         self._datapath = await self._open_datapath(settings)
         stack.push_async_callback(self._let_go)
         self._compiler = Compiler(config.engine_options(self._datapath.limits), self._numbering)
-        self._metrics = Metrics(self._datapath, self._gauges)
+        self._metrics = Metrics(self._datapath, self._gauges, lambda: self._splicing.status())
         ports = config.proxy.listener_ports
         self._reconciler = Reconciler(
             maker=self._compiler,
@@ -172,12 +172,10 @@ class Agent:
         self._server.add_services(csds.handlers(self._xds_view, self._server.tcp))
         await self._server.start()
         stack.push_async_callback(self._server.stop)
-        await self._datapath.set_hold(False)  # an Envoy may be started, which knows nothing of it
         await self._supervisor.start()
         self._splicing = Splicing(
             config.splice.mode,
             self._datapath,
-            self._supervisor,
             gate=self._gate(config.splice.kernel_fixes),
             limits=limits,
             self_test=partial(self._self_test, settings, config.splice.self_test_dir),

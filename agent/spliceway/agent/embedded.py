@@ -130,12 +130,6 @@ class EmbeddedSupervisor(ProxySupervisor):
             await end(handle, self.settings.stop_timeout)
         await super().stop()
 
-    @property
-    def holds(self) -> bool:
-        """Not while one of before is there, which may be of a version that knew nothing of it."""
-        alone = self._handle is not None and self._next is None and not self._draining
-        return alone and not self._differs()
-
     def _adopt(self) -> bool:
         adopted = super()._adopt()
         # An agent that ended in the middle of a handover left two.

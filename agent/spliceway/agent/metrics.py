@@ -10,6 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from spliceway.agent.splicemetrics import splice_metrics
+from spliceway.agent.spliceproof import SpliceStatus
 from spliceway.agent.verdicts import verdict_label
 from spliceway.bpf.types import DatapathStatus, ReasonCount, SpliceCounters
 from spliceway.xds.protocol.typeurls import TYPES
@@ -73,7 +75,9 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
 class Metrics:
     """The agent's registry (its own, not the global one) and what the agent itself observes."""
 
-    def __init__(self, datapath: DatapathCounters, gauges: Callable[[], Gauges]) -> None:
+    def __init__(
+        self, datapath: DatapathCounters, gauges: Callable[[], Gauges], splicing: Callable[[], SpliceStatus]
+    ) -> None:
         # Else each counter has a gauge that says when it was made, of which Prometheus makes series.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
@@ -99,7 +103,7 @@ class Metrics:
         for info in TYPES.values():  # a series that is there from the start can be summed and compared
             for counter in self._answers.values():
                 counter.labels(info.short)
-        self.registry.register(_Collector(datapath, gauges))
+        self.registry.register(_Collector(datapath, gauges, splicing))
 
     def xds_event(self, event: XdsEvent) -> None:
         """Count what happened on an xDS stream."""
@@ -112,8 +116,11 @@ class Metrics:
 
 
 class _Collector(Collector):
-    def __init__(self, datapath: DatapathCounters, gauges: Callable[[], Gauges]) -> None:
+    def __init__(
+        self, datapath: DatapathCounters, gauges: Callable[[], Gauges], splicing: Callable[[], SpliceStatus]
+    ) -> None:
         self._datapath = datapath
+        self._splicing = splicing
         self._gauges = gauges
 
     def describe(self) -> Iterable[Metric]:
@@ -123,7 +130,7 @@ class _Collector(Collector):
     def collect(self) -> Iterator[Metric]:
         """All families, read now."""
         yield from self._verdicts()
-        yield from self._splices()
+        yield from splice_metrics(self._datapath.splice_counters(), self._splicing())
         yield from self._agent()
 
     def _verdicts(self) -> Iterator[Metric]:
@@ -141,27 +148,6 @@ class _Collector(Collector):
             packets.add_metric(labels, number)
             size.add_metric(labels, octets)
         yield from (packets, size)
-
-    def _splices(self) -> Iterator[Metric]:
-        counters = self._datapath.splice_counters()
-        connections = CounterMetricFamily(
-            "spliceway_splice_connections", "Connections by outcome of the splice.", labels=["outcome"]
-        )
-        for outcome in ("spliced", "tcp_only", "revoked"):
-            connections.add_metric([outcome.replace("_", "-")], getattr(counters, outcome))
-        yield connections
-        size = CounterMetricFamily(
-            "spliceway_splice_bytes", "Bytes sent by members of the sockmap, by the way they took.", labels=["path"]
-        )
-        size.add_metric(["redirected"], counters.redirected_bytes)
-        size.add_metric(["tcp"], counters.tcp_bytes)
-        yield size
-        messages = CounterMetricFamily(
-            "spliceway_splice_messages", "Messages sent by members of the sockmap, by way.", labels=["path"]
-        )
-        messages.add_metric(["redirected"], counters.redirected_messages)
-        messages.add_metric(["tcp"], counters.tcp_messages)
-        yield messages
 
     def _agent(self) -> Iterator[Metric]:
         now = self._gauges()

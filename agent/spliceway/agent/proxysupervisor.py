@@ -187,11 +187,6 @@ class ProxySupervisor:
         await end(handle, self.settings.stop_timeout)
         forget(self.settings.state_dir, self.program.kind)
 
-    @property
-    def holds(self) -> bool:
-        """Whether every proxy of ours that is alive tries again what the kernel refuses with EACCES."""
-        return False
-
     def status(self) -> ProxyStatus:
         """What runs, and what about it should be known."""
         identity = self._identity if self._handle is not None else None

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from spliceway.agent.control import DatapathControl
 from spliceway.agent.proxysupervisor import ProxyStatus
-from spliceway.agent.splicing import HoldingProxy, SpliceKernel
+from spliceway.agent.splicing import SpliceKernel
 from spliceway.agent.views import DatapathViews
 from spliceway.bpf.types import KernelFlow
 
@@ -29,7 +29,7 @@ class AgentDatapath(DatapathControl, DatapathViews, SpliceKernel, Protocol):
         """Take everything out of the kernel."""
 
 
-class ProxyProcess(HoldingProxy, Protocol):
+class ProxyProcess(Protocol):
     """All that the agent uses of `ProxySupervisor`."""
 
     async def start(self) -> None:

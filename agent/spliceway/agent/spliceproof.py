@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import msgspec
 
@@ -12,6 +13,7 @@ from spliceway.bpf.types import SpliceClasses, SpliceLimits
 
 #: The classes of connections by what the pod's end is, as they are called in status and metrics.
 CLASSES = ("clients", "servers")
+MODES: tuple[SpliceMode, ...] = get_args(SpliceMode)
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -49,7 +51,7 @@ class SpliceStatus(msgspec.Struct, frozen=True, rename="camel"):
 
     `configured`: the mode after a restart; `spliced`: classes; `why`: what keeps the others out; `warnings`: what was
     found and is not heeded (`force`); `gate` and `measured`: what there is to say of this kernel. `self_test`: None
-    when it has not run. `limits` and `unread` are bytes; `hold`: the proxy waits for its reader instead of TCP.
+    when it has not run. `limits` and `unread` are bytes.
     """
 
     mode: str
@@ -61,7 +63,6 @@ class SpliceStatus(msgspec.Struct, frozen=True, rename="camel"):
     gate: tuple[str, ...]
     measured: tuple[str, ...]
     self_test: SelfTestReport | None
-    hold: bool
     limits: SpliceLimits
     unread: int
 

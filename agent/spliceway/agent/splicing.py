@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol, get_args
+from typing import Protocol
 
 import structlog
 
 from spliceway.agent.configsections import SpliceMode
 from spliceway.agent.errors import OWN_ERRORS
-from spliceway.agent.spliceproof import Decision, Proof, SpliceStatus, decide
+from spliceway.agent.spliceproof import MODES, Decision, Proof, SpliceStatus, decide
 from spliceway.bpf.selftest.report import SelfTestReport
 from spliceway.bpf.types import SpliceClasses, SpliceLimits
 
@@ -24,7 +24,6 @@ from spliceway.bpf.types import SpliceClasses, SpliceLimits
 #: look, the least pause after it.
 MEASURE_SECONDS = 2.0
 IDLE_SHARE = 20.0
-MODES: tuple[str, ...] = get_args(SpliceMode)
 
 log = structlog.get_logger(__name__)
 
@@ -39,19 +38,8 @@ class SpliceKernel(Protocol):
     async def set_splice(self, classes: SpliceClasses) -> None:
         """Which legs of new connections are spliced."""
 
-    async def set_hold(self, hold: bool) -> None:
-        """Whether the proxy tries again what is refused because its reader is behind."""
-
     async def measure(self) -> int:
         """Look at readers that were behind; spliced bytes of the node that wait unread."""
-
-
-class HoldingProxy(Protocol):
-    """What splicing needs of the proxy's supervisor."""
-
-    @property
-    def holds(self) -> bool:
-        """Whether all proxies of ours that are alive try again what the kernel refuses with EACCES."""
 
 
 class Splicing:
@@ -61,7 +49,6 @@ class Splicing:
         self,
         mode: SpliceMode,
         kernel: SpliceKernel,
-        proxy: HoldingProxy,
         *,
         gate: Proof,
         limits: SpliceLimits,
@@ -71,7 +58,6 @@ class Splicing:
         self._mode: SpliceMode = mode
         self._configured = mode
         self._kernel = kernel
-        self._proxy = proxy
         self._gate = gate
         self._limits = limits
         self._run_self_test = self_test
@@ -82,7 +68,6 @@ class Splicing:
         self._decision: Decision | None = None
         self._wanted = asyncio.Event()
         self._lock = asyncio.Lock()
-        self._hold = False
         self._unread = 0
 
     def __repr__(self) -> str:
@@ -98,7 +83,7 @@ class Splicing:
         if mode not in MODES:
             raise ValueError(f"{mode!r} is not a splice mode ({', '.join(MODES)})")
         async with self._lock:
-            before, self._mode = self._mode, mode  # type: ignore[assignment]  # it is one of them
+            before, self._mode = self._mode, mode
             try:
                 await self._decide()
             except BaseException:
@@ -108,7 +93,7 @@ class Splicing:
         return self.status()
 
     async def run(self) -> None:
-        """Decide at once as far as that can be, then with the self-test; keep `hold` and what is unread up to date."""
+        """Decide at once as far as that can be, then with the self-test; keep what is unread up to date."""
         async with self._lock:
             await self._decide()
         async with asyncio.TaskGroup() as group:
@@ -128,7 +113,6 @@ class Splicing:
             gate=(*self._gate.sentences, *self._gate.notes),
             measured=self._measured.sentences,
             self_test=self._report,
-            hold=self._hold,
             limits=self._limits,
             unread=self._unread,
         )
@@ -174,9 +158,6 @@ class Splicing:
         while True:
             begin = time.monotonic()
             with contextlib.suppress(*OWN_ERRORS):  # of the kernel: the next look may do better
-                if (hold := self._proxy.holds) != self._hold:
-                    await self._kernel.set_hold(hold)
-                    self._hold = hold
                 self._unread = await self._kernel.measure()
             took = time.monotonic() - begin
             await asyncio.sleep(max(MEASURE_SECONDS, IDLE_SHARE * took))

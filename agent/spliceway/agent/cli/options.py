@@ -27,6 +27,18 @@ def flow_value(option: typer.CallbackParam, value: str | None) -> str | None:
     return value
 
 
+def sock_value(option: typer.CallbackParam, value: str | None) -> str | None:
+    """Check a filter of `sock list` (usage error)."""
+    from spliceway.agent.filters import check_sock_value
+
+    if value is not None:
+        try:
+            check_sock_value(str(option.name), value)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+    return value
+
+
 def xds_type(value: str | None) -> str | None:
     """Check a type of xDS resources, «LDS» of `listeners` (usage error)."""
     from spliceway.agent.xdstypes import short_type
@@ -54,6 +66,19 @@ def log_level(value: str) -> str:
 
 
 LogLevelOption = Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.", callback=log_level)]
+
+
+def local_pod(client: AgentClient, name: str) -> str:
+    """«namespace/name» of the pod of this node that `name`, with or without namespace, means. Raises ClientError."""
+    from spliceway.agent.errors import ClientError
+
+    known = [item["name"] for item in client.get("endpoints")]
+    found = [key for key in known if name in (key, key.partition("/")[2])]
+    if len(found) == 1:
+        return str(found[0])
+    if found:
+        raise ClientError(f"pod {name}: several namespaces have one: {', '.join(found)}")
+    raise ClientError(f"pod {name}: there are {', '.join(known) or 'none'} on this node")
 
 
 def flow_pod(client: AgentClient, name: str, *, follow: bool) -> str:

@@ -96,6 +96,11 @@ def cell(value: Any) -> str:
     return one_line(str(value))
 
 
+def address(host: str, port: int) -> str:
+    """«10.0.0.1:80», «[fd00::1]:80»."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def labels_text(labels: Sequence[str], *, derived: bool = True) -> str:
     """«namespace: labels», without what every pod has.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spliceway.agent.cli import cleanup, evaluate, lazy, preflight, proxy, show, source, xds, xdsserve
+from spliceway.agent.cli import cleanup, evaluate, lazy, preflight, proxy, show, sock, source, xds, xdsserve
 from spliceway.agent.cli.common import ConfigOption, Group
 from spliceway.agent.cli.options import LogLevelOption
 
@@ -51,7 +51,7 @@ _GROUPS: tuple[tuple[str, str, dict[str, _Command]], ...] = (
         "What is in force, and checking files.",
         {"get": show.policy, "audit": show.audit, "validate": source.validate},
     ),
-    ("sock", "Redirected connections and their splices.", {"list": show.socks}),
+    ("sock", "Redirected connections and their splices.", {"list": sock.socks, "summary": sock.summary}),
     (
         "xds",
         "What the proxy is served and what it answered.",

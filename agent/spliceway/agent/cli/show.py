@@ -154,8 +154,7 @@ def bpf_ipcache(output: OutputOption = Output.TABLE, socket: SocketOption = None
 
 def bpf_ct(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:
     """List tracked connections, each in the perspective of the endpoint's own end."""
-    from spliceway.agent.cli.render import emit
-    from spliceway.agent.cli.summary import address
+    from spliceway.agent.cli.render import address, emit
 
     found = agent_client(socket).get("bpf/ct")
     rows = (
@@ -182,30 +181,6 @@ def bpf_ct(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> 
 def bpf_reasons(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:
     """List the verdict counters."""
     _list("bpf/reasons", output, socket)
-
-
-def socks(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:
-    """List redirected connections: spliced or not, why, and the bytes each way."""
-    from spliceway.agent.cli.render import emit
-    from spliceway.agent.cli.summary import address
-
-    found = agent_client(socket).get("socks")
-    rows = (
-        (
-            item["endpointPod"] or "-",
-            address(item["endpoint"], item["endpointPort"]),
-            address(item["peer"], item["peerPort"]),
-            item["leg"],
-            item["state"],
-            item["why"],
-            item["ruleSetName"],
-            item["toProxyBytes"],
-            item["fromProxyBytes"],
-        )
-        for item in found
-    )
-    columns = ("POD", "ADDRESS", "PEER", "LEG", "STATE", "WHY", "RULE SET", "TO PROXY", "FROM PROXY")
-    emit(found, output, columns, rows)
 
 
 def flows(

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from spliceway.agent.cli.render import address
 from spliceway.agent.printable import printable
 
 Json = dict[str, Any]
 
+SOCK_COLUMNS = (
+    "POD", "ADDRESS", "PEER", "LEG", "STATE", "WHY", "TO PROXY", "MESSAGES", "FROM PROXY", "MESSAGES",
+    "UNREAD", "AGE S", "RULE SET",
+)  # fmt: skip
+WATCH_COLUMNS = ("POD", "ADDRESS", "PEER", "LEG", "STATE", "WHY", "TO PROXY/S", "FROM PROXY/S", "UNREAD", "AGE S")
 _UNITS = ("B", "KiB", "MiB", "GiB")
 
 
@@ -62,3 +70,93 @@ def size(count: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def chosen(socks: Iterable[Json], *, pod: str | None, state: str | None, reason: str | None) -> list[Json]:
+    """Those of a pod («namespace/name»), in a state, with a reason."""
+    wanted = {"endpointPod": pod, "state": state, "why": reason}
+    return [sock for sock in socks if all(value in (None, sock[name]) for name, value in wanted.items())]
+
+
+def sock_rows(socks: Iterable[Json]) -> Iterator[tuple[Any, ...]]:
+    """Rows of `spliceway sock list`, under SOCK_COLUMNS."""
+    for sock in socks:
+        yield (
+            *_who(sock),
+            sock["toProxyBytes"],
+            sock["toProxyMessages"],
+            sock["fromProxyBytes"],
+            sock["fromProxyMessages"],
+            sock["toProxyUnread"] + sock["fromProxyUnread"],
+            sock["ageSeconds"],
+            sock["ruleSetName"],
+        )
+
+
+def with_rates(socks: Iterable[Json], before: Iterable[Json], seconds: float) -> list[Json]:
+    """The same with bytes a second since `before`, `seconds` ago; None for one that was not there. Busiest first."""
+    old = {_tuple(sock): sock for sock in before}
+    rated = []
+    for sock in socks:
+        rates: dict[str, float | None] = {}
+        was = old.get(_tuple(sock))
+        # Ports are used again: a connection only ever gets older.
+        same = was is not None and was["ageSeconds"] <= sock["ageSeconds"]
+        for way in ("toProxy", "fromProxy"):
+            more = sock[f"{way}Bytes"] - was[f"{way}Bytes"] if was is not None and same else None
+            rates[f"{way}BytesPerSecond"] = None if more is None else round(more / seconds, 1)
+        rated.append({**sock, **rates})
+    return sorted(rated, key=_rate, reverse=True)
+
+
+def watch_rows(rated: Iterable[Json]) -> Iterator[tuple[Any, ...]]:
+    """Rows of `spliceway sock list --watch`, under WATCH_COLUMNS."""
+    for sock in rated:
+        to_proxy, from_proxy = sock["toProxyBytesPerSecond"], sock["fromProxyBytesPerSecond"]
+        yield (
+            *_who(sock),
+            None if to_proxy is None else size(to_proxy),
+            None if from_proxy is None else size(from_proxy),
+            size(sock["toProxyUnread"] + sock["fromProxyUnread"]),
+            sock["ageSeconds"],
+        )
+
+
+def totals_line(rated: Iterable[Json]) -> str:
+    """«3 connections: 2 spliced, 1 tcp-only; 1.5 MiB/s spliced»."""
+    rated = list(rated)
+    states = Counter(sock["state"] for sock in rated)
+    told = ", ".join(f"{count} {state}" for state, count in states.most_common()) or "none"
+    return f"{len(rated)} connections: {told}; {size(sum(map(_rate, rated)))}/s spliced"
+
+
+def counted(counters: Json, socks: Iterable[Json]) -> list[Json]:
+    """Connections by state and reason: `total` since the programs were loaded, `now` those that are there."""
+    now = Counter((sock["state"], sock["why"]) for sock in socks)
+    found = [_count("spliced", "", counters["spliced"], now), _count("revoked", "", counters["revoked"], now)]
+    found += [_count("tcp-only", reason, count, now) for reason, count in most(counters["byWhy"])]
+    return found
+
+
+def _count(state: str, reason: str, total: int, now: Counter[tuple[str, str]]) -> Json:
+    there = sum(count for (its_state, why), count in now.items() if its_state == state and reason in ("", why))
+    return {"state": state, "reason": reason, "total": total, "now": there}
+
+
+def _who(sock: Json) -> tuple[str, ...]:
+    return (
+        sock["endpointPod"] or "-",
+        address(sock["endpoint"], sock["endpointPort"]),
+        address(sock["peer"], sock["peerPort"]),
+        sock["leg"],
+        sock["state"],
+        sock["why"],
+    )
+
+
+def _tuple(sock: Json) -> tuple[Any, ...]:
+    return sock["endpoint"], sock["endpointPort"], sock["peer"], sock["peerPort"], sock["leg"], sock["endpointPod"]
+
+
+def _rate(rated: Json) -> float:
+    return (rated["toProxyBytesPerSecond"] or 0.0) + (rated["fromProxyBytesPerSecond"] or 0.0)

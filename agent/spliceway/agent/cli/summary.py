@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from spliceway.agent.cli.render import labels_text
+from spliceway.agent.cli.render import address, labels_text
 from spliceway.agent.cli.splices import self_test_line, splice_line, splice_notes
 from spliceway.agent.printable import one_line, printable
 
@@ -217,11 +217,6 @@ def flow_line(flow: Json) -> str:
         parts.append(f"[{http.get('details') or http['flags']}]")
     parts += [f"[mismatch of {', '.join(headers)}]"] if (headers := flow.get("mismatches")) else []
     return one_line(" ".join(parts))
-
-
-def address(host: str, port: int) -> str:
-    """«10.0.0.1:80», «[fd00::1]:80»."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _end(end: Json) -> str:
