@@ -18,6 +18,7 @@ from spliceway.bpf import abi
 from spliceway.bpf.source import PROGRAMS, ROOT, STUBS, flatten
 from spliceway.bpf.types import Hook, Leg, SpliceState
 from spliceway.policy.verdict import Direction, Reason, Verdict
+from spliceway.proxy.relay import sockets
 from support.ownmounts import in_own_mounts
 
 pytestmark = pytest.mark.kernel
@@ -42,7 +43,8 @@ _CONSTANTS = {
     "CONFIG_SPLICE_CLIENTS": abi.ConfigFlag.SPLICE_CLIENTS,
     "CONFIG_SPLICE_SERVERS": abi.ConfigFlag.SPLICE_SERVERS,
     "CONFIG_SPLICE_OFF": abi.ConfigFlag.SPLICE_OFF,
-    "CONFIG_HOLD": abi.ConfigFlag.HOLD,
+    "SOCKOPT_LEVEL": abi.SOCKOPT_LEVEL,
+    "SOCKOPT_ROOM": abi.SOCKOPT_ROOM,
     "UNREAD_FLOOR": abi.UNREAD_FLOOR,
     "ENFORCE_INGRESS": abi.Enforce.INGRESS,
     "ENFORCE_EGRESS": abi.Enforce.EGRESS,
@@ -133,6 +135,10 @@ def test_the_header_names_every_number(name: str) -> None:
 def test_every_struct_is_mirrored() -> None:
     declared = set(re.findall(r"^struct (\w+) \{", (ROOT / "abi.h").read_text(), re.MULTILINE))
     assert declared - set(abi.STRUCTS) == {"fragment_key", "fragment_value"}  # user space never reads those
+
+
+def test_the_proxy_asks_by_the_same_option() -> None:
+    assert sockets.ROOM == (abi.SOCKOPT_LEVEL, abi.SOCKOPT_ROOM)
 
 
 def test_programs_compile_where_no_headers_are_installed(tmp_path: Path) -> None:

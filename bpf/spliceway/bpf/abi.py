@@ -23,6 +23,8 @@ RULE_SET_AUDIT = 0x4000_0000
 POLICY_PREFIX_ANY = 72
 POLICY_PREFIX_PROTOCOL = 80
 UNREAD_FLOOR = 16384
+SOCKOPT_LEVEL = 0x5317
+SOCKOPT_ROOM = 1
 MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
@@ -32,7 +34,6 @@ class ConfigFlag(IntFlag):
     SPLICE_CLIENTS = 1
     SPLICE_SERVERS = 2
     SPLICE_OFF = 4
-    HOLD = 8
 
 
 class Enforce(IntFlag):
@@ -353,7 +354,6 @@ class SpliceCounters(ctypes.Structure):
         ("spliced", c_uint64),
         ("tcp_only", c_uint64),
         ("revoked", c_uint64),
-        ("held", c_uint64),
         ("left", c_uint64),
         ("leave_waits", c_uint64),
         ("lost_events", c_uint64),

@@ -65,7 +65,7 @@ def attach_link(pin: Path, target: Path, attach_type: int, program: int) -> None
     if pin.exists():
         link = libbpf.open_pin(pin)
         try:
-            if attach_type != libbpf.BPF_CGROUP_SOCK_OPS or libbpf.linked_cgroup(link) == target.stat().st_ino:
+            if attach_type == libbpf.BPF_SK_LOOKUP or libbpf.linked_cgroup(link) == target.stat().st_ino:
                 libbpf.update_link(link, program)
                 return
             pin.unlink()  # the configuration names another cgroup by now; this link goes with its last descriptor

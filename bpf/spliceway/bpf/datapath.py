@@ -326,10 +326,6 @@ class Datapath:
         """Which legs of new connections are spliced. Those that are spliced stay so."""
         self._splices.set_classes(classes)
 
-    async def set_hold(self, hold: bool) -> None:
-        """Whether the proxy takes EACCES for «its reader is behind, try again». Only the embedded proxy does."""
-        self._splices.set_hold(hold)
-
     @property
     def measured(self) -> str:
         """Empty when the programs can see what a reader has not read, else why not."""
@@ -409,6 +405,7 @@ class Datapath:
             for name, target, kind in (
                 ("guard", Path("/proc/thread-self/ns/net"), libbpf.BPF_SK_LOOKUP),
                 ("sockops_proxy", self._settings.proxy_cgroup, libbpf.BPF_CGROUP_SOCK_OPS),
+                ("splice_room", self._settings.proxy_cgroup, libbpf.BPF_CGROUP_GETSOCKOPT),
                 ("sockops_pod", self._settings.pods_cgroup, libbpf.BPF_CGROUP_SOCK_OPS),
             ):
                 attach_link(root / "links" / name, target, kind, program[name])

@@ -25,7 +25,7 @@ class ProgramSpec(msgspec.Struct, frozen=True):
     attach_type: int = -1
 
 
-SCHED_CLS, SOCK_OPS, SK_MSG, SK_LOOKUP = 3, 13, 16, 30
+SCHED_CLS, SOCK_OPS, SK_MSG, CGROUP_SOCKOPT, SK_LOOKUP = 3, 13, 16, 25, 30
 
 #: Source file to the programs in it.
 PROGRAMS: dict[str, tuple[ProgramSpec, ...]] = {
@@ -40,6 +40,7 @@ PROGRAMS: dict[str, tuple[ProgramSpec, ...]] = {
         ProgramSpec("sockops_pod", SOCK_OPS),
         ProgramSpec("sockops_proxy", SOCK_OPS),
         ProgramSpec("splice_message", SK_MSG),
+        ProgramSpec("splice_room", CGROUP_SOCKOPT, 21),
         ProgramSpec("measure_splice", SCHED_CLS),
     ),
 }

@@ -26,10 +26,9 @@ class SpliceControl:
         """Nothing is written yet."""
         self._settings, self._maps = settings, maps
         self._classes = settings.splice
-        self._hold = False
 
     def __repr__(self) -> str:
-        return f"SpliceControl({self._classes!r}, hold={self._hold})"
+        return f"SpliceControl({self._classes!r})"
 
     def write(self) -> None:
         """Write the configuration of the programs."""
@@ -39,7 +38,6 @@ class SpliceControl:
             (classes.wanted and classes.clients, abi.ConfigFlag.SPLICE_CLIENTS),
             (classes.wanted and classes.servers, abi.ConfigFlag.SPLICE_SERVERS),
             (not classes.wanted, abi.ConfigFlag.SPLICE_OFF),
-            (self._hold, abi.ConfigFlag.HOLD),
         ):
             flags |= flag if on else abi.ConfigFlag(0)
         config = abi.Config(
@@ -58,11 +56,6 @@ class SpliceControl:
     def set_classes(self, classes: SpliceClasses) -> None:
         """Which legs of new connections are spliced."""
         self._classes = classes
-        self.write()
-
-    def set_hold(self, hold: bool) -> None:
-        """Whether the proxy takes EACCES for «not now»: True only while no other proxy is alive."""
-        self._hold = hold
         self.write()
 
     def exclude(self, attached: Mapping[str, Attached]) -> None:

@@ -206,8 +206,8 @@ class ReasonCount(msgspec.Struct, frozen=True):
 class SpliceCounters(msgspec.Struct, frozen=True):
     """Node-wide splice counters since load: bytes redirected, bytes that a member sent by TCP, outcomes.
 
-    `held`: messages that the proxy had to send again; `left`: pods' sockets that left the sockhash in mid-life, and
-    `leave_waits` the packets that waited for that; `by_why`: connections not spliced, by reason.
+    `left`: pods' sockets that left the sockhash in mid-life, and `leave_waits` the packets that waited for that;
+    `by_why`: connections not spliced, or not any more, by reason.
     """
 
     redirected_bytes: int
@@ -217,7 +217,6 @@ class SpliceCounters(msgspec.Struct, frozen=True):
     spliced: int
     tcp_only: int
     revoked: int
-    held: int = 0
     left: int = 0
     leave_waits: int = 0
     by_why: dict[str, int] = {}

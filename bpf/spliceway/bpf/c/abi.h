@@ -55,7 +55,6 @@ struct generation {
 #define CONFIG_SPLICE_CLIENTS 1u	// legs between clients and the proxy
 #define CONFIG_SPLICE_SERVERS 2u	// legs between the proxy and servers: sockets that a pod has accepted
 #define CONFIG_SPLICE_OFF 4u		// somebody wants it so; otherwise what is not spliced is not safe on this kernel
-#define CONFIG_HOLD 8u			// the proxy tries again what is refused because its reader is behind
 
 struct config {
 	u64 node_cookie;	// network namespace cookie of the node
@@ -309,6 +308,11 @@ struct splice_state {
 // Spliced and unread bytes of an endpoint (key: network namespace cookie), and of the node (key 0). What is below the floor for
 // a direction of a connection is not counted, so that small messages cost nothing.
 #define UNREAD_FLOOR 16384u
+
+// getsockopt() by which the proxy asks how many bytes a spliced socket may send now (u32). ENOPROTOOPT: as many as it likes.
+#define SOCKOPT_LEVEL 0x5317
+#define SOCKOPT_ROOM 1
+
 struct unread {
 	u64 bytes;		// signed in effect: sums of differences
 };
@@ -337,7 +341,6 @@ struct splice_counters {
 	u64 spliced;
 	u64 tcp_only;
 	u64 revoked;
-	u64 held;		// messages that the proxy must send again
 	u64 left;		// pods' sockets that left the sockhash in mid-life
 	u64 leave_waits;	// packets for a pod that had to wait for that
 	u64 lost_events;

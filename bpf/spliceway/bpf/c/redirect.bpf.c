@@ -324,13 +324,6 @@ static __always_inline u8 too_much(struct splice_state *st, u32 end, u64 cookie,
 #endif
 }
 
-// The proxy can wait and try again as long as its own reader has something to read: what others hold back may stay for ever.
-static __always_inline int can_wait(const struct splice_state *st, u32 end, u8 why, const struct config *cfg)
-{
-	return end == END_PROXY && (cfg->flags & CONFIG_HOLD) && (why == WHY_UNREAD_LIMIT || why == WHY_UNREAD_BUDGET) &&
-	       st->way[END_PROXY].unread > UNREAD_FLOOR;
-}
-
 int splice_message(struct sk_msg_md *msg)
 {
 	u32 zero = 0, size = msg->size;
@@ -367,11 +360,6 @@ int splice_message(struct sk_msg_md *msg)
 		return SK_PASS;
 	}
 	u8 why = too_much(st, end, peer.netns_cookie, size, cfg);
-	if (why && can_wait(st, end, why, cfg)) {
-		if (t)
-			t->held++;
-		return SK_DROP;
-	}
 	if (why) {
 		if (swap(st, SPLICED, TCP_ONLY))
 			count_why(st, why);
@@ -394,6 +382,44 @@ int splice_message(struct sk_msg_md *msg)
 		t->redirected_messages++;
 	}
 	return SK_PASS;
+}
+
+// getsockopt() in the proxy's cgroup: how many bytes may this spliced socket send before it has to leave? A message can't be refused for a
+// while: the kernel keeps the verdict SK_DROP (psock->eval) for all that is sent later. So a proxy that asks can wait, and stay spliced.
+int splice_room(struct bpf_sockopt *ctx)
+{
+#ifdef MEASURED
+	u32 zero = 0, *answer = ctx->optval;
+	struct bpf_sock *sk = ctx->sk;
+	struct config *cfg = config.lookup(&zero);
+
+	if (ctx->level != SOCKOPT_LEVEL || ctx->optname != SOCKOPT_ROOM || !sk || !cfg || (void *)(answer + 1) > ctx->optval_end)
+		return 1;
+	struct sock_tag *tag = sock_tags.sk_storage_get(sk, 0, 0);
+	struct splice_state *st = tag ? state_of(&tag->key) : NULL;
+	if (!st || st->nonce != tag->nonce || st->word != SPLICED)
+		return 1;
+	u32 end = tag->key.end & 1;
+	s64 waiting = unread_by(&st->sock[!end]);
+	if (waiting < 0)
+		return 1;
+	note_unread(st, end, tag->key.netns_cookie, waiting);
+	s64 room = (s64)cfg->unread_connection - waiting;
+	s64 of_endpoint = (s64)(cfg->unread_endpoint - sum_of(tag->key.netns_cookie));
+	s64 of_node = (s64)(cfg->unread_node - sum_of(0));
+	if (of_endpoint < room)
+		room = of_endpoint;
+	if (of_node < room)
+		room = of_node;
+	// What others hold back may stay for ever: who has nothing of its own to wait for goes on, and leaves.
+	if (room <= 0 && waiting <= UNREAD_FLOOR)
+		return 1;
+	*answer = room < 0 ? 0 : room;
+	ctx->optlen = sizeof(*answer);
+	asm volatile("" ::: "memory");		// one store for both the verifier refuses
+	ctx->retval = 0;
+#endif
+	return 1;
 }
 
 // For user space, by BPF_PROG_TEST_RUN: looks at both ends of the connection whose key stands behind an Ethernet header.

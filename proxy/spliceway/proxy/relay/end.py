@@ -21,7 +21,9 @@ VIEW = memoryview(_BUFFER)
 NOTHING = -1
 #: Pieces of one sendmsg(); IOV_MAX is 1024.
 _PIECES = 512
-#: When a splice's reader is behind: seconds to the first and to later tries.
+#: What a spliced socket may send before it is asked about room, in bytes: less than any limit.
+UNASKED = 262_144
+#: While there is none: seconds to the first and to later questions.
 _FIRST_TRY, _LAST_TRY = 0.001, 0.064
 
 
@@ -36,8 +38,8 @@ class End:
     peer has reset the connection while nobody reads, or writing failed; what is written after that is dropped. None of
     them is called from within `write`.
 
-    A socket that is spliced is always writable for the kernel. Where its reader is too far behind, the kernel program
-    refuses the message with EACCES (docs/splicing.md); nothing tells when that is over, so it is tried again.
+    A socket that is spliced is always writable, and what its reader has not read waits in kernel memory. So such a
+    socket is asked about room for more (docs/splicing.md), and as nothing tells when there is some again, asked anew.
     """
 
     __slots__ = (
@@ -55,6 +57,7 @@ class End:
         "_pending",
         "_poller",
         "_recv",
+        "_room",
         "_send",
         "_shut",
         "_watched",
@@ -103,6 +106,7 @@ class End:
         self._watched = True
         self._held: asyncio.TimerHandle | None = None
         self._pause = _FIRST_TRY
+        self._room = UNASKED
         self._mask = OUT if self._connecting else IN
         poller.add(self._fd, self._mask, self._on_events)
 
@@ -158,7 +162,7 @@ class End:
             return
         if self.broken or self._fd < 0:
             return
-        count = self._try(self._send, data)
+        count = self._try(data)
         if 0 <= count < len(data):
             self._pending.append(bytes(data[count:]))
             self._wait()
@@ -199,7 +203,7 @@ class End:
             return
         if self.broken or self._fd < 0:
             return
-        count = self._try(self.sock.sendmsg, pieces)
+        count = self._try_pieces(pieces)
         if count < 0:
             return
         for piece in pieces:
@@ -211,22 +215,43 @@ class End:
         if self._pending:
             self._wait()
 
-    def _try(self, send: Callable[[Any], int], data: Any) -> int:
+    def _try(self, data: bytes | memoryview) -> int:
         """Send what goes: bytes, -1 when the connection is gone."""
+        size = len(data)
+        if size > self._room and not self._ask(size):
+            return 0
+        return self._sent(self._send, data if size <= self._room else data[: self._room])
+
+    def _try_pieces(self, pieces: Sequence[bytes | memoryview]) -> int:
+        size = sum(map(len, pieces))
+        if size > self._room and not self._ask(size):
+            return 0
+        if size <= self._room:
+            return self._sent(self.sock.sendmsg, pieces)
+        return self._sent(self._send, b"".join(pieces)[: self._room])
+
+    def _sent(self, send: Callable[[Any], int], data: Any) -> int:
         try:
             count = send(data)
         except (BlockingIOError, InterruptedError):
             return 0
-        except PermissionError:
-            self._held = self._poller.later(self._pause, self._try_again)
-            self._pause = min(2 * self._pause, _LAST_TRY)
-            return 0
         except OSError as error:
             self._fail(error)
             return -1
-        self._pause = _FIRST_TRY
         self.sent += count
+        self._room -= count
         return count
+
+    def _ask(self, size: int) -> int:
+        """How much of this may be sent now, in bytes; if nothing, it is tried again after a while."""
+        room = sockets.room(self.sock)
+        self._room = max(size, UNASKED) if room is None else room
+        if self._room:
+            self._pause = _FIRST_TRY
+        elif self._held is None:
+            self._held = self._poller.later(self._pause, self._try_again)
+            self._pause = min(2 * self._pause, _LAST_TRY)
+        return self._room
 
     def _wait(self) -> None:
         """Send the rest as soon as there is room."""
@@ -282,7 +307,7 @@ class End:
 
     def _flush(self) -> None:
         data = self._pending[0] if len(self._pending) == 1 else b"".join(self._pending)
-        count = self._try(self._send, data)
+        count = self._try(data)
         if count < 0:
             return
         if count < len(data):

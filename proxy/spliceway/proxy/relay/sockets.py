@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import sys
 
 # linux/in.h and linux/in6.h; the module socket has no names for them.
 _IP_TRANSPARENT = 19
@@ -12,6 +13,8 @@ _IP_BIND_ADDRESS_NO_PORT = 24
 _IPV6_TRANSPARENT = 75
 _TCP_CLOSED = 7
 _RESET, _ORDERLY = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
+#: The node agent's own socket option (abi.h: SOCKOPT_LEVEL, SOCKOPT_ROOM): a program on the proxy's cgroup answers.
+ROOM = 0x5317, 1
 #: A dead peer is noticed after some five minutes.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 120), (socket.TCP_KEEPINTVL, 30), (socket.TCP_KEEPCNT, 6))
 
@@ -63,6 +66,14 @@ def is_closed(sock: socket.socket) -> bool:
     except OSError:
         return True
     return state == _TCP_CLOSED
+
+
+def room(sock: socket.socket) -> int | None:
+    """How many bytes a spliced socket may send now; None when it is not spliced: then TCP knows."""
+    try:
+        return int.from_bytes(sock.getsockopt(*ROOM, 4), sys.byteorder)
+    except OSError:
+        return None
 
 
 def _set_up(sock: socket.socket) -> None:
