@@ -9,7 +9,7 @@ from spliceway.agent.testbed.testbed import Testbed
 
 _CODE = """
 import http.client, sys
-connection = http.client.HTTPConnection(sys.argv[1], 80, timeout=5)
+connection = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=5)
 connection.connect()
 connection.auto_open = 0
 for line in sys.stdin:
@@ -29,11 +29,11 @@ class Talk:
     `ask` gives the status, or the name of what was raised in the pod.
     """
 
-    def __init__(self, testbed: Testbed, client: str, server: str, *, version: int = 4) -> None:
+    def __init__(self, testbed: Testbed, client: str, server: str, *, version: int = 4, port: int = 80) -> None:
         address = server if set(".:") & set(server) else str(testbed.pod(server).address(version))
-        self._process: subprocess.Popen[str] = testbed.spawn(
-            client, ["python", "-c", _CODE, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        argv = ["python", "-c", _CODE, address, str(port)]
+        pipe = subprocess.PIPE
+        self._process: subprocess.Popen[str] = testbed.spawn(client, argv, stdin=pipe, stdout=pipe, text=True)
 
     def ask(self, path: str = "/x") -> str:
         """Send one GET."""

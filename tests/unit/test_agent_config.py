@@ -314,5 +314,7 @@ def test_limits_of_unread_bytes_come_from_the_nodes_memory(tmp_path: Path) -> No
     assert node_limits(SpliceLimitsConfig(), tcp_mem) == SpliceLimits(4 * mib, pressure // 32, pressure // 4)
     asked = SpliceLimitsConfig(connection_kib=64, endpoint_kib=128, node_kib=256)
     assert node_limits(asked, tcp_mem) == SpliceLimits(64 << 10, 128 << 10, 256 << 10)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert node_limits(SpliceLimitsConfig(), tmp_path / "nothing").node == pytest.approx(memory / 64, rel=0.01)
     tcp_mem.write_text("1\t2\t3\n")  # a small machine: one connection still gets what it may have
     assert node_limits(SpliceLimitsConfig(), tcp_mem) == SpliceLimits(4 * mib, 4 * mib, 4 * mib)

@@ -14,6 +14,7 @@ from spliceway.agent.cli.splices import (
     sock_rows,
     splice_line,
     splice_notes,
+    splice_wish,
     totals_line,
     watch_rows,
     with_rates,
@@ -130,6 +131,12 @@ def test_the_line_in_status() -> None:
 )
 def test_what_is_told_beside(changes: dict[str, Any], notes: list[str]) -> None:
     assert splice_notes(splice(**changes)) == notes
+
+
+def test_what_a_pod_wants() -> None:
+    assert splice_wish({"splice": True, "unsplicedPorts": []}) == "yes"
+    assert splice_wish({"splice": True, "unsplicedPorts": [9000, 9001]}) == "not 9000, 9001"
+    assert splice_wish({"splice": False, "unsplicedPorts": [9000]}) == "no"
 
 
 def test_the_self_test_in_status() -> None:

@@ -186,6 +186,8 @@ class Views:
                     "policyId": policy.policy_id if policy else 0,
                     "ingress": policy.ingress if policy else False,
                     "egress": policy.egress if policy else False,
+                    "splice": endpoint.splice if endpoint else False,
+                    "unsplicedPorts": sorted(endpoint.unspliced_ports) if endpoint else (),
                 }
             )
         return found

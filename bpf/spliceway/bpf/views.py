@@ -52,10 +52,12 @@ def conntrack(maps: Maps) -> list[CtEntry]:
 
 
 def socks(maps: Maps) -> list[SockEntry]:
-    """Every redirected connection that is alive."""
+    """Every redirected connection that is alive. A SYN that nobody has answered yet is none."""
     now, found = time.monotonic_ns(), []
     for raw_key, raw in maps.splices.items():
         key, state = abi.SpliceKey.from_buffer_copy(raw_key), abi.SpliceState.from_buffer_copy(raw)
+        if not any(end.cookie for end in state.sock):
+            continue
         found.append(
             SockEntry(
                 endpoint=abi.unpack_address(bytes(key.pod.w)),

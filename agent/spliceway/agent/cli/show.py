@@ -19,7 +19,8 @@ _STATUS_PAUSE = 0.05
 
 def status(
     wait: Annotated[
-        float, typer.Option("--wait", min=0, help="Wait so many seconds for an agent, and until nothing is wrong.")
+        float,
+        typer.Option(min=0, help="Wait so many seconds for an agent with nothing wrong that knows what to splice."),
     ] = 0.0,
     output: OutputOption = Output.TABLE,
     socket: SocketOption = None,
@@ -29,7 +30,10 @@ def status(
     from spliceway.agent.cli.summary import problems, summary, warnings
 
     deadline = time.monotonic() + wait
-    while (wrong := problems(found := _status(socket, deadline))) and time.monotonic() < deadline:
+    while True:
+        wrong = problems(found := _status(socket, deadline))
+        if not (wrong or not found["splice"]["decided"]) or time.monotonic() >= deadline:
+            break
         time.sleep(_STATUS_PAUSE)
     if output is Output.JSON:
         emit_json({**found, "problems": wrong})
@@ -70,12 +74,13 @@ def _of_agent(status: dict[str, Any]) -> dict[str, Any]:
 def endpoints(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:
     """List the pods of this node."""
     from spliceway.agent.cli.render import emit, labels_text
+    from spliceway.agent.cli.splices import splice_wish
 
     found = agent_client(socket).get("endpoints")
     emit(
         found,
         output,
-        ("ENDPOINT", "IDENTITY", "POLICY", "INGRESS", "EGRESS", "READY", "INTERFACE", "ADDRESSES", "LABELS"),
+        ("ENDPOINT", "IDENTITY", "POLICY", "INGRESS", "EGRESS", "READY", "SPLICE", "INTERFACE", "ADDRESSES", "LABELS"),
         (
             (
                 item["name"],
@@ -84,6 +89,7 @@ def endpoints(output: OutputOption = Output.TABLE, socket: SocketOption = None) 
                 "enforced" if item["ingress"] else "open",
                 "enforced" if item["egress"] else "open",
                 item["ready"],
+                splice_wish(item),
                 item["interface"],
                 item["addresses"],
                 labels_text(item["labels"]),

@@ -57,6 +57,14 @@ def splice_notes(splice: Json) -> list[str]:
     return [printable(text) for text in found]
 
 
+def splice_wish(endpoint: Json) -> str:
+    """What a pod's annotations say: «yes», «no», «not 9000, 9001»."""
+    if not endpoint["splice"]:
+        return "no"
+    ports = ", ".join(map(str, endpoint["unsplicedPorts"]))
+    return f"not {ports}" if ports else "yes"
+
+
 def most(by_why: dict[str, int]) -> list[tuple[str, int]]:
     """Reasons that occurred, the most frequent first."""
     return sorted(((reason, count) for reason, count in by_why.items() if count), key=lambda one: (-one[1], one[0]))

@@ -76,7 +76,7 @@ class AgentProcess:
         return AgentClient(self.socket)
 
     def wait_in_force(self, timeout: float = 60.0) -> dict[str, Any]:
-        """Return its status once all that it has read is in force, in the kernel and in the proxy.
+        """Return its status once all that it has read is in force in kernel and proxy, and what is spliced is decided.
 
         Raises TestbedError with the reason or the end of the log.
         """
@@ -110,7 +110,8 @@ class AgentProcess:
             return str(error), None
         policy = status["policy"]
         if policy["revision"] > 0 and policy["revision"] == policy["wanted"] and not policy["waiting"]:
-            return "", status
+            # What connects before stays unspliced for its life.
+            return ("", status) if status["splice"]["decided"] else ("the splice's self-test still runs", None)
         why = f"revision {policy['revision']} of {policy['wanted']}, waiting for {policy['waiting']}"
         return f"{why} {policy['error']} {policy['endpointError']}", None
 

@@ -118,9 +118,16 @@ class Testbed:
 
     def set_labels(self, name: str, labels: Mapping[str, str]) -> None:
         """Give a pod other labels, in its manifest on every node. Raises TestbedError."""
+        self._set_metadata(name, "labels", labels)
+
+    def set_annotations(self, name: str, annotations: Mapping[str, str]) -> None:
+        """Give a pod other annotations, beside those of its wiring, on every node. Raises TestbedError."""
+        self._set_metadata(name, "annotations", annotations)
+
+    def _set_metadata(self, name: str, field: str, values: Mapping[str, str]) -> None:
         pod = self.pod(name)
         plan = self._pod_plans[pod.key]
-        metadata = {**plan.document["metadata"], "labels": dict(labels)}
+        metadata = {**plan.document["metadata"], field: dict(values)}
         plan = msgspec.structs.replace(plan, document={**plan.document, "metadata": metadata})
         self._pod_plans[pod.key] = plan
         self._write_pod(plan, pod)
