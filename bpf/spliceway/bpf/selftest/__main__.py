@@ -1,0 +1,73 @@
+"""`python -m spliceway.bpf.selftest`: one run, with its report on stdout.
+
+Exit status 0 when all may be spliced, else 1.
+The process moves itself into namespaces of its own and never comes back: it is for nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from spliceway.bpf.errors import DatapathError
+from spliceway.bpf.selftest.checklist import run_all
+from spliceway.bpf.selftest.identity import identity, make_report
+from spliceway.bpf.selftest.report import Check, SelfTestReport
+from spliceway.bpf.selftest.site import Site
+from spliceway.bpf.selftest.talk import BadError
+
+#: Seconds after which the process ends itself, should nobody else do it.
+_LIFE = 90
+
+
+def main() -> None:
+    """Entry of the child."""
+    options = _options()
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no part of the report
+    signal.alarm(_LIFE)
+    report = _run(options)
+    print(msgspec.json.encode(report).decode() if options.output == "json" else _text(report), file=out, flush=True)
+    sys.exit(0 if report.clients and report.servers else 1)
+
+
+def _run(options: argparse.Namespace) -> SelfTestReport:
+    began, now = time.monotonic(), time.time()
+    defines = dict(one.split("=", 1) for one in options.test_define)
+    checks: tuple[Check, ...] = ()
+    error = ""
+    try:
+        site = Site(options.pods_cgroup, options.proxy_cgroup, options.bpffs, defines)
+        try:
+            checks = tuple(run_all(site))
+        finally:
+            site.close()
+    except (OSError, DatapathError, BadError) as failure:
+        error = f"{type(failure).__name__}: {failure}" if isinstance(failure, OSError) else str(failure)
+    seconds = time.monotonic() - began
+    return make_report(identity(defines), time=now, seconds=seconds, checks=checks, error=error)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m spliceway.bpf.selftest", description=__doc__)
+    parser.add_argument("--pods-cgroup", type=Path, required=True, help="cgroup2 directory of the pods")
+    parser.add_argument("--proxy-cgroup", type=Path, required=True, help="cgroup2 directory of the proxy")
+    parser.add_argument("--bpffs", type=Path, required=True, help="a directory; mounted over for this process only")
+    parser.add_argument("--test-define", action="append", default=[], metavar="NAME=VALUE", help="for tests")
+    parser.add_argument("-o", dest="output", choices=("text", "json"), default="text", help="how to print the report")
+    return parser.parse_args()
+
+
+def _text(report: SelfTestReport) -> str:
+    lines = [f"{check.result:8} {check.name:12} {check.seconds:6.3f} s  {check.text}" for check in report.checks]
+    return "\n".join([*lines, f"{report.seconds:.1f} s: {report.summary}"])
+
+
+if __name__ == "__main__":
+    main()
