@@ -74,7 +74,8 @@ def test_nothing_passes_after_a_change_and_all_are_reset(node: KernelNode, chang
         assert client.line() == {"ended": connections}
         report = load.reports()
 
-    refused = {flow.reason for flow in node.flows[seen:] if flow.leg is Leg.DOWNSTREAM}
+    node.flow_after(seen)
+    refused = {flow.reason for flow in node.flows[seen : node.flows_seen()] if flow.leg is Leg.DOWNSTREAM}
     assert refused == {Reason.DEFAULT_DENY if change is withdraw else Reason.RULE_SET_CHANGED}
     assert report["how"]["client ECONNRESET"] == connections, report
     assert min(report["messages"][leg] for leg in ("client", "server", "downstream", "upstream")) > connections

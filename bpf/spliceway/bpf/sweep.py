@@ -64,6 +64,7 @@ class _Connection(NamedTuple):
     `kind`: the question without the client's port, which makes no difference to the answer.
     """
 
+    leg: int
     question: bytes
     kind: bytes
     family: int
@@ -80,6 +81,7 @@ class Sweep:
         self._maps, self._program, self._totals = maps, program, totals
         self._known: set[bytes] = set()
         self._answers: dict[bytes, bool] = {}
+        self._upstream: list[_Connection] = []
         self._nameless: set[bytes] = set()
         self._looked_at = 0
 
@@ -92,12 +94,11 @@ class Sweep:
         descriptor = libbpf.open_pin(self._program)
         try:
             ask = libbpf.asker(descriptor)
-            done = all(
-                self._end([one for one in batch if self._lost(one, ask)]) for batch in _batches(self._connections())
-            )
+            done = all(self._judge(batch, ask) for batch in _batches(self._connections()))
         finally:
             os.close(descriptor)
-        done = done and self._end_nameless()
+        # Clients first. Of most of these the proxy has closed its other end by now.
+        done = done and all(self._end(batch) for batch in _batches(self._upstream)) and self._end_nameless()
         totals = self._totals
         totals.sweeps += 1
         totals.looked_at, totals.judged = self._looked_at, len(self._answers)
@@ -106,15 +107,19 @@ class Sweep:
 
     def _connections(self) -> Iterator[_Connection]:
         for key, state in self._maps.splices.items():
+            self._known.add(key[_SPLICE_ENDS.size - _CT_ENDS.size : _SPLICE_ENDS.size])
             yield _of_state(key, state)
         for key, value in _proxied(self._maps):
-            one = _of_entry(key, value)
-            if one.ends not in self._known:
-                yield one
+            if key[: _CT_ENDS.size] not in self._known:
+                yield _of_entry(key, value)
+
+    def _judge(self, batch: list[_Connection], ask: Callable[[bytes], int]) -> bool:
+        lost = [one for one in batch if self._lost(one, ask)]
+        self._upstream += (one for one in lost if one.leg != Leg.DOWNSTREAM)
+        return self._end([one for one in lost if one.leg == Leg.DOWNSTREAM])
 
     def _lost(self, one: _Connection, ask: Callable[[bytes], int]) -> bool:
         self._looked_at += 1
-        self._known.add(one.ends)
         allowed = self._answers.get(one.kind)
         if allowed is None:
             allowed = self._answers[one.kind] = ask(_ETHERNET + one.question) != 0
@@ -145,14 +150,16 @@ def _of_state(key: bytes, state: bytes) -> _Connection:
     rule_set, port = state[_RULE_SET : _RULE_SET + 4], state[_PORT : _PORT + 2]
     asked = _question(netns, pod, peer, pod_port, peer_port, rule_set, port, state[_LEG])
     revoked = state[0] == SpliceState.REVOKED
-    return _Connection(*asked, *diag.packed_ends(peer, peer_port, pod, pod_port), state[_COOKIE : _COOKIE + 8], revoked)
+    ends = diag.packed_ends(peer, peer_port, pod, pod_port)
+    return _Connection(state[_LEG], *asked, *ends, state[_COOKIE : _COOKIE + 8], revoked)
 
 
 def _of_entry(key: bytes, value: bytes) -> _Connection:
     local, remote, local_port, remote_port = _CT_ENDS.unpack_from(key)
     rule_set = value[_CT_RULE_SET : _CT_RULE_SET + 4]
     asked = _question(_NONE, local, remote, local_port, remote_port, rule_set, bytes(2), value[_CT_LEG])
-    return _Connection(*asked, *diag.packed_ends(remote, remote_port, local, local_port), _NONE, False)
+    ends = diag.packed_ends(remote, remote_port, local, local_port)
+    return _Connection(value[_CT_LEG], *asked, *ends, _NONE, False)
 
 
 def _question(
