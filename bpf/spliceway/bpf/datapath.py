@@ -406,6 +406,7 @@ class Datapath:
                 ("guard", Path("/proc/thread-self/ns/net"), libbpf.BPF_SK_LOOKUP),
                 ("sockops_proxy", self._settings.proxy_cgroup, libbpf.BPF_CGROUP_SOCK_OPS),
                 ("splice_room", self._settings.proxy_cgroup, libbpf.BPF_CGROUP_GETSOCKOPT),
+                ("guard_ulp", self._settings.pods_cgroup, libbpf.BPF_CGROUP_SETSOCKOPT),
                 ("sockops_pod", self._settings.pods_cgroup, libbpf.BPF_CGROUP_SOCK_OPS),
             ):
                 attach_link(root / "links" / name, target, kind, program[name])

@@ -18,6 +18,7 @@ from spliceway.bpf.errors import DatapathError, KernelRefusedError
 BPF_ANY = 0
 BPF_CGROUP_SOCK_OPS = 3
 BPF_CGROUP_GETSOCKOPT = 21
+BPF_CGROUP_SETSOCKOPT = 22
 BPF_SK_MSG_VERDICT = 7
 BPF_SK_LOOKUP = 36
 

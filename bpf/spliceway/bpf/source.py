@@ -41,6 +41,7 @@ PROGRAMS: dict[str, tuple[ProgramSpec, ...]] = {
         ProgramSpec("sockops_proxy", SOCK_OPS),
         ProgramSpec("splice_message", SK_MSG),
         ProgramSpec("splice_room", CGROUP_SOCKOPT, 21),
+        ProgramSpec("guard_ulp", CGROUP_SOCKOPT, 22),
         ProgramSpec("measure_splice", SCHED_CLS),
     ),
 }

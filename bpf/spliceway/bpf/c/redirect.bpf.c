@@ -22,6 +22,7 @@
 
 #define TCP_FIN_WAIT1 4
 #define TCP_CLOSE 7
+#define TCP_ULP 31
 #define E_TOO_BIG (-7)
 #define E_BUSY (-16)
 
@@ -420,6 +421,19 @@ int splice_room(struct bpf_sockopt *ctx)
 	ctx->retval = 0;
 #endif
 	return 1;
+}
+
+// setsockopt() in the pods' cgroup. Kernel TLS on a member of a sockhash frees what is still in use (CVE-2026-93824), and any pod can ask for it on its
+// own socket. Behind HTTP rules there is no TLS to speed up; libraries go on without.
+int guard_ulp(struct bpf_sockopt *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	if (ctx->level != PROTO_TCP || ctx->optname != TCP_ULP || !sk)
+		return 1;
+	struct sock_tag *tag = sock_tags.sk_storage_get(sk, 0, 0);
+	struct splice_state *st = tag ? state_of(&tag->key) : NULL;
+	return !tag || (st && st->nonce == tag->nonce && !st->pod_in);
 }
 
 // For user space, by BPF_PROG_TEST_RUN: looks at both ends of the connection whose key stands behind an Ethernet header.
