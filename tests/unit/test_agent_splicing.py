@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from spliceway.agent.configsections import SpliceMode
 from spliceway.agent.errors import AgentError
-from spliceway.agent.splicechecks import gate_proof
+from spliceway.agent.kernelgate import gate_proof
 from spliceway.agent.splicemetrics import LEFT, splice_metrics
 from spliceway.agent.spliceproof import Decision, Proof, decide
 from spliceway.agent.splicing import Splicing

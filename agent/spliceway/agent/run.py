@@ -9,7 +9,7 @@ import asyncio
 import signal
 from collections.abc import Callable
 
-from spliceway.agent import log, preflight, splicechecks
+from spliceway.agent import kernelgate, log, preflight
 from spliceway.agent.app import Agent
 from spliceway.agent.config import Config
 from spliceway.agent.embedded import EmbeddedSupervisor
@@ -17,6 +17,7 @@ from spliceway.agent.envoy import EnvoySupervisor
 from spliceway.agent.errors import OWN_ERRORS
 from spliceway.agent.sides import ProxyProcess
 from spliceway.bpf.datapath import Datapath, claim
+from spliceway.bpf.selftest.run import load_or_run
 from spliceway.bpf.types import DatapathSettings
 
 
@@ -27,8 +28,8 @@ def run_agent(config: Config, *, log_level: str = "info", cleanup: bool = False)
         config,
         open_datapath=_open_datapath,
         make_proxy=make_proxy,
-        gate=splicechecks.gate,
-        self_test=splicechecks.self_test,
+        gate=kernelgate.gate,
+        self_test=load_or_run,
     )
     asyncio.run(_until_signal(agent, cleanup=cleanup))
 

@@ -93,8 +93,8 @@ def measured(_target: Target) -> Iterator[Check]:
 
 def self_test(target: Target) -> Iterator[Check]:
     """Run the self-test on sockets and namespaces of its own."""
-    from spliceway.agent.splicechecks import self_test as run
     from spliceway.bpf.selftest.report import Result
+    from spliceway.bpf.selftest.run import load_or_run
 
     name = "self-test"
     if not target.self_test:
@@ -104,7 +104,7 @@ def self_test(target: Target) -> Iterator[Check]:
         yield skipped(name, "no configuration says where the cgroups are", "name it: --config FILE")
         return
     with tempfile.TemporaryDirectory(prefix="spliceway-preflight-") as place:
-        found = asyncio.run(run(target.settings, Path(place)))
+        found = asyncio.run(load_or_run(target.settings, Path(place)))
     if found.error:
         yield warn(name, found.error, "nothing is spliced in mode auto; policy is enforced all the same")
         return
