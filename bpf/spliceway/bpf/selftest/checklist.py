@@ -32,6 +32,7 @@ ITEMS = (
     Item("order", 1, order.order),
     Item("fin", 16, ends.fin),
     Item("half-close", 23, ends.half_close),
+    Item("blocked-reader", 23, ends.blocked_reader),
     Item("reset", 16, ends.reset),
     Item("epoll-level", 15, reading.epoll_level),
     Item("epoll-edge", 15, reading.epoll_edge),

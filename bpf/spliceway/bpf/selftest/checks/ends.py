@@ -8,11 +8,24 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from spliceway.bpf.selftest.checks.order import abort
 from spliceway.bpf.selftest.report import Side
 from spliceway.bpf.selftest.site import Pair, Site
-from spliceway.bpf.selftest.talk import STALL, BadError, compare, expect, expect_end, pattern, receive, send, wait
+from spliceway.bpf.selftest.talk import (
+    STALL,
+    BadError,
+    KnownError,
+    compare,
+    expect,
+    expect_end,
+    pattern,
+    receive,
+    send,
+    wait,
+)
 
 _DATA = pattern(200_000)
 _REQUEST, _ANSWER = b"request", b"answer"
@@ -20,6 +33,10 @@ _REQUEST, _ANSWER = b"request", b"answer"
 _TRIES = 50
 #: Seconds after which what a blocked recv() waits for is sent.
 _LATER = 0.0003
+
+
+class WokenError(BadError):
+    """A blocking recv() returned with nothing."""
 
 
 def fin(site: Site, side: Side, version: int) -> str:
@@ -70,29 +87,62 @@ def half_close(site: Site, side: Side, version: int) -> str:
 def _ask_and_wait(pair: Pair) -> None:
     send(pair.pod, _REQUEST)
     expect(pair.proxy, _REQUEST)
-    # The proxy's end acknowledges later, when it is told to: the reader sleeps by then.
-    pair.proxy.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
     pair.pod.shutdown(socket.SHUT_WR)
-    answer = threading.Thread(target=_answer, args=(pair.proxy,))
-    answer.start()
-    try:
+    with _meanwhile(lambda: _answer(pair.proxy)):
         got = blocking_receive(pair.pod, len(_ANSWER))
-    finally:
-        answer.join()
     compare(got, _ANSWER)
     pair.proxy.close()
     expect_end(pair.pod)
 
 
+def blocked_reader(site: Site, side: Side, version: int) -> str:
+    """One thread of the pod's waits in a blocking recv() when another one shuts down the sending side."""
+    with site.connect(side, version) as pair:
+
+        def finish() -> None:
+            pair.pod.shutdown(socket.SHUT_WR)
+            _answer(pair.proxy)
+
+        send(pair.pod, _REQUEST)
+        expect(pair.proxy, _REQUEST)
+        woken = False
+        with _meanwhile(finish):
+            try:
+                got = blocking_receive(pair.pod, len(_ANSWER))
+            except WokenError:
+                woken = True
+        compare(receive(pair.pod, len(_ANSWER)) if woken else got, _ANSWER)
+    if woken:
+        raise KnownError("a recv() that blocks while another thread shuts down returns EAGAIN once; nothing is lost")
+    return "a recv() that blocks while another thread shuts down gets the answer"
+
+
+@contextmanager
+def _meanwhile(work: Callable[[], None]) -> Iterator[None]:
+    """Do something in another thread, a little later."""
+
+    def later() -> None:
+        time.sleep(_LATER)
+        work()
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
 def _answer(proxy: socket.socket) -> None:
-    time.sleep(_LATER)
+    """The end of the stream is acknowledged later, when the proxy asks for that: the reader sleeps by then."""
+    expect_end(proxy)
     proxy.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
     time.sleep(_LATER)
     send(proxy, _ANSWER)
 
 
 def blocking_receive(pod: socket.socket, size: int, flags: int = 0) -> bytes:
-    """One recv() that blocks in the kernel. Raises BadError when it returns without data before its time."""
+    """One recv() that blocks in the kernel. Raises WokenError when it returns without data before its time."""
     pod.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(STALL), 0))
     pod.setblocking(True)
     began = time.monotonic()
@@ -102,7 +152,7 @@ def blocking_receive(pod: socket.socket, size: int, flags: int = 0) -> bytes:
         if error.errno != errno.EAGAIN:
             raise
         if time.monotonic() - began < STALL / 2:
-            raise BadError("a blocking recv() returned EAGAIN") from None
+            raise WokenError("a blocking recv() returned EAGAIN") from None
         raise BadError("a blocking recv() was never woken") from None
     finally:
         pod.setblocking(False)
