@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf import libbpf
-from spliceway.bpf.datapath import pin_root
+from spliceway.bpf.install import pin_root
 from spliceway.policy.table import OTHER_PEERS, ClassKey, EndpointPolicy, PolicyTable, Row, RowKey, RuleRef
 from spliceway.policy.verdict import Direction, Protocol, Reason, Verdict
 from support import packets as p

@@ -18,7 +18,7 @@ import pytest
 
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf import libbpf
-from spliceway.bpf.datapath import pin_root
+from spliceway.bpf.install import pin_root
 from spliceway.bpf.types import KernelFlow, LocalEndpoint
 from spliceway.policy.engine import Engine, Options
 from spliceway.policy.lookup import Judgement, identify, lookup, lookup_pair

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from spliceway.agent.testbed.node import Node
 from spliceway.bpf import libbpf
-from spliceway.bpf.datapath import Datapath, pin_root
+from spliceway.bpf.datapath import Datapath
+from spliceway.bpf.install import pin_root
 from spliceway.bpf.types import DatapathSettings, KernelFlow, LocalEndpoint
 from spliceway.policy.compile import compile_table
 from spliceway.policy.documents import load_documents

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Mapping
 
 from spliceway.agent.cli import main
-from spliceway.bpf import datapath
+from spliceway.bpf import datapath, install
 from spliceway.bpf.types import DatapathSettings
 
-_defines = datapath.defines
+_defines = install.defines
 
 
 def _with_variant(settings: DatapathSettings, extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -21,5 +21,5 @@ def _with_variant(settings: DatapathSettings, extra: Mapping[str, str] | None = 
 
 if __name__ == "__main__":
     _variant = sys.argv.pop(1)
-    datapath.defines = _with_variant
+    vars(datapath)["defines"] = _with_variant
     main()

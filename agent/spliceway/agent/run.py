@@ -16,7 +16,8 @@ from spliceway.agent.embedded import EmbeddedSupervisor
 from spliceway.agent.envoy import EnvoySupervisor
 from spliceway.agent.errors import OWN_ERRORS
 from spliceway.agent.sides import ProxyProcess
-from spliceway.bpf.datapath import Datapath, claim
+from spliceway.bpf.datapath import Datapath
+from spliceway.bpf.install import claim
 from spliceway.bpf.selftest.run import load_or_run
 from spliceway.bpf.types import DatapathSettings
 

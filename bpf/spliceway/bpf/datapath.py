@@ -8,9 +8,7 @@ it out. Runs inside the node's network namespace.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
-import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -18,17 +16,16 @@ from pathlib import Path
 import msgspec
 from pyroute2 import AsyncIPRoute
 
-from spliceway.bpf import abi, diag, leftovers, libbpf, node, record, views
+from spliceway.bpf import abi, diag, leftovers, libbpf, node, views
 from spliceway.bpf.attach import EGRESS, INGRESS, attach_link, attach_tc, interface_index
-from spliceway.bpf.errors import DatapathError, KernelRefusedError
+from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.events import EventStream
-from spliceway.bpf.kernelstructs import offsets
-from spliceway.bpf.loader import LoadRequest, load
+from spliceway.bpf.install import PROGRAM_NAMES, check, defines, install, loaded_digest, measuring
 from spliceway.bpf.maps import Maps
 from spliceway.bpf.netns import cookie_of
 from spliceway.bpf.revoke import Revoker
 from spliceway.bpf.rows import Attached, pack_endpoint, unpack_endpoint, with_slots
-from spliceway.bpf.source import PROGRAMS, digest
+from spliceway.bpf.source import digest
 from spliceway.bpf.splicecontrol import SpliceControl
 from spliceway.bpf.staging import KernelTable
 from spliceway.bpf.sweep import Sweeper, SweepTotals
@@ -45,55 +42,7 @@ from spliceway.bpf.types import (
 )
 from spliceway.policy.table import PolicyTable
 
-_PROGRAM_NAMES = tuple(spec.name for specs in PROGRAMS.values() for spec in specs)
 _LOOPBACK = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
-
-
-#: Descriptors that keep this process the owner of what is pinned on a bpffs.
-_claims: list[int] = []
-
-
-def claim(settings: DatapathSettings) -> None:
-    """Make this process the only agent on the bpffs until it ends. Raises DatapathError when another one is."""
-    _check(settings)
-    path = settings.bpffs / "spliceway"
-    path.mkdir(exist_ok=True)
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise DatapathError(f"bpffs: another agent runs on {path}; two would undo each other's work") from error
-    _claims.append(descriptor)
-
-
-def pin_root(settings: DatapathSettings) -> Path:
-    """Where everything is pinned. The ABI's version is in the path: two versions never share a map."""
-    return settings.bpffs / "spliceway" / f"v{abi.ABI_VERSION}"
-
-
-def defines(settings: DatapathSettings, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Definitions that the programs are compiled with."""
-    return {
-        "PIN_ROOT": f'"{pin_root(settings)}"',
-        "MAX_ENDPOINTS": str(settings.max_endpoints),
-        "MAX_IPCACHE": str(settings.max_ipcache),
-        "MAX_ROWS": str(settings.max_rows),
-        "MAX_PAIRS": str(settings.max_pairs),
-        "MAX_CONNECTIONS": str(settings.max_connections),
-        "EVENT_BYTES": str(settings.event_buffer_bytes),
-        **measuring()[0],
-        **(extra or {}),
-    }
-
-
-def measuring() -> tuple[dict[str, str], str]:
-    """Definitions with which the programs can look at a reader's queue, or none and why they can't."""
-    try:
-        found = offsets()
-    except LookupError as error:
-        return {}, str(error)
-    return {"MEASURED": "1", **{name: str(offset) for name, offset in found.items()}}, ""
 
 
 class Datapath:
@@ -108,7 +57,7 @@ class Datapath:
         self._listeners: dict[int, int] = views.listeners(maps)
         self._revoker = Revoker()
         self._events = EventStream(maps, self._revoker.see)
-        self._sweeper = Sweeper(maps, pin_root(settings) / "programs" / "judge")
+        self._sweeper = Sweeper(maps, maps.root / "programs" / "judge")
         self._lock = asyncio.Lock()
         self._splices = SpliceControl(settings, maps)
         self._uplinks: tuple[str, ...] = ()
@@ -122,14 +71,13 @@ class Datapath:
 
         `test_defines` compiles test hooks in. Raises DatapathError: no BPF rights, no bpffs, no cgroup2, no BCC.
         """
-        _check(settings)
-        root = pin_root(settings)
+        check(settings)
         names = defines(settings, test_defines)
-        wanted = digest(names)
-        have = _loaded_digest(root)
+        root, wanted = Path(names["PIN_ROOT"].strip('"')), digest(names)
+        have = loaded_digest(root)
         known = (root / "maps").is_dir() and any((root / "maps").iterdir())
         if have != wanted:
-            await _load(root, names, wanted)
+            await install(root, names, wanted)
         self = cls(settings, Maps(root), taken_over=known)
         self._splices.write()
         self._attach_links()
@@ -195,7 +143,7 @@ class Datapath:
         slots = (live, live)
         self._maps.endpoints.update(key, pack_endpoint(attached, slots))
         for hook, parent in (("from_pod", INGRESS), ("to_pod", EGRESS)):
-            program = libbpf.open_pin(pin_root(self._settings) / "programs" / hook)
+            program = libbpf.open_pin(self._maps.root / "programs" / hook)
             try:
                 await attach_tc(ipr, index, parent, program, hook, self._settings.bpffs)
             finally:
@@ -221,6 +169,8 @@ class Datapath:
             self._maps.endpoints.update(key, with_slots(raw, (b"", b"")))
         await asyncio.to_thread(self._end_connections, attached.endpoint)
         self._maps.endpoints.delete(key)
+        if raw is not None:
+            self._splices.forget(raw)
         self._table.rows.endpoints.pop(key, None)
 
     async def _forget_strangers(self, wanted: Mapping[str, LocalEndpoint], links: Mapping[str, int]) -> None:
@@ -374,7 +324,7 @@ class Datapath:
             abi=abi.ABI_VERSION,
             generation=self._table.generation,
             taken_over=self._taken_over,
-            programs={name: str(pin_root(self._settings) / "programs" / name) for name in _PROGRAM_NAMES},
+            programs={name: str(self._maps.root / "programs" / name) for name in PROGRAM_NAMES},
             attached=(*sorted(attached), *(f"uplink {name}" for name in self._uplinks)),
             lost_events=views.lost_events(self._maps) + self._events.lost,
             problems=tuple(node.problems(self._settings)),
@@ -397,9 +347,9 @@ class Datapath:
     # ---- parts ----
 
     def _attach_links(self) -> None:
-        root = pin_root(self._settings)
+        root = self._maps.root
         (root / "links").mkdir(exist_ok=True)
-        program = {name: libbpf.open_pin(root / "programs" / name) for name in _PROGRAM_NAMES}
+        program = {name: libbpf.open_pin(root / "programs" / name) for name in PROGRAM_NAMES}
         try:
             libbpf.attach_to_map(program["splice_message"], self._maps.socks.fd, libbpf.BPF_SK_MSG_VERDICT)
             for name, target, kind in (
@@ -415,16 +365,6 @@ class Datapath:
                 os.close(descriptor)
 
 
-def _check(settings: DatapathSettings) -> None:
-    for field, path in (("cgroups.pods", settings.pods_cgroup), ("cgroups.proxy", settings.proxy_cgroup)):
-        if not (path / "cgroup.procs").exists():
-            raise DatapathError(f"{field}: {path} is not a cgroup2 directory (is cgroup2 mounted there?)")
-    if not settings.bpffs.is_dir():
-        raise DatapathError(f"bpffs: {settings.bpffs} does not exist (mount -t bpf bpf {settings.bpffs})")
-    if os.statvfs(settings.bpffs).f_namemax != 255 or not record.on_bpffs(settings.bpffs):
-        raise DatapathError(f"bpffs: {settings.bpffs} is not a bpffs (mount -t bpf bpf {settings.bpffs})")
-
-
 async def _links(ipr: AsyncIPRoute) -> dict[str, int]:
     """Interfaces of this network namespace: name → index."""
     return {link.get_attr("IFLA_IFNAME"): int(link["index"]) async for link in await ipr.link("dump")}
@@ -438,34 +378,3 @@ def _is_same_endpoint(one: LocalEndpoint, other: LocalEndpoint) -> bool:
 def _is_same(attached: Attached, links: Mapping[str, int]) -> bool:
     """Whether the veth is the one that was attached: an index isn't used again in a namespace's life."""
     return links.get(attached.endpoint.interface) == attached.ifindex
-
-
-def _loaded_digest(root: Path) -> str:
-    link = root / "digest"
-    complete = all((root / "programs" / name).exists() for name in _PROGRAM_NAMES)
-    return str(link.readlink()) if complete and link.is_symlink() else ""
-
-
-async def _load(root: Path, names: dict[str, str], wanted: str) -> None:
-    """Compile and pin beside what is there, then put the programs in place."""
-    try:
-        _prepare(root)
-        await load(LoadRequest(pin_root=str(root), defines=names))
-        _put_in_place(root, wanted)
-    except OSError as error:
-        raise KernelRefusedError(f"pin below {root}", error.errno or 0, "is it a bpffs, and are you root?") from error
-
-
-def _prepare(root: Path) -> None:
-    root.mkdir(parents=True, exist_ok=True)
-    if (root / "staging").exists():
-        shutil.rmtree(root / "staging")
-
-
-def _put_in_place(root: Path, wanted: str) -> None:
-    (root / "programs").mkdir(exist_ok=True)
-    (root / "digest").unlink(missing_ok=True)  # first: whoever dies in between must not pass for complete
-    for name in _PROGRAM_NAMES:
-        (root / "staging" / name).rename(root / "programs" / name)
-    (root / "digest").symlink_to(wanted)  # bpffs has no regular files
-    (root / "staging").rmdir()

@@ -4,7 +4,9 @@
 // pin path: two versions never share a map.
 #pragma once
 
+#ifndef ABI_VERSION	// tests of an upgrade compile another
 #define ABI_VERSION 3
+#endif
 
 enum hook { HOOK_FROM_POD, HOOK_TO_POD, HOOK_FROM_NETWORK, HOOK_SK_MSG, HOOK_SK_LOOKUP, HOOKS };
 enum direction { INGRESS, EGRESS };
@@ -303,6 +305,9 @@ struct splice_state {
 	u8 why;
 	u8 reason;		// of the verdict
 	u8 pad[3];
+#ifdef TEST_STATE_PADDING
+	u64 padding[TEST_STATE_PADDING];
+#endif
 };
 
 // Spliced and unread bytes of an endpoint (key: network namespace cookie), and of the node (key 0). What is below the floor for
