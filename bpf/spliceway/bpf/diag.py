@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
@@ -65,9 +65,8 @@ def _parse(family: int, body: bytes) -> TcpSocket:
     return TcpSocket(_address(family, src), sport, _address(family, dst), dport, body[1], cookie)
 
 
-def tcp_sockets(states: int = _ALL_STATES) -> list[TcpSocket]:
-    """TCP sockets in the given states (bits by state number)."""
-    found = []
+def dump(states: int = _ALL_STATES) -> Iterator[tuple[int, bytes]]:
+    """TCP sockets in the given states (bits by state number): family and `struct inet_diag_msg` of each."""
     with _open() as netlink:
         for family in (socket.AF_INET, socket.AF_INET6):
             netlink.send(_request(_SOCK_DIAG_BY_FAMILY, _NLM_DUMP, family, states, bytes(48)))
@@ -82,9 +81,13 @@ def tcp_sockets(states: int = _ALL_STATES) -> list[TcpSocket]:
                     if kind == _NLMSG_DONE:
                         done = True
                         break
-                    found.append(_parse(family, data[_HEADER.size : length]))
+                    yield family, data[_HEADER.size : length]
                     data = data[(length + 3) & ~3 :]
-    return found
+
+
+def tcp_sockets(states: int = _ALL_STATES) -> list[TcpSocket]:
+    """TCP sockets in the given states (bits by state number)."""
+    return [_parse(family, body) for family, body in dump(states)]
 
 
 def connections() -> list[tuple[int, bytes, bytes]]:
