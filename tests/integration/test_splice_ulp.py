@@ -23,19 +23,23 @@ spec:
   - fromEndpoints: [{matchLabels: {role: client}}]
     toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {http: [{method: GET}]}}]
 """
-#: The error of TCP_ULP on a connection, and the answer to a request on it after that.
+#: The errors of TCP_ULP before a connection and on it, and the answers to requests before and after the latter.
 CLIENT = """
 import errno, json, socket, sys
-with socket.create_connection((sys.argv[1], 80), 10) as sock:
-    sock.sendall(b"GET / HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n")
-    first = sock.recv(65536)[:12]
+def ulp(sock):
     try:
         sock.setsockopt(socket.IPPROTO_TCP, 31, sys.argv[2].encode())
-        name = ""
     except OSError as error:
-        name = errno.errorcode[error.errno]
+        return errno.errorcode[error.errno]
+with socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET) as sock:
+    sock.settimeout(10)
+    early = ulp(sock)
+    sock.connect((sys.argv[1], 80))
+    sock.sendall(b"GET / HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n")
+    first = sock.recv(65536)[:12]
+    late = ulp(sock)
     sock.sendall(b"GET / HTTP/1.1\\r\\nHost: a\\r\\nConnection: close\\r\\n\\r\\n")
-    print(json.dumps([name, first.decode(), sock.recv(65536)[:12].decode()]))
+    print(json.dumps([early, late, first.decode(), sock.recv(65536)[:12].decode()]))
 """
 
 
@@ -53,6 +57,6 @@ def test_row_17_no_ulp_on_a_member() -> None:
                 assert done.returncode == 0, done.stderr
                 found[spliced] = json.loads(done.stdout)
                 assert (node.datapath.splice_counters().spliced - before) == (2 if spliced else 0)
-            # Not a member: the kernel looks for such a module, and finds none.
-            assert found[True] == ["EPERM", "HTTP/1.1 200", "HTTP/1.1 200"]
-            assert found[False] == ["ENOENT", "HTTP/1.1 200", "HTTP/1.1 200"]
+            # What is not connected yet may become a member. Not a member: the kernel looks for such a module, and finds none.
+            assert found[True] == ["EPERM", "EPERM", "HTTP/1.1 200", "HTTP/1.1 200"]
+            assert found[False] == ["EPERM", "ENOENT", "HTTP/1.1 200", "HTTP/1.1 200"]

@@ -20,6 +20,7 @@
 #include "measure.h"
 #include "leave.h"
 
+#define TCP_ESTABLISHED 1
 #define TCP_FIN_WAIT1 4
 #define TCP_CLOSE 7
 #define TCP_ULP 31
@@ -431,6 +432,10 @@ int guard_ulp(struct bpf_sockopt *ctx)
 
 	if (ctx->level != PROTO_TCP || ctx->optname != TCP_ULP || !sk)
 		return 1;
+	// Whether it becomes a member is settled, under the lock that is held here, when it is established. Before that it could become one
+	// between this answer and the setting; no kernel takes "tls" before.
+	if (sk->state != TCP_ESTABLISHED)
+		return 0;
 	struct sock_tag *tag = sock_tags.sk_storage_get(sk, 0, 0);
 	struct splice_state *st = tag ? state_of(&tag->key) : NULL;
 	return !tag || (st && st->nonce == tag->nonce && !st->pod_in);
