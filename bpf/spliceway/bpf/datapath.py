@@ -16,11 +16,13 @@ from pathlib import Path
 import msgspec
 from pyroute2 import AsyncIPRoute
 
-from spliceway.bpf import abi, diag, leftovers, libbpf, node, views
-from spliceway.bpf.attach import EGRESS, INGRESS, attach_link, attach_tc, interface_index
+from spliceway.bpf import abi, diag, leftovers, libbpf, node, record, upgrade, views
+from spliceway.bpf.attach import EGRESS, INGRESS, attach_tc, interface_index
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.events import EventStream
 from spliceway.bpf.install import PROGRAM_NAMES, check, defines, install, loaded_digest, measuring
+from spliceway.bpf.layouts import layouts
+from spliceway.bpf.links import attach_links
 from spliceway.bpf.maps import Maps
 from spliceway.bpf.netns import cookie_of
 from spliceway.bpf.revoke import Revoker
@@ -58,6 +60,7 @@ class Datapath:
         self._revoker = Revoker()
         self._events = EventStream(maps, self._revoker.see)
         self._sweeper = Sweeper(maps, maps.root / "programs" / "judge")
+        self._drain = upgrade.Drain(settings.bpffs, maps.root)
         self._lock = asyncio.Lock()
         self._splices = SpliceControl(settings, maps)
         self._uplinks: tuple[str, ...] = ()
@@ -74,13 +77,16 @@ class Datapath:
         check(settings)
         names = defines(settings, test_defines)
         root, wanted = Path(names["PIN_ROOT"].strip('"')), digest(names)
-        have = loaded_digest(root)
+        live, shapes = upgrade.live_root(settings.bpffs), layouts(names)
+        upgrade.share_maps(live, root, shapes)
         known = (root / "maps").is_dir() and any((root / "maps").iterdir())
-        if have != wanted:
+        if loaded_digest(root) != wanted:
             await install(root, names, wanted)
+        upgrade.record_layouts(root, shapes)
         self = cls(settings, Maps(root), taken_over=known)
         self._splices.write()
-        self._attach_links()
+        attach_links(settings, self._maps, self._drain.others)
+        record.set_live(settings.bpffs, root)
         async with AsyncIPRoute() as ipr:
             await node.set_up(ipr, settings)
             await leftovers.forget_uplinks(ipr, settings.uplinks)
@@ -94,6 +100,7 @@ class Datapath:
         self._uplinks = settings.uplinks
         self._events.start()
         self._sweeper.start()
+        self._drain.start()
         if known:  # the agent before this one may have ended between a change and its sweep
             self._sweeper.ask()
         return self
@@ -321,12 +328,13 @@ class Datapath:
         """What is loaded and attached, and what is wrong."""
         attached = [f"{one.endpoint.name} ({one.endpoint.interface})" for one in self._attached.values()]
         return DatapathStatus(
-            abi=abi.ABI_VERSION,
+            abi=int(self._maps.root.name.removeprefix("v")),
             generation=self._table.generation,
             taken_over=self._taken_over,
             programs={name: str(self._maps.root / "programs" / name) for name in PROGRAM_NAMES},
             attached=(*sorted(attached), *(f"uplink {name}" for name in self._uplinks)),
             lost_events=views.lost_events(self._maps) + self._events.lost,
+            draining=self._drain.left,
             problems=tuple(node.problems(self._settings)),
         )
 
@@ -336,6 +344,7 @@ class Datapath:
         """Let go of everything, and leave it in place."""
         self._events.stop()
         await self._sweeper.stop()
+        await self._drain.stop()
         self._maps.close()
 
     async def remove(self) -> None:
@@ -343,26 +352,6 @@ class Datapath:
         async with self._lock:
             await self.close()
             await leftovers.take_out(await leftovers.find(self._settings), self._settings)
-
-    # ---- parts ----
-
-    def _attach_links(self) -> None:
-        root = self._maps.root
-        (root / "links").mkdir(exist_ok=True)
-        program = {name: libbpf.open_pin(root / "programs" / name) for name in PROGRAM_NAMES}
-        try:
-            libbpf.attach_to_map(program["splice_message"], self._maps.socks.fd, libbpf.BPF_SK_MSG_VERDICT)
-            for name, target, kind in (
-                ("guard", Path("/proc/thread-self/ns/net"), libbpf.BPF_SK_LOOKUP),
-                ("sockops_proxy", self._settings.proxy_cgroup, libbpf.BPF_CGROUP_SOCK_OPS),
-                ("splice_room", self._settings.proxy_cgroup, libbpf.BPF_CGROUP_GETSOCKOPT),
-                ("guard_ulp", self._settings.pods_cgroup, libbpf.BPF_CGROUP_SETSOCKOPT),
-                ("sockops_pod", self._settings.pods_cgroup, libbpf.BPF_CGROUP_SOCK_OPS),
-            ):
-                attach_link(root / "links" / name, target, kind, program[name])
-        finally:
-            for descriptor in program.values():
-                os.close(descriptor)
 
 
 async def _links(ipr: AsyncIPRoute) -> dict[str, int]:

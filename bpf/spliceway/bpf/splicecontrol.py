@@ -6,6 +6,8 @@ All of it reaches new connections only, but for the limits, which count from the
 from __future__ import annotations
 
 import os
+import sys
+from collections import Counter
 from collections.abc import Mapping
 from socket import htons
 
@@ -26,6 +28,7 @@ class SpliceControl:
         """Nothing is written yet."""
         self._settings, self._maps = settings, maps
         self._classes = settings.splice
+        self._off: dict[bytes, int] = {}
 
     def __repr__(self) -> str:
         return f"SpliceControl({self._classes!r})"
@@ -71,7 +74,8 @@ class SpliceControl:
     def measure(self) -> None:
         """Look at the readers of all directions in which something was unread when the programs looked last.
 
-        A connection that fell silent still counts with what it had then; after this with what its reader has left.
+        A connection that fell silent still counts with what it had then; after this with what its reader has left. Sums
+        that are wrong, because a state entry made room for another one, are put right when two looks agree about it.
         """
         program = libbpf.open_pin(self._maps.root / "programs" / "measure_splice")
         try:
@@ -80,6 +84,27 @@ class SpliceControl:
                     libbpf.run_on_packet(program, _ETHERNET + key)
         finally:
             os.close(program)
+        self._check_sums()
+
+    def _check_sums(self) -> None:
+        sums: Counter[bytes] = Counter()
+        for raw_key, raw in self._maps.splices.items():
+            for way in abi.SpliceState.from_buffer_copy(raw).way:
+                if way.unread > abi.UNREAD_FLOOR:
+                    sums[raw_key[: len(_NODE)]] += way.unread
+                    sums[_NODE] += way.unread
+        off = {}
+        for key, raw in self._maps.unread.items():
+            found = abi.Unread.from_buffer_copy(raw).bytes
+            if found != sums[key]:
+                off[key] = found - sums[key]
+                if self._off.get(key) == off[key]:
+                    self._maps.unread.update(key, bytes(abi.Unread(sums[key])))
+        self._off = off
+
+    def forget(self, endpoint: bytes) -> None:
+        """An endpoint (its `struct endpoint`) has gone."""
+        self._maps.unread.delete(abi.Endpoint.from_buffer_copy(endpoint).netns_cookie.to_bytes(8, sys.byteorder))
 
     def unread(self) -> int:
         """Spliced bytes of the node that wait unread, without what is below the floor for a direction."""

@@ -45,6 +45,10 @@ static __always_inline void begin_splice(const struct endpoint *ep, u32 ifindex,
 	struct splice_state *old = splices.lookup(&key);
 	if (old && old->isn == w->p.seq && old->rule_set == rule_set && old->leg == leg)
 		return;
+	if (old) {	// it ends here, and what waited in it with it
+		note_unread(old, END_POD, key.netns_cookie, 0);
+		note_unread(old, END_PROXY, key.netns_cookie, 0);
+	}
 	s.nonce = ((u64)bpf_get_prandom_u32() << 32) | bpf_get_prandom_u32();
 	s.generation = w->generation;
 	s.born = w->now;

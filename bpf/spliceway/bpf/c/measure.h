@@ -85,17 +85,20 @@ static __always_inline u64 counted(u64 n)
 	return n > UNREAD_FLOOR ? n : 0;
 }
 
-static __always_inline u64 sum_of(u64 cookie)
+static __always_inline s64 sum_of(u64 cookie)
 {
 	struct unread *u = unread.lookup(&cookie);
 
-	return u ? u->bytes : 0;
+	return u ? (s64)u->bytes : 0;
 }
 
 static __always_inline void add_to_sum(u64 cookie, u64 difference)
 {
-	struct unread none = {}, *u = unread.lookup_or_try_init(&cookie, &none);
+	struct unread none = {}, *u = unread.lookup(&cookie);
 
+	// What is taken off after the endpoint has gone makes no new sum.
+	if (!u && (s64)difference > 0)
+		u = unread.lookup_or_try_init(&cookie, &none);
 	if (u)
 		__sync_fetch_and_add(&u->bytes, difference);
 }
