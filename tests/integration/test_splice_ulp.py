@@ -57,6 +57,6 @@ def test_row_17_no_ulp_on_a_member() -> None:
                 assert done.returncode == 0, done.stderr
                 found[spliced] = json.loads(done.stdout)
                 assert (node.datapath.splice_counters().spliced - before) == (2 if spliced else 0)
-            # What is not connected yet may become a member. Not a member: the kernel looks for such a module, and finds none.
+            # What is not connected yet may become a member. Not a member: the kernel looks for such a module.
             assert found[True] == ["EPERM", "EPERM", "HTTP/1.1 200", "HTTP/1.1 200"]
             assert found[False] == ["EPERM", "ENOENT", "HTTP/1.1 200", "HTTP/1.1 200"]

@@ -222,20 +222,14 @@ def test_only_a_kernel_that_is_affected_loses_anything(other: State) -> None:
         ("7.0", True),
     ],
 )
-def test_whole_kernels_without_kernel_tls(release: str, expected: bool) -> None:
-    found = judge(KernelRelease.parse(release, tls=False))
+def test_whole_kernels(release: str, expected: bool) -> None:
+    found = judge(KernelRelease.parse(release))
     assert allowed(found) == (expected, expected)
 
 
-@pytest.mark.parametrize(
-    ("tls", "expected"),
-    [(True, State.AFFECTED), (False, State.NOT_AFFECTED)],
-)
-def test_kernel_tls_matters_where_it_is_loaded(tls: bool, expected: State) -> None:
-    row = NAME["460e6486617c"]
-    (found,) = (one for one in judge(KernelRelease.parse("6.18.52", tls=tls)) if one.row is row)
-    assert found.state is expected
-    assert found.off is (Scope.EVERYTHING if expected is State.AFFECTED else Scope.TOLD)
+def test_kernel_tls_is_told_only_as_no_pod_can_set_it_on_a_member() -> None:
+    (found,) = (one for one in judge(KernelRelease.parse("6.18.52")) if one.row.cve == "CVE-2026-93824")
+    assert (found.state, found.off) == (State.AFFECTED, Scope.TOLD)
 
 
 def test_a_sentence_says_what_happens_what_is_off_and_where_it_is_fixed() -> None:

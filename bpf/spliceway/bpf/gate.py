@@ -38,11 +38,9 @@ class KernelRelease(msgspec.Struct, frozen=True):
 
     name: str  # as `uname -r` says it
     version: Version
-    #: Kernel TLS is loaded or built in. Not known counts as loaded.
-    tls: bool = True
 
     @classmethod
-    def parse(cls, release: str, version_text: str = "", signature: str = "", tls: bool = True) -> KernelRelease:
+    def parse(cls, release: str, version_text: str = "", signature: str = "") -> KernelRelease:
         """From `uname -r`, `uname -v` and /proc/version_signature (Ubuntu's; else "").
 
         Debian's `uname -r` may hide the patch level (6.1.0-40-amd64): then it stands in `uname -v`. Ubuntu's is the
@@ -52,26 +50,22 @@ class KernelRelease(msgspec.Struct, frozen=True):
         """
         found = version(release)
         if re.match(r"[\d.]+-rc\d", release):
-            return cls(release, (*found[:2], -1), tls)
+            return cls(release, (*found[:2], -1))
         debian = _DEBIAN.search(version_text)
         for hint in (debian[1] if debian else "", signature.rpartition(" ")[2]):
             if _NUMBERS.match(hint) and version(hint)[:2] == found[:2]:
                 found = version(hint)
-        return cls(release, found, tls)
+        return cls(release, found)
 
     @classmethod
     def running(cls) -> KernelRelease:
-        """The kernel that runs now. Looks at /proc: Ubuntu's signature, the counters of kernel TLS.
-
-        (The counters are in every network namespace; the sysctl with TCP's upper layer protocols is in the first only.)
-        """
+        """The kernel that runs now."""
         uname = os.uname()
         signature = Path("/proc/version_signature")
         return cls.parse(
             uname.release,
             uname.version,
             signature.read_text().strip() if signature.exists() else "",
-            Path("/proc/net/tls_stat").exists(),
         )
 
     def __str__(self) -> str:
@@ -160,8 +154,6 @@ def _state(row: Row, release: KernelRelease, declared: bool) -> State:
         return State.FIXED
     begun = (*at[:2], max(at[2], 0))  # a candidate may have the fault, and not yet its fix
     if begun < version(row.bad[0]) and not _reached(begun, row.bad[1:]):
-        return State.NOT_AFFECTED
-    if row.tls and not release.tls:
         return State.NOT_AFFECTED
     return State.DECLARED_FIXED if declared else State.AFFECTED
 

@@ -37,9 +37,8 @@ def replaced(text: str) -> str:
 
 def _fault(row: Row) -> str:
     name = f"[{row.commit}]({row.source})" + (f" {row.cve}" if row.cve else "")
-    what = row.what + ("; only where kernel TLS is loaded" if row.tls else "")
     mended = ", ".join((*row.stable, row.fixed)) + ("" if row.verified else " (not confirmed)")
-    return f"| {name} | {what} | {', '.join(row.bad)} | {mended} | {row.scope} |"
+    return f"| {name} | {row.what} | {', '.join(row.bad)} | {mended} | {row.scope} |"
 
 
 def main(path: str) -> None:

@@ -37,7 +37,6 @@ class Row(msgspec.Struct, frozen=True):
     source: str
     cve: str = ""
     verified: bool = True
-    tls: bool = False  # only where kernel TLS is loaded (or built in)
 
 
 class Feature(msgspec.Struct, frozen=True):
@@ -211,12 +210,11 @@ ROWS: tuple[Row, ...] = (
         bad=("4.18",),
         fixed="7.2",
         stable=("6.1.189", "6.12.111", "6.18.53"),
-        what="a pod that sets kernel TLS on a spliced socket of its own reaches faults that can be exploited",
-        scope=Scope.EVERYTHING,
+        what="kernel TLS on a spliced socket reaches faults that can be exploited; `guard_ulp` lets no pod set it",
+        scope=Scope.TOLD,
         source=_CVE + "CVE-2026-93824",
         # 6.1.189 is seen in a changelog, the others are the record's of September 2026; 6.6 and 7.1 may have it by now.
         verified=False,
-        tls=True,
     ),
     Row(
         commit="2d66a033864e",
