@@ -1,0 +1,52 @@
+"""What the tests of the splice share: one bed, and for each test plain veths and RPS, IPv4 and IPv6, both legs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from spliceway.bpf.types import Leg
+from support.splicebed import SpliceBed, Veths, splice_bed
+
+
+@pytest.fixture(scope="session")
+def _splice_bed() -> Iterator[SpliceBed]:
+    with splice_bed() as made:
+        yield made
+
+
+@pytest.fixture(params=["plain", "rps"])
+def veths(request: pytest.FixtureRequest) -> Veths:
+    """Whether packets are handled on another CPU than the one that sent them."""
+    chosen: Veths = request.param
+    return chosen
+
+
+@pytest.fixture
+def bed(_splice_bed: SpliceBed, veths: Veths) -> Iterator[SpliceBed]:
+    """A node on which both legs are spliced."""
+    _splice_bed.set_veths(veths)
+    yield _splice_bed
+    _splice_bed.release()
+
+
+@pytest.fixture(params=[4, 6], ids=["v4", "v6"])
+def version(request: pytest.FixtureRequest) -> int:
+    """Of IP."""
+    chosen: int = request.param
+    return chosen
+
+
+@pytest.fixture(params=[Leg.DOWNSTREAM, Leg.UPSTREAM], ids=["downstream", "upstream"])
+def leg(request: pytest.FixtureRequest) -> Leg:
+    """Between client and proxy, or between proxy and server."""
+    chosen: Leg = request.param
+    return chosen
+
+
+@pytest.fixture(params=[True, False], ids=["to-pod", "to-proxy"])
+def to_pod(request: pytest.FixtureRequest) -> bool:
+    """The direction of the bytes."""
+    chosen: bool = request.param
+    return chosen
