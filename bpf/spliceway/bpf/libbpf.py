@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from spliceway.bpf.errors import DatapathError, KernelRefusedError
 
@@ -60,6 +60,33 @@ def pin(fd: int, path: Path) -> None:
     _checked(library().bpf_obj_pin(fd, str(path).encode()), f"pin {path}", "is the directory on a bpffs?")
 
 
+class MapInfo(NamedTuple):
+    """What the kernel says of a map; `struct bpf_map_info` begins like this."""
+
+    type: int
+    id: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+
+
+def map_info(fd: int) -> MapInfo:
+    """Of an open map."""
+    info, size = (ctypes.c_uint32 * 22)(), ctypes.c_uint32(88)
+    _checked(library().bpf_obj_get_info_by_fd(fd, info, ctypes.byref(size)), "look at a map")
+    return MapInfo(*info[:6])
+
+
+def info_of(path: Path) -> MapInfo:
+    """Of a pinned map."""
+    fd = open_pin(path)
+    try:
+        return map_info(fd)
+    finally:
+        os.close(fd)
+
+
 class BpfMap:
     """One map by file descriptor; keys and values are bytes of `key_size` and `value_size`.
 
@@ -72,12 +99,17 @@ class BpfMap:
         self._stride = (value_size + 7) // 8 * 8
         self._room = self._stride * possible_cpus() if per_cpu else value_size
 
+    @classmethod
+    def open(cls, path: Path, name: str, *, per_cpu: bool = False) -> BpfMap:
+        """A pinned map, with the sizes that it was made with."""
+        fd = open_pin(path)
+        info = map_info(fd)
+        return cls(fd, name, info.key_size, info.value_size, per_cpu=per_cpu)
+
     @cached_property
     def max_entries(self) -> int:
         """How many elements the map takes: as it was made, whatever the configuration says by now."""
-        info, size = (ctypes.c_uint32 * 22)(), ctypes.c_uint32(88)  # struct bpf_map_info
-        _checked(library().bpf_obj_get_info_by_fd(self.fd, info, ctypes.byref(size)), f"look at map {self.name}")
-        return int(info[4])
+        return map_info(self.fd).max_entries
 
     def __repr__(self) -> str:
         return f"BpfMap({self.name!r}, fd={self.fd})"

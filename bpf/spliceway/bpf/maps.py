@@ -6,7 +6,7 @@ import ctypes
 from pathlib import Path
 
 from spliceway.bpf import abi
-from spliceway.bpf.libbpf import BpfMap, open_pin
+from spliceway.bpf.libbpf import BpfMap
 
 _U32 = ctypes.sizeof(ctypes.c_uint32)
 _S = ctypes.sizeof
@@ -61,8 +61,8 @@ class Maps:
         """Open every map below `pin_root`/maps. Raises KernelRefusedError when one is missing."""
         self.root = pin_root
         self._all = []
-        for name, (key, value, per_cpu) in LAYOUT.items():
-            opened = BpfMap(open_pin(pin_root / "maps" / name), name, key, value, per_cpu=per_cpu)
+        for name, (_, _, per_cpu) in LAYOUT.items():
+            opened = BpfMap.open(pin_root / "maps" / name, name, per_cpu=per_cpu)
             self._all.append(opened)
             setattr(self, name, opened)
 

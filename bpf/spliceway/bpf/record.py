@@ -13,7 +13,7 @@ import msgspec
 
 from spliceway.bpf.types import DatapathSettings
 
-_CLSACT, _RULES = "clsact", "rules"
+_CLSACT, _RULES, _LIVE = "clsact", "rules", "live"
 
 
 class PolicyRule(msgspec.Struct, frozen=True, order=True):
@@ -44,7 +44,20 @@ def top(bpffs: Path) -> Path:
 def roots(bpffs: Path) -> list[Path]:
     """Where something is pinned: a directory for each version of the ABI."""
     found = sorted(top(bpffs).iterdir()) if top(bpffs).is_dir() else []
-    return [path for path in found if path.name not in (_CLSACT, _RULES)]
+    return [path for path in found if path.name not in (_CLSACT, _RULES, _LIVE)]
+
+
+def live(bpffs: Path) -> Path | None:
+    """The root whose programs were attached last."""
+    link = top(bpffs) / _LIVE
+    return top(bpffs) / link.readlink() if link.is_symlink() else None
+
+
+def set_live(bpffs: Path, root: Path) -> None:
+    """The programs of this root are attached now."""
+    if live(bpffs) != root:
+        (top(bpffs) / _LIVE).unlink(missing_ok=True)
+        (top(bpffs) / _LIVE).symlink_to(root.name)
 
 
 def on_bpffs(path: Path) -> bool:
@@ -98,6 +111,7 @@ def clear(bpffs: Path) -> None:
         for each in _names(top(bpffs) / name):
             (top(bpffs) / name / each).unlink(missing_ok=True)
         _remove(top(bpffs) / name)
+    (top(bpffs) / _LIVE).unlink(missing_ok=True)
     _remove(top(bpffs))
 
 

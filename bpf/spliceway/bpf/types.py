@@ -223,7 +223,10 @@ class SpliceCounters(msgspec.Struct, frozen=True):
 
 
 class DatapathStatus(msgspec.Struct, frozen=True):
-    """What is loaded and attached. `problems` are sentences for people, empty when all is well."""
+    """What is loaded and attached. `draining`: other versions' programs that sockets still have.
+
+    `problems` are sentences for people, empty when all is well.
+    """
 
     abi: int
     generation: int
@@ -232,3 +235,4 @@ class DatapathStatus(msgspec.Struct, frozen=True):
     attached: tuple[str, ...]
     lost_events: int
     problems: tuple[str, ...]
+    draining: tuple[str, ...] = ()

@@ -1,0 +1,49 @@
+"""The programs' bpf_links to cgroups and to the network namespace, and the sk_msg program at its sockhash."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from spliceway.bpf import libbpf
+from spliceway.bpf.attach import attach_link
+from spliceway.bpf.install import PROGRAM_NAMES
+from spliceway.bpf.maps import Maps
+from spliceway.bpf.types import DatapathSettings
+
+_NETNS = Path("/proc/thread-self/ns/net")
+
+
+def attach_links(settings: DatapathSettings, maps: Maps, others: Iterable[Path]) -> None:
+    """Put the programs of `maps.root` behind their links, in one step each: there is no moment without a program.
+
+    The links of other versions' roots (`others`) are taken over; what they have besides is detached.
+    """
+    root = maps.root
+    targets = {
+        "guard": (_NETNS, libbpf.BPF_SK_LOOKUP),
+        "sockops_proxy": (settings.proxy_cgroup, libbpf.BPF_CGROUP_SOCK_OPS),
+        "splice_room": (settings.proxy_cgroup, libbpf.BPF_CGROUP_GETSOCKOPT),
+        "guard_ulp": (settings.pods_cgroup, libbpf.BPF_CGROUP_SETSOCKOPT),
+        "sockops_pod": (settings.pods_cgroup, libbpf.BPF_CGROUP_SOCK_OPS),
+    }
+    (root / "links").mkdir(exist_ok=True)
+    left = [link for other in others for link in _files(other / "links")]
+    program = {name: libbpf.open_pin(root / "programs" / name) for name in PROGRAM_NAMES}
+    try:
+        libbpf.attach_to_map(program["splice_message"], maps.socks.fd, libbpf.BPF_SK_MSG_VERDICT)
+        for name, (target, kind) in targets.items():
+            for link in left:
+                if link.name == name and not (root / "links" / name).exists():
+                    link.rename(root / "links" / name)
+            attach_link(root / "links" / name, target, kind, program[name])
+    finally:
+        for descriptor in program.values():
+            os.close(descriptor)
+    for link in left:
+        link.unlink(missing_ok=True)
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(directory.iterdir()) if directory.is_dir() else []

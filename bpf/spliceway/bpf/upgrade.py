@@ -1,0 +1,187 @@
+"""From one version of the programs to another, newer or older, while connections go on.
+
+Every ABI version has its own root below `<bpffs>/spliceway`. The one that starts shares the maps whose layout is its
+own with the root that was live before (the same map has two pins then), takes over its links in place, and replaces its
+filters. Sockets that were spliced before keep the old sk_msg program and its maps, until they are closed: the old root
+drains, and goes when its sockhash is empty. They are judged by the maps that are shared. Where one of those is not,
+nothing could be withdrawn from them any more, so they are ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+
+from spliceway.bpf import abi, diag, libbpf, record
+from spliceway.bpf.errors import KernelRefusedError
+from spliceway.bpf.maps import LAYOUT
+
+#: What an sk_msg program judges a connection by.
+_JUDGING = ("generation", "endpoints", "ipcache", "classes", "policy", "pairs", "listeners")
+#: What the spliced connections of one version have to themselves, unless all of it can be shared.
+_SPLICING = frozenset({"splices", "socks", "sock_tags", "unread"})
+#: Layouts of versions that did not record them.
+_UNRECORDED: dict[str, dict[str, str]] = {}
+_INTERVAL = 2.0
+
+_log = structlog.get_logger(__name__)
+
+
+def live_root(bpffs: Path) -> Path | None:
+    """The root whose programs are attached, as far as that is known."""
+    named = record.live(bpffs)
+    if named is not None and named.is_dir():
+        return named
+    linked = [root for root in record.roots(bpffs) if (root / "links").is_dir() and any((root / "links").iterdir())]
+    return linked[-1] if linked else None
+
+
+def share_maps(live: Path | None, root: Path, layouts: Mapping[str, str]) -> None:
+    """Give `root` the maps of the live root that have these layouts, before its programs are loaded.
+
+    A map by which connections are judged, and that can't be shared, begins empty. Programs in `root` that used another
+    map no longer count as loaded. Raises KernelRefusedError or OSError; then it can be tried again.
+    """
+    if live is None or live == root:
+        return
+    (root / "maps").mkdir(parents=True, exist_ok=True)
+    shared = _shareable(live, layouts)
+    for name in layouts:
+        source, target = live / "maps" / name, root / "maps" / name
+        stale = target.exists() and (name in _JUDGING or (name in _SPLICING and _is_same(source, target)))
+        if _is_same(source, target) if name in shared else not stale:
+            continue
+        (root / "digest").unlink(missing_ok=True)  # first: its programs have another map
+        target.unlink(missing_ok=True)
+        if name in shared:
+            _pin_again(source, target)
+
+
+def record_layouts(root: Path, layouts: Mapping[str, str]) -> None:
+    """Keep what this root's maps look like, for the version that comes after."""
+    (root / "layout").mkdir(exist_ok=True)
+    for name, layout in layouts.items():
+        link = root / "layout" / name
+        if not link.is_symlink() or str(link.readlink()) != layout:
+            link.unlink(missing_ok=True)
+            link.symlink_to(layout)  # bpffs has no regular files
+
+
+class Drain:
+    """Roots of other versions: kept as long as sockets are in their sockhash."""
+
+    def __init__(self, bpffs: Path, root: Path) -> None:
+        """`root`: the one that is live now."""
+        self._bpffs, self._root = bpffs, root
+        self._counts: dict[str, int] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def others(self) -> list[Path]:
+        """Roots of other versions."""
+        return [root for root in record.roots(self._bpffs) if root != self._root]
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """What drains, for people: «v2: 7 connections»."""
+        return tuple(f"{name}: {count} connections" for name, count in sorted(self._counts.items()))
+
+    def start(self) -> None:
+        """Look now and then, until all are gone."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="drain")
+
+    async def stop(self) -> None:
+        """Return when it does not look any more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+
+    async def look(self) -> None:
+        """Count what is left, and remove the roots that have nothing. Raises KernelRefusedError or OSError."""
+        looking = asyncio.get_running_loop().run_in_executor(None, self._look)
+        try:
+            await asyncio.shield(looking)
+        except asyncio.CancelledError:
+            await looking
+            raise
+
+    def _look(self) -> None:
+        counts = {}
+        for other in self.others:
+            members = {} if self._shares(other, "socks") else _members(other)
+            if members and not self._is_judged(other):
+                cookies = set(members.values())
+                diag.destroy_many([one for one in diag.connections() if one[2] in cookies])
+            if members:
+                counts[other.name] = len({key[:-4] for key in members})  # without the end
+            else:
+                shutil.rmtree(other)
+                _log.info("an earlier version's programs are removed", root=str(other))
+        self._counts = counts
+
+    def _is_judged(self, other: Path) -> bool:
+        return all(self._shares(other, name) for name in _JUDGING)
+
+    def _shares(self, other: Path, name: str) -> bool:
+        return _is_same(other / "maps" / name, self._root / "maps" / name)
+
+    async def _run(self) -> None:
+        while self.others:
+            try:
+                await self.look()
+            except (KernelRefusedError, OSError) as error:
+                _log.warning("an earlier version's programs could not be removed, trying again", error=str(error))
+            await asyncio.sleep(_INTERVAL)
+
+
+def _members(root: Path) -> dict[bytes, bytes]:
+    """Keys and socket cookies in a root's sockhash; nothing when it has none (an agent that died while it began)."""
+    path = root / "maps" / "socks"
+    if not path.exists():
+        return {}
+    opened = libbpf.BpfMap.open(path, "socks")
+    try:
+        return {key: cookie for key in opened.keys() if (cookie := opened.lookup(key)) is not None}  # noqa: SIM118
+    finally:
+        opened.close()
+
+
+def _recorded(root: Path) -> dict[str, str]:
+    if not (root / "layout").is_dir():
+        return _UNRECORDED.get(root.name, {})
+    return {link.name: str(link.readlink()) for link in (root / "layout").iterdir()}
+
+
+def _shareable(live: Path, layouts: Mapping[str, str]) -> frozenset[str]:
+    recorded, maps = _recorded(live), live / "maps"
+    found = {
+        name
+        for name, layout in layouts.items()
+        if recorded.get(name) == layout and (maps / name).exists() and _is_as_expected(maps / name, name)
+    }
+    return frozenset(found if found >= _SPLICING else found - _SPLICING)
+
+
+def _is_as_expected(path: Path, name: str) -> bool:
+    info, (key_size, value_size, _) = libbpf.info_of(path), LAYOUT[name]
+    if name == "reasons" and info.max_entries != abi.HOOKS * abi.VERDICTS * abi.REASON_SLOTS:
+        return False
+    return (info.key_size, info.value_size) == (key_size, value_size)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and libbpf.info_of(one).id == libbpf.info_of(other).id
+
+
+def _pin_again(source: Path, target: Path) -> None:
+    descriptor = libbpf.open_pin(source)
+    try:
+        libbpf.pin(descriptor, target)
+    finally:
+        os.close(descriptor)
