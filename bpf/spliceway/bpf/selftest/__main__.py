@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from spliceway.bpf.errors import DatapathError
-from spliceway.bpf.selftest.checklist import run_all
+from spliceway.bpf.selftest.checklist import ITEMS, run_all
 from spliceway.bpf.selftest.identity import identity, make_report
 from spliceway.bpf.selftest.report import Check, SelfTestReport
 from spliceway.bpf.selftest.site import Site
@@ -45,11 +45,13 @@ def _run(options: argparse.Namespace) -> SelfTestReport:
     try:
         site = Site(options.pods_cgroup, options.proxy_cgroup, options.bpffs, defines)
         try:
-            checks = tuple(run_all(site))
+            checks = tuple(run_all(site, options.check or ()))
         finally:
             site.close()
     except (OSError, DatapathError, BadError) as failure:
         error = f"{type(failure).__name__}: {failure}" if isinstance(failure, OSError) else str(failure)
+    if options.check and not error:
+        error = "not all checks were asked for"
     seconds = time.monotonic() - began
     return make_report(identity(defines), time=now, seconds=seconds, checks=checks, error=error)
 
@@ -60,6 +62,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--proxy-cgroup", type=Path, required=True, help="cgroup2 directory of the proxy")
     parser.add_argument("--bpffs", type=Path, required=True, help="a directory; mounted over for this process only")
     parser.add_argument("--test-define", action="append", default=[], metavar="NAME=VALUE", help="for tests")
+    parser.add_argument("--check", action="append", choices=[item.name for item in ITEMS], help="only this one")
     parser.add_argument("-o", dest="output", choices=("text", "json"), default="text", help="how to print the report")
     return parser.parse_args()
 

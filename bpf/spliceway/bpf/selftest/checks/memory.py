@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import sys
 
+from spliceway.bpf import abi
 from spliceway.bpf.selftest.report import Side
 from spliceway.bpf.selftest.site import LIMIT, Pair, Site
 from spliceway.bpf.selftest.talk import BadError, NotRunError, compare, expect, pattern, pump, receive, send
@@ -32,7 +34,18 @@ def measure(site: Site, side: Side, version: int) -> str:
                 seen = site.unread(pair, from_pod=source is pair.pod)
                 if seen != left:
                     raise BadError(f"the kernel programs see {seen} unread bytes where there are {left}")
+        _room_is(pair.proxy, LIMIT)
+        send(pair.proxy, _DATA)
+        _room_is(pair.proxy, LIMIT - len(_DATA))
+        expect(pair.pod, _DATA)
     return "the bytes that a reader has left are those that the kernel programs see"
+
+
+def _room_is(proxy: socket.socket, wanted: int) -> None:
+    """What the proxy is told that it may send."""
+    told = int.from_bytes(proxy.getsockopt(abi.SOCKOPT_LEVEL, abi.SOCKOPT_ROOM, 4), sys.byteorder)
+    if told != wanted:
+        raise BadError(f"the proxy is told that there is room for {told} bytes where there is room for {wanted}")
 
 
 def slow_reader(site: Site, side: Side, version: int) -> str:
