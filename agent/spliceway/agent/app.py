@@ -33,6 +33,7 @@ from spliceway.agent.inventory import Inventory, Refusal
 from spliceway.agent.listening import HttpServer, tcp_listener, unix_listener
 from spliceway.agent.metrics import Gauges, Metrics
 from spliceway.agent.ports import PortAllocator
+from spliceway.agent.portwatch import PortWatch
 from spliceway.agent.proxylink import ProxyLink
 from spliceway.agent.reconcile import Reconciler
 from spliceway.agent.sides import AgentDatapath, ProxyProcess
@@ -108,6 +109,7 @@ class Agent:
         self._pods = AddressBook()
         self._names = Names(None, self._pods)
         self._losses = LossCounter()
+        self._port_watch = PortWatch()
         self._sampler = Sampler()
         self._numbering = Numbering()
         self._saved: object = None
@@ -211,6 +213,7 @@ class Agent:
                 group.create_task(self._splicing.run(), name="splicing")
                 group.create_task(self._kernel_flows(), name="kernel flows")
                 group.create_task(self._count_losses(), name="losses")
+                group.create_task(self._port_watch.run(), name="ports")
                 group.create_task(self._sample(), name="access log share")
                 group.create_task(self._watch_links(), name="interfaces")
                 for name, bound in listeners.items():
@@ -366,6 +369,7 @@ class Agent:
             policies_in_audit=policies if self.config.enforcement == "audit" else in_audit,
             audit_records=self._audit.total,
             not_applied={state: states.count(state) for state in ("refused", "waiting")},
+            port_use=self._port_watch.use,
         )
 
     def _views(self) -> Views:
@@ -393,11 +397,15 @@ class Agent:
                 ),
                 rejections=self._server.rejections,
             ),
-            warnings=lambda: xds_warnings(
-                self.config.xds,
-                self._server.status(resources=False),
-                clients_refused(self._server.rejections(), time.time()),
+            warnings=lambda: (
+                *xds_warnings(
+                    self.config.xds,
+                    self._server.status(resources=False),
+                    clients_refused(self._server.rejections(), time.time()),
+                ),
+                *self._port_watch.warnings(),
             ),
+            port_use=lambda: self._port_watch.use,
         )
 
     def _refusals(self) -> tuple[Refusal, ...]:

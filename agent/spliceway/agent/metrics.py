@@ -10,9 +10,11 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from spliceway.agent.portwatch import port_metrics
 from spliceway.agent.splicemetrics import splice_metrics
 from spliceway.agent.spliceproof import SpliceStatus
 from spliceway.agent.verdicts import verdict_label
+from spliceway.bpf.portuse import PortUse
 from spliceway.bpf.types import DatapathStatus, ReasonCount, SpliceCounters
 from spliceway.xds.protocol.typeurls import TYPES
 from spliceway.xds.server.events import EventKind, XdsEvent
@@ -70,6 +72,7 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     policies_in_audit: int
     not_applied: Mapping[str, int]
     audit_records: int
+    port_use: PortUse
 
 
 class Metrics:
@@ -188,3 +191,4 @@ class _Collector(Collector):
         lost.add_metric(["access-log"], now.lost_log_entries)
         lost.add_metric(["follower"], now.lost_flows)
         yield lost
+        yield from port_metrics(now.port_use)

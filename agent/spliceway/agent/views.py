@@ -23,6 +23,7 @@ from spliceway.agent.reconcile import Reconciler
 from spliceway.agent.spliceproof import SpliceStatus
 from spliceway.agent.verdicts import with_audit
 from spliceway.agent.xdsviews import XdsViews
+from spliceway.bpf.portuse import PortUse
 from spliceway.bpf.types import CtEntry, SockEntry
 
 Query = dict[str, str]
@@ -72,10 +73,11 @@ class Views:
         splicing: Callable[[], SpliceStatus],
         xds: XdsViews,
         warnings: Callable[[], Sequence[str]],
+        port_use: Callable[[], PortUse],
     ) -> None:
         """What is a function is asked anew for each answer: `lost` are records by place, `refused_pairs` a count.
 
-        `warnings`: sentences on xDS that are no problem of policy.
+        `warnings`: sentences on xDS and ports that are no problem of policy.
         """
         self._config = config
         self._inventory = inventory
@@ -92,6 +94,7 @@ class Views:
         self._splicing = splicing
         self._xds = xds
         self._warnings = warnings
+        self._port_use = port_use
         self._started = time.time()
 
     def routes(self) -> dict[str, Callable[[Query], Any]]:
@@ -156,6 +159,7 @@ class Views:
                 "unfit": self._proxy.unfit,
                 "refused": self._proxy.others(),
                 "listeners": self._reconciler.ports,
+                "ports": self._port_use(),
             },
             "splice": {**plain(self._splicing()), "counters": self._datapath.splice_counters()},
             "flows": {

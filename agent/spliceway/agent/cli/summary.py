@@ -39,6 +39,7 @@ def summary(status: Json) -> list[tuple[str, str]]:
             "proxy",
             f"{_process(proxy)}: {listeners}",
         ),
+        ("ports", _ports(proxy["ports"])),
         ("splice", splice_line(splice)),
         ("self-test", self_test_line(splice)),
         ("flows", f"{status['flows']['published']} seen, {datapath['lostEvents']} lost by the kernel's buffer"),
@@ -56,6 +57,15 @@ def _process(proxy: Json) -> str:
     for old in process.get("draining", ()):
         text += f", pid {old['pid']} of before drains for {_duration(time.time() - old['since'])}"
     return text
+
+
+def _ports(use: Json) -> str:
+    """«28232 for a client and a server; most: 120 (CLIENT -> SERVER); 100 connections to servers, 20 in TIME_WAIT»."""
+    most = f"; most: {use['most']} ({use['client']} -> {use['server']})" if use["most"] else ""
+    return (
+        f"{use['ports']} for a client and a server{most}; "
+        f"{use['open']} connections to servers, {use['timeWait']} in TIME_WAIT"
+    )
 
 
 def problems(status: Json) -> list[str]:
