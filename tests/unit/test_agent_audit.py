@@ -15,10 +15,11 @@ from spliceway.agent.audit import AuditLog, AuditSummary
 from spliceway.agent.cli.summary import _http_rule, audit_notes, audit_rows, summary
 from spliceway.agent.flowlog import Flow, FlowPeer, HttpPart
 from spliceway.agent.flows import Names
-from spliceway.agent.jsonable import encode
+from spliceway.agent.jsonable import encode, plain
 from spliceway.agent.metrics import _Collector
 from spliceway.agent.policyrows import _http
 from spliceway.agent.verdicts import verdict_label, with_audit
+from spliceway.bpf.portuse import PortUse
 from spliceway.bpf.types import Hook, KernelFlow, Leg, ReasonCount
 from spliceway.policy.compile import compile_table
 from spliceway.policy.lookup import identify
@@ -236,7 +237,7 @@ def test_status_says_what_is_enforced(mode: str, count: int, text: str) -> None:
         "policy": {"revision": 1, "rows": 0, "ruleSets": 0, "waiting": {}},
         "enforcement": {"mode": mode, "policies": 7, "policiesInAudit": count},
         "datapath": {"generation": 1, "abi": 1, "attached": (), "lostEvents": 0},
-        "proxy": {"kind": "envoy", "listeners": {}, "clients": 0, "nacks": 0, "unfit": {}},
+        "proxy": {"kind": "envoy", "listeners": {}, "clients": 0, "nacks": 0, "unfit": {}, "ports": plain(PortUse())},
         "splice": {
             "mode": "auto", "decided": True, "spliced": [], "selfTest": None, "unread": 0, "limits": {"node": 1},
             "counters": {"spliced": 0, "tcpOnly": 0, "redirectedBytes": 0, "byWhy": {}},
