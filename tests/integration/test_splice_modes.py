@@ -10,10 +10,14 @@ from typing import Any
 
 import pytest
 
+from spliceway.agent.cli.client import _UnixConnection
 from spliceway.agent.optout import EXCLUDE_PORTS, SPLICE
 from spliceway.agent.testbed.agentprocess import AgentProcess, start_agent
 from spliceway.agent.testbed.testbed import Testbed
-from support.node import pod_manifest
+from spliceway.bpf.selftest.cache import store
+from spliceway.bpf.selftest.identity import identity, make_report
+from spliceway.bpf.selftest.report import Check, Result, Side
+from support.node import http_status, pod_manifest
 from support.talk import Talk
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
@@ -53,6 +57,14 @@ class World:
     def socks(self, **wanted: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.agent.client.get("socks")
         return [sock for sock in found if all(sock[key] == value for key, value in wanted.items())]
+
+    def metrics(self) -> dict[str, float]:
+        connection = _UnixConnection(self.agent.socket, 5.0)
+        connection.request("GET", "/metrics", headers={"Connection": "close"})
+        text = connection.getresponse().read().decode()
+        connection.close()
+        lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+        return {series: float(value) for series, _, value in lines}
 
     def ask(self, talk: Talk, old: set[tuple[Any, ...]], port: int = 80) -> dict[str, tuple[str, str]]:
         """One request on a new connection, and what became of its two legs; all others are `old`."""
@@ -171,3 +183,40 @@ def test_a_bad_annotation_is_told_and_the_pod_stays_managed(world: World) -> Non
         assert talk.ask("/y") == "403"
     world.annotate("server", {}, lambda pod: pod["splice"])
     world.cli("status")
+
+
+def test_a_node_whose_self_test_failed_enforces_everything_unspliced_and_says_so(world: World) -> None:
+    world.agent.stop()
+    reports = world.testbed.node.info.state / "selftest"
+    bad = Check("order", 1, Result.BAD, "bytes overtook others", (Side.CLIENTS, Side.SERVERS))
+    report = make_report(identity(), time=time.time(), seconds=1.0, checks=[bad])
+    store(reports, report)
+    log = world.agent.log
+    begin = log.stat().st_size
+    world.agent = start_agent(world.testbed.node, {"splice": {"selfTestDir": str(reports)}})
+    out = ("tcp-only", "kernel")
+    known = set(map(name, world.socks()))
+    with Talk(world.testbed, "client", "server") as talk:
+        assert world.ask(talk, known) == {"downstream": out, "upstream": out}
+        assert talk.ask("/y") == "403"
+    assert http_status(world.testbed, "server", "client") == 0  # nobody listens there, and nothing hangs
+    why = f"self-test: {report.why}"
+    assert "bytes overtook others" in why
+    told = world.cli("status")  # no reason for an exit status of 1: policy is in force
+    assert f"(warning) splice: clients and servers not spliced: {why}\n" in told
+    assert "auto, nothing: " in told
+    assert "1 bad in 1.0 s" in told
+    status = world.agent.client.get("status")["splice"]
+    assert (status["decided"], status["spliced"], status["why"]) == (True, [], [why])
+    metrics = world.metrics()
+    assert [metrics[f'spliceway_splice_enabled{{class="{each}"}}'] for each in ("clients", "servers")] == [0, 0]
+    assert metrics['spliceway_splice_self_test_checks{result="bad"}'] == 1
+    assert metrics['spliceway_splice_connections_total{reason="kernel",result="tcp-only"}'] >= 2
+    lines = [line for line in log.read_text()[begin:].splitlines() if "splicing decided" in line]
+    assert len(lines) == 1
+    assert "bytes overtook others" in lines[0]
+    # In spite of it, for whoever knows better; and tightened at once for what is new.
+    assert f"splice: spliced (force) in spite of: {why}" in world.cli("splice", "force")
+    assert world.fresh() == BOTH_SPLICED
+    world.cli("splice", "auto")
+    assert world.fresh() == {"downstream": out, "upstream": out}

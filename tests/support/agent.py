@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from spliceway.agent.control import Acceptance
 from spliceway.agent.proxysupervisor import Draining, ProxyStatus
+from spliceway.agent.spliceproof import Proof
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.selftest.report import Check, Result, SelfTestReport, Side
 from spliceway.bpf.types import (
     CtEntry,
+    DatapathSettings,
     DatapathStatus,
     Hook,
     KernelFlow,
@@ -31,6 +33,7 @@ from spliceway.policy.table import PolicyTable, RuleSet
 from spliceway.policy.verdict import Reason, Verdict
 
 NODE = "node1"
+PROVED = Proof("gate", True, True)
 
 
 def cluster_of(*texts: str) -> Cluster:
@@ -130,7 +133,6 @@ class MemoryDatapath:
         self.generation = 0
         self.room = dict.fromkeys(("endpoints", "ipcache", "classes", "rows", "listeners", "pairs"), 65_536)
         self.splice: SpliceClasses | None = None
-        self.measured = ""
         self.unread = 0
         self.fail: dict[str, str] = {}
         self.fails = 0
@@ -232,6 +234,29 @@ def report(*, clients: bool = True, servers: bool = True, why: str = "", error: 
         why=why,
         error=error,
     )
+
+
+class MemoryEvidence:
+    """What is known of a kernel; the self-test ends when `answer` has its report."""
+
+    def __init__(self, kept: SelfTestReport | None = None, *, gate: Proof = PROVED, unmeasured: str = "") -> None:
+        self._kept, self._gate, self._unmeasured = kept, gate, unmeasured
+        self.runs = 0
+        self.answer: asyncio.Future[SelfTestReport] | None = None
+
+    def gate(self, _fixed: Collection[str]) -> Proof:
+        return self._gate
+
+    def unmeasured(self) -> str:
+        return self._unmeasured
+
+    def kept(self, _directory: Path) -> SelfTestReport | None:
+        return self._kept
+
+    async def self_test(self, _settings: DatapathSettings, _directory: Path) -> SelfTestReport:
+        self.runs += 1
+        assert self.answer is not None
+        return await self.answer
 
 
 class MemoryProxyProcess:

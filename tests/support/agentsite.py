@@ -13,10 +13,8 @@ from spliceway.agent.app import Agent
 from spliceway.agent.cli.client import AgentClient
 from spliceway.agent.cli.root import app as cli
 from spliceway.agent.config import Config, parse_config
-from spliceway.agent.spliceproof import Proof
-from spliceway.bpf.selftest.report import SelfTestReport
 from spliceway.bpf.types import DatapathSettings
-from support.agent import NODE, MemoryDatapath, MemoryProxyProcess, report
+from support.agent import NODE, MemoryDatapath, MemoryEvidence, MemoryProxyProcess, report
 
 MakeProxy = Callable[[Config, Callable[[str], None]], MemoryProxyProcess]
 
@@ -43,12 +41,10 @@ admin: {{socket: {directory}/agent.sock}}
         self.datapath = MemoryDatapath([])
         self.proxies: list[MemoryProxyProcess] = []
         self.stop = asyncio.Event()
-        self.gate = Proof("gate", True, True)
-        self.report = report()
-        self.may_test = asyncio.Event()
-        self.may_test.set()
+        self.evidence = MemoryEvidence(report())
 
-    async def open(self, _settings: DatapathSettings) -> MemoryDatapath:
+    async def open(self, settings: DatapathSettings) -> MemoryDatapath:
+        self.datapath.splice = settings.splice
         return self.datapath
 
     def make_proxy(self, _config: Config, on_exit: Callable[[str], None]) -> MemoryProxyProcess:
@@ -60,14 +56,9 @@ admin: {{socket: {directory}/agent.sock}}
             self.config,
             open_datapath=self.open,
             make_proxy=make_proxy or self.make_proxy,
-            gate=lambda _fixed: self.gate,
-            self_test=self.self_test,
+            evidence=self.evidence,
             check=lambda _config: None,
         )
-
-    async def self_test(self, _settings: DatapathSettings, _directory: Path) -> SelfTestReport:
-        await self.may_test.wait()
-        return self.report
 
     def write(self, name: str, text: str) -> None:
         beside = self.source / f".{name}"

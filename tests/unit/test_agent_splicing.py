@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from spliceway.agent.configsections import SpliceMode
+from spliceway.agent.config import parse_config
+from spliceway.agent.configsections import SpliceConfig, SpliceLimitsConfig, SpliceMode
 from spliceway.agent.errors import AgentError
-from spliceway.agent.kernelgate import gate_proof
+from spliceway.agent.evidence import gate_proof
 from spliceway.agent.splicemetrics import LEFT, splice_metrics
 from spliceway.agent.spliceproof import Decision, Proof, decide
 from spliceway.agent.splicing import Splicing
@@ -19,9 +20,11 @@ from spliceway.bpf.abi import Why
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.gate import KernelRelease, judge
 from spliceway.bpf.selftest.report import SelfTestReport
-from spliceway.bpf.types import SpliceClasses, SpliceCounters, SpliceLimits
-from support.agent import MemoryDatapath, report, run, until
+from spliceway.bpf.types import SpliceClasses, SpliceCounters
+from support.agent import MemoryDatapath, MemoryEvidence, report, run, until
 
+BASE = "cgroups: {pods: /cg/pods, proxy: /cg/proxy}\nsource: {directory: /d}\n"
+LIMITS = SpliceLimitsConfig(connection_kib=64, endpoint_kib=128, node_kib=256)
 OFF = SpliceClasses(clients=False, servers=False, wanted=False)
 NONE = SpliceClasses(clients=False, servers=False)
 BOTH = SpliceClasses()
@@ -98,16 +101,14 @@ def test_the_gate_as_proof() -> None:
 class Bench:
     """One Splicing with all that it looks at."""
 
-    def __init__(self, mode: SpliceMode = "auto", *, gate: Proof = GOOD, unmeasured: str = "") -> None:
+    def __init__(self, mode: SpliceMode = "auto", *, kept: SelfTestReport | None = None, **known: Any) -> None:
+        self.evidence = MemoryEvidence(kept, **known)
+        self.answer = self.evidence.answer = asyncio.get_running_loop().create_future()
+        self.splicing = Splicing(SpliceConfig(mode=mode, limits=LIMITS), self.evidence)
         self.kernel = MemoryDatapath([])
-        self.kernel.measured = unmeasured
-        self.answer: asyncio.Future[SelfTestReport] = asyncio.get_running_loop().create_future()
-        self.runs = 0
-        self.splicing = Splicing(mode, self.kernel, gate=gate, limits=SpliceLimits(1, 2, 3), self_test=self.self_test)
-
-    async def self_test(self) -> SelfTestReport:
-        self.runs += 1
-        return await self.answer
+        settings = self.splicing.settings(parse_config(BASE, "").datapath_settings())
+        self.kernel.splice = settings.splice
+        self.splicing.use(self.kernel, settings)
 
     async def settled(self, classes: SpliceClasses) -> None:
         await until(lambda: self.kernel.splice == classes)
@@ -139,8 +140,19 @@ def test_nothing_is_spliced_until_the_self_test_is_over() -> None:
         assert (status.decided, status.spliced, status.why) == (True, ("clients", "servers"), ())
         assert status.gate == ("a note",)
 
-    logs = with_bench(body)
+    logs = with_bench(body, gate=GOOD)
     assert [each["event"] for each in logs] == ["nothing is spliced until the self-test is over", "splicing decided"]
+
+
+def test_a_report_that_was_kept_leaves_no_gap() -> None:
+    async def body(bench: Bench) -> None:
+        assert (bench.kernel.splice, bench.splicing.status().decided) == (CLIENTS, True)
+        bench.kernel.unread = 5
+        await until(lambda: bench.splicing.status().unread)
+        assert bench.evidence.runs == 0
+
+    logs = with_bench(body, kept=report(servers=False, why="fin is bad"))
+    assert [each["event"] for each in logs] == ["splicing decided"]
 
 
 def test_a_failed_self_test_leaves_it_off_and_says_so_once() -> None:
@@ -185,10 +197,10 @@ def test_modes_change_while_it_runs() -> None:
     async def body(bench: Bench) -> None:
         await bench.settled(OFF)
         assert bench.splicing.status().decided
-        assert bench.runs == 0
+        assert bench.evidence.runs == 0
         status = await bench.splicing.set_mode("force")
         assert (bench.kernel.splice, status.mode, status.configured, status.decided) == (BOTH, "force", "off", True)
-        await until(lambda: bench.runs)
+        await until(lambda: bench.evidence.runs)
         status = await bench.splicing.set_mode("auto")
         assert (bench.kernel.splice, status.decided) == (NONE, False)
         bench.answer.set_result(report(servers=False, why="fin is bad"))
@@ -196,7 +208,7 @@ def test_modes_change_while_it_runs() -> None:
         status = await bench.splicing.set_mode("force")
         assert (bench.kernel.splice, status.warnings) == (BOTH, ("self-test: fin is bad",))
         await bench.splicing.set_mode("off")
-        assert (bench.kernel.splice, bench.runs) == (OFF, 1)
+        assert (bench.kernel.splice, bench.evidence.runs) == (OFF, 1)
         with pytest.raises(ValueError, match=r"'fast' is not a splice mode \(auto, force, off\)"):
             await bench.splicing.set_mode("fast")
         bench.kernel.fail["set_splice"] = "the kernel is full"
@@ -210,7 +222,7 @@ def test_modes_change_while_it_runs() -> None:
 def test_what_the_gate_rules_out_is_not_tried_in_auto() -> None:
     async def body(bench: Bench) -> None:
         await until(lambda: bench.splicing.status().decided)
-        assert (bench.kernel.splice, bench.runs) == (NONE, 0)
+        assert (bench.kernel.splice, bench.evidence.runs) == (NONE, 0)
 
     with_bench(body, gate=NOTHING)
 
@@ -266,6 +278,6 @@ def test_metrics() -> None:
     assert found["spliceway_splice_messages_total", "tcp"] == 3
     assert found["spliceway_splice_leave_waits_total",] == 7
     limits = [found["spliceway_splice_unread_limit_bytes", each] for each in ("connection", "endpoint", "node")]
-    assert limits == [1, 2, 3]
+    assert limits == [64 << 10, 128 << 10, 256 << 10]
     reasons = {key[2] for key in found if key[0] == "spliceway_splice_connections_total"} | {why.label for why in LEFT}
     assert reasons == {why.label for why in Why}

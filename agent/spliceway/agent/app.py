@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
 
-import msgspec
 import structlog
 
 from spliceway.agent import preflight
@@ -39,16 +37,13 @@ from spliceway.agent.reconcile import Reconciler
 from spliceway.agent.sides import AgentDatapath, ProxyProcess
 from spliceway.agent.sockets import listening_ports
 from spliceway.agent.sources.directory import DirectorySource
-from spliceway.agent.splicelimits import node_limits
-from spliceway.agent.spliceproof import Proof
-from spliceway.agent.splicing import Splicing
+from spliceway.agent.splicing import Evidence, Splicing
 from spliceway.agent.state import AgentState, Held, StateStore
 from spliceway.agent.verdicts import is_audit
 from spliceway.agent.views import Views
 from spliceway.agent.xdsevents import XdsEvents
 from spliceway.agent.xdsjson import clients_refused
 from spliceway.agent.xdsviews import XdsViews, xds_counts, xds_warnings
-from spliceway.bpf.selftest.report import SelfTestReport
 from spliceway.bpf.types import DatapathSettings
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.table import PolicyTable
@@ -89,8 +84,7 @@ class Agent:
         *,
         open_datapath: Callable[[DatapathSettings], Awaitable[AgentDatapath]],
         make_proxy: Callable[[Config, Callable[[str], None]], ProxyProcess],
-        gate: Callable[[Collection[str]], Proof],
-        self_test: Callable[[DatapathSettings, Path], Awaitable[SelfTestReport]],
+        evidence: Evidence,
         check: Callable[[Config], None] = preflight.check,
         listening: ListeningPorts = listening_ports,
     ) -> None:
@@ -98,8 +92,7 @@ class Agent:
         self.config = config
         self._open_datapath = open_datapath
         self._make_proxy = make_proxy
-        self._gate = gate
-        self._self_test = self_test
+        self._evidence = evidence
         self._check = check
         self._listening = listening
         self._store = StateStore(config.state_dir)
@@ -151,12 +144,13 @@ class Agent:
         self._xds_view = ServerView(self._server)
         self._supervisor = self._make_proxy(config, self._on_proxy_exit)
         self._inventory = Inventory(config.node_name, state.held)
-        limits = node_limits(config.splice.limits)
-        settings = msgspec.structs.replace(config.datapath_settings(), splice_limits=limits)
+        self._splicing = Splicing(config.splice, self._evidence)
+        settings = self._splicing.settings(config.datapath_settings())
         self._datapath = await self._open_datapath(settings)
+        self._splicing.use(self._datapath, settings)
         stack.push_async_callback(self._let_go)
         self._compiler = Compiler(config.engine_options(self._datapath.limits), self._numbering)
-        self._metrics = Metrics(self._datapath, self._gauges, lambda: self._splicing.status())
+        self._metrics = Metrics(self._datapath, self._gauges, self._splicing.status)
         ports = config.proxy.listener_ports
         self._reconciler = Reconciler(
             maker=self._compiler,
@@ -175,13 +169,6 @@ class Agent:
         await self._server.start()
         stack.push_async_callback(self._server.stop)
         await self._supervisor.start()
-        self._splicing = Splicing(
-            config.splice.mode,
-            self._datapath,
-            gate=self._gate(config.splice.kernel_fixes),
-            limits=limits,
-            self_test=partial(self._self_test, settings, config.splice.self_test_dir),
-        )
         self._shown = views = self._views()
         debug = debug_routes(self._xds_view)
         of_proxy = proxy_metrics(partial(admin_get, preflight.proxy_admin_socket(config), "/stats/prometheus"))

@@ -9,16 +9,16 @@ import asyncio
 import signal
 from collections.abc import Callable
 
-from spliceway.agent import kernelgate, log, preflight
+from spliceway.agent import log, preflight
 from spliceway.agent.app import Agent
 from spliceway.agent.config import Config
 from spliceway.agent.embedded import EmbeddedSupervisor
 from spliceway.agent.envoy import EnvoySupervisor
 from spliceway.agent.errors import OWN_ERRORS
+from spliceway.agent.evidence import KernelEvidence
 from spliceway.agent.sides import ProxyProcess
 from spliceway.bpf.datapath import Datapath
 from spliceway.bpf.install import claim
-from spliceway.bpf.selftest.run import load_or_run
 from spliceway.bpf.types import DatapathSettings
 
 
@@ -29,8 +29,7 @@ def run_agent(config: Config, *, log_level: str = "info", cleanup: bool = False)
         config,
         open_datapath=_open_datapath,
         make_proxy=make_proxy,
-        gate=kernelgate.gate,
-        self_test=load_or_run,
+        evidence=KernelEvidence(),
     )
     asyncio.run(_until_signal(agent, cleanup=cleanup))
 
