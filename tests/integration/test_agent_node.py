@@ -454,7 +454,7 @@ def test_a_second_agent_and_a_bad_config_end_with_one_line(world: World) -> None
 
 
 def test_cleanup_leaves_nothing(world: World) -> None:
-    argv = [sys.executable, "-m", "spliceway.agent", "cleanup", "--config", str(world.agent.config)]
+    argv = [sys.executable, "-m", "spliceway.agent", "cleanup", "--yes", "--config", str(world.agent.config)]
     refused = world.node.run_on_node(argv)
     assert refused.returncode == 1
     assert "belongs to a running agent" in refused.stderr

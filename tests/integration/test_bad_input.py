@@ -274,8 +274,8 @@ def test_a_second_agent_on_the_same_state(site: Site) -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "second.yaml"
         path.write_text(yaml.safe_dump(agent_config(site.node, {"admin": {"socket": f"{directory}/second.sock"}})))
-        for command in ("agent", "cleanup"):
-            done = site.node.run_on_node([*_CLI, command, "--config", str(path)], timeout=60)
+        for command in (("agent",), ("cleanup", "--yes")):
+            done = site.node.run_on_node([*_CLI, *command, "--config", str(path)], timeout=60)
             assert_clear(done, str(site.node.info.state), "running agent")
     assert http_status(site.testbed, "frontend", "api", "/articles/1") == 200
 

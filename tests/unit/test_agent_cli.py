@@ -51,7 +51,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
         assert done.returncode == 0, done.stderr
     assert min(times) < 0.5
-    for command in ("agent", "status", "flows", "testbed", "demo", "bench", "cleanup"):
+    for command in ("agent", "status", "flows", "testbed", "demo", "bench", "cleanup", "preflight"):
         assert command in done.stdout
 
 
@@ -230,28 +230,17 @@ class NoSwitch:
         raise AssertionError(mode)
 
 
-def test_cleanup_checks_cgroups_and_says_that_there_is_nothing(tmp_path: Path) -> None:
-    for name in ("pods", "proxy", "root", "plain", "bpf", "source"):
-        (tmp_path / name).mkdir()
-    for name in ("pods", "proxy", "root"):
-        files = ("cgroup.controllers", "cgroup.procs") + (("cgroup.type",) if name != "root" else ())
-        for file in files:
-            (tmp_path / name / file).write_text("")
+def test_cleanup_refuses_a_bpffs_that_is_none(tmp_path: Path) -> None:
+    for name in ("bpf/spliceway/v3", "source"):
+        (tmp_path / name).mkdir(parents=True)
     config = tmp_path / "agent.yaml"
-
-    def cleanup(pods: str, proxy: str) -> tuple[int, str, str]:
-        config.write_text(
-            f"node: {{name: node1}}\nstateDir: {tmp_path}/state\nbpffs: {tmp_path}/bpf\nuplinks: [eth0]\n"
-            f"cgroups: {{pods: {tmp_path}/{pods}, proxy: {tmp_path}/{proxy}}}\n"
-            f"source: {{directory: {tmp_path}/source}}\n"
-        )
-        return invoke("cleanup", "--config", str(config))
-
-    assert cleanup("pods", "proxy") == (0, "Nothing to remove.\n", "")
-    assert cleanup("pods", "root/proxy") == (0, "Nothing to remove.\n", "")  # not made yet
-    assert not (tmp_path / "state").exists()
-    status, _output, errors = cleanup("plain", "proxy")
-    assert (status, errors) == (1, f"spliceway: cgroups.pods: {tmp_path}/plain is not a cgroup2 directory\n")
-    status, _output, errors = cleanup("pods", "root")
+    config.write_text(
+        f"node: {{name: node1}}\nstateDir: {tmp_path}/state\nbpffs: {tmp_path}/bpf\n"
+        f"cgroups: {{pods: {tmp_path}/pods, proxy: {tmp_path}/proxy}}\n"
+        f"source: {{directory: {tmp_path}/source}}\n"
+    )
+    status, _output, errors = invoke("cleanup", "--config", str(config), "--yes")
     assert status == 1
-    assert errors.startswith(f"spliceway: cgroups.proxy: {tmp_path}/root is the root cgroup")
+    assert errors == f"spliceway: bpffs: {tmp_path}/bpf/spliceway is not on a bpffs: nothing of it is ours\n"
+    assert (tmp_path / "bpf/spliceway/v3").is_dir()
+    assert not (tmp_path / "state").exists()

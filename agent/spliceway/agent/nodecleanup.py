@@ -20,8 +20,8 @@ from spliceway.bpf.types import DatapathSettings
 
 #: How long a proxy has to end by itself, in seconds.
 GRACE = 1.0
-#: Files of the state directory besides those that go with the proxy.
-_STATE = ("state.json", ".state.json.new", "xds.sock", *(f"{kind}.log" for kind in KINDS), "agent.lock")
+#: Files of the state directory besides those that go with the proxy, and the lock, which an agent may be waiting for.
+_STATE = ("state.json", ".state.json.new", "xds.sock", *(f"{kind}.log" for kind in KINDS))
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -64,9 +64,6 @@ async def remove(settings: DatapathSettings, *, state: bool = False, force: bool
         for path in _state_files(settings.state_dir) if state else ():
             path.unlink(missing_ok=True)
             gone.add(Item("state", str(path)))
-    if state:
-        with contextlib.suppress(OSError):  # not there, or somebody else's files are in it
-            settings.state_dir.rmdir()
     removed = tuple(item for item in found if item in gone)
     return Cleaned(tuple(found), removed, tuple(item for item in found if item not in gone))
 

@@ -101,7 +101,7 @@ class StateStore:
             state = msgspec.json.decode(data, type=AgentState)
         except msgspec.MsgspecError as error:
             # Starting with fresh numbers would give live map rows and listeners another meaning.
-            hint = "run `spliceway cleanup` to start from nothing"
+            hint = "run `spliceway cleanup --state` to start from nothing"
             raise StateError(f"{self.path} is damaged ({error}); {hint}") from error
         if state.version > STATE_VERSION:
             raise StateError(f"{self.path} has version {state.version}, this agent reads up to {STATE_VERSION}")

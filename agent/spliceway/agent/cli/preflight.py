@@ -36,9 +36,9 @@ def preflight(
     rows = ((check.status, check.name, check.found, check.to_do) for check in report.checks)
     emit(plain(report), output, ("STATUS", "CHECK", "FOUND", "TO DO"), rows)
     if output is Output.TABLE:
-        counted = [
-            f"{len(names)} {word}" for names, word in ((report.failed, "failed"), (report.warned, "warned")) if names
-        ]
+        sums = ((len(report.failed), "failed"), (len(report.warned), "to look at"))
+        counted = [f"{count} {word}" for count, word in sums if count]
+        sys.stdout.flush()
         typer.echo(f"{len(report.checks)} results, {', '.join(counted) or 'nothing to complain of'}", err=True)
     if report.failed:
         raise typer.Exit(1)

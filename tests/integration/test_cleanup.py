@@ -1,0 +1,199 @@
+"""`spliceway cleanup`: all of ours goes, nothing of others', without an agent, without a configuration, and twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from spliceway.agent.testbed.agentprocess import start_agent
+from spliceway.agent.testbed.testbed import Testbed
+from spliceway.bpf import libbpf, record
+from spliceway.bpf.install import pin_root
+from support.kernel import KernelNode
+from support.node import demo_manifests, http_status
+
+pytestmark = pytest.mark.kernel
+
+_CLI = (sys.executable, "-m", "spliceway.agent")
+DENY_ALL = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: backend, namespace: default}
+spec: {podSelector: {matchLabels: {role: backend}}, policyTypes: [Ingress]}
+"""
+
+
+@pytest.fixture(scope="module")
+def testbed() -> Iterator[Testbed]:
+    with Testbed.up(demo_manifests()) as made:
+        yield made
+
+
+def cleanup(testbed: Testbed, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Without a configuration: the node's places are named on the command line."""
+    info = testbed.node.info
+    places = ("--bpffs", str(info.bpffs), "--state-dir", str(info.state))
+    return testbed.node.run_on_node([*_CLI, "cleanup", *places, *arguments], timeout=60)
+
+
+def traces(testbed: Testbed) -> list[str]:
+    """What an agent leaves in the kernel, as others' tools show it."""
+    info = testbed.node.info
+    script = (
+        "for device in $(ls /sys/class/net); do for side in ingress egress; do echo $device $side; "
+        "tc filter show dev $device $side; done; done; tc qdisc show | grep clsact; "
+        "for version in -4 -6; do ip $version rule; ip $version route show table 2480; done; "
+        "cat /proc/sys/net/ipv4/tcp_tw_reuse /proc/sys/net/ipv4/conf/lo/accept_local; "
+        f"ls {info.bpffs}; bpftool cgroup tree {info.cgroups.pods.parent}"
+    )
+    return testbed.node.run_on_node(["sh", "-c", script]).stdout.splitlines()
+
+
+@pytest.fixture
+def denied(testbed: Testbed) -> Iterator[None]:
+    testbed.node.write_policy("deny", DENY_ALL)
+    yield
+    testbed.node.remove_policy("deny")
+
+
+@pytest.mark.usefixtures("denied")
+def test_all_of_it_goes_and_nothing_else(testbed: Testbed) -> None:
+    before = traces(testbed)
+    agent = start_agent(testbed.node)
+    agent.wait_in_force()
+    refused = cleanup(testbed, "--yes")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "belongs to a running agent" in refused.stderr
+    agent.kill()  # it leaves everything
+    assert http_status(testbed, "frontend", "backend", timeout=1) == 0
+    listed = cleanup(testbed)
+    assert listed.returncode == 1
+    assert "Would remove filter from_pod at ingress of lxc" in listed.stdout
+    assert "say --yes" in listed.stderr
+    assert http_status(testbed, "frontend", "backend", timeout=1) == 0
+
+    done = cleanup(testbed, "--yes", "-o", "json")
+    assert (done.returncode, done.stderr) == (0, "")
+    said = json.loads(done.stdout)
+    kinds = {item["kind"] for item in said["removed"]}
+    assert kinds == {"proxy", "link", "filter", "clsact", "rule", "sysctl", "pins"}
+    assert {item["kind"] for item in said["kept"]} == {"state"}
+    assert traces(testbed) == before
+    assert http_status(testbed, "frontend", "backend") == 200
+    assert not (testbed.node.info.cgroups.proxy / "cgroup.procs").read_text()
+
+    again = cleanup(testbed, "--yes", "-o", "json")
+    assert (again.returncode, json.loads(again.stdout)["removed"]) == (0, [])
+    assert (testbed.node.info.state / "state.json").exists()
+    last = cleanup(testbed, "--yes", "--state")
+    assert "Removed state" in last.stdout
+    assert not (testbed.node.info.state / "state.json").exists()
+    assert cleanup(testbed).stdout == "Nothing to remove.\n"
+
+
+def test_what_others_attached_stays(testbed: Testbed) -> None:
+    node = testbed.node
+    device = testbed.pod("backend").interface
+    mine = node.run_on_node(["tc", "qdisc", "add", "dev", "eth0", "clsact"])  # somebody else made this one
+    assert mine.returncode == 0, mine.stderr
+    theirs = ("prio", "9", "protocol", "ip", "u32", "match", "u32", "0", "0", "classid", "1:1")
+    node.run_on_node(["tc", "filter", "add", "dev", "eth0", "egress", *theirs])
+    node.run_on_node(["ip", "rule", "add", "fwmark", "0x1000/0x1002", "lookup", "2480", "prio", "9"])
+    node.run_on_node(["ip", "route", "add", "10.99.0.0/16", "dev", "eth0", "table", "2480"])
+    try:
+        kernel = KernelNode(node)
+        node.run_on_node(["tc", "filter", "add", "dev", device, "ingress", *theirs])
+        kernel.run(kernel.datapath.close())
+        kernel.loop.stop()
+        done = cleanup(testbed, "--yes")
+        assert done.returncode == 0, done.stderr
+        assert f"Kept clsact of {device} (others use it)" in done.stdout
+        assert "u32" in node.run_on_node(["tc", "filter", "show", "dev", device, "ingress"]).stdout
+        assert "from_pod" not in node.run_on_node(["tc", "filter", "show", "dev", device, "ingress"]).stdout
+        assert "u32" in node.run_on_node(["tc", "filter", "show", "dev", "eth0", "egress"]).stdout
+        assert "9:\tfrom all fwmark 0x1000/0x1002 lookup 2480" in node.run_on_node(["ip", "rule"]).stdout
+        assert "\n7:\t" not in node.run_on_node(["ip", "rule"]).stdout
+        assert node.run_on_node(["ip", "route", "show", "table", "2480"]).stdout.split()[:1] == ["10.99.0.0/16"]
+    finally:
+        node.run_on_node(["ip", "rule", "del", "prio", "9"])
+        node.run_on_node(["ip", "route", "flush", "table", "2480"])
+        for name in ("eth0", device):
+            node.run_on_node(["tc", "qdisc", "del", "dev", name, "clsact"])
+
+
+def test_no_bpffs_and_a_plain_directory(testbed: Testbed, tmp_path: Path) -> None:
+    (tmp_path / "spliceway" / "precious").mkdir(parents=True)
+    argv = [*_CLI, "cleanup", "--bpffs", str(tmp_path), "--state-dir", str(tmp_path / "none"), "--yes"]
+    done = testbed.node.run_on_node(argv)
+    assert done.returncode == 1
+    assert "is not on a bpffs" in done.stderr
+    assert (tmp_path / "spliceway" / "precious").is_dir()
+    (tmp_path / "spliceway" / "precious").rmdir()
+    (tmp_path / "spliceway").rmdir()
+    done = testbed.node.run_on_node(argv)
+    assert (done.returncode, done.stdout) == (0, "Nothing to remove.\n")
+
+
+def test_leftovers_of_crashes_and_other_versions_go(testbed: Testbed) -> None:
+    """A half-made root, a staging directory, an older version's root, a filter without its pins, a damaged memory."""
+    node, info = testbed.node, testbed.node.info
+    kernel = KernelNode(node)
+    old = record.top(info.bpffs) / "v1"
+    try:
+        (old / "staging").mkdir(parents=True)
+        program = libbpf.open_pin(pin_root(kernel.settings) / "programs" / "from_pod")
+        libbpf.pin(program, old / "staging" / "from_pod")
+        os.close(program)
+        (pin_root(kernel.settings) / "staging").mkdir()
+        (pin_root(kernel.settings) / "digest").unlink()
+        kernel.run(kernel.datapath.close())
+        sysctls = info.state / "sysctls-before.json"
+        sysctls.write_text("{")
+    finally:
+        kernel.loop.stop()
+    done = cleanup(testbed, "--yes", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    pins = {item["what"] for item in json.loads(done.stdout)["removed"] if item["kind"] == "pins"}
+    assert pins == {str(old), str(pin_root(kernel.settings))}
+    assert not record.top(info.bpffs).exists()
+
+
+def test_the_next_agent_takes_over_or_removes_what_a_crash_left(testbed: Testbed) -> None:
+    """Staged programs, a root without a digest, filters at an interface that is no uplink any more, an old rule."""
+    node, info = testbed.node, testbed.node.info
+    device = "was-uplink"
+    node.run_on_node(["ip", "link", "add", device, "type", "veth", "peer", "name", "nobodys"])
+    first = KernelNode(node, rule_priority=8, uplinks=(device, "eth0"))
+    try:
+        root = pin_root(first.settings)
+        (root / "staging").mkdir()
+        program = libbpf.open_pin(root / "programs" / "guard")
+        libbpf.pin(program, root / "staging" / "guard")
+        os.close(program)
+        (root / "digest").unlink()
+        (root / "links" / "guard").unlink()  # attached, and not yet pinned: it went with its process
+        show = ["tc", "filter", "show", "dev", device, "ingress"]
+        before = node.run_on_node(show).stdout
+        first.run(first.datapath.close())
+    finally:
+        first.loop.stop()
+    with KernelNode(node) as second:
+        assert second.datapath.status().taken_over
+        assert not (root / "staging").exists()
+        assert (root / "links" / "guard").exists()
+        rules = node.run_on_node(["ip", "rule"]).stdout
+        assert "7:\tfrom all fwmark 0x1000/0x1002 lookup 2480" in rules
+        assert "\n8:\t" not in rules
+        assert node.run_on_node(["ip", "route", "show", "table", "2480"]).stdout.startswith("local default dev lo")
+        assert "from_network" in before
+        assert "from_network" not in node.run_on_node(show).stdout
+        second.apply()
+        assert http_status(testbed, "frontend", "backend") == 200
+    assert not record.top(info.bpffs).exists()
+    node.run_on_node(["ip", "link", "del", device])
