@@ -63,6 +63,8 @@ def listener_of(rule_set: int, **options: Any) -> ListenerConfig:
 class RelayNode:
     """A relay on the node of a SteeredNet; use as a context manager. `options` are fields of listeners by rule set.
 
+    `buffer_limit`: of all listeners and the cluster.
+
     `records` are the access records so far. Whatever the process writes to stderr is a failure when it ends.
     """
 
@@ -74,15 +76,17 @@ class RelayNode:
         limits: Limits | None = None,
         options: Mapping[int, Mapping[str, Any]] | None = None,
         connect_timeout: float = 5.0,
+        buffer_limit: int = 65536,
     ) -> None:
         self.net = net
         self.records: list[AccessRecord] = []
-        self._rule_sets, self._options = rule_sets, options or {}
+        self._rule_sets = rule_sets
+        self._options = {one.id: {"buffer_limit": buffer_limit, **(options or {}).get(one.id, {})} for one in rule_sets}
         self._limits = limits or Limits()
         self._cluster = ClusterConfig(
             name="original-destination",
             connect_timeout=connect_timeout,
-            buffer_limit=65536,
+            buffer_limit=buffer_limit,
             max_headers=100,
             max_head_bytes=64 * 1024,
         )
@@ -105,7 +109,7 @@ class RelayNode:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
-            names = {one.id: listener_of(one.id, **self._options.get(one.id, {})) for one in self._rule_sets}
+            names = {one.id: listener_of(one.id, **self._options[one.id]) for one in self._rule_sets}
             listeners = {one.name: one for one in names.values()}
             self.apply(
                 listeners=listeners,

@@ -28,7 +28,7 @@ class Apply(msgspec.Struct, tag=True):
 
 
 class Ask(msgspec.Struct, tag=True):
-    """Answer: counters and gauges, number of connections, open files."""
+    """Answer: counters and gauges, number of connections, open files, what is buffered."""
 
 
 class Share(msgspec.Struct, tag=True):
@@ -55,6 +55,7 @@ class State(msgspec.Struct):
     connections: int
     listed: int
     files: int
+    buffered: list[int]  # of each connection that holds something
 
 
 class Line(msgspec.Struct):
@@ -109,7 +110,8 @@ class _Server:
             case Ask():
                 listed: list[Any] = self._relay.connection_list()
                 files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-                return State(self._relay.counters(), self._relay.connections, len(listed), files)
+                buffered = [size for one in self._relay.holding if (size := one.buffered)]
+                return State(self._relay.counters(), self._relay.connections, len(listed), files, buffered)
         return None
 
 

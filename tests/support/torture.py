@@ -91,9 +91,17 @@ def bench(
     limits: Limits | None = None,
     options: Mapping[int, Mapping[str, Any]] | None = None,
     connect_timeout: float = 5.0,
+    buffer_limit: int = 65536,
 ) -> Iterator[Bench]:
     """The namespaces, the server and the relay, taken down afterwards."""
     with SteeredNet() as net, RawUpstream(net) as upstream, contextlib.closing(Receiver(net)) as receiver:
-        relay = RelayNode(net, rule_sets or (RULES,), limits=limits, options=options, connect_timeout=connect_timeout)
+        relay = RelayNode(
+            net,
+            rule_sets or (RULES,),
+            limits=limits,
+            options=options,
+            connect_timeout=connect_timeout,
+            buffer_limit=buffer_limit,
+        )
         with relay:
             yield Bench(net, relay, upstream, receiver)

@@ -145,7 +145,7 @@ def test_a_listener() -> None:
         upstream_mark=0x77,
         idle_timeout=0.25,
         headers_timeout=1.5,
-        buffer_limit=4096,
+        buffer_limit=16384,
         max_head_kib=8,
         max_headers=7,
         denied_body="No d\xe9al",
@@ -154,7 +154,7 @@ def test_a_listener() -> None:
         name="rule-set-5",
         addresses=(("127.0.0.1", 23005), ("::1", 23005)),
         backlog=4096,
-        buffer_limit=4096,
+        buffer_limit=16384,
         upstream_mark=0x77,
         route="rule-set-5",
         headers_timeout=1.5,
@@ -174,9 +174,9 @@ def test_a_listener() -> None:
 
 
 def test_the_cluster() -> None:
-    settings = ResourceSettings(connect_timeout=2.5, buffer_limit=4096)
+    settings = ResourceSettings(connect_timeout=2.5, buffer_limit=16384)
     assert read_cluster(serialized(original_cluster(settings))) == ClusterConfig(
-        name="original-destination", connect_timeout=2.5, buffer_limit=4096, max_headers=1000, max_head_bytes=1 << 20
+        name="original-destination", connect_timeout=2.5, buffer_limit=16384, max_headers=1000, max_head_bytes=1 << 20
     )
 
 
@@ -318,6 +318,10 @@ def test_what_is_refused_of_changes(index: int, item: dict[str, str], message: s
         ),
         (lambda li: setattr(li.transparent, "value", False), "transparent: must be true"),
         (lambda li: setattr(li.tcp_backlog_size, "value", 2**31), "tcp_backlog_size: is not from 1 to 2147483647"),
+        (
+            lambda li: setattr(li.per_connection_buffer_limit_bytes, "value", 16383),
+            "per_connection_buffer_limit_bytes: is not from 16384 to 2147483647",
+        ),
         (lambda li: li.listener_filters.pop(), "listener_filters[1]: is required"),
         (lambda li: li.filter_chains.add(), "filter_chains[1]: can't be enforced by this proxy"),
         (

@@ -62,10 +62,12 @@ class ProxySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class ListenerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A listener (LDS), reduced to what a proxy that does nothing else must know.
 
-    `addresses`: (loopback address, port). `upstream_mark`: socket mark of upstream connections. `route`: name of the
-    route configuration that has its rules. `headers_timeout`: from a request's first byte to the end of its head;
-    `idle_timeout`: a connection without requests. Heads with more than `max_head_bytes` or `max_headers` get a 431.
-    `denied`: body of a 403 by reason label (`http-denied`, `http-ambiguous`); `denied_body`: of all other 403.
+    `addresses`: (loopback address, port). `buffer_limit`: bytes that are read at once, at most, of what a client sends;
+    no more is read until they are sent on. (Heads have limits of their own.) `upstream_mark`: socket mark of upstream
+    connections. `route`: name of the route configuration that has its rules. `headers_timeout`: from a request's first
+    byte to the end of its head; `idle_timeout`: a connection without requests. Heads with more than `max_head_bytes` or
+    `max_headers` get a 431. `denied`: body of a 403 by reason label (`http-denied`, `http-ambiguous`); `denied_body`:
+    of all other 403.
     """
 
     name: str
@@ -94,7 +96,10 @@ class RouteConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The cluster (CDS) `original-destination`. The limits are for heads of responses."""
+    """The cluster (CDS) `original-destination`. `buffer_limit`: as a listener's, of what a server sends.
+
+    The other limits are for heads of responses.
+    """
 
     name: str
     connect_timeout: float

@@ -29,7 +29,7 @@ class Connection(ServerSide):
     def _on_down(self) -> None:
         try:
             # Of what is not relayed at once no more is read than may be kept.
-            count = self.down.read(_READ.get(self.asking, MAX_HELD))
+            count = self.down.read(min(_READ.get(self.asking, MAX_HELD), self.served.config.buffer_limit))
         except OSError:
             self._on_down_gone()
             return
@@ -292,8 +292,7 @@ class Connection(ServerSide):
         relay.tally.refused[judged.decision.reason] += 1
         skip = head.length if 0 <= head.length <= MAX_SKIPPED and not head.expect else -1
         # What can't be understood ends the connection; what is only not allowed need not.
-        last = self._last or head.close or relay.draining or self._aged()
-        close = last or judged.status != 403 or skip < 0
+        close = judged.status != 403 or skip < 0 or self._last or head.close or self._ends_now()
         if judged.status == 403:
             body = config.denied.get(judged.decision.reason.label, config.denied_body)
         else:

@@ -9,7 +9,7 @@ from spliceway.proxy.model import ClusterConfig
 from spliceway.proxy.resources.manager import PRESERVE_CASE
 from spliceway.proxy.resources.names import CLUSTER_ORIGINAL
 from spliceway.proxy.resources.shapes import ANY, Found, Hole, Packed, Shape, check, parsed
-from spliceway.proxy.resources.values import count, kibibytes, some_time
+from spliceway.proxy.resources.values import buffer, count, kibibytes, some_time
 
 _UNLIMITED = 0xFFFF_FFFF
 # linux/in.h; `level` (IPPROTO_IP) and `state` (STATE_PREBIND) are 0.
@@ -33,7 +33,7 @@ _CLUSTER: Shape = {
     "lb_policy": "CLUSTER_PROVIDED",
     "connect_timeout": Hole("connect_timeout", some_time),
     "connection_pool_per_downstream_connection": True,
-    "per_connection_buffer_limit_bytes": Hole("buffer_limit", count),
+    "per_connection_buffer_limit_bytes": Hole("buffer_limit", buffer),
     "circuit_breakers": {
         "thresholds": [
             dict.fromkeys(("max_connections", "max_pending_requests", "max_requests", "max_retries"), _UNLIMITED)

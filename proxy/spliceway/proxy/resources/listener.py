@@ -11,7 +11,7 @@ from spliceway.proxy.model import ListenerConfig
 from spliceway.proxy.resources.filters import NEVER_TO_ONESELF
 from spliceway.proxy.resources.manager import manager
 from spliceway.proxy.resources.shapes import ANY, Found, Hole, Maybe, Packed, Shape, check, parsed
-from spliceway.proxy.resources.values import count, port, rule_set_id
+from spliceway.proxy.resources.values import buffer, count, port, rule_set_id
 
 _LISTENER: Shape = {
     "name": Hole("id", rule_set_id),
@@ -24,7 +24,7 @@ _LISTENER: Shape = {
     # How many sockets share the address is the proxy's own matter: the same connections come in.
     "enable_reuse_port": ANY,
     "tcp_backlog_size": Hole("backlog", count),
-    "per_connection_buffer_limit_bytes": Hole("buffer_limit", count),
+    "per_connection_buffer_limit_bytes": Hole("buffer_limit", buffer),
     "listener_filters": [
         {
             "name": "envoy.filters.listener.original_dst",

@@ -6,6 +6,8 @@ import re
 
 #: What a C int holds: sizes and backlogs go to the kernel as one.
 _MAX_INT = 0x7FFF_FFFF
+#: Bytes of pipelined requests that wait for their turn (`relay.states.MAX_HELD`).
+MIN_BUFFER = 16384
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _RESOURCE = re.compile(r"rule-set-([1-9][0-9]{0,17})")
 
@@ -21,6 +23,13 @@ def count(value: int) -> int:
     """A size, number or backlog: from 1 to what a C int holds."""
     if not 0 < value <= _MAX_INT:
         raise ValueError(f"is not from 1 to {_MAX_INT}")
+    return value
+
+
+def buffer(value: int) -> int:
+    """Bytes that are kept for one direction of a connection: with less, what is held back anyway would not fit."""
+    if not MIN_BUFFER <= value <= _MAX_INT:
+        raise ValueError(f"is not from {MIN_BUFFER} to {_MAX_INT}")
     return value
 
 

@@ -17,7 +17,8 @@ class ResourceSettings(msgspec.Struct, frozen=True, kw_only=True):
     else ends it when its client has gone (Envoy issue 37617), and a client that comes back later gets a new one.
     `headers_timeout`: from a request's first byte to the end of its head. `connection_age`: a client's connection that
     is older ends after its next answer, 0 never; of Envoy only, the embedded proxy has it in its own settings.
-    `buffer_limit`: for each connection and direction. `max_head_kib`, `max_headers`: larger heads get a 431.
+    `buffer_limit`: for each connection and direction; the embedded proxy wants 16 KiB, and reads no more than 256 KiB
+    at once anyway. `max_head_kib`, `max_headers`: larger heads get a 431.
     `denied_body`: body of a 403. `explain_denied`: it goes on with the reason, as in `Access denied: http-denied`.
     `log_flush_interval`: how long an access log entry may wait for company.
     """
