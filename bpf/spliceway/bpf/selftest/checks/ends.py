@@ -27,7 +27,7 @@ from spliceway.bpf.selftest.talk import (
     wait,
 )
 
-_DATA = pattern(200_000)
+_DATA = pattern(100_000)
 _REQUEST, _ANSWER = b"request", b"answer"
 #: Half-closed connections of each side and IP version.
 _TRIES = 50

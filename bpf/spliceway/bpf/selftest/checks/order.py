@@ -11,7 +11,7 @@ from spliceway.bpf.selftest.site import PORT, Pair, Site, accept, connect
 from spliceway.bpf.selftest.talk import BadError, expect, expect_end, pattern, pump, send, wait
 from spliceway.bpf.types import SpliceState
 
-_DATA = pattern(100_000)
+_DATA = pattern(60_000)
 _PIECE = 17_011
 _REUSES = 8
 
