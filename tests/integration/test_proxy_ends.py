@@ -225,21 +225,24 @@ def test_an_idle_connection_ends(site: Bench, sent: bytes) -> None:
 
 
 def test_an_old_connection_ends_behind_an_answer(site: Bench) -> None:
-    """It grows old while it waits for the answer, which says so; one that is idle just ends."""
+    """It grows old while it waits for the answer, which says so, as a denial does; one that is idle just ends."""
 
     def late(_conversation: Any) -> None:
         threading.Event().wait(0.6)
 
+    begun, rest = answer(b"xy")[:-1], b"y"
     site.upstream.answers[b"/pub/a"] = [late, answer(b"x")]
+    site.upstream.answers[b"/pub/b"] = [begun, late, rest]
+    denied = request(line=b"GET /pub/b HTTP/1.1") + request(line=b"GET /private HTTP/1.1")
     with limited(site, Limits(connection_age=0.3)) as relay:
-        with relay.connect(OTHER) as connection:
-            connection.sendall(GET)
-            back = read_to_end(connection)
-            assert (back.statuses, back.end) == ([200], End.FIN)
-            assert b"\r\nconnection: close\r\n" in back.data.lower()
-        with relay.connect(OTHER) as idle:
-            assert read_to_end(idle).end is End.FIN
-        all_gone(relay)
+        for count, (sent, statuses) in enumerate(((GET, [200]), (denied, [200, 403]), (b"", [])), 1):
+            with relay.connect(OTHER) as connection:
+                connection.sendall(sent)
+                back = read_to_end(connection)
+            assert (back.statuses, back.end) == (statuses, End.FIN)
+            assert [one.values("connection") for one in back.answers()[-1:]] == [["close"]] * bool(sent)
+            all_gone(relay)
+            assert relay.state().counters["http.spliceway.downstream_cx_max_duration_reached"] == count
 
 
 def test_a_silent_tunnel_ends(site: Bench) -> None:

@@ -229,6 +229,15 @@ class Pair(ABC):
         self.down.write(data)
         return len(data)
 
+    def _ends_now(self) -> bool:
+        """Whether an answer must be the last, though nothing in it or its request says so. True: it will be."""
+        if self.relay.draining:
+            return True
+        if self._aged():
+            self.relay.tally.cx_aged += 1
+            return True
+        return False
+
     def _aged(self) -> bool:
         age = self.relay.limits.connection_age
         return age > 0 and self.relay.loop.time() - self.born > age

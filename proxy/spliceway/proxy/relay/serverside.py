@@ -108,7 +108,8 @@ class ServerSide(Pair):
         up = self.up
         assert up is not None
         try:
-            count = up.read(_CHUNKED_READ if self.answering is Answering.CHUNKS else READ_SIZE)
+            most = _CHUNKED_READ if self.answering is Answering.CHUNKS else READ_SIZE
+            count = up.read(min(most, self.relay.cluster.buffer_limit))
         except OSError:
             self._on_up_gone()
             return
@@ -182,8 +183,8 @@ class ServerSide(Pair):
             self._last = True
             if exchange.head.expect and not exchange.wanted:
                 self.asking = Asking.REST
-        elif self.relay.draining or self._aged():
-            self._last = True
+        elif not (self._last or head.close):
+            self._last = self._ends_now()
         raw = with_close(head) if self._last and not head.close else head.raw
         self._last = self._last or head.close
         if head.framing is Framing.LENGTH:
