@@ -373,7 +373,7 @@ class Agent:
             refusals=self._refusals,
             refused_pairs=lambda: self._compiler.refused_pairs,
             names=lambda: self._names,
-            splicing=self._splicing.status,
+            splicing=self._splicing,
             xds=XdsViews(
                 self._xds_view,
                 self._proxy,

@@ -76,6 +76,7 @@ class Splicing:
         self._settings: DatapathSettings | None = None
         self._wanted = asyncio.Event()
         self._lock = asyncio.Lock()
+        self._measuring = asyncio.Lock()
         self._unread = 0
 
     def __repr__(self) -> str:
@@ -172,12 +173,17 @@ class Splicing:
         async with self._lock:
             await self._decide()
 
+    async def measure(self) -> None:
+        """Look at readers that have fallen silent with something unread. Raises DatapathError."""
+        assert self._kernel is not None  # `use` came before
+        async with self._measuring:
+            self._unread = await self._kernel.measure()
+
     async def _look(self) -> None:
-        assert self._kernel is not None
         while True:
             begin = time.monotonic()
             with contextlib.suppress(*OWN_ERRORS):  # of the kernel: the next look may do better
-                self._unread = await self._kernel.measure()
+                await self.measure()
             took = time.monotonic() - begin
             await asyncio.sleep(max(MEASURE_SECONDS, IDLE_SHARE * took))
 

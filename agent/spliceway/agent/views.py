@@ -20,7 +20,7 @@ from spliceway.agent.policyrows import policy_rows
 from spliceway.agent.provenance import PolicyState, Unapplied, policy_states, unapplied
 from spliceway.agent.proxylink import ProxyLink
 from spliceway.agent.reconcile import Reconciler
-from spliceway.agent.spliceproof import SpliceStatus
+from spliceway.agent.splicing import Splicing
 from spliceway.agent.verdicts import with_audit
 from spliceway.agent.xdsviews import XdsViews
 from spliceway.bpf.portuse import PortUse
@@ -70,7 +70,7 @@ class Views:
         refusals: Callable[[], Sequence[Refusal]],
         refused_pairs: Callable[[], int],
         names: Callable[[], Names],
-        splicing: Callable[[], SpliceStatus],
+        splicing: Splicing,
         xds: XdsViews,
         warnings: Callable[[], Sequence[str]],
         port_use: Callable[[], PortUse],
@@ -107,7 +107,7 @@ class Views:
 
     def asks(self) -> dict[str, Callable[[Query], Awaitable[Any]]]:
         """Path below /v1/ → what reads the agent's own state first, and then takes long."""
-        return {"policy": self.policy, **self._xds.asks()}
+        return {"policy": self.policy, "socks": self.socks, **self._xds.asks()}
 
     def posts(self) -> dict[str, Callable[[Query, bytes], Awaitable[Any]]]:
         """Path below /v1/ → what answers a body."""
@@ -121,7 +121,6 @@ class Views:
             "bpf/ipcache": _plainly(self._datapath.dump_ipcache),
             "bpf/ct": _plainly(self._conntrack),
             "bpf/reasons": _plainly(self._reasons),
-            "socks": _plainly(self._socks),
         }
 
     def resets(self) -> dict[str, Callable[[], Any]]:
@@ -161,7 +160,7 @@ class Views:
                 "listeners": self._reconciler.ports,
                 "ports": self._port_use(),
             },
-            "splice": {**plain(self._splicing()), "counters": self._datapath.splice_counters()},
+            "splice": {**plain(self._splicing.status()), "counters": self._datapath.splice_counters()},
             "flows": {
                 "published": self._flows.published,
                 "kept": len(self._flows),
@@ -237,6 +236,12 @@ class Views:
             }
             for policy_id, names in sorted(policies.items())
         ]
+
+    async def socks(self, query: Query) -> list[dict[str, Any]]:
+        """Redirected connections, with what is unread now."""
+        _only(query)
+        await self._splicing.measure()
+        return await asyncio.to_thread(self._socks)
 
     def audit(self, query: Query) -> AuditSummary:
         """What policies in audit mode would deny."""
