@@ -63,8 +63,9 @@ def statuses(found: dict[str, list[dict[str, str]]], name: str) -> set[str]:
 
 
 def rules_and_filters(testbed: Testbed) -> str:
-    script = "ip rule; ip -6 rule; ip route show table all; tc qdisc show; nft list ruleset; cat /proc/self/mountinfo"
-    script += f"; find {testbed.node.info.bpffs} {testbed.node.info.cgroups.pods.parent} -maxdepth 3; ls /run/netns"
+    info = testbed.node.info
+    script = "ip rule; ip -6 rule; ip route show table all; tc qdisc show; nft list ruleset"
+    script += f"; find {info.bpffs} {info.cgroups.pods.parent} -maxdepth 3; grep {info.directory} /proc/self/mountinfo"
     return testbed.node.run_on_node(["sh", "-c", script]).stdout
 
 

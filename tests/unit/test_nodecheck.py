@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from spliceway.agent.cli.splices import other_owner_notes
 from spliceway.agent.nodecheck import kernel, mounts, neighbours, netfilter, owners, rights, routing, runner, tcp, texts
 from spliceway.agent.nodecheck.model import Check, Status, Target, ok, report
 from spliceway.agent.nodecheck.neighbours import Signs
@@ -305,3 +306,16 @@ def test_a_report_sums_up_by_name() -> None:
 def test_without_a_configuration_the_defaults_are_looked_at() -> None:
     target = runner.target_of(None, bpffs=Path("/b"))
     assert (target.settings.bpffs, target.configured, target.cgroups) == (Path("/b"), False, {})
+
+
+@pytest.mark.parametrize(
+    ("count", "notes"),
+    [
+        (0, []),
+        (1, ["splice: 1 connection on TCP, in another program's sockmap: `spliceway preflight` names it"]),
+        (7, ["splice: 7 connections on TCP, in another program's sockmap: `spliceway preflight` names it"]),
+    ],
+)
+def test_status_says_that_another_program_has_sockets(count: int, notes: list[str]) -> None:
+    assert other_owner_notes({"byWhy": {"other-owner": count, "sent-first": 3}}) == notes
+    assert other_owner_notes({"byWhy": {}}) == []

@@ -57,6 +57,15 @@ def splice_notes(splice: Json) -> list[str]:
     return [printable(text) for text in found]
 
 
+def other_owner_notes(counters: Json) -> list[str]:
+    """Whether connections stayed on TCP because another program's sockmap has their sockets."""
+    count = counters["byWhy"].get("other-owner", 0)
+    if not count:
+        return []
+    which = "1 connection" if count == 1 else f"{count} connections"
+    return [f"splice: {which} on TCP, in another program's sockmap: `spliceway preflight` names it"]
+
+
 def splice_wish(endpoint: Json) -> str:
     """What a pod's annotations say: «yes», «no», «not 9000, 9001»."""
     if not endpoint["splice"]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from spliceway.agent.cli.render import address, labels_text
-from spliceway.agent.cli.splices import self_test_line, splice_line, splice_notes
+from spliceway.agent.cli.splices import other_owner_notes, self_test_line, splice_line, splice_notes
 from spliceway.agent.printable import one_line, printable
 
 Json = dict[str, Any]
@@ -114,7 +114,12 @@ def not_applied(status: Json) -> list[str]:
 
 def warnings(status: Json) -> list[str]:
     """What should be known, and is no reason for an exit status of 1."""
-    return [*map(printable, status["proxy"]["warnings"]), *splice_notes(status["splice"])]
+    splice = status["splice"]
+    return [
+        *map(printable, status["proxy"]["warnings"]),
+        *splice_notes(splice),
+        *other_owner_notes(splice["counters"]),
+    ]
 
 
 def _rule_sets(status: Json) -> list[str]:

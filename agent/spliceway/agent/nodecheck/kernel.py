@@ -14,6 +14,8 @@ from spliceway.agent.nodecheck.texts import kernel_config
 from spliceway.bpf import gate, kernelstructs
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.gatetable import Scope
+from spliceway.bpf.selftest.report import Result
+from spliceway.bpf.selftest.run import run
 
 #: Option → what it is for. A module will do.
 _NEEDED = {
@@ -92,8 +94,6 @@ def measured(_target: Target) -> Iterator[Check]:
 
 def self_test(target: Target) -> Iterator[Check]:
     """Run the self-test on sockets and namespaces of its own."""
-    from spliceway.bpf.selftest.report import Result
-
     name = "self-test"
     if not target.self_test:
         yield skipped(name, "left out (--no-self-test)")
@@ -101,8 +101,7 @@ def self_test(target: Target) -> Iterator[Check]:
     if not target.configured:
         yield skipped(name, "no configuration says where the cgroups are", "name it: --config FILE")
         return
-    with tempfile.TemporaryDirectory(prefix="spliceway-preflight-") as place:
-        found = asyncio.run(load_or_run(target.settings, Path(place)))
+    found = asyncio.run(run(target.settings))
     if found.error:
         yield warn(name, found.error, "nothing is spliced in mode auto; policy is enforced all the same")
         return
@@ -114,7 +113,7 @@ def self_test(target: Target) -> Iterator[Check]:
         elif check.result is Result.NOT_RUN:
             yield info(name, told, "nothing: it does not count against splicing")
         elif check.result is Result.KNOWN:
-            yield info(name, told, 'applications that need it opt out: annotation spliceway.io/splice: "false"')
+            yield info(name, told, 'pods that need it opt out: annotation spliceway.io/splice: "false"')
     good = sum(check.result is Result.OK for check in found.checks)
     yield ok(name, f"{good} of {len(found.checks)} checks are ok, in {found.seconds:.1f} s")
 
