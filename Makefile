@@ -15,7 +15,7 @@ help:
 	@echo "make demo    a virtual node, policies, real requests; KEEP=1 leaves it running"
 	@echo "make test    all tests; ARGS=… for pytest"
 	@echo "make attack  the attacks and crashes, 60 s each"
-	@echo "make soak    10,000 connections through the splice, every byte checked"
+	@echo "make soak    200,000 connections through each proxy while all is restarted, every byte checked; storms of connections"
 	@echo "make fuzz    policy documents that nobody would write, 60 s each way"
 	@echo "make edits   a thousand random policies under a packet generator"
 	@echo "make xds-churn  a thousand changes of everything that Envoy is told, under load"
@@ -49,7 +49,8 @@ attack: setup
 	SPLICEWAY_ATTACK_SECONDS=60 SPLICEWAY_DOWN_SECONDS=60 $(BIN)/python -m pytest tests/integration -k "attack or crash" --timeout 1800 $(ARGS)
 
 soak: setup
-	SPLICEWAY_ECHO_CONNECTIONS=10000 $(BIN)/python -m pytest -s tests/integration/test_splice_echo.py $(ARGS)
+	SPLICEWAY_SOAK_CONNECTIONS=200000 SPLICEWAY_STORM_PORTS=28232 SPLICEWAY_ECHO_CONNECTIONS=10000 \
+		$(BIN)/python -m pytest -s tests/integration/test_{soak,ports,splice_echo}.py $(ARGS)
 
 fuzz: setup
 	SPLICEWAY_FUZZ_SECONDS=60 $(BIN)/python -m pytest tests/fuzz $(ARGS)

@@ -1,7 +1,7 @@
 """Connections of every kind through both proxies with splicing on, while everything that may be restarted is.
 
 Every byte is accounted for, nothing hangs, and nothing is left of it. SPLICEWAY_SOAK_CONNECTIONS sets the number for
-each proxy (default 2,000; `make soak` takes 200,000), SPLICEWAY_SOAK_SEED what happens.
+each proxy (default 3,000; `make soak` takes 200,000), SPLICEWAY_SOAK_SEED what happens.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from support.soak import Soak, soaked, spliced_share
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(7200)]
 
-CONNECTIONS = int(os.environ.get("SPLICEWAY_SOAK_CONNECTIONS", "2000"))
+CONNECTIONS = int(os.environ.get("SPLICEWAY_SOAK_CONNECTIONS", "3000"))
 SEED = int(os.environ.get("SPLICEWAY_SOAK_SEED", "1"))
 #: Seconds between one restart and the next.
-PACE = 2.0
+PACE = 1.0
 #: What agent, proxy and workers may grow by while the last fifth of the connections is made, in MiB.
 GROWTH = 16.0
 
@@ -57,6 +57,7 @@ def test_every_byte_is_accounted_for(soak: Soak) -> None:
         f"{quiet.resident:.1f} MiB and {quiet.files} files, after the last fifth {left.resident:.1f} and {left.files}"
     )
 
+    assert turmoil.events
     assert turmoil.unexplained(first.troubles) == []
     assert turmoil.unexplained(server.troubles) == []
     assert turmoil.unannounced(first.shortened) == []
