@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from spliceway.agent.nodecheck.netfilter import Rules
 from spliceway.agent.nodecheck.owners import Holders, Seen
 from spliceway.agent.nodecheck.reading import Unreadable
 from spliceway.agent.nodecheck.routing import Route, Rule
+from spliceway.agent.nodecheck.runner import CHECKS
 from spliceway.bpf.gate import KernelRelease
 from spliceway.bpf.loaded import LoadedMap, LoadedProgram, MapType, ProgramType
 from spliceway.bpf.types import DatapathSettings
@@ -319,3 +321,14 @@ def test_without_a_configuration_the_defaults_are_looked_at() -> None:
 def test_status_says_that_another_program_has_sockets(count: int, notes: list[str]) -> None:
     assert other_owner_notes({"byWhy": {"other-owner": count, "sent-first": 3}}) == notes
     assert other_owner_notes({"byWhy": {}}) == []
+
+
+def test_the_docs_tell_every_check() -> None:
+    written = Path(routing.__file__).parent.glob("*.py")
+    named = re.compile(r'(?:\b(?:ok|info|warn|fail|skipped)\(|name(?:, clean)? = )"([a-z0-9-]+)"')
+    names = {name for path in written for name in named.findall(path.read_text())} | {"libbpf", "bcc"}
+    told = (Path(__file__).parents[2] / "docs" / "preflight.md").read_text()
+    first_cells = "".join(re.findall(r"^\| (`[^|]*`) \|", told, re.MULTILINE))
+    rows = set(re.findall(r"`([a-z0-9-]+)`", first_cells))
+    assert names == rows
+    assert CHECKS.keys() <= rows | {"tcp"}
