@@ -289,9 +289,10 @@ def test_what_the_embedded_proxy_is_started_with() -> None:
 
 
 def test_what_envoy_can_limit_is_in_its_bootstrap_and_listeners() -> None:
-    text = BASE + "proxy: {kind: envoy, limits: {connections: 10, connectionAge: 60}}"
+    text = BASE + "proxy: {kind: envoy, workers: 3, limits: {connections: 10, connectionAge: 60}}"
     config = parse_config(text, "agent.yaml")
-    assert envoy_settings(config)[1].max_connections == 10
+    settings, bootstrap = envoy_settings(config)
+    assert (settings.concurrency, bootstrap.max_connections) == (3, 10)
     assert resource_settings(config).connection_age == 60
 
 

@@ -36,7 +36,7 @@ Read = Callable[[bytes], object]
 SERVED: dict[str, tuple[Read, Message]] = {
     "listener": (read_listener, rule_set_listener(5, 23005, ResourceSettings())),
     "listener, explained": (read_listener, rule_set_listener(5, 23005, ResourceSettings(explain_denied=True))),
-    "listener, IPv4": (read_listener, rule_set_listener(5, 23005, ResourceSettings(ipv6=False, reuse_port=False))),
+    "listener, IPv4": (read_listener, rule_set_listener(5, 23005, ResourceSettings(ipv6=False))),
     "cluster": (read_cluster, original_cluster(ResourceSettings())),
     "rules": (read_routes, rule_set_routes(RuleSet(5, "", RULES, audit=CHANGING))),
     "changes": (read_routes, rule_set_routes(RuleSet(5, "", CHANGING))),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from spliceway.agent.config import Config, listen_address
@@ -48,12 +47,9 @@ def check(config: Config) -> None:
 
 def resource_settings(config: Config) -> ResourceSettings:
     """Settings of the proxy's listeners."""
-    # One listening socket for all workers. Any process of the proxy's user could join a SO_REUSEPORT group, in which
-    # the kernel chooses after bpf_sk_assign: with SYN cookies such a process got whole requests.
     proxy = config.proxy
     return ResourceSettings(
         upstream_mark=config.datapath.proxy_mark,
-        reuse_port=False,
         headers_timeout=proxy.headers_timeout,
         idle_timeout=proxy.idle_timeout,
         max_head_kib=proxy.max_head_kib,
@@ -70,7 +66,7 @@ def envoy_settings(config: Config) -> tuple[EnvoySettings, BootstrapSettings]:
         binary=config.proxy.binary,
         state_dir=config.state_dir,
         cgroup=config.cgroups.proxy,
-        concurrency=config.proxy.workers if assigns_to_reuseport() else 1,
+        concurrency=config.proxy.workers,
     ), BootstrapSettings(
         node_id=config.node_name,
         cluster=PROXY_CLUSTER,
@@ -93,12 +89,6 @@ def proxy_settings(config: Config) -> ProxySettings:
         workers=config.proxy.workers,
         limits=config.proxy.limits,
     )
-
-
-def assigns_to_reuseport() -> bool:
-    """Whether bpf_sk_assign takes sockets with SO_REUSEPORT (Linux 6.6, commit 9c02bec95954)."""
-    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    return found is not None and (int(found[1]), int(found[2])) >= (6, 6)
 
 
 def xds_tcp(config: Config) -> TcpSettings | None:

@@ -260,7 +260,6 @@ FEATURES: tuple[Feature, ...] = (
     Feature("sk_lookup", "5.9", "guards the proxy's listeners"),
     Feature("bpf_link for cgroups", "5.7", "one program each, replaced in one step"),
     Feature("netns cookie in sock_ops and sk_msg", "5.15", "whose socket it is: the floor"),
-    Feature("sk_assign to SO_REUSEPORT sockets", "6.6", "listeners that are shared that way", required=False),
     Feature("tcx", "6.6", "TC programs as links", required=False),
     Feature("netns cookie in TC", "6.13", "one lookup less for each packet", required=False),
 )

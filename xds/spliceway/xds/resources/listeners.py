@@ -61,7 +61,10 @@ def rule_set_listener(rule_set: int, port: int, settings: ResourceSettings) -> l
         address=addresses[0],
         additional_addresses=[{"address": addresses[1]}] if settings.ipv6 else [],
         transparent={"value": True},
-        enable_reuse_port={"value": settings.reuse_port},
+        # One listening socket for all workers. Linux before 6.6 does not assign sockets with SO_REUSEPORT. And any
+        # process of the proxy's user could join their group, in which the kernel chooses after bpf_sk_assign: with SYN
+        # cookies such a process got whole requests.
+        enable_reuse_port={"value": False},
         tcp_backlog_size={"value": 4096},
         per_connection_buffer_limit_bytes={"value": settings.buffer_limit},
         listener_filters=[

@@ -11,8 +11,7 @@ class ResourceSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of the listeners and of the upstream side. Times in seconds, sizes in bytes.
 
     `upstream_mark`: socket mark of the proxy's upstream connections; it must not be the mark that steers packets to
-    the proxy. `ipv6`: listen on [::1] too. `reuse_port`: a listening socket for each worker; needs Linux 6.6 when a
-    TC program assigns packets to them. `connect_timeout`: until an upstream connection is there. `idle_timeout`: a
+    the proxy. `ipv6`: listen on [::1] too. `connect_timeout`: until an upstream connection is there. `idle_timeout`: a
     client's connection without requests, 0 never. `upstream_idle_timeout`: the same of an upstream connection; nothing
     else ends it when its client has gone (Envoy issue 37617), and a client that comes back later gets a new one.
     `headers_timeout`: from a request's first byte to the end of its head. `connection_age`: a client's connection that
@@ -25,7 +24,6 @@ class ResourceSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     upstream_mark: int = 0x1002
     ipv6: bool = True
-    reuse_port: bool = True
     connect_timeout: float = 10.0
     idle_timeout: float = 3600.0
     upstream_idle_timeout: float = 4.0
