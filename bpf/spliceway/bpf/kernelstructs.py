@@ -18,6 +18,7 @@ _HEADER, _MEMBER = 12, 12  # sizes of struct btf_type and struct btf_member
 FIELDS: dict[str, tuple[str, str]] = {
     "SOCK_COOKIE": ("sock", "__sk_common.skc_cookie"),
     "SOCK_UNREAD": ("sock", "sk_backlog.rmem_alloc"),
+    "SOCK_RECEIVE_BUFFER": ("sock", "sk_rcvbuf"),
     "SOCK_USER_DATA": ("sock", "sk_user_data"),
     "SOCK_SHUTDOWN": ("sock", "sk_shutdown"),
     "PSOCK_REFERENCES": ("sk_psock", "refcnt"),

@@ -58,6 +58,17 @@ static __always_inline s64 unread_by(const struct splice_end *s)
 	return n;
 }
 
+// How much may wait unread at this socket? Never more than its receive buffer: a packet that arrives while the reader holds the socket's
+// lock is dropped when there is more (tcp_add_backlog), and a RST does not come again.
+static __always_inline s64 most_unread_by(const struct splice_end *s, const struct config *cfg)
+{
+	u32 buffer = 0;
+
+	if (bpf_probe_read_kernel(&buffer, sizeof(buffer), (void *)(s->address + SOCK_RECEIVE_BUFFER)))
+		return 0;
+	return buffer < cfg->unread_connection ? buffer : cfg->unread_connection;
+}
+
 // May somebody be in the middle of sending on this socket? sendmsg() holds a reference of the psock, the sockhash another.
 static __always_inline int may_be_sending(const struct splice_end *s)
 {

@@ -23,6 +23,9 @@
 #define TCP_ESTABLISHED 1
 #define TCP_FIN_WAIT1 4
 #define TCP_CLOSE 7
+#define SOL_SOCKET 1
+#define SO_RCVBUF 8
+#define TCP_WINDOW_CLAMP 10
 #define TCP_ULP 31
 #define E_TOO_BIG (-7)
 #define E_BUSY (-16)
@@ -30,6 +33,9 @@
 // A message of less than this is small. After so many more small ones that found their reader behind than ones that did not, TCP is better.
 #define SMALL_MESSAGE 16384u
 #define SMALL_RUN 8u
+
+// A proxy that waits for room is not told of less.
+#define LEAST_ROOM 65536
 
 // All fields are loaded whatever the family is: loaded in branches they are merged behind a computed pointer, which the verifier
 // refuses. A dual-stack socket has ::ffff:a.b.c.d in the IPv6 fields already.
@@ -68,8 +74,19 @@ static __always_inline void give_up(struct splice_state *st, u8 why)
 		count_tcp_only(st, why);
 }
 
+// Makes room for the bytes that may wait unread (measure.h), as far as net.core.rmem_max allows. A buffer of a size that was set does not grow
+// any more, nor does its window, so that is opened, too: for what comes by TCP once the connection has left.
+static __always_inline void make_room(struct bpf_sock_ops *s, const struct config *cfg)
+{
+	u32 half = cfg->unread_connection / 2;		// the kernel doubles it
+	u32 window = half;
+
+	bpf_setsockopt(s, SOL_SOCKET, SO_RCVBUF, &half, sizeof(half));
+	bpf_setsockopt(s, PROTO_TCP, TCP_WINDOW_CLAMP, &window, sizeof(window));
+}
+
 // Puts the socket into the sockhash. Returns 0 or why not.
-static __always_inline u8 join(struct bpf_sock_ops *s, const struct splice_key *key, struct splice_state *st)
+static __always_inline u8 join(struct bpf_sock_ops *s, const struct splice_key *key, struct splice_state *st, const struct config *cfg)
 {
 	struct sock_tag empty = {}, *tag;
 	struct splice_key k = *key;
@@ -85,8 +102,10 @@ static __always_inline u8 join(struct bpf_sock_ops *s, const struct splice_key *
 	if (k.end == END_POD)
 		st->pod_in = 1;
 	long failed = socks.sock_hash_update(s, &k, BPF_ANY);
-	if (!failed)
+	if (!failed) {
+		make_room(s, cfg);
 		return 0;
+	}
 	if (k.end == END_POD)
 		st->pod_in = 0;
 	return failed == E_TOO_BIG ? WHY_MAP_FULL : failed == E_BUSY ? WHY_OTHER_OWNER : WHY_MAP_ERROR;
@@ -100,11 +119,11 @@ static __always_inline void take_out(struct splice_state *st, struct splice_key 
 	socks.delete(key);
 }
 
-static __always_inline void opening_end(struct bpf_sock_ops *s, struct splice_key *key, struct splice_state *st)
+static __always_inline void opening_end(struct bpf_sock_ops *s, struct splice_key *key, struct splice_state *st, const struct config *cfg)
 {
 	if (st->word != UNDECIDED)
 		return;
-	u8 why = join(s, key, st);
+	u8 why = join(s, key, st, cfg);
 	if (why)
 		give_up(st, why);
 	else if (!swap(st, UNDECIDED, ACTIVE_IN))
@@ -112,13 +131,14 @@ static __always_inline void opening_end(struct bpf_sock_ops *s, struct splice_ke
 }
 
 // `why`: it must not be spliced.
-static __always_inline void accepting_end(struct bpf_sock_ops *s, struct splice_key *key, struct splice_state *st, u8 why)
+static __always_inline void accepting_end(struct bpf_sock_ops *s, struct splice_key *key, struct splice_state *st, u8 why,
+					  const struct config *cfg)
 {
 	struct splice_key other = *key;
 
 	other.end = key->end == END_POD ? END_PROXY : END_POD;
 #ifdef TEST_DECIDE_EVERY_TIME
-	join(s, key, st);
+	join(s, key, st, cfg);
 	return;
 #endif
 	if (why)
@@ -129,7 +149,7 @@ static __always_inline void accepting_end(struct bpf_sock_ops *s, struct splice_
 		take_out(st, &other);
 		return;
 	}
-	why = join(s, key, st);
+	why = join(s, key, st, cfg);
 	if (why) {
 		give_up(st, why);
 		take_out(st, &other);
@@ -159,19 +179,19 @@ static __always_inline void established(struct bpf_sock_ops *s, struct splice_ke
 	if (!(cfg->flags & (st->leg == LEG_UPSTREAM ? CONFIG_SPLICE_SERVERS : CONFIG_SPLICE_CLIENTS)))
 		why = cfg->flags & CONFIG_SPLICE_OFF ? WHY_OFF : WHY_KERNEL;
 	if (s->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
-		accepting_end(s, key, st, why);
+		accepting_end(s, key, st, why, cfg);
 	else if (why)
 		give_up(st, why);
 	else
-		opening_end(s, key, st);
+		opening_end(s, key, st, cfg);
 }
 
-// The pod has shut down its sending side. If it waits in recv() for the answer now, the acknowledgement of its FIN would wake it, and a member
-// returns EAGAIN then. A socket that is closed altogether waits for nothing.
+// The pod has shut down its sending side. When it waits in recv() for the answer then, the acknowledgement of its FIN wakes it, and a member
+// returns EAGAIN for that. (A thread that sleeps there already is woken by shutdown() itself, in inet_shutdown(): too late for it.) A socket
+// that is closed altogether waits for nothing, and one with something to read does not wait.
 static __always_inline void half_closed(struct splice_state *st, struct splice_key *key)
 {
 #ifdef MEASURED
-	// With something to read it does not wait, and when it has read that, the acknowledgement has come.
 	if (key->end != END_POD || !is_half_closed(&st->sock[END_POD]) || unread_by(&st->sock[END_POD]))
 		return;
 	if (swap(st, SPLICED, TCP_ONLY))
@@ -315,7 +335,7 @@ static __always_inline u8 too_much(struct splice_state *st, u32 end, u64 cookie,
 			return WHY_SMALL_WRITES;
 	}
 	u64 n = (u64)waiting + size;
-	if (n > cfg->unread_connection) {
+	if ((s64)n > most_unread_by(&st->sock[!end], cfg)) {
 		note_unread(st, end, cookie, waiting);
 		return WHY_UNREAD_LIMIT;
 	}
@@ -412,17 +432,19 @@ int splice_room(struct bpf_sockopt *ctx)
 	if (waiting < 0)
 		return 1;
 	note_unread(st, end, tag->key.netns_cookie, waiting);
-	s64 room = (s64)cfg->unread_connection - waiting;
+	s64 room = most_unread_by(&st->sock[!end], cfg) - waiting;
 	s64 of_endpoint = (s64)cfg->unread_endpoint - sum_of(tag->key.netns_cookie);
 	s64 of_node = (s64)cfg->unread_node - sum_of(0);
 	if (of_endpoint < room)
 		room = of_endpoint;
 	if (of_node < room)
 		room = of_node;
+	if (room < LEAST_ROOM)
+		room = 0;
 	// What others hold back may stay for ever: who has nothing of its own to wait for goes on, and leaves.
-	if (room <= 0 && waiting <= UNREAD_FLOOR)
+	if (!room && waiting <= UNREAD_FLOOR)
 		return 1;
-	*answer = room < 0 ? 0 : room;
+	*answer = room;
 	ctx->optlen = sizeof(*answer);
 	asm volatile("" ::: "memory");		// one store for both the verifier refuses
 	ctx->retval = 0;
