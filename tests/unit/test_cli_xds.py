@@ -195,7 +195,9 @@ STATUS: Json = {
     },
     "source": {"refusals": []},
     "datapath": {"problems": []},
-    "splice": {"decided": True, "spliced": ["clients", "servers"], "why": [], "warnings": []},
+    "splice": {
+        "decided": True, "spliced": ["clients", "servers"], "why": [], "warnings": [], "counters": {"byWhy": {}},
+    },
 }  # fmt: skip
 
 

@@ -18,6 +18,9 @@ from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.node import Node
 from spliceway.agent.testbed.wiring import UPLINK
 
+#: How long an agent may take until all is in force, in seconds: on a busy machine the self-test alone takes one minute.
+START_SECONDS = 120.0
+
 
 def agent_config(node: Node, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Configuration of the agent for a virtual node; `overrides` replace values, mappings key by key."""
@@ -36,7 +39,9 @@ def agent_config(node: Node, overrides: Mapping[str, Any] | None = None) -> dict
     return merged(config, overrides or {})
 
 
-def start_agent(node: Node, overrides: Mapping[str, Any] | None = None, *, timeout: float = 60.0) -> AgentProcess:
+def start_agent(
+    node: Node, overrides: Mapping[str, Any] | None = None, *, timeout: float = START_SECONDS
+) -> AgentProcess:
     """Write the configuration, start `spliceway agent` on the node and wait until its policies are in force.
 
     Raises TestbedError with the end of its log when it ends or takes longer than `timeout` seconds.
@@ -75,7 +80,7 @@ class AgentProcess:
         """Client of its admin API."""
         return AgentClient(self.socket)
 
-    def wait_in_force(self, timeout: float = 60.0) -> dict[str, Any]:
+    def wait_in_force(self, timeout: float = START_SECONDS) -> dict[str, Any]:
         """Return its status once all that it has read is in force in kernel and proxy, and what is spliced is decided.
 
         Raises TestbedError with the reason or the end of the log.
