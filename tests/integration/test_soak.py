@@ -57,6 +57,7 @@ def test_every_byte_is_accounted_for(soak: Soak) -> None:
         f"{quiet.resident:.1f} MiB and {quiet.files} files, after the last fifth {left.resident:.1f} and {left.files}"
     )
 
+    assert (quiet.left, left.left) == ({}, {})
     assert turmoil.events
     assert turmoil.unexplained(first.troubles) == []
     assert turmoil.unexplained(server.troubles) == []
