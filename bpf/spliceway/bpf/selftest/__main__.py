@@ -22,8 +22,12 @@ from spliceway.bpf.selftest.report import Check, SelfTestReport
 from spliceway.bpf.selftest.site import Site
 from spliceway.bpf.selftest.talk import BadError
 
-#: Seconds after which the process ends itself, should nobody else do it.
-_LIFE = 90
+#: Seconds for the node to be built, of which a busy machine may take many for the compiler, and for the checks.
+_BUILDING, _CHECKING = 120, 30
+
+
+class OutOfTimeError(Exception):
+    """What was to be done took too long."""
 
 
 def main() -> None:
@@ -31,7 +35,6 @@ def main() -> None:
     options = _options()
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no part of the report
-    signal.alarm(_LIFE)
     report = _run(options)
     print(msgspec.json.encode(report).decode() if options.output == "json" else _text(report), file=out, flush=True)
     sys.exit(0 if report.clients and report.servers else 1)
@@ -43,17 +46,30 @@ def _run(options: argparse.Namespace) -> SelfTestReport:
     checks: tuple[Check, ...] = ()
     error = ""
     try:
+        _limit(_BUILDING, "the node for it was not built")
         site = Site(options.pods_cgroup, options.proxy_cgroup, options.bpffs, defines)
         try:
+            _limit(_CHECKING, "the checks were not done")
             checks = tuple(run_all(site, options.check or ()))
         finally:
+            signal.alarm(0)
             site.close()
-    except (OSError, DatapathError, BadError) as failure:
+    except (OSError, DatapathError, BadError, OutOfTimeError) as failure:
         error = f"{type(failure).__name__}: {failure}" if isinstance(failure, OSError) else str(failure)
     if options.check and not error:
         error = "not all checks were asked for"
     seconds = time.monotonic() - began
     return make_report(identity(defines), time=now, seconds=seconds, checks=checks, error=error)
+
+
+def _limit(seconds: int, what: str) -> None:
+    """Raise OutOfTimeError in this thread after `seconds`, whatever it does then."""
+
+    def over(_signal: int, _frame: object) -> None:
+        raise OutOfTimeError(f"{what} after {seconds} s")
+
+    signal.signal(signal.SIGALRM, over)
+    signal.alarm(seconds)
 
 
 def _options() -> argparse.Namespace:

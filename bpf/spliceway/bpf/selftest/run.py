@@ -21,9 +21,8 @@ from spliceway.bpf.selftest.identity import identity, make_report
 from spliceway.bpf.selftest.report import SelfTestReport
 from spliceway.bpf.types import DatapathSettings
 
-#: Seconds for a whole run. It takes four, of which the compiler has three; on a node that has just been started the
-#: compiler has been seen to take six times as long.
-TIMEOUT = 60.0
+#: Seconds after which the child is ended, should it not keep to its own limits.
+TIMEOUT = 170.0
 #: Seconds between two looks at a lock that another agent holds.
 _LOOK = 0.1
 _LAST_WORDS = 300
