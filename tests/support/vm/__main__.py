@@ -1,0 +1,148 @@
+"""`scripts/kernels`: tests and self-test on Debian's kernels in software emulation.
+
+Without choice of tests it runs what plan.py lists, and when every kernel has run, docs/kernels.md gets the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from support.vm import debian, plan, results
+from support.vm.initramfs import SHARE, initramfs
+from support.vm.machine import Machine, MachineError, complaints
+
+ROOT = Path(__file__).resolve().parents[3]
+_CACHE = ROOT / ".cache" / "kernels"
+_DOCUMENT = ROOT / "docs" / "kernels.md"
+_PACKAGES = ("agent", "policy", "bpf", "xds", "proxy", "tests/support")
+
+_SELF_TEST = """
+d=/sys/fs/cgroup/self-test; mkdir -p $d/pods $d/proxy /run/self-test
+options="--pods-cgroup $d/pods --proxy-cgroup $d/proxy --bpffs /run/self-test -o json"
+timeout {limit} $python -P -m spliceway.bpf.selftest $options >{share}/self-test.json.unfinished 2>{share}/self-test.log
+mv {share}/self-test.json.unfinished {share}/self-test.json
+"""
+_PYTEST = """
+options="-q -p no:cacheprovider --junitxml {share}/{number}.xml"
+timeout {limit} $python -m pytest $options {arguments} >{share}/{number}.log 2>&1
+touch {share}/{number}.done
+"""
+
+
+def main() -> None:
+    """Entry. Exit status 1 if anything failed on any kernel."""
+    options = _options()
+    files = [] if options.pytest else plan.chosen(results.test_files(ROOT / "tests"))
+    made = []
+    for series in options.kernel or plan.SERIES:
+        try:
+            made.append(_on_kernel(series, options, files))
+        except (debian.PackageError, MachineError) as error:
+            sys.exit(f"kernels: {series}: {error}")
+        (_CACHE / f"{series}.json").write_bytes(msgspec.json.format(msgspec.json.encode(made[-1])))
+    for result in made:
+        print("\n".join(["", *results.lines(result)]))
+    if files and [result.series for result in made] == list(plan.SERIES):
+        section = results.section(made, results.test_files(ROOT / "tests"))
+        _DOCUMENT.write_text(results.replaced(_DOCUMENT.read_text(), section))
+        print(f"\nwritten to {_DOCUMENT.relative_to(ROOT)}")
+    sys.exit(0 if all(result.good for result in made) else 1)
+
+
+def _on_kernel(series: str, options: argparse.Namespace, files: list[str]) -> results.KernelResult:
+    kernel, busybox = debian.kernel(series, _CACHE), debian.busybox(_CACHE)
+    run = _CACHE / f"run-{series}"
+    shutil.rmtree(run, ignore_errors=True)
+    tree, share, first = run / "tree", run / "share", run / "initramfs"
+    for directory in (tree, share):
+        directory.mkdir(parents=True)
+    commit = _snapshot(options.commit, tree)
+    first.write_bytes(initramfs(busybox, kernel.modules(), ROOT))
+    command, names = _command(options.pytest, files)
+    machine = Machine(kernel.image, first, ROOT, tree, share)
+    print(f"kernels: {series}: {kernel.release}, commit {commit}; files of this run are in {run}", flush=True)
+    told: list[results.Outcome] = []
+
+    def tell() -> None:
+        while len(told) < len(names) and (outcome := _outcome(share, len(told), names[len(told)])):
+            told.append(outcome)
+            print("\n".join(f"kernels: {series}: {line}" for line in results.outcome_lines(outcome)), flush=True)
+
+    ended = machine.run(command, plan.KERNEL_LIMIT, tell)
+    while len(told) < len(names):  # the command was ended before its end
+        told.append(results.from_junit(names[len(told)], None))
+    return results.KernelResult(
+        series, ended.uname, commit, round(ended.seconds, 1), tuple(told), tuple(complaints(ended.kernel_log))
+    )
+
+
+def _command(chosen: list[str], files: list[str]) -> tuple[str, list[str]]:
+    """The guest's shell command, and a name for each of its parts."""
+    python = shlex.quote(str(ROOT / ".venv/bin/python"))
+    parts = [f"export SPLICEWAY_REQUIRE_KERNEL=1 python={python}"]
+    names: list[str] = []
+    if not chosen or chosen == [plan.SELF_TEST]:
+        parts.append(_SELF_TEST.format(limit=plan.FILE_LIMIT, share=SHARE))
+        names.append(plan.SELF_TEST)
+    runs = [[f"tests/{file}"] for file in files] or ([chosen] if chosen != [plan.SELF_TEST] else [])
+    for arguments in runs:
+        parts.append(
+            _PYTEST.format(limit=plan.FILE_LIMIT, share=SHARE, number=len(names), arguments=shlex.join(arguments))
+        )
+        names.append(" ".join(arguments).removeprefix("tests/"))
+    return "\n".join(parts), names
+
+
+def _outcome(share: Path, number: int, name: str) -> results.Outcome | None:
+    """What came of a part, or None while it runs."""
+    if name == plan.SELF_TEST:
+        report = share / "self-test.json"
+        return results.from_self_test(report.read_text()) if report.exists() else None
+    if not (share / f"{number}.done").exists():
+        return None
+    junit = share / f"{number}.xml"
+    return results.from_junit(name, junit.read_text() if junit.exists() else None)
+
+
+def _snapshot(commit: str, tree: Path) -> str:
+    """Copy the working tree, or a commit, and compile its modules. Returns the commit's short name."""
+
+    def git(*arguments: str) -> bytes:
+        return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True).stdout
+
+    name = git("rev-parse", "--short", commit or "HEAD").decode().strip()
+    if commit:
+        archive = git("archive", commit)
+    else:
+        if git("status", "--porcelain"):
+            name += " with changes"
+        listed = [file for file in git("ls-files", "-co", "--exclude-standard", "-z").split(b"\0") if file]
+        present = b"\0".join(file for file in listed if (ROOT / file.decode()).exists())
+        tar = ["tar", "--create", "--null", "--files-from=-"]
+        archive = subprocess.run(tar, cwd=ROOT, input=present, check=True, capture_output=True).stdout
+    subprocess.run(["tar", "--extract", "--directory", str(tree)], input=archive, check=True)
+    # By digest, not by time: the guest must not compile them again.
+    compiler = [sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", *_PACKAGES]
+    subprocess.run(compiler, cwd=tree, check=True)
+    return name
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/kernels", description=__doc__)
+    parser.add_argument("--kernel", action="append", choices=plan.SERIES, help="this one only; can be given again")
+    parser.add_argument("--commit", default="", help="what to test; without it, the working tree as it is")
+    parser.add_argument(
+        "pytest", nargs="*", help=f"arguments for one pytest (after --), or «{plan.SELF_TEST}»; without, all of plan.py"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

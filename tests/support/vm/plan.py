@@ -1,0 +1,106 @@
+"""What runs on the older kernels, and what doesn't and why. Every test file has a place here: a unit test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+#: Debian 12's kernel, and the one of its backports.
+SERIES = ("6.1", "6.12")
+SELF_TEST = "self-test"
+#: Seconds of the guest's clock for one test file or the self-test (about ten times as long to us).
+FILE_LIMIT = 900
+#: Seconds, ours, for all of a kernel.
+KERNEL_LIMIT = 4 * 3600.0
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Test files (patterns, relative to tests/) that don't run there, and why."""
+
+    patterns: tuple[str, ...]
+    why: str
+
+
+#: Patterns of what runs, in this order: what says most comes first.
+RUN = (
+    "kernel/test_abi.py",
+    "kernel/test_parse.py",
+    "kernel/test_staging.py",
+    "kernel/test_cases.py",
+    "kernel/test_deltas.py",
+    "kernel/test_halves.py",
+    "kernel/test_random_edits.py",
+    "kernel/test_splice_*.py",
+    "integration/test_splice_rows_*.py",
+    "integration/test_splice_ulp.py",
+    "integration/test_splice_revocation.py",
+    "integration/test_splice_echo.py",
+    "integration/test_other_owners.py",
+    "integration/test_audit_cases.py",
+)
+
+LEFT_OUT = (
+    LeftOut(("unit/*", "fuzz/*"), "no kernel programs in it: the kernel's version makes no difference"),
+    LeftOut(
+        ("integration/test_xds_*", "integration/test_cli_evaluate.py", "integration/test_agent_xds_cli.py"),
+        "gRPC over loopback: no kernel programs in it",
+    ),
+    LeftOut(
+        ("integration/test_envoy_*",),
+        "Envoy in software emulation takes minutes to start; what the kernel does for it is what it does for the "
+        "sockets of the rows",
+    ),
+    LeftOut(
+        ("integration/test_proxy_*", "integration/test_embedded_*"),
+        "the proxy's own behaviour above ordinary sockets; for steering to it on these kernels see above",
+    ),
+    LeftOut(
+        ("kernel/test_testbed*",),
+        "the virtual node itself: namespaces, veths, processes; the other files build one, too",
+    ),
+    LeftOut(
+        (
+            *("integration/test_agent_*", "integration/test_crash_*", "integration/test_bad_input.py"),
+            *("integration/test_endpoint_life.py", "integration/test_preflight*.py", "integration/test_cleanup*.py"),
+            *("integration/test_selftest*.py", "integration/test_splice_modes.py", "integration/test_upgrade*.py"),
+        ),
+        "each test starts agents, and each agent compiles the programs anew, in emulation about two minutes a time; "
+        "what an agent asks of the kernel is in the files that run",
+    ),
+    LeftOut(
+        ("integration/test_demo.py", "integration/test_proxied_path.py", "integration/test_egress_*"),
+        "whole nodes with both proxies: as above, for Envoy and for agents",
+    ),
+    LeftOut(
+        (
+            "integration/test_attack_*",
+            "integration/test_soak*",
+            "integration/test_ports.py",
+            "integration/test_splice_*",
+        ),
+        "load and races for seconds or minutes: emulation, slow and with one processor at a time, shows neither",
+    ),
+)
+
+
+def chosen(files: Iterable[str]) -> list[str]:
+    """The test files that run there, of those given (relative to tests/), in the order of RUN."""
+    known = sorted(files)
+    return list(dict.fromkeys(file for pattern in RUN for file in known if fnmatchcase(file, pattern)))
+
+
+def left_out(files: Iterable[str]) -> dict[str, list[str]]:
+    """Why → the test files that don't run there for that reason. Raises LookupError for one that has no place here."""
+    result: dict[str, list[str]] = {}
+    known = sorted(files)
+    running = set(chosen(known))
+    for file in known:
+        if file in running:
+            continue
+        why = next((each.why for each in LEFT_OUT if any(fnmatchcase(file, one) for one in each.patterns)), None)
+        if why is None:
+            raise LookupError(f"tests/{file}: neither run on the older kernels nor left out with a reason (plan.py)")
+        result.setdefault(why, []).append(file)
+    return result

@@ -1,0 +1,166 @@
+"""What came back from a kernel, from pytest's JUnit files and the self-test's JSON, and the tables made of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import msgspec
+
+from support.vm import plan
+
+BEGIN, END = "<!-- kernel matrix: generated -->", "<!-- kernel matrix: end -->"
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """A test file or the self-test on one kernel. `seconds` by the guest's clock; `failures`: name and first line."""
+
+    name: str
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    failures: tuple[str, ...] = ()
+    #: Why tests were skipped, each reason once.
+    skips: tuple[str, ...] = ()
+
+
+class KernelResult(msgspec.Struct, frozen=True):
+    """All of one kernel. `complaints`: lines of its log that say something is wrong with it."""
+
+    series: str
+    uname: str
+    commit: str
+    seconds: float
+    outcomes: tuple[Outcome, ...]
+    complaints: tuple[str, ...] = ()
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing failed."""
+        return not any(outcome.failed for outcome in self.outcomes)
+
+
+def from_junit(name: str, text: str | None) -> Outcome:
+    """The outcome of a test file from its JUnit XML, or without one: pytest was ended before its end."""
+    if not text:
+        return Outcome(name, failed=1, failures=("no result: it took too long, or could not begin",))
+    passed, seconds, failures, skips = 0, 0.0, [], []
+    for case in ElementTree.fromstring(text).iter("testcase"):
+        seconds += float(case.get("time", "0"))
+        if (bad := _child(case, "failure", "error")) is not None:
+            words = (bad.get("message") or "").strip().splitlines()
+            failures.append(f"{case.get('name')}: {words[0] if words else '?'}")
+        elif (skip := _child(case, "skipped")) is not None:
+            skips.append(skip.get("message") or "?")
+        else:
+            passed += 1
+    return Outcome(
+        name, passed, len(failures), len(skips), round(seconds, 1), tuple(failures), tuple(sorted(set(skips)))
+    )
+
+
+def _child(case: ElementTree.Element, *tags: str) -> ElementTree.Element | None:
+    return next((child for child in case if child.tag in tags), None)
+
+
+class _Check(msgspec.Struct):
+    name: str
+    result: str
+    text: str
+
+
+class _SelfTest(msgspec.Struct):
+    """The part of the self-test's report that counts here."""
+
+    seconds: float
+    checks: tuple[_Check, ...] = ()
+    why: str = ""
+    error: str = ""
+
+
+def from_self_test(text: str | None) -> Outcome:
+    """The outcome of the self-test from its JSON: `ok` and `known` have passed, `bad` has failed."""
+    try:
+        report = msgspec.json.decode(text or "", type=_SelfTest)
+    except msgspec.MsgspecError:
+        report = _SelfTest(0.0, error="no report")
+    bad = [f"{check.name}: {check.text}" for check in report.checks if check.result == "bad"]
+    bad += [report.error] if report.error else []
+    unrun = [f"{check.name}: {check.text}" for check in report.checks if check.result == "not-run"]
+    passed = sum(check.result in ("ok", "known") for check in report.checks)
+    return Outcome(
+        plan.SELF_TEST, passed, len(bad), len(unrun), round(report.seconds, 1), tuple(bad), tuple(sorted(unrun))
+    )
+
+
+def lines(result: KernelResult) -> list[str]:
+    """For people, while it runs and at the end."""
+    found = [line for outcome in result.outcomes for line in outcome_lines(outcome)]
+    found += [f"the kernel's log: {line}" for line in result.complaints]
+    return [f"{result.uname}, {result.seconds:.0f} s", *found]
+
+
+def outcome_lines(outcome: Outcome) -> list[str]:
+    """One line, and one for each failure."""
+    counts = f"{outcome.passed} passed, {outcome.failed} failed, {outcome.skipped} skipped, {outcome.seconds:g} s"
+    return [f"{outcome.name}: {counts}", *(f"  {failure}" for failure in outcome.failures)]
+
+
+def section(results: list[KernelResult], files: list[str]) -> str:
+    """The section of docs/kernels.md between BEGIN and END. `files`: all test files, relative to tests/."""
+    text = [BEGIN, ""]
+    for result in results:
+        log = "nothing" if not result.complaints else f"{len(result.complaints)} lines that say BUG, WARNING or Oops"
+        text += [
+            f"**{result.series}**: `{_version(result.uname)}`, commit {result.commit}, {result.seconds / 60:.0f} min; "
+        ]
+        text[-1] += f"the kernel's log has {log} to complain of."
+        text += ["", "| what | passed | failed | skipped | s (guest's clock) |", "| --- | --- | --- | --- | --- |"]
+        for each in result.outcomes:
+            text.append(f"| {each.name} | {each.passed} | {each.failed} | {each.skipped} | {each.seconds:g} |")
+        for title, notes in (
+            ("Failed", [f"{each.name}: {note}" for each in result.outcomes for note in each.failures]),
+            ("Skipped, because", [f"{each.name}: {note}" for each in result.outcomes for note in each.skips]),
+        ):
+            text += ["", f"{title}:", "", *(f"- {_plain(note)}" for note in notes)] if notes else []
+        text.append("")
+    text += ["Not run there:", "", "| why | files |", "| --- | --- |"]
+    for why, names in plan.left_out(files).items():
+        text.append(f"| {why} | {_shortened(names)} |")
+    return "\n".join([*text, "", END])
+
+
+def replaced(document: str, made: str) -> str:
+    """The document with what is between BEGIN and END made anew. Raises ValueError if it has no such place."""
+    before, found, rest = document.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not found or not ended:
+        raise ValueError(f"the document has no place between {BEGIN} and {END}")
+    return before + made + after
+
+
+def test_files(tests: Path) -> list[str]:
+    """All test files, relative to tests/."""
+    return sorted(str(file.relative_to(tests)) for file in tests.rglob("test_*.py"))
+
+
+def _version(uname: str) -> str:
+    """`Linux NAME 6.1.0-56-amd64 #1 SMP … Debian 6.1.192-2 (…) x86_64 GNU/Linux` without name and machine."""
+    words = uname.split()
+    return " ".join(words[2:-2])
+
+
+def _plain(note: str) -> str:
+    """Short enough for a list, and without what Markdown would read."""
+    text = note.replace("<", "‹").replace(">", "›").replace("|", "/")
+    return text if len(text) <= 240 else text[:239] + "…"
+
+
+def _shortened(names: list[str]) -> str:
+    if len(names) > 40 or all(name.startswith(("unit/", "fuzz/")) for name in names):
+        folders = sorted({name.partition("/")[0] for name in names})
+        return ", ".join(
+            f"all {sum(name.startswith(f'{folder}/') for name in names)} of tests/{folder}" for folder in folders
+        )
+    return ", ".join(f"`{name}`" for name in names)
