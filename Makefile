@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test attack soak fuzz edits xds-faults xds-churn proxy-diff torture lint bench lock clean
+.PHONY: help setup kernels demo test attack soak fuzz edits xds-faults xds-churn proxy-diff torture lint bench lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
@@ -22,6 +22,7 @@ help:
 	@echo "make xds-faults  clients that misbehave beside others that must not notice, 30 s each way"
 	@echo "make torture   HTTP that nobody should send, a thousand ends of connections, and a minute of fuzzing each way"
 	@echo "make proxy-diff  10,000 odd requests to the embedded proxy and to Envoy, side by side"
+	@echo "make kernels  self-test and kernel tests on Debian's 6.1 and 6.12 kernels, emulated (needs qemu-system-x86; hours)"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   compare the data paths; ARGS=… for spliceway bench"
 	@echo "make lock    write requirements.lock anew (needs uv)"
@@ -69,6 +70,9 @@ torture: setup
 
 proxy-diff: setup
 	SPLICEWAY_PROXY_REQUESTS=10000 $(BIN)/python -m pytest -s tests/integration/test_embedded_random.py --timeout 1800 $(ARGS)
+
+kernels: setup
+	scripts/kernels $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check
