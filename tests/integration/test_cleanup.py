@@ -65,12 +65,14 @@ def denied(testbed: Testbed) -> Iterator[None]:
 @pytest.mark.usefixtures("denied")
 def test_all_of_it_goes_and_nothing_else(testbed: Testbed) -> None:
     before = traces(testbed)
-    agent = start_agent(testbed.node)
-    agent.wait_in_force()
-    refused = cleanup(testbed, "--yes")
+    agent = start_agent(testbed.node, {"splice": {"mode": "off"}})  # nobody has to wait for the self-test
+    try:
+        agent.wait_in_force()
+        refused = cleanup(testbed, "--yes")
+    finally:
+        agent.kill()  # it leaves everything
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "belongs to a running agent" in refused.stderr
-    agent.kill()  # it leaves everything
     assert http_status(testbed, "frontend", "backend", timeout=1) == 0
     listed = cleanup(testbed)
     assert listed.returncode == 1
@@ -140,60 +142,59 @@ def test_no_bpffs_and_a_plain_directory(testbed: Testbed, tmp_path: Path) -> Non
     assert (done.returncode, done.stdout) == (0, "Nothing to remove.\n")
 
 
-def test_leftovers_of_crashes_and_other_versions_go(testbed: Testbed) -> None:
-    """A half-made root, a staging directory, an older version's root, a filter without its pins, a damaged memory."""
-    node, info = testbed.node, testbed.node.info
-    kernel = KernelNode(node)
-    old = record.top(info.bpffs) / "v1"
-    try:
-        (old / "staging").mkdir(parents=True)
-        program = libbpf.open_pin(pin_root(kernel.settings) / "programs" / "from_pod")
-        libbpf.pin(program, old / "staging" / "from_pod")
-        os.close(program)
-        (pin_root(kernel.settings) / "staging").mkdir()
-        (pin_root(kernel.settings) / "digest").unlink()
-        kernel.run(kernel.datapath.close())
-        sysctls = info.state / "sysctls-before.json"
-        sysctls.write_text("{")
-    finally:
-        kernel.loop.stop()
-    done = cleanup(testbed, "--yes", "-o", "json")
-    assert done.returncode == 0, done.stderr
-    pins = {item["what"] for item in json.loads(done.stdout)["removed"] if item["kind"] == "pins"}
-    assert pins == {str(old), str(pin_root(kernel.settings))}
-    assert not record.top(info.bpffs).exists()
+def crash(kernel: KernelNode) -> None:
+    """Leave what an agent leaves that is killed while it puts new programs in place."""
+    root = pin_root(kernel.settings)
+    (root / "staging").mkdir()
+    pin_again(root / "programs" / "guard", root / "staging" / "guard")
+    (root / "digest").unlink()
+    (root / "links" / "guard").unlink()  # attached, and not yet pinned: it went with its process
+    kernel.run(kernel.datapath.close())
+    kernel.loop.stop()
 
 
-def test_the_next_agent_takes_over_or_removes_what_a_crash_left(testbed: Testbed) -> None:
-    """Staged programs, a root without a digest, filters at an interface that is no uplink any more, an old rule."""
+def pin_again(source: Path, target: Path) -> None:
+    program = libbpf.open_pin(source)
+    libbpf.pin(program, target)
+    os.close(program)
+
+
+def test_what_a_crash_left_is_taken_over_or_goes(testbed: Testbed) -> None:
+    """Staged programs, an incomplete root, a former uplink, a former rule: to the next agent, and to cleanup."""
     node, info = testbed.node, testbed.node.info
     device = "was-uplink"
     node.run_on_node(["ip", "link", "add", device, "type", "veth", "peer", "name", "nobodys"])
+    show = ["tc", "filter", "show", "dev", device, "ingress"]
     first = KernelNode(node, rule_priority=8, uplinks=(device, "eth0"))
-    try:
-        root = pin_root(first.settings)
-        (root / "staging").mkdir()
-        program = libbpf.open_pin(root / "programs" / "guard")
-        libbpf.pin(program, root / "staging" / "guard")
-        os.close(program)
-        (root / "digest").unlink()
-        (root / "links" / "guard").unlink()  # attached, and not yet pinned: it went with its process
-        show = ["tc", "filter", "show", "dev", device, "ingress"]
-        before = node.run_on_node(show).stdout
-        first.run(first.datapath.close())
-    finally:
-        first.loop.stop()
-    with KernelNode(node) as second:
-        assert second.datapath.status().taken_over
-        assert not (root / "staging").exists()
-        assert (root / "links" / "guard").exists()
-        rules = node.run_on_node(["ip", "rule"]).stdout
-        assert "7:\tfrom all fwmark 0x1000/0x1002 lookup 2480" in rules
-        assert "\n8:\t" not in rules
-        assert node.run_on_node(["ip", "route", "show", "table", "2480"]).stdout.startswith("local default dev lo")
-        assert "from_network" in before
-        assert "from_network" not in node.run_on_node(show).stdout
-        second.apply()
-        assert http_status(testbed, "frontend", "backend") == 200
+    root = pin_root(first.settings)
+    assert "from_network" in node.run_on_node(show).stdout
+    crash(first)
+
+    second = KernelNode(node)
+    assert second.datapath.status().taken_over
+    assert not (root / "staging").exists()
+    assert (root / "links" / "guard").exists()
+    rules = node.run_on_node(["ip", "rule"]).stdout
+    assert "\n7:\tfrom all fwmark 0x1000/0x1002 lookup 2480" in rules
+    assert "\n8:\t" not in rules
+    assert node.run_on_node(["ip", "route", "show", "table", "2480"]).stdout.startswith("local default dev lo")
+    assert "from_network" not in node.run_on_node(show).stdout
+    second.apply()
+    assert http_status(testbed, "frontend", "backend") == 200
+    found = json.loads(
+        node.run_on_node([*_CLI, "preflight", "--no-self-test", "--bpffs", str(info.bpffs), "-o", "json"]).stdout
+    )
+    ours = [check for check in found["checks"] if check["name"] in ("other-owner", "rules", "route-table", "marks")]
+    assert [check["status"] for check in ours] == ["ok"] * 4, ours
+
+    old = record.top(info.bpffs) / "v1"
+    (old / "staging").mkdir(parents=True)
+    pin_again(root / "programs" / "from_pod", old / "staging" / "from_pod")
+    crash(second)
+    (info.state / "sysctls-before.json").write_text("{")  # cut off
+    done = cleanup(testbed, "--yes", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    pins = {item["what"] for item in json.loads(done.stdout)["removed"] if item["kind"] == "pins"}
+    assert pins == {str(old), str(root)}
     assert not record.top(info.bpffs).exists()
     node.run_on_node(["ip", "link", "del", device])

@@ -30,7 +30,6 @@ class ProgramType(IntEnum):
     SOCK_OPS = 13
     SK_SKB = 14
     SK_MSG = 16
-    SK_LOOKUP = 30
 
     @property
     def label(self) -> str:
@@ -149,11 +148,6 @@ def of_cgroup(directory: Path, attach_type: int, *, effective: bool) -> list[int
     Raises KernelRefusedError.
     """
     return _query(directory, attach_type, _QUERY_EFFECTIVE if effective else 0)
-
-
-def of_namespace(attach_type: int) -> list[int]:
-    """Ids of the programs of that attach type at the calling thread's network namespace. Raises KernelRefusedError."""
-    return _query(Path("/proc/thread-self/ns/net"), attach_type, 0)
 
 
 def _query(target: Path, attach_type: int, flags: int) -> list[int]:

@@ -16,6 +16,7 @@ def preflight(
         Path | None,
         typer.Option("--config", "-c", exists=True, dir_okay=False, help="An agent's configuration."),
     ] = None,
+    bpffs: Annotated[Path | None, typer.Option("--bpffs", help="In place of the configuration's.")] = None,
     self_test: Annotated[
         bool, typer.Option("--self-test/--no-self-test", help="Splice on sockets of its own, in its own namespaces.")
     ] = True,
@@ -31,7 +32,7 @@ def preflight(
     from spliceway.agent.jsonable import plain
     from spliceway.agent.nodecheck import runner
 
-    target = runner.target_of(load_config(config) if config else None, self_test=self_test)
+    target = runner.target_of(load_config(config) if config else None, bpffs=bpffs, self_test=self_test)
     report = runner.run(target)
     rows = ((check.status, check.name, check.found, check.to_do) for check in report.checks)
     emit(plain(report), output, ("STATUS", "CHECK", "FOUND", "TO DO"), rows)

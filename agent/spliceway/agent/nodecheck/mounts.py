@@ -76,7 +76,7 @@ def judge_bpffs(found: Sequence[Mount], path: Path, *, in_container: bool) -> Ch
 
 
 def _in_container() -> bool:
-    """Whether this process is in a container: then init's namespace of processes is not its own first one."""
+    """Whether there are the usual signs of a container: its mounts end with it."""
     return any(Path(name).exists() for name in ("/.dockerenv", "/run/.containerenv")) or bool(
         names(Path("/var/run/secrets/kubernetes.io"))
     )

@@ -92,10 +92,8 @@ def judge_sockmaps(seen: Seen, holders: Holders) -> Iterator[Check]:
     everything: tuple[LoadedMap | LoadedProgram, ...] = (*seen.maps, *seen.programs)
     for each in everything:
         kind = "map" if isinstance(each, LoadedMap) else "prog"
-        if (kind, each.id) in seen.ours or each.kind is loaded.ProgramType.SK_LOOKUP:
-            continue
-        if each.kind is loaded.ProgramType.SOCK_OPS:
-            continue  # told where they run
+        if (kind, each.id) in seen.ours or each.kind is loaded.ProgramType.SOCK_OPS:
+            continue  # of sock_ops is told where they run
         if each.name in _OUR_NAMES:
             strangers += 1
             continue

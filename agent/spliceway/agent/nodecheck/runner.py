@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
+
 from spliceway.agent.config import Config
 from spliceway.agent.nodecheck import kernel, mounts, neighbours, netfilter, owners, rights, routing, tcp
 from spliceway.agent.nodecheck.model import Check, Report, Target, report, skipped
@@ -55,8 +57,10 @@ def target_of(config: Config | None, *, bpffs: Path | None = None, self_test: bo
             proxy_cgroup=nowhere,
         )
         return Target(settings=settings, configured=False, self_test=self_test)
-    fixes = config.splice.kernel_fixes
-    return Target(settings=config.datapath_settings(), configured=True, fixes=fixes, self_test=self_test)
+    settings = config.datapath_settings()
+    if bpffs is not None:
+        settings = msgspec.structs.replace(settings, bpffs=bpffs)
+    return Target(settings=settings, configured=True, fixes=config.splice.kernel_fixes, self_test=self_test)
 
 
 def _all(target: Target) -> Iterator[Check]:
