@@ -6,10 +6,14 @@ import contextlib
 import random
 import select
 import socket
+import threading
 import time
+from collections.abc import Callable, Iterator
 
 #: Seconds without any progress after which a transfer hangs.
 STALL = 2.0
+#: Seconds after which what a blocked recv() waits for is sent.
+LATER = 0.0003
 _CHUNK = 1 << 18
 
 
@@ -85,6 +89,28 @@ def expect_end(sock: socket.socket) -> None:
     rest = receive(sock, 1)
     if rest:
         raise BadError("bytes came that nobody has sent")
+
+
+@contextlib.contextmanager
+def meanwhile(work: Callable[[], None]) -> Iterator[None]:
+    """Do something in another thread, a little after this one has begun to wait. Its errors are raised here."""
+    failed: list[Exception] = []
+
+    def later() -> None:
+        time.sleep(LATER)
+        try:
+            work()
+        except (BadError, OSError) as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+    if failed:
+        raise failed[0]
 
 
 def pump(source: socket.socket, sink: socket.socket, data: bytes, sent: int = 0) -> None:

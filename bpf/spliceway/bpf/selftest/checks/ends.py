@@ -6,21 +6,20 @@ import errno
 import select
 import socket
 import struct
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from spliceway.bpf.selftest.checks.order import abort
 from spliceway.bpf.selftest.report import Side
 from spliceway.bpf.selftest.site import Pair, Site
 from spliceway.bpf.selftest.talk import (
+    LATER,
     STALL,
     BadError,
     KnownError,
     compare,
     expect,
     expect_end,
+    meanwhile,
     pattern,
     receive,
     send,
@@ -31,8 +30,6 @@ _DATA = pattern(100_000)
 _REQUEST, _ANSWER = b"request", b"answer"
 #: Half-closed connections of each side and IP version.
 _TRIES = 50
-#: Seconds after which what a blocked recv() waits for is sent.
-_LATER = 0.0003
 
 
 class WokenError(BadError):
@@ -88,7 +85,7 @@ def _ask_and_wait(pair: Pair) -> None:
     send(pair.pod, _REQUEST)
     expect(pair.proxy, _REQUEST)
     pair.pod.shutdown(socket.SHUT_WR)
-    with _meanwhile(lambda: _answer(pair.proxy)):
+    with meanwhile(lambda: _answer(pair.proxy)):
         got = blocking_receive(pair.pod, len(_ANSWER))
     compare(got, _ANSWER)
     pair.proxy.close()
@@ -106,7 +103,7 @@ def blocked_reader(site: Site, side: Side, version: int) -> str:
         send(pair.pod, _REQUEST)
         expect(pair.proxy, _REQUEST)
         woken = False
-        with _meanwhile(finish):
+        with meanwhile(finish):
             try:
                 got = blocking_receive(pair.pod, len(_ANSWER))
             except WokenError:
@@ -117,27 +114,11 @@ def blocked_reader(site: Site, side: Side, version: int) -> str:
     return "a recv() that blocks while another thread shuts down gets the answer"
 
 
-@contextmanager
-def _meanwhile(work: Callable[[], None]) -> Iterator[None]:
-    """Do something in another thread, a little later."""
-
-    def later() -> None:
-        time.sleep(_LATER)
-        work()
-
-    thread = threading.Thread(target=later)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
-
-
 def _answer(proxy: socket.socket) -> None:
     """The end of the stream is acknowledged later, when the proxy asks for that: the reader sleeps by then."""
     expect_end(proxy)
     proxy.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-    time.sleep(_LATER)
+    time.sleep(LATER)
     send(proxy, _ANSWER)
 
 

@@ -8,18 +8,27 @@ import os
 import select
 import socket
 import termios
-import threading
+from functools import partial
 
 from spliceway.bpf.selftest.checks.ends import blocking_receive
 from spliceway.bpf.selftest.checks.memory import leave
 from spliceway.bpf.selftest.report import Side
 from spliceway.bpf.selftest.site import Pair, Site
-from spliceway.bpf.selftest.talk import STALL, BadError, KnownError, compare, expect, pattern, receive, send, wait
+from spliceway.bpf.selftest.talk import (
+    STALL,
+    BadError,
+    KnownError,
+    compare,
+    expect,
+    meanwhile,
+    pattern,
+    receive,
+    send,
+    wait,
+)
 
 _DATA = pattern(50_000)
 _HALF = len(_DATA) // 2
-#: Seconds after which the rest of what is waited for is sent.
-_LATER = 0.002
 
 
 def epoll_level(site: Site, side: Side, version: int) -> str:
@@ -90,12 +99,8 @@ def waitall(site: Site, side: Side, version: int) -> str:
     """MSG_WAITALL for more than is there yet."""
     with site.connect(side, version) as pair:
         send(pair.proxy, _DATA[:_HALF])
-        later = threading.Timer(_LATER, send, (pair.proxy, _DATA[_HALF:]))
-        later.start()
-        try:
+        with meanwhile(partial(send, pair.proxy, _DATA[_HALF:])):
             got = blocking_receive(pair.pod, len(_DATA), socket.MSG_WAITALL)
-        finally:
-            later.join()
         compare(got + receive(pair.pod, len(_DATA) - len(got)), _DATA)
     if len(got) < len(_DATA):
         raise KnownError("MSG_WAITALL returns what is there instead of waiting for all; nothing is lost")
