@@ -314,7 +314,7 @@ def test_sock_list_filters_watches_and_counts(tmp_path: Path) -> None:
         rates = [look["socks"][0]["toProxyBytesPerSecond"] for look in looks]
         assert rates == [None, 0.0, 0.0]
         watched = await site.cli("sock", "list", "--watch", "--interval", "0.1", "--count", "2")
-        assert watched.count("1 connections: 1 spliced; 0 B/s spliced\n") == 2
+        assert watched.count("1 connection: 1 spliced; 0 B/s spliced\n") == 2
         counted = (await site.cli("sock", "summary")).splitlines()
         assert [line.split() for line in counted] == [
             ["STATE", "REASON", "TOTAL", "NOW"],

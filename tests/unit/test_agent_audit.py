@@ -239,7 +239,8 @@ def test_status_says_what_is_enforced(mode: str, count: int, text: str) -> None:
         "datapath": {"generation": 1, "abi": 1, "attached": (), "lostEvents": 0},
         "proxy": {"kind": "envoy", "listeners": {}, "clients": 0, "nacks": 0, "unfit": {}, "ports": plain(PortUse())},
         "splice": {
-            "mode": "auto", "decided": True, "spliced": [], "selfTest": None, "unread": 0, "limits": {"node": 1},
+            "mode": "auto", "decided": True, "spliced": [], "gate": [], "selfTest": None, "unread": 0,
+            "limits": {"node": 1},
             "counters": {"spliced": 0, "tcpOnly": 0, "redirectedBytes": 0, "byWhy": {}},
         },
         "flows": {"published": 0},

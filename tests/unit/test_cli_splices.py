@@ -10,6 +10,7 @@ from spliceway.agent.cli.splices import (
     SOCK_COLUMNS,
     WATCH_COLUMNS,
     counted,
+    gate_line,
     self_test_line,
     sock_rows,
     splice_line,
@@ -131,6 +132,15 @@ def test_the_line_in_status() -> None:
 )
 def test_what_is_told_beside(changes: dict[str, Any], notes: list[str]) -> None:
     assert splice_notes(splice(**changes)) == notes
+
+
+def test_the_gate_in_status() -> None:
+    assert gate_line(splice(gate=[])) == "nothing is known that speaks against splicing on this kernel"
+    one = splice(gate=["told"])
+    assert gate_line(one) == "known of this kernel: 1 without effect; -o json tells them"
+    two = splice(gate=["bad", "told"], why=["bad"])
+    assert gate_line(two) == "known of this kernel: 1 against splicing (below), 1 without effect; -o json tells them"
+    assert gate_line(splice(gate=["bad"], warnings=["bad"])).endswith("1 against splicing (below); -o json tells them")
 
 
 def test_what_a_pod_wants() -> None:

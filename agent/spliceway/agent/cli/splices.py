@@ -46,6 +46,17 @@ def self_test_line(splice: Json) -> str:
     return f"{told} in {report['seconds']:.1f} s (Linux {report['kernel']})"
 
 
+def gate_line(splice: Json) -> str:
+    """Value of the row `gate` of `spliceway status`."""
+    if not splice["gate"]:
+        return "nothing is known that speaks against splicing on this kernel"
+    heeded = [text for text in splice["gate"] if text in (*splice["why"], *splice["warnings"])]
+    told = len(splice["gate"]) - len(heeded)
+    counts = ((len(heeded), "against splicing (below)"), (told, "without effect"))
+    parts = ", ".join(f"{count} {what}" for count, what in counts if count)
+    return f"known of this kernel: {parts}; -o json tells them"
+
+
 def splice_notes(splice: Json) -> list[str]:
     """What keeps connections from being spliced, or is not heeded, one sentence each."""
     found = []
@@ -144,7 +155,7 @@ def totals_line(rated: Iterable[Json]) -> str:
     rated = list(rated)
     states = Counter(sock["state"] for sock in rated)
     told = ", ".join(f"{count} {state}" for state, count in states.most_common()) or "none"
-    return f"{len(rated)} connections: {told}; {size(sum(map(_rate, rated)))}/s spliced"
+    return f"{len(rated)} connection{'' if len(rated) == 1 else 's'}: {told}; {size(sum(map(_rate, rated)))}/s spliced"
 
 
 def counted(counters: Json, socks: Iterable[Json]) -> list[Json]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from spliceway.agent.cli.render import address, labels_text
-from spliceway.agent.cli.splices import other_owner_notes, self_test_line, splice_line, splice_notes
+from spliceway.agent.cli.splices import gate_line, other_owner_notes, self_test_line, splice_line, splice_notes
 from spliceway.agent.printable import one_line, printable
 
 Json = dict[str, Any]
@@ -41,6 +41,7 @@ def summary(status: Json) -> list[tuple[str, str]]:
         ),
         ("ports", _ports(proxy["ports"])),
         ("splice", splice_line(splice)),
+        ("gate", gate_line(splice)),
         ("self-test", self_test_line(splice)),
         ("flows", f"{status['flows']['published']} seen, {datapath['lostEvents']} lost by the kernel's buffer"),
     ]
