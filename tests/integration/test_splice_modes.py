@@ -93,6 +93,10 @@ class World:
 
         wait_for(taken_over)
 
+    def forget_annotations(self) -> None:
+        for pod in ("client", "server"):
+            self.annotate(pod, {}, lambda found: found["splice"] and not found["unsplicedPorts"])
+
 
 def name(sock: dict[str, Any]) -> tuple[Any, ...]:
     return sock["endpoint"], sock["endpointPort"], sock["peer"], sock["peerPort"], sock["leg"]
@@ -102,6 +106,12 @@ def wait_for(predicate: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
     while not predicate():
         assert time.monotonic() < deadline
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(world: World) -> Iterator[None]:
+    yield
+    world.forget_annotations()
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +136,7 @@ def test_a_mode_reaches_new_connections_only(world: World) -> None:
             before = world.redirected()
             assert first.ask() == "200"
             assert world.redirected() > before
-            assert {name(sock) for sock in world.socks(state="spliced")} == known
+            assert known <= {name(sock) for sock in world.socks(state="spliced")}
             assert world.cli("splice", "force").startswith("splice: force (after a restart of the agent: auto)\n")
             assert world.fresh() == BOTH_SPLICED
             # Back again does not bring back what was left to TCP.
@@ -143,7 +153,7 @@ def test_a_pod_opts_out_for_new_connections(world: World, version: int) -> None:
     known = set(map(name, world.socks()))
     with Talk(world.testbed, "client", "server", version=version) as old:
         assert world.ask(old, known) == BOTH_SPLICED
-        spliced = {name(sock) for sock in world.socks(state="spliced")}
+        mine = {name(sock) for sock in world.socks(state="spliced")} - known
         world.annotate("server", {SPLICE: "false"}, lambda pod: not pod["splice"])
         out = ("tcp-only", "opted-out")
         assert world.fresh(version=version) == {"downstream": ("spliced", ""), "upstream": out}
@@ -152,9 +162,8 @@ def test_a_pod_opts_out_for_new_connections(world: World, version: int) -> None:
         before = world.redirected()
         assert old.ask() == "200"  # neither reset nor taken out
         assert world.redirected() > before
-        assert {name(sock) for sock in world.socks(state="spliced")} == spliced
-        for pod in ("client", "server"):
-            world.annotate(pod, {}, lambda pod: pod["splice"])
+        assert mine <= {name(sock) for sock in world.socks(state="spliced")}
+        world.forget_annotations()
         assert world.fresh(version=version) == BOTH_SPLICED
 
 
@@ -168,8 +177,7 @@ def test_ports_are_excluded_by_pods_and_for_the_node(world: World, version: int)
     world.annotate("client", {EXCLUDE_PORTS: "8080"}, lambda pod: pod["unsplicedPorts"] == [8080])
     assert world.fresh(version=version, port=8080) == {"downstream": out, "upstream": out}
     assert world.fresh(version=version) == BOTH_SPLICED
-    for pod in ("client", "server"):
-        world.annotate(pod, {}, lambda pod: not pod["unsplicedPorts"])
+    world.forget_annotations()
     assert world.fresh(version=version, port=8080) == BOTH_SPLICED
     assert world.fresh(version=version, port=9000) == {"downstream": out, "upstream": out}
 
@@ -181,7 +189,7 @@ def test_a_bad_annotation_is_told_and_the_pod_stays_managed(world: World) -> Non
     assert world.fresh() == {"downstream": ("spliced", ""), "upstream": ("tcp-only", "opted-out")}
     with Talk(world.testbed, "client", "server") as talk:
         assert talk.ask("/y") == "403"
-    world.annotate("server", {}, lambda pod: pod["splice"])
+    world.forget_annotations()
     world.cli("status")
 
 
