@@ -139,8 +139,6 @@ def test_it_runs_once_however_many_ask(
 
     assert asyncio.run(ask()) == [_report(_GOOD, about=identity())] * 3
     assert runs.count == 1
-    asyncio.run(run.run_and_keep(settings, tmp_path / "kept"))
-    assert runs.count == 2
 
 
 def test_a_run_that_failed_is_made_again(

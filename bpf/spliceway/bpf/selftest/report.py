@@ -61,10 +61,6 @@ class SelfTestReport(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
     error: str = ""
 
-    def allows(self, side: Side) -> bool:
-        """Whether connections of this class may be spliced."""
-        return self.clients if side is Side.CLIENTS else self.servers
-
     @property
     def summary(self) -> str:
         """One line for people."""

@@ -47,15 +47,11 @@ async def load_or_run(
     async with _locked(directory):
         found = cache.load(directory, about)
         if found is None:
-            found = await _run_and_store(settings, directory, test_defines)
+            found = await run(settings, test_defines=test_defines)
+            if not found.error:
+                with contextlib.suppress(OSError):  # no room: the next one runs it again
+                    cache.store(directory, found)
     return found
-
-
-async def run_and_keep(settings: DatapathSettings, directory: Path) -> SelfTestReport:
-    """Run it now, and keep the report where the next agent looks for it."""
-    cache.prepare(directory)
-    async with _locked(directory):
-        return await _run_and_store(settings, directory, None)
 
 
 async def run(
@@ -98,16 +94,6 @@ async def _child(argv: list[str], patience: float) -> SelfTestReport:
     except msgspec.MsgspecError:
         words = err.decode(errors="replace").strip()[-_LAST_WORDS:]
         raise RuntimeError(f"the process ended with status {child.returncode}: {words}") from None
-
-
-async def _run_and_store(
-    settings: DatapathSettings, directory: Path, test_defines: Mapping[str, str] | None
-) -> SelfTestReport:
-    report = await run(settings, test_defines=test_defines)
-    if not report.error:
-        with contextlib.suppress(OSError):  # no room: the next one runs it again
-            cache.store(directory, report)
-    return report
 
 
 @asynccontextmanager
