@@ -245,3 +245,28 @@ def test_sockets_of_a_listener() -> None:
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(addresses[0])
     assert sockets.names() == []
+
+
+@pytest.mark.kernel
+def test_sockets_that_take_nothing_new_keep_what_they_have() -> None:
+    sockets = Sockets()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = probe.getsockname()
+    sockets.stage("a", [address])
+    sockets.commit()
+    sockets.listen("a", 8)
+    with socket.create_connection(address) as waiting, socket.socket() as late:
+        sockets.drop_new()
+        late.setblocking(False)
+        late.connect_ex(address)
+        (listener,) = sockets.queued()
+        assert late.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\x02"  # TCP_SYN_SENT
+        waiting.sendall(b"x")
+        accepted, peer = listener.accept()
+        with accepted:
+            assert peer == waiting.getsockname()
+            accepted.settimeout(20)
+            assert accepted.recv(1) == b"x"
+        assert sockets.queued() == []
+    sockets.close(["a"])

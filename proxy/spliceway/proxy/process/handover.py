@@ -110,6 +110,8 @@ class Giver:
         self._offer = offer
         self._on_go = on_go
         self._busy = False
+        #: Another proxy may have the sockets, and go on with them alone.
+        self.given = False
 
     async def serve(self, listener: socket.socket) -> None:
         """Take connections until one has taken over, or cancelled."""
@@ -162,10 +164,14 @@ class Giver:
         try:
             async with self._frozen:
                 log.info("a new proxy takes over", pid=pid, package=first[0].package)
+                self.given = True
                 end.channel.send(*self._offer())
                 answer = await end.next()
-                if answer is None or not isinstance(answer[0], Ready):
+                if answer is None:
+                    self.given = False
                     return "the new proxy ended before it was ready"
+                if not isinstance(answer[0], Ready):
+                    return "the new proxy did not say that it is ready"
                 self._on_go()
                 end.channel.send(Go())
         finally:

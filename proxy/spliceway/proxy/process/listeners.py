@@ -10,9 +10,11 @@ the proxy's cgroup, and the kernel clones the mark into what is accepted.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import socket
+import struct
 from collections.abc import Iterable, Mapping
 
 from spliceway.policy.errors import SplicewayError
@@ -22,6 +24,17 @@ _IP_TRANSPARENT = 19
 _IPV6_TRANSPARENT = 75
 #: Offset of `tcpi_unacked` in struct tcp_info: of a listening socket, how many connections wait to be accepted.
 _TCP_INFO_UNACKED = 24
+
+# asm-generic/socket.h.
+_SO_ATTACH_FILTER = 26
+#: Classic BPF on a TCP segment, which begins with its header: (code, jump if true, if false, value).
+_NO_SYN = (
+    (0x30, 0, 0, 13),  # the flags
+    (0x54, 0, 0, 0x12),  # SYN and ACK of them
+    (0x15, 0, 1, 0x02),  # SYN alone?
+    (0x06, 0, 0, 0),  # dropped
+    (0x06, 0, 0, 0xFFFF_FFFF),  # taken
+)
 
 Address = tuple[str, int]
 
@@ -107,6 +120,19 @@ class Sockets:
                 if not self.shared and (made is current or current.get(address) is not sock):
                     with contextlib.suppress(OSError):
                         sock.shutdown(socket.SHUT_RDWR)
+
+    def drop_new(self) -> None:
+        """From now on, whoever has a copy of the sockets: SYNs are dropped, and handshakes that have begun go on.
+
+        A client tries again after a second; were the socket closed between its SYN and its connection's turn, it would
+        be reset. There is no way back here: never while another proxy may come to have the sockets.
+        """
+        code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in _NO_SYN))
+        program = struct.pack("HP", len(_NO_SYN), ctypes.addressof(code))
+        for found in self._current.values():
+            for sock in found.values():
+                with contextlib.suppress(OSError):  # no memory for it: then a few are reset
+                    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
     def close(self, names: Iterable[str]) -> None:
         """These listeners have gone."""

@@ -34,8 +34,9 @@ from spliceway.proxy.process.unixsocket import UnixListener
 _LOCK_WAIT = 10.0
 #: How long the agent is waited for before a handover is complete, in seconds.
 _AGENT_WAIT = 1.0
-#: How long connections that wait in the listening sockets' queues are waited for at the end, in seconds.
-_QUEUE_WAIT = 0.5
+#: At the end: for how long nothing must have waited in the listening sockets' queues (handshakes that are under way
+#: have that much time), and how long this is waited for, in seconds.
+_QUEUE_QUIET, _QUEUE_WAIT, _QUEUE_LOOK = 0.1, 1.0, 0.01
 
 log = structlog.get_logger(__name__)
 
@@ -133,8 +134,9 @@ class Proxy:
             await _first(self._ending, self._superseded)
             if not self._superseded.is_set():
                 giving.cancel()
+                await asyncio.wait({giving})
             handover.close(successor=self._superseded.is_set())
-            await self._drain()
+            await self._drain(shared=giver.given)
         finally:
             server.stop()
             admin.close(successor=self._superseded.is_set())
@@ -148,8 +150,8 @@ class Proxy:
         self._supervisor.own()
         log.info("took over from a running proxy" if drains else "the running proxy has died, going on alone")
 
-    async def _drain(self) -> None:
-        """Let connections end, for as long as they may."""
+    async def _drain(self, *, shared: bool) -> None:
+        """Let connections end, for as long as they may. `shared`: another proxy may go on with the sockets."""
         self.state = "DRAINING"
         supervisor = self._supervisor
         self._storing.cancel()
@@ -158,6 +160,8 @@ class Proxy:
         else:
             log.info("draining", connections=supervisor.pool.connections)
             await self._store.flush()
+            if not shared:
+                supervisor.sockets.drop_new()
             await self._until_accepted()
         draining = asyncio.create_task(supervisor.drain())
         at_once = asyncio.create_task(self._at_once.wait())
@@ -174,11 +178,13 @@ class Proxy:
         log.info("ended", connections_left=left)
 
     async def _until_accepted(self) -> None:
-        """Wait until workers have accepted what waits for them."""
-        for _ in range(int(_QUEUE_WAIT / 0.01)):
-            if self._at_once.is_set() or not self._supervisor.sockets.queued():
+        """Wait until workers have accepted what waits for them, and what was about to."""
+        quiet = 0
+        for _ in range(int(_QUEUE_WAIT / _QUEUE_LOOK)):
+            quiet = 0 if self._supervisor.sockets.queued() else quiet + 1
+            if self._at_once.is_set() or quiet * _QUEUE_LOOK > _QUEUE_QUIET:
                 return
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(_QUEUE_LOOK)
 
     async def _until_agent_answers(self) -> None:
         """Wait until the agent knows of this proxy's stream, if it is there: from then on its answers count."""
