@@ -149,11 +149,11 @@ def client(ends: Ends, plan: dict[str, Any]) -> None:
     mine: list[socket.socket] = []
     for number in range(plan["connections"]):
         one = socket.create_connection((plan["addresses"][number % len(plan["addresses"])], PORT), 30)
-        ends.add(one, "client", lambda _, number=number: answered.add(number))
+        ends.add(one, "client", partial(_note, answered, number))
         mine.append(one)
         one.send(stamps())
         if number % 64 == 63:
-            ends.run(lambda number=number: len(answered) > number - 256)
+            ends.run(partial(_has_more, answered, number - 256))
     ends.run(lambda: len(answered) == len(mine))
     say(up=len(answered))
     while ends.running and ends.open:
@@ -164,6 +164,14 @@ def client(ends: Ends, plan: dict[str, Any]) -> None:
             ends.wait(left)
     say(ended=len(mine) - ends.open)
     ends.run()
+
+
+def _note(answered: set[int], number: int, _data: bytes) -> None:
+    answered.add(number)
+
+
+def _has_more(answered: set[int], than: int) -> bool:
+    return len(answered) > than
 
 
 def server(ends: Ends, _plan: dict[str, Any]) -> None:
