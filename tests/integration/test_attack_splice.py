@@ -22,6 +22,7 @@ def site() -> Iterator[Site]:
         yield built
 
 
+@pytest.mark.row(12)
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("rps", [False, True], ids=["plain", "rps"])
 def test_a_bystander_on_the_victims_tuples_gets_nothing(site: Site, rps: bool) -> None:
@@ -49,6 +50,7 @@ def test_a_bystander_on_the_victims_tuples_gets_nothing(site: Site, rps: bool) -
     assert after["redirectedBytes"] > before["redirectedBytes"], "nothing was spliced: the attack proves nothing"
 
 
+@pytest.mark.row(12)
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("rps", [False, True], ids=["plain", "rps"])
 def test_loopback_connections_of_several_pods_stay_apart(site: Site, rps: bool) -> None:

@@ -72,6 +72,7 @@ def checks_of(bed: SpliceBed) -> list[Check]:
     return bed.node.loop.call(lambda: list(owners.owners(target)))
 
 
+@pytest.mark.row(10)
 def test_theirs_first_stays_on_tcp_and_is_counted(crowded: Bed, whose: str, leg: Leg, version: int) -> None:
     bed, others = crowded
     other, before = others["theirs first"], counted(bed)
@@ -86,6 +87,7 @@ def test_theirs_first_stays_on_tcp_and_is_counted(crowded: Bed, whose: str, leg:
     assert other_owner_count(bed.node.settings.bpffs) == before + 1
 
 
+@pytest.mark.row(10)
 def test_ours_first_is_spliced_and_theirs_is_refused(crowded: Bed, whose: str, leg: Leg, version: int) -> None:
     bed, others = crowded
     other, before = others["ours first"], counted(bed)

@@ -58,6 +58,7 @@ def test_both_legs_are_spliced_and_counted(proxied: tuple[Testbed, ProxiedNode])
         assert {s.state for s in socks.values()} == {SpliceState.SPLICED}
 
 
+@pytest.mark.row(25)
 def test_a_tightened_policy_reaches_a_spliced_connection(proxied: tuple[Testbed, ProxiedNode]) -> None:
     testbed, node = proxied
     assert node.table is not None

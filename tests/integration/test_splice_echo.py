@@ -67,6 +67,7 @@ def shares(counters: SpliceCounters, before: SpliceCounters | None = None) -> tu
     return spliced / (spliced + tcp_only), tcp_only / (spliced + tcp_only)
 
 
+@pytest.mark.row(1)
 @pytest.mark.parametrize("version", [4, 6])
 def test_plain_veths(testbed: Testbed, version: int) -> None:
     with ProxiedNode(testbed.node, POLICY, proxy="envoy") as node:
@@ -75,6 +76,7 @@ def test_plain_veths(testbed: Testbed, version: int) -> None:
         assert spliced >= 0.95
 
 
+@pytest.mark.row(1)
 def test_rps(testbed: Testbed) -> None:
     with ProxiedNode(testbed.node, POLICY, proxy="envoy") as node:
         set_rps(testbed.node, pods=0b01, node_mask=0b10)
@@ -91,6 +93,7 @@ def test_rps(testbed: Testbed) -> None:
         print(f"RPS: {counters}")
 
 
+@pytest.mark.row(1)
 def test_without_deciding_once_it_fails(testbed: Testbed) -> None:
     """The test above can fail: redirecting whenever both ends are there lets bytes overtake each other."""
     with ProxiedNode(testbed.node, POLICY, proxy="envoy", test_defines={"TEST_DECIDE_EVERY_TIME": "1"}):

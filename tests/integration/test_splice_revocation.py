@@ -6,18 +6,21 @@ Once the change is acknowledged nothing passes any more, whether they talk or no
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from spliceway.agent.testbed.agentprocess import start_agent
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf.types import Leg, SpliceClasses, SpliceState
 from spliceway.policy.verdict import Reason
 from support.kernel import KernelNode
-from support.node import pod_manifest
+from support.node import pod_manifest, server_manifest
 from support.stampedload import StampedLoad
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(600)]
@@ -34,6 +37,42 @@ spec:
   ingress:
   - fromEndpoints: [{matchLabels: {role: client}}]
     toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {http: [{method: GET}]}}]
+"""
+#: Keep-alive connections to the address, the first of which ask all the time; then how all of them ended.
+HELD = """
+import http.client, json, select, sys, time
+from collections import Counter
+address, count, talkers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+def ask(connection):
+    connection.request("GET", "/x")
+    answer = connection.getresponse()
+    answer.read()
+    return answer.status
+held = [http.client.HTTPConnection(address, 80, timeout=10) for _ in range(count)]
+for one in held:
+    assert ask(one) == 200
+    one.auto_open = 0
+print(json.dumps({"up": count}), flush=True)
+how, newest, asked = Counter(), 0, 0
+sockets = {one.sock: one for one in held}
+def over(one, name):
+    how[name] += 1
+    del sockets[one]
+while sockets:
+    for one in [each for each in list(sockets)[:talkers] if sockets[each] in held[:talkers]]:
+        began = time.monotonic_ns()
+        try:
+            if ask(sockets[one]) == 200:
+                newest, asked = max(newest, began), asked + 1
+        except (OSError, http.client.HTTPException) as error:
+            over(one, "reset")
+    ready = select.select([each for each in sockets if sockets[each] not in held[:talkers]], [], [], 0.01)[0]
+    for one in ready:
+        try:
+            over(one, "reset" if one.recv(1) else "end")
+        except OSError:
+            over(one, "reset")
+print(json.dumps({"how": how, "newest": newest, "asked": asked, "last": time.monotonic_ns()}), flush=True)
 """
 WITHDRAWN = POLICY.replace("role: client", "role: nobody")
 
@@ -55,6 +94,7 @@ def move(node: KernelNode) -> None:
     node.run(node.datapath.set_listeners(dict.fromkeys(node.table.rule_sets, PORTS[1])))
 
 
+@pytest.mark.row(25)
 @pytest.mark.parametrize("change", [withdraw, move])
 @pytest.mark.parametrize("spliced", [True, False], ids=["spliced", "by TCP"])
 def test_nothing_passes_after_a_change_and_all_are_reset(node: KernelNode, change: Any, spliced: bool) -> None:
@@ -85,3 +125,29 @@ def test_nothing_passes_after_a_change_and_all_are_reset(node: KernelNode, chang
     assert not late, "messages that were sent after the acknowledgement have arrived"
     took, last = (acknowledged - began) / 1e6, (report["last"] - acknowledged) / 1e6
     print(f"{change.__name__}: acknowledged in {took:.0f} ms, the last of {connections} was reset {last:.0f} ms later")
+
+
+def test_under_an_agent_whose_policy_file_is_edited() -> None:
+    count = int(os.environ.get("SPLICEWAY_REVOKED_HTTP", "300"))
+    with Testbed.up([pod_manifest("client", {"role": "client"}), server_manifest("server", {"role": "server"})]) as bed:
+        file = bed.node.info.policies / "http.yaml"
+        file.write_text(POLICY)
+        agent = start_agent(bed.node)
+        try:
+            agent.wait_in_force()
+            arguments = ["-c", HELD, str(bed.pod("server").address(4)), str(count), "8"]
+            held = bed.spawn("client", ["python", *arguments], stdout=subprocess.PIPE, text=True)
+            assert json.loads(held.stdout.readline()) == {"up": count}
+            before = agent.client.get("status")["policy"]["revision"]
+            file.write_text(WITHDRAWN)
+            while (policy := agent.client.get("status")["policy"])["revision"] in (before, policy["wanted"] - 1):
+                time.sleep(0.002)
+            acknowledged = time.monotonic_ns()
+            out, _ = held.communicate(timeout=60)
+        finally:
+            agent.stop()
+    report = json.loads(out)
+    assert sum(report["how"].values()) == count, report
+    assert report["asked"] > 0
+    assert report["newest"] <= acknowledged
+    print(f"agent: the last of {count} ended {(report['last'] - acknowledged) / 1e6:.0f} ms after «in force»")

@@ -11,12 +11,13 @@ from collections.abc import Callable
 
 import pytest
 
-from spliceway.bpf.types import Leg, SpliceState
+from spliceway.bpf.types import Leg, SpliceLimits, SpliceState
 from support.splicebed import PLAIN_PORT, SECOND_PORT, Pair, SpliceBed, until
-from support.spliceread import exactly, numbered, readable
+from support.spliceread import exactly, numbered, pour, readable
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
 
+LIMITS = SpliceLimits(connection=256 << 10)
 _SO_ZEROCOPY, _MSG_ZEROCOPY, _MSG_ERRQUEUE, _TCP_ULP = 60, 0x400_0000, 0x2000, 31
 _TCP_ZEROCOPY_RECEIVE = 35
 _TCP_INFO_BYTES_RECEIVED = 128  # offset of tcpi_bytes_received in struct tcp_info, include/uapi/linux/tcp.h
@@ -73,9 +74,11 @@ def test_row_02_fionread_counts_what_comes_by_tcp_after_leaving(bed: SpliceBed, 
 
 def test_row_02_tcp_waits_until_what_was_spliced_is_read(bed: SpliceBed, leg: Leg, version: int) -> None:
     """No byte by TCP meets a socket that is a member: FIONREAD would be 0 and a reader in recv() would get EAGAIN."""
-    with bed.spliced(leg, version) as pair:
+    with bed.limited(LIMITS), bed.spliced(leg, version) as pair:
         pair.proxy.sendall(numbered(500))
-        leave(pair)
+        sent = pour(pair.pod, 4 * LIMITS.connection)
+        assert exactly(pair.proxy, sent) == numbered(sent)
+        assert pair.known.why == "unread-limit"
         waits = bed.node.datapath.splice_counters().leave_waits
         pair.proxy.sendall(numbered(1000, 500))
         until(lambda: bed.node.datapath.splice_counters().leave_waits > waits)

@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Literal, TypeVar
 
+import msgspec
+
 from spliceway.agent.testbed.testbed import Testbed
-from spliceway.bpf.types import IPAddress, Leg, SockEntry, SpliceClasses, SpliceState
+from spliceway.bpf.types import IPAddress, Leg, SockEntry, SpliceClasses, SpliceLimits, SpliceState
 from support.kernel import KernelNode
 from support.node import pod_manifest
 from support.rps import set_rps
@@ -144,6 +146,19 @@ class SpliceBed:
     def splice(self, *, clients: bool, servers: bool) -> None:
         """Which legs of new connections are spliced."""
         self.node.run(self.node.datapath.set_splice(SpliceClasses(clients=clients, servers=servers)))
+
+    @contextlib.contextmanager
+    def limited(self, limits: SpliceLimits) -> Iterator[None]:
+        """Other limits: for the next message, and for the buffers of connections that come."""
+        control = self.node.datapath._splices
+        before = control._settings
+        control._settings = msgspec.structs.replace(before, splice_limits=limits)
+        self.node.loop.call(control.write)
+        try:
+            yield
+        finally:
+            control._settings = before
+            self.node.loop.call(control.write)
 
     def set_veths(self, veths: Veths) -> None:
         """With receive packet steering: what pods receive on the first CPU, what the node receives on the second."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import fcntl
+import select
 import socket
 import struct
+import sys
 import termios
+from array import array
 from typing import NamedTuple
 
-_WORD = struct.Struct(">I")
+_SO_MEMINFO = 55
+#: Milliseconds without room after which a sender counts as stopped.
+_A_WHILE = 150
 
 
 class Drained(NamedTuple):
@@ -21,8 +26,10 @@ class Drained(NamedTuple):
 def numbered(size: int, start: int = 0) -> bytes:
     """`size` bytes in which each word says its own place: bytes that were swapped, lost or doubled show."""
     first, last = start // 4, (start + size + 3) // 4
-    words = b"".join(_WORD.pack(number) for number in range(first, last))
-    return words[start - first * 4 :][:size]
+    words = array("I", range(first, last))
+    if sys.byteorder == "little":
+        words.byteswap()
+    return words.tobytes()[start - first * 4 :][:size]
 
 
 def drain(sock: socket.socket) -> Drained:
@@ -51,6 +58,26 @@ def exactly(sock: socket.socket, size: int) -> bytes:
 def readable(sock: socket.socket) -> int:
     """What FIONREAD says."""
     return int(struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))[0])
+
+
+def pour(sock: socket.socket, at_most: int, start: int = 0, piece: int = 65536) -> int:
+    """Send numbered bytes until nothing more is taken for a while, or `at_most` were. Returns how many were taken."""
+    sock.setblocking(False)
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    sent = 0
+    while sent < at_most and poll.poll(_A_WHILE):
+        try:
+            sent += sock.send(numbered(min(piece, at_most - sent), start + sent))
+        except BlockingIOError:
+            continue
+    sock.settimeout(10)
+    return sent
+
+
+def memory(sock: socket.socket) -> int:
+    """Bytes of receive memory that the kernel has charged to a socket (SK_MEMINFO_RMEM_ALLOC)."""
+    return int(struct.unpack_from("I", sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 64))[0])
 
 
 def reset(sock: socket.socket) -> None:

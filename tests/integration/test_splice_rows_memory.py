@@ -1,0 +1,212 @@
+"""What is spliced and unread is bounded, at nobody else's cost (rows 5 and 6 of docs/splicing.md)."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from spliceway.bpf import abi
+from spliceway.bpf.types import Leg, SpliceLimits, SpliceState
+from support.splicebed import Pair, SpliceBed, until
+from support.spliceread import exactly, memory, numbered, pour
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+LIMITS = SpliceLimits(connection=512 * KIB, endpoint=MIB, node=3 * MIB // 2)
+#: What TCP keeps besides for one stopped reader: the buffers of both sockets.
+BUFFERS = 16 * MIB
+#: In a direction of a connection so much never counts.
+FLOOR = abi.UNREAD_FLOOR
+
+
+def redirected(pair: Pair, *, to_pod: bool) -> int:
+    """Bytes that were spliced in one direction."""
+    return pair.known.from_proxy_bytes if to_pod else pair.known.to_proxy_bytes
+
+
+# ---- row 5: one connection ----
+
+
+def test_row_05_a_stopped_reader_stops_its_sender(bed: SpliceBed, leg: Leg, to_pod: bool) -> None:
+    """Of a GiB: the rest waits with the sender. When the reader goes on, everything comes in order."""
+    with bed.limited(LIMITS), bed.spliced(leg) as pair:
+        writer, reader = pair.ends(to_pod=to_pod)
+        sent = pour(writer, GIB)
+        assert sent < LIMITS.connection + BUFFERS
+        assert (pair.known.state, pair.known.why) == (SpliceState.TCP_ONLY, "unread-limit")
+        assert redirected(pair, to_pod=to_pod) <= LIMITS.connection
+        assert memory(reader) <= LIMITS.connection + BUFFERS
+        assert exactly(reader, sent) == numbered(sent)
+        writer.sendall(numbered(100_000, sent))
+        assert exactly(reader, 100_000) == numbered(100_000, sent)
+
+
+def test_row_05_a_reader_of_one_byte_at_a_time(bed: SpliceBed, leg: Leg, to_pod: bool) -> None:
+    with bed.limited(LIMITS), bed.spliced(leg) as pair:
+        writer, reader = pair.ends(to_pod=to_pod)
+        sent = pour(writer, GIB)
+        for place in range(50):
+            assert reader.recv(1) == numbered(1, place)
+            time.sleep(0.002)  # what the attacker does
+        sent += pour(writer, GIB, sent)
+        assert sent < LIMITS.connection + BUFFERS
+        assert exactly(reader, sent - 50) == numbered(sent - 50, 50)
+
+
+def test_row_05_what_a_reader_sends_is_no_credit(bed: SpliceBed, leg: Leg, to_pod: bool) -> None:
+    """It sends a byte every 2 ms, so that there is always a message the other way, and reads nothing."""
+    with bed.limited(LIMITS), bed.spliced(leg) as pair:
+        writer, reader = pair.ends(to_pod=to_pod)
+        sent, full = 0, False
+        for place in range(100):
+            reader.sendall(numbered(1, place))
+            if not full:
+                more = pour(writer, 128 * KIB, sent)
+                sent, full = sent + more, more < 128 * KIB
+            time.sleep(0.002)  # what the attacker does
+        assert full
+        assert sent < LIMITS.connection + BUFFERS
+        assert redirected(pair, to_pod=to_pod) <= LIMITS.connection
+        assert exactly(reader, sent) == numbered(sent)
+        assert exactly(writer, 100) == numbered(100)
+
+
+def test_row_05_a_pod_that_pauses_goes_on(bed: SpliceBed, leg: Leg) -> None:
+    """Behind a proxy that does not ask for room: what TCP holds back meanwhile does not end the connection."""
+    with bed.limited(LIMITS), bed.spliced(leg) as pair:
+        sent = pour(pair.proxy, 2 * MIB)
+        held = bed.node.datapath.splice_counters().leave_waits
+        assert held
+        until(lambda: bed.node.datapath.splice_counters().leave_waits > held, 30)
+        assert exactly(pair.pod, sent) == numbered(sent)
+        pair.proxy.sendall(numbered(1000, sent))
+        assert exactly(pair.pod, 1000) == numbered(1000, sent)
+        assert not pair.known.member
+
+
+def room(pair: Pair) -> int | None:
+    """What a proxy that asks is told: bytes that may be sent to the pod now, None: as many as it likes."""
+    try:
+        return int(pair.proxy.getsockopt(abi.SOCKOPT_LEVEL, abi.SOCKOPT_ROOM))
+    except OSError:
+        return None
+
+
+def test_row_05_a_proxy_that_asks_for_room_stays_spliced(bed: SpliceBed, leg: Leg, version: int) -> None:
+    with bed.limited(LIMITS), bed.spliced(leg, version) as pair:
+        sent = read = 0
+        for _ in range(5):
+            while size := room(pair):
+                pair.proxy.sendall(numbered(min(size, 65536), sent))
+                sent += min(size, 65536)
+            assert size == 0
+            assert FLOOR < sent - read <= LIMITS.connection
+            assert memory(pair.pod) == sent - read
+            assert exactly(pair.pod, sent - read) == numbered(sent - read, read)
+            read = sent
+        assert pair.known.state is SpliceState.SPLICED
+        assert pair.known.from_proxy_bytes == sent
+
+
+# ---- row 5: many connections ----
+
+
+def unread(bed: SpliceBed) -> int:
+    """Bytes of the node that are spliced and unread, after a look at every reader that was behind."""
+    return bed.node.run(bed.node.datapath.measure())
+
+
+def test_row_05_a_pod_has_a_budget_and_another_pod_does_not_notice(bed: SpliceBed, version: int) -> None:
+    assert unread(bed) == 0
+    with bed.limited(LIMITS):
+        greedy = [bed.spliced(Leg.DOWNSTREAM, version) for _ in range(16)]
+        sent = [pour(pair.pod, 192 * KIB) for pair in greedy]
+        assert max(sent) == 192 * KIB
+        spliced = [pair.known.to_proxy_bytes for pair in greedy]
+        assert 4 * 192 * KIB <= sum(spliced) <= LIMITS.endpoint + len(greedy) * FLOOR
+        assert sum(memory(pair.proxy) for pair in greedy) >= sum(spliced)
+        for pair, size in zip(greedy, list(sent), strict=True):  # by TCP: another matter than what is spliced
+            if pair.known.state is SpliceState.TCP_ONLY:
+                sent[greedy.index(pair)] += pour(pair.pod, MIB, size)
+        assert unread(bed) <= LIMITS.endpoint + len(greedy) * FLOOR
+        left = [pair.known for pair in greedy if pair.known.state is SpliceState.TCP_ONLY]
+        assert {one.why for one in left} == {"unread-budget"}
+        assert len(left) >= 10
+        with bed.spliced(Leg.UPSTREAM, version) as other, bed.spliced(Leg.DOWNSTREAM, version) as small:
+            for pair, size in ((other, 64 * KIB), (small, 1000)):
+                for number in range(30):
+                    for to_pod in (True, False):
+                        writer, reader = pair.ends(to_pod=to_pod)
+                        writer.sendall(numbered(size, number * size))
+                        assert exactly(reader, size) == numbered(size, number * size)
+                assert pair.known.state is SpliceState.SPLICED
+                assert (pair.known.to_proxy_bytes, pair.known.from_proxy_bytes) == (30 * size, 30 * size)
+        for pair, size in zip(greedy, sent, strict=True):
+            assert exactly(pair.proxy, size) == numbered(size)
+            pair.close()
+        until(lambda: unread(bed) == 0)
+
+
+def test_row_05_the_node_has_a_budget(bed: SpliceBed) -> None:
+    with bed.limited(LIMITS):
+        ends = [(Leg.DOWNSTREAM, True), (Leg.DOWNSTREAM, False), (Leg.UPSTREAM, True), (Leg.UPSTREAM, False)] * 4
+        pairs = [(bed.spliced(leg), to_pod) for leg, to_pod in ends]
+        sent = [pour(pair.ends(to_pod=to_pod)[0], 192 * KIB) for pair, to_pod in pairs]
+        assert max(sent) == 192 * KIB
+        spliced = sum(redirected(pair, to_pod=to_pod) for pair, to_pod in pairs)
+        assert LIMITS.endpoint < spliced <= LIMITS.node + len(pairs) * FLOOR
+        assert {pair.known.why for pair, _ in pairs} == {"", "unread-budget"}
+        for (pair, to_pod), size in zip(pairs, sent, strict=True):
+            assert exactly(pair.ends(to_pod=to_pod)[1], size) == numbered(size)
+
+
+def test_row_05_who_closes_without_reading_gives_back(bed: SpliceBed, leg: Leg, to_pod: bool) -> None:
+    """Also who is reset: no sum stays behind."""
+    with bed.limited(LIMITS):
+        for _ in range(12):
+            with bed.spliced(leg) as pair:
+                writer, reader = pair.ends(to_pod=to_pod)
+                writer.sendall(numbered(200 * KIB))
+                assert pair.known.state is SpliceState.SPLICED
+                reader.close()
+            until(lambda gone=pair: gone.entry is None)
+        until(lambda: unread(bed) == 0)
+
+
+# ---- row 6 ----
+
+
+def test_row_06_a_stream_of_small_messages_leaves(bed: SpliceBed, leg: Leg, version: int) -> None:
+    with bed.spliced(leg, version) as pair:
+        sent = 0
+        while pair.known.state is SpliceState.SPLICED:
+            assert sent < 100 * 64
+            pair.pod.sendall(numbered(64, sent))
+            sent += 64
+        assert pair.known.why == "small-writes"
+        pair.pod.sendall(numbered(10_000, sent))
+        assert exactly(pair.proxy, sent + 10_000) == numbered(sent + 10_000)
+
+
+@pytest.mark.parametrize("size", [1, 64, 4096])
+def test_row_06_ping_pong_does_not(bed: SpliceBed, leg: Leg, version: int, size: int) -> None:
+    with bed.spliced(leg, version) as pair:
+        for number in range(100):
+            for to_pod in (False, True):
+                writer, reader = pair.ends(to_pod=to_pod)
+                writer.sendall(numbered(size, number * size))
+                assert exactly(reader, size) == numbered(size, number * size)
+        assert pair.known.state is SpliceState.SPLICED
+        assert pair.known.to_proxy_bytes == 100 * size
+
+
+def test_row_06_nor_do_large_messages_or_a_few_small_ones(bed: SpliceBed, leg: Leg) -> None:
+    with bed.spliced(leg) as pair:
+        sent = 0
+        for size in [20_000] * 5 + [64, 64, 64] + [20_000] * 5:
+            pair.pod.sendall(numbered(size, sent))
+            sent += size
+        assert exactly(pair.proxy, sent) == numbered(sent)
+        assert pair.known.state is SpliceState.SPLICED
