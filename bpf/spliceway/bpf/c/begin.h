@@ -12,6 +12,39 @@ static __always_inline int waits_to_leave(const struct ct_key *k, u64 netns_cook
 	return st && must_wait(st, &key);
 }
 
+#define BPF_F_PSEUDO_HEADER 0x10
+#define IPV4_LENGTH_AT (ETH_HEADER + 2)
+#define IPV4_CHECKSUM_AT (ETH_HEADER + 10)
+#define IPV6_LENGTH_AT (ETH_HEADER + 4)
+#define IPV6_HEADER 40
+#define TCP_CHECKSUM_AT 16
+
+// The payload must wait, what the packet acknowledges need not: it goes on without payload. To the proxy that looks lost, so it comes again. Checksums
+// of a node's own packets are completed by the device, or by nobody on a veth: only what is summed already is put right.
+static __always_inline int without_payload(struct __sk_buff *skb, const struct packet *p)
+{
+	u32 header = p->payload_at - p->tcp_at, before = htonl(header + p->payload), after = htonl(header);
+	u16 ethertype, length = htons(p->payload_at - ETH_HEADER), old_length;
+
+	// Without its payload a FIN would cut the stream.
+	if ((p->tcp_flags & TCP_FIN) || bpf_skb_load_bytes(skb, ETH_HEADER - 2, &ethertype, sizeof(ethertype)) ||
+	    bpf_l4_csum_replace(skb, p->tcp_at + TCP_CHECKSUM_AT, before, after, BPF_F_PSEUDO_HEADER | sizeof(after)))
+		return TAKEN;
+	if (ethertype == htons(ETHERTYPE_IPV4)) {
+		if (bpf_skb_load_bytes(skb, IPV4_LENGTH_AT, &old_length, sizeof(old_length)) ||
+		    bpf_l3_csum_replace(skb, IPV4_CHECKSUM_AT, old_length, length, sizeof(length)) ||
+		    bpf_skb_store_bytes(skb, IPV4_LENGTH_AT, &length, sizeof(length), 0))
+			return TAKEN;
+	} else if (ethertype == htons(ETHERTYPE_IPV6)) {
+		length = htons(p->payload_at - ETH_HEADER - IPV6_HEADER);
+		if (bpf_skb_store_bytes(skb, IPV6_LENGTH_AT, &length, sizeof(length), 0))
+			return TAKEN;
+	} else {
+		return TAKEN;
+	}
+	return bpf_skb_change_tail(skb, p->payload_at, 0) ? TAKEN : PASS;
+}
+
 // A payload by TCP from a pod to the proxy.
 static __always_inline void may_leave_now(const struct ct_key *k, u64 netns_cookie)
 {

@@ -30,7 +30,7 @@ static __always_inline int pod_is_behind(const struct splice_state *st)
 }
 
 // Must this payload from the proxy wait? A proxy writes to a socket from one thread: what it sends by TCP comes after all that it has
-// redirected. A packet that is dropped here comes again.
+// redirected.
 static __always_inline int must_wait(struct splice_state *st, struct splice_key *key)
 {
 #ifdef CAN_LEAVE

@@ -22,6 +22,7 @@
 
 #define htons(x) ((u16)__builtin_bswap16((u16)(x)))
 #define ntohs(x) ((u16)__builtin_bswap16((u16)(x)))
+#define htonl(x) ((u32)__builtin_bswap32((u32)(x)))
 #define ntohl(x) ((u32)__builtin_bswap32((u32)(x)))
 
 struct ipv4_header {

@@ -21,6 +21,8 @@ struct packet {
 	u32 seq;
 	u32 fragment_id;
 	u32 payload;		// bytes behind the TCP header
+	u32 tcp_at;		// where that begins
+	u32 payload_at;
 	u16 icmp;		// type << 8 | code
 	u8 protocol;
 	u8 inner_protocol;
@@ -197,6 +199,8 @@ static __always_inline int parse_transport(struct __sk_buff *skb, u32 offset, u3
 		p->seq = t.seq;
 		p->tcp_flags = t.flags;
 		p->payload = end - offset - length;
+		p->tcp_at = offset;
+		p->payload_at = offset + length;
 		return 0;
 	}
 	if (p->protocol == PROTO_UDP || p->protocol == PROTO_SCTP) {

@@ -482,8 +482,13 @@ int measure_splice(struct __sk_buff *skb)
 #ifdef MEASURED
 #pragma unroll
 	for (u32 end = 0; end < 2; end++) {
-		s64 waiting = unread_by(&st->sock[!end]);
-		note_unread(st, end, key.netns_cookie, waiting < 0 ? 0 : waiting);
+		s64 waiting = unread_by(&st->sock[!end]), before = st->way[end].unread;
+		// Once it has left, its reader's memory holds bytes that came by TCP as well.
+		if (waiting < 0)
+			waiting = 0;
+		if (st->word != SPLICED && waiting > before)
+			waiting = before;
+		note_unread(st, end, key.netns_cookie, waiting);
 	}
 #endif
 	return 0;

@@ -188,9 +188,9 @@ int to_pod(struct __sk_buff *skb)
 	// The reset that tells a pod of the end of a proxied connection gets out, whatever the policy says by now.
 	if (w->d.verdict == DENY && !(e->leg != LEG_DIRECT && is_bare_reset(&w->p)))
 		return drop(HOOK_TO_POD, w, 0);
-	if (e->leg != LEG_DIRECT && w->p.payload && waits_to_leave(&w->key, ep->netns_cookie))
-		return DROP;
 	ct_touch(e, &w->p, 0, w->f.length, w->now);
+	if (e->leg != LEG_DIRECT && w->p.payload && waits_to_leave(&w->key, ep->netns_cookie))
+		return without_payload(skb, &w->p);
 	if (syn && e->leg == LEG_UPSTREAM)
 		begin_splice(ep, skb->ifindex, w, e->leg, e->rule_set);
 	if (e->leg != LEG_DIRECT && !w->f.audited)

@@ -4,6 +4,7 @@
 
 #define PASS (-1)	// TC_ACT_UNSPEC: other programs on the device (a CNI's) still run
 #define DROP 2		// TC_ACT_SHOT
+#define TAKEN 4		// TC_ACT_STOLEN: dropped, but its sender counts it as sent (a socket that sees its packets refused gives up soon)
 
 struct work {
 	struct packet p;
