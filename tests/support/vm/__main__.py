@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,7 @@ touch {share}/{number}.done
 def main() -> None:
     """Entry. Exit status 1 if anything failed on any kernel."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that it takes its machine along
     files = [] if options.pytest else plan.chosen(results.test_files(ROOT / "tests"))
     made = []
     for series in options.kernel or plan.SERIES:
