@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup kernels demo test attack soak fuzz edits xds-faults xds-churn proxy-diff torture lint bench lock clean
+.PHONY: help setup kernels demo test attack soak revoke fuzz edits xds-faults xds-churn proxy-diff torture lint bench lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
@@ -16,6 +16,7 @@ help:
 	@echo "make test    all tests; ARGS=… for pytest"
 	@echo "make attack  the attacks and crashes, 60 s each"
 	@echo "make soak    200,000 connections through each proxy while all is restarted, every byte checked; storms of connections"
+	@echo "make revoke  10,000 spliced connections lose their policy, or their listener; upgrades, and agents that die at any step"
 	@echo "make fuzz    policy documents that nobody would write, 60 s each way"
 	@echo "make edits   a thousand random policies under a packet generator"
 	@echo "make xds-churn  a thousand changes of everything that Envoy is told, under load"
@@ -52,6 +53,10 @@ attack: setup
 soak: setup
 	SPLICEWAY_SOAK_CONNECTIONS=200000 SPLICEWAY_STORM_PORTS=28232 SPLICEWAY_ECHO_CONNECTIONS=10000 \
 		$(BIN)/python -m pytest -s tests/integration/test_{soak,ports,splice_echo}.py $(ARGS)
+
+revoke: setup
+	SPLICEWAY_REVOKED_CONNECTIONS=10000 SPLICEWAY_UPGRADE_CONNECTIONS=1000 SPLICEWAY_UPGRADE_EVERY_STEP=1 \
+		$(BIN)/python -m pytest -s tests/integration/test_splice_{revocation,upgrade}.py $(ARGS)
 
 fuzz: setup
 	SPLICEWAY_FUZZ_SECONDS=60 $(BIN)/python -m pytest tests/fuzz $(ARGS)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ _JUDGING = ("generation", "endpoints", "ipcache", "classes", "policy", "pairs", 
 _SPLICING = frozenset({"splices", "socks", "sock_tags", "unread"})
 #: Layouts of versions that did not record them.
 _UNRECORDED: dict[str, dict[str, str]] = {}
+_NAME = re.compile(r"v\d+")
 _INTERVAL = 2.0
 
 _log = structlog.get_logger(__name__)
@@ -84,7 +86,7 @@ class Drain:
     @property
     def others(self) -> list[Path]:
         """Roots of other versions."""
-        return [root for root in record.roots(self._bpffs) if root != self._root]
+        return [root for root in record.roots(self._bpffs) if root != self._root and _NAME.fullmatch(root.name)]
 
     @property
     def left(self) -> tuple[str, ...]:

@@ -33,7 +33,8 @@ def summary(status: Json) -> list[tuple[str, str]]:
         ("enforcement", _enforcement(status["enforcement"])),
         (
             "kernel",
-            f"generation {datapath['generation']}, ABI {datapath['abi']}, attached: {attached}",
+            f"generation {datapath['generation']}, ABI {datapath['abi']}, attached: {attached}"
+            + "".join(f"; draining {each}" for each in datapath.get("draining", ())),
         ),
         (
             "proxy",
