@@ -57,7 +57,7 @@ class UpgradedNode(KernelNode):
         self.testbed = testbed
         self.stash = testbed.node.info.bpffs / "stash"
         remember_programs(self.stash)
-        super().__init__(testbed.node, max_connections=8192)
+        super().__init__(testbed.node, max_connections=max(8192, 64 * CONNECTIONS))
 
     def close(self) -> None:
         try:

@@ -81,6 +81,7 @@ class Drain:
         """`root`: the one that is live now."""
         self._bpffs, self._root = bpffs, root
         self._counts: dict[str, int] = {}
+        self._looking = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -106,12 +107,13 @@ class Drain:
 
     async def look(self) -> None:
         """Count what is left, and remove the roots that have nothing. Raises KernelRefusedError or OSError."""
-        looking = asyncio.get_running_loop().run_in_executor(None, self._look)
-        try:
-            await asyncio.shield(looking)
-        except asyncio.CancelledError:
-            await looking
-            raise
+        async with self._looking:
+            looking = asyncio.get_running_loop().run_in_executor(None, self._look)
+            try:
+                await asyncio.shield(looking)
+            except asyncio.CancelledError:
+                await looking
+                raise
 
     def _look(self) -> None:
         counts = {}
