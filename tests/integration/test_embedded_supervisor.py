@@ -68,11 +68,24 @@ async def gone(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
+async def started(directory: Path, **changed: object) -> tuple[EmbeddedSupervisor, asyncio.Task[None]]:
+    """An agent's supervisor that runs. Its proxy may not be ready yet."""
+    made = supervisor(directory, **changed)
+    await made.start()
+    return made, asyncio.create_task(made.run())
+
+
+async def left_behind(directory: Path) -> EmbeddedSupervisor:
+    """The supervisor of an agent that has ended; its proxy goes on."""
+    made, task = await started(directory)
+    await made.wait_ready(20)
+    await gone(task)
+    return made
+
+
 def test_it_starts_and_stops(tmp_path: Path) -> None:
     async def work() -> None:
-        proxy = supervisor(tmp_path)
-        await proxy.start()
-        task = asyncio.create_task(proxy.run())
+        proxy, task = await started(tmp_path)
         await proxy.wait_ready(20)
         status = proxy.status()
         assert (status.kind, status.running, status.adopted, status.problems) == ("embedded", True, False, ())
@@ -92,14 +105,8 @@ def test_it_starts_and_stops(tmp_path: Path) -> None:
 
 def test_one_with_the_same_settings_is_taken_over_as_it_is(tmp_path: Path) -> None:
     async def work() -> None:
-        first = supervisor(tmp_path)
-        await first.start()
-        task = asyncio.create_task(first.run())
-        await first.wait_ready(20)
-        await gone(task)
-        second = supervisor(tmp_path)
-        await second.start()
-        task = asyncio.create_task(second.run())
+        first = await left_behind(tmp_path)
+        second, task = await started(tmp_path)
         await second.wait_ready(20)
         assert second.status().adopted
         assert second.status().pid == first.status().pid
@@ -115,11 +122,7 @@ def test_one_with_the_same_settings_is_taken_over_as_it_is(tmp_path: Path) -> No
 
 def test_one_with_other_settings_is_replaced_while_it_serves(tmp_path: Path) -> None:
     async def work() -> None:
-        first = supervisor(tmp_path)
-        await first.start()
-        task = asyncio.create_task(first.run())
-        await first.wait_ready(20)
-        await gone(task)
+        first = await left_behind(tmp_path)
         old = first.status().pid
         ended: list[str] = []
         second = supervisor(tmp_path, limits=Limits(drain=1.0))
@@ -143,11 +146,7 @@ def test_one_with_other_settings_is_replaced_while_it_serves(tmp_path: Path) -> 
 
 def test_one_that_drains_ends_with_the_rest(tmp_path: Path) -> None:
     async def work() -> None:
-        first = supervisor(tmp_path)
-        await first.start()
-        task = asyncio.create_task(first.run())
-        await first.wait_ready(20)
-        await gone(task)
+        first = await left_behind(tmp_path)
         old = first.status().pid
         os.kill(old, signal.SIGSTOP)  # it drains for long
         try:
@@ -169,16 +168,10 @@ def test_one_that_drains_ends_with_the_rest(tmp_path: Path) -> None:
 
 def test_the_old_one_stays_when_the_new_one_cannot_start(tmp_path: Path) -> None:
     async def work() -> None:
-        first = supervisor(tmp_path)
-        await first.start()
-        task = asyncio.create_task(first.run())
-        await first.wait_ready(20)
-        await gone(task)
+        first = await left_behind(tmp_path)
         # Not a directory: it can keep no configuration there.
         (tmp_path / "file").touch()
-        second = supervisor(tmp_path, handover_socket=tmp_path / "file" / "handover.sock")
-        await second.start()
-        task = asyncio.create_task(second.run())
+        second, task = await started(tmp_path, handover_socket=tmp_path / "file" / "handover.sock")
         await until(lambda: bool(second.status().problems), 30)
         status = second.status()
         assert (status.running, status.pid) == (True, first.status().pid)
@@ -193,20 +186,12 @@ def test_the_old_one_stays_when_the_new_one_cannot_start(tmp_path: Path) -> None
 
 def test_an_agent_that_ended_in_the_middle_of_a_handover_left_two(tmp_path: Path) -> None:
     async def work() -> None:
-        first = supervisor(tmp_path)
-        await first.start()
-        task = asyncio.create_task(first.run())
-        await first.wait_ready(20)
-        await gone(task)
+        first = await left_behind(tmp_path)
         old = first.status().pid
-        second = supervisor(tmp_path, limits=Limits(drain=1.0))
-        await second.start()
-        task = asyncio.create_task(second.run())
+        _, task = await started(tmp_path, limits=Limits(drain=1.0))
         await until(identity_file(tmp_path / "state", "embedded", "-next").exists)
         await gone(task)
-        third = supervisor(tmp_path, limits=Limits(drain=1.0))
-        await third.start()
-        task = asyncio.create_task(third.run())
+        third, task = await started(tmp_path, limits=Limits(drain=1.0))
         await until(lambda: third.status().pid != old)
         await until(lambda: len(running_pids(tmp_path / "state")) == 1)
         assert third.status().problems == ()
