@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from spliceway.agent.testbed.testbed import Testbed
-from spliceway.bpf.types import Leg, SpliceClasses, SpliceState
+from spliceway.bpf.types import Leg, SpliceClasses, SpliceLimits, SpliceState
 from spliceway.policy.verdict import Reason
 from support import kinds
 from support.node import http_status, pod_manifest, server_manifest
@@ -25,14 +26,40 @@ spec:
   endpointSelector: {matchLabels: {role: server}}
   ingress:
   - fromEndpoints: [{matchLabels: {role: client}}]
-    toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {http: [{method: GET}]}}]
+    toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {http: [{method: GET}, {method: POST}]}}]
 """
+#: A body that comes back while it is sent. Nothing of it is read until the sender is stopped and a line comes by stdin.
+STOPPED_READER = """
+import hashlib, http.client, select, socket, sys, threading
+address, size = sys.argv[1], int(sys.argv[2])
+body = b"".join(number.to_bytes(8, "big") for number in range(size // 8))
+connection = socket.create_connection((address, 80), 30)
+connection.sendall(b"POST /echo HTTP/1.1\\r\\nHost: echo\\r\\nContent-Length: %d\\r\\n\\r\\n" % size)
+poll = select.poll()
+poll.register(connection, select.POLLOUT)
+sent = 0
+while sent < size and poll.poll(700):
+    sent += connection.send(body[sent : sent + 65536])
+print(sent, flush=True)
+sys.stdin.readline()
+sender = threading.Thread(target=lambda: connection.sendall(body[sent:]))
+sender.start()
+answer = http.client.HTTPResponse(connection, method="POST")
+answer.begin()
+print(answer.status, hashlib.sha256(answer.read()).digest() == hashlib.sha256(body).digest(), flush=True)
+sender.join()
+"""
+LIMIT = 256 << 10
 
 
 @pytest.fixture(scope="module", params=kinds.BOTH)
 def proxied(request: pytest.FixtureRequest) -> Iterator[tuple[Testbed, ProxiedNode]]:
     manifests = [pod_manifest("client", {"role": "client"}), server_manifest("server", {"role": "server"})]
-    with Testbed.up(manifests) as testbed, ProxiedNode(testbed.node, HTTP, proxy=request.param) as node:
+    limits = SpliceLimits(connection=LIMIT)
+    with (
+        Testbed.up(manifests) as testbed,
+        ProxiedNode(testbed.node, HTTP, proxy=request.param, splice_limits=limits) as node,
+    ):
         yield testbed, node
 
 
@@ -56,6 +83,30 @@ def test_both_legs_are_spliced_and_counted(proxied: tuple[Testbed, ProxiedNode])
         socks = {s.leg: s for s in node.datapath.socks() if s.to_proxy_messages >= 3}
         assert set(socks) == {Leg.DOWNSTREAM, Leg.UPSTREAM}
         assert {s.state for s in socks.values()} == {SpliceState.SPLICED}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_row_05_a_client_that_stops_reading(proxied: tuple[Testbed, ProxiedNode], version: int) -> None:
+    """Its own upload stops, little waits in the kernel, others are as fast as ever; then all of it comes back."""
+    testbed, node = proxied
+    size = 64 << 20
+    address = str(testbed.pod("server").address(version))
+    pipe = subprocess.PIPE
+    with testbed.spawn(
+        "client", ["python", "-c", STOPPED_READER, address, str(size)], stdin=pipe, stdout=pipe, text=True
+    ) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        assert int(client.stdout.readline()) < size // 2
+        assert node.run(node.datapath.measure()) <= 4 * LIMIT
+        down = [one for one in node.datapath.socks() if one.leg is Leg.DOWNSTREAM and one.from_proxy_messages]
+        if node.kind == "embedded":  # it asks for room before it sends
+            assert [one.state for one in down] == [SpliceState.SPLICED]
+        with Talk(testbed, "client", "server", version=version) as other:
+            assert [other.ask() for _ in range(20)] == ["200"] * 20
+        client.stdin.write("go\n")
+        client.stdin.flush()
+        assert client.stdout.readline().split() == ["200", "True"]
 
 
 @pytest.mark.row(25)
