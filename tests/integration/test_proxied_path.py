@@ -30,9 +30,9 @@ spec:
 """
 #: A body that comes back while it is sent. Nothing of it is read until the sender is stopped and a line comes by stdin.
 STOPPED_READER = """
-import hashlib, http.client, select, socket, sys, threading
+import hashlib, http.client, random, select, socket, sys, threading
 address, size = sys.argv[1], int(sys.argv[2])
-body = b"".join(number.to_bytes(8, "big") for number in range(size // 8))
+body = random.Random(1).randbytes(size)
 connection = socket.create_connection((address, 80), 30)
 connection.sendall(b"POST /echo HTTP/1.1\\r\\nHost: echo\\r\\nContent-Length: %d\\r\\n\\r\\n" % size)
 poll = select.poll()
@@ -89,7 +89,7 @@ def test_both_legs_are_spliced_and_counted(proxied: tuple[Testbed, ProxiedNode])
 def test_row_05_a_client_that_stops_reading(proxied: tuple[Testbed, ProxiedNode], version: int) -> None:
     """Its own upload stops, little waits in the kernel, others are as fast as ever; then all of it comes back."""
     testbed, node = proxied
-    size = 64 << 20
+    size = 32 << 20
     address = str(testbed.pod("server").address(version))
     pipe = subprocess.PIPE
     with testbed.spawn(
@@ -99,9 +99,6 @@ def test_row_05_a_client_that_stops_reading(proxied: tuple[Testbed, ProxiedNode]
         assert client.stdout is not None
         assert int(client.stdout.readline()) < size // 2
         assert node.run(node.datapath.measure()) <= 4 * LIMIT
-        down = [one for one in node.datapath.socks() if one.leg is Leg.DOWNSTREAM and one.from_proxy_messages]
-        if node.kind == "embedded":  # it asks for room before it sends
-            assert [one.state for one in down] == [SpliceState.SPLICED]
         with Talk(testbed, "client", "server", version=version) as other:
             assert [other.ask() for _ in range(20)] == ["200"] * 20
         client.stdin.write("go\n")
