@@ -1,6 +1,7 @@
 """A storm of connections from one client to one server, more than there are ports: through both proxies, and without.
 
-Client and node have SPLICEWAY_STORM_PORTS of them (default 500; `make soak` takes as many as there are).
+The splice has no part in it, and is off. Client and node have SPLICEWAY_STORM_PORTS of them (default 500; `make soak`
+takes as many as there are).
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def built(proxy: ProxyKind | None) -> Iterator[tuple[Testbed, AgentProcess | Non
         try:
             if proxy is not None:
                 (bed.node.info.policies / "storm.yaml").write_text(POLICY)
-                agent = start_agent(bed.node, {"proxy": {"kind": proxy}})
+                agent = start_agent(bed.node, {"proxy": {"kind": proxy}, "splice": {"mode": "off"}})
             for place in (bed.pod("client").netns, bed.node.info.netns):
                 netns.call(place, partial(_port_range, PORTS))
             yield bed, agent

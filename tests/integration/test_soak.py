@@ -1,7 +1,7 @@
 """Connections of every kind through both proxies with splicing on, while everything that may be restarted is.
 
 Every byte is accounted for, nothing hangs, and nothing is left of it. SPLICEWAY_SOAK_CONNECTIONS sets the number for
-each proxy (default 3,000; `make soak` takes 200,000), SPLICEWAY_SOAK_SEED what happens.
+each proxy (default 2,000; `make soak` takes 200,000), SPLICEWAY_SOAK_SEED what happens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from support.soak import Soak, soaked, spliced_share
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(7200)]
 
-CONNECTIONS = int(os.environ.get("SPLICEWAY_SOAK_CONNECTIONS", "3000"))
+CONNECTIONS = int(os.environ.get("SPLICEWAY_SOAK_CONNECTIONS", "2000"))
 SEED = int(os.environ.get("SPLICEWAY_SOAK_SEED", "1"))
 #: Seconds between one restart and the next.
 PACE = 1.0
