@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup kernels demo test attack soak revoke fuzz edits xds-faults xds-churn proxy-diff torture lint bench lock clean
+.PHONY: help setup kernels demo test attack soak revoke rows fuzz edits xds-faults xds-churn proxy-diff torture lint bench lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
@@ -17,6 +17,7 @@ help:
 	@echo "make attack  the attacks and crashes, 60 s each"
 	@echo "make soak    200,000 connections through each proxy while all is restarted, every byte checked; storms of connections"
 	@echo "make revoke  10,000 spliced connections lose their policy, or their listener; upgrades, and agents that die at any step"
+	@echo "make rows    the pitfalls of sockmaps by number, with hundreds of tries where a race decides"
 	@echo "make fuzz    policy documents that nobody would write, 60 s each way"
 	@echo "make edits   a thousand random policies under a packet generator"
 	@echo "make xds-churn  a thousand changes of everything that Envoy is told, under load"
@@ -57,6 +58,9 @@ soak: setup
 revoke: setup
 	SPLICEWAY_REVOKED_CONNECTIONS=10000 SPLICEWAY_UPGRADE_CONNECTIONS=1000 SPLICEWAY_UPGRADE_EVERY_STEP=1 \
 		$(BIN)/python -m pytest -s tests/integration/test_splice_{revocation,upgrade}.py $(ARGS)
+
+rows: setup
+	SPLICEWAY_HALF_CLOSES=500 SPLICEWAY_SPLICE_RACES=5000 $(BIN)/python -m pytest tests/integration -k "row_" $(ARGS)
 
 fuzz: setup
 	SPLICEWAY_FUZZ_SECONDS=60 $(BIN)/python -m pytest tests/fuzz $(ARGS)

@@ -253,7 +253,7 @@ def test_row_23_a_half_close_leaves(bed: SpliceBed, leg: Leg, version: int) -> N
 
 def test_row_23_a_blocking_reader_while_a_writer_makes_it_leave(bed: SpliceBed, leg: Leg, version: int) -> None:
     """A thread of the pod sends what nobody reads until the connection leaves, another waits in recv() all the time."""
-    for _ in range(max(1, TRIES // 7)):
+    for _ in range(max(1, TRIES // 35)):
         with bed.limited(SpliceLimits(connection=64 << 10)), bed.spliced(leg, version) as pair:
             reader = Reader(pair.pod)
             reader.wait_asleep()
