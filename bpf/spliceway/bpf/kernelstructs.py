@@ -20,6 +20,8 @@ FIELDS: dict[str, tuple[str, str]] = {
     "SOCK_UNREAD": ("sock", "sk_backlog.rmem_alloc"),
     "SOCK_RECEIVE_BUFFER": ("sock", "sk_rcvbuf"),
     "SOCK_USER_DATA": ("sock", "sk_user_data"),
+    "SOCK_WRITERS": ("sock", "sk_write_pending"),
+    "SOCK_WRITTEN": ("tcp_sock", "write_seq"),
     "SOCK_SHUTDOWN": ("sock", "sk_shutdown"),
     "PSOCK_REFERENCES": ("sk_psock", "refcnt"),
 }

@@ -290,12 +290,14 @@ struct splice_way {
 	u32 pad;
 };
 
+#define POD_IN 1
+#define POD_LEAVES 2
 struct splice_state {
 	u64 word;		// enum splice_word, changed by compare-and-swap only
 	u64 nonce;
 	u64 generation;
 	u64 born;		// CLOCK_MONOTONIC, ns
-	u64 pod_in;		// 1: the pod's socket is in the sockhash
+	u64 pod_in;		// POD_*: is the pod's socket in the sockhash?
 	struct splice_end sock[2];
 	struct splice_way way[2];
 	u32 rule_set;

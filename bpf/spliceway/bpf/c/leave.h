@@ -8,9 +8,10 @@ static __always_inline void pod_leaves(struct splice_state *st, struct splice_ke
 {
 	struct splice_counters *t = totals();
 
-	if (__sync_val_compare_and_swap(&st->pod_in, 1, 0) != 1)
+	if (__sync_val_compare_and_swap(&st->pod_in, POD_IN, POD_LEAVES) != POD_IN)
 		return;
 	socks.delete(key);
+	st->pod_in = 0;
 	if (t)
 		t->left++;
 }

@@ -83,6 +83,16 @@ static __always_inline int may_be_sending(const struct splice_end *s)
 	return bpf_probe_read_kernel(&references, sizeof(references), (void *)(psock + PSOCK_REFERENCES)) || references != 1;
 }
 
+// Was anything written to this socket that its peer has not acknowledged, or does somebody wait inside of TCP's own sendmsg() for the
+// connection to be there? What that sends meets no program.
+static __always_inline int is_written(const struct splice_end *s, u32 acknowledged)
+{
+	u32 writers = 0, written = 0;
+
+	return bpf_probe_read_kernel(&writers, sizeof(writers), (void *)(s->address + SOCK_WRITERS)) || writers ||
+	       bpf_probe_read_kernel(&written, sizeof(written), (void *)(s->address + SOCK_WRITTEN)) || written != acknowledged;
+}
+
 static __always_inline int is_half_closed(const struct splice_end *s)
 {
 	u8 shutdown = 0;

@@ -100,7 +100,7 @@ static __always_inline u8 join(struct bpf_sock_ops *s, const struct splice_key *
 	tag->nonce = st->nonce;
 	tag->key = k;
 	if (k.end == END_POD)
-		st->pod_in = 1;
+		st->pod_in = POD_IN;
 	long failed = socks.sock_hash_update(s, &k, BPF_ANY);
 	if (!failed) {
 		make_room(s, cfg);
@@ -114,13 +114,26 @@ static __always_inline u8 join(struct bpf_sock_ops *s, const struct splice_key *
 // Takes an end out before anything was sent to it.
 static __always_inline void take_out(struct splice_state *st, struct splice_key *key)
 {
+	socks.delete(key);
 	if (key->end == END_POD)
 		st->pod_in = 0;
-	socks.delete(key);
+}
+
+// Were bytes sent, or are they about to be, before there was a connection? What is redirected would overtake them. Data of a SYN that was lost
+// comes after the SYN.
+static __always_inline int is_early(struct bpf_sock_ops *s, const struct splice_end *sock)
+{
+#ifdef MEASURED
+	return is_written(sock, s->snd_una);
+#else
+	return s->snd_nxt != s->snd_una;
+#endif
 }
 
 static __always_inline void opening_end(struct bpf_sock_ops *s, struct splice_key *key, struct splice_state *st, const struct config *cfg)
 {
+	if (is_early(s, &st->sock[key->end & 1]))
+		give_up(st, WHY_SENT_FIRST);
 	if (st->word != UNDECIDED)
 		return;
 	u8 why = join(s, key, st, cfg);
@@ -326,6 +339,9 @@ static __always_inline u8 too_much(struct splice_state *st, u32 end, u64 cookie,
 
 	if (waiting < 0)
 		return WHY_PEER_GONE;
+	// A send() that had begun when the handshake ended went by TCP, past is_early().
+	if (!way->messages && end == END_POD && st->leg == LEG_DOWNSTREAM && is_written(&st->sock[END_POD], ntohl(st->isn) + 1))
+		return WHY_SENT_FIRST;
 	if (end == END_POD && size < SMALL_MESSAGE) {
 		if (!waiting)
 			way->behind -= !!way->behind;
