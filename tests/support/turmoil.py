@@ -84,7 +84,9 @@ class Turmoil:
         proxy: dict[str, Any] = {"kind": self.proxy}
         if self.proxy == "embedded":
             proxy["limits"] = {"drain": self._drain}
-        config = agent_config(self.node, {"proxy": proxy})
+        # A directory for the self-test's reports has room for one: the programs before have theirs when they come back.
+        reports = {"selfTestDir": str(self.node.info.directory / "selftest")} if self._variant else {}
+        config = agent_config(self.node, {"proxy": proxy, "splice": reports})
         path = self.node.info.directory / "agent.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False))
         log = self.node.info.logs / "agent.log"
@@ -174,8 +176,8 @@ class Turmoil:
         return frozenset(), False
 
     def _programs(self) -> tuple[frozenset[tuple[str, int]], bool]:
-        """The next agent has other programs; the one before is killed or asked."""
-        self._variant += 1
+        """The next agent has other programs, or those of before again; the one that runs is killed or asked."""
+        self._variant = 1 - self._variant
         return self._agent_killed() if self._random.random() < 0.5 else self._agent_ended()
 
     def _handover(self) -> tuple[frozenset[tuple[str, int]], bool]:
