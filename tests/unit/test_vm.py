@@ -135,3 +135,16 @@ def test_the_results_have_a_place_in_the_docs() -> None:
     assert not result.good
     with pytest.raises(ValueError, match="no place"):
         results.replaced("nothing", section)
+
+
+def test_what_fails_on_a_kernel_for_its_own_reasons_is_no_failure_of_ours() -> None:
+    known = Outcome("self-test", 15, 1, 0, 23.5, ("fionread: FIONREAD says 0",))
+    other = Outcome("self-test", 14, 2, 0, 23.5, ("fionread: FIONREAD says 0", "order: overtaken"))
+    assert KernelResult("6.1", UNAME, "abc1234", 1.0, (known,)).good
+    assert not KernelResult("6.12", UNAME, "abc1234", 1.0, (known,)).good
+    assert not KernelResult("6.1", UNAME, "abc1234", 1.0, (other,)).good
+    section = results.section([KernelResult("6.1", UNAME, "abc1234", 1.0, (other,))], [])
+    failed, _, must = section.partition("Failed, as that kernel must:")
+    assert "order: overtaken" in failed
+    assert "fionread" not in failed
+    assert "929e30f93125" in must
