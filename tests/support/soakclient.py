@@ -31,7 +31,7 @@ class _LetGo(Exception):  # noqa: N818
 
 
 class _CutAsPlanned(Exception):  # noqa: N818
-    pass
+    """By one of the ends, where the plan has it."""
 
 
 class Client:
@@ -99,7 +99,10 @@ class _Connection:
         """Connect, and do what is planned."""
         planned = self.plan
         first = self._head(0, planned.exchanges[0]) if planned.early and planned.kind is not Kind.DENIED else b""
-        sock, taken = await self._connect(first)
+        try:
+            sock, taken = await self._connect(first)
+        except _CutAsPlanned:
+            return
         self.local = sock.getsockname()[:2]
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, int(planned.nodelay))
         self.wire = wire = Wire(sock, slow=planned.slow_client, piece=planned.piece)
@@ -168,7 +171,10 @@ class _Connection:
                 sock.getpeername()
                 return sock, taken
             await _writable(loop, sock)
+            self.local = sock.getsockname()[:2]
             if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                if error == errno.ECONNRESET and self.plan.kind is Kind.SERVER_RESETS:
+                    raise _CutAsPlanned  # the request went with the SYN
                 raise OSError(error, "connect")
         else:
             await loop.sock_connect(sock, address)
