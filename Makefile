@@ -60,7 +60,7 @@ revoke: setup
 		$(BIN)/python -m pytest -s tests/integration/test_splice_{revocation,upgrade}.py $(ARGS)
 
 rows: setup
-	SPLICEWAY_HALF_CLOSES=500 SPLICEWAY_SPLICE_RACES=5000 $(BIN)/python -m pytest tests/integration -k "row_" $(ARGS)
+	SPLICEWAY_HALF_CLOSES=500 SPLICEWAY_SPLICE_RACES=5000 SPLICEWAY_PAUSE_SECONDS=12 $(BIN)/python -m pytest tests/integration -k "row_" $(ARGS)
 
 fuzz: setup
 	SPLICEWAY_FUZZ_SECONDS=60 $(BIN)/python -m pytest tests/fuzz $(ARGS)

@@ -1,8 +1,9 @@
-"""Maps and programs while connections are alive: restarts, a full map, strangers (rows 7, 8, 11, 15 and 20 to 24)."""
+"""Maps and programs while connections are alive (rows 7, 8, 11, 15, 20 to 22, 24 and 25 of docs/splicing.md)."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import socket
@@ -19,8 +20,8 @@ from spliceway.bpf.source import PROGRAMS, ROOT
 from spliceway.bpf.types import Leg, SpliceState
 from support.node import pod_manifest
 from support.socketmaker import SocketMaker
-from support.splicebed import PLAIN_PORT, Pair, SpliceBed, Veths, until
-from support.spliceread import exactly, numbered
+from support.splicebed import PLAIN_PORT, POLICY, Pair, SpliceBed, Veths, until
+from support.spliceread import Drained, drain, exactly, numbered
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 
@@ -177,6 +178,22 @@ def attached(cgroup: Path) -> int:
         os.close(descriptor)
     assert done == 0
     return count.value
+
+
+def test_row_25_no_byte_passes_once_the_policy_is_withdrawn(
+    small: SpliceBed, leg: Leg, version: int, to_pod: bool
+) -> None:
+    with small.spliced(leg, version) as pair:
+        talks(pair)
+        writer, reader = pair.ends(to_pod=to_pod)
+        try:
+            small.node.apply(POLICY.replace("role: client", "role: nobody"))
+            with contextlib.suppress(OSError):
+                writer.sendall(b"too late")
+            # The proxy's own socket is what the agent ends.
+            assert drain(reader) == Drained(b"", "ConnectionResetError" if to_pod else "ConnectionAbortedError")
+        finally:
+            small.node.apply(POLICY)
 
 
 def test_row_14_no_insertion_keeps_what_is_there() -> None:

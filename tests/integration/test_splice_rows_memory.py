@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
@@ -17,6 +18,8 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 LIMITS = SpliceLimits(connection=512 * KIB, endpoint=MIB, node=3 * MIB // 2)
 #: What TCP keeps besides for one stopped reader: the buffers of both sockets.
 BUFFERS = 16 * MIB
+#: Seconds for which a pod reads nothing; without mending, the kernel gave up after 8.
+PAUSE = float(os.environ.get("SPLICEWAY_PAUSE_SECONDS", "0.5"))
 #: In a direction of a connection so much never counts.
 FLOOR = abi.UNREAD_FLOOR
 
@@ -80,10 +83,24 @@ def test_row_05_a_pod_that_pauses_goes_on(bed: SpliceBed, leg: Leg) -> None:
         held = bed.node.datapath.splice_counters().leave_waits
         assert held
         until(lambda: bed.node.datapath.splice_counters().leave_waits > held, 30)
+        time.sleep(PAUSE)  # what the pod does
+        pair.pod.settimeout(PAUSE + 10)
         assert exactly(pair.pod, sent) == numbered(sent)
         pair.proxy.sendall(numbered(1000, sent))
         assert exactly(pair.pod, 1000) == numbered(1000, sent)
         assert not pair.known.member
+
+
+def test_row_05_a_pod_that_does_not_read_may_send(bed: SpliceBed, leg: Leg) -> None:
+    """What is held back from it takes no acknowledgement along."""
+    with bed.limited(LIMITS), bed.spliced(leg) as pair:
+        sent = pour(pair.proxy, 2 * MIB)
+        assert pair.known.state is SpliceState.TCP_ONLY
+        for place in range(0, 2 * MIB, 64 * KIB):
+            pair.pod.sendall(numbered(64 * KIB, place))
+            assert exactly(pair.proxy, 64 * KIB) == numbered(64 * KIB, place)
+        assert memory(pair.pod) > FLOOR
+        assert exactly(pair.pod, sent) == numbered(sent)
 
 
 def room(pair: Pair) -> int | None:
