@@ -247,6 +247,12 @@ def test_tcp_settings() -> None:
     assert tcp.judge_memory("192303 256407 384606", 4096, 8 << 30).status is Status.OK
     assert tcp.judge_memory("1923030 2564070 3846060", 4096, 8 << 30).status is Status.WARN
     assert tcp.judge_memory("4096 8192 16384", 4096, 8 << 30).status is Status.WARN
+    assert tcp.judge_buffer("2097152", 4 << 20).status is Status.OK
+    small = tcp.judge_buffer("212992", 4 << 20)
+    assert (small.status, small.to_do) == (
+        Status.WARN,
+        "sysctl -w net.core.rmem_max=2097152: spliced connections leave at 416 KiB unread",
+    )
 
 
 SPLICE = LoadedProgram(1, ProgramType.SK_MSG, "splice_message", (10,))

@@ -14,8 +14,14 @@ _LISTENERS = "proxy.listenerPorts"
 
 def tcp(target: Target) -> Iterator[Check]:
     """Ports, memory, pacing."""
-    for judge, name in ((_reuse, "tcp_tw_reuse"), (_memory, "tcp_mem"), (_qdisc, "default_qdisc")):
-        path = f"net/core/{name}" if name == "default_qdisc" else f"net/ipv4/{name}"
+    limit = target.settings.splice_limits.connection
+    for judge, name in (
+        (_reuse, "tcp_tw_reuse"),
+        (_memory, "tcp_mem"),
+        (lambda value: judge_buffer(value, limit), "rmem_max"),
+        (_qdisc, "default_qdisc"),
+    ):
+        path = f"net/core/{name}" if name in ("default_qdisc", "rmem_max") else f"net/ipv4/{name}"
         try:
             yield judge(sysctl(path))
         except Unreadable as error:
@@ -58,6 +64,16 @@ def judge_memory(value: str, page: int, total: int) -> Check:
     if pressure < 64:
         return warn("tcp-mem", found, "raise net.ipv4.tcp_mem: splice.limits are a share of it")
     return ok("tcp-mem", found)
+
+
+def judge_buffer(value: str, limit: int) -> Check:
+    """From `rmem_max`: a spliced socket gets a receive buffer of `limit` bytes, which is twice what is asked for."""
+    found = f"{int(value) >> 10} KiB"
+    if 2 * int(value) < limit:
+        least = 2 * int(value) >> 10
+        todo = f"sysctl -w net.core.rmem_max={limit // 2}: spliced connections leave at {least} KiB unread"
+        return warn("rmem-max", f"{found}; splice.limits.connectionKib is {limit >> 10}", todo)
+    return ok("rmem-max", found)
 
 
 def _qdisc(value: str) -> Check:
