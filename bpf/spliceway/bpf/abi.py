@@ -22,7 +22,8 @@ LAST_HOST_VARIANT = 127
 RULE_SET_AUDIT = 0x4000_0000
 POLICY_PREFIX_ANY = 72
 POLICY_PREFIX_PROTOCOL = 80
-UNREAD_FLOOR = 16384
+UNREAD_FLOOR = 81920
+MESSAGE_COST = 33792
 SOCKOPT_LEVEL = 0x5317
 SOCKOPT_ROOM = 1
 MAPPED = b"\0" * 10 + b"\xff\xff"
@@ -299,6 +300,10 @@ class SpliceWay(ctypes.Structure):
         ("bytes", c_uint64),
         ("messages", c_uint64),
         ("unread", c_uint64),
+        ("charged", c_uint64),
+        ("mark_bytes", c_uint64),
+        ("mark_messages", c_uint64),
+        ("read_messages", c_uint64),
         ("behind", c_uint32),
         ("pad", c_uint32),
     )
@@ -312,6 +317,7 @@ class SpliceState(ctypes.Structure):
         ("nonce", c_uint64),
         ("generation", c_uint64),
         ("born", c_uint64),
+        ("ends", c_uint64),
         ("pod_in", c_uint64),
         ("sock", SpliceEnd * 2),
         ("way", SpliceWay * 2),

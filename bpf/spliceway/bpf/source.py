@@ -25,7 +25,7 @@ class ProgramSpec(msgspec.Struct, frozen=True):
     attach_type: int = -1
 
 
-SCHED_CLS, SOCK_OPS, SK_MSG, CGROUP_SOCKOPT, SK_LOOKUP = 3, 13, 16, 25, 30
+SCHED_CLS, CGROUP_SOCK, SOCK_OPS, SK_MSG, CGROUP_SOCKOPT, SK_LOOKUP = 3, 9, 13, 16, 25, 30
 
 #: Source file to the programs in it.
 PROGRAMS: dict[str, tuple[ProgramSpec, ...]] = {
@@ -42,6 +42,8 @@ PROGRAMS: dict[str, tuple[ProgramSpec, ...]] = {
         ProgramSpec("splice_message", SK_MSG),
         ProgramSpec("splice_room", CGROUP_SOCKOPT, 21),
         ProgramSpec("guard_ulp", CGROUP_SOCKOPT, 22),
+        ProgramSpec("release_pod", CGROUP_SOCK, 34),
+        ProgramSpec("release_proxy", CGROUP_SOCK, 34),
         ProgramSpec("measure_splice", SCHED_CLS),
     ),
 }

@@ -80,7 +80,7 @@ class SpliceControl:
         program = libbpf.open_pin(self._maps.root / "programs" / "measure_splice")
         try:
             for key, raw in self._maps.splices.items():
-                if any(way.unread for way in abi.SpliceState.from_buffer_copy(raw).way):
+                if any(way.unread or way.charged for way in abi.SpliceState.from_buffer_copy(raw).way):
                     libbpf.run_on_packet(program, _ETHERNET + key)
         finally:
             os.close(program)
@@ -90,9 +90,9 @@ class SpliceControl:
         sums: Counter[bytes] = Counter()
         for raw_key, raw in self._maps.splices.items():
             for way in abi.SpliceState.from_buffer_copy(raw).way:
-                if way.unread > abi.UNREAD_FLOOR:
-                    sums[raw_key[: len(_NODE)]] += way.unread
-                    sums[_NODE] += way.unread
+                if way.charged > abi.UNREAD_FLOOR:
+                    sums[raw_key[: len(_NODE)]] += way.charged
+                    sums[_NODE] += way.charged
         off = {}
         for key, raw in self._maps.unread.items():
             found = abi.Unread.from_buffer_copy(raw).bytes

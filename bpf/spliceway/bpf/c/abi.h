@@ -286,9 +286,21 @@ struct splice_way {
 	u64 bytes;		// redirected
 	u64 messages;
 	u64 unread;		// bytes that the reader had not read when that was looked at last
+	u64 charged;		// the memory that may cost; what is counted in the sums
+	u64 mark_bytes;		// when so many bytes were read, so were
+	u64 mark_messages;	// so many messages
+	u64 read_messages;	// messages that are known to have been read
 	u32 behind;		// small messages that found the reader behind, more than those that did not
 	u32 pad;
 };
+
+// Besides its bytes, an unread message costs its descriptor and the page fragment that its last byte lies in.
+#define MESSAGE_COST 33792u
+
+// An end is over when its socket is closed and nobody can read from it any more. The entry goes with the second one.
+#define CLOSED(end) (1ull << (end))
+#define RELEASED(end) (4ull << (end))
+#define OVER(end) (16ull << (end))
 
 #define POD_IN 1
 #define POD_LEAVES 2
@@ -297,6 +309,7 @@ struct splice_state {
 	u64 nonce;
 	u64 generation;
 	u64 born;		// CLOCK_MONOTONIC, ns
+	u64 ends;		// CLOSED, RELEASED, OVER
 	u64 pod_in;		// POD_*: is the pod's socket in the sockhash?
 	struct splice_end sock[2];
 	struct splice_way way[2];
@@ -312,9 +325,9 @@ struct splice_state {
 #endif
 };
 
-// Spliced and unread bytes of an endpoint (key: network namespace cookie), and of the node (key 0). What is below the floor for
-// a direction of a connection is not counted, so that small messages cost nothing.
-#define UNREAD_FLOOR 16384u
+// Memory that spliced and unread messages of an endpoint may cost (key: network namespace cookie), and of the node (key 0). What is below
+// the floor for a direction of a connection, two small messages, is not counted: so those cost nothing.
+#define UNREAD_FLOOR 81920u
 
 // getsockopt() by which the proxy asks how many bytes a spliced socket may send now (u32). ENOPROTOOPT: as many as it likes.
 #define SOCKOPT_LEVEL 0x5317

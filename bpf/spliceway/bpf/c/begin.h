@@ -2,14 +2,17 @@
 // What the TC programs do for splices: they make the state entry when a SYN passes, and let pods' sockets leave.
 #pragma once
 
-// A payload by TCP from the proxy to a pod, on a proxied leg.
-static __always_inline int waits_to_leave(const struct ct_key *k, u64 netns_cookie)
+// A payload or a FIN by TCP from the proxy to a pod, on a proxied leg. The FIN of a connection that is spliced comes after all bytes; that of one that
+// has to leave comes after what is held back, and would wait for it in the pod's receive memory, as if something were unread there.
+static __always_inline int waits_to_leave(const struct work *w, u64 netns_cookie)
 {
 	struct splice_key key = {};
 
-	splice_key_of(k, netns_cookie, &key);
+	if (!w->p.payload && !(w->p.tcp_flags & TCP_FIN))
+		return 0;
+	splice_key_of(&w->key, netns_cookie, &key);
 	struct splice_state *st = splices.lookup(&key);
-	return st && must_wait(st, &key);
+	return st && (w->p.payload || st->word != SPLICED) && must_wait(st, &key);
 }
 
 #define BPF_F_PSEUDO_HEADER 0x10
@@ -79,8 +82,8 @@ static __always_inline void begin_splice(const struct endpoint *ep, u32 ifindex,
 	if (old && old->isn == w->p.seq && old->rule_set == rule_set && old->leg == leg)
 		return;
 	if (old) {	// it ends here, and what waited in it with it
-		note_unread(old, END_POD, key.netns_cookie, 0);
-		note_unread(old, END_PROXY, key.netns_cookie, 0);
+		charge_nothing(old, END_POD, key.netns_cookie);
+		charge_nothing(old, END_PROXY, key.netns_cookie);
 	}
 	s.nonce = ((u64)bpf_get_prandom_u32() << 32) | bpf_get_prandom_u32();
 	s.generation = w->generation;

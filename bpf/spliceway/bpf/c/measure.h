@@ -124,14 +124,32 @@ static __always_inline void add_to_sum(u64 cookie, u64 difference)
 		__sync_fetch_and_add(&u->bytes, difference);
 }
 
-// What waits in a direction is now `n`. By exchange: whoever does this at the same time, the sums stay sums.
-static __always_inline void note_unread(struct splice_state *st, u32 end, u64 cookie, u64 n)
+// What waits in a direction may cost `n` now. By exchange: whoever does this at the same time, the sums stay sums.
+static __always_inline void charge(struct splice_state *st, u32 end, u64 cookie, u64 n)
 {
-	u64 before = __sync_lock_test_and_set(&st->way[end & 1].unread, n);
+	u64 before = __sync_lock_test_and_set(&st->way[end & 1].charged, n);
 	u64 difference = counted(n) - counted(before);
 
 	if (!difference)
 		return;
 	add_to_sum(cookie, difference);
 	add_to_sum(0, difference);
+}
+
+// The reader of a direction is gone, or nothing waits there.
+static __always_inline void charge_nothing(struct splice_state *st, u32 end, u64 cookie)
+{
+	st->way[end & 1].unread = 0;
+	charge(st, end, cookie, 0);
+}
+
+// At most how many messages wait when `waiting` bytes do? They are read in order, so all before a mark are read when its bytes are. For who sends.
+static __always_inline u64 messages_waiting(struct splice_way *way, u64 waiting)
+{
+	if (way->bytes - waiting >= way->mark_bytes) {
+		way->read_messages = way->mark_messages;
+		way->mark_bytes = way->bytes;
+		way->mark_messages = way->messages;
+	}
+	return waiting ? way->messages - way->read_messages : 0;
 }

@@ -213,6 +213,29 @@ static __always_inline void half_closed(struct splice_state *st, struct splice_k
 #endif
 }
 
+static __always_inline int nothing_unread(const struct splice_end *sock)
+{
+#ifdef MEASURED
+	return unread_by(sock) <= 0;
+#else
+	return 1;
+#endif
+}
+
+// An end is over. The entry goes with the second one, or when the other never came to be.
+static __always_inline void over(struct splice_state *st, struct splice_key *key)
+{
+	u32 end = key->end & 1;
+
+	charge_nothing(st, !end, key->netns_cookie);
+	u64 ends = __sync_fetch_and_or(&st->ends, OVER(end));
+	if (!(ends & OVER(!end)) && st->sock[!end].cookie)
+		return;
+	charge_nothing(st, end, key->netns_cookie);
+	key->end = END_POD;
+	splices.delete(key);
+}
+
 // The state entry ends with the connection: what outlives it would meet the next one on these ports.
 static __always_inline void closed(struct bpf_sock_ops *s, struct splice_key *key)
 {
@@ -232,10 +255,36 @@ static __always_inline void closed(struct bpf_sock_ops *s, struct splice_key *ke
 	// no state when it comes again, or a byte of it finds none: by TCP then.
 	if (tag && tag->nonce != st->nonce)
 		return;		// an older connection's socket
-	key->end = END_POD;
-	note_unread(st, END_POD, key->netns_cookie, 0);
-	note_unread(st, END_PROXY, key->netns_cookie, 0);
-	splices.delete(key);
+	u64 ends = __sync_fetch_and_or(&st->ends, CLOSED(key->end & 1));
+	if (!tag || (ends & RELEASED(key->end & 1)) || nothing_unread(&st->sock[key->end & 1]))
+		over(st, key);
+}
+
+// Its owner has closed the socket: what was unread there is gone.
+static __always_inline int released(struct bpf_sock *sk)
+{
+	struct sock_tag *tag = sock_tags.sk_storage_get(sk, 0, 0);
+	struct splice_state *st = tag ? state_of(&tag->key) : NULL;
+
+	if (!st || st->nonce != tag->nonce)
+		return 1;
+	struct splice_key key = tag->key;
+	u32 end = key.end & 1;
+	u64 ends = __sync_fetch_and_or(&st->ends, RELEASED(end));
+	charge_nothing(st, !end, key.netns_cookie);
+	if (ends & CLOSED(end))
+		over(st, &key);
+	return 1;
+}
+
+int release_pod(struct bpf_sock *sk)
+{
+	return released(sk);
+}
+
+int release_proxy(struct bpf_sock *sk)
+{
+	return released(sk);
 }
 
 static __always_inline void callback(struct bpf_sock_ops *s, struct splice_key *key, const struct config *cfg)
@@ -350,17 +399,17 @@ static __always_inline u8 too_much(struct splice_state *st, u32 end, u64 cookie,
 		else if (!unread_by(&st->sock[END_POD]))	// otherwise the next bytes to the pod would have to wait
 			return WHY_SMALL_WRITES;
 	}
-	u64 n = (u64)waiting + size;
-	if ((s64)n > most_unread_by(&st->sock[!end], cfg)) {
-		note_unread(st, end, cookie, waiting);
-		return WHY_UNREAD_LIMIT;
-	}
-	s64 more = counted(n) - counted(way->unread);
-	if (more > 0 && (sum_of(cookie) + more > (s64)cfg->unread_endpoint || sum_of(0) + more > (s64)cfg->unread_node)) {
-		note_unread(st, end, cookie, waiting);
-		return WHY_UNREAD_BUDGET;
-	}
-	note_unread(st, end, cookie, n);
+	u64 n = (u64)waiting + size, cost = n + (messages_waiting(way, waiting) + 1) * MESSAGE_COST;
+	s64 more = counted(cost) - counted(way->charged);
+	u8 why = 0;
+	if ((s64)n > most_unread_by(&st->sock[!end], cfg) || cost > cfg->unread_connection)
+		why = WHY_UNREAD_LIMIT;
+	else if (more > 0 && (sum_of(cookie) + more > (s64)cfg->unread_endpoint || sum_of(0) + more > (s64)cfg->unread_node))
+		why = WHY_UNREAD_BUDGET;
+	if (why)
+		return why;
+	way->unread = n;
+	charge(st, end, cookie, cost);
 	return 0;
 #else
 	// Nobody can look: all that was ever sent may wait there.
@@ -447,10 +496,16 @@ int splice_room(struct bpf_sockopt *ctx)
 	s64 waiting = unread_by(&st->sock[!end]);
 	if (waiting < 0)
 		return 1;
-	note_unread(st, end, tag->key.netns_cookie, waiting);
+	struct splice_way *way = &st->way[end];
+	u64 cost = waiting + messages_waiting(way, waiting) * MESSAGE_COST;
+	way->unread = waiting;
+	charge(st, end, tag->key.netns_cookie, cost);
 	s64 room = most_unread_by(&st->sock[!end], cfg) - waiting;
+	s64 of_connection = (s64)cfg->unread_connection - (s64)(cost + MESSAGE_COST);
 	s64 of_endpoint = (s64)cfg->unread_endpoint - sum_of(tag->key.netns_cookie);
 	s64 of_node = (s64)cfg->unread_node - sum_of(0);
+	if (of_connection < room)
+		room = of_connection;
 	if (of_endpoint < room)
 		room = of_endpoint;
 	if (of_node < room)
@@ -458,7 +513,7 @@ int splice_room(struct bpf_sockopt *ctx)
 	if (room < LEAST_ROOM)
 		room = 0;
 	// What others hold back may stay for ever: who has nothing of its own to wait for goes on, and leaves.
-	if (!room && waiting <= UNREAD_FLOOR)
+	if (!room && cost <= UNREAD_FLOOR)
 		return 1;
 	*answer = room;
 	ctx->optlen = sizeof(*answer);
@@ -498,13 +553,15 @@ int measure_splice(struct __sk_buff *skb)
 #ifdef MEASURED
 #pragma unroll
 	for (u32 end = 0; end < 2; end++) {
-		s64 waiting = unread_by(&st->sock[!end]), before = st->way[end].unread;
+		struct splice_way *way = &st->way[end];
+		s64 waiting = unread_by(&st->sock[!end]), before = way->unread;
 		// Once it has left, its reader's memory holds bytes that came by TCP as well.
 		if (waiting < 0)
 			waiting = 0;
 		if (st->word != SPLICED && waiting > before)
 			waiting = before;
-		note_unread(st, end, key.netns_cookie, waiting);
+		way->unread = waiting;
+		charge(st, end, key.netns_cookie, waiting ? waiting + (way->messages - way->read_messages) * MESSAGE_COST : 0);
 	}
 #endif
 	return 0;

@@ -189,7 +189,7 @@ int to_pod(struct __sk_buff *skb)
 	if (w->d.verdict == DENY && !(e->leg != LEG_DIRECT && is_bare_reset(&w->p)))
 		return drop(HOOK_TO_POD, w, 0);
 	ct_touch(e, &w->p, 0, w->f.length, w->now);
-	if (e->leg != LEG_DIRECT && w->p.payload && waits_to_leave(&w->key, ep->netns_cookie))
+	if (e->leg != LEG_DIRECT && waits_to_leave(w, ep->netns_cookie))
 		return without_payload(skb, &w->p);
 	if (syn && e->leg == LEG_UPSTREAM)
 		begin_splice(ep, skb->ifindex, w, e->leg, e->rule_set);
