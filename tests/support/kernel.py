@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
+from spliceway.agent.testbed.agentprocess import PROGRAMS
 from spliceway.agent.testbed.node import Node
 from spliceway.bpf import libbpf
 from spliceway.bpf.datapath import Datapath
@@ -110,7 +111,7 @@ class KernelNode:
             state_dir=info.state,
             pods_cgroup=info.cgroups.pods,
             proxy_cgroup=info.cgroups.proxy,
-            **{"uplinks": ("eth0",), **settings},
+            **{"uplinks": ("eth0",), "program_cache": PROGRAMS, **settings},
         )
         self.loop = NamespaceLoop(info.netns)
         self.flows: list[KernelFlow] = []

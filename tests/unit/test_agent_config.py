@@ -28,8 +28,18 @@ def test_defaults_are_the_datapaths() -> None:
         state_dir=Path("/var/lib/spliceway"),
         pods_cgroup=Path("/cg/pods"),
         proxy_cgroup=Path("/cg/proxy"),
+        program_cache=Path("/var/lib/spliceway/programs"),
         splice=SpliceClasses(clients=False, servers=False),  # until it is decided
     )
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("stateDir: /state", Path("/state/programs")), ("datapath: {programCache: /other}", Path("/other")),
+     ("datapath: {programCache: ''}", None)],
+)  # fmt: skip
+def test_where_compiled_programs_are_kept(written: str, meant: Path | None) -> None:
+    assert parse_config(f"{BASE}{written}\n", "agent.yaml").datapath_settings().program_cache == meant
 
 
 def test_every_field() -> None:
@@ -128,6 +138,7 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
             "splice.limits.nodeKib: 8191 is less than endpointKib or connectionKib (8192)",
         ),
         ("splice: {kernelFixes: CVE-2025-68227}", "splice.kernelFixes: Expected array, got str"),
+        ("datapath: {programCache: here}", "datapath.programCache: 'here' is not an absolute path"),
         ("splice: {selfTestDir: here}", "splice.selfTestDir: 'here' is not an absolute path"),
         ("splice: {mode: true}", "splice.mode: Expected str, got bool"),
         ("enforcement: off", "enforcement: 'off' is none of audit, enforce"),

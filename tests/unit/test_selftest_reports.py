@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from spliceway.bpf import ownfiles
 from spliceway.bpf.selftest import cache, leftovers, run
 from spliceway.bpf.selftest.identity import Identity, identity, make_report
 from spliceway.bpf.selftest.report import Check, Result, SelfTestReport, Side, conclude
@@ -100,13 +101,13 @@ def test_files_and_directories_of_others_do_not_count(tmp_path: Path) -> None:
     assert cache.load(tmp_path, _ABOUT) is None
     os.chown(tmp_path, 1000, 1000)
     with pytest.raises(OSError, match="belongs to user 1000"):
-        cache.prepare(tmp_path)
+        ownfiles.prepare(tmp_path)
 
 
 def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     with pytest.raises(OSError, match="others may write"):
-        cache.prepare(tmp_path)
+        ownfiles.prepare(tmp_path)
 
 
 class _Runs:

@@ -88,8 +88,15 @@ class Config(Section, frozen=True):
             listener_ports=(ports.first, ports.last),
             splice=SpliceClasses(clients=False, servers=False, wanted=self.splice.mode != "off"),
             unspliced_ports=frozenset(self.splice.exclude_ports),
-            **msgspec.structs.asdict(self.datapath),
+            **(msgspec.structs.asdict(self.datapath) | {"program_cache": self._program_cache}),
         )
+
+    @property
+    def _program_cache(self) -> Path | None:
+        configured = self.datapath.program_cache
+        if configured is None:
+            return self.state_dir / "programs"
+        return Path(configured) if configured else None
 
     def envoy_extra(self, file: str = "") -> Extra:
         """The user's own Envoy resources, as `build_snapshot` takes them.
@@ -204,6 +211,9 @@ def _check(config: Config, file: str) -> None:
     size = datapath.event_buffer_bytes
     if size & (size - 1):
         raise ConfigError(file, "datapath.eventBufferBytes", f"{size} is not a power of two")
+    if datapath.program_cache and not Path(datapath.program_cache).is_absolute():
+        reason = f"{datapath.program_cache!r} is not an absolute path"
+        raise ConfigError(file, "datapath.programCache", reason)
     for index, uplink in enumerate(config.uplinks):
         if not re.fullmatch(r"[^\s/:]{1,15}", uplink):
             raise ConfigError(file, f"uplinks[{index}]", f"{uplink!r} is not an interface name")

@@ -135,7 +135,10 @@ class SpliceConfig(Section, frozen=True):
 
 
 class DatapathConfig(Section, frozen=True):
-    """Numbers that the node's other network software must not share, and map sizes."""
+    """Numbers that the node's other network software must not share, and map sizes.
+
+    `program_cache`: where compiled programs are kept; None: `programs` in the state directory, empty: nowhere.
+    """
 
     mark: Mark = 0x1000
     mark_mask: Mark = 0x1002
@@ -148,6 +151,7 @@ class DatapathConfig(Section, frozen=True):
     max_endpoints: Annotated[int, Meta(ge=1, le=65_535)] = 1024
     max_pairs: Positive = 4096
     event_buffer_bytes: Annotated[int, Meta(ge=4096)] = 4 << 20
+    program_cache: str | None = None
 
 
 class LabelsConfig(Section, frozen=True):

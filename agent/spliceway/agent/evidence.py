@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from spliceway.agent.spliceproof import Proof
+from spliceway.bpf import ownfiles
 from spliceway.bpf.gate import Finding, KernelRelease, State, allowed, judge
 from spliceway.bpf.gatetable import Scope
 from spliceway.bpf.install import measuring
@@ -34,7 +35,7 @@ class KernelEvidence:
     def kept(self, directory: Path) -> SelfTestReport | None:
         """What the self-test said of it and of these programs, if that was kept since the machine was started."""
         try:
-            cache.prepare(directory)
+            ownfiles.prepare(directory)
         except OSError:
             return None
         return cache.load(directory, identity())

@@ -79,4 +79,5 @@ def _alone(settings: DatapathSettings) -> Iterator[None]:
 
 
 def _state_files(directory: Path) -> list[Path]:
-    return [directory / name for name in _STATE if os.path.lexists(directory / name)]
+    kept = [directory / name for name in _STATE if os.path.lexists(directory / name)]
+    return [*kept, *sorted((directory / "programs").glob("*.programs"))]

@@ -81,7 +81,7 @@ class Datapath:
         upgrade.share_maps(live, root, shapes)
         known = (root / "maps").is_dir() and any((root / "maps").iterdir())
         if loaded_digest(root) != wanted:
-            await install(root, names, wanted)
+            await install(root, names, wanted, settings.program_cache)
         upgrade.record_layouts(root, shapes)
         self = cls(settings, Maps(root), taken_over=known)
         self._splices.write()

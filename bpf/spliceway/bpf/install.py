@@ -86,11 +86,11 @@ def loaded_digest(root: Path) -> str:
     return str(link.readlink()) if complete and link.is_symlink() else ""
 
 
-async def install(root: Path, names: dict[str, str], wanted: str) -> None:
-    """Compile and pin beside what is there, then put the programs in place."""
+async def install(root: Path, names: dict[str, str], wanted: str, cache: Path | None) -> None:
+    """Compile (or take from the cache) and pin beside what is there, then put the programs in place."""
     try:
         _prepare(root)
-        await load(LoadRequest(pin_root=str(root), defines=names))
+        await load(LoadRequest(pin_root=str(root), defines=names, cache=str(cache or "")))
         _put_in_place(root, wanted)
     except OSError as error:
         raise KernelRefusedError(f"pin below {root}", error.errno or 0, "is it a bpffs, and are you root?") from error

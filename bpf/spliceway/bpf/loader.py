@@ -1,5 +1,7 @@
 """The loader: a short-lived child that compiles with BCC, loads, pins and exits, so that LLVM never stays in the agent.
 
+What is compiled is kept (see `progcache`), and loaded without BCC the next time.
+
 `python -m spliceway.bpf.loader` reads one LoadRequest as JSON from stdin and answers with one LoadReply on stdout.
 Programs are pinned into `<pin root>/staging`; the agent puts them in place. Maps are pinned as the programs are
 loaded, or reused where they are pinned already.
@@ -12,25 +14,41 @@ import ctypes
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import structlog
 
-from spliceway.bpf.errors import LoadError
+from spliceway.bpf import progcache
+from spliceway.bpf.compiled import load_again, record
+from spliceway.bpf.errors import DatapathError, LoadError
 from spliceway.bpf.source import PROGRAMS, STUBS, flatten
 
 
 class LoadRequest(msgspec.Struct, frozen=True):
-    """What to load: where to pin, and the definitions (sizes, PIN_ROOT) to compile with."""
+    """What to load: where to pin, and the definitions (sizes, PIN_ROOT) to compile with.
+
+    `cache`: directory of compiled programs; empty: none.
+    """
 
     pin_root: str
     defines: dict[str, str]
+    cache: str = ""
 
 
 class LoadReply(msgspec.Struct, frozen=True):
-    """What came of it. `error` is empty on success."""
+    """What came of it. `error` is empty on success; `compiled`: whether it took the compiler.
+
+    `note`: why what was kept did not serve, or why nothing could be kept.
+    """
 
     error: str = ""
     programs: list[str] = []
+    compiled: bool = True
+    note: str = ""
+
+
+_log = structlog.get_logger(__name__)
 
 
 async def load(request: LoadRequest) -> LoadReply:
@@ -51,10 +69,43 @@ async def load(request: LoadRequest) -> LoadReply:
     if reply.error:
         tail = "\n".join(err.decode(errors="replace").strip().splitlines()[-12:])
         raise LoadError(f"{reply.error}\n{tail}".strip())
+    if reply.note:
+        _log.warning("kernel programs: the cache does not serve", directory=request.cache, reason=reply.note)
     return reply
 
 
-def _compile_and_pin(request: LoadRequest) -> LoadReply:
+def _load(request: LoadRequest) -> LoadReply:
+    """From the cache, or by the compiler. Raises OSError."""
+    root = _directories(request)
+    if not request.cache:
+        return _compile_and_pin(request)
+    directory, key, note = Path(request.cache), progcache.key(request.defines), ""
+    try:
+        found = progcache.load(directory, key)
+        if found is not None:
+            return LoadReply(programs=load_again(found, root), compiled=False)
+    except (OSError, DatapathError) as error:
+        note = f"compiled anew: {error}"
+    new = not any((root / "maps").iterdir())  # a map that was there may have another size than this one's programs want
+    modules: dict[str, Any] = {}
+    reply = _compile_and_pin(request, modules)
+    if new and not reply.error:
+        try:
+            progcache.store(directory, record(key, root / "maps", modules))
+        except (OSError, DatapathError) as error:
+            note = note or f"not kept: {error}"
+    return msgspec.structs.replace(reply, note=note)
+
+
+def _directories(request: LoadRequest) -> Path:
+    root = Path(request.pin_root)
+    (root / "maps").mkdir(parents=True, exist_ok=True)
+    (root / "staging").mkdir(exist_ok=True)
+    return root
+
+
+def _compile_and_pin(request: LoadRequest, modules: dict[str, Any] | None = None) -> LoadReply:
+    """`modules` gets what BCC made, by source file."""
     os.environ["BCC_KERNEL_SOURCE"] = str(STUBS)
     try:
         from bcc import BPF, lib
@@ -64,10 +115,7 @@ def _compile_and_pin(request: LoadRequest) -> LoadReply:
         )
     flags = ["-nostdinc", f"-I{STUBS}/include", "-Wno-unused-function"]
     flags += [f"-D{name}={value}" for name, value in request.defines.items()]
-    root = Path(request.pin_root)
-    (root / "maps").mkdir(parents=True, exist_ok=True)
-    staging = root / "staging"
-    staging.mkdir(exist_ok=True)
+    staging = _directories(request) / "staging"
     lib.bpf_obj_pin.argtypes = [ctypes.c_int, ctypes.c_char_p]
     loaded = []
     for source, programs in PROGRAMS.items():
@@ -88,6 +136,8 @@ def _compile_and_pin(request: LoadRequest) -> LoadReply:
             if lib.bpf_obj_pin(function.fd, str(path).encode()):
                 return LoadReply(error=f"can't pin {path}: {os.strerror(ctypes.get_errno())} (is it on a bpffs?)")
             loaded.append(program.name)
+        if modules is not None:
+            modules[source] = module
     return LoadReply(programs=loaded)
 
 
@@ -97,7 +147,7 @@ def main() -> None:
     os.dup2(2, 1)  # BCC prints to stdout as it likes
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=LoadRequest)
     try:
-        reply = _compile_and_pin(request)
+        reply = _load(request)
     except OSError as error:
         reply = LoadReply(error=f"{request.pin_root}: {error}")
     out.write(msgspec.json.encode(reply))

@@ -79,13 +79,15 @@ class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
     its own upstream sockets; `route_table`/`rule_priority`: the policy route that delivers steered packets locally.
     docs/configuration.md tells why these numbers, and whose they stay clear of. `pods_cgroup` and `proxy_cgroup`:
     cgroup2 directories whose sockets are the pods' and the proxy's; `listener_ports`: first and last port that
-    listeners may have; `unspliced_ports`: ports of servers whose connections are never spliced.
+    listeners may have; `unspliced_ports`: ports of servers whose connections are never spliced; `program_cache`: where
+    compiled programs are kept, a directory of this user's own, or None.
     """
 
     bpffs: Path
     state_dir: Path
     pods_cgroup: Path
     proxy_cgroup: Path
+    program_cache: Path | None = None
     uplinks: tuple[str, ...] = ()
     mark: int = 0x1000
     mark_mask: int = 0x1002

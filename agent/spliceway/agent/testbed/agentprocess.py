@@ -20,6 +20,8 @@ from spliceway.agent.testbed.wiring import UPLINK
 
 #: How long an agent may take until all is in force, in seconds: on a busy machine the self-test alone takes one minute.
 START_SECONDS = 120.0
+#: Compiled programs, shared by all virtual nodes of the machine.
+PROGRAMS = Path("/run/spliceway/programs")
 
 
 def agent_config(node: Node, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -35,6 +37,7 @@ def agent_config(node: Node, overrides: Mapping[str, Any] | None = None) -> dict
         "admin": {"socket": str(info.state / "agent.sock")},
         "proxy": {"kind": "embedded"},
         "splice": {"mode": "auto"},
+        "datapath": {"programCache": str(PROGRAMS)},
     }
     return merged(config, overrides or {})
 

@@ -47,7 +47,7 @@ def _run(options: argparse.Namespace) -> SelfTestReport:
     error = ""
     try:
         _limit(_BUILDING, "the node for it was not built")
-        site = Site(options.pods_cgroup, options.proxy_cgroup, options.bpffs, defines)
+        site = Site(options.pods_cgroup, options.proxy_cgroup, options.bpffs, defines, options.program_cache)
         try:
             _limit(_CHECKING, "the checks were not done")
             checks = tuple(run_all(site, options.check or ()))
@@ -77,6 +77,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pods-cgroup", type=Path, required=True, help="cgroup2 directory of the pods")
     parser.add_argument("--proxy-cgroup", type=Path, required=True, help="cgroup2 directory of the proxy")
     parser.add_argument("--bpffs", type=Path, required=True, help="a directory; mounted over for this process only")
+    parser.add_argument("--program-cache", type=Path, help="where compiled programs are kept; none without")
     parser.add_argument("--test-define", action="append", default=[], metavar="NAME=VALUE", help="for tests")
     parser.add_argument("--check", action="append", choices=[item.name for item in ITEMS], help="only this one")
     parser.add_argument("-o", dest="output", choices=("text", "json"), default="text", help="how to print the report")

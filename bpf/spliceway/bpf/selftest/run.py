@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from spliceway.bpf import ownfiles
 from spliceway.bpf.selftest import cache, leftovers
 from spliceway.bpf.selftest.identity import identity, make_report
 from spliceway.bpf.selftest.report import SelfTestReport
@@ -40,7 +41,7 @@ async def load_or_run(
     """
     about = identity(test_defines)
     try:
-        cache.prepare(directory)
+        ownfiles.prepare(directory)
     except OSError as error:
         _log.warning("reports of the self-test can't be kept", directory=str(directory), error=str(error))
         return await run(settings, test_defines=test_defines)
@@ -62,6 +63,8 @@ async def run(
     argv = [sys.executable, "-P", "-m", "spliceway.bpf.selftest", "-o", "json"]
     argv += ["--pods-cgroup", str(settings.pods_cgroup), "--proxy-cgroup", str(settings.proxy_cgroup)]
     argv += ["--bpffs", str(settings.bpffs)]
+    if settings.program_cache is not None:
+        argv += ["--program-cache", str(settings.program_cache)]
     for name, value in (test_defines or {}).items():
         argv += ["--test-define", f"{name}={value}"]
     try:

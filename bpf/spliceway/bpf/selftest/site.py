@@ -55,7 +55,12 @@ class Site:
     """A node where connections are spliced. Make one per process, in its only thread."""
 
     def __init__(
-        self, pods_cgroup: Path, proxy_cgroup: Path, bpffs: Path, test_defines: Mapping[str, str] | None = None
+        self,
+        pods_cgroup: Path,
+        proxy_cgroup: Path,
+        bpffs: Path,
+        test_defines: Mapping[str, str] | None = None,
+        program_cache: Path | None = None,
     ) -> None:
         """Build it. Raises OSError or DatapathError."""
         leftovers.sweep(pods_cgroup, proxy_cgroup)
@@ -68,7 +73,8 @@ class Site:
             for cgroup, namespace in zip(self._cgroups, (place.pod, place.node), strict=True):
                 cgroup.mkdir()
                 self._factories.append(SocketFactory(cgroup, namespace))
-            self.settings = _settings(place, *self._cgroups)
+            pods, proxy = self._cgroups
+            self.settings = _settings(place, pods, proxy, program_cache)
             self.datapath = self._runner.run(self._start(place, test_defines))
             self._listeners = {version: self._proxy_listener(version) for version in FAMILY}
             self._servers = {version: self.server(version, str(ground.POD[version])) for version in FAMILY}
@@ -209,12 +215,13 @@ def accept(listener: socket.socket) -> socket.socket:
     return other
 
 
-def _settings(place: ground.Ground, pods: Path, proxy: Path) -> DatapathSettings:
+def _settings(place: ground.Ground, pods: Path, proxy: Path, program_cache: Path | None) -> DatapathSettings:
     return DatapathSettings(
         bpffs=place.bpffs,
         state_dir=place.state,
         pods_cgroup=pods,
         proxy_cgroup=proxy,
+        program_cache=program_cache,
         splice_limits=SpliceLimits(connection=LIMIT, endpoint=4 * LIMIT, node=4 * LIMIT),
         max_connections=4096,
         max_ipcache=64,
