@@ -59,6 +59,7 @@ def record(reason: Reason = Reason.DEFAULT_DENY) -> KernelFlow:
 def test_views(tmp_path: Path) -> None:
     async def body(site: Site) -> None:
         assert stat.S_IMODE(site.socket.stat().st_mode) == 0o600
+        assert site.proxies[0].socks == site.datapath.proxy_map
         status = await site.get("status")
         assert (status["node"], status["pid"]) == (NODE, os.getpid())
         assert (status["policy"]["revision"], status["policy"]["wanted"], status["policy"]["error"]) == (1, 1, "")

@@ -166,12 +166,13 @@ def test_what_a_crash_left_is_taken_over_or_goes(testbed: Testbed) -> None:
     node.run_on_node(["ip", "link", "add", device, "type", "veth", "peer", "name", "nobodys"])
     show = ["tc", "filter", "show", "dev", device, "ingress"]
     first = KernelNode(node, rule_priority=8, uplinks=(device, "eth0"))
-    root = pin_root(first.settings)
+    root, proxy_map = pin_root(first.settings), first.datapath.proxy_map
     assert "from_network" in node.run_on_node(show).stdout
     crash(first)
 
     second = KernelNode(node)
     assert second.datapath.status().taken_over
+    assert second.datapath.proxy_map == proxy_map  # a proxy that runs can go on
     assert not (root / "staging").exists()
     assert (root / "links" / "guard").exists()
     rules = node.run_on_node(["ip", "rule"]).stdout

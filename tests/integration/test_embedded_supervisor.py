@@ -120,6 +120,27 @@ def test_one_with_the_same_settings_is_taken_over_as_it_is(tmp_path: Path) -> No
     run(tmp_path, work)
 
 
+def test_one_whose_sockets_the_kernel_does_not_know_is_ended(tmp_path: Path) -> None:
+    async def work() -> None:
+        first = supervisor(tmp_path)
+        await first.start(socks=7)
+        await first.wait_ready(20)
+        old = first.status().pid
+        second = supervisor(tmp_path, limits=Limits(drain=1.0))
+        await second.start(socks=7)
+        assert (second.status().pid, second.status().adopted) == (old, True)
+        third = supervisor(tmp_path, limits=Limits(drain=1.0))  # a handover would give it the same sockets
+        await third.start(socks=8)
+        await third.wait_ready(20)
+        status = third.status()
+        assert (status.running, status.adopted, status.draining) == (True, False, ())
+        assert start_time(old) is None
+        assert running_pids(tmp_path / "state") == {status.pid: "embedded"}
+        await third.stop()
+
+    run(tmp_path, work)
+
+
 def test_one_with_other_settings_is_replaced_while_it_serves(tmp_path: Path) -> None:
     async def work() -> None:
         first = await left_behind(tmp_path)

@@ -145,6 +145,10 @@ class MemoryDatapath:
     def limits(self) -> dict[str, int]:
         return self.room
 
+    @property
+    def proxy_map(self) -> int:
+        return 77
+
     async def endpoints_moved(self) -> bool:
         return False
 
@@ -267,8 +271,8 @@ class MemoryProxyProcess:
         self.started = False
         self.stopped = False
 
-    async def start(self) -> None:
-        self.started = True
+    async def start(self, socks: int = 0) -> None:
+        self.started, self.socks = True, socks
 
     async def run(self) -> None:
         await asyncio.Event().wait()

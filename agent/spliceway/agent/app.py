@@ -168,7 +168,7 @@ class Agent:
         self._server.add_services(csds.handlers(self._xds_view, self._server.tcp))
         await self._server.start()
         stack.push_async_callback(self._server.stop)
-        await self._supervisor.start()
+        await self._supervisor.start(self._datapath.proxy_map)
         self._shown = views = self._views()
         debug = debug_routes(self._xds_view)
         of_proxy = proxy_metrics(partial(admin_get, preflight.proxy_admin_socket(config), "/stats/prometheus"))

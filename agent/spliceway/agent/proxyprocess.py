@@ -27,7 +27,7 @@ class ProxyIdentity(msgspec.Struct, frozen=True):
 
     `start_time`: /proc/PID/stat field 22, clock ticks since boot. `boot`: the kernel's boot id. `binary` is the
     resolved path, `version` the proxy's, `config` a digest of all that it was started with, `since` CLOCK_REALTIME in
-    seconds.
+    seconds. `socks`: id of the kernel's map that knew its sockets from their birth, 0 when nobody said.
     """
 
     pid: int
@@ -38,6 +38,7 @@ class ProxyIdentity(msgspec.Struct, frozen=True):
     config: str
     since: float
     kind: str = "envoy"
+    socks: int = 0
 
 
 def spawn(command: list[str], log_file: Path, cgroup: Path | None) -> int:

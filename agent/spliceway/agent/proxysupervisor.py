@@ -22,6 +22,8 @@ from spliceway.agent.proxyprocess import (
     ProxyProcessError,
     end,
     identify,
+    is_running,
+    load_identity,
     running,
     save_identity,
     spawn,
@@ -118,6 +120,7 @@ class ProxySupervisor:
         self.on_exit = on_exit
         self.identity_file = identity_file(settings.state_dir, program.kind)
         self.log_file = settings.state_dir / f"{program.kind}.log"
+        self._socks = 0
         self._handle: ProcessHandle | None = None
         self._identity: ProxyIdentity | None = None
         self._missing = ""
@@ -130,13 +133,21 @@ class ProxySupervisor:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._handle} restarts={self._restarts}>"
 
-    async def start(self) -> None:
+    async def start(self, socks: int = 0) -> None:
         """Take over the proxy of an earlier agent, or start one; first end one of another kind.
+
+        `socks`: id of the map in which the kernel's programs look for the proxy's sockets. They are put there when they
+        are made only: a proxy that was started under another map can't be steered to any more, and is ended. 0: not
+        looked at.
 
         Raises:
             ProxyProcessError: none runs, and it isn't installed, won't do, or can't be started.
         """
         self.settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._socks = socks
+        if self._unknown():
+            _log.warning("the kernel's programs don't know the running proxy's sockets: it is ended")
+            await end_kind(self.settings.state_dir, self.program.kind, self.settings.stop_timeout)
         adopted = self._adopt()
         try:
             await self.program.find()
@@ -256,6 +267,14 @@ class ProxySupervisor:
         await self.program.find()
         self._missing = ""
 
+    def _unknown(self) -> bool:
+        """Whether what runs has sockets that aren't in the kernel's map. A handover would pass on the same ones."""
+        known = {0, self._socks}
+        files = (identity_file(self.settings.state_dir, self.program.kind, role) for role in ROLES)
+        return bool(self._socks) and any(
+            is_running(one) and one.socks not in known for one in map(load_identity, files) if one is not None
+        )
+
     def _adopt(self) -> bool:
         found = running(self.identity_file)
         if found is None:
@@ -272,7 +291,8 @@ class ProxySupervisor:
         pid = spawn(program.command(), self.log_file, self.settings.cgroup)
         handle = ProcessHandle(pid)
         _log.info("started the proxy", kind=program.kind, pid=pid, version=program.version)
-        return handle, identify(pid, program.binary, program.version, program.digest(), program.kind)
+        identity = identify(pid, program.binary, program.version, program.digest(), program.kind)
+        return handle, None if identity is None else msgspec.structs.replace(identity, socks=self._socks)
 
     def _become(self, handle: ProcessHandle, identity: ProxyIdentity | None) -> None:
         """From now on that is the proxy."""

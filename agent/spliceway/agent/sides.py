@@ -19,6 +19,10 @@ class AgentDatapath(DatapathControl, DatapathViews, SpliceKernel, Protocol):
     def limits(self) -> Mapping[str, int]:
         """Most entries of each map, by the names of `policy.budget.Limits`."""
 
+    @property
+    def proxy_map(self) -> int:
+        """Id of the map that knows the proxy's sockets."""
+
     def events(self) -> AsyncIterator[KernelFlow]:
         """Verdicts from the ring buffer."""
 
@@ -32,8 +36,8 @@ class AgentDatapath(DatapathControl, DatapathViews, SpliceKernel, Protocol):
 class ProxyProcess(Protocol):
     """All that the agent uses of `ProxySupervisor`."""
 
-    async def start(self) -> None:
-        """Start, or take over."""
+    async def start(self, socks: int = 0) -> None:
+        """Start, or take over what was started under the map with the id `socks`."""
 
     async def run(self) -> None:
         """Watch and restart."""

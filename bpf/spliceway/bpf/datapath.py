@@ -64,6 +64,7 @@ class Datapath:
         self._lock = asyncio.Lock()
         self._splices = SpliceControl(settings, maps)
         self._uplinks: tuple[str, ...] = ()
+        self._proxy_map = libbpf.info_of(maps.root / "maps" / "proxy_socks").id
 
     def __repr__(self) -> str:
         return f"Datapath({self._table!r}, endpoints={sorted(self._attached)}, taken_over={self._taken_over})"
@@ -273,6 +274,11 @@ class Datapath:
     def sweeps(self) -> SweepTotals:
         """What became of connections that a change of policy or listeners ended."""
         return self._sweeper.totals
+
+    @property
+    def proxy_map(self) -> int:
+        """Id of the map that knows the proxy's sockets: another one when that map is made anew."""
+        return self._proxy_map
 
     async def listening(self, port: int) -> bool:
         """Whether sockets listen on this port of 127.0.0.1 and ::1."""
