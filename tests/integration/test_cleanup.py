@@ -14,6 +14,7 @@ import pytest
 from spliceway.agent.testbed.agentprocess import start_agent
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf import libbpf, record
+from spliceway.bpf.errors import KernelRefusedError
 from spliceway.bpf.install import pin_root
 from support.kernel import KernelNode
 from support.node import demo_manifests, http_status
@@ -127,6 +128,23 @@ def test_what_others_attached_stays(testbed: Testbed) -> None:
         node.run_on_node(["ip", "route", "flush", "table", "2480"])
         for name in ("eth0", device):
             node.run_on_node(["tc", "qdisc", "del", "dev", name, "clsact"])
+
+
+def test_pins_that_go_are_told(testbed: Testbed) -> None:
+    kernel = KernelNode(testbed.node)
+    root = pin_root(kernel.settings)
+    try:
+        assert not [text for text in kernel.datapath.status().problems if "pins" in text]
+        for name in ("links/guard", "programs/measure_splice"):
+            (root / name).unlink()
+        (told,) = [text for text in kernel.datapath.status().problems if "pins" in text]
+        assert "gone (links/guard, programs/measure_splice): policy is not enforced as it should be" in told
+        with pytest.raises(KernelRefusedError, match="the pin was removed: start the agent again"):
+            kernel.run(kernel.datapath.measure())
+    finally:
+        kernel.run(kernel.datapath.close())
+        kernel.loop.stop()
+    assert cleanup(testbed, "--yes").returncode == 0
 
 
 def test_no_bpffs_and_a_plain_directory(testbed: Testbed, tmp_path: Path) -> None:

@@ -20,7 +20,16 @@ from spliceway.bpf import abi, diag, leftovers, libbpf, node, record, upgrade, v
 from spliceway.bpf.attach import EGRESS, INGRESS, attach_tc, interface_index
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.events import EventStream
-from spliceway.bpf.install import PROGRAM_NAMES, check, defines, install, loaded_digest, measuring
+from spliceway.bpf.install import (
+    PROGRAM_NAMES,
+    check,
+    defines,
+    install,
+    loaded_digest,
+    measuring,
+    missing_pins,
+    pins,
+)
 from spliceway.bpf.layouts import layouts
 from spliceway.bpf.links import attach_links
 from spliceway.bpf.maps import Maps
@@ -64,6 +73,7 @@ class Datapath:
         self._lock = asyncio.Lock()
         self._splices = SpliceControl(settings, maps)
         self._uplinks: tuple[str, ...] = ()
+        self._pins: frozenset[str] = frozenset()
         self._proxy_map = libbpf.info_of(maps.root / "maps" / "proxy_socks").id
 
     def __repr__(self) -> str:
@@ -87,6 +97,7 @@ class Datapath:
         self = cls(settings, Maps(root), taken_over=known)
         self._splices.write()
         attach_links(settings, self._maps, self._drain.others)
+        self._pins = pins(root)
         record.set_live(settings.bpffs, root)
         async with AsyncIPRoute() as ipr:
             await node.set_up(ipr, settings)
@@ -341,7 +352,7 @@ class Datapath:
             attached=(*sorted(attached), *(f"uplink {name}" for name in self._uplinks)),
             lost_events=views.lost_events(self._maps) + self._events.lost,
             draining=self._drain.left,
-            problems=tuple(node.problems(self._settings)),
+            problems=(*missing_pins(self._maps.root, self._pins), *node.problems(self._settings)),
         )
 
     # ---- end ----

@@ -20,8 +20,33 @@ from spliceway.bpf.types import DatapathSettings
 
 PROGRAM_NAMES = tuple(spec.name for specs in PROGRAMS.values() for spec in specs)
 
+_PINNED = ("programs", "links")
 #: Descriptors that keep this process the owner of what is pinned on a bpffs.
 _claims: list[int] = []
+
+
+def pins(root: Path) -> frozenset[str]:
+    """Programs and links that are pinned below `root`: «programs/judge»."""
+    return frozenset(f"{each.parent.name}/{each.name}" for kind in _PINNED for each in _entries(root / kind))
+
+
+def missing_pins(root: Path, wanted: frozenset[str]) -> list[str]:
+    """A sentence when some of those that were there are gone, as after `cleanup --force`."""
+    gone = sorted(wanted - pins(root))
+    if not gone:
+        return []
+    told = ", ".join(gone[:3]) + (f" and {len(gone) - 3} more" if len(gone) > 3 else "")
+    return [
+        f"{len(gone)} of {len(wanted)} pins of programs and links in {root} are gone ({told}): policy is not enforced "
+        "as it should be; restart the agent, which attaches them again"
+    ]
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except OSError:
+        return []
 
 
 def claim(settings: DatapathSettings) -> None:

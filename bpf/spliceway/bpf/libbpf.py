@@ -53,7 +53,8 @@ def _checked(result: int, what: str, hint: str = "") -> int:
 
 def open_pin(path: Path) -> int:
     """File descriptor of a pinned map, program or link."""
-    return _checked(library().bpf_obj_get(str(path).encode()), f"open {path}")
+    hint = "" if path.exists() else "the pin was removed: start the agent again, it loads and attaches what is missing"
+    return _checked(library().bpf_obj_get(str(path).encode()), f"open {path}", hint)
 
 
 def pin(fd: int, path: Path) -> None:

@@ -218,6 +218,7 @@ class Sweeper:
         self._maps, self._program = maps, program
         self._asked, self._stop = asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._told = ""
 
     def start(self) -> None:
         """Begin to wait for `ask`, in the running event loop."""
@@ -250,9 +251,12 @@ class Sweeper:
         try:
             if not await asyncio.to_thread(Sweep(self._maps, self._program, self.totals).run):
                 self._asked.set()
+            self._told = ""
         except Exception as error:  # a bug as well: what is not ended now must be ended by the next try
             self.totals.failed += 1
             self._asked.set()
-            _log.warning("revoked connections could not be ended, trying again", error=repr(error))
+            if self._told != repr(error):  # once, not with every try
+                self._told = repr(error)
+                _log.warning("revoked connections could not be ended, trying again", error=self._told)
             return _RETRY_SECONDS
         return min(_PAUSE * (time.monotonic() - begin), _LONGEST_PAUSE)
