@@ -26,7 +26,7 @@ COUNTERS = {
     "tcpOnly": 3,
     "revoked": 0,
     "redirectedBytes": 3 << 20,
-    "byWhy": {"off": 0, "opted-out": 1, "sent-first": 2},
+    "byWhy": {"off": 0, "opted-out": 1, "sent-first": 2, "half-closed": 3, "unread-limit": 1, "peer-gone": 0},
 }
 
 
@@ -96,17 +96,24 @@ def test_rates_are_of_the_same_connection() -> None:
 
 
 def test_counts_by_reason() -> None:
-    there = [sock(1), sock(2, state="tcp-only", why="opted-out"), sock(3, state="tcp-only", why="opted-out")]
+    gone = sock(4, state="tcp-only", why="half-closed")
+    there = [gone, sock(1), sock(2, state="tcp-only", why="opted-out"), sock(3, state="tcp-only", why="opted-out")]
     assert [tuple(each.values()) for each in counted(COUNTERS, there)] == [
         ("spliced", "", 5, 1),
         ("revoked", "", 0, 0),
+        ("left", "half-closed", 3, 1),
+        ("left", "unread-limit", 1, 0),
         ("tcp-only", "sent-first", 2, 0),
         ("tcp-only", "opted-out", 1, 2),
     ]
 
 
 def test_the_line_in_status() -> None:
-    tail = "5 spliced, 3 on TCP (2 sent-first, 1 opted-out), 3.0 MiB redirected, 512 B of 384.0 MiB unread"
+    tail = (
+        "5 spliced, of them 4 went on by TCP (3 half-closed, 1 unread-limit), "
+        "3 never spliced (2 sent-first, 1 opted-out), "
+        "3.0 MiB redirected, 512 B of 384.0 MiB unread"
+    )
     assert splice_line(splice()) == f"auto, clients and servers: {tail}"
     assert splice_line(splice(spliced=["clients"])) == f"auto, clients: {tail}"
     assert splice_line(splice(spliced=[])) == f"auto, nothing: {tail}"

@@ -9,12 +9,9 @@ import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from spliceway.agent.spliceproof import CLASSES, MODES, SpliceStatus
-from spliceway.bpf.abi import Why
+from spliceway.bpf.abi import LEFT, Why
 from spliceway.bpf.selftest.report import Result
 from spliceway.bpf.types import SpliceCounters
-
-#: Reasons of connections that were spliced until then; all others never were.
-LEFT = frozenset((Why.SMALL_WRITES, Why.UNREAD_LIMIT, Why.UNREAD_BUDGET, Why.HALF_CLOSED, Why.PEER_GONE))
 
 
 def splice_metrics(counters: SpliceCounters, status: SpliceStatus) -> Iterator[Metric]:

@@ -95,6 +95,10 @@ class Why(IntEnum):
         return "" if self is Why.NONE else self.name.lower().replace("_", "-")
 
 
+#: Reasons of connections that were spliced until then; all others never were.
+LEFT = frozenset((Why.SMALL_WRITES, Why.UNREAD_LIMIT, Why.UNREAD_BUDGET, Why.HALF_CLOSED, Why.PEER_GONE))
+
+
 class Addr(ctypes.Structure):
     """16 bytes in network order."""
 

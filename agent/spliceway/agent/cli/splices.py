@@ -24,10 +24,10 @@ def splice_line(splice: Json) -> str:
     counters = splice["counters"]
     what = " and ".join(splice["spliced"]) or "nothing"
     mode = splice["mode"] if splice["mode"] == "off" else f"{splice['mode']}, {what}"
-    why = ", ".join(f"{count} {reason}" for reason, count in most(counters["byWhy"]))
+    never, left = by_kind(counters["byWhy"])
     return (
-        f"{mode}: {counters['spliced']} spliced, {counters['tcpOnly']} on TCP{f' ({why})' if why else ''}, "
-        f"{size(counters['redirectedBytes'])} redirected, "
+        f"{mode}: {counters['spliced']} spliced, of them {_sum('went on by TCP', left)}, "
+        f"{_sum('never spliced', never)}, {size(counters['redirectedBytes'])} redirected, "
         f"{size(splice['unread'])} of {size(splice['limits']['node'])} unread"
     )
 
@@ -88,6 +88,21 @@ def splice_wish(endpoint: Json) -> str:
 def most(by_why: dict[str, int]) -> list[tuple[str, int]]:
     """Reasons that occurred, the most frequent first."""
     return sorted(((reason, count) for reason, count in by_why.items() if count), key=lambda one: (-one[1], one[0]))
+
+
+def by_kind(by_why: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """Reasons of connections that never were spliced, and of those that were and went on by TCP."""
+    from spliceway.bpf.abi import LEFT
+
+    left = {why.label for why in LEFT}
+    never = {reason: count for reason, count in by_why.items() if reason not in left}
+    return never, {reason: count for reason, count in by_why.items() if reason in left}
+
+
+def _sum(what: str, reasons: dict[str, int]) -> str:
+    """«3 never spliced (2 sent-first, 1 opted-out)»."""
+    told = ", ".join(f"{count} {reason}" for reason, count in most(reasons))
+    return f"{sum(reasons.values())} {what}{f' ({told})' if told else ''}"
 
 
 def size(count: float) -> str:
@@ -159,15 +174,21 @@ def totals_line(rated: Iterable[Json]) -> str:
 
 
 def counted(counters: Json, socks: Iterable[Json]) -> list[Json]:
-    """Connections by state and reason: `total` since the programs were loaded, `now` those that are there."""
+    """Connections by state and reason: `total` since the programs were loaded, `now` those that are there.
+
+    `left`: they were spliced, and are in that total, too; `tcp-only`: they never were.
+    """
     now = Counter((sock["state"], sock["why"]) for sock in socks)
     found = [_count("spliced", "", counters["spliced"], now), _count("revoked", "", counters["revoked"], now)]
-    found += [_count("tcp-only", reason, count, now) for reason, count in most(counters["byWhy"])]
+    never, left = by_kind(counters["byWhy"])
+    found += [_count("left", reason, count, now) for reason, count in most(left)]
+    found += [_count("tcp-only", reason, count, now) for reason, count in most(never)]
     return found
 
 
 def _count(state: str, reason: str, total: int, now: Counter[tuple[str, str]]) -> Json:
-    there = sum(count for (its_state, why), count in now.items() if its_state == state and reason in ("", why))
+    listed = "tcp-only" if state == "left" else state  # `sock list` tells both by TCP, with the reason
+    there = sum(count for (its_state, why), count in now.items() if its_state == listed and reason in ("", why))
     return {"state": state, "reason": reason, "total": total, "now": there}
 
 
