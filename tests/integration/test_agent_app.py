@@ -306,7 +306,7 @@ def test_sock_list_filters_watches_and_counts(tmp_path: Path) -> None:
         for chosen in (("--pod", "server"), ("--state", "tcp-only"), ("--reason", "sent-first")):
             assert "default/client" not in await site.cli("sock", "list", *chosen)
         assert "there are default/client, default/server on this node" in (
-            await site.cli("sock", "list", "--pod", "nobody", status=1)
+            await site.cli("sock", "list", "--pod", "nobody", status=2)
         )
         assert "no state 'fast'" in await site.cli("sock", "list", "--state", "fast", status=2)
         assert "no reason 'x'" in await site.cli("sock", "list", "--reason", "x", status=2)
@@ -348,7 +348,7 @@ def test_every_command(tmp_path: Path) -> None:
         )
         assert "splice: off (after a restart of the agent: auto)" in await site.cli("splice", "off")
         assert site.datapath.splice == SpliceClasses(clients=False, servers=False, wanted=False)
-        assert "is not a splice mode" in await site.cli("splice", "fast", status=1)
+        assert "no mode 'fast'" in await site.cli("splice", "fast", status=2)
         for command in (
             ("status",), ("endpoint", "list"), ("identity", "list"), ("policy", "get"), ("sock", "list"),
             ("xds", "dump"), ("bpf", "policy", "list"), ("bpf", "ct", "list"), ("flows",),

@@ -25,7 +25,7 @@ from spliceway.agent.cli.options import flow_pod
 from spliceway.agent.cli.render import labels_text
 from spliceway.agent.cli.root import app
 from spliceway.agent.cli.summary import flow_line, policy_rows
-from spliceway.agent.errors import ClientError
+from spliceway.agent.errors import ClientError, WrongUsageError
 from spliceway.agent.flowlog import FlowLog
 from support.agent import pod, policy
 
@@ -204,10 +204,10 @@ def test_pods_of_flows_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     agent = Asked(Path("/nowhere"))
     for name, key in (("a", "default/a"), ("other/b", "other/b"), ("far", "default/far")):
         assert flow_pod(agent, name, follow=False) == key
-    with pytest.raises(ClientError, match="pod b: several namespaces have one: default/b, other/b"):
+    with pytest.raises(WrongUsageError, match="pod b: several namespaces have one: default/b, other/b"):
         flow_pod(agent, "b", follow=True)
     for name, follow in (("default/c", False), ("c", True)):
-        with pytest.raises(ClientError, match=f"pod {name}: there are default/a, default/b, default/far, other/b"):
+        with pytest.raises(WrongUsageError, match=f"pod {name}: there are default/a, default/b, default/far, other/b"):
             flow_pod(agent, name, follow=follow)
     assert flow_pod(agent, "default/c", follow=True) == "default/c"
     assert "in no flow yet" in capsys.readouterr().err

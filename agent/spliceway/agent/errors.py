@@ -40,5 +40,9 @@ class ClientError(AgentError):
     """The CLI can't reach the agent, or the agent refused the request."""
 
 
+class WrongUsageError(ClientError):
+    """What was asked for can't be meant: nothing can ever match it. Exit status 2."""
+
+
 class NoAgentError(ClientError):
     """No agent answers there now; one that is starting will."""

@@ -49,18 +49,18 @@ ConfigOption = Annotated[
 
 
 class Group(typer.core.TyperGroup):
-    """A command group that tells our own errors in one line on stderr, with exit status 1."""
+    """A command group that tells our own errors in one line on stderr, with exit status 1; 2 for wrong usage."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
-        from spliceway.agent.errors import OWN_ERRORS
+        from spliceway.agent.errors import OWN_ERRORS, WrongUsageError
         from spliceway.agent.printable import printable
 
         try:
             return super().invoke(ctx)
         except OWN_ERRORS as error:
             typer.echo(f"spliceway: {printable(str(error))}", err=True)
-            raise typer.Exit(1) from error
+            raise typer.Exit(2 if isinstance(error, WrongUsageError) else 1) from error
         except BrokenPipeError as error:
             # `spliceway flows | head`: not an error of ours; Python must not complain when it flushes stdout.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -65,29 +65,41 @@ def log_level(value: str) -> str:
     return value.lower()
 
 
+def splice_mode(value: str) -> str:
+    """Check the argument of `splice` (usage error)."""
+    from spliceway.agent.spliceproof import MODES
+
+    if value not in MODES:
+        raise typer.BadParameter(f"no mode {value!r} (there are {', '.join(MODES)})")
+    return value
+
+
 LogLevelOption = Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.", callback=log_level)]
 
 
 def local_pod(client: AgentClient, name: str) -> str:
-    """«namespace/name» of the pod of this node that `name`, with or without namespace, means. Raises ClientError."""
-    from spliceway.agent.errors import ClientError
+    """«namespace/name» of the pod of this node that `name`, with or without namespace, means.
+
+    Raises WrongUsageError.
+    """
+    from spliceway.agent.errors import WrongUsageError
 
     known = [item["name"] for item in client.get("endpoints")]
     found = [key for key in known if name in (key, key.partition("/")[2])]
     if len(found) == 1:
         return str(found[0])
     if found:
-        raise ClientError(f"pod {name}: several namespaces have one: {', '.join(found)}")
-    raise ClientError(f"pod {name}: there are {', '.join(known) or 'none'} on this node")
+        raise WrongUsageError(f"pod {name}: several namespaces have one: {', '.join(found)}")
+    raise WrongUsageError(f"pod {name}: there are {', '.join(known) or 'none'} on this node")
 
 
 def flow_pod(client: AgentClient, name: str, *, follow: bool) -> str:
     """«namespace/name» of the pod that `name`, with or without namespace, means.
 
     The agent lists the pods of its node; those of other nodes are known by the flows that it keeps. One that is in
-    neither can still come when flows are followed, if it is named in full. Raises ClientError.
+    neither can still come when flows are followed, if it is named in full. Raises WrongUsageError.
     """
-    from spliceway.agent.errors import ClientError
+    from spliceway.agent.errors import WrongUsageError
 
     known = {item["name"] for item in client.get("endpoints")}
     found = sorted(key for key in known if name in (key, key.partition("/")[2]))
@@ -103,8 +115,8 @@ def flow_pod(client: AgentClient, name: str, *, follow: bool) -> str:
     if len(found) == 1:
         return str(found[0])
     if found:
-        raise ClientError(f"pod {name}: several namespaces have one: {', '.join(found)}")
+        raise WrongUsageError(f"pod {name}: several namespaces have one: {', '.join(found)}")
     if follow and "/" in name:
         typer.echo(f"spliceway: pod {name} is not on this node and in no flow yet; waiting for one", err=True)
         return name
-    raise ClientError(f"pod {name}: there are {', '.join(sorted(known)) or 'none'}")
+    raise WrongUsageError(f"pod {name}: there are {', '.join(sorted(known)) or 'none'}")

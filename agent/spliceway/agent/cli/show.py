@@ -229,7 +229,10 @@ def flows(
         raise typer.Exit(0) from None
 
 
-def splice(mode: Annotated[str, typer.Argument(metavar="auto|force|off")], socket: SocketOption = None) -> None:
+def splice(
+    mode: Annotated[str, typer.Argument(metavar="auto|force|off", callback=options.splice_mode)],
+    socket: SocketOption = None,
+) -> None:
     """Splice new connections where that is proved safe (auto), in any case (force), or not (off), until a restart."""
     from spliceway.agent.cli.splices import splice_notes
 
