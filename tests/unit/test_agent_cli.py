@@ -17,7 +17,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
-from spliceway.agent import log
+from spliceway.agent import log, nodecleanup
 from spliceway.agent.admin import admin_app
 from spliceway.agent.cli import common
 from spliceway.agent.cli.client import AgentClient
@@ -229,6 +229,27 @@ def test_the_api_refuses_values_that_no_flow_has(query: str) -> None:
 class NoSwitch:
     async def set_mode(self, mode: str) -> object:
         raise AssertionError(mode)
+
+
+def test_cleanup_says_that_it_may_not_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "configure", lambda _level: None)
+
+    async def nothing(_settings: object) -> list[object]:
+        return []
+
+    async def refused(_settings: object) -> list[object]:
+        raise PermissionError(13, "Permission denied", "/bpf/spliceway")
+
+    places = ("cleanup", "--bpffs", str(tmp_path), "--state-dir", str(tmp_path), "--yes")
+    monkeypatch.setattr(nodecleanup, "_find", nothing)
+    monkeypatch.setattr("os.geteuid", lambda: 65534)
+    for more in ((), ("-o", "json")):
+        status, output, errors = invoke(*places, *more)
+        assert (status, output) == (1, "")
+        assert errors.startswith("spliceway: only root can see all that agents left")
+    monkeypatch.setattr(nodecleanup, "_find", refused)
+    status, _output, errors = invoke(*places)
+    assert (status, errors) == (1, "spliceway: /bpf/spliceway: Permission denied: run it as root\n")
 
 
 def test_cleanup_refuses_a_bpffs_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

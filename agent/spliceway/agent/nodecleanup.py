@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from spliceway.agent.errors import StateError
 from spliceway.agent.proxysupervisor import KINDS, end_kind, running_pids
 from spliceway.agent.state import StateStore
 from spliceway.bpf import leftovers
@@ -39,8 +40,23 @@ class Cleaned(msgspec.Struct, frozen=True):
     kept: tuple[Item, ...]
 
 
+def sees_all() -> bool:
+    """Whether this process may look everywhere: bpffs and state directory are root's, and so are the processes."""
+    return os.geteuid() == 0
+
+
 async def find(settings: DatapathSettings) -> list[Item]:
-    """What there is; of the settings only `bpffs`, `state_dir` and the rule's numbers count. Raises DatapathError."""
+    """What there is; of the settings only `bpffs`, `state_dir` and the rule's numbers count.
+
+    Raises DatapathError, and StateError where it may not look.
+    """
+    try:
+        return await _find(settings)
+    except PermissionError as error:
+        raise StateError(f"{error.filename}: {error.strerror}: run it as root") from error
+
+
+async def _find(settings: DatapathSettings) -> list[Item]:
     found = [Item("proxy", f"{kind}, pid {pid}") for pid, kind in running_pids(settings.state_dir).items()]
     found += [Item(one.kind, one.what) for one in await leftovers.find(settings)]
     return [*found, *(Item("state", str(path)) for path in _state_files(settings.state_dir))]

@@ -40,12 +40,17 @@ def cleanup(
     from spliceway.agent import log
     from spliceway.agent.cli.render import emit_json
     from spliceway.agent.config import load_config
+    from spliceway.agent.errors import StateError
     from spliceway.agent.jsonable import plain
-    from spliceway.agent.nodecleanup import Cleaned, find, remove
+    from spliceway.agent.nodecleanup import Cleaned, find, remove, sees_all
 
     log.configure("warning")
     settings = _settings(load_config(config) if config else None, bpffs, state_dir)
     found = asyncio.run(find(settings))
+    if not sees_all():
+        for item in found if output is Output.TABLE else ():
+            typer.echo(f"There is {item.kind} {item.what}")
+        raise StateError("only root can see all that agents left, and nothing was removed: run it as root")
     wanted = [item for item in found if state or item.kind != "state"]
     if wanted and not yes and not _agrees(wanted, output):
         if output is Output.JSON:
