@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from spliceway.agent.proxysupervisor import running_pids
 from spliceway.agent.testbed.agentprocess import start_agent
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf import libbpf, record
@@ -27,6 +29,14 @@ apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: backend, namespace: default}
 spec: {podSelector: {matchLabels: {role: backend}}, policyTypes: [Ingress]}
+"""
+HTTP = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: http, namespace: default}
+spec:
+  endpointSelector: {matchLabels: {role: backend}}
+  ingress: [{toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {http: [{path: /}]}}]}]
 """
 
 
@@ -98,6 +108,30 @@ def test_all_of_it_goes_and_nothing_else(testbed: Testbed) -> None:
     assert "Removed state" in last.stdout
     assert not (testbed.node.info.state / "state.json").exists()
     assert cleanup(testbed).stdout == "Nothing to remove.\n"
+
+
+def test_a_proxy_that_began_without_programs_is_not_taken_over(testbed: Testbed) -> None:
+    """`cleanup --force` under an agent: it starts another proxy, which the next agent's programs don't know."""
+    state = testbed.node.info.state
+    testbed.node.write_policy("http", HTTP)
+    agent = start_agent(testbed.node, {"splice": {"mode": "off"}})
+    try:
+        (first,) = running_pids(state)
+        assert cleanup(testbed, "--yes", "--force").returncode == 0
+        deadline = time.monotonic() + 20
+        while not (there := running_pids(state).keys() - {first}) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        (second,) = there
+        assert "pins of programs and links" in agent.client.get("status")["datapath"]["problems"][0]
+        agent.stop()
+        agent = start_agent(testbed.node, {"splice": {"mode": "off"}})
+        assert second not in running_pids(state)
+        assert http_status(testbed, "frontend", "backend") == 200
+        assert http_status(testbed, "frontend", "backend", "/secret") == 403
+    finally:
+        agent.kill()
+        testbed.node.remove_policy("http")
+        assert cleanup(testbed, "--yes", "--state").returncode == 0
 
 
 def test_what_others_attached_stays(testbed: Testbed) -> None:
