@@ -142,7 +142,8 @@ def test_row_05_a_pod_has_a_budget_and_another_pod_does_not_notice(bed: SpliceBe
         sent = [pour(pair.pod, 192 * KIB) for pair in greedy]
         assert max(sent) == 192 * KIB
         spliced = [pair.known.to_proxy_bytes for pair in greedy]
-        assert 4 * 192 * KIB <= sum(spliced) <= LIMITS.endpoint + len(greedy) * FLOOR
+        # A message is charged with what it may cost besides its bytes.
+        assert 3 * 192 * KIB <= sum(spliced) <= LIMITS.endpoint + len(greedy) * FLOOR
         assert sum(memory(pair.proxy) for pair in greedy) >= sum(spliced)
         for pair, size in zip(greedy, list(sent), strict=True):  # by TCP: another matter than what is spliced
             if pair.known.state is SpliceState.TCP_ONLY:
@@ -173,7 +174,7 @@ def test_row_05_the_node_has_a_budget(bed: SpliceBed) -> None:
         sent = [pour(pair.ends(to_pod=to_pod)[0], 192 * KIB) for pair, to_pod in pairs]
         assert max(sent) == 192 * KIB
         spliced = sum(redirected(pair, to_pod=to_pod) for pair, to_pod in pairs)
-        assert LIMITS.endpoint < spliced <= LIMITS.node + len(pairs) * FLOOR
+        assert LIMITS.node // 2 < spliced <= LIMITS.node + len(pairs) * FLOOR
         assert {pair.known.why for pair, _ in pairs} == {"", "unread-budget"}
         for (pair, to_pod), size in zip(pairs, sent, strict=True):
             assert exactly(pair.ends(to_pod=to_pod)[1], size) == numbered(size)

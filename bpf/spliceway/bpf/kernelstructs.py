@@ -17,6 +17,7 @@ _HEADER, _MEMBER = 12, 12  # sizes of struct btf_type and struct btf_member
 #: Definition for the compiler → (struct, path of fields).
 FIELDS: dict[str, tuple[str, str]] = {
     "SOCK_COOKIE": ("sock", "__sk_common.skc_cookie"),
+    "SOCK_REFERENCES": ("sock", "__sk_common.skc_refcnt"),
     "SOCK_UNREAD": ("sock", "sk_backlog.rmem_alloc"),
     "SOCK_RECEIVE_BUFFER": ("sock", "sk_rcvbuf"),
     "SOCK_USER_DATA": ("sock", "sk_user_data"),

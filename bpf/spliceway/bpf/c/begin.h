@@ -71,11 +71,24 @@ static __always_inline u8 unwanted(const struct endpoint *ep, u32 ifindex, u16 p
 
 // The state entry of a connection that may be spliced is made here, when its SYN passes, and nowhere else. A retransmitted SYN (same
 // initial sequence number) finds its entry and leaves it alone.
+// Does the proxy still hold bytes of the connection that had these ports before? Its entry must not make room for a new one as long: they count.
+static __always_inline int is_held(const struct work *w, u64 netns_cookie)
+{
+#ifdef MEASURED
+	struct splice_key key = {};
+
+	splice_key_of(&w->key, netns_cookie, &key);
+	struct splice_state *old = splices.lookup(&key);
+	return old && old->isn != w->p.seq && counted(old->way[END_POD].charged) && unread_by(&old->sock[END_PROXY]) > 0;
+#else
+	return 0;
+#endif
+}
+
 static __always_inline void begin_splice(const struct endpoint *ep, u32 ifindex, const struct work *w, u8 leg, u32 rule_set)
 {
 	struct splice_key key = {};
 	struct splice_state s = {};
-	u32 number = RULE_SET_NUMBER(rule_set);
 
 	splice_key_of(&w->key, ep->netns_cookie, &key);
 	struct splice_state *old = splices.lookup(&key);
@@ -92,9 +105,6 @@ static __always_inline void begin_splice(const struct endpoint *ep, u32 ifindex,
 	s.isn = w->p.seq;
 	s.leg = leg;
 	s.reason = w->d.reason;
-	struct listener *l = leg == LEG_DOWNSTREAM ? listeners.lookup(&number) : NULL;
-	if (l)
-		s.port = l->port;
 	u8 why = w->p.payload ? WHY_DATA_IN_SYN : unwanted(ep, ifindex, leg == LEG_DOWNSTREAM ? key.peer_port : key.pod_port);
 	if (why) {
 		s.word = TCP_ONLY;

@@ -39,13 +39,16 @@ static __always_inline void count_tcp_only(struct splice_state *st, u8 why)
 }
 
 #ifdef MEASURED
-// Memory of a closed socket is used again for another one, so what was read counts only if the cookie is still the same after that.
+// Memory of a socket that is gone is used again for another one, so what was read counts only if the cookie is still the same after that, and
+// somebody still refers to it.
 static __always_inline int is_still(const struct splice_end *s)
 {
 	u64 cookie = 0;
+	u32 references = 0;
 
 	return s->address && !bpf_probe_read_kernel(&cookie, sizeof(cookie), (void *)(s->address + SOCK_COOKIE)) &&
-	       cookie == s->cookie;
+	       cookie == s->cookie &&
+	       !bpf_probe_read_kernel(&references, sizeof(references), (void *)(s->address + SOCK_REFERENCES)) && references;
 }
 
 // Bytes that this socket's owner has not read, -1 when the socket is gone.
@@ -146,7 +149,7 @@ static __always_inline void charge_nothing(struct splice_state *st, u32 end, u64
 // At most how many messages wait when `waiting` bytes do? They are read in order, so all before a mark are read when its bytes are. For who sends.
 static __always_inline u64 messages_waiting(struct splice_way *way, u64 waiting)
 {
-	if (way->bytes - waiting >= way->mark_bytes) {
+	if (way->bytes >= waiting + way->mark_bytes) {
 		way->read_messages = way->mark_messages;
 		way->mark_bytes = way->bytes;
 		way->mark_messages = way->messages;

@@ -189,6 +189,10 @@ static __always_inline void established(struct bpf_sock_ops *s, struct splice_ke
 	bpf_sock_ops_cb_flags_set(s, BPF_SOCK_OPS_STATE_CB_FLAG);
 	st->sock[key->end & 1].address = (u64)(unsigned long)sk;
 	st->sock[key->end & 1].cookie = bpf_get_socket_cookie(s);
+	// The listener that has accepted it, not the one that was there when the SYN came first.
+	u32 *mark = key->end == END_PROXY ? proxy_socks.sk_storage_get(sk, 0, 0) : NULL;
+	if (mark && *mark != PROXY_CONNECTED)
+		st->port = *mark;
 	if (!(cfg->flags & (st->leg == LEG_UPSTREAM ? CONFIG_SPLICE_SERVERS : CONFIG_SPLICE_CLIENTS)))
 		why = cfg->flags & CONFIG_SPLICE_OFF ? WHY_OFF : WHY_KERNEL;
 	if (s->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
@@ -562,6 +566,13 @@ int measure_splice(struct __sk_buff *skb)
 			waiting = before;
 		way->unread = waiting;
 		charge(st, end, key.netns_cookie, waiting ? waiting + (way->messages - way->read_messages) * MESSAGE_COST : 0);
+		// Nobody told of the end of what was never accepted.
+		if ((st->ends & (CLOSED(!end) | OVER(!end))) == CLOSED(!end) && !is_still(&st->sock[!end])) {
+			struct splice_key other = key;
+			other.end = !end;
+			over(st, &other);
+			break;
+		}
 	}
 #endif
 	return 0;

@@ -28,7 +28,7 @@ FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 #: Where the pod listens, and where it connects to.
 PORT = 80
 #: Bytes that may wait unread in one direction of a connection here.
-LIMIT = 256 << 10
+LIMIT = 1 << 20
 _LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 _ENDPOINT = "selftest/pod"
 _RULE_SET = 1

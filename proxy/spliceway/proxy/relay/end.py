@@ -23,8 +23,8 @@ NOTHING = -1
 _PIECES = 512
 #: What a spliced socket may send before it is asked about room, in bytes: less than any limit.
 UNASKED = 262_144
-#: While there is none: seconds to the first and to later questions.
-_FIRST_TRY, _LAST_TRY = 0.001, 0.064
+#: While there is none: seconds to the first question; each pause is longer, about a fifth of what it has waited.
+_FIRST_TRY, _LONGER, _LAST_TRY = 0.001, 1.25, 1.0
 
 
 def _nothing(*_: int) -> None:
@@ -250,7 +250,7 @@ class End:
             self._pause = _FIRST_TRY
         elif self._held is None:
             self._held = self._poller.later(self._pause, self._try_again)
-            self._pause = min(2 * self._pause, _LAST_TRY)
+            self._pause = min(_LONGER * self._pause, _LAST_TRY)
         return self._room
 
     def _wait(self) -> None:
