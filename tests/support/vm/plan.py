@@ -31,6 +31,7 @@ RUN = (
     "kernel/test_cases.py",
     "kernel/test_deltas.py",
     "kernel/test_halves.py",
+    "kernel/test_progcache.py",
     "kernel/test_random_edits.py",
     "kernel/test_splice_*.py",
     "integration/test_splice_rows_*.py",
