@@ -5,7 +5,9 @@ All of it belongs to this process alone, in namespaces that have no name: it end
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
@@ -44,7 +46,7 @@ def make(bpffs: Path) -> Ground:
     Its file systems are mounted over the directory `bpffs`, for this process alone. Raises OSError.
     """
     syscalls.unshare(syscalls.CLONE_NEWNS)
-    syscalls.mount("", Path("/"), syscalls.MS_REC | syscalls.MS_PRIVATE)
+    _keep_mounts_here()
     syscalls.mount("tmpfs", bpffs)
     own, state = bpffs / "bpf", bpffs / "state"
     own.mkdir()
@@ -57,6 +59,17 @@ def make(bpffs: Path) -> Ground:
     except NetlinkError as error:
         raise OSError(error.code, f"the kernel refuses a veth, address or route: {error}") from error
     return Ground(pod, node, own, state)
+
+
+def _keep_mounts_here() -> None:
+    """Let nothing that is mounted from now on show elsewhere.
+
+    Each mount by itself: in a chroot the root is no mount point, so that all below it can't be changed at once.
+    """
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        path = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), line.split(" ")[4])
+        with contextlib.suppress(FileNotFoundError):  # another one lies over it
+            syscalls.mount("", Path(path), syscalls.MS_PRIVATE)
 
 
 def _namespace() -> int:
