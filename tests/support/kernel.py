@@ -179,15 +179,20 @@ class KernelNode:
 
         return self.run(settle())
 
-    def flow_after(self, seen: int, timeout: float = 5.0) -> KernelFlow:
-        """The first record behind the `seen` ones that were there before."""
+    def flow_after(self, seen: int, timeout: float = 5.0, *, port: int | None = None) -> KernelFlow:
+        """The first record behind the `seen` ones that were there before; `port`: of those from this source port.
+
+        After a change of policy there are records about other connections, too: those that lost their verdict.
+        """
 
         async def wait() -> KernelFlow:
             async with asyncio.timeout(timeout):
-                while len(self.flows) <= seen:
+                while True:
+                    for flow in self.flows[seen:]:
+                        if port in (None, flow.source_port):
+                            return flow
                     self._arrived.clear()
                     await self._arrived.wait()
-            return self.flows[seen]
 
         return self.run(wait())
 
