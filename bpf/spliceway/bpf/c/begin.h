@@ -85,10 +85,10 @@ static __always_inline int is_held(const struct work *w, u64 netns_cookie)
 #endif
 }
 
-static __always_inline void begin_splice(const struct endpoint *ep, u32 ifindex, const struct work *w, u8 leg, u32 rule_set)
+static __always_inline void begin_splice(const struct endpoint *ep, u32 ifindex, struct work *w, u8 leg, u32 rule_set)
 {
 	struct splice_key key = {};
-	struct splice_state s = {};
+	struct splice_state *s = &w->state;
 
 	splice_key_of(&w->key, ep->netns_cookie, &key);
 	struct splice_state *old = splices.lookup(&key);
@@ -98,17 +98,17 @@ static __always_inline void begin_splice(const struct endpoint *ep, u32 ifindex,
 		charge_nothing(old, END_POD, key.netns_cookie);
 		charge_nothing(old, END_PROXY, key.netns_cookie);
 	}
-	s.nonce = ((u64)bpf_get_prandom_u32() << 32) | bpf_get_prandom_u32();
-	s.generation = w->generation;
-	s.born = w->now;
-	s.rule_set = rule_set;
-	s.isn = w->p.seq;
-	s.leg = leg;
-	s.reason = w->d.reason;
+	s->nonce = ((u64)bpf_get_prandom_u32() << 32) | bpf_get_prandom_u32();
+	s->generation = w->generation;
+	s->born = w->now;
+	s->rule_set = rule_set;
+	s->isn = w->p.seq;
+	s->leg = leg;
+	s->reason = w->d.reason;
 	u8 why = w->p.payload ? WHY_DATA_IN_SYN : unwanted(ep, ifindex, leg == LEG_DOWNSTREAM ? key.peer_port : key.pod_port);
 	if (why) {
-		s.word = TCP_ONLY;
-		count_tcp_only(&s, why);
+		s->word = TCP_ONLY;
+		count_tcp_only(s, why);
 	}
-	splices.update(&key, &s);
+	splices.update(&key, s);
 }

@@ -11,6 +11,7 @@ struct work {
 	struct ct_key key;
 	struct flow f;
 	struct decision d;
+	struct splice_state state;	// one that is being made
 	u64 generation;
 	u64 now;
 };
