@@ -388,7 +388,7 @@ def test_without_its_proxy_http_is_closed_and_comes_back(world: World) -> None:
     assert listeners
     (world.node.info.cgroups.proxy / "cgroup.kill").write_text("1")
     deadline = time.monotonic() + 15
-    while (status := world.status())["proxy"]["process"]["restarts"] == 0 or status["policy"]["waiting"]:
+    while (status := world.status())["proxy"]["process"]["restarts"] == 0 or status["proxy"]["listeners"] != listeners:
         assert time.monotonic() < deadline, status
         time.sleep(0.02)
     assert world.settled()["proxy"]["listeners"] == listeners
