@@ -10,6 +10,7 @@ import socket
 import stat
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -304,7 +305,9 @@ def test_sock_list_filters_watches_and_counts(tmp_path: Path) -> None:
         for chosen in (("--pod", "client"), ("--state", "spliced"), ("--pod", "default/client", "--state", "spliced")):
             assert "default/client" in await site.cli("sock", "list", *chosen)
         for chosen in (("--pod", "server"), ("--state", "tcp-only"), ("--reason", "sent-first")):
-            assert "default/client" not in await site.cli("sock", "list", *chosen)
+            empty = await site.cli("sock", "list", *chosen)
+            assert "default/client" not in empty
+            assert "no redirected connection like this is open now; `" in empty
         assert "there are default/client, default/server on this node" in (
             await site.cli("sock", "list", "--pod", "nobody", status=2)
         )
@@ -314,6 +317,7 @@ def test_sock_list_filters_watches_and_counts(tmp_path: Path) -> None:
         looks = [msgspec.json.decode(line) for line in watched.splitlines()]
         rates = [look["socks"][0]["toProxyBytesPerSecond"] for look in looks]
         assert rates == [None, 0.0, 0.0]
+        assert all(datetime.fromisoformat(look["time"]).tzinfo == UTC for look in looks)
         watched = await site.cli("sock", "list", "--watch", "--interval", "0.1", "--count", "2")
         assert watched.count("1 connection: 1 spliced; 0 B/s spliced\n") == 2
         counted = (await site.cli("sock", "summary")).splitlines()

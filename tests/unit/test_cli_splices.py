@@ -75,22 +75,48 @@ def test_rows_have_what_the_columns_say() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("changes", "sums", "unread"),
+    [
+        ({}, (1000, 10, 2000, 20), 15),
+        ({"state": "undecided"}, (1000, 10, 2000, 20), 15),
+        # It never was spliced: what it moves by TCP is counted nowhere.
+        ({"state": "tcp-only", "why": "opted-out", "toProxyUnread": 0, "fromProxyUnread": 0}, (None,) * 4, None),
+        # It was, and these are the sums of that time; what of it still waits is told as long as it does.
+        ({"state": "tcp-only", "why": "unread-limit"}, (1000, 10, 2000, 20), 15),
+        ({"state": "tcp-only", "why": "half-closed", "toProxyUnread": 0}, (1000, 10, 2000, 20), 8),
+        (
+            {"state": "tcp-only", "why": "half-closed", "toProxyUnread": 0, "fromProxyUnread": 0},
+            (1000, 10, 2000, 20),
+            None,
+        ),
+    ],
+)
+def test_what_is_not_counted_is_no_zero(changes: dict[str, Any], sums: tuple[int | None, ...], unread: int) -> None:
+    (row,) = sock_rows([sock(**changes)])
+    assert (row[6:10], row[SOCK_COLUMNS.index("UNREAD")]) == (sums, unread)
+    ((*_, watched, _age),) = watch_rows(with_rates([sock(**changes)], [], 1.0))
+    assert watched == (None if unread is None else f"{unread} B")
+
+
 def test_rates_are_of_the_same_connection() -> None:
-    before = [sock(1), sock(2, ageSeconds=9.0), sock(3), sock(4, toProxyBytes=0)]
+    before = [sock(1), sock(2, ageSeconds=9.0), sock(3), sock(4, toProxyBytes=0), sock(6)]
     now = [
         sock(1, toProxyBytes=3000, fromProxyBytes=2001, ageSeconds=5.25),
         sock(2, ageSeconds=0.5),  # another one on the same ports
         sock(3, ageSeconds=5.25),
         sock(4, toProxyBytes=100_000, ageSeconds=5.25),
         sock(5, ageSeconds=0.1),
+        sock(6, toProxyBytes=9000, ageSeconds=5.25, state="tcp-only", why="unread-limit"),  # it has left
     ]
     rated = with_rates(now, before, 2.0)
-    assert [each["endpointPort"] for each in rated] == [4, 1, 2, 3, 5]
+    assert [each["endpointPort"] for each in rated] == [4, 1, 3, 2, 5, 6]
     rates = {each["endpointPort"]: (each["toProxyBytesPerSecond"], each["fromProxyBytesPerSecond"]) for each in rated}
-    assert rates == {4: (50_000.0, 0.0), 1: (1000.0, 0.5), 2: (None, None), 3: (0.0, 0.0), 5: (None, None)}
-    assert totals_line(rated) == "5 connections: 5 spliced; 49.8 KiB/s spliced"
+    unknown = dict.fromkeys((2, 5, 6), (None, None))
+    assert rates == {4: (50_000.0, 0.0), 1: (1000.0, 0.5), 3: (0.0, 0.0), **unknown}
+    assert totals_line(rated) == "6 connections: 5 spliced, 1 tcp-only; 49.8 KiB/s spliced"
     rows = [dict(zip(WATCH_COLUMNS, row, strict=True)) for row in watch_rows(rated)]
-    assert [row["TO PROXY/S"] for row in rows] == ["48.8 KiB", "1000 B", None, "0 B", None]
+    assert [row["TO PROXY/S"] for row in rows] == ["48.8 KiB", "1000 B", "0 B", None, None, None]
     assert with_rates([], before, 2.0) == []
     assert totals_line([]) == "0 connections: none; 0 B/s spliced"
 

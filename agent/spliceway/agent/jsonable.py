@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
@@ -34,6 +35,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, Collection):
         return [plain(item) for item in value]
     return str(value)
+
+
+def time_shown(seconds: float) -> str:
+    """CLOCK_REALTIME with microseconds: `2026-11-21T00:17:27.145694Z`."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def encode(value: Any) -> bytes:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from spliceway.agent.jsonable import plain
+from spliceway.agent.jsonable import plain, time_shown
 from spliceway.agent.ring import Lost
 from spliceway.xds.debug.status import ClientStatus
 from spliceway.xds.server.events import XdsEvent
@@ -16,11 +15,6 @@ from spliceway.xds.server.events import XdsEvent
 #: How long it is told that a stream was not served: a client that still wants to be tries again within seconds.
 REJECTED_SECONDS = 60.0
 _TIMES = frozenset({"time", "since", "sentAt", "ackedAt"})
-
-
-def time_shown(seconds: float) -> str:
-    """CLOCK_REALTIME with microseconds: `2026-11-21T00:17:27.145694Z`."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def clients_shown(clients: Iterable[ClientStatus]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import msgspec
 import typer
 
 from spliceway.agent.cli import options
-from spliceway.agent.cli.common import Output, OutputOption, SocketOption, agent_client
+from spliceway.agent.cli.common import Output, OutputOption, SocketOption, agent_client, program
 
 Json = dict[str, Any]
 #: Home, and erase all below: the next table takes the place of the one before.
@@ -39,9 +39,10 @@ def socks(
     output: OutputOption = Output.TABLE,
     socket: SocketOption = None,
 ) -> None:
-    """List redirected connections: spliced or not, why, bytes and messages each way, what waits unread.
+    """List redirected connections: spliced or not and why, what was spliced each way, what of it waits unread.
 
-    With --watch and -o json each look is one line: {"time": …, "socks": […]}, with bytes a second each way.
+    Bytes, messages and rates are of what was spliced; `-`: it goes by TCP, and nothing is counted. With --watch and
+    -o json each look is one line: {"time": …, "socks": […]}, with bytes a second each way, null where none is counted.
     """
     from spliceway.agent.cli.render import emit
     from spliceway.agent.cli.splices import SOCK_COLUMNS, chosen, sock_rows
@@ -57,6 +58,10 @@ def socks(
         return
     found = look()
     emit(found, output, SOCK_COLUMNS, sock_rows(found))
+    if not found and output is Output.TABLE:
+        sys.stdout.flush()
+        such = " like this" if wanted or state or reason else ""
+        typer.echo(f"no redirected connection{such} is open now; `{program()} sock summary` has those before", err=True)
 
 
 def summary(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:
@@ -72,6 +77,7 @@ def summary(output: OutputOption = Output.TABLE, socket: SocketOption = None) ->
 
 def _watch(look: Callable[[], list[Json]], interval: float, count: int, output: Output) -> None:
     from spliceway.agent.cli.splices import with_rates
+    from spliceway.agent.jsonable import time_shown
 
     before: list[Json] = []
     at = 0.0
@@ -82,7 +88,7 @@ def _watch(look: Callable[[], list[Json]], interval: float, count: int, output: 
             found = look()
             rated = with_rates(found, before, now - at)
             if output is Output.JSON:
-                sys.stdout.write(msgspec.json.encode({"time": time.time(), "socks": rated}).decode() + "\n")
+                sys.stdout.write(msgspec.json.encode({"time": time_shown(time.time()), "socks": rated}).decode() + "\n")
             else:
                 _show(rated)
             sys.stdout.flush()

@@ -12,10 +12,11 @@ from spliceway.agent.printable import printable
 Json = dict[str, Any]
 
 SOCK_COLUMNS = (
-    "POD", "ADDRESS", "PEER", "LEG", "STATE", "WHY", "TO PROXY", "MESSAGES", "FROM PROXY", "MESSAGES",
+    "POD", "ADDRESS", "PEER", "LEG", "STATE", "WHY", "TO PROXY", "MESSAGES TO", "FROM PROXY", "MESSAGES FROM",
     "UNREAD", "AGE S", "RULE SET",
 )  # fmt: skip
 WATCH_COLUMNS = ("POD", "ADDRESS", "PEER", "LEG", "STATE", "WHY", "TO PROXY/S", "FROM PROXY/S", "UNREAD", "AGE S")
+_BY_TCP = "tcp-only"
 _UNITS = ("B", "KiB", "MiB", "GiB")
 
 
@@ -122,47 +123,46 @@ def chosen(socks: Iterable[Json], *, pod: str | None, state: str | None, reason:
 
 
 def sock_rows(socks: Iterable[Json]) -> Iterator[tuple[Any, ...]]:
-    """Rows of `spliceway sock list`, under SOCK_COLUMNS."""
+    """Rows of `spliceway sock list`, under SOCK_COLUMNS.
+
+    None where nothing is counted: in a connection that never was spliced.
+    """
     for sock in socks:
+        sums = (sock["toProxyBytes"], sock["toProxyMessages"], sock["fromProxyBytes"], sock["fromProxyMessages"])
         yield (
             *_who(sock),
-            sock["toProxyBytes"],
-            sock["toProxyMessages"],
-            sock["fromProxyBytes"],
-            sock["fromProxyMessages"],
-            sock["toProxyUnread"] + sock["fromProxyUnread"],
+            *((None,) * len(sums) if _never_spliced(sock) else sums),
+            _unread(sock),
             sock["ageSeconds"],
             sock["ruleSetName"],
         )
 
 
 def with_rates(socks: Iterable[Json], before: Iterable[Json], seconds: float) -> list[Json]:
-    """The same with bytes a second since `before`, `seconds` ago; None for one that was not there. Busiest first."""
+    """The same with bytes a second since `before`, `seconds` ago; busiest first.
+
+    None for one that was not there, and for one that goes by TCP, where nothing is counted; those come last.
+    """
     old = {_tuple(sock): sock for sock in before}
     rated = []
     for sock in socks:
         rates: dict[str, float | None] = {}
         was = old.get(_tuple(sock))
         # Ports are used again: a connection only ever gets older.
-        same = was is not None and was["ageSeconds"] <= sock["ageSeconds"]
+        if was is not None and (was["ageSeconds"] > sock["ageSeconds"] or sock["state"] == _BY_TCP):
+            was = None
         for way in ("toProxy", "fromProxy"):
-            more = sock[f"{way}Bytes"] - was[f"{way}Bytes"] if was is not None and same else None
+            more = None if was is None else sock[f"{way}Bytes"] - was[f"{way}Bytes"]
             rates[f"{way}BytesPerSecond"] = None if more is None else round(more / seconds, 1)
         rated.append({**sock, **rates})
-    return sorted(rated, key=_rate, reverse=True)
+    return sorted(rated, key=lambda sock: (sock["toProxyBytesPerSecond"] is None, -_rate(sock)))
 
 
 def watch_rows(rated: Iterable[Json]) -> Iterator[tuple[Any, ...]]:
     """Rows of `spliceway sock list --watch`, under WATCH_COLUMNS."""
     for sock in rated:
-        to_proxy, from_proxy = sock["toProxyBytesPerSecond"], sock["fromProxyBytesPerSecond"]
-        yield (
-            *_who(sock),
-            None if to_proxy is None else size(to_proxy),
-            None if from_proxy is None else size(from_proxy),
-            size(sock["toProxyUnread"] + sock["fromProxyUnread"]),
-            sock["ageSeconds"],
-        )
+        measured = (sock["toProxyBytesPerSecond"], sock["fromProxyBytesPerSecond"], _unread(sock))
+        yield (*_who(sock), *(None if value is None else size(value) for value in measured), sock["ageSeconds"])
 
 
 def totals_line(rated: Iterable[Json]) -> str:
@@ -187,7 +187,7 @@ def counted(counters: Json, socks: Iterable[Json]) -> list[Json]:
 
 
 def _count(state: str, reason: str, total: int, now: Counter[tuple[str, str]]) -> Json:
-    listed = "tcp-only" if state == "left" else state  # `sock list` tells both by TCP, with the reason
+    listed = _BY_TCP if state == "left" else state  # `sock list` tells both by TCP, with the reason
     there = sum(count for (its_state, why), count in now.items() if its_state == listed and reason in ("", why))
     return {"state": state, "reason": reason, "total": total, "now": there}
 
@@ -201,6 +201,17 @@ def _who(sock: Json) -> tuple[str, ...]:
         sock["state"],
         sock["why"],
     )
+
+
+def _never_spliced(sock: Json) -> bool:
+    """Whether all of it goes by TCP, where nothing is counted."""
+    return bool(sock["state"] == _BY_TCP and by_kind({sock["why"]: 1})[0])
+
+
+def _unread(sock: Json) -> int | None:
+    """Spliced bytes that wait for both readers; None where none can come any more, and none is left."""
+    waiting: int = sock["toProxyUnread"] + sock["fromProxyUnread"]
+    return None if sock["state"] == _BY_TCP and not waiting else waiting
 
 
 def _tuple(sock: Json) -> tuple[Any, ...]:
