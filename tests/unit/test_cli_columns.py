@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spliceway.agent.cli.columns import Layout, fit, fold
-from spliceway.agent.cli.render import styled
+from spliceway.agent.cli.render import styled, table
 
 COLUMNS = ("ENDPOINT", "IDENTITY", "INTERFACE", "ADDRESSES", "LABELS")
 ROWS = [
@@ -41,6 +41,23 @@ def test_without_a_header_the_last_column_is_folded() -> None:
 
 def test_no_rows() -> None:
     assert [line.plain for line in styled(COLUMNS, [], 80)] == ["ENDPOINT  IDENTITY  INTERFACE  ADDRESSES  LABELS"]
+
+
+def test_in_a_pipe_one_long_cell_widens_no_other_row(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [["bpffs", "x" * 300, "mount it"], ["libbpf", "ok", ""]]
+    table(("CHECK", "FOUND", "TO DO"), rows)
+    assert capsys.readouterr().out.splitlines() == [
+        f"CHECK   FOUND{' ' * 59}  TO DO",
+        f"bpffs   {'x' * 300}  mount it",
+        f"libbpf  ok{' ' * 62}  -",
+    ]
+    monkeypatch.setenv("COLUMNS", "70")
+    table(("CHECK", "FOUND", "TO DO"), rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) == 70
+    assert "".join(lines).count("x") == 300
 
 
 @pytest.mark.parametrize(

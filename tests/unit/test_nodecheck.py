@@ -136,6 +136,9 @@ def test_the_gate_tells_faults_and_what_declared_fixes_do() -> None:
     found = list(kernel.judge_gate(old, ()))
     assert Status.WARN in {check.status for check in found}
     texts_of(*found)
+    told = [check for check in found if "nothing is switched off" in check.found]
+    assert told
+    assert all(check.to_do.startswith("nothing that you must do") for check in told)
     with pytest.raises(ValueError, match="no fix that the kernel gate knows"):
         list(kernel.judge_gate(old, ("abcdefabcdef",)))
 
@@ -195,7 +198,7 @@ KUBE = "*nat\n:KUBE-SERVICES - [0:0]\n-A KUBE-MARK-MASQ -j MARK --set-xmark 0x40
         (Rules([], "table ip kube-proxy {\n}\n"), [], "mode nftables"),
         (Rules([""], ""), ["cilium_host"], "Cilium"),
         (Rules([""], ""), ["eth0"], "none of its rules on this node"),
-        (Rules([], "", ["nft is not installed"]), [], "nft is not installed"),
+        (Rules([], "", ["nft is not installed"]), [], "can't be read"),
     ],
 )
 def test_kube_proxy_mode(rules: Rules, devices: list[str], words: str) -> None:

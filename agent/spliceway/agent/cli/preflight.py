@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spliceway.agent.cli.common import Output, OutputOption
+
+if TYPE_CHECKING:
+    from spliceway.agent.nodecheck.model import Report
 
 
 def preflight(
@@ -37,9 +40,16 @@ def preflight(
     rows = ((check.status, check.name, check.found, check.to_do) for check in report.checks)
     emit(plain(report), output, ("STATUS", "CHECK", "FOUND", "TO DO"), rows)
     if output is Output.TABLE:
-        sums = ((len(report.failed), "failed"), (len(report.warned), "to look at"))
-        counted = [f"{count} {word}" for count, word in sums if count]
         sys.stdout.flush()
-        typer.echo(f"{len(report.checks)} results, {', '.join(counted) or 'nothing to complain of'}", err=True)
+        typer.echo(verdict(report), err=True)
     if report.failed:
         raise typer.Exit(1)
+
+
+def verdict(report: Report) -> str:
+    """The last line, which counts the rows of the table: «33 results: 3 fail, 1 warn»."""
+    from spliceway.agent.nodecheck.model import Status
+
+    statuses = [check.status for check in report.checks]
+    counted = [f"{statuses.count(status)} {status}" for status in (Status.FAIL, Status.WARN) if status in statuses]
+    return f"{len(statuses)} results: {', '.join(counted) or 'nothing to complain of'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,9 @@ from spliceway.agent.printable import one_line
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+#: In a pipe, a cell that is longer than this moves those behind it in its own row only.
+_PADDED = 64
 
 
 def emit_json(value: Any) -> None:
@@ -42,13 +46,16 @@ def emit(value: Any, output: Output, columns: Sequence[str], rows: Iterable[Sequ
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table: folded to the width of a terminal, or a line for each row into a pipe. No columns: no header."""
+    """Print a table: folded to the width of a terminal (or COLUMNS), or a line for each row into a pipe.
+
+    No columns: no header.
+    """
     cells = [[cell(value) for value in row] for row in rows]
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit():
         _print_rich(columns, cells)
         return
     lines = [list(columns), *cells] if columns else cells
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [min(max(map(len, column)), _PADDED) for column in zip(*lines, strict=True)]
     for line in lines:
         sys.stdout.write("  ".join(map(str.ljust, line, widths)).rstrip() + "\n")
 

@@ -55,10 +55,10 @@ def judge_gate(running: gate.KernelRelease, fixes: tuple[str, ...]) -> Iterator[
     findings = gate.judge(running, fixes)
     hits = [finding for finding in findings if finding.state is gate.State.AFFECTED]
     for finding in hits:
-        todo = "boot a kernel with the fix, or declare it in splice.kernelFixes if this one has it"
         if finding.off is Scope.TOLD:
-            yield info("kernel-gate", finding.sentence, todo)
+            yield info("kernel-gate", finding.sentence, "nothing that you must do; a newer kernel has the fix")
         else:
+            todo = "boot a kernel with the fix, or declare it in splice.kernelFixes if this one has it"
             yield warn("kernel-gate", finding.sentence, todo)
     if not hits:
         yield ok("kernel-gate", f"none of {len(findings)} known faults")
@@ -114,8 +114,9 @@ def self_test(target: Target) -> Iterator[Check]:
             yield info(name, told, "nothing: it does not count against splicing")
         elif check.result is Result.KNOWN:
             yield info(name, told, 'pods that need it opt out: annotation spliceway.io/splice: "false"')
-    good = sum(check.result is Result.OK for check in found.checks)
-    yield ok(name, f"{good} of {len(found.checks)} checks are ok, in {found.seconds:.1f} s")
+    results = [check.result for check in found.checks]
+    told = ", ".join(f"{results.count(result)} {result.value}" for result in Result if result in results)
+    yield ok(name, f"{told}, in {found.seconds:.1f} s")
 
 
 def _config_text() -> str:

@@ -89,7 +89,7 @@ def judge_kube_proxy(found: Rules, devices: Sequence[str]) -> Check:
     if any("CILIUM" in text for text in found.iptables) or "cilium_host" in devices:
         return info(name, "none of its rules; Cilium may do Services itself")
     if found.unread and not found.iptables:
-        return skipped(name, "; ".join(found.unread))
+        return skipped(name, "the rules of iptables can't be read", "see `marks`, which says why")
     return info(name, "none of its rules on this node", "nothing, unless pods use Services")
 
 

@@ -24,12 +24,18 @@ _SYS_ADMIN = 1 << 21
 _FILES = 65_536
 
 
+def user(_target: Target) -> Iterator[Check]:
+    """Root, or most of what follows can't be looked at."""
+    uid = os.geteuid()
+    if uid:
+        yield fail("user", f"user id {uid}: much of this node can't be looked at", "run it, and the agent, as root")
+    else:
+        yield ok("user", "root")
+
+
 def capabilities(_target: Target) -> Iterator[Check]:
     """Each capability that is needed, and for what."""
-    mask = texts.capabilities(text(Path("/proc/self/status")))
-    if os.geteuid() != 0:
-        yield fail("capabilities", f"user id {os.geteuid()}", "run it, and the agent, as root")
-    yield from judge_capabilities(mask)
+    yield from judge_capabilities(texts.capabilities(text(Path("/proc/self/status"))))
 
 
 def judge_capabilities(mask: int) -> Iterator[Check]:

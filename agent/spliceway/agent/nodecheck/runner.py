@@ -16,6 +16,7 @@ from spliceway.bpf.types import DatapathSettings
 
 #: Name → check. The name is that of its first result.
 CHECKS: dict[str, Callable[[Target], Iterator[Check]]] = {
+    "user": rights.user,
     "agent": rights.agent_runs,
     "kernel-release": kernel.release,
     "kernel-config": kernel.config,

@@ -10,6 +10,9 @@ from spliceway.agent.nodecheck.model import Check, Target, info, ok, skipped, wa
 from spliceway.agent.nodecheck.reading import Unreadable, sysctl, text
 
 _LISTENERS = "proxy.listenerPorts"
+#: These may be there in the machine's first network namespace only.
+_OF_THE_MACHINE = frozenset({"tcp_mem", "rmem_max", "default_qdisc"})
+_ELSEWHERE = "nothing, where nodes are namespaces of one machine: look at it in the machine's own (nsenter -t 1 --net)"
 
 
 def tcp(target: Target) -> Iterator[Check]:
@@ -25,7 +28,7 @@ def tcp(target: Target) -> Iterator[Check]:
         try:
             yield judge(sysctl(path))
         except Unreadable as error:
-            yield skipped(name.replace("_", "-"), str(error))
+            yield skipped(name.replace("_", "-"), str(error), _ELSEWHERE if name in _OF_THE_MACHINE else "")
     try:
         yield judge_ports(sysctl("net/ipv4/ip_local_port_range"), target.settings.listener_ports)
     except Unreadable as error:
