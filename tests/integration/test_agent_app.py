@@ -350,7 +350,7 @@ def test_every_command(tmp_path: Path) -> None:
         assert "default/client(10.240.1.10:40000) -> default/server(10.240.1.11:81) TCP deny default-deny" in (
             await site.cli("flows")
         )
-        assert "splice: off (after a restart of the agent: auto)" in await site.cli("splice", "off")
+        assert "stay as they are (after a restart of the agent: auto)\n" in await site.cli("splice", "off")
         assert site.datapath.splice == SpliceClasses(clients=False, servers=False, wanted=False)
         assert "no mode 'fast'" in await site.cli("splice", "fast", status=2)
         for command in (

@@ -107,7 +107,7 @@ def test_kept_node_can_be_entered_and_taken_down() -> None:
     done = spliceway("demo", "--quick", "--keep")
     run = run_id(done.stderr)
     try:
-        assert f"spliceway testbed exec --run {run} frontend -- curl" in done.stdout
+        assert f" testbed exec --run {run} frontend -- curl" in done.stdout
         curl = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5"]
         for path, status in (("articles/1", "200"), ("private", "403")):
             entered = spliceway("testbed", "exec", "--run", run, "frontend", "--", *curl, f"http://10.240.1.13/{path}")

@@ -79,9 +79,11 @@ def test_no_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common, "TESTBEDS", tmp_path / "testbeds")
     status, _output, errors = invoke("status")
     assert status == 1
-    assert re.match(r"spliceway: no agent at .*agent.sock: is it running\? --socket or SPLICEWAY_SOCKET", errors)
+    assert re.match(
+        r"spliceway: no agent at .*agent.sock: is it running, or still starting\? --socket or SPLICEWAY_SOCKET", errors
+    )
     status, _output, errors = invoke("endpoint", "list", "--socket", str(tmp_path / "x"))
-    assert (status, errors) == (1, f"spliceway: no agent at {tmp_path}/x: is it running?\n")
+    assert (status, errors) == (1, f"spliceway: no agent at {tmp_path}/x: is it running, or still starting?\n")
 
 
 def test_status_waits_for_an_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ def test_what_is_kept_is_found_again_and_private(tmp_path: Path) -> None:
     path = _file(tmp_path / "a" / "programs")
     assert progcache.load(path.parent, "k") == _compiled("k")
     assert progcache.load(path.parent, "other") is None
+    assert [progcache.holds(path.parent, key) for key in ("k", "other")] == [True, False]
     assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
 
 

@@ -53,6 +53,8 @@ _log = structlog.get_logger(__name__)
 
 async def load(request: LoadRequest) -> LoadReply:
     """Run the loader as a child. Raises LoadError with the compiler's or verifier's last words."""
+    if not request.cache or not progcache.holds(Path(request.cache), progcache.key(request.defines)):
+        _log.info("compiling the kernel programs", takes="10 to 60 seconds", kept_in=request.cache or "no directory")
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

@@ -85,6 +85,11 @@ def key(defines: Mapping[str, str]) -> str:
     return hashlib.sha256(msgspec.json.encode(about)).hexdigest()[:32]
 
 
+def holds(directory: Path, wanted: str) -> bool:
+    """Whether there is a file for this key: then the compiler has nothing to do, unless that file does not serve."""
+    return _path(directory, wanted).exists()
+
+
 def load(directory: Path, wanted: str) -> Compiled | None:
     """What is kept under this key; None when nothing is. Raises OSError and DamagedError: it must not be used."""
     path = _path(directory, wanted)

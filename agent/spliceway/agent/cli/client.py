@@ -64,11 +64,12 @@ class AgentClient:
             connection.request(method, target, body, {"Connection": "close"})
             answer = connection.getresponse()
         except FileNotFoundError as error:
-            raise NoAgentError(f"no agent at {self.path}: is it running?") from error
+            raise NoAgentError(f"no agent at {self.path}: is it running, or still starting?") from error
         except PermissionError as error:
             raise ClientError(f"{self.path}: permission denied (the socket belongs to root)") from error
         except ConnectionRefusedError as error:
-            raise NoAgentError(f"nobody listens at {self.path}: the agent has ended") from error
+            text = f"nobody listens at {self.path}: the agent has ended; what it put into force stays so"
+            raise NoAgentError(text) from error
         except (OSError, http.client.HTTPException) as error:
             raise NoAgentError(f"the agent at {self.path} did not answer: {error}") from error
         if answer.status != 200:

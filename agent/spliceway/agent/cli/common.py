@@ -92,7 +92,8 @@ def agent_client(socket: Path | None) -> AgentClient:
     if found:
         listed = ", ".join(map(str, found))
         raise ClientError(f"several testbed nodes have an agent; choose one with --socket: {listed}")
-    raise NoAgentError(f"no agent at {DEFAULT_SOCKET}: is it running? --socket or SPLICEWAY_SOCKET name another")
+    where = "--socket or SPLICEWAY_SOCKET name another"
+    raise NoAgentError(f"no agent at {DEFAULT_SOCKET}: is it running, or still starting? {where}")
 
 
 def testbed_sockets() -> list[Path]:

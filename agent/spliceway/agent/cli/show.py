@@ -238,7 +238,7 @@ def splice(
 
     found = agent_client(socket).put("splice", {"mode": mode})
     after = "" if found["mode"] == found["configured"] else f" (after a restart of the agent: {found['configured']})"
-    typer.echo(f"splice: {found['mode']}{after}")
+    typer.echo(f"splice: {found['mode']} for new connections, those that are open stay as they are{after}")
     for note in splice_notes(found):
         typer.echo(note)
 

@@ -18,17 +18,17 @@ def summary(status: Json) -> list[tuple[str, str]]:
     policy, datapath, proxy, splice = status["policy"], status["datapath"], status["proxy"], status["splice"]
     source = status["source"]
     attached = ", ".join(datapath["attached"]) or "nothing"
-    listeners = f"{len(proxy['listeners'])} listeners, {proxy['clients']} xDS clients, {proxy['nacks']} NACKs"
+    listeners, clients = _many(len(proxy["listeners"]), "listener"), _many(proxy["clients"], "xDS client")
     return [
         ("node", f"{status['node']} (agent pid {status['pid']}, up {_duration(time.time() - status['started'])})"),
         (
             "source",
-            f"{source['directory']}: {source['files']} files, {source['objects']} objects",
+            f"{source['directory']}: {_many(source['files'], 'file')}, {_many(source['objects'], 'object')}",
         ),
         (
             "policy",
             f"revision {policy['revision']} in force{held_up(status)}, "
-            f"{policy['rows']} rows, {policy['ruleSets']} rule sets",
+            f"{_many(policy['rows'], 'row')}, {_many(policy['ruleSets'], 'rule set')}",
         ),
         ("enforcement", _enforcement(status["enforcement"])),
         (
@@ -38,7 +38,7 @@ def summary(status: Json) -> list[tuple[str, str]]:
         ),
         (
             "proxy",
-            f"{_process(proxy)}: {listeners}",
+            f"{_process(proxy)}: {listeners}, {clients}, {_many(proxy['nacks'], 'NACK')}",
         ),
         ("ports", _ports(proxy["ports"])),
         ("splice", splice_line(splice)),
@@ -53,7 +53,7 @@ def _process(proxy: Json) -> str:
     process = proxy.get("process") or {}
     if not process.get("running"):
         return str(proxy["kind"])
-    text = f"{proxy['kind']} {process['version']}, {process['workers']} worker{'' if process['workers'] == 1 else 's'}"
+    text = f"{proxy['kind']} {process['version']}, {_many(process['workers'], 'worker')}"
     if replaced := process.get("workerRestarts"):
         text += f" ({replaced} replaced)"
     for old in process.get("draining", ()):
@@ -66,7 +66,7 @@ def _ports(use: Json) -> str:
     most = f"; most: {use['most']} ({use['client']} -> {use['server']})" if use["most"] else ""
     return (
         f"{use['ports']} for a client and a server{most}; "
-        f"{use['open']} connections to servers, {use['timeWait']} in TIME_WAIT"
+        f"{_many(use['open'], 'connection')} to servers, {use['timeWait']} in TIME_WAIT"
     )
 
 
@@ -150,9 +150,7 @@ def held_up(status: Json) -> str:
     refused = states.count("refused")
     waiting = len(states) - refused  # also those whose port is taken: they move to another one
     found = [
-        f"{count} rule {'set' if count == 1 else 'sets'} {state}"
-        for count, state in ((refused, "refused"), (waiting, "waiting"))
-        if count
+        f"{_many(count, 'rule set')} {state}" for count, state in ((refused, "refused"), (waiting, "waiting")) if count
     ]
     return f" ({', '.join(found)})" if found else ""
 
@@ -205,7 +203,7 @@ def audit_rows(summary: Json) -> Iterator[tuple[Any, ...]]:
 
 def audit_notes(summary: Json) -> list[str]:
     """What the table of `spliceway policy audit` can't show, one sentence each."""
-    found = [f"{summary['records']} records since {summary['since']}"]
+    found = [f"{_many(summary['records'], 'record')} since {summary['since']}"]
     if summary["uncounted"]:
         found.append(f"! {summary['uncounted']} more records of other pairs: too many to keep apart")
     found += [
@@ -273,6 +271,11 @@ def _identity(identity: Json, *, derived: bool = False) -> str:
 def _refusal(item: Json) -> str:
     text = ": ".join(part for part in (item["file"], item["document"], item["field"], item["reason"]) if part)
     return f"{text} (the last good version stays in force)" if item["kept"] else text
+
+
+def _many(count: int, noun: str) -> str:
+    """«1 rule set», «2 rule sets»."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ import typer
 
 from spliceway.agent.bench.interrupts import exit_interrupted, interruptible
 from spliceway.agent.bench.progress import progress
+from spliceway.agent.cli.common import program
 from spliceway.agent.configsections import ProxyKind
 
 app = typer.Typer(name="demo", pretty_exceptions_enable=False, add_completion=False)
@@ -40,14 +41,15 @@ def demo(
     else:
         report.print_tables(result.rows, result.samples)
     if result.kept:
-        typer.echo(_HOW_TO_ENTER.format(run=result.kept, policies=result.policies), err=output == "json")
+        how = _HOW_TO_ENTER.format(program=program(), run=result.kept, policies=result.policies)
+        typer.echo(how, err=output == "json")
     if not all(row.ok for row in result.rows):
         raise typer.Exit(1)
 
 
 _HOW_TO_ENTER = """
 The node is still running (testbed {run}):
-  spliceway testbed exec --run {run} frontend -- curl -i http://10.240.1.13/articles/1
-  spliceway status        also: flows --follow, sock list, policy get, xds dump
+  {program} testbed exec --run {run} frontend -- curl -i http://10.240.1.13/articles/1
+  {program} status        also: flows --follow, sock list, policy get, xds dump
   edit the policies in    {policies}
-  spliceway testbed down {run}"""
+  {program} testbed down {run}"""

@@ -16,7 +16,7 @@ from spliceway.agent.demo.judge import Row, judge, rule_on
 from spliceway.agent.demo.plan import Chapter, examples, load_chapters
 from spliceway.agent.demo.speed import measure_speed
 from spliceway.agent.envoyprocess import find_envoy
-from spliceway.agent.testbed.agentprocess import AgentProcess, start_agent
+from spliceway.agent.testbed.agentprocess import AgentProcess, start_agent, takes_long
 from spliceway.agent.testbed.node import Node
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.policy.documents import load_documents
@@ -42,7 +42,7 @@ def run_demo(proxy: ProxyKind, *, quick: bool, keep: bool, say: Say) -> DemoResu
         find_envoy()
     say("building a virtual node with four pods, and two hosts outside of it")
     with Testbed.up(manifests, policies=[policies]) as testbed:
-        say(f"starting the agent and the proxy ({proxy}) on it (testbed {testbed.run_id}); policies come into force")
+        say(f"starting the agent and the proxy ({proxy}) on it (testbed {testbed.run_id}){takes_long()}")
         agent = start_agent(testbed.node, {"proxy": {"kind": proxy, "workers": 1}})
         try:
             result = _try(testbed, agent, proxy, chapters, quick=quick, say=say)

@@ -65,6 +65,12 @@ def start_agent(
     return agent
 
 
+def takes_long() -> str:
+    """What to tell while an agent starts that no node has had before; empty when its programs are compiled."""
+    kept = any(PROGRAMS.glob("*.programs"))
+    return "" if kept else "; the first time its kernel programs are compiled, which takes up to a minute"
+
+
 class AgentProcess:
     """A running agent. `config`, `log` and `socket` (admin) are paths."""
 

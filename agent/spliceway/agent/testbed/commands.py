@@ -14,7 +14,7 @@ from spliceway.agent.cli.common import program
 from spliceway.agent.cli.summary import refusals
 from spliceway.agent.configsections import ProxyKind
 from spliceway.agent.testbed import manifests, processes, runs
-from spliceway.agent.testbed.agentprocess import merged, start_agent
+from spliceway.agent.testbed.agentprocess import merged, start_agent, takes_long
 from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.hints import hints
 from spliceway.agent.testbed.node import NodeInfo, Pod, find_pod
@@ -85,6 +85,7 @@ def up(
     refused: dict[str, None] = {}  # in order, each once: all nodes read the same policies
     try:
         for node in testbed.nodes if agent else ():
+            typer.echo(f"starting the agent on {node.info.name}{takes_long()}", err=True)
             refused |= dict.fromkeys(refusals(start_agent(node, overrides).client.get("status")))
         testbed.keep()
     except BaseException:
