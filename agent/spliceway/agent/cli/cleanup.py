@@ -52,7 +52,7 @@ def cleanup(
             typer.echo(f"There is {item.kind} {item.what}")
         raise StateError("only root can see all that agents left, and nothing was removed: run it as root")
     wanted = [item for item in found if state or item.kind != "state"]
-    if wanted and not yes and not _agrees(wanted, output):
+    if wanted and not yes and not _agrees(wanted, settings, output, force=force):
         if output is Output.JSON:
             emit_json(plain(Cleaned(tuple(found), (), tuple(found))))
         raise typer.Exit(1)
@@ -64,6 +64,7 @@ def cleanup(
         typer.echo(f"Removed {item.kind} {item.what}")
     if not done.removed:
         typer.echo("Nothing to remove.")
+        typer.echo(_where(settings), err=True)
     for item in done.kept:
         why = "--state removes it, too" if item.kind == "state" else "others use it"
         typer.echo(f"Kept {item.kind} {item.what} ({why})")
@@ -82,12 +83,24 @@ def _settings(config: Config | None, bpffs: Path | None, state_dir: Path | None)
     )
 
 
-def _agrees(found: Sequence[Item], output: Output) -> bool:
-    """Ask, where somebody is there to answer."""
-    asks = output is Output.TABLE and sys.stdin.isatty()
+def _where(settings: DatapathSettings) -> str:
+    """Where agents were looked for: one that had other places is not found."""
+    return (
+        f"looked at {settings.bpffs}/spliceway, {settings.state_dir}, interfaces and rules of this network namespace; "
+        "--config, --bpffs and --state-dir name other places"
+    )
+
+
+def _agrees(found: Sequence[Item], settings: DatapathSettings, output: Output, *, force: bool) -> bool:
+    """Ask, where somebody is there to answer, and where it would be done."""
+    from spliceway.bpf.leftovers import runs
+
     for item in found if output is Output.TABLE else ():
         typer.echo(f"Would remove {item.kind} {item.what}")
-    if asks:
+    if not force and runs(settings.bpffs):
+        typer.echo("spliceway: nothing was removed: an agent runs; stop it first, or say --yes --force", err=True)
+        return False
+    if output is Output.TABLE and sys.stdin.isatty():
         return typer.confirm("Remove all this?")
     typer.echo("spliceway: nothing was removed: say --yes", err=True)
     return False
