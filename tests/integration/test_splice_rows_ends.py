@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from spliceway.bpf import abi
+from spliceway.bpf.addresses import unpack_address
 from spliceway.bpf.types import Leg, SpliceLimits, SpliceState
 from support.splicebed import PATIENCE, Pair, SpliceBed, until
 from support.spliceread import Drained, drain, exactly, numbered, reset
@@ -127,7 +128,7 @@ def forget(bed: SpliceBed, pair: Pair, *, altogether: bool) -> None:
     found = 0
     for key, raw in list(conntrack.items()):
         end = abi.CtKey.from_buffer_copy(key)
-        if socket.ntohs(end.local_port) == pair.port and abi.unpack_address(bytes(end.local.w)) == pair.address:
+        if socket.ntohs(end.local_port) == pair.port and unpack_address(bytes(end.local.w)) == pair.address:
             found += 1
             value = abi.CtValue.from_buffer_copy(raw)
             value.seen = max(1, time.monotonic_ns() - _LONG_AGO)

@@ -17,6 +17,8 @@ import pytest
 from spliceway.bpf import abi
 from spliceway.bpf.source import PROGRAMS, ROOT, STUBS, flatten
 from spliceway.bpf.types import Hook, Leg, SpliceState
+from spliceway.policy import numbering
+from spliceway.policy.entity import Reserved
 from spliceway.policy.verdict import Direction, Reason, Verdict
 from spliceway.proxy.relay import sockets
 from support.ownmounts import in_own_mounts
@@ -50,9 +52,9 @@ _CONSTANTS = {
     "ENFORCE_INGRESS": abi.Enforce.INGRESS,
     "ENFORCE_EGRESS": abi.Enforce.EGRESS,
     "ENFORCE_READY": abi.Enforce.READY,
-    "IDENTITY_HOST": abi.IDENTITY_HOST,
-    "FIRST_HOST_VARIANT": abi.FIRST_HOST_VARIANT,
-    "LAST_HOST_VARIANT": abi.LAST_HOST_VARIANT,
+    "IDENTITY_HOST": Reserved.HOST,
+    "FIRST_HOST_VARIANT": numbering.FIRST_HOST_VARIANT,
+    "LAST_HOST_VARIANT": numbering.LAST_HOST_VARIANT,
     "CT_CLIENT": abi.CtFlag.CLIENT,
     "CT_FIN_OUT": abi.CtFlag.FIN_OUT,
     "CT_FIN_IN": abi.CtFlag.FIN_IN,

@@ -1,8 +1,7 @@
 """Python mirror of `c/abi.h`: the layout of every map key, map value and event.
 
 Keep the two in step; `tests/kernel/test_abi.py` compares every offset, size and enumerator with what the compiler
-makes of the header. Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d; ports are in network order unless a field says
-otherwise.
+makes of the header. Addresses are as in `addresses.py`; ports are in network order unless a field says otherwise.
 """
 
 from __future__ import annotations
@@ -10,15 +9,11 @@ from __future__ import annotations
 import ctypes
 from ctypes import c_int64, c_uint8, c_uint16, c_uint32, c_uint64
 from enum import IntEnum, IntFlag
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 ABI_VERSION = 3
 REASON_SLOTS = 128
 VERDICTS = 4
 HOOKS = 5
-IDENTITY_HOST = 1
-FIRST_HOST_VARIANT = 64
-LAST_HOST_VARIANT = 127
 RULE_SET_AUDIT = 0x4000_0000
 POLICY_PREFIX_ANY = 72
 POLICY_PREFIX_PROTOCOL = 80
@@ -26,7 +21,6 @@ UNREAD_FLOOR = 81920
 MESSAGE_COST = 33792
 SOCKOPT_LEVEL = 0x5317
 SOCKOPT_ROOM = 1
-MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
 class ConfigFlag(IntFlag):
@@ -400,32 +394,3 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "sock_tag": SockTag,
     "splice_counters": SpliceCounters,
 }
-
-
-def is_host(identity: int) -> bool:
-    """Whether an identity is the node itself: 1, or the host with further labels."""
-    return identity == IDENTITY_HOST or FIRST_HOST_VARIANT <= identity <= LAST_HOST_VARIANT
-
-
-def pack_address(address: IPv4Address | IPv6Address) -> bytes:
-    """16 bytes in network order; IPv4 as ::ffff:a.b.c.d."""
-    return MAPPED + address.packed if address.version == 4 else address.packed
-
-
-def unpack_address(packed: bytes) -> IPv4Address | IPv6Address:
-    """The inverse of `pack_address`."""
-    return IPv4Address(packed[12:]) if packed.startswith(MAPPED) else IPv6Address(packed)
-
-
-def pack_prefix(network: IPv4Network | IPv6Network) -> bytes:
-    """`struct ipcache_key` of a prefix: IPv4 prefixes lie below ::ffff:0:0/96."""
-    bits = network.prefixlen + (96 if network.version == 4 else 0)
-    return bits.to_bytes(4, "little") + pack_address(network.network_address)
-
-
-def unpack_prefix(key: bytes) -> IPv4Network | IPv6Network:
-    """The inverse of `pack_prefix`."""
-    bits, address = int.from_bytes(key[:4], "little"), unpack_address(key[4:20])
-    if address.version == 4 and bits >= 96:
-        return IPv4Network((address.packed, bits - 96))
-    return IPv6Network((key[4:20], bits))

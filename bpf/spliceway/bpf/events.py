@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from spliceway.bpf import abi
+from spliceway.bpf.addresses import unpack_address
 from spliceway.bpf.libbpf import RingBuffer
 from spliceway.bpf.maps import Maps
 from spliceway.bpf.types import Hook, KernelFlow, Leg
@@ -24,10 +25,10 @@ def decode(record: bytes) -> KernelFlow:
         reason=Reason(e.reason),
         rule=e.rule,
         rule_set=e.rule_set,
-        source=abi.unpack_address(bytes(e.src.w)),
+        source=unpack_address(bytes(e.src.w)),
         source_port=e.sport,
         source_identity=e.src_identity,
-        destination=abi.unpack_address(bytes(e.dst.w)),
+        destination=unpack_address(bytes(e.dst.w)),
         destination_port=e.dport,
         destination_identity=e.dst_identity,
         protocol=e.protocol,

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from spliceway.bpf import abi
 from spliceway.bpf.abi import Enforce
+from spliceway.bpf.addresses import pack_address, pack_prefix
 from spliceway.bpf.types import IPAddress, LocalEndpoint
 from spliceway.policy.table import ClassKey, IPNetwork, PolicyTable, Row, RowKey, TableDelta
 from spliceway.policy.verdict import Protocol
@@ -66,7 +67,7 @@ def logical_rows(table: PolicyTable, attached: Mapping[str, Attached]) -> Logica
     local = addresses(attached)
     ipcache = {}
     for prefix, identity in table.ipcache.items():
-        key = abi.pack_prefix(prefix)
+        key = pack_prefix(prefix)
         ipcache[key] = _IDENTITY.pack(identity, local.get(key, 0))
     return LogicalRows(
         endpoints={key: value for key, value in _endpoints(table, attached).items() if value is not None},
@@ -88,7 +89,7 @@ def delta_rows(table: PolicyTable, delta: TableDelta, attached: Mapping[str, Att
             identity = table.ipcache.get(_own_prefix(address))
             edits.ipcache[_address_key(address)] = None if identity is None else _IDENTITY.pack(identity, one.ifindex)
     for prefix in delta.ipcache:
-        key = abi.pack_prefix(prefix)
+        key = pack_prefix(prefix)
         if key not in edits.ipcache:
             identity = table.ipcache.get(prefix)
             edits.ipcache[key] = None if identity is None else _IDENTITY.pack(identity, 0)
@@ -140,7 +141,7 @@ def _endpoints(table: PolicyTable, attached: Mapping[str, Attached]) -> Edits:
 
 @lru_cache(maxsize=4096)
 def _address_key(address: IPAddress) -> bytes:
-    return (128).to_bytes(4, "little") + abi.pack_address(address)
+    return (128).to_bytes(4, "little") + pack_address(address)
 
 
 @lru_cache(maxsize=4096)
@@ -225,7 +226,7 @@ def pack_endpoint(attached: Attached, slots: tuple[bytes, bytes]) -> bytes:
     value = abi.Endpoint(netns_cookie=attached.netns_cookie, unspliced=not attached.endpoint.splice)
     for address in attached.endpoint.addresses:
         field = value.v4 if address.version == 4 else value.v6
-        field.w[:] = list(abi.pack_address(address))
+        field.w[:] = list(pack_address(address))
     for i, slot in enumerate(slots):
         if slot:
             value.identity[i], value.policy[i], value.enforce[i] = _ENDPOINT.unpack(slot)

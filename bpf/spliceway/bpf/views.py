@@ -10,9 +10,9 @@ from socket import ntohs
 
 from spliceway.bpf import abi
 from spliceway.bpf.abi import CtFlag, End, Side, Why
+from spliceway.bpf.addresses import unpack_address, unpack_prefix
 from spliceway.bpf.libbpf import BpfMap, open_pin
 from spliceway.bpf.maps import LAYOUT, ZERO, Maps
-from spliceway.bpf.rows import unpack_endpoint
 from spliceway.bpf.types import CtEntry, Hook, Leg, ReasonCount, SockEntry, SpliceCounters, SpliceState
 from spliceway.policy.verdict import Direction, Protocol, Reason, Verdict
 
@@ -24,7 +24,7 @@ def conntrack(maps: Maps) -> list[CtEntry]:
     now, found = time.monotonic_ns(), []
     for raw_key, raw in maps.conntrack.items():
         key, value = abi.CtKey.from_buffer_copy(raw_key), abi.CtValue.from_buffer_copy(raw)
-        local, remote = abi.unpack_address(bytes(key.local.w)), abi.unpack_address(bytes(key.remote.w))
+        local, remote = unpack_address(bytes(key.local.w)), unpack_address(bytes(key.remote.w))
         client = bool(value.flags & CtFlag.CLIENT)
         ends = ((local, ntohs(key.local_port)), (remote, ntohs(key.remote_port)))
         if key.side == Side.NETWORK:  # kept for a host outside: the endpoint is the remote end
@@ -60,9 +60,9 @@ def socks(maps: Maps) -> list[SockEntry]:
             continue
         found.append(
             SockEntry(
-                endpoint=abi.unpack_address(bytes(key.pod.w)),
+                endpoint=unpack_address(bytes(key.pod.w)),
                 endpoint_port=ntohs(key.pod_port),
-                peer=abi.unpack_address(bytes(key.peer.w)),
+                peer=unpack_address(bytes(key.peer.w)),
                 peer_port=ntohs(key.peer_port),
                 leg=Leg(state.leg),
                 state=SpliceState(state.word),
@@ -85,7 +85,7 @@ def forget_connections(maps: Maps, own: Collection[IPAddress]) -> None:
     """Delete conntrack entries in which one of these addresses is an end."""
     for raw_key in list(maps.conntrack.keys()):
         key = abi.CtKey.from_buffer_copy(raw_key)
-        if {abi.unpack_address(bytes(key.local.w)), abi.unpack_address(bytes(key.remote.w))} & set(own):
+        if {unpack_address(bytes(key.local.w)), unpack_address(bytes(key.remote.w))} & set(own):
             maps.conntrack.delete(raw_key)
 
 
@@ -95,7 +95,7 @@ def endpoint_addresses(maps: Maps, key: bytes) -> tuple[IPAddress, ...]:
     if raw is None:
         return ()
     value = abi.Endpoint.from_buffer_copy(raw)
-    return tuple(abi.unpack_address(bytes(a.w)) for a in (value.v4, value.v6) if any(a.w))
+    return tuple(unpack_address(bytes(a.w)) for a in (value.v4, value.v6) if any(a.w))
 
 
 def listeners(maps: Maps) -> dict[int, int]:
@@ -197,14 +197,9 @@ def ipcache(maps: Maps, slot: int) -> list[dict[str, object]]:
         value = abi.IpcacheValue.from_buffer_copy(raw)
         found.append(
             {
-                "prefix": str(abi.unpack_prefix(raw_key)),
+                "prefix": str(unpack_prefix(raw_key)),
                 "identity": value.identity[slot],
                 "endpoint": value.endpoint[slot] or None,
             }
         )
     return sorted(found, key=lambda row: (":" in str(row["prefix"]), str(row["prefix"])))
-
-
-def endpoint_rows(maps: Maps, slot: int) -> dict[int, bytes]:
-    """Interface index to the live slot of its endpoint entry."""
-    return {int.from_bytes(k, "little"): unpack_endpoint(raw, slot) for k, raw in maps.endpoints.items()}
