@@ -16,16 +16,12 @@ from functools import partial
 import structlog
 
 from spliceway.agent import preflight
-from spliceway.agent.addresses import AddressBook
 from spliceway.agent.admin import admin_app, debug_app, debug_listener, metrics_app, proxy_metrics
-from spliceway.agent.audit import AuditLog
 from spliceway.agent.compiler import Compiler
 from spliceway.agent.config import Config, listen_address
 from spliceway.agent.control import ListeningPorts
 from spliceway.agent.debugapi import debug_routes
 from spliceway.agent.errors import OWN_ERRORS
-from spliceway.agent.flowlog import FlowLog
-from spliceway.agent.flows import Names, as_opened
 from spliceway.agent.intent import Intent
 from spliceway.agent.inventory import Inventory, Refusal
 from spliceway.agent.listening import HttpServer, tcp_listener, unix_listener
@@ -34,35 +30,27 @@ from spliceway.agent.ports import PortAllocator
 from spliceway.agent.portwatch import PortWatch
 from spliceway.agent.proxylink import ProxyLink
 from spliceway.agent.reconcile import Reconciler
+from spliceway.agent.recorder import Recorder
 from spliceway.agent.sides import AgentDatapath, ProxyProcess
 from spliceway.agent.sockets import listening_ports
 from spliceway.agent.sources.directory import DirectorySource
 from spliceway.agent.splicing import Evidence, Splicing
 from spliceway.agent.state import AgentState, Held, StateStore
-from spliceway.agent.verdicts import is_audit
 from spliceway.agent.views import Views
 from spliceway.agent.xdsevents import XdsEvents
 from spliceway.agent.xdsjson import clients_refused
 from spliceway.agent.xdsviews import XdsViews, xds_counts, xds_warnings
 from spliceway.bpf.types import DatapathSettings
 from spliceway.policy.numbering import Numbering
-from spliceway.policy.table import PolicyTable
-from spliceway.xds.accesslog.flow import HttpFlow, LossCounter
-from spliceway.xds.accesslog.sampling import WHOLE, Sampler
 from spliceway.xds.debug import csds
 from spliceway.xds.debug.view import ServerView
 from spliceway.xds.envoyadmin import admin_get
-from spliceway.xds.errors import AdminError
 from spliceway.xds.server.clients import NodeKey
 from spliceway.xds.server.events import XdsEvent
 from spliceway.xds.server.server import XdsServer
 
-#: How often lost access log entries are counted, in seconds.
-LOSS_INTERVAL = 5.0
 #: How often it is looked whether interfaces are still the same, in seconds.
 LINK_INTERVAL = 1.0
-#: How often the share of allowed requests in the access log is looked at, in seconds.
-SAMPLE_INTERVAL = 0.5
 #: How long the proxy may take to say what its configuration is: 10,000 resources are tens of megabytes.
 DUMP_SECONDS = 30.0
 #: How long requests to the admin API may still take when the agent ends.
@@ -96,14 +84,9 @@ class Agent:
         self._check = check
         self._listening = listening
         self._store = StateStore(config.state_dir)
-        self._flows = FlowLog(config.flows.buffer_size)
+        self._recorder = Recorder(config.flows.buffer_size)
         self._xds_events = XdsEvents()
-        self._audit = AuditLog()
-        self._pods = AddressBook()
-        self._names = Names(None, self._pods)
-        self._losses = LossCounter()
         self._port_watch = PortWatch()
-        self._sampler = Sampler()
         self._numbering = Numbering()
         self._saved: object = None
         self._leave_nothing = False
@@ -134,7 +117,7 @@ class Agent:
         self._server = XdsServer(
             preflight.xds_socket(config),
             identifier=f"spliceway {config.node_name}",
-            on_flow=self._on_http_flow,
+            on_flow=self._recorder.http,
             tcp=preflight.xds_tcp(config),
             on_event=self._on_xds_event,
             unsafe=config.xds.unsafe_envoy,
@@ -162,7 +145,7 @@ class Agent:
             listening=self._listening,
             taken_over=self._datapath.status().taken_over,
             observe=self._metrics.reconcile_duration.observe,
-            on_table=self._on_table,
+            on_table=self._recorder.use,
         )
         self._proxy.on_answer(self._reconciler.wake)
         self._server.add_services(csds.handlers(self._xds_view, self._server.tcp))
@@ -176,7 +159,7 @@ class Agent:
             admin_app(
                 views.routes(),
                 views.dumps(),
-                flows=self._flows,
+                flows=self._recorder.flows,
                 registry=self._metrics.registry,
                 splice=self._splicing,
                 resets=views.resets(),
@@ -198,10 +181,10 @@ class Agent:
                 group.create_task(self._reconciler.run(), name="reconcile")
                 group.create_task(self._supervisor.run(), name="proxy")
                 group.create_task(self._splicing.run(), name="splicing")
-                group.create_task(self._kernel_flows(), name="kernel flows")
-                group.create_task(self._count_losses(), name="losses")
+                group.create_task(self._recorder.follow(self._datapath), name="kernel flows")
+                group.create_task(self._recorder.count_losses(self._supervisor, self._server), name="losses")
                 group.create_task(self._port_watch.run(), name="ports")
-                group.create_task(self._sample(), name="access log share")
+                group.create_task(self._recorder.sample(self._supervisor, self._server), name="access log share")
                 group.create_task(self._watch_links(), name="interfaces")
                 for name, bound in listeners.items():
                     group.create_task(HttpServer(apps[name]).serve_on(bound), name=name)
@@ -212,7 +195,7 @@ class Agent:
     async def _until(self, stop: asyncio.Event, admin: HttpServer, serving: asyncio.Task[None]) -> None:
         await stop.wait()
         # Followers read what they still have, and requests are answered, before the rest ends.
-        self._flows.close()
+        self._recorder.flows.close()
         self._xds_events.close()
         admin.stop()
         await asyncio.wait({serving}, timeout=DRAIN_SECONDS)
@@ -245,7 +228,7 @@ class Agent:
 
     def _intent(self, seen: float) -> Intent:
         changes = self._inventory.changes()
-        self._pods.update(changes.items())
+        self._recorder.pods.update(changes.items())
         return Intent(changes, self._inventory.endpoints, self._inventory.held, seen)
 
     async def _watch_links(self) -> None:
@@ -259,35 +242,6 @@ class Agent:
             if moved and self._inventory.synced:
                 log.info("an endpoint's interface was made anew")
                 self._reconciler.endpoints_moved(self._intent(time.monotonic()))
-
-    async def _kernel_flows(self) -> None:
-        async for record in self._datapath.events():
-            names, ends = self._names, self._names.ends(record)
-            self._flows.publish(partial(names.kernel, record, ends))
-            if is_audit(record.verdict, record.reason) and not names.told_before(record, ends):
-                opened = as_opened(record)
-                ends = names.ends(opened)
-                self._audit.add(names.kernel(opened, ends), names.direction(opened, ends))
-
-    async def _count_losses(self) -> None:
-        while True:
-            await asyncio.sleep(LOSS_INTERVAL)
-            with contextlib.suppress(AdminError):  # the proxy is away: nothing to count
-                process, written = await self._supervisor.logs_written()
-                self._losses.observe(process, written, self._server.flows_received)
-
-    async def _sample(self) -> None:
-        told = (0, -1)
-        while True:
-            await asyncio.sleep(SAMPLE_INTERVAL)
-            share = self._sampler.observe(self._server.flows_received, SAMPLE_INTERVAL)
-            now = (self._supervisor.status().pid, share)  # a new process writes them all
-            if now != told:
-                try:
-                    await self._supervisor.log_share(share)
-                    told = now
-                except AdminError:
-                    told = (0, -1)  # the proxy is away, or starting: tell it when it is there
 
     def _to_save(self, ports: PortAllocator, held: Held) -> object:
         return self._compiler.given, ports.ports, ports.freed, held
@@ -308,15 +262,6 @@ class Agent:
             )
         )
         self._saved = now
-
-    def _on_table(self, table: PolicyTable) -> None:
-        self._names = Names(table, self._pods, self._names)
-
-    def _on_http_flow(self, record: HttpFlow) -> None:
-        names, ends = self._names, self._names.ends(record)
-        self._flows.publish(partial(names.http, record, ends))
-        if is_audit(record.verdict, record.reason):
-            self._audit.add(names.http(record, ends), "")
 
     def _on_xds_event(self, event: XdsEvent) -> None:
         self._xds_events.add(event)
@@ -347,14 +292,14 @@ class Agent:
             xds_clients=clients,
             xds_not_in_sync=late,
             lost_log_entries=self._lost()["access-log"],
-            log_share=self._sampler.share / WHOLE,
-            lost_flows=self._flows.lost,
+            log_share=self._recorder.share,
+            lost_flows=self._recorder.flows.lost,
             proxy_restarts=process.restarts,
             proxy_running=process.running,
             worker_restarts=process.worker_restarts,
             policies=policies,
             policies_in_audit=policies if self.config.enforcement == "audit" else in_audit,
-            audit_records=self._audit.total,
+            audit_records=self._recorder.audit.total,
             not_applied={state: states.count(state) for state in ("refused", "waiting")},
             port_use=self._port_watch.use,
         )
@@ -367,12 +312,12 @@ class Agent:
             datapath=self._datapath,
             proxy=self._proxy,
             supervisor=self._supervisor,
-            flows=self._flows,
-            audit=self._audit,
+            flows=self._recorder.flows,
+            audit=self._recorder.audit,
             lost=self._lost,
             refusals=self._refusals,
             refused_pairs=lambda: self._compiler.refused_pairs,
-            names=lambda: self._names,
+            names=lambda: self._recorder.names,
             splicing=self._splicing,
             xds=XdsViews(
                 self._xds_view,
@@ -406,11 +351,7 @@ class Agent:
         )
 
     def _lost(self) -> dict[str, int]:
-        """Records that never became flows, by where they got lost."""
-        return {
-            "kernel": self._datapath.status().lost_events,
-            "access-log": self._losses.lost + self._server.flows_skipped,
-        }
+        return self._recorder.lost(self._datapath, self._server)
 
     async def _let_go(self) -> None:
         if not self._leave_nothing:
