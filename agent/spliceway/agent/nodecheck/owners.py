@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from spliceway.agent.nodecheck.model import Check, Target, info, ok, skipped, wa
 from spliceway.agent.nodecheck.reading import Unreadable, directories_below, text
 from spliceway.agent.nodecheck.texts import fdinfo, mounts
 from spliceway.bpf import libbpf, loaded
-from spliceway.bpf.errors import DatapathError
+from spliceway.bpf.errors import DatapathError, KernelRefusedError
 from spliceway.bpf.loaded import LoadedMap, LoadedProgram
 from spliceway.bpf.source import PROGRAMS
 from spliceway.bpf.views import other_owner_count
@@ -151,8 +152,9 @@ def _counted(bpffs: Path) -> Iterator[Check]:
     name = "other-owner"
     try:
         count = other_owner_count(bpffs)
-    except DatapathError as error:
-        yield skipped(name, str(error))
+    except KernelRefusedError as error:
+        none = error.errno == errno.ENOENT
+        yield skipped(name, "no agent of this version has counted here yet" if none else str(error))
         return
     if count:
         yield warn(name, f"{count} connections stayed on TCP", "see cgroup-programs and sockmaps: who it is")
