@@ -29,6 +29,16 @@ def redirected(pair: Pair, *, to_pod: bool) -> int:
     return pair.known.from_proxy_bytes if to_pod else pair.known.to_proxy_bytes
 
 
+def waiting(pair: Pair, *, to_pod: bool) -> int:
+    """Bytes that were spliced in one direction and not read when that was looked at last."""
+    return pair.known.from_proxy_unread if to_pod else pair.known.to_proxy_unread
+
+
+def unread(bed: SpliceBed) -> int:
+    """Bytes of the node that are spliced and unread, after a look at every reader that was behind."""
+    return bed.node.run(bed.node.datapath.measure())
+
+
 # ---- row 5: one connection ----
 
 
@@ -103,6 +113,23 @@ def test_row_05_a_pod_that_does_not_read_may_send(bed: SpliceBed, leg: Leg) -> N
         assert exactly(pair.pod, sent) == numbered(sent)
 
 
+def test_row_05_what_comes_by_tcp_after_leaving_does_not_count(bed: SpliceBed, leg: Leg, to_pod: bool) -> None:
+    """They are charged to the same memory of the reader, and come after all that was spliced."""
+    with bed.limited(LIMITS), bed.spliced(leg) as pair:
+        writer, reader = pair.ends(to_pod=to_pod)
+        sent = pour(writer, GIB)
+        spliced = redirected(pair, to_pod=to_pod)
+        assert spliced < sent
+        assert exactly(reader, spliced - 1) == numbered(spliced - 1)
+        unread(bed)
+        assert waiting(pair, to_pod=to_pod) > 0
+        assert exactly(reader, 1) == numbered(1, spliced - 1)
+        until(lambda: memory(reader))
+        assert unread(bed) == 0
+        assert waiting(pair, to_pod=to_pod) == 0
+        assert exactly(reader, sent - spliced) == numbered(sent - spliced, spliced)
+
+
 def room(pair: Pair) -> int | None:
     """What a proxy that asks is told: bytes that may be sent to the pod now, None: as many as it likes."""
     try:
@@ -128,11 +155,6 @@ def test_row_05_a_proxy_that_asks_for_room_stays_spliced(bed: SpliceBed, leg: Le
 
 
 # ---- row 5: many connections ----
-
-
-def unread(bed: SpliceBed) -> int:
-    """Bytes of the node that are spliced and unread, after a look at every reader that was behind."""
-    return bed.node.run(bed.node.datapath.measure())
 
 
 def test_row_05_a_pod_has_a_budget_and_another_pod_does_not_notice(bed: SpliceBed, version: int) -> None:

@@ -25,6 +25,7 @@ FIELDS: dict[str, tuple[str, str]] = {
     "SOCK_WRITTEN": ("tcp_sock", "write_seq"),
     "SOCK_SHUTDOWN": ("sock", "sk_shutdown"),
     "PSOCK_REFERENCES": ("sk_psock", "refcnt"),
+    "PSOCK_MESSAGES": ("sk_psock", "ingress_msg"),
 }
 
 

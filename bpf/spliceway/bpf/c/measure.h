@@ -61,6 +61,20 @@ static __always_inline s64 unread_by(const struct splice_end *s)
 	return n;
 }
 
+// Has this socket's owner read all that was redirected to it? That waits in a list of the psock, and goes with it; what came by TCP is in
+// another queue, and is read after it. 0: not for sure.
+static __always_inline int has_read_all(const struct splice_end *s)
+{
+	u64 psock = 0, first = 0;
+
+	if (bpf_probe_read_kernel(&psock, sizeof(psock), (void *)(s->address + SOCK_USER_DATA)))
+		return 0;
+	if (!(psock & PSOCK_TAG))
+		return !psock;
+	u64 list = (psock & ~TAG_BITS) + PSOCK_MESSAGES;
+	return !bpf_probe_read_kernel(&first, sizeof(first), (void *)list) && first == list;
+}
+
 // How much may wait unread at this socket? Never more than its receive buffer: a packet that arrives while the reader holds the socket's
 // lock is dropped when there is more (tcp_add_backlog), and a RST does not come again.
 static __always_inline s64 most_unread_by(const struct splice_end *s, const struct config *cfg)

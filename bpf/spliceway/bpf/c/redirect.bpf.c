@@ -560,7 +560,7 @@ int measure_splice(struct __sk_buff *skb)
 		struct splice_way *way = &st->way[end];
 		s64 waiting = unread_by(&st->sock[!end]), before = way->unread;
 		// Once it has left, its reader's memory holds bytes that came by TCP as well.
-		if (waiting < 0)
+		if (waiting < 0 || (st->word != SPLICED && has_read_all(&st->sock[!end])))
 			waiting = 0;
 		if (st->word != SPLICED && waiting > before)
 			waiting = before;
