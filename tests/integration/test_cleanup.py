@@ -164,6 +164,35 @@ def test_what_others_attached_stays(testbed: Testbed) -> None:
             node.run_on_node(["tc", "qdisc", "del", "dev", name, "clsact"])
 
 
+def test_from_another_network_namespace(testbed: Testbed) -> None:
+    """Interfaces have the same numbers in every namespace: nothing is taken there for ours."""
+    info = testbed.node.info
+    kernel = KernelNode(testbed.node)
+    kernel.run(kernel.datapath.close())
+    kernel.loop.stop()
+    attached = traces(testbed)
+    argv = [*_CLI, "cleanup", "--bpffs", str(info.bpffs), "--state-dir", str(info.state)]
+
+    def outside(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*argv, *more], capture_output=True, text=True, timeout=60, check=False)
+
+    listed = outside()
+    assert listed.returncode == 1
+    assert {line.split()[2] for line in listed.stdout.splitlines()} == {"link", "pins"}
+    refused = outside("--yes")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "ran in another network namespace" in refused.stderr
+    assert traces(testbed) == attached
+
+    done = outside("--yes", "--force", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    assert {item["kind"] for item in json.loads(done.stdout)["removed"]} == {"link", "pins"}
+    rest = json.loads(cleanup(testbed, "--yes", "-o", "json").stdout)["removed"]
+    assert {item["kind"] for item in rest} == {"filter", "rule", "sysctl"}, rest
+    # Nobody knows whose these are any more.
+    testbed.node.run_on_node(["sh", "-c", "for one in $(ls /sys/class/net); do tc qdisc del dev $one clsact; done"])
+
+
 def test_pins_that_go_are_told(testbed: Testbed) -> None:
     kernel = KernelNode(testbed.node)
     root = pin_root(kernel.settings)

@@ -210,7 +210,8 @@ def test_a_body_of_some_megabytes_arrives_whole(envoy: EnvoyThread, upstream: Up
         sender.start()
         assert read_reply(connection).status == 200
         sender.join()
-    assert upstream.heads[0].startswith(b"POST /big")
+    # A request that its client gave up may come later than the fixture's new list.
+    assert [head for head in upstream.heads if head.startswith(b"POST /big")]
 
 
 def test_a_cut_answer_is_not_made_to_look_whole(envoy: EnvoyThread, upstream: Upstream) -> None:

@@ -45,6 +45,11 @@ def sees_all() -> bool:
     return os.geteuid() == 0
 
 
+def elsewhere(settings: DatapathSettings) -> bool:
+    """Whether the agent ran in another network namespace: of what is bound to it nothing is found from here."""
+    return leftovers.elsewhere(settings.bpffs)
+
+
 async def find(settings: DatapathSettings) -> list[Item]:
     """What there is; of the settings only `bpffs`, `state_dir` and the rule's numbers count.
 
@@ -65,9 +70,15 @@ async def _find(settings: DatapathSettings) -> list[Item]:
 async def remove(settings: DatapathSettings, *, state: bool = False, force: bool = False) -> Cleaned:
     """Remove it; of the state directory only with `state`.
 
-    Raises StateError or DatapathError when an agent runs, unless `force`: that one works on without programs until it
-    restarts. Again finds nothing.
+    Raises StateError or DatapathError when an agent runs, or ran in another network namespace, unless `force`: one that
+    runs works on without programs until it restarts, and in the other namespace filters, rules and sysctls stay. Again
+    finds nothing.
     """
+    if elsewhere(settings) and not force:
+        raise StateError(
+            f"the agent of {settings.bpffs} ran in another network namespace, where its filters and rules are: run it "
+            "there (nsenter --net); --force removes what is not bound to that namespace, also when it is gone"
+        )
     with contextlib.nullcontext() if force else _alone(settings):
         found = await find(settings)
         pids = running_pids(settings.state_dir)

@@ -99,6 +99,7 @@ class Datapath:
         attach_links(settings, self._maps, self._drain.others)
         self._pins = pins(root)
         record.set_live(settings.bpffs, root)
+        record.set_netns(settings.bpffs)
         async with AsyncIPRoute() as ipr:
             await node.set_up(ipr, settings)
             await leftovers.forget_uplinks(ipr, settings.uplinks)

@@ -64,16 +64,23 @@ def runs(bpffs: Path) -> bool:
         return True
 
 
+def elsewhere(bpffs: Path) -> bool:
+    """Whether the agent ran in another network namespace: its filters, rules and sysctls can't be reached from here."""
+    return record.netns(bpffs) not in (None, record.own_netns())
+
+
 async def find(settings: DatapathSettings) -> list[Leftover]:
     """All of it, in the order in which it is to be taken out. Only `bpffs`, `state_dir` and the rule's numbers count.
 
-    Raises KernelRefusedError.
+    Where the agent ran in another network namespace, links and pins only. Raises KernelRefusedError.
     """
     bpffs = settings.bpffs
     if record.top(bpffs).exists() and not record.on_bpffs(record.top(bpffs)):
         raise DatapathError(f"bpffs: {record.top(bpffs)} is not on a bpffs: nothing of it is ours")
     roots = record.roots(bpffs)
     found = [Leftover("link", str(pin), path=pin) for root in roots for pin in _files(root / "links")]
+    if elsewhere(bpffs):
+        return [*found, *(Leftover("pins", str(root), path=root) for root in roots)]
     async with AsyncIPRoute() as ipr:
         devices = {int(each["index"]): str(each.get_attr("IFLA_IFNAME")) async for each in await ipr.link("dump")}
         for index, device in devices.items():
@@ -96,6 +103,7 @@ async def take_out(found: list[Leftover], settings: DatapathSettings) -> list[Le
     A clsact that others have filters in stays. Raises KernelRefusedError; then the rest is still there.
     """
     gone = []
+    reached = not elsewhere(settings.bpffs)
     async with AsyncIPRoute() as ipr:
         steps: dict[str, Callable[[Leftover], Awaitable[bool]]] = {
             "link": _detach_link,
@@ -107,7 +115,8 @@ async def take_out(found: list[Leftover], settings: DatapathSettings) -> list[Le
         for one in found:
             if one.kind != "sysctl" and await steps[one.kind](one):
                 gone.append(one)
-    node.restore_sysctls(settings.state_dir)
+    if reached:
+        node.restore_sysctls(settings.state_dir)
     gone += [one for one in found if one.kind == "sysctl"]
     record.clear(settings.bpffs)
     return gone

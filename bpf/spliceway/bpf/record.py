@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 import msgspec
 
 from spliceway.bpf.types import DatapathSettings
 
-_CLSACT, _RULES, _LIVE = "clsact", "rules", "live"
+_CLSACT, _RULES, _LIVE, _NETNS = "clsact", "rules", "live", "netns"
+_SO_NETNS_COOKIE = 71
 
 
 class PolicyRule(msgspec.Struct, frozen=True, order=True):
@@ -44,7 +46,7 @@ def top(bpffs: Path) -> Path:
 def roots(bpffs: Path) -> list[Path]:
     """Where something is pinned: a directory for each version of the ABI."""
     found = sorted(top(bpffs).iterdir()) if top(bpffs).is_dir() else []
-    return [path for path in found if path.name not in (_CLSACT, _RULES, _LIVE)]
+    return [path for path in found if path.name not in (_CLSACT, _RULES, _LIVE, _NETNS)]
 
 
 def live(bpffs: Path) -> Path | None:
@@ -58,6 +60,29 @@ def set_live(bpffs: Path, root: Path) -> None:
     if live(bpffs) != root:
         (top(bpffs) / _LIVE).unlink(missing_ok=True)
         (top(bpffs) / _LIVE).symlink_to(root.name)
+
+
+def own_netns() -> int:
+    """Cookie of this process's network namespace: no other one has it until the machine restarts."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+
+
+def netns(bpffs: Path) -> int | None:
+    """Cookie of the network namespace that interfaces and rules of the record are in, None: nobody has said."""
+    link = top(bpffs) / _NETNS
+    return int(link.readlink().name) if link.is_symlink() else None
+
+
+def set_netns(bpffs: Path) -> None:
+    """An agent begins here. What was made in another namespace can't be reached from this one: it is forgotten."""
+    own = own_netns()
+    if (before := netns(bpffs)) == own:
+        return
+    if before is not None:
+        _forget(bpffs)
+    (top(bpffs) / _NETNS).unlink(missing_ok=True)
+    (top(bpffs) / _NETNS).symlink_to(str(own))
 
 
 def on_bpffs(path: Path) -> bool:
@@ -107,12 +132,17 @@ def drop_rule(bpffs: Path, rule: PolicyRule) -> None:
 
 def clear(bpffs: Path) -> None:
     """Remove the record, and our directory when nothing else is in it."""
+    _forget(bpffs)
+    for name in (_LIVE, _NETNS):
+        (top(bpffs) / name).unlink(missing_ok=True)
+    _remove(top(bpffs))
+
+
+def _forget(bpffs: Path) -> None:
     for name in (_CLSACT, _RULES):
         for each in _names(top(bpffs) / name):
             (top(bpffs) / name / each).unlink(missing_ok=True)
         _remove(top(bpffs) / name)
-    (top(bpffs) / _LIVE).unlink(missing_ok=True)
-    _remove(top(bpffs))
 
 
 def _add(directory: Path, name: str) -> None:

@@ -69,8 +69,6 @@ static __always_inline u8 unwanted(const struct endpoint *ep, u32 ifindex, u16 p
 	return unspliced.lookup(&own) || unspliced.lookup(&all) ? WHY_EXCLUDED_PORT : 0;
 }
 
-// The state entry of a connection that may be spliced is made here, when its SYN passes, and nowhere else. A retransmitted SYN (same
-// initial sequence number) finds its entry and leaves it alone.
 // Does the proxy still hold bytes of the connection that had these ports before? Its entry must not make room for a new one as long: they count.
 static __always_inline int is_held(const struct work *w, u64 netns_cookie)
 {
@@ -85,6 +83,8 @@ static __always_inline int is_held(const struct work *w, u64 netns_cookie)
 #endif
 }
 
+// The state entry of a connection that may be spliced is made here, when its SYN passes, and nowhere else. A retransmitted SYN (same
+// initial sequence number) finds its entry and leaves it alone.
 static __always_inline void begin_splice(const struct endpoint *ep, u32 ifindex, struct work *w, u8 leg, u32 rule_set)
 {
 	struct splice_key key = {};
@@ -98,6 +98,7 @@ static __always_inline void begin_splice(const struct endpoint *ep, u32 ifindex,
 		charge_nothing(old, END_POD, key.netns_cookie);
 		charge_nothing(old, END_PROXY, key.netns_cookie);
 	}
+	__builtin_memset(s, 0, sizeof(*s));
 	s->nonce = ((u64)bpf_get_prandom_u32() << 32) | bpf_get_prandom_u32();
 	s->generation = w->generation;
 	s->born = w->now;

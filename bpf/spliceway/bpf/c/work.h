@@ -11,9 +11,9 @@ struct work {
 	struct ct_key key;
 	struct flow f;
 	struct decision d;
-	struct splice_state state;	// one that is being made
 	u64 generation;
 	u64 now;
+	struct splice_state state;	// one that is being made, see begin_splice(): not cleared for every packet
 };
 
 // One for each program and CPU: it would not fit the stack, and no program interrupts itself.
@@ -24,7 +24,7 @@ static __always_inline struct work *take_work(u32 hook)
 	struct work *w = works.lookup(&hook);
 
 	if (w)
-		__builtin_memset(w, 0, sizeof(*w));
+		__builtin_memset(w, 0, __builtin_offsetof(struct work, state));
 	return w;
 }
 
