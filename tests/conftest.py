@@ -17,9 +17,6 @@ from support.node import demo_manifests
 #: CI sets it: there a kernel test that can't run is a failure.
 REQUIRE_KERNEL = os.environ.get("SPLICEWAY_REQUIRE_KERNEL") == "1"
 
-# Tables are as in any pipe, however wide the terminal of whoever runs the tests.
-os.environ.pop("COLUMNS", None)
-
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if REQUIRE_KERNEL or os.environ.get("CI") else "local")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -46,12 +45,9 @@ def emit(value: Any, output: Output, columns: Sequence[str], rows: Iterable[Sequ
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table: folded to the width of a terminal (or COLUMNS), or a line for each row into a pipe.
-
-    No columns: no header.
-    """
+    """Print a table: folded to the width of a terminal, or a line for each row into a pipe. No columns: no header."""
     cells = [[cell(value) for value in row] for row in rows]
-    if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit():
+    if sys.stdout.isatty():
         _print_rich(columns, cells)
         return
     lines = [list(columns), *cells] if columns else cells
