@@ -11,7 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import msgspec
 
@@ -40,15 +42,20 @@ touch {share}/{number}.done
 def main() -> None:
     """Entry. Exit status 1 if anything failed on any kernel."""
     options = _options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that it takes its machine along
     files = [] if options.pytest else plan.chosen(results.test_files(ROOT / "tests"))
-    made = []
-    for series in options.kernel or plan.SERIES:
+    chosen = options.kernel or plan.SERIES
+    stop = Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())  # so that it takes its machines along
+    with ThreadPoolExecutor(len(chosen)) as machines:  # a machine keeps one processor busy
         try:
-            made.append(_on_kernel(series, options, files))
+            debian.busybox(_CACHE)  # once, for all of them
+            made = list(machines.map(lambda series: _on_kernel(series, options, files, stop), chosen))
         except (debian.PackageError, MachineError) as error:
-            sys.exit(f"kernels: {series}: {error}")
-        (_CACHE / f"{series}.json").write_bytes(msgspec.json.format(msgspec.json.encode(made[-1])))
+            stop.set()
+            sys.exit(f"kernels: {error}")
+        except KeyboardInterrupt:
+            stop.set()
+            raise
     for result in made:
         print("\n".join(["", *results.lines(result)]))
     if files and [result.series for result in made] == list(plan.SERIES):
@@ -58,7 +65,7 @@ def main() -> None:
     sys.exit(0 if all(result.good for result in made) else 1)
 
 
-def _on_kernel(series: str, options: argparse.Namespace, files: list[str]) -> results.KernelResult:
+def _on_kernel(series: str, options: argparse.Namespace, files: list[str], stop: Event) -> results.KernelResult:
     kernel, busybox = debian.kernel(series, _CACHE), debian.busybox(_CACHE)
     run = _CACHE / f"run-{series}"
     shutil.rmtree(run, ignore_errors=True)
@@ -77,12 +84,17 @@ def _on_kernel(series: str, options: argparse.Namespace, files: list[str]) -> re
             told.append(outcome)
             print("\n".join(f"kernels: {series}: {line}" for line in results.outcome_lines(outcome)), flush=True)
 
-    ended = machine.run(command, plan.KERNEL_LIMIT, tell)
+    try:
+        ended = machine.run(command, plan.KERNEL_LIMIT, tell, stop)
+    except MachineError as error:
+        raise MachineError(f"{series}: {error}") from error
     while len(told) < len(names):  # the command was ended before its end
         told.append(results.from_junit(names[len(told)], None))
-    return results.KernelResult(
+    result = results.KernelResult(
         series, ended.uname, commit, round(ended.seconds, 1), tuple(told), tuple(complaints(ended.kernel_log))
     )
+    (_CACHE / f"{series}.json").write_bytes(msgspec.json.format(msgspec.json.encode(result)))
+    return result
 
 
 def _command(chosen: list[str], files: list[str]) -> tuple[str, list[str]]:

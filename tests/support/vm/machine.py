@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 from support.vm.initramfs import SHARE
 
@@ -91,8 +92,11 @@ class Machine:
             *_exported("share", self.share, readonly=False),
         ]
 
-    def run(self, command: str, limit: float, tell: Callable[[], None]) -> Ended:
-        """Run a shell command for at most `limit` seconds; `tell` is called now and then. Raises MachineError."""
+    def run(self, command: str, limit: float, tell: Callable[[], None], stop: Event) -> Ended:
+        """Run a shell command for at most `limit` seconds, or until `stop`; `tell` is called now and then.
+
+        Raises MachineError.
+        """
         self.share.mkdir(parents=True, exist_ok=True)
         (self.share / "command").write_text(command)
         (self.share / "start").write_text(_START.format(share=SHARE, checkout=shlex.quote(str(self.checkout))))
@@ -105,6 +109,8 @@ class Machine:
         try:
             while not _over(process):
                 tell()
+                if stop.is_set():
+                    raise MachineError("it was stopped")
                 if time.monotonic() > began + limit + _AROUND:
                     raise MachineError(f"it hung: see {self.share}/console")
             tell()
