@@ -80,8 +80,11 @@ def test_all_of_it_goes_and_nothing_else(testbed: Testbed) -> None:
     try:
         agent.wait_in_force()
         refused = cleanup(testbed, "--yes")
+        asked = cleanup(testbed)
     finally:
         agent.kill()  # it leaves everything
+    assert (asked.returncode, asked.stdout.count("Would remove proxy")) == (1, 1)
+    assert "an agent runs: stop it first, or say --yes --force" in asked.stderr
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "belongs to a running agent" in refused.stderr
     assert http_status(testbed, "frontend", "backend", timeout=1) == 0
@@ -107,7 +110,8 @@ def test_all_of_it_goes_and_nothing_else(testbed: Testbed) -> None:
     last = cleanup(testbed, "--yes", "--state")
     assert "Removed state" in last.stdout
     assert not (testbed.node.info.state / "state.json").exists()
-    assert cleanup(testbed).stdout == "Nothing to remove.\n"
+    again = cleanup(testbed)
+    assert (again.stdout, str(testbed.node.info.bpffs) in again.stderr) == ("Nothing to remove.\n", True)
 
 
 def test_a_proxy_that_began_without_programs_is_not_taken_over(testbed: Testbed) -> None:
@@ -178,6 +182,7 @@ def test_from_another_network_namespace(testbed: Testbed) -> None:
 
     listed = outside()
     assert listed.returncode == 1
+    assert "another network namespace, of which nothing is seen from here" in listed.stderr
     assert {line.split()[2] for line in listed.stdout.splitlines()} == {"link", "pins"}
     refused = outside("--yes")
     assert (refused.returncode, refused.stdout) == (1, "")

@@ -42,7 +42,7 @@ def cleanup(
     from spliceway.agent.config import load_config
     from spliceway.agent.errors import StateError
     from spliceway.agent.jsonable import plain
-    from spliceway.agent.nodecleanup import Cleaned, find, remove, sees_all
+    from spliceway.agent.nodecleanup import Cleaned, elsewhere, find, remove, sees_all
 
     log.configure("warning")
     settings = _settings(load_config(config) if config else None, bpffs, state_dir)
@@ -56,6 +56,7 @@ def cleanup(
         if output is Output.JSON:
             emit_json(plain(Cleaned(tuple(found), (), tuple(found))))
         raise typer.Exit(1)
+    unseen = elsewhere(settings)
     done = asyncio.run(remove(settings, state=state, force=force))
     if output is Output.JSON:
         emit_json(plain(done))
@@ -68,6 +69,8 @@ def cleanup(
     for item in done.kept:
         why = "--state removes it, too" if item.kind == "state" else "others use it"
         typer.echo(f"Kept {item.kind} {item.what} ({why})")
+    if unseen:
+        typer.echo("Filters, rules and sysctls in the agent's network namespace are as they were.")
 
 
 def _settings(config: Config | None, bpffs: Path | None, state_dir: Path | None) -> DatapathSettings:
@@ -93,12 +96,18 @@ def _where(settings: DatapathSettings) -> str:
 
 def _agrees(found: Sequence[Item], settings: DatapathSettings, output: Output, *, force: bool) -> bool:
     """Ask, where somebody is there to answer, and where it would be done."""
+    from spliceway.agent.nodecleanup import elsewhere
     from spliceway.bpf.leftovers import runs
 
     for item in found if output is Output.TABLE else ():
         typer.echo(f"Would remove {item.kind} {item.what}")
-    if not force and runs(settings.bpffs):
-        typer.echo("spliceway: nothing was removed: an agent runs; stop it first, or say --yes --force", err=True)
+    why = ""
+    if elsewhere(settings):
+        why = "the agent ran in another network namespace, of which nothing is seen from here: run it there, or"
+    elif runs(settings.bpffs):
+        why = "an agent runs: stop it first, or"
+    if why and not force:
+        typer.echo(f"spliceway: nothing was removed: {why} say --yes --force", err=True)
         return False
     if output is Output.TABLE and sys.stdin.isatty():
         return typer.confirm("Remove all this?")
