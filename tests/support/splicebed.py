@@ -134,10 +134,9 @@ class SpliceBed:
             for maker in self.makers.values():
                 self._stack.callback(maker.close)
             self.listeners = {version: self._proxy_listener(version) for version in _FAMILIES}
-            self.servers = {version: self._server_listener(version) for version in _FAMILIES}
-            for listener in (*self.listeners.values(), *self.servers.values()):
-                self._stack.callback(listener.close)
-            self._set_listeners()
+            self.servers = {version: self.server_listener(version) for version in _FAMILIES}
+            self._stack.callback(self._close_listeners)
+            self.set_listeners()
             self._handed_out.clear()
         except BaseException:
             self._stack.close()
@@ -245,13 +244,20 @@ class SpliceBed:
         made.listen(4096)
         return made
 
-    def _server_listener(self, version: int) -> socket.socket:
+    def server_listener(self, version: int) -> socket.socket:
+        """One for `servers`, which stays when a test ends."""
         made = self.make("server", version)
+        self._handed_out.remove(made)
         made.bind((self.address("server", version), PORT))
         made.listen(4096)
         return made
 
-    def _set_listeners(self) -> None:
+    def _close_listeners(self) -> None:
+        for one in (*self.listeners.values(), *self.servers.values()):
+            one.close()
+
+    def set_listeners(self) -> None:
+        """The proxy listens for every rule set of the table in force."""
         assert self.node.table is not None
         port = self.node.settings.listener_ports[0]
         self.node.run(self.node.datapath.set_listeners(dict.fromkeys(self.node.table.rule_sets, port)))

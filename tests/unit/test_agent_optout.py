@@ -49,6 +49,7 @@ def test_what_a_pod_wants(annotations: tuple[str, ...], splice: bool, ports: lis
         (f'{EXCLUDE_PORTS}: "80,"', "'' is not a port (1 to 65535, separated by commas)"),
         (f'{EXCLUDE_PORTS}: "0"', "'0' is not a port (1 to 65535, separated by commas)"),
         (f'{EXCLUDE_PORTS}: "65536"', "'65536' is not a port (1 to 65535, separated by commas)"),
+        (f'{EXCLUDE_PORTS}: "0000199999"', "'0000199999' is not a port (1 to 65535, separated by commas)"),
         (f'{EXCLUDE_PORTS}: "{"9" * 5000}"', f"'{'9' * 5000}' is not a port (1 to 65535, separated by commas)"),
         (f'{EXCLUDE_PORTS}: "80-90"', "'80-90' is not a port (1 to 65535, separated by commas)"),
         (f'{EXCLUDE_PORTS}: "٨٠"', "'٨٠' is not a port (1 to 65535, separated by commas)"),

@@ -54,7 +54,7 @@ def _ports(value: object) -> frozenset[int]:
     found = set()
     for part in value.split(","):
         text = part.strip(" ")
-        if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 65535):
+        if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535):
             raise ValueError(f"{text!r} is not a port (1 to 65535, separated by commas)")
         found.add(int(text))
     if len(found) > MAX_PORTS:

@@ -19,6 +19,8 @@ POLICY_PREFIX_ANY = 72
 POLICY_PREFIX_PROTOCOL = 80
 UNREAD_FLOOR = 81920
 MESSAGE_COST = 33792
+#: Key of a state that made room for another one (`splice_key.end`).
+REMAINS = 0x4000_0000
 SOCKOPT_LEVEL = 0x5317
 SOCKOPT_ROOM = 1
 
@@ -82,6 +84,7 @@ class Why(IntEnum):
     UNREAD_LIMIT = 13
     UNREAD_BUDGET = 14
     HALF_CLOSED = 15
+    READER_STUCK = 16
 
     @property
     def label(self) -> str:
@@ -90,7 +93,9 @@ class Why(IntEnum):
 
 
 #: Reasons of connections that were spliced until then; all others never were.
-LEFT = frozenset((Why.SMALL_WRITES, Why.UNREAD_LIMIT, Why.UNREAD_BUDGET, Why.HALF_CLOSED, Why.PEER_GONE))
+LEFT = frozenset(
+    (Why.SMALL_WRITES, Why.UNREAD_LIMIT, Why.UNREAD_BUDGET, Why.HALF_CLOSED, Why.READER_STUCK, Why.PEER_GONE)
+)
 
 
 class Addr(ctypes.Structure):
@@ -325,7 +330,10 @@ class SpliceState(ctypes.Structure):
         ("leg", c_uint8),
         ("why", c_uint8),
         ("reason", c_uint8),
-        ("pad", c_uint8 * 3),
+        ("has_hole", c_uint8),
+        ("pad", c_uint8 * 2),
+        ("hole", c_uint32),
+        ("pad2", c_uint32),
     )
 
 

@@ -117,8 +117,8 @@ async def take_out(found: list[Leftover], settings: DatapathSettings) -> list[Le
                 gone.append(one)
     if reached:
         node.restore_sysctls(settings.state_dir)
+        record.clear(settings.bpffs)
     gone += [one for one in found if one.kind == "sysctl"]
-    record.clear(settings.bpffs)
     return gone
 
 

@@ -72,7 +72,7 @@ class SpliceControl:
             self._maps.unspliced.delete(key)
 
     def measure(self) -> None:
-        """Look at the readers of all directions in which something was unread when the programs looked last.
+        """Look at the readers of all directions in which something was unread, and at half-closed connections.
 
         A connection that fell silent still counts with what it had then; after this with what its reader has left. Sums
         that are wrong, because a state entry made room for another one, are put right when two looks agree about it.
@@ -80,7 +80,8 @@ class SpliceControl:
         program = libbpf.open_pin(self._maps.root / "programs" / "measure_splice")
         try:
             for key, raw in self._maps.splices.items():
-                if any(way.unread or way.charged for way in abi.SpliceState.from_buffer_copy(raw).way):
+                state = abi.SpliceState.from_buffer_copy(raw)
+                if state.ends or any(way.unread or way.charged for way in state.way):
                     libbpf.run_on_packet(program, _ETHERNET + key)
         finally:
             os.close(program)
@@ -94,13 +95,26 @@ class SpliceControl:
                     sums[raw_key[: len(_NODE)]] += way.charged
                     sums[_NODE] += way.charged
         off = {}
-        for key, raw in self._maps.unread.items():
-            found = abi.Unread.from_buffer_copy(raw).bytes
-            if found != sums[key]:
-                off[key] = found - sums[key]
-                if self._off.get(key) == off[key]:
-                    self._maps.unread.update(key, bytes(abi.Unread(sums[key])))
+        for key, raw in list(self._maps.unread.items()):
+            wrong = abi.Unread.from_buffer_copy(raw).bytes - sums[key]
+            if wrong:
+                off[key] = wrong - self._put_right(key, wrong)
         self._off = off
+
+    def _put_right(self, key: bytes, wrong: int) -> int:
+        """Take off what is wrong with a sum if the look before agrees. Returns what was taken off.
+
+        Both see maps that change: under traffic they agree only that it is wrong by that much at least.
+        """
+        before = self._off.get(key, 0)
+        sure = min(wrong, before, key=abs) if wrong * before > 0 else 0
+        if wrong != before and abs(sure) <= self._settings.splice_limits.connection:
+            return 0
+        raw = self._maps.unread.lookup(key) if sure else None
+        if raw is None:
+            return 0
+        self._maps.unread.update(key, bytes(abi.Unread(abi.Unread.from_buffer_copy(raw).bytes - sure)))
+        return sure
 
     def forget(self, endpoint: bytes) -> None:
         """An endpoint (its `struct endpoint`) has gone."""

@@ -56,7 +56,7 @@ def socks(maps: Maps) -> list[SockEntry]:
     now, found = time.monotonic_ns(), []
     for raw_key, raw in maps.splices.items():
         key, state = abi.SpliceKey.from_buffer_copy(raw_key), abi.SpliceState.from_buffer_copy(raw)
-        if not any(end.cookie for end in state.sock):
+        if key.end & abi.REMAINS or not any(end.cookie for end in state.sock):
             continue
         found.append(
             SockEntry(

@@ -258,12 +258,16 @@ enum splice_why {
 	WHY_SMALL_WRITES,	// it was spliced and has left: a stream of small messages,
 	WHY_UNREAD_LIMIT,	// more unread than a connection may have,
 	WHY_UNREAD_BUDGET,	// than its endpoint or the node may have,
-	WHY_HALF_CLOSED,	// or its pod has shut down its sending side
+	WHY_HALF_CLOSED,	// its pod has shut down its sending side,
+	WHY_READER_STUCK,	// or its pod holds the socket's lock and does not get on
 	WHYS,
 };
 
 #define END_POD 0
 #define END_PROXY 1
+// The state of a connection that made room for another one on the same ports, as long as something of it waits unread and costs.
+#define REMAINS 0x40000000u
+#define NONCE_PART 0x3fffffffu
 
 // `pod` is always the endpoint's own end, also for the proxy's sockets; the cookie comes from the endpoint table.
 struct splice_key {
@@ -272,7 +276,7 @@ struct splice_key {
 	struct addr peer;
 	u16 pod_port;		// network order
 	u16 peer_port;
-	u32 end;		// END_*; in the map of states always END_POD
+	u32 end;		// END_*; in the map of states END_POD, or REMAINS and a part of the nonce
 };
 
 // A kernel socket: where it is, and how to know that it is still the one.
@@ -319,7 +323,10 @@ struct splice_state {
 	u8 leg;
 	u8 why;
 	u8 reason;		// of the verdict
-	u8 pad[3];
+	u8 has_hole;
+	u8 pad[2];
+	u32 hole;		// host order: behind the last payload by TCP that was kept from the pod
+	u32 pad2;
 #ifdef TEST_STATE_PADDING
 	u64 padding[TEST_STATE_PADDING];
 #endif

@@ -16,11 +16,12 @@ static __always_inline int waits_to_leave(const struct work *w, u64 netns_cookie
 }
 
 #define BPF_F_PSEUDO_HEADER 0x10
+#define TCP_SEQUENCE_AT 4
+#define TCP_CHECKSUM_AT 16
 #define IPV4_LENGTH_AT (ETH_HEADER + 2)
 #define IPV4_CHECKSUM_AT (ETH_HEADER + 10)
 #define IPV6_LENGTH_AT (ETH_HEADER + 4)
 #define IPV6_HEADER 40
-#define TCP_CHECKSUM_AT 16
 
 // The payload must wait, what the packet acknowledges need not: it goes on without payload. To the proxy that looks lost, so it comes again. Checksums
 // of a node's own packets are completed by the device, or by nobody on a veth: only what is summed already is put right.
@@ -69,18 +70,51 @@ static __always_inline u8 unwanted(const struct endpoint *ep, u32 ifindex, u16 p
 	return unspliced.lookup(&own) || unspliced.lookup(&all) ? WHY_EXCLUDED_PORT : 0;
 }
 
-// Does the proxy still hold bytes of the connection that had these ports before? Its entry must not make room for a new one as long: they count.
-static __always_inline int is_held(const struct work *w, u64 netns_cookie)
+// Payload that does not get through to the pod: it may be that nobody sends it again.
+static __always_inline void note_hole(const struct work *w, u64 netns_cookie)
+{
+	struct splice_key key = {};
+	u32 end = ntohl(w->p.seq) + w->p.payload + !!(w->p.tcp_flags & TCP_FIN);
+
+	if (w->p.protocol != PROTO_TCP || (!w->p.payload && !(w->p.tcp_flags & TCP_FIN)))
+		return;
+	splice_key_of(&w->key, netns_cookie, &key);
+	struct splice_state *st = splices.lookup(&key);
+	if (!st || (st->has_hole && (s32)(end - st->hole) < 0))
+		return;
+	st->hole = end;
+	st->has_hole = 1;
+}
+
+// A reset behind a hole ends nothing: the pod answers with a challenge (RFC 5961, 3.2), and nobody is there to answer that. So it gets the
+// number that the pod waits for.
+static __always_inline void make_reset_exact(struct __sk_buff *skb, const struct work *w, u64 netns_cookie)
 {
 #ifdef MEASURED
 	struct splice_key key = {};
+	u32 awaited = 0;
 
 	splice_key_of(&w->key, netns_cookie, &key);
-	struct splice_state *old = splices.lookup(&key);
-	return old && old->isn != w->p.seq && counted(old->way[END_POD].charged) && unread_by(&old->sock[END_PROXY]) > 0;
-#else
-	return 0;
+	struct splice_state *st = splices.lookup(&key);
+	if (!st || !st->has_hole ||
+	    bpf_probe_read_kernel(&awaited, sizeof(awaited), (void *)(st->sock[END_POD].address + SOCK_AWAITED)) ||
+	    !is_still(&st->sock[END_POD]) || (s32)(st->hole - awaited) <= 0)
+		return;
+	awaited = htonl(awaited);
+	if (!bpf_l4_csum_replace(skb, w->p.tcp_at + TCP_CHECKSUM_AT, w->p.seq, awaited, sizeof(awaited)))
+		bpf_skb_store_bytes(skb, w->p.tcp_at + TCP_SEQUENCE_AT, &awaited, sizeof(awaited), 0);
 #endif
+}
+
+// The connection that had these ports before ends here. What waits of it still costs, until its reader has read it or has closed its socket.
+static __always_inline void keep_remains(struct splice_state *old, const struct splice_key *key)
+{
+	struct splice_key k = *key;
+
+	if (!counted(old->way[END_POD].charged) && !counted(old->way[END_PROXY].charged))
+		return;
+	k.end = remains_end(old->nonce);
+	splices.update(&k, old);
 }
 
 // The state entry of a connection that may be spliced is made here, when its SYN passes, and nowhere else. A retransmitted SYN (same
@@ -94,12 +128,10 @@ static __always_inline void begin_splice(const struct endpoint *ep, u32 ifindex,
 	struct splice_state *old = splices.lookup(&key);
 	if (old && old->isn == w->p.seq && old->rule_set == rule_set && old->leg == leg)
 		return;
-	if (old) {	// it ends here, and what waited in it with it
-		charge_nothing(old, END_POD, key.netns_cookie);
-		charge_nothing(old, END_PROXY, key.netns_cookie);
-	}
+	if (old)
+		keep_remains(old, &key);
 	__builtin_memset(s, 0, sizeof(*s));
-	s->nonce = ((u64)bpf_get_prandom_u32() << 32) | bpf_get_prandom_u32();
+	s->nonce = ((u64)bpf_get_prandom_u32() << 32) | bpf_get_prandom_u32() | 1;	// 0: of no connection
 	s->generation = w->generation;
 	s->born = w->now;
 	s->rule_set = rule_set;

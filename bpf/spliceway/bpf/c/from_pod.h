@@ -30,8 +30,6 @@ static __always_inline int from_pod_new(struct __sk_buff *skb, struct work *w, c
 		report(HOOK_FROM_POD, &w->f, &w->d);
 		return pass(HOOK_FROM_POD, w, w->d.reason);
 	}
-	if (is_new_syn(&w->p) && is_held(w, ep->netns_cookie))
-		return drop(HOOK_FROM_POD, w, TUPLE_CONFLICT);
 	int reason = steer(skb, &w->p, cfg, w->d.rule_set, w->f.leg);
 	if (reason)
 		return drop(HOOK_FROM_POD, w, reason);
@@ -93,8 +91,6 @@ int from_pod(struct __sk_buff *skb)
 	ct_touch(e, &w->p, 1, w->f.length, w->now);
 	if (e->leg == LEG_DIRECT)
 		return pass(HOOK_FROM_POD, w, known_reason(HOOK_FROM_POD, w, ep->netns_cookie));
-	if (syn && is_held(w, ep->netns_cookie))
-		return drop(HOOK_FROM_POD, w, TUPLE_CONFLICT);
 	reason = steer(skb, &w->p, cfg, e->rule_set, e->leg);
 	if (reason)
 		return drop(HOOK_FROM_POD, w, reason);

@@ -19,13 +19,18 @@ static __always_inline int swap(struct splice_state *st, u64 from, u64 to)
 	return __sync_val_compare_and_swap(&st->word, from, to) == from;
 }
 
+static __always_inline u32 remains_end(u64 nonce)
+{
+	return REMAINS | ((u32)nonce & NONCE_PART);
+}
+
 static __always_inline void count_why(struct splice_state *st, u8 why)
 {
 	struct splice_counters *t = totals();
 
 	st->why = why;
 	if (t)
-		t->by_why[why & 15]++;
+		t->by_why[why < WHYS ? why : WHY_NONE]++;
 }
 
 // A connection that is never spliced.
@@ -108,6 +113,25 @@ static __always_inline int is_written(const struct splice_end *s, u32 acknowledg
 
 	return bpf_probe_read_kernel(&writers, sizeof(writers), (void *)(s->address + SOCK_WRITERS)) || writers ||
 	       bpf_probe_read_kernel(&written, sizeof(written), (void *)(s->address + SOCK_WRITTEN)) || written != acknowledged;
+}
+
+// A redirect takes the lock of its reader's socket, and waits for it however long somebody else holds it (bpf_tcp_ingress): an owner whose recv() is
+// throttled, or waits for a page of a file, would keep the proxy. One that reads gets on within this many looks, some microseconds.
+#define LOOKS 64
+
+static __always_inline int is_stuck(const struct splice_end *s)
+{
+	u32 owned, unread, before = 0;
+
+	for (u32 i = 0; i < LOOKS; i++) {
+		owned = 0;
+		if (bpf_probe_read_kernel(&owned, sizeof(owned), (void *)(s->address + SOCK_OWNED)) || !owned)
+			return 0;
+		if (bpf_probe_read_kernel(&unread, sizeof(unread), (void *)(s->address + SOCK_UNREAD)) || (i && unread != before))
+			return 0;
+		before = unread;
+	}
+	return 1;
 }
 
 static __always_inline int is_half_closed(const struct splice_end *s)

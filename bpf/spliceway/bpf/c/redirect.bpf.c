@@ -108,6 +108,7 @@ static __always_inline u8 join(struct bpf_sock_ops *s, const struct splice_key *
 	}
 	if (k.end == END_POD)
 		st->pod_in = 0;
+	tag->nonce = 0;
 	return failed == E_TOO_BIG ? WHY_MAP_FULL : failed == E_BUSY ? WHY_OTHER_OWNER : WHY_MAP_ERROR;
 }
 
@@ -187,6 +188,10 @@ static __always_inline void established(struct bpf_sock_ops *s, struct splice_ke
 	if (!st || !sk)
 		return;
 	bpf_sock_ops_cb_flags_set(s, BPF_SOCK_OPS_STATE_CB_FLAG);
+	// What this socket had before, and was dissolved (connect() with AF_UNSPEC), is not this connection.
+	struct sock_tag *tag = sock_tags.sk_storage_get(sk, 0, 0);
+	if (tag && tag->nonce != st->nonce)
+		tag->nonce = 0;
 	st->sock[key->end & 1].address = (u64)(unsigned long)sk;
 	st->sock[key->end & 1].cookie = bpf_get_socket_cookie(s);
 	// The listener that has accepted it, not the one that was there when the SYN came first.
@@ -209,7 +214,7 @@ static __always_inline void established(struct bpf_sock_ops *s, struct splice_ke
 static __always_inline void half_closed(struct splice_state *st, struct splice_key *key)
 {
 #ifdef MEASURED
-	if (key->end != END_POD || !is_half_closed(&st->sock[END_POD]) || unread_by(&st->sock[END_POD]))
+	if (key->end != END_POD || !is_half_closed(&st->sock[END_POD]) || pod_is_behind(st))
 		return;
 	if (swap(st, SPLICED, TCP_ONLY))
 		count_why(st, WHY_HALF_CLOSED);
@@ -257,11 +262,28 @@ static __always_inline void closed(struct bpf_sock_ops *s, struct splice_key *ke
 		tag = sock_tags.sk_storage_get(sk, 0, 0);
 	// A socket without a tag never joined (splicing was off, say). Should it be an older connection's, the new one's first SYN meets
 	// no state when it comes again, or a byte of it finds none: by TCP then.
+	if (tag && !tag->nonce)
+		tag = NULL;
 	if (tag && tag->nonce != st->nonce)
 		return;		// an older connection's socket
 	u64 ends = __sync_fetch_and_or(&st->ends, CLOSED(key->end & 1));
 	if (!tag || (ends & RELEASED(key->end & 1)) || nothing_unread(&st->sock[key->end & 1]))
 		over(st, key);
+}
+
+// The same for a connection whose ports another one has by now.
+static __always_inline void released_remains(const struct sock_tag *tag)
+{
+	struct splice_key key = tag->key;
+	u32 end = key.end & 1;
+
+	key.end = remains_end(tag->nonce);
+	struct splice_state *st = splices.lookup(&key);
+	if (!st || st->nonce != tag->nonce)
+		return;
+	charge_nothing(st, !end, key.netns_cookie);
+	if (!st->way[end].charged)
+		splices.delete(&key);
 }
 
 // Its owner has closed the socket: what was unread there is gone.
@@ -270,8 +292,11 @@ static __always_inline int released(struct bpf_sock *sk)
 	struct sock_tag *tag = sock_tags.sk_storage_get(sk, 0, 0);
 	struct splice_state *st = tag ? state_of(&tag->key) : NULL;
 
-	if (!st || st->nonce != tag->nonce)
+	if (!st || st->nonce != tag->nonce) {
+		if (tag)
+			released_remains(tag);
 		return 1;
+	}
 	struct splice_key key = tag->key;
 	u32 end = key.end & 1;
 	u64 ends = __sync_fetch_and_or(&st->ends, RELEASED(end));
@@ -392,6 +417,8 @@ static __always_inline u8 too_much(struct splice_state *st, u32 end, u64 cookie,
 
 	if (waiting < 0)
 		return WHY_PEER_GONE;
+	if (end == END_PROXY && is_stuck(&st->sock[END_POD]))
+		return WHY_READER_STUCK;
 	// A send() that had begun when the handshake ended went by TCP, past is_early().
 	if (!way->messages && end == END_POD && st->leg == LEG_DOWNSTREAM && is_written(&st->sock[END_POD], ntohl(st->isn) + 1))
 		return WHY_SENT_FIRST;
@@ -400,7 +427,7 @@ static __always_inline u8 too_much(struct splice_state *st, u32 end, u64 cookie,
 			way->behind -= !!way->behind;
 		else if (way->behind < SMALL_RUN)
 			way->behind++;
-		else if (!unread_by(&st->sock[END_POD]))	// otherwise the next bytes to the pod would have to wait
+		else if (!pod_is_behind(st))	// otherwise the next bytes to the pod would have to wait
 			return WHY_SMALL_WRITES;
 	}
 	u64 n = (u64)waiting + size, cost = n + (messages_waiting(way, waiting) + 1) * MESSAGE_COST;
@@ -496,7 +523,7 @@ int splice_room(struct bpf_sockopt *ctx)
 	struct splice_state *st = tag ? state_of(&tag->key) : NULL;
 	if (!st || st->nonce != tag->nonce || st->word != SPLICED)
 		return 1;
-	u32 end = tag->key.end & 1;
+	u32 end = tag->key.end & 1, stuck = is_stuck(&st->sock[!end]);
 	s64 waiting = unread_by(&st->sock[!end]);
 	if (waiting < 0)
 		return 1;
@@ -514,10 +541,10 @@ int splice_room(struct bpf_sockopt *ctx)
 		room = of_endpoint;
 	if (of_node < room)
 		room = of_node;
-	if (room < LEAST_ROOM)
+	if (room < LEAST_ROOM || stuck)
 		room = 0;
 	// What others hold back may stay for ever: who has nothing of its own to wait for goes on, and leaves.
-	if (!room && cost <= UNREAD_FLOOR)
+	if (!room && cost <= UNREAD_FLOOR && !stuck)
 		return 1;
 	*answer = room;
 	ctx->optlen = sizeof(*answer);
@@ -551,7 +578,7 @@ int measure_splice(struct __sk_buff *skb)
 
 	if (bpf_skb_load_bytes(skb, ETH_HEADER, &key, sizeof(key)))
 		return 1;
-	struct splice_state *st = state_of(&key);
+	struct splice_state *st = splices.lookup(&key);
 	if (!st)
 		return 1;
 #ifdef MEASURED
@@ -567,13 +594,15 @@ int measure_splice(struct __sk_buff *skb)
 		way->unread = waiting;
 		charge(st, end, key.netns_cookie, waiting ? waiting + (way->messages - way->read_messages) * MESSAGE_COST : 0);
 		// Nobody told of the end of what was never accepted.
-		if ((st->ends & (CLOSED(!end) | OVER(!end))) == CLOSED(!end) && !is_still(&st->sock[!end])) {
+		if (!(key.end & REMAINS) && (st->ends & (CLOSED(!end) | OVER(!end))) == CLOSED(!end) && !is_still(&st->sock[!end])) {
 			struct splice_key other = key;
 			other.end = !end;
 			over(st, &other);
-			break;
+			return 0;
 		}
 	}
+	if ((key.end & REMAINS) && !st->way[END_POD].charged && !st->way[END_PROXY].charged)
+		splices.delete(&key);
 #endif
 	return 0;
 }

@@ -80,8 +80,10 @@ static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, con
 	if (w->p.echo_reply)
 		return drop(HOOK_TO_POD, w, UNTRACKED);
 	// A reset of the proxy's gets out without an entry too: it ends what may not go on, and carries nothing.
-	if (o->from == FROM_PROXY_SOCK && is_bare_reset(&w->p))
+	if (o->from == FROM_PROXY_SOCK && is_bare_reset(&w->p)) {
+		make_reset_exact(skb, w, ep->netns_cookie);
 		return pass(HOOK_TO_POD, w, FROM_PROXY);
+	}
 	decide_ends(&w->key, ep, client, port, w->generation & 1, &w->f, &w->d);
 	if (o->from == FROM_PROXY_SOCK) {
 		w->f.leg = proxy_leg(o->mark);
@@ -186,11 +188,18 @@ int to_pod(struct __sk_buff *skb)
 	if (o.from == FROM_ELSEWHERE && e->peer_ifindex && e->peer_ifindex != skb->ingress_ifindex)
 		return drop(HOOK_TO_POD, w, SPOOFED_SOURCE);
 	// The reset that tells a pod of the end of a proxied connection gets out, whatever the policy says by now.
-	if (w->d.verdict == DENY && !(e->leg != LEG_DIRECT && is_bare_reset(&w->p)))
+	u32 ends = e->leg != LEG_DIRECT && is_bare_reset(&w->p);
+	if (w->d.verdict == DENY && !ends) {
+		note_hole(w, ep->netns_cookie);
 		return drop(HOOK_TO_POD, w, 0);
+	}
 	ct_touch(e, &w->p, 0, w->f.length, w->now);
-	if (e->leg != LEG_DIRECT && waits_to_leave(w, ep->netns_cookie))
+	if (ends)
+		make_reset_exact(skb, w, ep->netns_cookie);
+	if (e->leg != LEG_DIRECT && waits_to_leave(w, ep->netns_cookie)) {
+		note_hole(w, ep->netns_cookie);
 		return without_payload(skb, &w->p);
+	}
 	if (syn && e->leg == LEG_UPSTREAM)
 		begin_splice(ep, skb->ifindex, w, e->leg, e->rule_set);
 	if (e->leg != LEG_DIRECT && !w->f.audited)

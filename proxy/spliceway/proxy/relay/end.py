@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import math
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,8 +24,14 @@ NOTHING = -1
 _PIECES = 512
 #: What a spliced socket may send before it is asked about room, in bytes: less than any limit.
 UNASKED = 262_144
+#: What a message costs of that besides its bytes (abi.h: MESSAGE_COST).
+MESSAGE_COST = 33_792
+#: One of so many bytes is always asked about: it is then that its reader may be reading, and keep its socket for long.
+ALWAYS_ASKED = 65_536
 #: While there is none: seconds to the first question; each pause is longer, about a fifth of what it has waited.
 _FIRST_TRY, _LONGER, _LAST_TRY = 0.001, 1.25, 1.0
+#: A spliced message is charged to its reader's cgroup, and refused when that is full: TCP would send it again.
+_NO_MEMORY = (errno.ENOMEM, errno.ENOBUFS)
 
 
 def _nothing(*_: int) -> None:
@@ -106,7 +113,7 @@ class End:
         self._watched = True
         self._held: asyncio.TimerHandle | None = None
         self._pause = _FIRST_TRY
-        self._room = UNASKED
+        self._room: float = UNASKED
         self._mask = OUT if self._connecting else IN
         poller.add(self._fd, self._mask, self._on_events)
 
@@ -218,17 +225,17 @@ class End:
     def _try(self, data: bytes | memoryview) -> int:
         """Send what goes: bytes, -1 when the connection is gone."""
         size = len(data)
-        if size > self._room and not self._ask(size):
+        if not self._has_room(size):
             return 0
-        return self._sent(self._send, data if size <= self._room else data[: self._room])
+        return self._sent(self._send, data if size <= self._room else data[: int(self._room)])
 
     def _try_pieces(self, pieces: Sequence[bytes | memoryview]) -> int:
         size = sum(map(len, pieces))
-        if size > self._room and not self._ask(size):
+        if not self._has_room(size):
             return 0
         if size <= self._room:
             return self._sent(self.sock.sendmsg, pieces)
-        return self._sent(self._send, b"".join(pieces)[: self._room])
+        return self._sent(self._send, b"".join(pieces)[: int(self._room)])
 
     def _sent(self, send: Callable[[Any], int], data: Any) -> int:
         try:
@@ -236,22 +243,31 @@ class End:
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as error:
+            if error.errno in _NO_MEMORY:
+                self._try_later()
+                return 0
             self._fail(error)
             return -1
         self.sent += count
-        self._room -= count
+        self._room -= count + MESSAGE_COST
+        self._pause = _FIRST_TRY
         return count
 
-    def _ask(self, size: int) -> int:
-        """How much of this may be sent now, in bytes; if nothing, it is tried again after a while."""
+    def _has_room(self, size: int) -> bool:
+        """Whether something of this may be sent now; if not, it is tried again after a while."""
+        if self._room == math.inf or size < min(ALWAYS_ASKED, self._room):
+            return True
         room = sockets.room(self.sock)
-        self._room = max(size, UNASKED) if room is None else room
-        if self._room:
-            self._pause = _FIRST_TRY
-        elif self._held is None:
+        self._room = math.inf if room is None else room  # nothing is spliced later that is not now
+        if not self._room:
+            self._try_later()
+        return self._room > 0
+
+    def _try_later(self) -> None:
+        """Nothing tells when a spliced socket takes something again."""
+        if self._held is None:
             self._held = self._poller.later(self._pause, self._try_again)
             self._pause = min(_LONGER * self._pause, _LAST_TRY)
-        return self._room
 
     def _wait(self) -> None:
         """Send the rest as soon as there is room."""

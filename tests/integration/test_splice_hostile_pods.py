@@ -1,0 +1,200 @@
+"""What one pod does with its own sockets costs nobody else anything: not the proxy's time, not the node's memory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import socket
+import struct
+import threading
+
+import pytest
+
+from spliceway.agent.testbed import netns
+from spliceway.bpf import abi
+from spliceway.bpf.types import Leg, SpliceLimits, SpliceState
+from support.splicebed import PATIENCE, POLICY, Pair, SpliceBed, until
+from support.spliceread import drain, exactly, memory, numbered, pour, reset
+from support.userfault import LatePage
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
+
+KIB, MIB = 1 << 10, 1 << 20
+LIMITS = SpliceLimits(connection=512 * KIB, endpoint=4 * MIB, node=16 * MIB)
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_UNSPEC = bytes(16)  # struct sockaddr of AF_UNSPEC
+_ROUNDS = 8
+_SO_TIMESTAMPING, _TX_SOFTWARE, _SOFTWARE = 37, 1 << 1, 1 << 4
+
+
+def unread(bed: SpliceBed) -> int:
+    """What counts as spliced and unread on the node, after a look at every reader that was behind."""
+    return bed.node.run(bed.node.datapath.measure())
+
+
+def test_a_pod_that_keeps_its_socket_does_not_keep_the_proxy(bed: SpliceBed, leg: Leg) -> None:
+    """A redirect takes the lock of the reader's socket; its owner's recv() is in the middle of a page fault here."""
+    with bed.spliced(leg) as pair:
+        pair.proxy.sendall(numbered(8))
+        page = LatePage()
+        got: list[int] = []
+        read = threading.Thread(
+            target=lambda: got.append(_LIBC.recv(pair.pod.fileno(), ctypes.c_void_p(page.address), 8, 0))
+        )
+        read.start()
+        page.wait_wanted()
+        sent = threading.Event()
+        send = threading.Thread(target=lambda: (pair.proxy.sendall(numbered(5000, 8)), sent.set()))
+        send.start()
+        in_time = sent.wait(PATIENCE)
+        page.come()
+        read.join()
+        send.join()
+        assert in_time
+        assert got == [8]
+        assert (pair.known.state, pair.known.why) == (SpliceState.TCP_ONLY, "reader-stuck")
+        assert exactly(pair.pod, 5000) == numbered(5000, 8)
+
+
+def test_a_proxy_that_asks_is_told_to_wait(bed: SpliceBed, leg: Leg) -> None:
+    with bed.spliced(leg) as pair:
+        pair.proxy.sendall(numbered(8))
+        page = LatePage()
+        read = threading.Thread(target=_LIBC.recv, args=(pair.pod.fileno(), ctypes.c_void_p(page.address), 8, 0))
+        read.start()
+        page.wait_wanted()
+        meanwhile = pair.proxy.getsockopt(abi.SOCKOPT_LEVEL, abi.SOCKOPT_ROOM)
+        page.come()
+        read.join()
+        assert meanwhile == 0
+        assert pair.proxy.getsockopt(abi.SOCKOPT_LEVEL, abi.SOCKOPT_ROOM) > 0
+        assert pair.known.state is SpliceState.SPLICED
+
+
+# ---- what waits counts, whoever has its ports by now ----
+
+
+def _syn(source: bytes, target: bytes, port: int) -> bytes:
+    header = struct.pack("!HHIIBBHHH", port, 80, random.getrandbits(32), 0, 0x50, 2, 64000, 0, 0)
+    summed = source + target + struct.pack("!BBH", 0, socket.IPPROTO_TCP, len(header)) + header
+    total = sum(struct.unpack(f"!{len(summed) // 2}H", summed))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return header[:16] + struct.pack("!H", ~total & 0xFFFF) + header[18:]
+
+
+def _again_by_raw_syn(bed: SpliceBed, pair: Pair) -> None:
+    """The client's own: the connection lives on."""
+    client, server = bed.address("client", 4), bed.address("server", 4)
+    syn = _syn(socket.inet_aton(client), socket.inet_aton(server), pair.port)
+    kind = (socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+    with netns.call(bed.testbed.pod("client").netns, lambda: socket.socket(*kind)) as raw:
+        raw.sendto(syn, (server, 0))
+
+
+def _again_by_the_proxy(bed: SpliceBed, pair: Pair) -> None:
+    """It resets, and connects from the same port to a server that does not listen any more."""
+    port = pair.port
+    reset(pair.proxy)
+    bed.servers[4].close()
+    try:
+        with bed.opener(Leg.UPSTREAM, 4, port) as again, pytest.raises(ConnectionRefusedError):
+            again.connect(bed.target(4))
+    finally:
+        bed.servers[4] = bed.server_listener(4)
+
+
+@pytest.mark.parametrize("leg", [Leg.DOWNSTREAM, Leg.UPSTREAM], ids=["downstream", "upstream"])
+def test_row_05_what_waits_counts_when_its_ports_are_used_again(bed: SpliceBed, leg: Leg) -> None:
+    """And no longer than it waits."""
+    held: list[Pair] = []
+    with bed.limited(LIMITS):
+        assert unread(bed) == 0
+        for number in range(_ROUNDS):
+            pair = bed.spliced(leg)
+            held.append(pair)
+            sent = pour(pair.proxy, 256 * KIB)
+            assert sent == 256 * KIB
+            (_again_by_raw_syn if leg is Leg.DOWNSTREAM else _again_by_the_proxy)(bed, pair)
+            assert unread(bed) >= (number + 1) * sent
+            assert memory(pair.pod) >= sent
+        for pair in held[::2]:
+            assert exactly(pair.pod, 256 * KIB) == numbered(256 * KIB)
+        assert unread(bed) < (_ROUNDS // 2 + 1) * 512 * KIB
+        for pair in held:
+            pair.close()
+        until(lambda: unread(bed) == 0)
+    assert not [entry for entry in bed.node.datapath.socks() if entry.endpoint_port in {pair.port for pair in held}]
+
+
+# ---- the end is told ----
+
+
+def _behind(pair: Pair) -> int:
+    """Send until it has left, and then something that has to wait. Returns bytes."""
+    sent = 0
+    while pair.state is SpliceState.SPLICED:
+        pair.proxy.sendall(numbered(4096, sent))
+        sent += 4096
+    pair.proxy.sendall(numbered(1000, sent))
+    return sent + 1000
+
+
+def test_a_reset_behind_what_waits_is_told(bed: SpliceBed, leg: Leg, version: int) -> None:
+    """The pod has not got what the reset comes after: a challenge would find nobody who answers (RFC 5961)."""
+    with bed.limited(LIMITS), bed.spliced(leg, version) as pair:
+        sent = _behind(pair)
+        reset(pair.proxy)
+        pair.pod.settimeout(PATIENCE)
+        found = drain(pair.pod)
+        assert found.end == "ConnectionResetError"
+        assert found.data == numbered(sent)[: len(found.data)]
+
+
+def test_a_withdrawn_policy_ends_a_pod_that_is_behind(bed: SpliceBed, leg: Leg, version: int) -> None:
+    with bed.limited(LIMITS), bed.spliced(leg, version) as pair:
+        sent = _behind(pair)
+        try:
+            bed.node.apply(POLICY.replace("role: client", "role: nobody"))
+            pair.pod.settimeout(PATIENCE)
+            found = drain(pair.pod)
+        finally:
+            bed.node.apply(POLICY)
+            bed.set_listeners()
+        assert found.end == "ConnectionResetError"
+        assert found.data == numbered(sent)[: len(found.data)]
+
+
+def test_transmit_timestamps_that_nobody_fetches_hold_nothing_back(bed: SpliceBed, leg: Leg, version: int) -> None:
+    """They are charged to the same memory of the socket as what is redirected to it."""
+    with bed.spliced(leg, version) as pair:
+        pair.pod.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPING, _TX_SOFTWARE | _SOFTWARE)
+        sent = 0
+        while pair.state is SpliceState.SPLICED:
+            pair.pod.sendall(numbered(64, sent))
+            sent += 64
+        assert exactly(pair.proxy, sent) == numbered(sent)
+        pair.pod.sendall(numbered(64, sent))
+        assert exactly(pair.proxy, 64) == numbered(64, sent)
+        until(lambda: memory(pair.pod))
+        pair.proxy.sendall(b"answer")
+        assert exactly(pair.pod, 6) == b"answer"
+        assert pair.known.why == "small-writes"
+
+
+def test_one_socket_for_many_connections_leaves_no_entry(bed: SpliceBed, version: int) -> None:
+    """connect() with AF_UNSPEC dissolves a connection with something unread, and the same socket connects again."""
+    opened = bed.opener(Leg.DOWNSTREAM, version)
+    proxies = []
+    before = len(bed.node.datapath.socks())
+    for _ in range(_ROUNDS):
+        opened.connect(bed.target(version))
+        proxies.append(bed.accept(Leg.DOWNSTREAM, version))
+        until(lambda: bed.node.datapath.socks())
+        proxies[-1].sendall(bytes(100_000))
+        assert not _LIBC.connect(opened.fileno(), _UNSPEC, len(_UNSPEC)), os.strerror(ctypes.get_errno())
+    for proxy in proxies:
+        proxy.close()
+    opened.close()
+    until(lambda: (unread(bed), len(bed.node.datapath.socks())) == (0, before))
