@@ -152,6 +152,39 @@ def test_a_reset_behind_what_waits_is_told(bed: SpliceBed, leg: Leg, version: in
         assert found.data == numbered(sent)[: len(found.data)]
 
 
+def test_a_pod_that_paused_for_too_long_is_told(bed: SpliceBed, leg: Leg, version: int) -> None:
+    """The proxy has closed, and its kernel has given up what the pod did not read."""
+    sysctl = "net.ipv4.tcp_orphan_retries"
+    before = bed.testbed.node.run_on_node(["sysctl", "-n", sysctl]).stdout.strip()
+    bed.testbed.node.run_on_node(["sysctl", "-qw", f"{sysctl}=1"])
+    try:
+        with bed.limited(LIMITS), bed.spliced(leg, version) as pair:
+            sent = _behind(pair)
+            _close(pair.proxy)
+            until(lambda: _gone(bed, pair), 30)
+            unread(bed)
+            spliced = pair.known.from_proxy_bytes
+            assert exactly(pair.pod, spliced) == numbered(spliced)  # no byte of it is lost
+            assert spliced < sent
+            unread(bed)
+            pair.pod.settimeout(PATIENCE)
+            assert drain(pair.pod).end == "ConnectionResetError"
+    finally:
+        bed.testbed.node.run_on_node(["sysctl", "-qw", f"{sysctl}={before}"])
+
+
+def _close(sock: socket.socket) -> None:
+    """In good order: the kernel goes on with what was not acknowledged."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
+    sock.close()
+
+
+def _gone(bed: SpliceBed, pair: Pair) -> bool:
+    shown = bed.testbed.node.run_on_node(["ss", "-tanH"]).stdout.splitlines()
+    there = [line for line in shown if f":{pair.port}" in {f":{end.rpartition(':')[2]}" for end in line.split()[3:5]}]
+    return all(line.startswith("TIME-WAIT") for line in there)
+
+
 def test_a_withdrawn_policy_ends_a_pod_that_is_behind(bed: SpliceBed, leg: Leg, version: int) -> None:
     with bed.limited(LIMITS), bed.spliced(leg, version) as pair:
         sent = _behind(pair)

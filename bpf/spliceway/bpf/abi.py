@@ -21,6 +21,8 @@ UNREAD_FLOOR = 81920
 MESSAGE_COST = 33792
 #: Key of a state that made room for another one (`splice_key.end`).
 REMAINS = 0x4000_0000
+#: What `measure_splice` returns of a pod that has to be told of the end.
+FORSAKEN = 2
 SOCKOPT_LEVEL = 0x5317
 SOCKOPT_ROOM = 1
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from socket import htons
 
-from spliceway.bpf import abi, libbpf
+from spliceway.bpf import abi, libbpf, resets
 from spliceway.bpf.maps import ZERO, Maps
 from spliceway.bpf.netns import current_cookie
 from spliceway.bpf.rows import Attached
@@ -76,15 +76,19 @@ class SpliceControl:
 
         A connection that fell silent still counts with what it had then; after this with what its reader has left. Sums
         that are wrong, because a state entry made room for another one, are put right when two looks agree about it.
+        Pods that wait for what nobody sends any more are told.
         """
+        forsaken = []
         program = libbpf.open_pin(self._maps.root / "programs" / "measure_splice")
         try:
             for key, raw in self._maps.splices.items():
                 state = abi.SpliceState.from_buffer_copy(raw)
-                if state.ends or any(way.unread or way.charged for way in state.way):
-                    libbpf.run_on_packet(program, _ETHERNET + key)
+                wanted = state.ends or any(way.unread or way.charged for way in state.way)
+                if wanted and libbpf.run_on_packet(program, _ETHERNET + key)[0] == abi.FORSAKEN:
+                    forsaken.append(key)
         finally:
             os.close(program)
+        resets.send(forsaken)
         self._check_sums()
 
     def _check_sums(self) -> None:

@@ -344,6 +344,8 @@ struct unread {
 	u64 bytes;		// signed in effect: sums of differences
 };
 
+#define FORSAKEN 2	// answer of measure_splice
+
 // What the agent asks after a change of policy (question.h): may a connection that was accepted on this listener's port (host order; 0: not
 // known) for this rule set go on?
 struct question {

@@ -571,7 +571,21 @@ int guard_ulp(struct bpf_sockopt *ctx)
 	return !tag || (st && st->nonce == tag->nonce && !st->pod_in);
 }
 
-// For user space, by BPF_PROG_TEST_RUN: looks at both ends of the connection whose key stands behind an Ethernet header.
+#ifdef MEASURED
+// Does a pod wait for what was held back, while nobody is there any more who would send it again?
+static __always_inline int is_forsaken(const struct splice_state *st)
+{
+	const struct splice_end *pod = &st->sock[END_POD];
+	u32 awaited = 0;
+
+	return st->has_hole && !is_still(&st->sock[END_PROXY]) &&
+	       !bpf_probe_read_kernel(&awaited, sizeof(awaited), (void *)(pod->address + SOCK_AWAITED)) && is_still(pod) &&
+	       (s32)(st->hole - awaited) > 0 && !pod_is_behind(st);
+}
+#endif
+
+// For user space, by BPF_PROG_TEST_RUN: looks at both ends of the connection whose key stands behind an Ethernet header. Returns FORSAKEN when
+// its pod has to be told of the end.
 int measure_splice(struct __sk_buff *skb)
 {
 	struct splice_key key = {};
@@ -601,6 +615,8 @@ int measure_splice(struct __sk_buff *skb)
 			return 0;
 		}
 	}
+	if (!(key.end & REMAINS) && is_forsaken(st))
+		return FORSAKEN;
 	if ((key.end & REMAINS) && !st->way[END_POD].charged && !st->way[END_PROXY].charged)
 		splices.delete(&key);
 #endif
