@@ -27,13 +27,13 @@ def send(connections: Iterable[bytes]) -> None:
         for raw in connections:
             key = abi.SpliceKey.from_buffer_copy(raw)
             pod, peer = unpack_address(bytes(key.pod.w)), unpack_address(bytes(key.peer.w))
-            if pod.version not in made:
-                family = socket.AF_INET if pod.version == 4 else socket.AF_INET6
-                made[pod.version] = stack.enter_context(socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW))
             # Ports in a key are in network order already.
             ports = struct.pack("=HH", key.peer_port, key.pod_port)
             packet = _packet(peer.packed, pod.packed, ports)
-            with contextlib.suppress(OSError):  # the pod has gone
+            with contextlib.suppress(OSError):  # the pod has gone, or the right is missing: `preflight` says so
+                if pod.version not in made:
+                    family = socket.AF_INET if pod.version == 4 else socket.AF_INET6
+                    made[pod.version] = stack.enter_context(socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW))
                 made[pod.version].sendto(packet, (str(pod), 0))
 
 

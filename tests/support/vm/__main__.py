@@ -33,7 +33,7 @@ timeout {limit} $python -P -m spliceway.bpf.selftest $options >{share}/self-test
 mv {share}/self-test.json.unfinished {share}/self-test.json
 """
 _PYTEST = """
-options="-q -p no:cacheprovider --junitxml {share}/{number}.xml"
+options="-q -p no:cacheprovider -k {choice} --junitxml {share}/{number}.xml"
 timeout {limit} $python -m pytest $options {arguments} >{share}/{number}.log 2>&1
 touch {share}/{number}.done
 """
@@ -106,9 +106,12 @@ def _command(chosen: list[str], files: list[str]) -> tuple[str, list[str]]:
         parts.append(_SELF_TEST.format(limit=plan.FILE_LIMIT, share=SHARE))
         names.append(plan.SELF_TEST)
     runs = [[f"tests/{file}"] for file in files] or ([chosen] if chosen != [plan.SELF_TEST] else [])
+    choice = shlex.quote(plan.NOT_THERE) if files else "''"
     for arguments in runs:
         parts.append(
-            _PYTEST.format(limit=plan.FILE_LIMIT, share=SHARE, number=len(names), arguments=shlex.join(arguments))
+            _PYTEST.format(
+                limit=plan.FILE_LIMIT, share=SHARE, number=len(names), choice=choice, arguments=shlex.join(arguments)
+            )
         )
         names.append(" ".join(arguments).removeprefix("tests/"))
     return "\n".join(parts), names

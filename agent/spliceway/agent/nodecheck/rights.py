@@ -17,6 +17,7 @@ _NEEDED = (
     ("CAP_SYS_ADMIN", 21, "entering pods' network namespaces", Status.FAIL),
     ("CAP_BPF", 39, "programs and maps", Status.FAIL),
     ("CAP_PERFMON", 38, "measuring what a reader has not read yet, which splicing needs", Status.WARN),
+    ("CAP_NET_RAW", 13, "telling pods that were behind of the end of their connections", Status.WARN),
     ("CAP_KILL", 5, "ending the proxy when it runs as another user", Status.WARN),
 )
 _SYS_ADMIN = 1 << 21
