@@ -66,8 +66,8 @@ LEFT_OUT = (
                 "integration/test_splice_echo.py",
             ),
         ),
-        "hours in emulation: hundreds of tables or compilations, or thousands of connections, through the same programs, "
-        "whose verdicts and splices the files that run have already",
+        "hours in emulation: hundreds of tables or compilations, or thousands of connections; the files that run have "
+        "verdicts and splices of the same programs already",
     ),
     LeftOut(
         ("kernel/test_testbed*",),

@@ -132,7 +132,9 @@ def section(results: list[KernelResult], files: list[str]) -> str:
             text += ["", f"{title}:", "", *(f"- {_plain(note)}" for note in notes)] if notes else []
         text.append("")
     text += ["Not run there:", "", "| why | files |", "| --- | --- |"]
-    text.append(f"| one processor only: nothing is handed to another one | of the files above, `-k '{plan.NOT_THERE}'` |")
+    text.append(
+        f"| one processor only: nothing is handed to another one | of the files above, `-k '{plan.NOT_THERE}'` |"
+    )
     for why, names in plan.left_out(files).items():
         text.append(f"| {why} | {_shortened(names)} |")
     return "\n".join([*text, "", END])
