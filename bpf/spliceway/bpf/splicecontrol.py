@@ -19,6 +19,8 @@ from spliceway.bpf.types import DatapathSettings, SpliceClasses
 
 _NODE = bytes(8)
 _ETHERNET = bytes(14)
+#: So many looks in a row must find a sum too high before less than all of the difference is taken off.
+_LOOKS = 6
 
 
 class SpliceControl:
@@ -28,7 +30,7 @@ class SpliceControl:
         """Nothing is written yet."""
         self._settings, self._maps = settings, maps
         self._classes = settings.splice
-        self._off: dict[bytes, int] = {}
+        self._seen: dict[bytes, tuple[int, ...]] = {}
 
     def __repr__(self) -> str:
         return f"SpliceControl({self._classes!r})"
@@ -98,27 +100,26 @@ class SpliceControl:
                 if way.charged > abi.UNREAD_FLOOR:
                     sums[raw_key[: len(_NODE)]] += way.charged
                     sums[_NODE] += way.charged
-        off = {}
+        seen: dict[bytes, tuple[int, ...]] = {}
         for key, raw in list(self._maps.unread.items()):
             wrong = abi.Unread.from_buffer_copy(raw).bytes - sums[key]
             if wrong:
-                off[key] = wrong - self._put_right(key, wrong)
-        self._off = off
+                seen[key] = (*self._seen.get(key, ()), wrong)[-_LOOKS:]
+                if sure := self._surely_wrong(seen[key]):
+                    self._maps.unread.update(key, bytes(abi.Unread(abi.Unread.from_buffer_copy(raw).bytes - sure)))
+                    del seen[key]
+        self._seen = seen
 
-    def _put_right(self, key: bytes, wrong: int) -> int:
-        """Take off what is wrong with a sum if the look before agrees. Returns what was taken off.
+    def _surely_wrong(self, seen: tuple[int, ...]) -> int:
+        """How much of a difference is no matter of maps that change while they are read.
 
-        Both see maps that change: under traffic they agree only that it is wrong by that much at least.
+        That is what two looks agree about, or what a sum has been too high by at least in all of the last ones, if that
+        is more than a connection may have.
         """
-        before = self._off.get(key, 0)
-        sure = min(wrong, before, key=abs) if wrong * before > 0 else 0
-        if wrong != before and abs(sure) <= self._settings.splice_limits.connection:
-            return 0
-        raw = self._maps.unread.lookup(key) if sure else None
-        if raw is None:
-            return 0
-        self._maps.unread.update(key, bytes(abi.Unread(abi.Unread.from_buffer_copy(raw).bytes - sure)))
-        return sure
+        if seen[-2:-1] == seen[-1:]:
+            return seen[-1]
+        least = min(seen)
+        return least if len(seen) == _LOOKS and least > self._settings.splice_limits.connection else 0
 
     def forget(self, endpoint: bytes) -> None:
         """An endpoint (its `struct endpoint`) has gone."""
