@@ -134,6 +134,7 @@ class MemoryDatapath:
         self.room = dict.fromkeys(("endpoints", "ipcache", "classes", "rows", "listeners", "pairs"), 65_536)
         self.splice: SpliceClasses | None = None
         self.unread = 0
+        self.is_pressed = False
         self.fail: dict[str, str] = {}
         self.fails = 0
         self.flows: asyncio.Queue[KernelFlow] = asyncio.Queue()
@@ -181,6 +182,9 @@ class MemoryDatapath:
     async def measure(self) -> int:
         self._maybe_fail("measure")
         return self.unread
+
+    def pressed(self) -> bool:
+        return self.is_pressed
 
     async def events(self) -> AsyncIterator[KernelFlow]:
         while True:

@@ -238,6 +238,7 @@ def test_unmeasured_readers_leave_it_off() -> None:
 
 def test_what_is_unread_is_looked_at_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spliceway.agent.splicing.MEASURE_SECONDS", 0.001)
+    monkeypatch.setattr("spliceway.agent.splicing.PRESSED_SECONDS", 0.001)
 
     async def body(bench: Bench) -> None:
         bench.kernel.unread = 77
@@ -247,6 +248,19 @@ def test_what_is_unread_is_looked_at_again_and_again(monkeypatch: pytest.MonkeyP
         bench.kernel.fail.clear()
         bench.kernel.unread = 78
         await until(lambda: bench.splicing.status().unread == 78)
+
+    with_bench(body)
+
+
+def test_where_much_is_counted_it_is_looked_at_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spliceway.agent.splicing.MEASURE_SECONDS", 3600.0)
+    monkeypatch.setattr("spliceway.agent.splicing.PRESSED_SECONDS", 0.001)
+
+    async def body(bench: Bench) -> None:
+        await asyncio.sleep(0.05)
+        bench.kernel.unread = 77
+        bench.kernel.is_pressed = True
+        await until(lambda: bench.splicing.status().unread == 77)
 
     with_bench(body)
 

@@ -26,6 +26,8 @@ from spliceway.bpf.types import DatapathSettings, SpliceClasses
 #: How often readers are looked at that have fallen silent with something unread, in seconds; and, in lengths of such a
 #: look, the least pause after it.
 MEASURE_SECONDS = 2.0
+#: And where many connections are: how often it is asked whether it is urgent.
+PRESSED_SECONDS = 0.1
 IDLE_SHARE = 20.0
 
 log = structlog.get_logger(__name__)
@@ -39,6 +41,9 @@ class SpliceKernel(Protocol):
 
     async def measure(self) -> int:
         """Look at readers that were behind; spliced bytes of the node that wait unread."""
+
+    def pressed(self) -> bool:
+        """Whether much of what may wait unread is counted: what was read since the last look is, too."""
 
 
 class Evidence(Protocol):
@@ -185,7 +190,11 @@ class Splicing:
             with contextlib.suppress(*OWN_ERRORS):  # of the kernel: the next look may do better
                 await self.measure()
             took = time.monotonic() - begin
-            await asyncio.sleep(max(MEASURE_SECONDS, IDLE_SHARE * took))
+            again = time.monotonic() + max(MEASURE_SECONDS, IDLE_SHARE * took)
+            while time.monotonic() < again:
+                await asyncio.sleep(max(PRESSED_SECONDS, took))
+                if self._kernel is not None and self._kernel.pressed():
+                    break
 
 
 def _tested(report: SelfTestReport) -> Proof:

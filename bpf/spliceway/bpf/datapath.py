@@ -311,6 +311,10 @@ class Datapath:
         await asyncio.to_thread(self._splices.measure)
         return self._splices.unread()
 
+    def pressed(self) -> bool:
+        """Whether a fourth of what may wait unread is counted, for an endpoint or for the node."""
+        return self._splices.pressed()
+
     # ---- views ----
 
     async def events(self) -> AsyncIterator[KernelFlow]:

@@ -21,6 +21,8 @@ _NODE = bytes(8)
 _ETHERNET = bytes(14)
 #: So many looks in a row must find a sum too high before less than all of the difference is taken off.
 _LOOKS = 6
+#: Share of a limit from which on readers are looked at more often.
+_PRESSED_SHARE = 4
 
 
 class SpliceControl:
@@ -120,6 +122,19 @@ class SpliceControl:
             return seen[-1]
         least = min(seen)
         return least if len(seen) == _LOOKS and least > self._settings.splice_limits.connection else 0
+
+    def pressed(self) -> bool:
+        """See `Datapath.pressed`.
+
+        A message is counted until its reader is looked at again, and after an answer nobody sends anything for a while:
+        thousands of idle connections would take up what may wait.
+        """
+        limits = self._settings.splice_limits
+        for key, raw in self._maps.unread.items():
+            limit = limits.node if key == _NODE else limits.endpoint
+            if abi.Unread.from_buffer_copy(raw).bytes > limit // _PRESSED_SHARE:
+                return True
+        return False
 
     def forget(self, endpoint: bytes) -> None:
         """An endpoint (its `struct endpoint`) has gone."""
