@@ -101,13 +101,13 @@ def test_what_is_wrong_with_a_node_is_found_and_fails(testbed: Testbed, config: 
         "iptables -t mangle -A PREROUTING -j MARK --set-mark 0x1; nft add table inet theirs;"
         "nft 'add chain inet theirs c { type filter hook prerouting priority 0; }';"
         "nft add rule inet theirs c meta mark 0x1000 accept;"
-        "iptables -t nat -N KUBE-SERVICES; sysctl -qw net.ipv4.ip_forward=0;"
-        "sysctl -qw net.ipv4.conf.eth0.rp_filter=1; sysctl -qw net.ipv4.conf.eth0.src_valid_mark=1"
+        "iptables -t nat -N KUBE-SERVICES; echo 0 >/proc/sys/net/ipv4/ip_forward;"
+        "echo 1 >/proc/sys/net/ipv4/conf/eth0/rp_filter; echo 1 >/proc/sys/net/ipv4/conf/eth0/src_valid_mark"
     )
     undo = (
         "ip rule del prio 5; ip route flush table 2480; iptables -t mangle -F; iptables -t nat -X KUBE-SERVICES;"
-        "nft delete table inet theirs; sysctl -qw net.ipv4.ip_forward=1;"
-        "sysctl -qw net.ipv4.conf.eth0.rp_filter=0; sysctl -qw net.ipv4.conf.eth0.src_valid_mark=0"
+        "nft delete table inet theirs; echo 1 >/proc/sys/net/ipv4/ip_forward;"
+        "echo 0 >/proc/sys/net/ipv4/conf/eth0/rp_filter; echo 0 >/proc/sys/net/ipv4/conf/eth0/src_valid_mark"
     )
     made = testbed.node.run_on_node(["sh", "-ec", set_up])
     try:

@@ -154,9 +154,9 @@ def test_a_reset_behind_what_waits_is_told(bed: SpliceBed, leg: Leg, version: in
 
 def test_a_pod_that_paused_for_too_long_is_told(bed: SpliceBed, leg: Leg, version: int) -> None:
     """The proxy has closed, and its kernel has given up what the pod did not read."""
-    sysctl = "net.ipv4.tcp_orphan_retries"
-    before = bed.testbed.node.run_on_node(["sysctl", "-n", sysctl]).stdout.strip()
-    bed.testbed.node.run_on_node(["sysctl", "-qw", f"{sysctl}=1"])
+    retries = "/proc/sys/net/ipv4/tcp_orphan_retries"
+    before = bed.testbed.node.run_on_node(["cat", retries]).stdout.strip()
+    bed.testbed.node.run_on_node(["sh", "-c", f"echo 1 >{retries}"])
     try:
         with bed.limited(LIMITS), bed.spliced(leg, version) as pair:
             sent = _behind(pair)
@@ -170,7 +170,7 @@ def test_a_pod_that_paused_for_too_long_is_told(bed: SpliceBed, leg: Leg, versio
             pair.pod.settimeout(PATIENCE)
             assert drain(pair.pod).end == "ConnectionResetError"
     finally:
-        bed.testbed.node.run_on_node(["sysctl", "-qw", f"{sysctl}={before}"])
+        bed.testbed.node.run_on_node(["sh", "-c", f"echo {before} >{retries}"])
 
 
 def _close(sock: socket.socket) -> None:
