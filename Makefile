@@ -24,7 +24,7 @@ help:
 	@echo "make xds-faults  clients that misbehave beside others that must not notice, 30 s each way"
 	@echo "make torture   HTTP that nobody should send, a thousand ends of connections, and a minute of fuzzing each way"
 	@echo "make proxy-diff  10,000 odd requests to the embedded proxy and to Envoy, side by side"
-	@echo "make kernels  self-test and kernel tests on Debian's 6.1 and 6.12 kernels, emulated side by side (needs qemu-system-x86; hours)"
+	@echo "make kernels  self-test and kernel tests on Debian's 6.1 and 6.12 kernels, emulated side by side (needs qemu-system-x86; an hour or more)"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   compare the data paths; ARGS=… for spliceway bench"
 	@echo "make lock    write requirements.lock anew (needs uv)"

@@ -13,6 +13,7 @@ import pytest
 from spliceway.agent.testbed.rights import missing_rights
 from spliceway.agent.testbed.testbed import Testbed
 from support.node import demo_manifests
+from support.variants import sample
 
 #: CI sets it: there a kernel test that can't run is a failure.
 REQUIRE_KERNEL = os.environ.get("SPLICEWAY_REQUIRE_KERNEL") == "1"
@@ -20,6 +21,20 @@ REQUIRE_KERNEL = os.environ.get("SPLICEWAY_REQUIRE_KERNEL") == "1"
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if REQUIRE_KERNEL or os.environ.get("CI") else "local")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--variants N`."""
+    parser.addoption("--variants", type=int, default=1, help="of each parametrised test, one in so many variants")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave a sample of what -k and -m have left."""
+    if (one_in := config.getoption("--variants")) > 1:
+        kept = set(sample([item.nodeid for item in items], one_in))
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in kept])
+        items[:] = [item for item in items if item.nodeid in kept]
 
 
 @pytest.hookimpl(tryfirst=True)

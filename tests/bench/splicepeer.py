@@ -80,11 +80,12 @@ def serve(sock: socket.socket) -> None:
 
 
 def drain_until_mark(sock: socket.socket, size: int) -> None:
-    """Read messages until one that does not begin with a zero, and say that it has come."""
+    """Read messages until one that does not begin with a zero, the last, and say that it has come."""
     view, at = memoryview(bytearray(max(READ, size))), 0
     while count := sock.recv_into(view):
-        first = -at % size
-        if any(view[i] for i in range(first, count, size)):
+        marked = next((i for i in range(-at % size, count, size) if view[i]), None)
+        if marked is not None:
+            exactly(sock, view[: size - (count - marked)])  # a close with something unread would be a reset
             sock.sendall(b"!")
             return
         at += count

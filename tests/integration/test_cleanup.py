@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from spliceway.bpf.errors import KernelRefusedError
 from spliceway.bpf.install import pin_root
 from support.kernel import KernelNode
 from support.node import demo_manifests, http_status
+from support.splicebed import until
 
 pytestmark = pytest.mark.kernel
 
@@ -122,10 +122,7 @@ def test_a_proxy_that_began_without_programs_is_not_taken_over(testbed: Testbed)
     try:
         (first,) = running_pids(state)
         assert cleanup(testbed, "--yes", "--force").returncode == 0
-        deadline = time.monotonic() + 20
-        while not (there := running_pids(state).keys() - {first}) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        (second,) = there
+        (second,) = until(lambda: running_pids(state).keys() - {first}, 20)
         assert "pins of programs and links" in agent.client.get("status")["datapath"]["problems"][0]
         agent.stop()
         agent = start_agent(testbed.node, {"splice": {"mode": "off"}})

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import random
 import socket
 import struct
 import threading
+from pathlib import Path
 
 import pytest
 
 from spliceway.agent.testbed import netns
 from spliceway.bpf import abi
 from spliceway.bpf.types import Leg, SpliceLimits, SpliceState
-from support.splicebed import PATIENCE, POLICY, Pair, SpliceBed, until
+from support.packets import SYN, tcp
+from support.splicebed import PATIENCE, POLICY, PORT, Pair, SpliceBed, until
 from support.spliceread import drain, exactly, memory, numbered, pour, reset
 from support.userfault import LatePage
 
@@ -25,6 +28,7 @@ LIMITS = SpliceLimits(connection=512 * KIB, endpoint=4 * MIB, node=16 * MIB)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _UNSPEC = bytes(16)  # struct sockaddr of AF_UNSPEC
 _ROUNDS = 8
+_TCPI_BACKOFF = 4  # in struct tcp_info
 _SO_TIMESTAMPING, _TX_SOFTWARE, _SOFTWARE = 37, 1 << 1, 1 << 4
 
 
@@ -64,30 +68,21 @@ def test_a_proxy_that_asks_is_told_to_wait(bed: SpliceBed, leg: Leg) -> None:
         read = threading.Thread(target=_LIBC.recv, args=(pair.pod.fileno(), ctypes.c_void_p(page.address), 8, 0))
         read.start()
         page.wait_wanted()
-        meanwhile = pair.proxy.getsockopt(abi.SOCKOPT_LEVEL, abi.SOCKOPT_ROOM)
+        meanwhile = pair.room()
         page.come()
         read.join()
         assert meanwhile == 0
-        assert pair.proxy.getsockopt(abi.SOCKOPT_LEVEL, abi.SOCKOPT_ROOM) > 0
+        assert pair.room()
         assert pair.known.state is SpliceState.SPLICED
 
 
 # ---- what waits counts, whoever has its ports by now ----
 
 
-def _syn(source: bytes, target: bytes, port: int) -> bytes:
-    header = struct.pack("!HHIIBBHHH", port, 80, random.getrandbits(32), 0, 0x50, 2, 64000, 0, 0)
-    summed = source + target + struct.pack("!BBH", 0, socket.IPPROTO_TCP, len(header)) + header
-    total = sum(struct.unpack(f"!{len(summed) // 2}H", summed))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return header[:16] + struct.pack("!H", ~total & 0xFFFF) + header[18:]
-
-
 def _again_by_raw_syn(bed: SpliceBed, pair: Pair) -> None:
     """The client's own: the connection lives on."""
     client, server = bed.address("client", 4), bed.address("server", 4)
-    syn = _syn(socket.inet_aton(client), socket.inet_aton(server), pair.port)
+    syn = tcp(client, server, pair.port, PORT, SYN, seq=random.getrandbits(32))
     kind = (socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
     with netns.call(bed.testbed.pod("client").netns, lambda: socket.socket(*kind)) as raw:
         raw.sendto(syn, (server, 0))
@@ -214,6 +209,40 @@ def test_transmit_timestamps_that_nobody_fetches_hold_nothing_back(bed: SpliceBe
         pair.proxy.sendall(b"answer")
         assert exactly(pair.pod, 6) == b"answer"
         assert pair.known.why == "small-writes"
+
+
+@pytest.mark.skipif(
+    int(Path("/proc/sys/net/core/wmem_max").read_text()) < abi.HELD_BACK, reason="net.core.wmem_max is too small"
+)
+def test_send_buffers_for_what_is_held_back_have_a_budget(bed: SpliceBed, leg: Leg, version: int) -> None:
+    """A pod with a receive buffer of nothing leaves at the second message, with nothing that counts as unread."""
+    limits = SpliceLimits(connection=512 * KIB, endpoint=3 * MIB, node=16 * MIB)
+    with bed.limited(limits):
+        for _ in range(2):  # what the connections of the first time got is given back
+            pairs = [bed.spliced(leg, version, asks=False) for _ in range(8)]
+            for pair in pairs:
+                pair.pod.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+                pair.proxy.sendall(b"x")
+                pair.proxy.setblocking(False)
+            until(lambda pairs=pairs: all(_has_sent_again(pair) for pair in pairs))
+            assert sum(_send_buffer(pair) >= 2 * abi.HELD_BACK for pair in pairs) == limits.endpoint // abi.HELD_BACK
+            assert unread(bed) == 0
+            for pair in pairs:
+                reset(pair.proxy)
+                pair.pod.close()
+            until(lambda: not bed.node.datapath.socks())
+
+
+def _has_sent_again(pair: Pair) -> bool:
+    """Fill what there is, and look whether its kernel has waited in vain for an acknowledgement."""
+    with contextlib.suppress(BlockingIOError):
+        pair.proxy.send(bytes(64 * KIB))
+    backoff = pair.proxy.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)[_TCPI_BACKOFF]
+    return backoff > 0
+
+
+def _send_buffer(pair: Pair) -> int:
+    return pair.proxy.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
 
 
 def test_one_socket_for_many_connections_leaves_no_entry(bed: SpliceBed, version: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -88,7 +89,7 @@ def test_row_05_what_a_reader_sends_is_no_credit(bed: SpliceBed, leg: Leg, to_po
 
 def test_row_05_a_pod_that_pauses_goes_on(bed: SpliceBed, leg: Leg) -> None:
     """Behind a proxy that does not ask for room: what TCP holds back meanwhile does not end the connection."""
-    with bed.limited(LIMITS), bed.spliced(leg) as pair:
+    with bed.limited(LIMITS), bed.spliced(leg, asks=False) as pair:
         sent = pour(pair.proxy, 2 * MIB)
         held = bed.node.datapath.splice_counters().leave_waits
         assert held
@@ -101,9 +102,29 @@ def test_row_05_a_pod_that_pauses_goes_on(bed: SpliceBed, leg: Leg) -> None:
         assert not pair.known.member
 
 
+def test_row_05_a_proxy_that_does_not_ask_runs_less_far_ahead(bed: SpliceBed, leg: Leg, version: int) -> None:
+    """What comes after it has left waits until all that is unread has been read, and Envoy does not wait long."""
+    buffer = 2 * int(Path("/proc/sys/net/core/rmem_max").read_text())  # what a pod's socket gets at most
+    further = min(2 * MIB, buffer * 3 // 4)
+    assert further > 256 * KIB
+    with bed.spliced(leg, version, asks=False) as pair:
+        for number in range(20):
+            pair.proxy.sendall(numbered(256 * KIB, number * 256 * KIB))
+            assert exactly(pair.pod, 256 * KIB) == numbered(256 * KIB, number * 256 * KIB)
+        assert pair.known.state is SpliceState.SPLICED
+        sent = pour(pair.proxy, 2 * MIB)
+        assert (pair.known.state, pair.known.why) == (SpliceState.TCP_ONLY, "unread-limit")
+        assert memory(pair.pod) <= 256 * KIB
+        assert exactly(pair.pod, sent) == numbered(sent)
+    with bed.spliced(leg, version) as pair:
+        assert pour(pair.proxy, further) == further
+        assert pair.known.state is SpliceState.SPLICED
+        assert exactly(pair.pod, further) == numbered(further)
+
+
 def test_row_05_a_pod_that_does_not_read_may_send(bed: SpliceBed, leg: Leg) -> None:
     """What is held back from it takes no acknowledgement along."""
-    with bed.limited(LIMITS), bed.spliced(leg) as pair:
+    with bed.limited(LIMITS), bed.spliced(leg, asks=False) as pair:
         sent = pour(pair.proxy, 2 * MIB)
         assert pair.known.state is SpliceState.TCP_ONLY
         for place in range(0, 2 * MIB, 64 * KIB):
@@ -130,19 +151,11 @@ def test_row_05_what_comes_by_tcp_after_leaving_does_not_count(bed: SpliceBed, l
         assert exactly(reader, sent - spliced) == numbered(sent - spliced, spliced)
 
 
-def room(pair: Pair) -> int | None:
-    """What a proxy that asks is told: bytes that may be sent to the pod now, None: as many as it likes."""
-    try:
-        return int(pair.proxy.getsockopt(abi.SOCKOPT_LEVEL, abi.SOCKOPT_ROOM))
-    except OSError:
-        return None
-
-
 def test_row_05_a_proxy_that_asks_for_room_stays_spliced(bed: SpliceBed, leg: Leg, version: int) -> None:
     with bed.limited(LIMITS), bed.spliced(leg, version) as pair:
         sent = read = 0
         for _ in range(5):
-            while size := room(pair):
+            while size := pair.room():
                 pair.proxy.sendall(numbered(min(size, 65536), sent))
                 sent += min(size, 65536)
             assert size == 0

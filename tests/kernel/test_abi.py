@@ -20,7 +20,7 @@ from spliceway.bpf.types import Hook, Leg, SpliceState
 from spliceway.policy import numbering
 from spliceway.policy.entity import Reserved
 from spliceway.policy.verdict import Direction, Reason, Verdict
-from spliceway.proxy.relay import sockets
+from spliceway.proxy.relay import end, sockets
 from support.ownmounts import in_own_mounts
 
 pytestmark = pytest.mark.kernel
@@ -51,6 +51,7 @@ _CONSTANTS = {
     "REMAINS": abi.REMAINS,
     "UNREAD_FLOOR": abi.UNREAD_FLOOR,
     "MESSAGE_COST": abi.MESSAGE_COST,
+    "HELD_BACK": abi.HELD_BACK,
     "ENFORCE_INGRESS": abi.Enforce.INGRESS,
     "ENFORCE_EGRESS": abi.Enforce.EGRESS,
     "ENFORCE_READY": abi.Enforce.READY,
@@ -144,6 +145,7 @@ def test_every_struct_is_mirrored() -> None:
 
 def test_the_proxy_asks_by_the_same_option() -> None:
     assert sockets.ROOM == (abi.SOCKOPT_LEVEL, abi.SOCKOPT_ROOM)
+    assert end.MESSAGE_COST == abi.MESSAGE_COST
 
 
 def test_programs_compile_where_no_headers_are_installed(tmp_path: Path) -> None:

@@ -184,6 +184,7 @@ class MemoryDatapath:
         return self.unread
 
     def pressed(self) -> bool:
+        self._maybe_fail("pressed")
         return self.is_pressed
 
     async def events(self) -> AsyncIterator[KernelFlow]:

@@ -19,7 +19,7 @@ from spliceway.agent.testbed.node import Node
 from spliceway.bpf import libbpf
 from spliceway.bpf.datapath import Datapath
 from spliceway.bpf.install import pin_root
-from spliceway.bpf.types import DatapathSettings, KernelFlow, LocalEndpoint
+from spliceway.bpf.types import DatapathSettings, Hook, KernelFlow, LocalEndpoint
 from spliceway.policy.compile import compile_table
 from spliceway.policy.documents import load_documents
 from spliceway.policy.model import Cluster, Pod
@@ -179,8 +179,10 @@ class KernelNode:
 
         return self.run(settle())
 
-    def flow_after(self, seen: int, timeout: float = 5.0, *, port: int | None = None) -> KernelFlow:
-        """The first record behind the `seen` ones that were there before; `port`: of those from this source port.
+    def flow_after(
+        self, seen: int, timeout: float = 5.0, *, port: int | None = None, hook: Hook | None = None
+    ) -> KernelFlow:
+        """The first record behind the `seen` ones that were there before; of those from this source port, at this hook.
 
         After a change of policy there are records about other connections, too: those that lost their verdict.
         """
@@ -189,7 +191,7 @@ class KernelNode:
             async with asyncio.timeout(timeout):
                 while True:
                     for flow in self.flows[seen:]:
-                        if port in (None, flow.source_port):
+                        if port in (None, flow.source_port) and hook in (None, flow.hook):
                             return flow
                     self._arrived.clear()
                     await self._arrived.wait()

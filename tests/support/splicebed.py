@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from spliceway.agent.testbed.testbed import Testbed
+from spliceway.bpf import abi
 from spliceway.bpf.types import IPAddress, Leg, SockEntry, SpliceClasses, SpliceLimits, SpliceState
 from support.kernel import KernelNode
 from support.node import pod_manifest
@@ -97,6 +98,13 @@ class Pair:
         """Of the entry."""
         entry = self.entry
         return entry.state if entry else None
+
+    def room(self) -> int | None:
+        """Ask as a proxy does: how many bytes may be sent to the pod now, None: as many as it likes."""
+        try:
+            return int(self.proxy.getsockopt(abi.SOCKOPT_LEVEL, abi.SOCKOPT_ROOM))
+        except OSError:
+            return None
 
     def wait_state(self, *states: SpliceState) -> SockEntry:
         """Wait until the entry is in one of these states."""
@@ -232,10 +240,15 @@ class SpliceBed:
             return None  # the last packet of the connection before is still on its way
         return opened
 
-    def spliced(self, leg: Leg, version: int = 4, *, port: int = 0) -> Pair:
-        """As `connect`, and spliced: on another CPU, accept() may return before the accepting end is in the map."""
+    def spliced(self, leg: Leg, version: int = 4, *, port: int = 0, asks: bool = True) -> Pair:
+        """As `connect`, and spliced: on another CPU, accept() may return before the accepting end is in the map.
+
+        `asks`: the proxy has asked for room, as the embedded one does and Envoy does not.
+        """
         pair = self.connect(leg, version, port=port)
         pair.wait_state(SpliceState.SPLICED)
+        if asks:
+            pair.room()
         return pair
 
     def _proxy_listener(self, version: int) -> socket.socket:

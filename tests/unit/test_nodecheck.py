@@ -256,6 +256,8 @@ def test_tcp_settings() -> None:
         Status.WARN,
         "sysctl -w net.core.rmem_max=2097152: spliced connections leave at 416 KiB unread",
     )
+    assert tcp.judge_send_buffer("4194304").status is Status.OK
+    assert tcp.judge_send_buffer("212992").status is Status.WARN
 
 
 SPLICE = LoadedProgram(1, ProgramType.SK_MSG, "splice_message", (10,))

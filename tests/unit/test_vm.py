@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 
 from support.vm import debian, plan, results
+from support.vm.__main__ import guest_command
 from support.vm.initramfs import archive, initramfs
 from support.vm.machine import Machine, complaints
-from support.vm.results import KernelResult, Outcome
+from support.vm.results import KernelResult, Outcome, Record
 
 TESTS = Path(__file__).parents[1]
 UNAME = "Linux kernels 6.1.0-56-amd64 #1 SMP PREEMPT_DYNAMIC Debian 6.1.192-2 (2026-11-16) x86_64 GNU/Linux"
@@ -20,6 +22,47 @@ JUNIT = """<?xml version="1.0" encoding="utf-8"?><testsuites><testsuite name="py
 <testcase name="test_not_here" time="0.0"><skipped message="needs Linux 6.6"/></testcase>
 <testcase name="test_nor_here" time="0.0"><skipped message="needs Linux 6.6"/></testcase>
 </testsuite></testsuites>"""
+
+
+def test_what_the_guest_runs() -> None:
+    text = guest_command([[plan.SELF_TEST], ["tests/kernel/test_x.py"]], plan.CHOICE)
+    assert "selftest" in text
+    run = next(shlex.split(line) for line in text.splitlines() if " -m pytest " in line)
+    assert run[run.index("-k") + 1] == plan.NOT_THERE
+    assert run[-1] == "tests/kernel/test_x.py"
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+    tree, file = tmp_path / "tree", tmp_path / "6.1.json"
+    for name in ("bpf/c/abi.h", "tests/kernel/test_abi.py", "tests/kernel/test_parse.py"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(name)
+    parts = [[plan.SELF_TEST], ["tests/kernel/test_abi.py"], ["tests/kernel/test_parse.py"]]
+
+    def begun() -> tuple[Record, list[list[str]]]:
+        record = Record(file, "6.1", "abc", tree)
+        return record, record.missing(parts)
+
+    record, missing = begun()
+    assert missing == parts
+    record.add(Outcome("kernel/test_abi.py", 11))
+    record.add(Outcome(plan.SELF_TEST, 15, 1, failures=("fionread: FIONREAD says 0",)))
+    record, missing = begun()
+    assert missing == parts[2:]
+    record.add(Outcome("kernel/test_parse.py", 6, 1, failures=("test_it: it failed",)))
+    record, missing = begun()
+    assert missing == parts[2:]
+    record.add(Outcome("kernel/test_parse.py", 7))
+    result = record.end(UNAME, 60.0, ["BUG: one"])
+    assert [one.name for one in result.outcomes] == [plan.SELF_TEST, "kernel/test_abi.py", "kernel/test_parse.py"]
+    (tree / "tests/kernel/test_abi.py").write_text("another")
+    record, missing = begun()
+    assert missing == parts[1:2]
+    record.add(Outcome("kernel/test_abi.py", 12))
+    result = record.end(UNAME, 1.0, [])
+    assert (result.seconds, result.complaints) == (61.0, ("BUG: one",))
+    (tree / "bpf/c/abi.h").write_text("another")
+    assert begun()[1] == parts
 
 
 def test_the_newest_plain_kernel_of_a_series() -> None:
@@ -99,6 +142,7 @@ def test_outcome_of_a_test_file() -> None:
 
 def test_no_result_is_a_failure() -> None:
     assert results.from_junit("kernel/test_x.py", None).failed == 1
+    assert results.from_junit("kernel/test_x.py", "<testsuites><testsuite tests='0'/></testsuites>").failed == 1
     assert results.from_self_test(None).failed == 1
     assert results.from_self_test('{"seconds": 1.0, "checks": [], "error": "not done"}').failures == ("not done",)
 

@@ -7,6 +7,7 @@ makes of the header. Addresses are as in `addresses.py`; ports are in network or
 from __future__ import annotations
 
 import ctypes
+import re
 from ctypes import c_int64, c_uint8, c_uint16, c_uint32, c_uint64
 from enum import IntEnum, IntFlag
 
@@ -25,6 +26,10 @@ REMAINS = 0x4000_0000
 FORSAKEN = 2
 SOCKOPT_LEVEL = 0x5317
 SOCKOPT_ROOM = 1
+#: Send buffer (SO_SNDBUF) of a proxy that does not ask for room, once its connection has left; wmem_max bounds it.
+HELD_BACK = 1 << 20
+#: With this bit, a key of `unread` is for the sum of such buffers.
+HELD_SUMS = 1 << 63
 
 
 class ConfigFlag(IntFlag):
@@ -333,9 +338,10 @@ class SpliceState(ctypes.Structure):
         ("why", c_uint8),
         ("reason", c_uint8),
         ("has_hole", c_uint8),
-        ("pad", c_uint8 * 2),
+        ("asks", c_uint8),
+        ("stuck", c_uint8),
         ("hole", c_uint32),
-        ("pad2", c_uint32),
+        ("held", c_uint32),
     )
 
 
@@ -375,32 +381,9 @@ class SpliceCounters(ctypes.Structure):
     )
 
 
-#: C name of every shared struct. The test walks it.
+#: C name of every shared struct → its class, named alike: `ct_key`, CtKey. The test walks it.
 STRUCTS: dict[str, type[ctypes.Structure]] = {
-    "addr": Addr,
-    "generation": Generation,
-    "config": Config,
-    "ipcache_key": IpcacheKey,
-    "ipcache_value": IpcacheValue,
-    "endpoint": Endpoint,
-    "class_key": ClassKey,
-    "class_value": ClassValue,
-    "policy_key": PolicyKey,
-    "policy_value": PolicyValue,
-    "pair_key": PairKey,
-    "pair_value": PairValue,
-    "listener": Listener,
-    "ct_key": CtKey,
-    "ct_value": CtValue,
-    "counter": Counter,
-    "event": Event,
-    "unspliced_key": UnsplicedKey,
-    "splice_key": SpliceKey,
-    "splice_end": SpliceEnd,
-    "splice_way": SpliceWay,
-    "question": Question,
-    "unread": Unread,
-    "splice_state": SpliceState,
-    "sock_tag": SockTag,
-    "splice_counters": SpliceCounters,
+    re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower(): found
+    for name, found in list(globals().items())
+    if isinstance(found, type) and issubclass(found, ctypes.Structure)
 }

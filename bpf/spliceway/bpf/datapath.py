@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -53,6 +54,8 @@ from spliceway.bpf.types import (
 )
 from spliceway.policy.table import PolicyTable
 
+#: The resets of an endpoint that goes have to reach it within this.
+_RESETS_SECONDS = 0.25
 _LOOPBACK = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 
 
@@ -214,12 +217,15 @@ class Datapath:
         return next(iter(self._maps.endpoints.keys()), None) is not None
 
     def _end_connections(self, endpoint: LocalEndpoint) -> None:
-        """When an endpoint goes, its connections, the proxy's for it and its splices go with it."""
+        """When an endpoint goes, its connections, the proxy's for it and its splices go with it. Blocks."""
         own = set(endpoint.addresses)
-        for connection in diag.tcp_sockets():
-            if connection.local in own or connection.remote in own:
-                diag.destroy_this(connection)
+        of_it = [one for one in diag.tcp_sockets() if one.local in own or one.remote in own]
+        ended = [one for one in of_it if diag.destroy_this(one)]
         views.forget_connections(self._maps, own)
+        # The resets are on their way, and only a known endpoint gets them.
+        deadline = time.monotonic() + _RESETS_SECONDS
+        while ended and views.has_socks(self._maps, own) and time.monotonic() < deadline:
+            time.sleep(_RESETS_SECONDS / 50)
 
     # ---- policy ----
 

@@ -20,6 +20,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from spliceway.bpf import libbpf, node, record
 from spliceway.bpf.attach import EGRESS, INGRESS, detach_tc, is_ours
 from spliceway.bpf.errors import DatapathError, KernelRefusedError
+from spliceway.bpf.netns import current_cookie
 from spliceway.bpf.record import PolicyRule
 from spliceway.bpf.types import DatapathSettings
 
@@ -66,7 +67,7 @@ def runs(bpffs: Path) -> bool:
 
 def elsewhere(bpffs: Path) -> bool:
     """Whether the agent ran in another network namespace: its filters, rules and sysctls can't be reached from here."""
-    return record.netns(bpffs) not in (None, record.own_netns())
+    return record.netns(bpffs) not in (None, current_cookie())
 
 
 async def find(settings: DatapathSettings) -> list[Leftover]:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from pathlib import Path
 
 import msgspec
 
+from spliceway.bpf.netns import current_cookie
 from spliceway.bpf.types import DatapathSettings
 
 _CLSACT, _RULES, _LIVE, _NETNS = "clsact", "rules", "live", "netns"
-_SO_NETNS_COOKIE = 71
 
 
 class PolicyRule(msgspec.Struct, frozen=True, order=True):
@@ -62,12 +61,6 @@ def set_live(bpffs: Path, root: Path) -> None:
         (top(bpffs) / _LIVE).symlink_to(root.name)
 
 
-def own_netns() -> int:
-    """Cookie of this process's network namespace: no other one has it until the machine restarts."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
-
-
 def netns(bpffs: Path) -> int | None:
     """Cookie of the network namespace that interfaces and rules of the record are in, None: nobody has said."""
     link = top(bpffs) / _NETNS
@@ -76,7 +69,7 @@ def netns(bpffs: Path) -> int | None:
 
 def set_netns(bpffs: Path) -> None:
     """An agent begins here. What was made in another namespace can't be reached from this one: it is forgotten."""
-    own = own_netns()
+    own = current_cookie()
     if (before := netns(bpffs)) == own:
         return
     if before is not None:

@@ -98,10 +98,14 @@ class SpliceControl:
     def _check_sums(self) -> None:
         sums: Counter[bytes] = Counter()
         for raw_key, raw in self._maps.splices.items():
-            for way in abi.SpliceState.from_buffer_copy(raw).way:
+            state, cookie = abi.SpliceState.from_buffer_copy(raw), raw_key[: len(_NODE)]
+            for way in state.way:
                 if way.charged > abi.UNREAD_FLOOR:
-                    sums[raw_key[: len(_NODE)]] += way.charged
+                    sums[cookie] += way.charged
                     sums[_NODE] += way.charged
+            if state.held:
+                sums[_held(cookie)] += state.held
+                sums[_held(_NODE)] += state.held
         seen: dict[bytes, tuple[int, ...]] = {}
         for key, raw in list(self._maps.unread.items()):
             wrong = abi.Unread.from_buffer_copy(raw).bytes - sums[key]
@@ -131,19 +135,26 @@ class SpliceControl:
         """
         limits = self._settings.splice_limits
         for key, raw in self._maps.unread.items():
-            limit = limits.node if key == _NODE else limits.endpoint
+            limit = limits.node if key in (_NODE, _held(_NODE)) else limits.endpoint
             if abi.Unread.from_buffer_copy(raw).bytes > limit // _PRESSED_SHARE:
                 return True
         return False
 
     def forget(self, endpoint: bytes) -> None:
         """An endpoint (its `struct endpoint`) has gone."""
-        self._maps.unread.delete(abi.Endpoint.from_buffer_copy(endpoint).netns_cookie.to_bytes(8, sys.byteorder))
+        cookie = abi.Endpoint.from_buffer_copy(endpoint).netns_cookie.to_bytes(8, sys.byteorder)
+        self._maps.unread.delete(cookie)
+        self._maps.unread.delete(_held(cookie))
 
     def unread(self) -> int:
         """Spliced bytes of the node that wait unread, without what is below the floor for a direction."""
         raw = self._maps.unread.lookup(_NODE)
         return abi.Unread.from_buffer_copy(raw).bytes if raw else 0
+
+
+def _held(cookie: bytes) -> bytes:
+    """Key of the sum of send buffers beside that of what is unread."""
+    return (int.from_bytes(cookie, sys.byteorder) | abi.HELD_SUMS).to_bytes(8, sys.byteorder)
 
 
 def _port_key(ifindex: int, port: int) -> bytes:

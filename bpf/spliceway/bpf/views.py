@@ -81,6 +81,11 @@ def socks(maps: Maps) -> list[SockEntry]:
     return found
 
 
+def has_socks(maps: Maps, own: Collection[IPAddress]) -> bool:
+    """Whether a redirected connection is alive of which one of these addresses is an end."""
+    return any(sock.endpoint in own or sock.peer in own for sock in socks(maps))
+
+
 def forget_connections(maps: Maps, own: Collection[IPAddress]) -> None:
     """Delete conntrack entries in which one of these addresses is an end."""
     for raw_key in list(maps.conntrack.keys()):

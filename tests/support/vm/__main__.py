@@ -11,11 +11,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
-
-import msgspec
 
 from support.vm import debian, plan, results
 from support.vm.initramfs import SHARE, initramfs
@@ -33,8 +32,8 @@ timeout {limit} $python -P -m spliceway.bpf.selftest $options >{share}/self-test
 mv {share}/self-test.json.unfinished {share}/self-test.json
 """
 _PYTEST = """
-options="-q -p no:cacheprovider -k {choice} --junitxml {share}/{number}.xml"
-timeout {limit} $python -m pytest $options {arguments} >{share}/{number}.log 2>&1
+exec >{share}/{number}.log 2>&1
+timeout {limit} $python -m pytest -q -p no:cacheprovider {choice} --junitxml {share}/{number}.xml {arguments}
 touch {share}/{number}.done
 """
 
@@ -74,47 +73,39 @@ def _on_kernel(series: str, options: argparse.Namespace, files: list[str], stop:
         directory.mkdir(parents=True)
     commit = _snapshot(options.commit, tree)
     first.write_bytes(initramfs(busybox, kernel.modules(), ROOT))
-    command, names = _command(options.pytest, files)
+    parts = [[plan.SELF_TEST], *([f"tests/{file}"] for file in files)] if files else [options.pytest]
+    record = results.Record(_CACHE / f"{series}.json", series, commit, tree)
+    if files and options.resume:
+        parts = record.missing(parts)
     machine = Machine(kernel.image, first, ROOT, tree, share)
     print(f"kernels: {series}: {kernel.release}, commit {commit}; files of this run are in {run}", flush=True)
-    told: list[results.Outcome] = []
+    told = 0
 
     def tell() -> None:
-        while len(told) < len(names) and (outcome := _outcome(share, len(told), names[len(told)])):
-            told.append(outcome)
+        nonlocal told
+        while told < len(parts) and (outcome := _outcome(share, told, results.name_of(parts[told]))):
+            told += 1
+            record.add(outcome)
             print("\n".join(f"kernels: {series}: {line}" for line in results.outcome_lines(outcome)), flush=True)
 
     try:
-        ended = machine.run(command, plan.KERNEL_LIMIT, tell, stop)
+        ended = machine.run(guest_command(parts, plan.CHOICE if files else ()), plan.KERNEL_LIMIT, tell, stop)
     except MachineError as error:
         raise MachineError(f"{series}: {error}") from error
-    while len(told) < len(names):  # the command was ended before its end
-        told.append(results.from_junit(names[len(told)], None))
-    result = results.KernelResult(
-        series, ended.uname, commit, round(ended.seconds, 1), tuple(told), tuple(complaints(ended.kernel_log))
-    )
-    (_CACHE / f"{series}.json").write_bytes(msgspec.json.format(msgspec.json.encode(result)))
-    return result
+    for part in parts[told:]:  # the command was ended before its end
+        record.add(results.from_junit(results.name_of(part), None))
+    return record.end(ended.uname, ended.seconds, complaints(ended.kernel_log))
 
 
-def _command(chosen: list[str], files: list[str]) -> tuple[str, list[str]]:
-    """The guest's shell command, and a name for each of its parts."""
+def guest_command(parts: list[list[str]], choice: Sequence[str]) -> str:
+    """The guest's shell command for these parts: the self-test, or arguments for pytest. `choice`: more of these."""
     python = shlex.quote(str(ROOT / ".venv/bin/python"))
-    parts = [f"export SPLICEWAY_REQUIRE_KERNEL=1 python={python}"]
-    names: list[str] = []
-    if not chosen or chosen == [plan.SELF_TEST]:
-        parts.append(_SELF_TEST.format(limit=plan.FILE_LIMIT, share=SHARE))
-        names.append(plan.SELF_TEST)
-    runs = [[f"tests/{file}"] for file in files] or ([chosen] if chosen != [plan.SELF_TEST] else [])
-    choice = shlex.quote(plan.NOT_THERE) if files else "''"
-    for arguments in runs:
-        parts.append(
-            _PYTEST.format(
-                limit=plan.FILE_LIMIT, share=SHARE, number=len(names), choice=choice, arguments=shlex.join(arguments)
-            )
-        )
-        names.append(" ".join(arguments).removeprefix("tests/"))
-    return "\n".join(parts), names
+    lines = [f"export SPLICEWAY_REQUIRE_KERNEL=1 python={python}"]
+    for number, part in enumerate(parts):
+        text = _SELF_TEST if part == [plan.SELF_TEST] else _PYTEST
+        words = {"choice": shlex.join(choice), "arguments": shlex.join(part)}
+        lines.append(text.format(limit=plan.FILE_LIMIT, share=SHARE, number=number, **words))
+    return "\n".join(lines)
 
 
 def _outcome(share: Path, number: int, name: str) -> results.Outcome | None:
@@ -155,6 +146,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/kernels", description=__doc__)
     parser.add_argument("--kernel", action="append", choices=plan.SERIES, help="this one only; can be given again")
     parser.add_argument("--commit", default="", help="what to test; without it, the working tree as it is")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep results of the same programs (bpf/) and test files, run the others"
+    )
     parser.add_argument(
         "pytest", nargs="*", help=f"arguments for one pytest (after --), or «{plan.SELF_TEST}»; without, all of plan.py"
     )

@@ -32,6 +32,8 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 hostname kernels
 ip link set lo up
+echo 4194304 >/proc/sys/net/core/rmem_max
+echo 4194304 >/proc/sys/net/core/wmem_max
 cut -d ' ' -f 1 /proc/uptime >{share}/up
 uname -a >{share}/uname
 cd {checkout}

@@ -38,9 +38,13 @@ RUN = (
     "kernel/test_parse.py",
     "kernel/test_halves.py",
     "integration/test_other_owners.py",
+    "integration/test_older_connections.py",
 )
 #: Of these files: without what hands packets to another processor, since there is one only.
 NOT_THERE = "not rps"
+#: Of each parametrised test, one in so many variants: all of them would take hours there.
+VARIANTS = 5
+CHOICE = ("-k", NOT_THERE, "--variants", str(VARIANTS))
 
 LEFT_OUT = (
     LeftOut(("unit/*", "fuzz/*"), "no kernel programs in it: the kernel's version makes no difference"),
@@ -103,6 +107,7 @@ EXPECTED: dict[str, dict[str, str]] = {
     "6.1": {
         "self-test: fionread: *": _FIONREAD,
         "integration/test_splice_rows_reading.py: test_row_02_fionread_*": _FIONREAD,
+        "integration/test_splice_rows_reading.py: test_row_02_tcp_waits_*: AssertionError: assert 0 == 500": _FIONREAD,
     }
 }
 

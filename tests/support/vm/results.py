@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -23,6 +24,8 @@ class Outcome(msgspec.Struct, frozen=True):
     failures: tuple[str, ...] = ()
     #: Why tests were skipped, each reason once.
     skips: tuple[str, ...] = ()
+    #: Of the kernel programs and the test file that it is of.
+    digest: str = ""
 
 
 class KernelResult(msgspec.Struct, frozen=True):
@@ -46,6 +49,76 @@ class KernelResult(msgspec.Struct, frozen=True):
         return [f"{outcome.name}: {failure}" for outcome in self.outcomes for failure in outcome.failures]
 
 
+class Record:
+    """What one kernel's file has and gets: outcomes are kept as they come, so that an interrupted run goes on later."""
+
+    def __init__(self, path: Path, series: str, commit: str, tree: Path) -> None:
+        """`tree`: the checkout that is tested."""
+        self._path, self._tree, self._programs = path, tree, _digest(tree / "bpf")
+        self._outcomes: list[Outcome] = []
+        self._result = KernelResult(series, "", commit, 0.0, ())
+
+    def missing(self, parts: list[list[str]]) -> list[list[str]]:
+        """Take over the successes of an earlier run that still hold; what is left to run."""
+        try:
+            earlier = msgspec.json.decode(self._path.read_bytes(), type=KernelResult)
+        except (OSError, msgspec.MsgspecError):
+            return parts
+        known = {one.name: one for one in earlier.outcomes}
+        kept = [known[name] for part in parts if (name := name_of(part)) in known]
+        self._outcomes = [one for one in kept if one.digest == self._digest_of(one.name) and self._is_good(one)]
+        names = {one.name for one in self._outcomes}
+        if names:
+            self._result = msgspec.structs.replace(self._result, seconds=earlier.seconds, complaints=earlier.complaints)
+        return [part for part in parts if name_of(part) not in names]
+
+    def _is_good(self, outcome: Outcome) -> bool:
+        return all(plan.expected(self._result.series, f"{outcome.name}: {one}") for one in outcome.failures)
+
+    def add(self, outcome: Outcome) -> None:
+        """One part is over."""
+        self._outcomes.append(msgspec.structs.replace(outcome, digest=self._digest_of(outcome.name)))
+        self._write()
+
+    def end(self, uname: str, seconds: float, complaints: list[str]) -> KernelResult:
+        """All parts are over. `seconds`: of this run; `complaints`: of its kernel's log."""
+        self._result = msgspec.structs.replace(
+            self._result,
+            uname=uname,
+            seconds=round(self._result.seconds + seconds, 1),
+            complaints=(*self._result.complaints, *complaints),
+        )
+        return self._write()
+
+    def _write(self) -> KernelResult:
+        places = {
+            name: number for number, name in enumerate([plan.SELF_TEST, *plan.chosen(test_files(self._tree / "tests"))])
+        }
+        ordered = sorted(self._outcomes, key=lambda one: places.get(one.name, len(places)))
+        result = msgspec.structs.replace(self._result, outcomes=tuple(ordered))
+        self._path.write_bytes(msgspec.json.format(msgspec.json.encode(result)))
+        return result
+
+    def _digest_of(self, name: str) -> str:
+        file = self._tree / "tests" / name
+        return self._programs + (_digest(file) if file.is_file() else "")
+
+
+def name_of(part: list[str]) -> str:
+    """What a part is called."""
+    return " ".join(part).removeprefix("tests/")
+
+
+def _digest(place: Path) -> str:
+    """Of a file, or of all sources below a folder."""
+    found = hashlib.sha256()
+    files = sorted(place.rglob("*")) if place.is_dir() else [place]
+    for file in files:
+        if file.is_file() and file.suffix != ".pyc":
+            found.update(f"{file.relative_to(place)}\0".encode() + file.read_bytes() + b"\0")
+    return found.hexdigest()[:16]
+
+
 def from_junit(name: str, text: str | None) -> Outcome:
     """The outcome of a test file from its JUnit XML, or without one: pytest was ended before its end."""
     if not text:
@@ -60,6 +133,8 @@ def from_junit(name: str, text: str | None) -> Outcome:
             skips.append(skip.get("message") or "?")
         else:
             passed += 1
+    if not passed and not failures and not skips:
+        failures.append("it ran no test")
     return Outcome(
         name, passed, len(failures), len(skips), round(seconds, 1), tuple(failures), tuple(sorted(set(skips)))
     )
@@ -134,6 +209,10 @@ def section(results: list[KernelResult], files: list[str]) -> str:
     text += ["Not run there:", "", "| why | files |", "| --- | --- |"]
     text.append(
         f"| one processor only: nothing is handed to another one | of the files above, `-k '{plan.NOT_THERE}'` |"
+    )
+    text.append(
+        f"| all of them would take hours | of each parametrised test, all but one in "
+        f"{plan.VARIANTS} of its variants (IP version, leg, direction), another one for each: `--variants` |"
     )
     for why, names in plan.left_out(files).items():
         text.append(f"| {why} | {_shortened(names)} |")

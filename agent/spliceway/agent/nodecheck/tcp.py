@@ -8,27 +8,29 @@ from pathlib import Path
 
 from spliceway.agent.nodecheck.model import Check, Target, info, ok, skipped, warn
 from spliceway.agent.nodecheck.reading import Unreadable, sysctl, text
+from spliceway.bpf import abi
 
 _LISTENERS = "proxy.listenerPorts"
-#: These may be there in the machine's first network namespace only.
-_OF_THE_MACHINE = frozenset({"tcp_mem", "rmem_max", "default_qdisc"})
+#: The others may be there in the machine's first network namespace only.
+_OF_EVERY_NAMESPACE = frozenset({"net/ipv4/tcp_tw_reuse"})
 _ELSEWHERE = "nothing, where nodes are namespaces of one machine: look at it in the machine's own (nsenter -t 1 --net)"
 
 
 def tcp(target: Target) -> Iterator[Check]:
     """Ports, memory, pacing."""
     limit = target.settings.splice_limits.connection
-    for judge, name in (
-        (_reuse, "tcp_tw_reuse"),
-        (_memory, "tcp_mem"),
-        (lambda value: judge_buffer(value, limit), "rmem_max"),
-        (_qdisc, "default_qdisc"),
+    for judge, path in (
+        (_reuse, "net/ipv4/tcp_tw_reuse"),
+        (_memory, "net/ipv4/tcp_mem"),
+        (lambda value: judge_buffer(value, limit), "net/core/rmem_max"),
+        (judge_send_buffer, "net/core/wmem_max"),
+        (_qdisc, "net/core/default_qdisc"),
     ):
-        path = f"net/core/{name}" if name in ("default_qdisc", "rmem_max") else f"net/ipv4/{name}"
         try:
             yield judge(sysctl(path))
         except Unreadable as error:
-            yield skipped(name.replace("_", "-"), str(error), _ELSEWHERE if name in _OF_THE_MACHINE else "")
+            name = path.rpartition("/")[2].replace("_", "-")
+            yield skipped(name, str(error), "" if path in _OF_EVERY_NAMESPACE else _ELSEWHERE)
     try:
         yield judge_ports(sysctl("net/ipv4/ip_local_port_range"), target.settings.listener_ports)
     except Unreadable as error:
@@ -77,6 +79,15 @@ def judge_buffer(value: str, limit: int) -> Check:
         todo = f"sysctl -w net.core.rmem_max={limit // 2}: spliced connections leave at {least} KiB unread"
         return warn("rmem-max", f"{found}; splice.limits.connectionKib is {limit >> 10}", todo)
     return ok("rmem-max", found)
+
+
+def judge_send_buffer(value: str) -> Check:
+    """From `wmem_max`: what the kernel may take of Envoy when a spliced connection has left and its pod is behind."""
+    found = f"{int(value) >> 10} KiB"
+    if int(value) < abi.HELD_BACK:
+        todo = f"with Envoy: sysctl -w net.core.wmem_max={abi.HELD_BACK}, or answers to slow readers may be cut"
+        return warn("wmem-max", found, todo)
+    return ok("wmem-max", found)
 
 
 def _qdisc(value: str) -> Check:

@@ -324,9 +324,10 @@ struct splice_state {
 	u8 why;
 	u8 reason;		// of the verdict
 	u8 has_hole;
-	u8 pad[2];
+	u8 asks;		// its proxy asks for room (splice_room)
+	u8 stuck;		// so many times in a row its pod was stuck in recv()
 	u32 hole;		// host order: behind the last payload by TCP that was kept from the pod
-	u32 pad2;
+	u32 held;		// of the send buffer that its proxy got for what is held back
 #ifdef TEST_STATE_PADDING
 	u64 padding[TEST_STATE_PADDING];
 #endif
@@ -339,6 +340,12 @@ struct splice_state {
 // getsockopt() by which the proxy asks how many bytes a spliced socket may send now (u32). ENOPROTOOPT: as many as it likes.
 #define SOCKOPT_LEVEL 0x5317
 #define SOCKOPT_ROOM 1
+
+// What the kernel takes of a proxy that can't send and does not ask, before a budget of its own is used up: about what Envoy has for a connection
+// (bufferLimit). Its bookkeeping takes as much again, so it doubles it.
+#define HELD_BACK 1048576u
+// With this bit, a key of `unread` is for the sum of such buffers.
+#define HELD_SUMS (1ull << 63)
 
 struct unread {
 	u64 bytes;		// signed in effect: sums of differences

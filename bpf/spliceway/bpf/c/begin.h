@@ -70,13 +70,13 @@ static __always_inline u8 unwanted(const struct endpoint *ep, u32 ifindex, u16 p
 	return unspliced.lookup(&own) || unspliced.lookup(&all) ? WHY_EXCLUDED_PORT : 0;
 }
 
-// Payload that does not get through to the pod: it may be that nobody sends it again.
+// Payload of a proxied leg that does not get through to the pod: it may be that nobody sends it again.
 static __always_inline void note_hole(const struct work *w, u64 netns_cookie)
 {
 	struct splice_key key = {};
 	u32 end = ntohl(w->p.seq) + w->p.payload + !!(w->p.tcp_flags & TCP_FIN);
 
-	if (w->p.protocol != PROTO_TCP || (!w->p.payload && !(w->p.tcp_flags & TCP_FIN)))
+	if (!w->p.payload && !(w->p.tcp_flags & TCP_FIN))
 		return;
 	splice_key_of(&w->key, netns_cookie, &key);
 	struct splice_state *st = splices.lookup(&key);
@@ -111,8 +111,10 @@ static __always_inline void keep_remains(struct splice_state *old, const struct 
 {
 	struct splice_key k = *key;
 
-	if (!counted(old->way[END_POD].charged) && !counted(old->way[END_PROXY].charged))
+	if (!counted(old->way[END_POD].charged) && !counted(old->way[END_PROXY].charged)) {
+		return_held(old, key->netns_cookie);
 		return;
+	}
 	k.end = remains_end(old->nonce);
 	splices.update(&k, old);
 }

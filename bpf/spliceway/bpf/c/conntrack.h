@@ -8,6 +8,7 @@
 #define TTL_NEW (60 * SECOND)
 #define TTL_DATAGRAM (120 * SECOND)
 #define TTL_ESTABLISHED (6 * 3600 * SECOND)
+#define FIRST_CHOSEN_PORT 32768	// of those that the kernel chooses for clients (net.ipv4.ip_local_port_range)
 
 static __always_inline int is_new_syn(const struct packet *p)
 {
@@ -85,6 +86,24 @@ static __always_inline void decide_ends(const struct ct_key *k, const struct end
 	f->dst_identity = local_is_src ? remote.identity : local.identity;
 }
 
+// A segment from the middle of a connection that nobody has seen begin does not tell which end has opened it: were it the sender, the answers of
+// a server that speaks first would open the way for its client. So it passes only if either end may have. `other` is the verdict on the
+// connection with its ends exchanged. When that denies, ports are believed that only a client has, and no server.
+static __always_inline void pass_either_way(const struct ct_key *k, u32 local_is_client, struct decision *d, const struct decision *other)
+{
+	u16 client = ntohs(local_is_client ? k->local_port : k->remote_port);
+	u16 server = ntohs(local_is_client ? k->remote_port : k->local_port);
+
+	if (d->verdict != ALLOW || other->verdict == ALLOW || only_audited(other))
+		return;
+	if (other->verdict == DENY && client >= FIRST_CHOSEN_PORT && server < FIRST_CHOSEN_PORT)
+		return;
+	*d = *other;
+	d->verdict = DENY;
+	if (other->verdict == REDIRECT)
+		d->reason = NOT_STEERED;
+}
+
 // A connection keeps its leg: what went directly can't be steered in its middle, and a listener enforces its own rule set only.
 static __always_inline void keep_leg(u8 leg, u32 rule_set, struct decision *d)
 {
@@ -124,8 +143,9 @@ static __always_inline void ct_revalidate(const struct ct_key *k, const struct e
 	d->rule_set = e->rule_set;
 }
 
-static __always_inline void ct_create(const struct ct_key *k, u32 client, u32 peer_identity, u64 generation, u64 now,
-				      const struct flow *f, const struct decision *d)
+// An end of a proxied connection that comes again when the entry has expired makes one that is closing: the other end will not come.
+static __always_inline void ct_create(const struct ct_key *k, const struct packet *p, u32 client, u32 peer_identity, u64 generation,
+				      u64 now, const struct flow *f, const struct decision *d)
 {
 	struct ct_value v = {};
 
@@ -138,7 +158,7 @@ static __always_inline void ct_create(const struct ct_key *k, u32 client, u32 pe
 	v.peer_identity = peer_identity;
 	v.peer_ifindex = f->remote_ifindex;
 	v.leg = f->leg;
-	v.flags = client ? CT_CLIENT : 0;
+	v.flags = (client ? CT_CLIENT : 0) | (f->leg != LEG_DIRECT && (p->tcp_flags & TCP_FIN) ? CT_FIN_IN | CT_FIN_OUT : 0);
 	v.reason = d->reason;
 	conntrack.update((struct ct_key *)k, &v);
 }

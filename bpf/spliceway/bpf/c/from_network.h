@@ -73,7 +73,7 @@ int from_network(struct __sk_buff *skb)
 		w->f.leg = LEG_DOWNSTREAM;
 		if (!syn && !same_listener(proxied, &w->d))
 			return drop(HOOK_FROM_NETWORK, w, RULE_SET_CHANGED);
-		ct_create(&w->key, 1, w->f.dst_identity, w->generation, w->now, &w->f, &w->d);
+		ct_create(&w->key, &w->p, 1, w->f.dst_identity, w->generation, w->now, &w->f, &w->d);
 		report(HOOK_FROM_NETWORK, &w->f, &w->d);
 	} else {
 		if (w->d.verdict == DENY)

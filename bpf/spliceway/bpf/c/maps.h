@@ -19,7 +19,7 @@ BPF_TABLE_PINNED("percpu_array", u32, struct counter, reasons, HOOKS * VERDICTS 
 BPF_TABLE_PINNED("percpu_array", u32, struct splice_counters, splice_totals, 1, PIN("splice_totals"), 0);
 BPF_TABLE_PINNED("lru_hash", struct splice_key, struct splice_state, splices, MAX_CONNECTIONS, PIN("splices"), 0);
 BPF_TABLE_PINNED("hash", struct unspliced_key, u8, unspliced, 65536, PIN("unspliced"), BPF_F_NO_PREALLOC);
-BPF_TABLE_PINNED("hash", u64, struct unread, unread, MAX_ENDPOINTS + 1, PIN("unread"), BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("hash", u64, struct unread, unread, 2 * (MAX_ENDPOINTS + 1), PIN("unread"), BPF_F_NO_PREALLOC);
 
 // A socket that the proxy's cgroup made. Cloned from a listener into the connections that it accepts (BPF_F_CLONE), so TC can tell
 // the proxy's sockets from those of any other process, whatever addresses and ports it uses.

@@ -19,292 +19,15 @@
 #include "judge.h"
 #include "measure.h"
 #include "leave.h"
+#include "join.h"
+#include "ends.h"
+#include "room.h"
 
 #define TCP_ESTABLISHED 1
-#define TCP_FIN_WAIT1 4
-#define TCP_CLOSE 7
-#define SOL_SOCKET 1
-#define SO_RCVBUF 8
-#define TCP_WINDOW_CLAMP 10
 #define TCP_ULP 31
-#define E_TOO_BIG (-7)
-#define E_BUSY (-16)
-
-// A message of less than this is small. After so many more small ones that found their reader behind than ones that did not, TCP is better.
-#define SMALL_MESSAGE 16384u
-#define SMALL_RUN 8u
 
 // A proxy that waits for room is not told of less.
 #define LEAST_ROOM 65536
-
-// All fields are loaded whatever the family is: loaded in branches they are merged behind a computed pointer, which the verifier
-// refuses. A dual-stack socket has ::ffff:a.b.c.d in the IPv6 fields already.
-static __always_inline void sock_tuple(struct bpf_sock_ops *s, struct addr *local, struct addr *remote, u16 *local_port,
-				       u16 *remote_port)
-{
-	u32 l4 = s->local_ip4, r4 = s->remote_ip4;
-	u32 l0 = s->local_ip6[0], l1 = s->local_ip6[1], l2 = s->local_ip6[2], l3 = s->local_ip6[3];
-	u32 r0 = s->remote_ip6[0], r1 = s->remote_ip6[1], r2 = s->remote_ip6[2], r3 = s->remote_ip6[3];
-	asm volatile("" : "+r"(l4), "+r"(r4), "+r"(l0), "+r"(l1));
-	asm volatile("" : "+r"(l2), "+r"(l3), "+r"(r0), "+r"(r1));
-	asm volatile("" : "+r"(r2), "+r"(r3));
-
-	if (s->family == 2) {
-		mapped(local, l4);
-		mapped(remote, r4);
-	} else {
-		*local = (struct addr){ { l0, l1, l2, l3 } };
-		*remote = (struct addr){ { r0, r1, r2, r3 } };
-	}
-	*local_port = htons((u16)s->local_port);		// host order in sock_ops
-	*remote_port = (u16)(s->remote_port >> 16);		// network order, in the upper half
-}
-
-static __always_inline struct splice_state *state_of(const struct splice_key *k)
-{
-	struct splice_key key = *k;
-
-	key.end = END_POD;
-	return splices.lookup(&key);
-}
-
-static __always_inline void give_up(struct splice_state *st, u8 why)
-{
-	if (swap(st, UNDECIDED, TCP_ONLY) || swap(st, ACTIVE_IN, TCP_ONLY))
-		count_tcp_only(st, why);
-}
-
-// Makes room for the bytes that may wait unread (measure.h), as far as net.core.rmem_max allows. A buffer of a size that was set does not grow
-// any more, nor does its window, so that is opened, too: for what comes by TCP once the connection has left.
-static __always_inline void make_room(struct bpf_sock_ops *s, const struct config *cfg)
-{
-	u32 half = cfg->unread_connection / 2;		// the kernel doubles it
-	u32 window = half;
-
-	bpf_setsockopt(s, SOL_SOCKET, SO_RCVBUF, &half, sizeof(half));
-	bpf_setsockopt(s, PROTO_TCP, TCP_WINDOW_CLAMP, &window, sizeof(window));
-}
-
-// Puts the socket into the sockhash. Returns 0 or why not.
-static __always_inline u8 join(struct bpf_sock_ops *s, const struct splice_key *key, struct splice_state *st, const struct config *cfg)
-{
-	struct sock_tag empty = {}, *tag;
-	struct splice_key k = *key;
-	struct bpf_sock *sk = s->sk;
-
-	if (!sk)
-		return WHY_MAP_ERROR;
-	tag = sock_tags.sk_storage_get(sk, &empty, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!tag)
-		return WHY_MAP_ERROR;
-	tag->nonce = st->nonce;
-	tag->key = k;
-	if (k.end == END_POD)
-		st->pod_in = POD_IN;
-	long failed = socks.sock_hash_update(s, &k, BPF_ANY);
-	if (!failed) {
-		make_room(s, cfg);
-		return 0;
-	}
-	if (k.end == END_POD)
-		st->pod_in = 0;
-	tag->nonce = 0;
-	return failed == E_TOO_BIG ? WHY_MAP_FULL : failed == E_BUSY ? WHY_OTHER_OWNER : WHY_MAP_ERROR;
-}
-
-// Takes an end out before anything was sent to it.
-static __always_inline void take_out(struct splice_state *st, struct splice_key *key)
-{
-	socks.delete(key);
-	if (key->end == END_POD)
-		st->pod_in = 0;
-}
-
-// Were bytes sent, or are they about to be, before there was a connection? What is redirected would overtake them. Data of a SYN that was lost
-// comes after the SYN.
-static __always_inline int is_early(struct bpf_sock_ops *s, const struct splice_end *sock)
-{
-#ifdef MEASURED
-	return is_written(sock, s->snd_una);
-#else
-	return s->snd_nxt != s->snd_una;
-#endif
-}
-
-static __always_inline void opening_end(struct bpf_sock_ops *s, struct splice_key *key, struct splice_state *st, const struct config *cfg)
-{
-	if (is_early(s, &st->sock[key->end & 1]))
-		give_up(st, WHY_SENT_FIRST);
-	if (st->word != UNDECIDED)
-		return;
-	u8 why = join(s, key, st, cfg);
-	if (why)
-		give_up(st, why);
-	else if (!swap(st, UNDECIDED, ACTIVE_IN))
-		take_out(st, key);
-}
-
-// `why`: it must not be spliced.
-static __always_inline void accepting_end(struct bpf_sock_ops *s, struct splice_key *key, struct splice_state *st, u8 why,
-					  const struct config *cfg)
-{
-	struct splice_key other = *key;
-
-	other.end = key->end == END_POD ? END_PROXY : END_POD;
-#ifdef TEST_DECIDE_EVERY_TIME
-	join(s, key, st, cfg);
-	return;
-#endif
-	if (why)
-		give_up(st, why);
-	else if (st->word == UNDECIDED)
-		give_up(st, WHY_NO_ACTIVE);
-	if (st->word != ACTIVE_IN) {
-		take_out(st, &other);
-		return;
-	}
-	why = join(s, key, st, cfg);
-	if (why) {
-		give_up(st, why);
-		take_out(st, &other);
-		return;
-	}
-	if (swap(st, ACTIVE_IN, SPLICED)) {
-		struct splice_counters *t = totals();
-		if (t)
-			t->spliced++;
-		return;
-	}
-	take_out(st, key);
-	take_out(st, &other);
-}
-
-static __always_inline void established(struct bpf_sock_ops *s, struct splice_key *key, const struct config *cfg)
-{
-	struct splice_state *st = state_of(key);
-	struct bpf_sock *sk = s->sk;
-	u8 why = 0;
-
-	if (!st || !sk)
-		return;
-	bpf_sock_ops_cb_flags_set(s, BPF_SOCK_OPS_STATE_CB_FLAG);
-	// What this socket had before, and was dissolved (connect() with AF_UNSPEC), is not this connection.
-	struct sock_tag *tag = sock_tags.sk_storage_get(sk, 0, 0);
-	if (tag && tag->nonce != st->nonce)
-		tag->nonce = 0;
-	st->sock[key->end & 1].address = (u64)(unsigned long)sk;
-	st->sock[key->end & 1].cookie = bpf_get_socket_cookie(s);
-	// The listener that has accepted it, not the one that was there when the SYN came first.
-	u32 *mark = key->end == END_PROXY ? proxy_socks.sk_storage_get(sk, 0, 0) : NULL;
-	if (mark && *mark != PROXY_CONNECTED)
-		st->port = *mark;
-	if (!(cfg->flags & (st->leg == LEG_UPSTREAM ? CONFIG_SPLICE_SERVERS : CONFIG_SPLICE_CLIENTS)))
-		why = cfg->flags & CONFIG_SPLICE_OFF ? WHY_OFF : WHY_KERNEL;
-	if (s->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
-		accepting_end(s, key, st, why, cfg);
-	else if (why)
-		give_up(st, why);
-	else
-		opening_end(s, key, st, cfg);
-}
-
-// The pod has shut down its sending side. When it waits in recv() for the answer then, the acknowledgement of its FIN wakes it, and a member
-// returns EAGAIN for that. (A thread that sleeps there already is woken by shutdown() itself, in inet_shutdown(): too late for it.) A socket
-// that is closed altogether waits for nothing, and one with something to read does not wait.
-static __always_inline void half_closed(struct splice_state *st, struct splice_key *key)
-{
-#ifdef MEASURED
-	if (key->end != END_POD || !is_half_closed(&st->sock[END_POD]) || pod_is_behind(st))
-		return;
-	if (swap(st, SPLICED, TCP_ONLY))
-		count_why(st, WHY_HALF_CLOSED);
-	may_leave(st, key);
-#endif
-}
-
-static __always_inline int nothing_unread(const struct splice_end *sock)
-{
-#ifdef MEASURED
-	return unread_by(sock) <= 0;
-#else
-	return 1;
-#endif
-}
-
-// An end is over. The entry goes with the second one, or when the other never came to be.
-static __always_inline void over(struct splice_state *st, struct splice_key *key)
-{
-	u32 end = key->end & 1;
-
-	charge_nothing(st, !end, key->netns_cookie);
-	u64 ends = __sync_fetch_and_or(&st->ends, OVER(end));
-	if (!(ends & OVER(!end)) && st->sock[!end].cookie)
-		return;
-	charge_nothing(st, end, key->netns_cookie);
-	key->end = END_POD;
-	splices.delete(key);
-}
-
-// The state entry ends with the connection: what outlives it would meet the next one on these ports.
-static __always_inline void closed(struct bpf_sock_ops *s, struct splice_key *key)
-{
-	struct sock_tag *tag = NULL;
-	struct splice_state *st = state_of(key);
-	struct bpf_sock *sk = s->sk;
-
-	if (!st)
-		return;
-	if (s->args[1] == TCP_FIN_WAIT1)
-		half_closed(st, key);
-	if (s->args[1] != TCP_CLOSE)
-		return;
-	if (sk)
-		tag = sock_tags.sk_storage_get(sk, 0, 0);
-	// A socket without a tag never joined (splicing was off, say). Should it be an older connection's, the new one's first SYN meets
-	// no state when it comes again, or a byte of it finds none: by TCP then.
-	if (tag && !tag->nonce)
-		tag = NULL;
-	if (tag && tag->nonce != st->nonce)
-		return;		// an older connection's socket
-	u64 ends = __sync_fetch_and_or(&st->ends, CLOSED(key->end & 1));
-	if (!tag || (ends & RELEASED(key->end & 1)) || nothing_unread(&st->sock[key->end & 1]))
-		over(st, key);
-}
-
-// The same for a connection whose ports another one has by now.
-static __always_inline void released_remains(const struct sock_tag *tag)
-{
-	struct splice_key key = tag->key;
-	u32 end = key.end & 1;
-
-	key.end = remains_end(tag->nonce);
-	struct splice_state *st = splices.lookup(&key);
-	if (!st || st->nonce != tag->nonce)
-		return;
-	charge_nothing(st, !end, key.netns_cookie);
-	if (!st->way[end].charged)
-		splices.delete(&key);
-}
-
-// Its owner has closed the socket: what was unread there is gone.
-static __always_inline int released(struct bpf_sock *sk)
-{
-	struct sock_tag *tag = sock_tags.sk_storage_get(sk, 0, 0);
-	struct splice_state *st = tag ? state_of(&tag->key) : NULL;
-
-	if (!st || st->nonce != tag->nonce) {
-		if (tag)
-			released_remains(tag);
-		return 1;
-	}
-	struct splice_key key = tag->key;
-	u32 end = key.end & 1;
-	u64 ends = __sync_fetch_and_or(&st->ends, RELEASED(end));
-	charge_nothing(st, !end, key.netns_cookie);
-	if (ends & CLOSED(end))
-		over(st, &key);
-	return 1;
-}
 
 int release_pod(struct bpf_sock *sk)
 {
@@ -316,17 +39,38 @@ int release_proxy(struct bpf_sock *sk)
 	return released(sk);
 }
 
+// The proxy's kernel sends again. What was sent after a connection had left is held back, and Envoy does not wait for room: it gives up what it can't
+// hand over for a second when it wants to close. So the kernel takes it, as long as such buffers of the pod and of the node stay within their
+// budgets, beside what is unread.
+static __always_inline void sends_again(struct bpf_sock_ops *s, struct splice_key *key, const struct config *cfg)
+{
+	u64 pod = key->netns_cookie | HELD_SUMS;
+	struct splice_state *st = state_of(key);
+	u32 bytes = HELD_BACK;
+
+	if (key->end != END_PROXY || !st || st->word != TCP_ONLY || !st->pod_in || st->asks || st->held ||
+	    sum_of(pod) + HELD_BACK > (s64)cfg->unread_endpoint || sum_of(HELD_SUMS) + HELD_BACK > (s64)cfg->unread_node ||
+	    bpf_setsockopt(s, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes)))
+		return;
+	st->held = HELD_BACK;
+	add_to_sum(pod, HELD_BACK);
+	add_to_sum(HELD_SUMS, HELD_BACK);
+}
+
 static __always_inline void callback(struct bpf_sock_ops *s, struct splice_key *key, const struct config *cfg)
 {
 	if (s->op == BPF_SOCK_OPS_STATE_CB)
 		closed(s, key);
+	else if (s->op == BPF_SOCK_OPS_RTO_CB)
+		sends_again(s, key, cfg);
 	else
 		established(s, key, cfg);
 }
 
 static __always_inline int is_ours(u32 op)
 {
-	return op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB || op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB || op == BPF_SOCK_OPS_STATE_CB;
+	return op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB || op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB || op == BPF_SOCK_OPS_STATE_CB ||
+	       op == BPF_SOCK_OPS_RTO_CB;
 }
 
 // A pod's socket. Only `from_pod` and `to_pod` make state entries, with the cookie that the endpoint table gives, so a socket in any other
@@ -405,49 +149,6 @@ static __always_inline int still_allowed(struct splice_state *st, const struct s
 	return allowed;
 }
 
-// Why this message must not be redirected, or 0: its reader is too far behind, or small ones keep finding it so.
-static __always_inline u8 too_much(struct splice_state *st, u32 end, u64 cookie, u32 size, const struct config *cfg)
-{
-	struct splice_way *way = &st->way[end & 1];
-#ifdef TEST_NO_LIMIT
-	return 0;
-#endif
-#ifdef MEASURED
-	s64 waiting = unread_by(&st->sock[!end]);
-
-	if (waiting < 0)
-		return WHY_PEER_GONE;
-	if (end == END_PROXY && is_stuck(&st->sock[END_POD]))
-		return WHY_READER_STUCK;
-	// A send() that had begun when the handshake ended went by TCP, past is_early().
-	if (!way->messages && end == END_POD && st->leg == LEG_DOWNSTREAM && is_written(&st->sock[END_POD], ntohl(st->isn) + 1))
-		return WHY_SENT_FIRST;
-	if (end == END_POD && size < SMALL_MESSAGE) {
-		if (!waiting)
-			way->behind -= !!way->behind;
-		else if (way->behind < SMALL_RUN)
-			way->behind++;
-		else if (!pod_is_behind(st))	// otherwise the next bytes to the pod would have to wait
-			return WHY_SMALL_WRITES;
-	}
-	u64 n = (u64)waiting + size, cost = n + (messages_waiting(way, waiting) + 1) * MESSAGE_COST;
-	s64 more = counted(cost) - counted(way->charged);
-	u8 why = 0;
-	if ((s64)n > most_unread_by(&st->sock[!end], cfg) || cost > cfg->unread_connection)
-		why = WHY_UNREAD_LIMIT;
-	else if (more > 0 && (sum_of(cookie) + more > (s64)cfg->unread_endpoint || sum_of(0) + more > (s64)cfg->unread_node))
-		why = WHY_UNREAD_BUDGET;
-	if (why)
-		return why;
-	way->unread = n;
-	charge(st, end, cookie, cost);
-	return 0;
-#else
-	// Nobody can look: all that was ever sent may wait there.
-	return way->bytes + size > cfg->unread_connection ? WHY_UNREAD_LIMIT : 0;
-#endif
-}
-
 int splice_message(struct sk_msg_md *msg)
 {
 	u32 zero = 0, size = msg->size;
@@ -523,7 +224,8 @@ int splice_room(struct bpf_sockopt *ctx)
 	struct splice_state *st = tag ? state_of(&tag->key) : NULL;
 	if (!st || st->nonce != tag->nonce || st->word != SPLICED)
 		return 1;
-	u32 end = tag->key.end & 1, stuck = is_stuck(&st->sock[!end]);
+	u32 end = tag->key.end & 1, stuck = is_stuck(st);
+	st->asks = 1;
 	s64 waiting = unread_by(&st->sock[!end]);
 	if (waiting < 0)
 		return 1;
@@ -618,7 +320,7 @@ int measure_splice(struct __sk_buff *skb)
 	if (!(key.end & REMAINS) && is_forsaken(st))
 		return FORSAKEN;
 	if ((key.end & REMAINS) && !st->way[END_POD].charged && !st->way[END_PROXY].charged)
-		splices.delete(&key);
+		end_state(st, &key);
 #endif
 	return 0;
 }

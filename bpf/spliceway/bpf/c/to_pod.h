@@ -84,7 +84,13 @@ static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, con
 		make_reset_exact(skb, w, ep->netns_cookie);
 		return pass(HOOK_TO_POD, w, FROM_PROXY);
 	}
+	u32 middle = o->from != FROM_PROXY_SOCK && w->p.protocol == PROTO_TCP && !is_new_syn(&w->p);
+	struct decision other = {};
+	if (middle)
+		decide_ends(&w->key, ep, 1, policy_port(&w->key, 1), w->generation & 1, &w->f, &other);
 	decide_ends(&w->key, ep, client, port, w->generation & 1, &w->f, &w->d);
+	if (middle)
+		pass_either_way(&w->key, client, &w->d, &other);
 	if (o->from == FROM_PROXY_SOCK) {
 		w->f.leg = proxy_leg(o->mark);
 		if (w->d.verdict != DENY && !same_listener(o->mark, &w->d))
@@ -104,7 +110,7 @@ static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, con
 	if (w->d.verdict == DENY)
 		return drop(HOOK_TO_POD, w, 0);
 	if (!w->p.icmp || w->p.outer.sport)
-		ct_create(&w->key, client, w->f.src_identity, w->generation, w->now, &w->f, &w->d);
+		ct_create(&w->key, &w->p, client, w->f.src_identity, w->generation, w->now, &w->f, &w->d);
 	if (o->from == FROM_PROXY_SOCK) {
 		if (is_new_syn(&w->p))
 			begin_splice(ep, skb->ifindex, w, LEG_UPSTREAM, w->d.rule_set);
@@ -190,7 +196,8 @@ int to_pod(struct __sk_buff *skb)
 	// The reset that tells a pod of the end of a proxied connection gets out, whatever the policy says by now.
 	u32 ends = e->leg != LEG_DIRECT && is_bare_reset(&w->p);
 	if (w->d.verdict == DENY && !ends) {
-		note_hole(w, ep->netns_cookie);
+		if (e->leg != LEG_DIRECT)
+			note_hole(w, ep->netns_cookie);
 		return drop(HOOK_TO_POD, w, 0);
 	}
 	ct_touch(e, &w->p, 0, w->f.length, w->now);

@@ -36,7 +36,7 @@ static __always_inline int judge_answer(u32 hook, struct work *w, struct ct_valu
 		decide_ends(&w->key, NULL, 0, w->key.local_port, w->generation & 1, &w->f, &w->d);
 		keep_leg(LEG_UPSTREAM, w->d.rule_set, &w->d);
 		if (w->d.verdict != DENY)
-			ct_create(&w->key, 0, w->f.dst_identity, w->generation, w->now, &w->f, &w->d);
+			ct_create(&w->key, &w->p, 0, w->f.dst_identity, w->generation, w->now, &w->f, &w->d);
 	} else {
 		ct_revalidate(&w->key, NULL, e, w->generation, &w->f, &w->d);
 		if (w->d.verdict != DENY)

@@ -1,0 +1,29 @@
+"""Samples of parametrised tests."""
+
+from __future__ import annotations
+
+from support.variants import sample
+
+
+def test_every_function_and_every_value_is_met() -> None:
+    names = [
+        f"test_{function}[{veth}-{leg}-{version}]"
+        for function in "abcdef"
+        for veth in ("plain", "rps")
+        for leg in ("client", "server")
+        for version in (4, 6)
+    ]
+    names += ["test_single", "test_pair[x]", "test_pair[y]"]
+    kept = sample(names, 3)
+    assert kept == sorted(kept, key=names.index)
+    assert len(kept) < len(names) / 2
+    assert {name.partition("[")[0] for name in kept} == {name.partition("[")[0] for name in names}
+    for function in "abcdef":
+        of_it = " ".join(name for name in kept if name.startswith(f"test_{function}["))
+        assert all(value in of_it for value in ("plain", "rps", "client", "server", "4", "6"))
+    assert sample(names, 1) == names
+
+
+def test_another_beginning_for_each_function() -> None:
+    names = [f"{function}[{number}]" for function in "abc" for number in range(3)]
+    assert sample(names, 5) == ["a[0]", "b[1]", "c[2]"]
