@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from spliceway.agent.testbed.testbed import Testbed
-from spliceway.bpf.types import Leg, SpliceClasses, SpliceLimits, SpliceState
+from spliceway.bpf.types import Leg, SockEntry, SpliceClasses, SpliceLimits, SpliceState
 from spliceway.policy.verdict import Reason
 from support import kinds
 from support.node import http_status, pod_manifest, server_manifest
@@ -48,6 +48,17 @@ answer = http.client.HTTPResponse(connection, method="POST")
 answer.begin()
 print(answer.status, hashlib.sha256(answer.read()).digest() == hashlib.sha256(body).digest(), flush=True)
 sender.join()
+"""
+#: Reads an answer, but not the end of the connection behind it, until a line comes by stdin.
+READS_NO_END = """
+import http.client, socket, sys
+connection = socket.create_connection((sys.argv[1], 80), 30)
+connection.sendall(b"GET /x HTTP/1.1\\r\\nHost: server\\r\\nConnection: close\\r\\n\\r\\n")
+answer = http.client.HTTPResponse(connection)
+answer.begin()
+answer.read()
+print(answer.status, flush=True)
+sys.stdin.readline()
 """
 LIMIT = 256 << 10
 
@@ -152,6 +163,34 @@ def test_a_removed_endpoint_takes_its_connections_along(proxied: tuple[Testbed, 
             time.sleep(0.05)
     node.run(node.datapath.set_endpoints(node.endpoints))
     assert http_status(testbed, "client", "server", "/a") == 200
+
+
+def test_a_reset_behind_a_fin_that_nobody_reads_leaves_no_state(proxied: tuple[Testbed, ProxiedNode]) -> None:
+    """The FIN waits in the pod's receive memory as bytes would, and no close() of the pod's ends the entry."""
+    testbed, node = proxied
+    if node.kind == "envoy":
+        pytest.skip("Envoy has closed its socket by then, so nobody resets the pod's")
+    own = set(testbed.pod("client").addresses)
+    before = {(s.endpoint_port, s.peer_port) for s in node.datapath.socks()}
+
+    def left() -> list[SockEntry]:
+        return [s for s in node.datapath.socks() if own & {s.endpoint} and (s.endpoint_port, s.peer_port) not in before]
+
+    argv = ["python", "-c", READS_NO_END, str(testbed.pod("server").address(4))]
+    pipe = subprocess.PIPE
+    pod: subprocess.Popen[str] = testbed.spawn("client", argv, stdin=pipe, stdout=pipe, text=True)
+    try:
+        assert pod.stdout is not None
+        assert pod.stdout.readline().strip() == "200"
+        assert [s for s in left() if s.state is SpliceState.SPLICED]
+        node.run(node.datapath.set_endpoints([one for one in node.endpoints if one.name != "default/client"]))
+        deadline = time.monotonic() + 10
+        while left():
+            assert time.monotonic() < deadline, left()
+            time.sleep(0.05)
+    finally:
+        pod.communicate(timeout=10)
+    node.run(node.datapath.set_endpoints(node.endpoints))
 
 
 def test_a_listener_dialled_directly_refuses(proxied: tuple[Testbed, ProxiedNode]) -> None:

@@ -302,8 +302,8 @@ int measure_splice(struct __sk_buff *skb)
 	for (u32 end = 0; end < 2; end++) {
 		struct splice_way *way = &st->way[end];
 		s64 waiting = unread_by(&st->sock[!end]), before = way->unread;
-		// Once it has left, its reader's memory holds bytes that came by TCP as well.
-		if (waiting < 0 || (st->word != SPLICED && has_read_all(&st->sock[!end])))
+		// Its reader's memory holds what came by TCP as well: a FIN, and bytes once it has left.
+		if (waiting < 0 || has_read_all(&st->sock[!end]))
 			waiting = 0;
 		if (st->word != SPLICED && waiting > before)
 			waiting = before;
