@@ -220,7 +220,7 @@ class Datapath:
         """When an endpoint goes, its connections, the proxy's for it and its splices go with it. Blocks."""
         own = set(endpoint.addresses)
         of_it = [one for one in diag.tcp_sockets() if one.local in own or one.remote in own]
-        # Those with the endpoint itself first: a proxy whose other end has gone would send it a FIN, which its pod need not heed.
+        # Those with the endpoint first: a proxy whose other end has gone would send a FIN, which no pod has to heed.
         of_it.sort(key=lambda one: one.remote not in own)
         ended = [one for one in of_it if diag.destroy_this(one)]
         views.forget_connections(self._maps, own)

@@ -104,6 +104,19 @@ static __always_inline void pass_either_way(const struct ct_key *k, u32 local_is
 		d->reason = NOT_STEERED;
 }
 
+// Decides a connection that has no entry; `middle`: it is in its middle already.
+static __always_inline void decide_new(const struct ct_key *k, const struct endpoint *ep, u32 client, u16 port, u32 slot, u32 middle,
+				       struct flow *f, struct decision *d)
+{
+	struct decision other = {};
+
+	if (middle)
+		decide_ends(k, ep, !client, policy_port(k, !client), slot, f, &other);
+	decide_ends(k, ep, client, port, slot, f, d);
+	if (middle)
+		pass_either_way(k, client, d, &other);
+}
+
 // A connection keeps its leg: what went directly can't be steered in its middle, and a listener enforces its own rule set only.
 static __always_inline void keep_leg(u8 leg, u32 rule_set, struct decision *d)
 {

@@ -15,12 +15,7 @@ static __always_inline int from_pod_new(struct __sk_buff *skb, struct work *w, c
 	u32 client = mark != PROXY_CONNECTED;
 	u16 port = w->p.icmp ? htons(w->p.icmp) : policy_port(&w->key, client);
 	u32 middle = !mark && w->p.protocol == PROTO_TCP && !is_new_syn(&w->p);
-	struct decision other = {};
-	if (middle)
-		decide_ends(&w->key, ep, 0, policy_port(&w->key, 0), slot, &w->f, &other);
-	decide_ends(&w->key, ep, client, port, slot, &w->f, &w->d);
-	if (middle)
-		pass_either_way(&w->key, client, &w->d, &other);
+	decide_new(&w->key, ep, client, port, slot, middle, &w->f, &w->d);
 	if (!mark && w->p.protocol == PROTO_TCP && nobody_to_ask(skb, &w->p, &w->d, is_new_syn(&w->p)))
 		pass_by(&w->d);
 	w->f.leg = mark ? proxy_leg(mark) : w->d.verdict == REDIRECT ? LEG_DOWNSTREAM : LEG_DIRECT;

@@ -85,12 +85,7 @@ static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, con
 		return pass(HOOK_TO_POD, w, FROM_PROXY);
 	}
 	u32 middle = o->from != FROM_PROXY_SOCK && w->p.protocol == PROTO_TCP && !is_new_syn(&w->p);
-	struct decision other = {};
-	if (middle)
-		decide_ends(&w->key, ep, 1, policy_port(&w->key, 1), w->generation & 1, &w->f, &other);
-	decide_ends(&w->key, ep, client, port, w->generation & 1, &w->f, &w->d);
-	if (middle)
-		pass_either_way(&w->key, client, &w->d, &other);
+	decide_new(&w->key, ep, client, port, w->generation & 1, middle, &w->f, &w->d);
 	if (o->from == FROM_PROXY_SOCK) {
 		w->f.leg = proxy_leg(o->mark);
 		if (w->d.verdict != DENY && !same_listener(o->mark, &w->d))
