@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from spliceway.bpf import abi
+from spliceway.bpf.abi import End
 from spliceway.bpf.types import Leg, SpliceLimits, SpliceState
 from support.splicebed import Pair, SpliceBed, until
 from support.spliceread import exactly, memory, numbered, pour
@@ -21,6 +24,8 @@ LIMITS = SpliceLimits(connection=512 * KIB, endpoint=MIB, node=3 * MIB // 2)
 BUFFERS = 16 * MIB
 #: Seconds for which a pod reads nothing; without mending, the kernel gave up after 8.
 PAUSE = float(os.environ.get("SPLICEWAY_PAUSE_SECONDS", "0.5"))
+#: `TCP_RTO_MIN` in microseconds.
+KERNEL_LEAST = 200_000
 #: In a direction of a connection so much never counts.
 FLOOR = abi.UNREAD_FLOOR
 
@@ -100,6 +105,59 @@ def test_row_05_a_pod_that_pauses_goes_on(bed: SpliceBed, leg: Leg) -> None:
         pair.proxy.sendall(numbered(1000, sent))
         assert exactly(pair.pod, 1000) == numbered(1000, sent)
         assert not pair.known.member
+
+
+def test_row_05_what_is_held_back_is_sent_again_soon(bed: SpliceBed, leg: Leg, version: int) -> None:
+    """The kernel's own least retransmission time, 0.2 s, is what a stream would stand still when it leaves."""
+    with bed.limited(LIMITS), bed.spliced(leg, version, asks=False) as pair:
+        sent = pour(pair.proxy, 2 * MIB)
+        assert exactly(pair.pod, sent) == numbered(sent)
+        assert pair.known.state is SpliceState.TCP_ONLY
+
+        def comes_sooner() -> bool:
+            nonlocal sent
+            pair.proxy.sendall(numbered(1000, sent))
+            assert exactly(pair.pod, 1000) == numbered(1000, sent)
+            sent += 1000
+            return _retransmission_time(pair.proxy) < KERNEL_LEAST
+
+        until(comes_sooner)
+    bed.splice(clients=False, servers=False)
+    try:
+        with bed.connect(leg, version) as pair:
+            pair.proxy.sendall(b"x")
+            assert exactly(pair.pod, 1) == b"x"
+            assert _retransmission_time(pair.proxy) >= KERNEL_LEAST
+    finally:
+        bed.splice(clients=True, servers=True)
+
+
+def test_row_05_both_ends_leave(bed: SpliceBed, leg: Leg, to_pod: bool, version: int) -> None:
+    """The proxy's only when it has read what was redirected to it, or that would be lost."""
+    with bed.limited(LIMITS), bed.spliced(leg, version, asks=False) as pair:
+        writer, reader = pair.ends(to_pod=to_pod)
+        sent = pour(writer, 2 * MIB)
+        assert pair.known.state is SpliceState.TCP_ONLY
+        assert (End.POD if to_pod else End.PROXY) in pair.members
+        assert exactly(reader, sent) == numbered(sent)
+        back = 0
+
+        def have_left() -> bool:
+            nonlocal sent, back
+            writer.sendall(numbered(1000, sent))
+            assert exactly(reader, 1000) == numbered(1000, sent)
+            reader.sendall(numbered(1000, back))
+            assert exactly(writer, 1000) == numbered(1000, back)
+            sent, back = sent + 1000, back + 1000
+            return not pair.members
+
+        until(have_left)
+        have_left()
+
+
+def _retransmission_time(sock: socket.socket) -> int:
+    """In microseconds, `tcpi_rto`."""
+    return int.from_bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 12)[8:12], sys.byteorder)
 
 
 def test_row_05_a_proxy_that_does_not_ask_runs_less_far_ahead(bed: SpliceBed, leg: Leg, version: int) -> None:

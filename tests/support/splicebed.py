@@ -12,12 +12,15 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv6Address, ip_address
+from socket import ntohs
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf import abi
+from spliceway.bpf.abi import End
+from spliceway.bpf.addresses import unpack_address
 from spliceway.bpf.types import IPAddress, Leg, SockEntry, SpliceClasses, SpliceLimits, SpliceState
 from support.kernel import KernelNode
 from support.node import pod_manifest
@@ -98,6 +101,13 @@ class Pair:
         """Of the entry."""
         entry = self.entry
         return entry.state if entry else None
+
+    @property
+    def members(self) -> set[End]:
+        """Which ends are in the sockhash."""
+        keys = [abi.SpliceKey.from_buffer_copy(raw) for raw, _ in self._bed.node.datapath._maps.socks.items()]
+        own = [key for key in keys if (unpack_address(bytes(key.pod.w)), ntohs(key.pod_port)) == self._ends]
+        return {End(key.end) for key in own if (unpack_address(bytes(key.peer.w)), ntohs(key.peer_port)) == self._peer}
 
     def room(self) -> int | None:
         """Ask as a proxy does: how many bytes may be sent to the pod now, None: as many as it likes."""

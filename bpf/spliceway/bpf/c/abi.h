@@ -305,6 +305,7 @@ struct splice_way {
 #define CLOSED(end) (1ull << (end))
 #define RELEASED(end) (4ull << (end))
 #define OVER(end) (16ull << (end))
+#define PROXY_LEFT 64ull	// its socket is in the sockhash no more
 
 #define POD_IN 1
 #define POD_LEAVES 2
@@ -313,7 +314,7 @@ struct splice_state {
 	u64 nonce;
 	u64 generation;
 	u64 born;		// CLOCK_MONOTONIC, ns
-	u64 ends;		// CLOSED, RELEASED, OVER
+	u64 ends;		// CLOSED, RELEASED, OVER, PROXY_LEFT
 	u64 pod_in;		// POD_*: is the pod's socket in the sockhash?
 	struct splice_end sock[2];
 	struct splice_way way[2];

@@ -31,13 +31,32 @@ static __always_inline int pod_is_behind(const struct splice_state *st)
 #endif
 }
 
+// The proxy's end follows when the pod's has left and nothing waits there: as a member it would go on to copy all that it sends into messages first
+// (tcp_bpf_sendmsg). A pod's sendmsg() that may still redirect keeps the pod's psock.
+static __always_inline void proxy_leaves(struct splice_state *st, const struct splice_key *key)
+{
+#ifdef CAN_LEAVE
+	struct splice_key proxy = *key;
+
+	if (st->pod_in || (st->ends & PROXY_LEFT) || st->word != TCP_ONLY || !st->sock[END_PROXY].address || has_psock(&st->sock[END_POD]) ||
+	    !has_read_all(&st->sock[END_PROXY]) || !is_still(&st->sock[END_PROXY]))
+		return;
+	if (__sync_fetch_and_or(&st->ends, PROXY_LEFT) & PROXY_LEFT)
+		return;
+	proxy.end = END_PROXY;
+	socks.delete(&proxy);
+#endif
+}
+
 // Must this payload from the proxy wait? A proxy writes to a socket from one thread: what it sends by TCP comes after all that it has
 // redirected.
 static __always_inline int must_wait(struct splice_state *st, struct splice_key *key)
 {
 #ifdef CAN_LEAVE
-	if (!st->pod_in)
+	if (!st->pod_in) {
+		proxy_leaves(st, key);
 		return 0;
+	}
 	if (swap(st, SPLICED, TCP_ONLY))
 		count_why(st, WHY_PEER_GONE);
 	if (pod_is_behind(st)) {
@@ -55,6 +74,8 @@ static __always_inline int must_wait(struct splice_state *st, struct splice_key 
 static __always_inline void may_leave(struct splice_state *st, struct splice_key *key)
 {
 #ifdef CAN_LEAVE
+	if (!st->pod_in)
+		proxy_leaves(st, key);
 	if (!st->pod_in || !is_word(st, TCP_ONLY))
 		return;
 	if (!may_be_sending(&st->sock[END_PROXY]) && !pod_is_behind(st))

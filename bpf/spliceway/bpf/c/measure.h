@@ -80,6 +80,14 @@ static __always_inline int has_read_all(const struct splice_end *s)
 	return !bpf_probe_read_kernel(&first, sizeof(first), (void *)list) && first == list;
 }
 
+// Is this socket in the sockhash, or was it when a sendmsg() began that goes on? 1 also when that can't be read.
+static __always_inline int has_psock(const struct splice_end *s)
+{
+	u64 psock = 0;
+
+	return bpf_probe_read_kernel(&psock, sizeof(psock), (void *)(s->address + SOCK_USER_DATA)) || (is_still(s) && psock);
+}
+
 // How much may wait unread at this socket? Never more than its receive buffer: a packet that arrives while the reader holds the socket's
 // lock is dropped when there is more (tcp_add_backlog), and a RST does not come again.
 static __always_inline s64 most_unread_by(const struct splice_end *s, const struct config *cfg)
