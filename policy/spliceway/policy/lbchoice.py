@@ -122,11 +122,9 @@ def choose(endpoints: Mapping[Backend, Endpoint], here: Here) -> list[Backend]:
     ready = [backend for backend, endpoint in endpoints.items() if endpoint.ready]
     if not ready:
         return [backend for backend, endpoint in endpoints.items() if endpoint.serving and endpoint.terminating]
-    by_node = {backend: endpoints[backend].nodes for backend in ready}
-    by_zone = {backend: endpoints[backend].zones for backend in ready}
-    for hints, name in ((by_node, here.node), (by_zone, here.zone)):
-        meant = [backend for backend, names in hints.items() if name in names]
-        if meant and all(hints.values()):
+    said = [endpoint for endpoint in endpoints.values() if endpoint.ready]
+    for name, hints in ((here.node, [one.nodes for one in said]), (here.zone, [one.zones for one in said])):
+        if all(hints) and (meant := [one for one, names in zip(ready, hints, strict=True) if name in names]):
             return meant
     return ready
 
