@@ -80,10 +80,7 @@ def lead(*texts: str) -> dict[str, list[str]]:
 
 
 def shown(frontends: Mapping[Frontend, FrontendState]) -> dict[str, list[str]]:
-    return {
-        str(one): [f"{backend.address}:{backend.port}" for backend in state.backends]
-        for one, state in frontends.items()
-    }
+    return {str(one): list(map(str, state.backends)) for one, state in frontends.items()}
 
 
 DOWN = "ready: false"
@@ -113,8 +110,8 @@ def test_families_go_by_the_frontend() -> None:
     assert found == {
         "10.96.0.10:80/TCP": ["10.1.0.1:8080"],
         "198.51.100.1:80/TCP": ["10.1.0.1:8080"],
-        "[2001:db8::1]:80/TCP": ["fd00:1::1:8080"],
-        "[fd00:96::10]:80/TCP": ["fd00:1::1:8080"],
+        "[2001:db8::1]:80/TCP": ["[fd00:1::1]:8080"],
+        "[fd00:96::10]:80/TCP": ["[fd00:1::1]:8080"],
     }
 
 

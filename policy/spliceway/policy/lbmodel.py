@@ -22,8 +22,7 @@ class Frontend(msgspec.Struct, frozen=True):
     protocol: Protocol
 
     def __str__(self) -> str:
-        host = str(self.address) if self.address.version == 4 else f"[{self.address}]"
-        return f"{host}:{self.port}/{self.protocol.name}"
+        return f"{_written(self.address, self.port)}/{self.protocol.name}"
 
 
 class Backend(msgspec.Struct, frozen=True):
@@ -31,6 +30,9 @@ class Backend(msgspec.Struct, frozen=True):
 
     address: IPAddress
     port: int
+
+    def __str__(self) -> str:
+        return _written(self.address, self.port)
 
 
 class FrontendState(msgspec.Struct, frozen=True):
@@ -65,6 +67,10 @@ class Loser(msgspec.Struct, frozen=True):
     service: str
     port_name: str
     kind: str
+
+
+def _written(address: IPAddress, port: int) -> str:
+    return f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"
 
 
 def frontend_order(frontend: Frontend) -> tuple[int, int, int, int]:

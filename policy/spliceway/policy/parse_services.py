@@ -150,15 +150,15 @@ def _ports(spec: Fields) -> tuple[ServicePort, ...]:
 def _port(fields: Fields) -> ServicePort:
     where = fields.where
     number = check_port_number(fields.need("port", int), where.at("port"))
-    target = fields.raw("targetPort")
-    if isinstance(target, str) and target:
+    target: int | str = fields.raw("targetPort") or number  # both empty values mean the port itself
+    if isinstance(target, str):
         check_port_name(target, where.at("targetPort"))
-    elif target not in (None, "", 0):
+    else:
         check_port_number(where.at("targetPort").typed(target, int), where.at("targetPort"))
     node_port: int = fields.take("nodePort", int, 0)
     if not 0 <= node_port <= LAST_PORT:
         where.at("nodePort").refuse(f"{node_port} is not a port (1 to {LAST_PORT}, or 0 for none)")
-    return ServicePort(take_port_name(fields), kubernetes_protocol(fields), number, target or number, node_port)
+    return ServicePort(take_port_name(fields), kubernetes_protocol(fields), number, target, node_port)
 
 
 def take_port_name(fields: Fields) -> str:
