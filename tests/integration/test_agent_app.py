@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import yaml
 
 from spliceway.agent.cli.client import AgentClient
 from spliceway.agent.errors import ClientError, StateError
@@ -94,6 +95,7 @@ def test_what_the_api_refuses(tmp_path: Path) -> None:
             ("policy", {"endpoint": "default/x"}, "no endpoint 'default/x' on this node"),
             ("flows", {"last": "-1"}, "last must not be negative"),
             ("flows", {"color": "red"}, "unknown filter color"),
+            ("services", {"color": "red"}, "unknown parameter color"),
         ):
             with pytest.raises(ClientError, match=message):
                 await site.get(target, **query)
@@ -340,6 +342,7 @@ def test_every_command(tmp_path: Path) -> None:
         assert "embedded 0.1.0, 2 workers (3 replaced), pid 7 of before drains for " in output
         assert "default/server" in await site.cli("endpoint", "list")
         assert "reserved:world-ipv4" in await site.cli("identity", "list")
+        assert await site.cli("service", "list") == "SERVICE  PORT  KIND  FRONTEND  COUNT  BACKENDS\n"
         assert "spec.ingress[0].toPorts[0]" in await site.cli("policy", "get")
         assert "no policy selects it" in await site.cli("policy", "get", "default/client")
         assert "no endpoint" in await site.cli("policy", "get", "default/nobody", status=1)
@@ -355,10 +358,78 @@ def test_every_command(tmp_path: Path) -> None:
         assert "no mode 'fast'" in await site.cli("splice", "fast", status=2)
         for command in (
             ("status",), ("endpoint", "list"), ("identity", "list"), ("policy", "get"), ("sock", "list"),
-            ("xds", "dump"), ("bpf", "policy", "list"), ("bpf", "ct", "list"), ("flows",),
+            ("service", "list"), ("xds", "dump"), ("bpf", "policy", "list"), ("bpf", "ct", "list"), ("flows",),
         ):  # fmt: skip
             output = await site.cli(*command, "-o", "json", status=1 if command == ("status",) else 0)
             msgspec.json.decode(output.splitlines()[0] if command == ("flows",) else output)
+
+    with_agent(tmp_path, body)
+
+
+SERVICES = """
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.96.0.10, externalIPs: [198.51.100.1], ports: [{name: http, port: 80}], sessionAffinity: ClientIP}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: other}
+spec: {clusterIP: 10.96.0.11, externalIPs: [198.51.100.1], loadBalancerSourceRanges: [10.0.0.0/8], ports: [{port: 80}]}
+status: {loadBalancer: {ingress: [{ip: 192.0.2.1}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: http, port: 8080}]
+endpoints: [{addresses: [10.1.0.1]}, {addresses: [10.1.0.2]}, {addresses: [10.1.0.3]}, {addresses: [10.1.0.4]}]
+"""
+
+
+def test_services(tmp_path: Path) -> None:
+    async def body(site: Site) -> None:
+        assert (await site.get("status"))["services"]["services"] == 0
+        site.write("services.yaml", SERVICES)
+        while not (status := await site.get("status"))["services"]["services"]:
+            pass
+        assert status["services"] == {
+            "services": 2, "frontends": 3, "withoutBackends": 2, "conflicts": 1, "leftOut": 1,
+        }  # fmt: skip
+        said = await site.cli("status", status=1)
+        assert "2 Services, 3 frontends (2 without backends)" in said
+        assert "(warning) services: several Services want the same address and port (1 frontend)" in said
+        found = await site.get("services")
+        assert [(one["service"], one["kind"], one["address"]) for one in found["frontends"]] == [
+            ("other/web", "ClusterIP", "10.96.0.11"),
+            ("other/web", "ExternalIP", "198.51.100.1"),
+            ("shop/web", "ClusterIP", "10.96.0.10"),
+        ]
+        assert found["frontends"][1]["conflicts"] == [
+            {"service": "shop/web", "portName": "http", "kind": "ExternalIP"},
+        ]
+        assert found["frontends"][2] == {
+            "service": "shop/web", "portName": "http", "kind": "ClusterIP", "address": "10.96.0.10", "port": 80,
+            "protocol": "TCP", "backends": [{"address": f"10.1.0.{last}", "port": 8080} for last in (1, 2, 3, 4)],
+            "affinitySeconds": 10800, "conflicts": [],
+        }  # fmt: skip
+        table = await site.cli("service", "list")
+        assert "10.96.0.10:80/TCP    4      10.1.0.1:8080, 10.1.0.2:8080, 10.1.0.3:8080, 1 more\n" in table
+        notes = (
+            "! 198.51.100.1:80/TCP: shop/web (ExternalIP) wants it, too; other/web (ExternalIP) has it\n",
+            "(no frontend) other/web: 192.0.2.1: loadBalancerSourceRanges says who may dial it\n",
+        )
+        assert all(note in table for note in notes)
+        wide = await site.cli("service", "list", "-o", "wide")
+        assert "10.1.0.3:8080, 10.1.0.4:8080  10800 s\n" in wide
+        # Of a namespace: also what it lost to another one.
+        of_shop = await site.cli("service", "list", "-n", "shop")
+        assert notes[0] in of_shop
+        assert "10.96.0.11" not in of_shop
+        assert notes[1] not in of_shop
+        assert yaml.safe_load(await site.cli("service", "list", "-o", "yaml")) == found
+        assert msgspec.json.decode(await site.cli("service", "list", "-o", "json")) == found
+        assert "is not a name of a namespace" in await site.cli("service", "list", "-n", "Shop", status=2)
 
     with_agent(tmp_path, body)
 

@@ -152,14 +152,36 @@ status: {addresses: [{type: InternalIP, address: 172.30.0.1}, {type: ExternalIP,
 apiVersion: v1
 kind: Service
 metadata: {name: a, namespace: b, labels: {app: db}}
-spec: {type: ClusterIP, selector: {app: db}}
+spec:
+  type: ClusterIP
+  selector: {app: db}
+  clusterIP: 10.96.0.10
+  clusterIPs: [10.96.0.10, "fd00:96::10"]
+  ipFamilies: [IPv4, IPv6]
+  externalIPs: [198.51.100.1]
+  loadBalancerSourceRanges: [203.0.113.0/24]
+  ports: [{name: sql, protocol: UDP, port: 5432, targetPort: db, nodePort: 30000}]
+  internalTrafficPolicy: Local
+  externalTrafficPolicy: Local
+  sessionAffinity: ClientIP
+  sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}
+  trafficDistribution: PreferClose
+  publishNotReadyAddresses: true
+  externalName: db.example
+status: {loadBalancer: {ingress: [{ip: 192.0.2.9, ipMode: Proxy}]}}
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {name: a, namespace: b, labels: {kubernetes.io/service-name: db}}
 addressType: IPv4
+ports: [{name: sql, protocol: UDP, port: 5432}]
 endpoints:
-- {addresses: [192.0.2.1], conditions: {ready: true}}
+- addresses: [192.0.2.1]
+  conditions: {ready: true}
+  nodeName: n
+  zone: a
+  hints: {forZones: [{name: a}], forNodes: [{name: n}]}
+  targetRef: {kind: Pod, namespace: b, name: db-1}
 - {addresses: [192.0.2.2], conditions: {ready: false, serving: true, terminating: true}}
 - {addresses: [192.0.2.3], conditions: {ready: false}}
 ---

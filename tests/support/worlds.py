@@ -34,6 +34,7 @@ from spliceway.policy.model import (
     object_key,
 )
 from spliceway.policy.verdict import Direction, Protocol
+from support.slices import ready
 
 NAMESPACES = ("one", "two", "default")
 NODES = ("node1", "node2", "node3")
@@ -202,7 +203,7 @@ class World:
     def _slice(self) -> EndpointSlice:
         namespace, service = self.random.choice((("default", "kubernetes"), ("one", "legacy"), ("two", "web")))
         addresses = tuple(self.random.sample(sorted(self.addresses(), key=str), 2))
-        return EndpointSlice(namespace, f"{service}-{self.random.randrange(2)}", service, addresses)
+        return EndpointSlice(namespace, f"{service}-{self.random.randrange(2)}", service, ready(*addresses))
 
     def _group(self) -> CidrGroup:
         name = self.random.choice(("office", "partner"))

@@ -236,6 +236,7 @@ def test_status_says_what_is_enforced(mode: str, count: int, text: str) -> None:
         "node": "n", "pid": 1, "started": 0.0, "source": {"directory": "/d", "files": 0, "objects": 0},
         "policy": {"revision": 1, "rows": 0, "ruleSets": 0, "waiting": {}},
         "enforcement": {"mode": mode, "policies": 7, "policiesInAudit": count},
+        "services": {"services": 0, "frontends": 0, "withoutBackends": 0, "conflicts": 0, "leftOut": 0},
         "datapath": {"generation": 1, "abi": 1, "attached": (), "lostEvents": 0},
         "proxy": {"kind": "envoy", "listeners": {}, "clients": 0, "nacks": 0, "unfit": {}, "ports": plain(PortUse())},
         "splice": {

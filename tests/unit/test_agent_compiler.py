@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from spliceway.agent.compiler import Compiler
-from spliceway.policy.budget import Limits
+from spliceway.policy.budget import BudgetError, Limits
 from spliceway.policy.engine import Options
 from spliceway.policy.model import Object, object_key
 from spliceway.policy.numbering import Numbering
@@ -50,6 +52,23 @@ def test_numbers_of_an_earlier_agent_are_kept_or_forgotten() -> None:
     assert len(again.to_dict()["identities"]["numbers"]) == 3
     compiler.settle(after)
     assert len(again.to_dict()["identities"]["numbers"]) == 2
+
+
+def test_load_balancing_follows_the_same_changes() -> None:
+    compiler = Compiler(Options(NODE, limits=ROOM), Numbering())
+    assert compiler.balance.services == 0
+    service = (
+        "{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {clusterIP: 10.96.0.10, ports: [{port: 80}]}}"
+    )
+    compiler.apply(changes(PODS, service), 1)
+    before = compiler.balance
+    assert [str(frontend) for frontend in before.frontends] == ["10.96.0.10:80/TCP"]
+    # Pods that the maps have no room for do not keep Services from changing.
+    many = [pod(f"p{number}", f"10.240.2.{number}") for number in range(1, 20)]
+    with pytest.raises(BudgetError):
+        compiler.apply(changes(*many, service.replace("0.10", "0.11")), 2)
+    assert [str(frontend) for frontend in compiler.balance.frontends] == ["10.96.0.11:80/TCP"]
+    assert [str(frontend) for frontend in before.frontends] == ["10.96.0.10:80/TCP"]
 
 
 def test_only_given_numbers_must_be_saved() -> None:

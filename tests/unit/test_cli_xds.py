@@ -194,6 +194,7 @@ STATUS: Json = {
         "refused": [{"type": "LDS", "resource": "mine", "message": "no such filter"}],
     },
     "source": {"refusals": []},
+    "services": {"conflicts": 1},
     "datapath": {"problems": []},
     "splice": {
         "decided": True, "spliced": ["clients", "servers"], "why": [], "warnings": [], "counters": {"byWhy": {}},
@@ -208,7 +209,10 @@ def test_status_says_which_policy_the_proxy_refused_and_why() -> None:
         "rule set odd: refused: can't be asked (K n/p in f.yaml)",
         "proxy: refused LDS mine: no such filter",
     ]
-    assert warnings(STATUS) == ["plain TCP"]
+    assert warnings(STATUS) == [
+        "plain TCP",
+        "services: several Services want the same address and port (1 frontend), see `spliceway service list`",
+    ]
     assert held_up(STATUS) == " (2 rule sets refused, 1 rule set waiting)"
     taken = copy.deepcopy(STATUS)
     taken["policy"]["waiting"], taken["proxy"]["unfit"] = {"six": "port-taken"}, {}

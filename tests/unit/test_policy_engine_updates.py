@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import msgspec
 import pytest
@@ -27,11 +28,14 @@ from spliceway.policy.model import (
     Object,
     Pod,
     Secret,
+    Service,
 )
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.parse import parse_text
-from spliceway.policy.table import PolicyTable
+from spliceway.policy.servicemodel import Endpoint
+from spliceway.policy.table import PolicyTable, TableDelta
 from spliceway.policy.verdict import Direction, Protocol, Reason, Verdict
+from support.slices import ready
 from support.steps import steps
 from support.worlds import POD_CIDRS, World
 
@@ -159,7 +163,7 @@ def test_blocks_hold_pods_and_unmanaged_addresses_and_cidrs_do_not() -> None:
 
 def test_kube_apiserver_is_where_its_endpoints_are() -> None:
     spec = "{endpointSelector: {}, egress: [{toEntities: [kube-apiserver]}]}"
-    slices = EndpointSlice("default", "kubernetes", "kubernetes", (ip_address("192.0.2.1"), ip_address("10.240.1.1")))
+    slices = EndpointSlice("default", "kubernetes", "kubernetes", ready("192.0.2.1", "10.240.1.1"))
     engine, table = _engine(WEB, SERVER, slices, *_policy("a", spec))
 
     def reached(table: PolicyTable) -> list[bool]:
@@ -168,8 +172,40 @@ def test_kube_apiserver_is_where_its_endpoints_are() -> None:
 
     assert reached(table) == [True, False, True]
     assert "reserved:world-ipv4" in _who(table, "192.0.2.1")
-    moved = EndpointSlice("default", "kubernetes", "kubernetes", (ip_address("192.0.2.2"),))
+    moved = EndpointSlice("default", "kubernetes", "kubernetes", ready("192.0.2.2"))
     assert reached(engine.apply([moved], revision=2)) == [False, True, False]
+
+
+def test_what_policies_do_not_read_of_a_slice_changes_nothing_and_is_not_forgotten() -> None:
+    spec = "{endpointSelector: {}, egress: [{toEntities: [kube-apiserver]}, {toServices: [{k8sService: {%s}}]}]}"
+    names = "serviceName: outside, namespace: default"
+    service = Service("default", "outside")
+    address, other = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+
+    def slices(**said: Any) -> list[Object]:
+        return [
+            EndpointSlice("default", "kubernetes", "kubernetes", (Endpoint((address,), **said),)),
+            EndpointSlice("default", "outside-1", "outside", (Endpoint((other,), **said),)),
+        ]
+
+    engine, table = _engine(WEB, SERVER, service, *slices(), *_policy("a", spec % names))
+
+    def reached(table: PolicyTable) -> list[bool]:
+        found = ("192.0.2.1", "192.0.2.2")
+        return [_ask(table, "server", one, 443, Direction.EGRESS) is Verdict.ALLOW for one in found]
+
+    assert reached(table) == [True, True]
+    # Readiness counts by what comes of it: while it terminates and serves it still gets traffic.
+    for revision, said in enumerate(({"node": "n"}, {"zones": ("a",)}, {"ready": False, "terminating": True}), 2):
+        table = engine.apply(slices(**said), revision=revision)
+        assert reached(table) == [True, True]
+        assert table.delta == TableDelta(base=revision - 1)
+    moved = msgspec.structs.replace(service, cluster_ips=(ip_address("10.96.0.1"),))
+    assert engine.apply([moved], revision=5).delta == TableDelta(base=4)
+    assert reached(engine.apply(slices(ready=False), revision=6)) == [False, False]
+    assert reached(engine.apply(slices(), revision=7)) == [True, True]
+    gone = [("EndpointSlice", "default/kubernetes"), ("EndpointSlice", "default/outside-1")]
+    assert reached(engine.apply([], gone, revision=8)) == [False, False]
 
 
 def test_named_ports_are_the_servers() -> None:

@@ -34,6 +34,7 @@ from spliceway.policy.model import (
 )
 from spliceway.policy.table import Mismatch
 from spliceway.policy.verdict import Direction, Protocol, Reason, Verdict
+from support.slices import ready
 
 TCP, UDP = int(Protocol.TCP), int(Protocol.UDP)
 HOST, REMOTE, WORLD = "172.30.0.1", "172.30.0.2", "203.0.113.9"
@@ -338,9 +339,9 @@ def test_peers(peers: Peers | None, address: str, matches: bool) -> None:
         Service("bank", "far", {"app": "db"}, {"team": "x"}),
         Service("shop", "db", {"app": "db"}),
         Service("shop", "outside"),
-        EndpointSlice("shop", "outside-1", "outside", (ip_address(WORLD), ip_address(FAR))),
-        EndpointSlice("default", "k", "kubernetes", (ip_address("172.30.0.3"), ip_address("198.51.100.6"))),
-        EndpointSlice("shop", "k", "kubernetes", (ip_address(REMOTE),)),
+        EndpointSlice("shop", "outside-1", "outside", ready(WORLD, FAR)),
+        EndpointSlice("default", "k", "kubernetes", ready("172.30.0.3", "198.51.100.6")),
+        EndpointSlice("shop", "k", "kubernetes", ready(REMOTE)),
         Node("node3", (ip_address("172.30.0.3"),)),
     ]
     out = Direction.EGRESS

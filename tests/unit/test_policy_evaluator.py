@@ -40,6 +40,7 @@ from spliceway.policy.model import (
 )
 from spliceway.policy.verdict import Direction, Protocol
 from support.cases import load_case_files
+from support.slices import ready
 
 CIDRS = ("0.0.0.0/0", "10.0.0.0/8", "10.240.1.0/24", "10.240.1.10/32", "172.30.0.0/24", "203.0.113.0/28", "fd00::/8")
 ADDRESSES = (
@@ -72,8 +73,8 @@ OBJECTS: list[Object] = [
     CidrGroup("group", (ip_network("203.0.113.0/26"), ip_network("10.240.0.0/16")), {"role": "a"}),
     Service("two", "pods", {"role": "b"}, {"role": "a"}),
     Service("one", "outside", None, {"role": "b"}),
-    EndpointSlice("one", "outside", "outside", (ip_address("203.0.113.77"), ip_address("10.240.2.12"))),
-    EndpointSlice("default", "api", "kubernetes", (ip_address("203.0.113.9"), ip_address("172.30.0.2"))),
+    EndpointSlice("one", "outside", "outside", ready("203.0.113.77", "10.240.2.12")),
+    EndpointSlice("default", "api", "kubernetes", ready("203.0.113.9", "172.30.0.2")),
 ]
 
 some = st.sampled_from

@@ -29,21 +29,20 @@ NO_PART = (
     r"Pod a spec\.(containers|initContainers)\[0\]\.name",
     r"Pod a status\.podIP",  # beside podIPs
     r"Node a spec\.podCIDR",  # beside podCIDRs
-    r"EndpointSlice a endpoints\[1\]\.conditions\.ready",  # it serves while it terminates
-    r"EndpointSlice a endpoints\[2\](\.addresses\[0\])?",  # it is not ready
 )
 #: Fields that have the value here that they have anyway.
 DEFAULTS = (
     r"Pod a status\.phase",
-    r"Service a spec\.type",
+    r"Service a spec\.(type|clusterIP)",  # clusterIPs has it, too
     r"EndpointSlice a endpoints\[0\]\.conditions.*",
-    r"EndpointSlice a endpoints\[1\]\.conditions(\.serving)?",
+    r"EndpointSlice a endpoints\[1\]\.conditions\.serving",
 )
 #: Fields for which only one value fits the rest of the document.
 NO_OTHER = (
     r"Cilium\w*Policy a spec\.ingress\[0\]\.toPorts\[0\]\.ports\[\d\]\.protocol",  # HTTP rules need TCP
     r"BaselineAdminNetworkPolicy default metadata\.name",
     r"EndpointSlice a addressType",
+    r"Service a spec\.(clusterIP|clusterIPs\[0\]|ipFamilies\[\d\])",  # they must fit each other
 )
 #: Another valid value for scalars, by the key they stand at; others get a letter or one more.
 OTHER: dict[str, Any] = {
@@ -75,10 +74,21 @@ OTHER: dict[str, Any] = {
     "type": 9,
     "end": 6000,
     "start": 4000,
+    "externalIPs": "198.51.100.2",
+    "loadBalancerSourceRanges": "203.0.113.0/25",
+    "internalTrafficPolicy": "Cluster",
+    "externalTrafficPolicy": "Cluster",
+    "sessionAffinity": "None",
+    "ipMode": "VIP",
 }
 #: Where the value of OTHER is what stands there, or does not fit.
 OTHER_AT: dict[str, Any] = {
     "spec.type": "ExternalName",
+    "spec.clusterIP": "10.96.0.11",
+    "spec.clusterIPs[0]": "10.96.0.11",
+    "spec.clusterIPs[1]": "fd00:96::11",
+    "spec.ipFamilies[0]": "IPv6",
+    "spec.ipFamilies[1]": "IPv4",
     "addressType": "IPv6",
     "status.addresses[0].type": "Hostname",
     "status.addresses[1].type": "Hostname",

@@ -37,6 +37,8 @@ NO_PART = (
     r"CiliumNetworkPolicy spec\.(labels.*|description)",
     r"(\w*ClusterNetwork|\w*AdminNetwork)Policy spec\.(ingress|egress)\.\[\]\.name",
     r"Pod spec\.(containers|initContainers)\.\[\]\.name",
+    r"Service (spec\.(?!type$|selector).*|status.*)",  # load balancing
+    r"EndpointSlice (ports.*|endpoints\.\[\]\.(nodeName|zone|hints.*|targetRef.*))",  # likewise
     r"(Pod|EndpointSlice|BaselineAdminNetworkPolicy) metadata\.name",  # they are who they are by it
 )
 

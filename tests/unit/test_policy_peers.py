@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from itertools import product
 
 import pytest
@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from spliceway.policy.addresses import cidr_labels
 from spliceway.policy.entity import ENTITY_SELECTORS, RESERVED_LABELS, Entity
 from spliceway.policy.labels import Operator, Requirement, Selector, pod_labels
-from spliceway.policy.model import CidrGroup, CidrPeer, EndpointSlice, IPAddress, Peers, Service, ServicePeer
+from spliceway.policy.model import CidrGroup, CidrPeer, EndpointSlice, Peers, Service, ServicePeer
 from spliceway.policy.peersets import PeerSets
 from spliceway.policy.prefixsets import PrefixCounts
 from spliceway.policy.services import Directory
+from support.slices import ready
 
 PREFIXES = ("10.0.0.0/8", "10.1.0.0/16", "10.1.0.0/17", "10.1.128.0/17", "10.2.0.0/16", "11.0.0.0/8", "10.1.0.1/32")
 PREFIXES_6 = ("fd00::/8", "fd00::/64", "fd00:0:0:1::/64", "fe00::/8")
@@ -131,8 +132,8 @@ def test_services_and_groups() -> None:
     directory = Directory()
     directory.put_service(None, Service("one", "web", {"role": "a"}))
     directory.put_service(None, Service("one", "outside", None, {"kind": "legacy"}))
-    addresses: tuple[IPAddress, ...] = (ip_address("10.1.0.1"), ip_address("192.0.2.1"))
-    directory.put_slice(None, EndpointSlice("one", "outside-1", "outside", addresses))
+    endpoints = ready("10.1.0.1", "192.0.2.1")
+    directory.put_slice(None, EndpointSlice("one", "outside-1", "outside", endpoints))
     directory.put_group(None, CidrGroup("office", (ip_network("10.2.0.0/16"),), {"site": "x"}))
     web = {
         n for n, labels in IDENTITIES.items() if {"k8s:role=a", "k8s:io.kubernetes.pod.namespace=one"} <= set(labels)

@@ -317,6 +317,7 @@ class Agent:
             lost=self._lost,
             refusals=self._refusals,
             refused_pairs=lambda: self._compiler.refused_pairs,
+            balance=lambda: self._compiler.balance,
             names=lambda: self._recorder.names,
             splicing=self._splicing,
             xds=XdsViews(

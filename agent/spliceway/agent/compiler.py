@@ -1,4 +1,4 @@
-"""From changes of the source to tables: the engine, and the numbers that things have."""
+"""From changes of the source to tables: the engine, load balancing, and the numbers that things have."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from spliceway.agent.inventory import Changes
 from spliceway.agent.manifests import Key
 from spliceway.policy.budget import said
 from spliceway.policy.engine import Engine, Options
+from spliceway.policy.loadbalancing import LoadBalancing
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.table import PolicyTable
 
@@ -33,6 +34,8 @@ class Compiler:
         self._engine = Engine(options, numbering)
         self._numbering = numbering
         self._released = 0
+        self._balancing = LoadBalancing(options.node)
+        self.balance = self._balancing.balance
         self.refused: tuple[RefusedPolicy, ...] = ()
         self.refused_pairs = 0
 
@@ -40,8 +43,13 @@ class Compiler:
         return f"Compiler({self._engine!r})"
 
     def apply(self, changes: Changes, revision: int) -> PolicyTable:
-        """The table with these changes; then `refused` says which policies have no room. Raises SplicewayError."""
+        """The table with these changes; then `refused` says which policies have no room. Raises SplicewayError.
+
+        `balance` follows the changes in any case: it needs no room.
+        """
         first = self._engine.table is None
+        self._balancing.apply(changes)
+        self.balance = self._balancing.balance
         try:
             table = self._engine.apply(
                 (item for item in changes.values() if item is not None),

@@ -20,11 +20,13 @@ from spliceway.agent.policyrows import policy_rows
 from spliceway.agent.provenance import PolicyState, Unapplied, policy_states, unapplied
 from spliceway.agent.proxylink import ProxyLink
 from spliceway.agent.reconcile import Reconciler
+from spliceway.agent.serviceviews import service_counts, service_rows
 from spliceway.agent.splicing import Splicing
 from spliceway.agent.verdicts import with_audit
 from spliceway.agent.xdsviews import XdsViews
 from spliceway.bpf.portuse import PortUse
 from spliceway.bpf.types import CtEntry, SockEntry
+from spliceway.policy.loadbalancing import Balance
 
 Query = dict[str, str]
 
@@ -69,6 +71,7 @@ class Views:
         lost: Callable[[], dict[str, int]],
         refusals: Callable[[], Sequence[Refusal]],
         refused_pairs: Callable[[], int],
+        balance: Callable[[], Balance],
         names: Callable[[], Names],
         splicing: Splicing,
         xds: XdsViews,
@@ -90,6 +93,7 @@ class Views:
         self._lost = lost
         self._refusals = refusals
         self._refused_pairs = refused_pairs
+        self._balance = balance
         self._names = names
         self._splicing = splicing
         self._xds = xds
@@ -117,6 +121,7 @@ class Views:
         """Path below /v1/ → view of a whole table or map; they may take long and run in a thread."""
         return {
             "identities": self.identities,
+            "services": self.services,
             "bpf/policy": _plainly(self._datapath.dump_policy),
             "bpf/ipcache": _plainly(self._datapath.dump_ipcache),
             "bpf/ct": _plainly(self._conntrack),
@@ -146,6 +151,7 @@ class Views:
                 "refusedPairs": self._refused_pairs(),
                 "notApplied": self.not_applied(),
             },
+            "services": service_counts(self._balance()),
             "enforcement": {"mode": self._config.enforcement, "policies": policies, "policiesInAudit": in_audit},
             "datapath": self._datapath.status(),
             "proxy": {
@@ -208,6 +214,11 @@ class Views:
             {"id": number, "labels": labels, "prefixes": prefixes.get(number, [])}
             for number, labels in sorted(table.identities.items())
         ]
+
+    def services(self, query: Query) -> dict[str, Any]:
+        """Frontends of Services (of `namespace`, or all) with what they lead to, and what has none."""
+        _only(query, "namespace")
+        return service_rows(self._balance(), query.get("namespace"))
 
     async def policy(self, query: Query) -> list[dict[str, Any]]:
         """The policy of every endpoint, or of `endpoint`, with peers, rules and HTTP rules by name.

@@ -234,6 +234,8 @@ class Compilation:
 
     def _service(self, old: Service | None, new: Service | None) -> None:
         self._directory.put_service(old, new)
+        if old is not None and new is not None and (old.labels, old.selector) == (new.labels, new.selector):
+            return  # the rest is about load balancing
         for service in (old, new):
             if service is not None:
                 self._changed_services.setdefault(service.key, []).append(service)
@@ -251,6 +253,8 @@ class Compilation:
 
     def _slice(self, old: EndpointSlice | None, new: EndpointSlice | None) -> None:
         self._directory.put_slice(old, new)
+        if old is not None and new is not None and (old.service, old.addresses) == (new.service, new.addresses):
+            return
         for found, times in ((new, 1), (old, -1)):
             if found is None:
                 continue

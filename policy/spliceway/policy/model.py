@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
-from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import msgspec
 
 from spliceway.policy.entity import Entity
 from spliceway.policy.labels import Selector, pod_labels
+from spliceway.policy.servicemodel import EndpointSlice as EndpointSlice
+from spliceway.policy.servicemodel import Service as Service
+from spliceway.policy.table import IPAddress as IPAddress
 from spliceway.policy.table import IPNetwork, Mismatch, RuleRef
 from spliceway.policy.verdict import Direction, Protocol
-
-IPAddress = IPv4Address | IPv6Address
 
 #: What «ANY» means beside a port: the protocols that have ports.
 PORT_PROTOCOLS = (Protocol.TCP, Protocol.UDP, Protocol.SCTP)
@@ -69,36 +69,6 @@ class Node(msgspec.Struct, frozen=True):
     pod_cidrs: tuple[IPNetwork, ...] = ()
     file: str = ""
     labels: Mapping[str, str] = {}
-
-
-class Service(msgspec.Struct, frozen=True):
-    """A Service (v1). `selector` None: it has none, and its endpoints come from EndpointSlices alone."""
-
-    namespace: str
-    name: str
-    selector: Mapping[str, str] | None = None
-    labels: Mapping[str, str] = {}
-    file: str = ""
-
-    @property
-    def key(self) -> str:
-        """«namespace/name»."""
-        return f"{self.namespace}/{self.name}"
-
-
-class EndpointSlice(msgspec.Struct, frozen=True):
-    """Addresses behind a Service (discovery.k8s.io/v1): `service` is the label kubernetes.io/service-name."""
-
-    namespace: str
-    name: str
-    service: str = ""
-    addresses: tuple[IPAddress, ...] = ()
-    file: str = ""
-
-    @property
-    def key(self) -> str:
-        """«namespace/name»."""
-        return f"{self.namespace}/{self.name}"
 
 
 class CidrGroup(msgspec.Struct, frozen=True):

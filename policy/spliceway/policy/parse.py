@@ -23,7 +23,9 @@ from spliceway.policy.parse_admin import (
 from spliceway.policy.parse_network_policy import parse_network_policy
 from spliceway.policy.parse_objects import parse_namespace, parse_node, parse_pod
 from spliceway.policy.parse_policy import parse_cilium_policy, parse_clusterwide_policy
-from spliceway.policy.parse_services import parse_cidr_group, parse_endpoint_slice, parse_secret, parse_service
+from spliceway.policy.parse_references import parse_cidr_group, parse_secret
+from spliceway.policy.parse_services import parse_service
+from spliceway.policy.parse_slices import parse_endpoint_slice
 
 #: Which reader a document's apiVersion and kind have.
 READERS: Mapping[tuple[str, str], Callable[[Fields, Where], Object]] = MappingProxyType(

@@ -5,6 +5,7 @@ Source: Kubernetes API reference, ObjectMeta.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,6 @@ ENFORCEMENT = "spliceway.io/enforcement"
 
 #: What ObjectMeta may hold besides name, namespace, labels and annotations.
 _META = (
-    "creationTimestamp",
     "deletionGracePeriodSeconds",
     "deletionTimestamp",
     "finalizers",
@@ -29,15 +29,18 @@ _META = (
     "uid",
 )
 _MODES = {"enforce": False, "audit": True}
+#: The one form in which the API server writes times: as text they sort by age.
+_TIME = re.compile(r"[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9]Z")
 
 
 class Metadata:
     """Name, namespace and labels of an object, and the place of its errors from here on.
 
-    `audit` is what a policy's annotation says; on other objects annotations mean nothing.
+    `audit` is what a policy's annotation says; on other objects annotations mean nothing. `created` is
+    creationTimestamp (UTC, RFC 3339), empty unless it is what an API server writes.
     """
 
-    __slots__ = ("audit", "labels", "name", "namespace", "where")
+    __slots__ = ("audit", "created", "labels", "name", "namespace", "where")
 
     def __init__(
         self, fields: Fields, where: Where, kind: str, *, namespaced: bool = True, policy: bool = False
@@ -58,6 +61,8 @@ class Metadata:
             inner.where.at("namespace").refuse(f"a {kind} has no namespace")
         self.labels = parse_labels(inner.take("labels", dict, {}), inner.where.at("labels"))
         self.audit = policy and _audit(inner)
+        created = inner.raw("creationTimestamp")
+        self.created = created if isinstance(created, str) and _TIME.fullmatch(created) else ""
         inner.ignore("annotations", *_META)
         inner.done()
 

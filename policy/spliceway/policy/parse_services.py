@@ -1,127 +1,187 @@
-"""Services, EndpointSlices, CIDR groups and Secrets: what policies refer to besides pods.
+"""Services: strict where a wrong reading would send traffic elsewhere, tolerant of fields that mean nothing here.
 
-Sources: Kubernetes API reference (Service v1, EndpointSlice discovery.k8s.io/v1, Secret v1); Cilium's CRD
-ciliumcidrgroups.yaml and pkg/k8s/endpoints.go (ParseEndpointSliceV1).
+Sources: Kubernetes API reference (Service v1) and its validation (pkg/apis/core/validation: ValidateService).
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
+from collections.abc import Iterator, Mapping
 
-from spliceway.policy.fields import Fields, Where, shown
-from spliceway.policy.model import CidrGroup, EndpointSlice, IPAddress, Secret, Service
+from spliceway.policy.fields import DNS_LABEL, Fields, Where, shown
+from spliceway.policy.model import IPAddress
 from spliceway.policy.parse_address import parse_address, parse_network
 from spliceway.policy.parse_metadata import Metadata, parse_labels
-
-#: Label of an EndpointSlice that names its Service.
-SERVICE_NAME = "kubernetes.io/service-name"
+from spliceway.policy.parse_port import LAST_PORT, check_port_name, check_port_number, kubernetes_protocol
+from spliceway.policy.servicemodel import Ingress, Service, ServicePort
+from spliceway.policy.table import IPNetwork
 
 _TYPES = ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName")
-_FAMILIES = {"IPv4": 4, "IPv6": 6, "FQDN": 0}
+_FAMILIES: Mapping[str, int] = {"IPv4": 4, "IPv6": 6}
+_LOCAL: Mapping[str, bool] = {"Cluster": False, "Local": True}
+_AFFINITIES: Mapping[str, bool] = {"None": False, "ClientIP": True}
+_PROXIED: Mapping[str, bool] = {"VIP": False, "Proxy": True}
+_NONE = "None"
+
+#: How long a client stays with its endpoint where a Service does not say, and at most, in seconds.
+AFFINITY_SECONDS = 10800
+MAX_AFFINITY_SECONDS = 86400
 
 
 def parse_service(fields: Fields, where: Where) -> Service:
-    """A Service: labels and spec.selector.
+    """A Service with what policies and load balancing read of it.
 
     Without a selector, or with an empty one, its endpoints come from elsewhere; ExternalName has none, only a name.
     """
     meta = Metadata(fields, where, "Service")
     where = meta.where
     spec = Fields(fields.take("spec", dict, {}), where.at("spec"))
+    status = Fields(fields.take("status", dict, {}), where.at("status"))
     kind = spec.take("type", str, "ClusterIP")
     if kind not in _TYPES:
         spec.where.at("type").refuse(f"{shown(kind)} is not a type ({', '.join(_TYPES)})")
     selector = parse_labels(spec.take("selector", dict, {}), spec.where.at("selector"))
+    headless, cluster_ips = _cluster_ips(spec)
     return Service(
         meta.namespace,
         meta.name,
         selector if selector and kind != "ExternalName" else None,
         meta.labels,
         where.file,
+        type=kind,
+        cluster_ips=cluster_ips,
+        headless=headless,
+        families=_families(spec, cluster_ips),
+        external_ips=_external_ips(spec),
+        ingress=tuple(dict.fromkeys(_ingress(status))),
+        source_ranges=_source_ranges(spec),
+        ports=_ports(spec),
+        internal_local=_choice(spec, "internalTrafficPolicy", "a traffic policy", _LOCAL),
+        external_local=_choice(spec, "externalTrafficPolicy", "a traffic policy", _LOCAL),
+        affinity_seconds=_affinity(spec),
+        distribution=spec.take("trafficDistribution", str, ""),
+        publish_not_ready=spec.take("publishNotReadyAddresses", bool, False),
+        external_name=spec.take("externalName", str, ""),
+        created=meta.created,
     )
 
 
-def parse_endpoint_slice(fields: Fields, where: Where) -> EndpointSlice:
-    """An EndpointSlice: the Service it belongs to, and the addresses of endpoints that get traffic.
-
-    As in Cilium these are the ready ones (unknown counts as ready), and those that still serve while they terminate.
-    """
-    meta = Metadata(fields, where, "EndpointSlice")
-    where = meta.where
-    family = fields.need("addressType", str)
-    if family not in _FAMILIES:
-        where.at("addressType").refuse(f"{shown(family)} is not an address type ({', '.join(_FAMILIES)})")
+def _cluster_ips(spec: Fields) -> tuple[bool, tuple[IPAddress, ...]]:
+    """Whether it is headless, and its cluster IPs: `clusterIPs`, of which `clusterIP` is the first."""
+    one: str = spec.take("clusterIP", str, "")
+    listed = list(spec.where.at("clusterIPs").items(spec.take("clusterIPs", list, []), str))
+    if one and listed and listed[0][1] != one:
+        listed[0][0].refuse(f"{shown(listed[0][1])} is not spec.clusterIP ({shown(one)})")
+    if not listed and one:
+        listed = [(spec.where.at("clusterIP"), one)]
+    if any(text == _NONE for _, text in listed):
+        if len(listed) > 1:
+            spec.where.at("clusterIPs").refuse(f"{_NONE} must be alone: there are addresses beside it")
+        return True, ()
     found: list[IPAddress] = []
-    for place, item in where.at("endpoints").items(fields.take("endpoints", list, []), dict):
-        endpoint = Fields(item, place)
-        addresses = list(place.at("addresses").items(endpoint.need("addresses", list), str))
-        if not _FAMILIES[family]:
-            continue  # names, and a policy is about addresses
-        parsed = [parse_address(text, at) for at, text in addresses]
-        for (at, text), address in zip(addresses, parsed, strict=True):
-            if address.version != _FAMILIES[family]:
-                at.refuse(f"{shown(text)} is not an {family} address")
-        if _gets_traffic(Fields(endpoint.take("conditions", dict, {}), place.at("conditions"))):
-            found += parsed
-    service = meta.labels.get(SERVICE_NAME, "")
-    return EndpointSlice(meta.namespace, meta.name, service, tuple(dict.fromkeys(found)), where.file)
+    for place, text in listed:
+        address = _destination(text, place)
+        if any(address.version == other.version for other in found):
+            place.refuse(f"{shown(text)} is a second address of IPv{address.version}")
+        found.append(address)
+    return False, tuple(found)
 
 
-def parse_cidr_group(fields: Fields, where: Where) -> CidrGroup:
-    """A CiliumCIDRGroup: labels and spec.externalCIDRs."""
-    meta = Metadata(fields, where, "CiliumCIDRGroup", namespaced=False)
-    where = meta.where
-    spec = Fields(fields.need("spec", dict), where.at("spec"))
-    listed = spec.where.at("externalCIDRs").items(spec.need("externalCIDRs", list), str)
-    cidrs = tuple(parse_network(text, place) for place, text in listed)
-    spec.done()
-    fields.ignore("status")
-    fields.done()
-    return CidrGroup(meta.name, tuple(dict.fromkeys(cidrs)), meta.labels, where.file)
+def _families(spec: Fields, cluster_ips: tuple[IPAddress, ...]) -> tuple[int, ...]:
+    """IP versions of ipFamilies, which are those of the cluster IPs, one by one, where both are there."""
+    found: list[int] = []
+    where = spec.where.at("ipFamilies")
+    for place, text in where.items(spec.take("ipFamilies", list, []), str):
+        if text not in _FAMILIES:
+            place.refuse(f"{shown(text)} is not an IP family ({', '.join(_FAMILIES)})")
+        found.append(_FAMILIES[text])
+    versions = [address.version for address in cluster_ips]
+    if found and versions and found != versions:
+        of_addresses = ", ".join(f"IPv{version}" for version in versions)
+        where.refuse(f"does not fit spec.clusterIPs, which are of {of_addresses}")
+    return tuple(found)
 
 
-def parse_secret(fields: Fields, where: Where) -> Secret:
-    """A Secret: data (base64) and stringData, which comes first. No error ever repeats a value."""
-    meta = Metadata(fields, where, "Secret")
-    where = meta.where
-    found: dict[str, bytes] = {}
-    for key, value in _mapping(fields, "data", where).items():
-        place = where.at("data").at(shown(key))
-        try:
-            found[key] = base64.b64decode("".join(_text(value, place).split()), validate=True)
-        except (binascii.Error, ValueError):
-            place.refuse("is not base64")
-    for key, value in _mapping(fields, "stringData", where).items():
-        place = where.at("stringData").at(shown(key))
-        try:
-            found[key] = _text(value, place).encode()
-        except UnicodeEncodeError:
-            place.refuse("is not text")
-    return Secret(meta.namespace, meta.name, found, where.file)
+def _external_ips(spec: Fields) -> tuple[IPAddress, ...]:
+    items = spec.where.at("externalIPs").items(spec.take("externalIPs", list, []), str)
+    return tuple(dict.fromkeys(_destination(text, place) for place, text in items))
 
 
-def _mapping(fields: Fields, key: str, where: Where) -> dict[str, object]:
-    """A mapping whose text an error must not show."""
-    value = fields.raw(key)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        where.at(key).refuse("must be a mapping")
-    return value
+def _ingress(status: Fields) -> Iterator[Ingress]:
+    """Addresses of status.loadBalancer.ingress; entries that have only a host name are not for us."""
+    balancer = Fields(status.take("loadBalancer", dict, {}), status.where.at("loadBalancer"))
+    for place, item in balancer.where.at("ingress").items(balancer.take("ingress", list, []), dict):
+        entry = Fields(item, place)
+        proxied = _choice(entry, "ipMode", "an IP mode", _PROXIED)
+        if text := entry.take("ip", str, ""):
+            yield Ingress(_destination(text, place.at("ip")), proxied)
 
 
-def _text(value: object, where: Where) -> str:
-    """A string that an error must not show. Null is the empty value, as the API server reads it."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        where.refuse("must be a string")
-    return value
+def _destination(text: str, where: Where) -> IPAddress:
+    """An address of a Service. What means something else to a socket is refused: a frontend would take it away."""
+    address = parse_address(text, where)
+    if address.is_unspecified or address.is_loopback or address.is_multicast or address.is_link_local:
+        where.refuse(f"{shown(text)} is no address for a Service (unspecified, loopback, link-local or multicast)")
+    return address
 
 
-def _gets_traffic(conditions: Fields) -> bool:
-    ready = conditions.take("ready", bool)
-    serving = conditions.take("serving", bool)
-    terminating = conditions.take("terminating", bool)
-    return ready is not False or (serving is not False and terminating is True)
+def _source_ranges(spec: Fields) -> tuple[IPNetwork, ...]:
+    field = "loadBalancerSourceRanges"
+    items = spec.where.at(field).items(spec.take(field, list, []), str)
+    # The API server lets white space pass, and kube-proxy takes it off.
+    return tuple(dict.fromkeys(parse_network(text.strip(), place) for place, text in items))
+
+
+def _ports(spec: Fields) -> tuple[ServicePort, ...]:
+    found: list[ServicePort] = []
+    items = list(spec.where.at("ports").items(spec.take("ports", list, []), dict))
+    for place, item in items:
+        port = _port(Fields(item, place))
+        if not port.name and len(items) > 1:
+            place.at("name").refuse("is missing: of several ports each needs a name")
+        for other in found:
+            if other.name == port.name:
+                place.at("name").refuse(f"{shown(port.name)} appears twice")
+            if (other.protocol, other.port) == (port.protocol, port.port):
+                place.at("port").refuse(f"{port.port} of {port.protocol.name} appears twice")
+        found.append(port)
+    return tuple(found)
+
+
+def _port(fields: Fields) -> ServicePort:
+    where = fields.where
+    number = check_port_number(fields.need("port", int), where.at("port"))
+    target: int | str = fields.raw("targetPort") or number  # both empty values mean the port itself
+    if isinstance(target, str):
+        check_port_name(target, where.at("targetPort"))
+    else:
+        check_port_number(where.at("targetPort").typed(target, int), where.at("targetPort"))
+    node_port: int = fields.take("nodePort", int, 0)
+    if not 0 <= node_port <= LAST_PORT:
+        where.at("nodePort").refuse(f"{node_port} is not a port (1 to {LAST_PORT}, or 0 for none)")
+    return ServicePort(take_port_name(fields), kubernetes_protocol(fields), number, target, node_port)
+
+
+def take_port_name(fields: Fields) -> str:
+    """Field `name` of a port of a Service or EndpointSlice: a DNS label, or empty."""
+    name: str = fields.take("name", str, "")
+    if name and not DNS_LABEL.fullmatch(name):
+        fields.where.at("name").refuse(f"{shown(name)} is not a port name (lower-case letters, digits and «-»)")
+    return name
+
+
+def _affinity(spec: Fields) -> int:
+    """Seconds of session affinity, 0: none."""
+    config = Fields(spec.take("sessionAffinityConfig", dict, {}), spec.where.at("sessionAffinityConfig"))
+    client = Fields(config.take("clientIP", dict, {}), config.where.at("clientIP"))
+    seconds: int = client.take("timeoutSeconds", int, AFFINITY_SECONDS)
+    if not 1 <= seconds <= MAX_AFFINITY_SECONDS:
+        client.where.at("timeoutSeconds").refuse(f"{seconds} is not from 1 to {MAX_AFFINITY_SECONDS} seconds")
+    return seconds if _choice(spec, "sessionAffinity", "a session affinity", _AFFINITIES) else 0
+
+
+def _choice(fields: Fields, key: str, noun: str, values: Mapping[str, bool]) -> bool:
+    """What one of these words means; the first where there is none."""
+    word: str = fields.take(key, str, "") or next(iter(values))
+    if word not in values:
+        fields.where.at(key).refuse(f"{shown(word)} is not {noun} ({', '.join(values)})")
+    return values[word]

@@ -35,9 +35,21 @@ class FullOutput(StrEnum):
     YAML = "yaml"
 
 
+class ListOutput(StrEnum):
+    """How to print lists whose rows have more in them than fits a line."""
+
+    TABLE = "table"
+    WIDE = "wide"
+    JSON = "json"
+    YAML = "yaml"
+
+
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="A table for people, JSON for programs.")]
 FullOutputOption = Annotated[
     FullOutput, typer.Option("--output", "-o", help="A table for people, JSON or YAML documents with all of it.")
+]
+ListOutputOption = Annotated[
+    ListOutput, typer.Option("--output", "-o", help="A table for people, a wide one, JSON or YAML with all of it.")
 ]
 SocketOption = Annotated[
     Path | None,

@@ -65,6 +65,15 @@ def log_level(value: str) -> str:
     return value.lower()
 
 
+def namespace(value: str | None) -> str | None:
+    """Check the name of a namespace (usage error)."""
+    from spliceway.policy.fields import DNS_LABEL
+
+    if value is not None and not DNS_LABEL.fullmatch(value):
+        raise typer.BadParameter(f"{value!r} is not a name of a namespace (lower-case letters, digits and «-»)")
+    return value
+
+
 def splice_mode(value: str) -> str:
     """Check the argument of `splice` (usage error)."""
     from spliceway.agent.spliceproof import MODES

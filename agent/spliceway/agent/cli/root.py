@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spliceway.agent.cli import cleanup, evaluate, lazy, preflight, proxy, show, sock, source, xds, xdsserve
+from spliceway.agent.cli import cleanup, evaluate, lazy, preflight, proxy, services, show, sock, source, xds, xdsserve
 from spliceway.agent.cli.common import ConfigOption, Group
 from spliceway.agent.cli.options import LogLevelOption
 
@@ -46,6 +46,7 @@ _Command = Callable[..., None]
 _GROUPS: tuple[tuple[str, str, dict[str, _Command]], ...] = (
     ("endpoint", "Pods of this node.", {"list": show.endpoints}),
     ("identity", "Numbers for sets of labels.", {"list": show.identities}),
+    ("service", "Where connections to Services lead.", {"list": services.service_list}),
     (
         "policy",
         "What is in force, and checking files.",

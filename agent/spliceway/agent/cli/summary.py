@@ -31,6 +31,7 @@ def summary(status: Json) -> list[tuple[str, str]]:
             f"{_many(policy['rows'], 'row')}, {_many(policy['ruleSets'], 'rule set')}",
         ),
         ("enforcement", _enforcement(status["enforcement"])),
+        ("services", _services(status["services"])),
         (
             "kernel",
             f"generation {datapath['generation']}, ABI {datapath['abi']}, attached: {attached}"
@@ -119,6 +120,7 @@ def warnings(status: Json) -> list[str]:
     splice = status["splice"]
     return [
         *map(printable, status["proxy"]["warnings"]),
+        *_conflicts(status["services"]),
         *splice_notes(splice),
         *other_owner_notes(splice["counters"]),
     ]
@@ -262,6 +264,19 @@ def _enforcement(found: Json) -> str:
     if mode == "audit":
         return f"audit: nothing is denied by any policy ({policies})"
     return f"{mode}: {policies}" + (f", {count} of them in audit" if count else "")
+
+
+def _services(found: Json) -> str:
+    """«12 Services, 30 frontends (2 without backends)»."""
+    without = f" ({found['withoutBackends']} without backends)" if found["withoutBackends"] else ""
+    return f"{_many(found['services'], 'Service')}, {_many(found['frontends'], 'frontend')}{without}"
+
+
+def _conflicts(found: Json) -> list[str]:
+    if not found["conflicts"]:
+        return []
+    which = _many(found["conflicts"], "frontend")
+    return [f"services: several Services want the same address and port ({which}), see `spliceway service list`"]
 
 
 def _identity(identity: Json, *, derived: bool = False) -> str:
