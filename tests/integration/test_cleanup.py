@@ -15,9 +15,10 @@ import pytest
 from spliceway.agent.proxysupervisor import running_pids
 from spliceway.agent.testbed.agentprocess import start_agent
 from spliceway.agent.testbed.testbed import Testbed
-from spliceway.bpf import libbpf, record, tcx
+from spliceway.bpf import libbpf, record
 from spliceway.bpf.errors import KernelRefusedError
 from spliceway.bpf.install import pin_root
+from support.foreign import BOTH
 from support.kernel import KernelNode
 from support.node import demo_manifests, http_status
 from support.splicebed import until
@@ -25,7 +26,6 @@ from support.splicebed import until
 pytestmark = pytest.mark.kernel
 
 _CLI = (sys.executable, "-m", "spliceway.agent")
-needs_tcx = pytest.mark.skipif(not tcx.supported(), reason="needs Linux 6.6 (TCX)")
 DENY_ALL = """
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -76,7 +76,7 @@ def denied(testbed: Testbed) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("denied")
-@pytest.mark.parametrize("how", [pytest.param("auto", marks=needs_tcx, id="tcx"), pytest.param("off", id="clsact")])
+@pytest.mark.parametrize("how", BOTH)
 def test_all_of_it_goes_and_nothing_else(testbed: Testbed, how: str) -> None:
     before = traces(testbed)
     # Without splicing nobody has to wait for the self-test.

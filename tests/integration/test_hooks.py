@@ -13,8 +13,8 @@ import pytest
 
 from spliceway.agent.testbed.agentprocess import AgentProcess, start_agent
 from spliceway.agent.testbed.testbed import Testbed
-from spliceway.bpf import libbpf, tcx
-from support.foreign import ACCEPT, Foreigner
+from spliceway.bpf import libbpf
+from support.foreign import ACCEPT, BOTH, KIND, Foreigner, needs_tcx
 from support.node import pod_manifest
 from support.packetstream import PacketStream
 from support.splicebed import until
@@ -29,8 +29,6 @@ kind: NetworkPolicy
 metadata: {name: server, namespace: default}
 spec: {podSelector: {matchLabels: {role: server}}, policyTypes: [Ingress, Egress]}
 """
-needs_tcx = pytest.mark.skipif(not tcx.supported(), reason="needs Linux 6.6 (TCX)")
-BOTH = [pytest.param("auto", marks=needs_tcx, id="tcx"), pytest.param("off", id="clsact")]
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +100,8 @@ def test_no_packet_gets_through_while_one_agent_follows_another(testbed: Testbed
             for how, end in (("auto", agent.stop), ("auto", None), ("off", None), ("auto", None)):
                 (end or agent.kill)()
                 agent = start(testbed, how)
-                kind = "tcx" if how == "auto" else "clsact"
-                assert other.at(device, "ingress") == [f"{kind} from_pod"]
-                assert other.at(device, "egress") == [f"{kind} to_pod"]
+                assert other.at(device, "ingress") == [f"{KIND[how]} from_pod"]
+                assert other.at(device, "egress") == [f"{KIND[how]} to_pod"]
                 assert agent.client.get("status")["datapath"]["takenOver"]
             assert (inward.arrived(), outward.arrived()) == arrived
         finally:
@@ -153,7 +150,7 @@ def test_who_comes_in_front_is_overtaken_and_named(testbed: Testbed, other: Fore
         number = other.program_ids(device, "egress")[0]
         told = until(lambda: found if (found := hooks(agent))["moved"] else None, _PATIENCE)
         stream.stops()
-        kind = "tcx" if how == "auto" else "clsact"
+        kind = KIND[how]
         assert other.at(device, "egress") == [f"{kind} to_pod", f"{kind} other_prog"]
         assert f"stood behind other_prog ({kind}, program id {number}) and is in front again" in told["last"]
         assert (told["moved"], told["behind"]) == (1, 0)

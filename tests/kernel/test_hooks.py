@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,8 @@ from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.hookorder import ROUNDS, Place
 from spliceway.bpf.hookwatch import INTERVAL
 from spliceway.bpf.install import pin_root
-from support.foreign import ACCEPT, Foreigner
+from spliceway.bpf.standin import stand_in
+from support.foreign import ACCEPT, BOTH, KIND, Foreigner, needs_tcx
 from support.kernel import KernelNode
 from support.node import pod_manifest
 from support.packetstream import PacketStream
@@ -31,9 +33,6 @@ metadata: {name: server, namespace: default}
 spec: {podSelector: {matchLabels: {role: server}}, policyTypes: [Ingress, Egress]}
 """
 SIDES = (("ingress", "from_pod"), ("egress", "to_pod"))
-needs_tcx = pytest.mark.skipif(not tcx.supported(), reason="needs Linux 6.6 (TCX)")
-BOTH = [pytest.param("auto", marks=needs_tcx, id="tcx"), pytest.param("off", id="clsact")]
-KIND = {"auto": "tcx", "off": "clsact"}
 
 
 class HookedNode(KernelNode):
@@ -180,15 +179,24 @@ def test_what_is_taken_off_is_put_back_in_seconds(testbed: Testbed, other: Forei
 
 @pytest.mark.parametrize("how", BOTH)
 def test_somebody_who_comes_in_front_is_overtaken(testbed: Testbed, other: Foreigner, how: str) -> None:
-    """Also while packets flow: nothing gets through while ours changes its place."""
-    with HookedNode(testbed, how) as node, PacketStream(testbed, "outside", "server") as stream:
+    """While packets flow: nothing gets through as ours changes its place, though one behind it accepts everything."""
+    with (
+        HookedNode(testbed, how) as node,
+        PacketStream(testbed, "outside", "server") as stream,
+        Foreigner(testbed.node.info.netns, ACCEPT, name="accepts") as last,
+    ):
         arrived = stream.stops()
         for side, program in SIDES:
-            mine, theirs = f"{node.kind} {program}", f"{node.kind} other_prog"
-            (other.link if how == "auto" else other.filter)(node.device, side)
-            assert other.at(node.device, side) == [theirs, mine]
+            mine, theirs, behind = (f"{node.kind} {name}" for name in (program, "other_prog", "accepts"))
+            if how == "auto":
+                last.link(node.device, side, tcx.AFTER)
+                other.link(node.device, side)
+            else:
+                last.filter(node.device, side, priority=2)
+                other.filter(node.device, side)
+            assert other.at(node.device, side) == [theirs, mine, behind]
             node.look()
-            assert other.at(node.device, side) == [mine, theirs]
+            assert other.at(node.device, side) == [mine, theirs, behind]
             assert f"{program} at {side} of {node.device} stood behind other_prog ({node.kind}, program id" in (
                 node.hooks.last
             )
@@ -251,6 +259,7 @@ def test_tcx_in_front_of_filters_can_only_be_told(testbed: Testbed, other: Forei
 
 @needs_tcx
 def test_what_an_agent_leaves_that_dies_in_between_is_put_in_order(testbed: Testbed, other: Foreigner) -> None:
+    """Between filter and link, each way."""
     with HookedNode(testbed, "auto") as node:
         place = node.place("egress")
 
@@ -258,7 +267,6 @@ def test_what_an_agent_leaves_that_dies_in_between_is_put_in_order(testbed: Test
             async with AsyncIPRoute() as ipr:
                 await node.datapath._hooks._attach_filter(ipr, place)
 
-        root = node.datapath._maps.root
         node.run(filter_too())
         node.take_off("egress")
         assert other.at(node.device, "egress") == ["clsact to_pod"]
@@ -267,7 +275,36 @@ def test_what_an_agent_leaves_that_dies_in_between_is_put_in_order(testbed: Test
         node.run(filter_too())
         node.become("off")
         assert other.at(node.device, "egress") == ["clsact to_pod"]
-        assert not list((root / "tcx").glob(f"{place.ifindex}-*"))
+        assert not list((node.datapath._maps.root / "tcx").glob(f"{place.ifindex}-*"))
+
+
+@needs_tcx
+@pytest.mark.parametrize("last_step", ["stand-in", "detached", "updated"])
+def test_who_dies_on_the_way_to_the_front_leaves_no_hole(testbed: Testbed, other: Foreigner, last_step: str) -> None:
+    with HookedNode(testbed, "auto") as node, PacketStream(testbed, "outside", "server") as stream:
+        arrived = stream.stops()
+        place, root = node.place("egress"), node.datapath._maps.root
+        pin = root / "tcx" / f"{place.ifindex}-{place.program}"
+        program = libbpf.open_pin(root / "programs" / place.program)
+        with stand_in(program) as standing:
+            link = node.loop.call(tcx.create_link, standing, place.ifindex, tcx.EGRESS)
+            libbpf.pin(link, pin.with_name(f"{pin.name}-moving"))
+            if last_step != "stand-in":
+                tcx.take_off(pin)
+            if last_step == "updated":
+                libbpf.update_link(link, program)
+            os.close(link)
+        os.close(program)
+        assert stream.stops() == arrived
+        node.become("auto")
+        assert other.at(node.device, "egress") == ["tcx to_pod"]
+        assert [path.name for path in sorted(pin.parent.glob(f"{place.ifindex}-*"))] == [
+            f"{place.ifindex}-from_pod",
+            pin.name,
+        ]
+        assert stream.arrived() == arrived
+        node.apply()  # nothing is denied any more: what is there does let packets through
+        stream.flows()
 
 
 @needs_tcx

@@ -7,10 +7,12 @@ import socket
 import struct
 from pathlib import Path
 
+import pytest
 from pyroute2 import AsyncIPRoute
 
 from spliceway.bpf import creation, loaded, tcx
 from spliceway.bpf.attach import EGRESS, INGRESS
+from spliceway.bpf.errors import KernelRefusedError
 from spliceway.bpf.filters import filters
 from spliceway.bpf.source import SCHED_CLS
 from support.kernel import NamespaceLoop
@@ -18,8 +20,22 @@ from support.kernel import NamespaceLoop
 #: What it returns: hand on to the next one, or let pass without asking anybody further (TC_ACT_UNSPEC, TC_ACT_OK).
 HAND_ON, ACCEPT = -1, 0
 NAME = "other_prog"
+KIND = {"auto": "tcx", "off": "clsact"}
 _TCX = {"ingress": tcx.INGRESS, "egress": tcx.EGRESS}
 _CLSACT = {"ingress": INGRESS, "egress": EGRESS}
+
+
+def has_tcx() -> bool:
+    """Whether the kernel has TCX; False, too, where this may not be asked: there no kernel test runs."""
+    try:
+        return tcx.supported()
+    except KernelRefusedError:
+        return False
+
+
+needs_tcx = pytest.mark.skipif(not has_tcx(), reason="needs Linux 6.6 (TCX)")
+#: Values of `datapath.tcx`.
+BOTH = [pytest.param("auto", marks=needs_tcx, id="tcx"), pytest.param("off", id="clsact")]
 
 
 class Foreigner:
@@ -71,7 +87,7 @@ class Foreigner:
         index = self.index(device)
 
         def read() -> list[tuple[str, int]]:
-            links = tcx.query(index, _TCX[side]) if tcx.supported() else []
+            links = tcx.query(index, _TCX[side]) if has_tcx() else []
             named = [(f"tcx {loaded.program_name(one.program)}", one.program) for one in links]
             return named + [(f"clsact {one.name or one.kind}", one.program) for one in filters(index, _CLSACT[side])]
 

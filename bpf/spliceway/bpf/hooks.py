@@ -66,7 +66,7 @@ class Hooks:
             if name not in names and any(is_ours(one) and one.name == _UPLINK for one in filters(index, INGRESS)):
                 await detach_tc(ipr, index, INGRESS)
         for one in tcx.pinned(self._root):
-            if one.program == _UPLINK and devices.get(one.ifindex) not in names:
+            if one.program.startswith(_UPLINK) and devices.get(one.ifindex) not in names:
                 await _blocking(tcx.take_off, one.path)
         for name in names:
             await self.put(ipr, Place(await interface_index(ipr, name), _UPLINK), name)
@@ -96,15 +96,9 @@ class Hooks:
             await _blocking(tcx.remove, self._root, place.ifindex, place.program)
 
     async def to_front(self, ipr: AsyncIPRoute, place: Place) -> None:
-        """Go in front of what others have attached there since. The caller holds the lock. Raises KernelRefusedError.
-
-        A TCX link can't move, and the program can't be there twice: so a filter does its work while the link is made
-        anew.
-        """
+        """Go in front of what others attached there since. The caller holds the lock. Raises KernelRefusedError."""
         if self.kind == TCX:
-            await self._attach_filter(ipr, place)
-            await _blocking(tcx.remove, self._root, place.ifindex, place.program)
-            await self.mend(ipr, place)
+            await _blocking(tcx.to_front, self._root, place.ifindex, _attach_type(place), place.program)
             return
         program = libbpf.open_pin(self._root / "programs" / place.program)
         try:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from spliceway.bpf import libbpf
 from spliceway.bpf.errors import KernelRefusedError
+from spliceway.bpf.standin import stand_in
 
 INGRESS, EGRESS = 46, 47  # BPF_TCX_INGRESS, BPF_TCX_EGRESS
 BEFORE, AFTER = 1 << 3, 1 << 4  # BPF_F_BEFORE, BPF_F_AFTER; relative to nothing: the head, the tail
@@ -118,6 +119,7 @@ def put(root: Path, ifindex: int, attach_type: int, name: str) -> None:
     pin = _pin(root, ifindex, name)
     program = libbpf.open_pin(root / "programs" / name)
     try:
+        _end_move(pin, ifindex, attach_type)
         if _is_alive(pin, ifindex, attach_type):
             with _opened(pin) as link:
                 libbpf.update_link(link, program)
@@ -138,6 +140,32 @@ def put(root: Path, ifindex: int, attach_type: int, name: str) -> None:
         os.close(program)
 
 
+def to_front(root: Path, ifindex: int, attach_type: int, name: str) -> None:
+    """Have it at the head of that hook, by a new link. At no moment it is not there. Raises KernelRefusedError.
+
+    Whoever dies in between leaves a link that judges or drops; `put` sets it right.
+    """
+    pin = _pin(root, ifindex, name)
+    program = libbpf.open_pin(root / "programs" / name)
+    try:
+        with stand_in(program) as standing:
+            try:
+                _end_move(pin, ifindex, attach_type)
+                link = create_link(standing, ifindex, attach_type)
+                try:
+                    libbpf.pin(link, _moving(pin))
+                    take_off(pin)
+                    libbpf.update_link(link, program)
+                finally:
+                    os.close(link)
+                _moving(pin).rename(pin)
+            except BaseException:
+                put(root, ifindex, attach_type, name)
+                raise
+    finally:
+        os.close(program)
+
+
 def take_off(pin: Path) -> None:
     """Detach a pinned link, whoever holds it, and remove the pin. Nothing happens when it is gone."""
     try:
@@ -151,8 +179,10 @@ def take_off(pin: Path) -> None:
 
 def remove(root: Path, ifindex: int, name: str) -> None:
     """Take off what is pinned for that interface and program, if anything is."""
-    if (pin := _pin(root, ifindex, name)).exists():
-        take_off(pin)
+    pin = _pin(root, ifindex, name)
+    for each in (pin, _moving(pin)):
+        if each.exists():
+            take_off(each)
 
 
 def pinned(root: Path) -> list[Pinned]:
@@ -179,6 +209,21 @@ def adopt(root: Path, other: Path) -> None:
 def _pin(root: Path, ifindex: int, name: str) -> Path:
     # No interface's name: that may have a dot, which bpffs doesn't take.
     return root / "tcx" / f"{ifindex}-{name}"
+
+
+def _moving(pin: Path) -> Path:
+    """Where the link is pinned that will take the place of this one."""
+    return pin.with_name(f"{pin.name}-moving")
+
+
+def _end_move(pin: Path, ifindex: int, attach_type: int) -> None:
+    """Settle what somebody left who died in `to_front`."""
+    if not (moving := _moving(pin)).exists():
+        return
+    if _is_alive(pin, ifindex, attach_type):
+        take_off(moving)
+    else:
+        moving.rename(pin)
 
 
 def _is_alive(pin: Path, ifindex: int, attach_type: int) -> bool:
