@@ -144,7 +144,7 @@ class Datapath:
                     failures.append(f"endpoint {name}: {error}")
             self._splices.exclude(self._attached)
             if not failures:
-                await self._hooks.settle(ipr)
+                failures += await self._hooks.settle(ipr)
         if self._policy is not None:
             await self.apply(self._policy)
         if failures:

@@ -71,26 +71,31 @@ class Hooks:
         for name in names:
             await self.put(ipr, Place(await interface_index(ipr, name), _UPLINK), name)
 
-    async def settle(self, ipr: AsyncIPRoute) -> None:
+    async def settle(self, ipr: AsyncIPRoute) -> list[str]:
         """Once all endpoints have theirs: take over what earlier agents attached for pods that are known no more.
 
-        As long as such a pod has its veth, it must not be without. Raises KernelRefusedError.
+        As long as such a pod has its veth, it must not be without. Returns what failed; then it is tried again.
         """
         if self._settled:
-            return
-        devices = _devices()
+            return []
+        devices, failures = _devices(), []
         for one in tcx.pinned(self._root):
             if one.ifindex not in devices:
                 one.path.unlink(missing_ok=True)  # it died with its interface
             elif one.program in self._ids and (place := Place(one.ifindex, one.program)) not in self._places:
-                await self.put(ipr, place, devices[one.ifindex])
-        self._settled = True
+                try:
+                    await self.put(ipr, place, devices[one.ifindex])
+                except KernelRefusedError as error:
+                    failures.append(str(error))
+        self._settled = not failures
+        return failures
 
     async def mend(self, ipr: AsyncIPRoute, place: Place) -> None:
         """Attach there, or replace in place. The caller holds the lock. Raises KernelRefusedError."""
         if self.kind == TCX:
             await _blocking(tcx.put, self._root, place.ifindex, _attach_type(place), place.program)
-            await detach_tc(ipr, place.ifindex, _parent(place))
+            if any(is_ours(one) for one in filters(place.ifindex, _parent(place))):
+                await detach_tc(ipr, place.ifindex, _parent(place))
         else:
             await self._attach_filter(ipr, place)
             await _blocking(tcx.remove, self._root, place.ifindex, place.program)

@@ -20,7 +20,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.filters import messages
-from spliceway.bpf.hookorder import CLSACT, Contest, Finding, Place, Seen, State, judge, listed
+from spliceway.bpf.hookorder import CLSACT, Contest, Finding, Place, State, judge, listed
 from spliceway.bpf.hooks import Hooks
 from spliceway.bpf.types import HookStatus
 
@@ -104,10 +104,14 @@ class HookWatch:
     async def look(self, only: Collection[int] = ()) -> None:
         """Look at the hooks of these interfaces, or of all, and mend what is not as it should be."""
         try:
-            async with self._hooks.lock, AsyncIPRoute() as ipr:
+            async with self._hooks.lock:
                 found = await self._hooks.read(only)
-                for place, seen in found.items():
-                    await self._one(ipr, place, seen)
+                findings = {place: judge(seen, self._hooks.kind) for place, seen in found.items()}
+                for place, finding in findings.items():
+                    if finding.state is State.GOOD:
+                        self._settle(place, finding)
+                    else:
+                        await self._mend(place, finding)
         except Exception as error:
             # Also a bug: whoever stopped to look would not notice what is taken off from now on.
             if str(error) != self._failure:
@@ -120,32 +124,30 @@ class HookWatch:
         for place in self._trouble.keys() - places.keys():
             del self._trouble[place]
 
-    async def _one(self, ipr: AsyncIPRoute, place: Place, seen: list[Seen]) -> None:
-        finding = judge(seen, self._hooks.kind)
+    async def _mend(self, place: Place, finding: Finding) -> None:
         why = ""
         try:
-            if finding.state is State.MISSING:
-                await self._hooks.mend(ipr, place)
-                self._put_back += 1
-                self._done(place, "was taken off and is attached again")
-            elif finding.can_move and self._contest.may_move(place):
-                self._contest.moved(place, time.monotonic())
-                await self._hooks.to_front(ipr, place)
-                self._moved += 1
-                self._done(place, f"stood behind {listed(finding.front)} and is in front again")
+            async with AsyncIPRoute() as ipr:
+                if finding.state is State.MISSING:
+                    await self._hooks.mend(ipr, place)
+                    self._put_back += 1
+                    self._done(place, "was taken off and is attached again")
+                elif finding.can_move and self._contest.may_move(place):
+                    self._contest.moved(place, time.monotonic())
+                    await self._hooks.to_front(ipr, place)
+                    self._moved += 1
+                    self._done(place, f"stood behind {listed(finding.front)} and is in front again")
         except _ERRORS as error:
             why = str(error)
         if why and not self._hooks.is_there(place):
             return  # the interface went meanwhile: the next look forgets it
-        if finding.state is not State.GOOD:
-            finding = judge(await self._hooks.read_one(place), self._hooks.kind)
-        self._settle(place, finding, why)
+        self._settle(place, judge(await self._hooks.read_one(place), self._hooks.kind), why)
 
     def _done(self, place: Place, what: str) -> None:
         self._last, self._last_time = f"{self._name(place)} {what}", time.time()
         _log.warning("a program of ours was not where it belongs", hook=self._name(place), mended=what)
 
-    def _settle(self, place: Place, finding: Finding, why: str) -> None:
+    def _settle(self, place: Place, finding: Finding, why: str = "") -> None:
         if finding.state is State.GOOD:
             self._contest.good(place, time.monotonic())
             if self._trouble.pop(place, None) is not None:
