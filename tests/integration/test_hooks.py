@@ -64,6 +64,14 @@ def running(testbed: Testbed, how: str) -> Iterator[AgentProcess]:
         assert done.returncode == 0, done.stderr
 
 
+@contextmanager
+def flowing(testbed: Testbed) -> Iterator[PacketStream]:
+    """Packets to the server, as long as nobody denies them."""
+    with PacketStream(testbed, "outside", "server") as stream:
+        stream.flows()
+        yield stream
+
+
 def cli(testbed: Testbed, *arguments: str) -> subprocess.CompletedProcess[str]:
     return testbed.node.run_on_node([*_CLI, *arguments], timeout=60)
 
@@ -118,7 +126,7 @@ def test_no_packet_gets_through_while_one_agent_follows_another(testbed: Testbed
 @pytest.mark.parametrize("how", BOTH)
 def test_what_is_taken_off_is_put_back_and_told(testbed: Testbed, other: Foreigner, how: str) -> None:
     device = testbed.pod("server").interface
-    with running(testbed, how) as agent, PacketStream(testbed, "outside", "server") as stream:
+    with flowing(testbed) as stream, running(testbed, how) as agent:
         stream.stops()
         before = other.at(device, "egress")
         assert hooks(agent)["putBack"] == 0
@@ -144,7 +152,7 @@ def test_what_is_taken_off_is_put_back_and_told(testbed: Testbed, other: Foreign
 def test_who_comes_in_front_is_overtaken_and_named(testbed: Testbed, other: Foreigner, how: str) -> None:
     """A program that accepts everything: until ours is in front again nothing is denied."""
     device = testbed.pod("server").interface
-    with running(testbed, how) as agent, PacketStream(testbed, "outside", "server") as stream:
+    with flowing(testbed) as stream, running(testbed, how) as agent:
         stream.stops()
         (other.link if how == "auto" else other.filter)(device, "egress")
         number = other.program_ids(device, "egress")[0]

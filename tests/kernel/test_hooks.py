@@ -202,6 +202,8 @@ def test_somebody_who_comes_in_front_is_overtaken(testbed: Testbed, other: Forei
             )
         assert (node.hooks.moved, node.hooks.behind, node.hook_problems()) == (2, 0, [])
         assert stream.arrived() == arrived
+        node.apply()  # nothing is denied any more: the packets were there all the time
+        stream.flows()
         if how == "off":
             node.take_off("both")  # with theirs
 
