@@ -114,9 +114,10 @@ class HookWatch:
                         await self._mend(place, finding)
         except Exception as error:
             # Also a bug: whoever stopped to look would not notice what is taken off from now on.
-            if str(error) != self._failure:
-                _log.error("hooks can't be looked at", error=str(error), exc_info=not isinstance(error, _ERRORS))
-            self._failure = str(error) or repr(error)
+            text = str(error) or repr(error)
+            if text != self._failure:
+                _log.error("hooks can't be looked at", error=text, exc_info=not isinstance(error, _ERRORS))
+            self._failure = text
             return
         self._failure = ""
         places = self._hooks.places
