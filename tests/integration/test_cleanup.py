@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf import libbpf, record
 from spliceway.bpf.errors import KernelRefusedError
 from spliceway.bpf.install import pin_root
+from support.foreign import BOTH
 from support.kernel import KernelNode
 from support.node import demo_manifests, http_status
 from support.splicebed import until
@@ -74,9 +76,11 @@ def denied(testbed: Testbed) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("denied")
-def test_all_of_it_goes_and_nothing_else(testbed: Testbed) -> None:
+@pytest.mark.parametrize("how", BOTH)
+def test_all_of_it_goes_and_nothing_else(testbed: Testbed, how: str) -> None:
     before = traces(testbed)
-    agent = start_agent(testbed.node, {"splice": {"mode": "off"}})  # nobody has to wait for the self-test
+    # Without splicing nobody has to wait for the self-test.
+    agent = start_agent(testbed.node, {"splice": {"mode": "off"}, "datapath": {"tcx": how}})
     try:
         agent.wait_in_force()
         refused = cleanup(testbed, "--yes")
@@ -90,7 +94,8 @@ def test_all_of_it_goes_and_nothing_else(testbed: Testbed) -> None:
     assert http_status(testbed, "frontend", "backend", timeout=1) == 0
     listed = cleanup(testbed)
     assert listed.returncode == 1
-    assert "Would remove filter from_pod at ingress of lxc" in listed.stdout
+    hook = r"link \S+/tcx/\d+-from_pod \(from_pod at lxc" if how == "auto" else "filter from_pod at ingress of lxc"
+    assert re.search(f"Would remove {hook}", listed.stdout), listed.stdout
     assert "say --yes" in listed.stderr
     assert http_status(testbed, "frontend", "backend", timeout=1) == 0
 
@@ -98,7 +103,8 @@ def test_all_of_it_goes_and_nothing_else(testbed: Testbed) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     said = json.loads(done.stdout)
     kinds = {item["kind"] for item in said["removed"]}
-    assert kinds == {"proxy", "link", "filter", "clsact", "rule", "sysctl", "pins"}
+    filters = set() if how == "auto" else {"filter", "clsact"}
+    assert kinds == {"proxy", "link", "rule", "sysctl", "pins"} | filters
     assert {item["kind"] for item in said["kept"]} == {"state"}
     assert traces(testbed) == before
     assert http_status(testbed, "frontend", "backend") == 200
@@ -145,7 +151,7 @@ def test_what_others_attached_stays(testbed: Testbed) -> None:
     node.run_on_node(["ip", "rule", "add", "fwmark", "0x1000/0x1002", "lookup", "2480", "prio", "9"])
     node.run_on_node(["ip", "route", "add", "10.99.0.0/16", "dev", "eth0", "table", "2480"])
     try:
-        kernel = KernelNode(node)
+        kernel = KernelNode(node, tcx="off")
         node.run_on_node(["tc", "filter", "add", "dev", device, "ingress", *theirs])
         kernel.run(kernel.datapath.close())
         kernel.loop.stop()
@@ -165,10 +171,11 @@ def test_what_others_attached_stays(testbed: Testbed) -> None:
             node.run_on_node(["tc", "qdisc", "del", "dev", name, "clsact"])
 
 
-def test_from_another_network_namespace(testbed: Testbed) -> None:
+@pytest.mark.parametrize("how", BOTH)
+def test_from_another_network_namespace(testbed: Testbed, how: str) -> None:
     """Interfaces have the same numbers in every namespace: nothing is taken there for ours."""
     info = testbed.node.info
-    kernel = KernelNode(testbed.node)
+    kernel = KernelNode(testbed.node, tcx=how)
     kernel.run(kernel.datapath.close())
     kernel.loop.stop()
     attached = traces(testbed)
@@ -190,7 +197,8 @@ def test_from_another_network_namespace(testbed: Testbed) -> None:
     assert done.returncode == 0, done.stderr
     assert {item["kind"] for item in json.loads(done.stdout)["removed"]} == {"link", "pins"}
     rest = json.loads(cleanup(testbed, "--yes", "-o", "json").stdout)["removed"]
-    assert {item["kind"] for item in rest} == {"filter", "clsact", "rule", "sysctl"}, rest
+    filters = set() if how == "auto" else {"filter", "clsact"}
+    assert {item["kind"] for item in rest} == {"rule", "sysctl"} | filters, rest
 
 
 def test_pins_that_go_are_told(testbed: Testbed) -> None:
@@ -246,12 +254,12 @@ def test_what_a_crash_left_is_taken_over_or_goes(testbed: Testbed) -> None:
     device = "was-uplink"
     node.run_on_node(["ip", "link", "add", device, "type", "veth", "peer", "name", "nobodys"])
     show = ["tc", "filter", "show", "dev", device, "ingress"]
-    first = KernelNode(node, rule_priority=8, uplinks=(device, "eth0"))
+    first = KernelNode(node, rule_priority=8, uplinks=(device, "eth0"), tcx="off")
     root, proxy_map = pin_root(first.settings), first.datapath.proxy_map
     assert "from_network" in node.run_on_node(show).stdout
     crash(first)
 
-    second = KernelNode(node)
+    second = KernelNode(node, tcx="off")
     assert second.datapath.status().taken_over
     assert second.datapath.proxy_map == proxy_map  # a proxy that runs can go on
     assert not (root / "staging").exists()

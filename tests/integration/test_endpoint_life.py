@@ -12,6 +12,7 @@ from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf import diag
 from spliceway.bpf.types import SpliceClasses
 from support import kinds
+from support.foreign import Foreigner
 from support.node import http_status, pod_manifest, server_manifest
 from support.proxied import ProxiedNode
 from support.talk import Talk
@@ -68,8 +69,9 @@ def test_a_veth_made_anew_under_its_name_is_attached_again(proxied: tuple[Testbe
     node.node.run_on_node(["ip", "link", "add", name, "type", "veth", "peer", "name", "anew"])
     assert node.run(node.datapath.endpoints_moved())
     node.run(node.datapath.set_endpoints(node.endpoints))
-    for hook, program in (("ingress", "from_pod"), ("egress", "to_pod")):
-        assert program in node.node.run_on_node(["tc", "filter", "show", "dev", name, hook]).stdout
+    with Foreigner(node.node.info.netns) as looking:
+        for hook, program in (("ingress", "from_pod"), ("egress", "to_pod")):
+            assert [each.split()[1] for each in looking.at(name, hook)] == [program]
     assert not node.run(node.datapath.endpoints_moved())
 
 

@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from spliceway.agent.testbed.testbed import Testbed
-from spliceway.bpf import install, libbpf
+from spliceway.bpf import install, libbpf, tcx
 from spliceway.bpf.datapath import Datapath
 from spliceway.bpf.install import pin_root
 from spliceway.bpf.loaded import of_cgroup
@@ -95,8 +95,9 @@ class UpgradedNode(KernelNode):
         settings = self.settings
         for cgroup in (settings.pods_cgroup, settings.proxy_cgroup):
             assert len(of_cgroup(cgroup, libbpf.BPF_CGROUP_SOCK_OPS, effective=False)) == 1
-        linked = list((settings.bpffs / "spliceway").glob("v*/links/*"))
+        linked, hooked = (list((settings.bpffs / "spliceway").glob(f"v*/{name}/*")) for name in ("links", "tcx"))
         assert {path.parent.parent for path in linked} == {root or self.datapath._maps.root}
+        assert {path.parent.parent for path in hooked} == ({linked[0].parent.parent} if tcx.supported() else set())
 
 
 @pytest.fixture(scope="module")

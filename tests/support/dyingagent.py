@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from spliceway.bpf import libbpf
+from spliceway.bpf import libbpf, tcx
 from spliceway.bpf.datapath import Datapath
 from spliceway.bpf.types import DatapathSettings
 from support.remembered import remember_programs
@@ -28,6 +28,7 @@ from support.remembered import remember_programs
 _STEPS: list[tuple[Any, str]] = [
     *((Path, name) for name in ("mkdir", "unlink", "rename", "symlink_to", "rmdir")),
     *((libbpf, name) for name in ("pin", "update_link", "create_link", "attach_to_map")),
+    (tcx, "create_link"),
     (shutil, "rmtree"),
     (libbpf.BpfMap, "update"),
 ]

@@ -63,7 +63,8 @@ splice:
   kernelFixes: [CVE-2025-68227]
   limits: {connectionKib: 128, endpointKib: 1024, nodeKib: 2048}
   selfTestDir: /state/selftest
-datapath: {mark: 0x2000, markMask: 0x3000, proxyMark: 0x3000, routeTable: 77, rulePriority: 5, maxConnections: 4096}
+datapath:
+  {mark: 0x2000, markMask: 0x3000, proxyMark: 0x3000, routeTable: 77, rulePriority: 5, maxConnections: 4096, tcx: off}
 metrics: {listen: "[::1]:9000"}
 flows: {bufferSize: 10}
 enforcement: audit
@@ -73,6 +74,7 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
     )
     assert config.node_name == "node1"
     assert config.enforcement == "audit"
+    assert config.datapath.tcx == "off"
     assert config.identity.labels == LabelsConfig(include=("app", "*.example.org/*"), exclude=())
     assert config.proxy.listener_ports == PortRange(24000, 24099)
     assert config.proxy.api_type == "GRPC"

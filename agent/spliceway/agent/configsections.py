@@ -137,7 +137,8 @@ class SpliceConfig(Section, frozen=True):
 class DatapathConfig(Section, frozen=True):
     """Numbers that the node's other network software must not share, and map sizes.
 
-    `program_cache`: where compiled programs are kept; None: `programs` in the state directory, empty: nowhere.
+    `program_cache`: where compiled programs are kept; None: `programs` in the state directory, empty: nowhere. `tcx`:
+    how programs are attached to interfaces, `auto` by TCX where the kernel has it, `off` as clsact filters.
     """
 
     mark: Mark = 0x1000
@@ -152,6 +153,7 @@ class DatapathConfig(Section, frozen=True):
     max_pairs: Positive = 4096
     event_buffer_bytes: Annotated[int, Meta(ge=4096)] = 4 << 20
     program_cache: str | None = None
+    tcx: Literal["auto", "off"] = "auto"
 
 
 class LabelsConfig(Section, frozen=True):

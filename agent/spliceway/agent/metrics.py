@@ -15,7 +15,7 @@ from spliceway.agent.splicemetrics import splice_metrics
 from spliceway.agent.spliceproof import SpliceStatus
 from spliceway.agent.verdicts import verdict_label
 from spliceway.bpf.portuse import PortUse
-from spliceway.bpf.types import DatapathStatus, ReasonCount, SpliceCounters
+from spliceway.bpf.types import DatapathStatus, HookStatus, ReasonCount, SpliceCounters
 from spliceway.xds.protocol.typeurls import TYPES
 from spliceway.xds.server.events import EventKind, XdsEvent
 
@@ -191,4 +191,19 @@ class _Collector(Collector):
         lost.add_metric(["access-log"], now.lost_log_entries)
         lost.add_metric(["follower"], now.lost_flows)
         yield lost
+        yield from _hooks(status.hooks)
         yield from port_metrics(now.port_use)
+
+
+def _hooks(status: HookStatus) -> Iterator[Metric]:
+    problems = GaugeMetricFamily(
+        "spliceway_hook_problems", "Hooks of interfaces where our program is not as it should be.", labels=["problem"]
+    )
+    repairs = CounterMetricFamily("spliceway_hook_repairs", "What was put right at hooks.", labels=["problem"])
+    for problem, now, mended in (
+        ("missing", status.missing, status.put_back),
+        ("behind", status.behind, status.moved),
+    ):
+        problems.add_metric([problem], now)
+        repairs.add_metric([problem], mended)
+    yield from (problems, repairs)

@@ -1,6 +1,7 @@
 """Attaching programs: clsact filters by pyroute2, bpf_links to cgroups and namespaces, sk_msg to its sockhash.
 
-Everything attached outlives the agent. Attaching again replaces: never two of one kind (sockmap.md, row 24).
+Everything attached outlives the agent. Attaching again replaces: never two of one kind (sockmap.md, row 24). TCX links
+are in `tcx.py`, and which of the two an interface gets, in `hooks.py`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from spliceway.bpf import libbpf, record
 from spliceway.bpf.errors import DatapathError, KernelRefusedError
+from spliceway.bpf.filters import GONE, Filter, filters
 
 INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3  # parents ffff:fff2 and ffff:fff3 of clsact
 _PRIORITY = 1
-_HANDLE = 0x5317
+#: The second one is there while a filter goes to the front.
+_HANDLE, _SPARE = 0x5317, 0x5318
 _FILTERS = frozenset({"from_pod", "to_pod", "from_network"})
 
 
@@ -29,9 +32,9 @@ async def interface_index(ipr: AsyncIPRoute, name: str) -> int:
     return int(found[0])
 
 
-def is_ours(handle: int, priority: int, name: str) -> bool:
-    """Whether a filter with these is one of ours, of any version."""
-    return (handle, priority) == (_HANDLE, _PRIORITY) and name in _FILTERS
+def is_ours(one: Filter) -> bool:
+    """Whether a filter is one of ours, of any version."""
+    return one.handle in (_HANDLE, _SPARE) and one.priority == _PRIORITY and one.name in _FILTERS
 
 
 async def attach_tc(ipr: AsyncIPRoute, ifindex: int, parent: int, program: int, name: str, bpffs: Path) -> None:
@@ -42,21 +45,39 @@ async def attach_tc(ipr: AsyncIPRoute, ifindex: int, parent: int, program: int, 
     except NetlinkError as error:
         if error.code != errno.EEXIST:
             raise KernelRefusedError(f"add clsact to interface {ifindex}", error.code) from error
-    try:
-        await ipr.tc(
-            "replace-filter", "bpf", index=ifindex, handle=_HANDLE, fd=program, name=name, parent=parent,
-            direct_action=True, prio=_PRIORITY, protocol=0x0003,
-        )  # fmt: skip
-    except NetlinkError as error:
-        raise KernelRefusedError(f"attach {name} to interface {ifindex}", error.code) from error
+    await _replace(ipr, ifindex, parent, program, name, _HANDLE)
+
+
+async def move_tc(ipr: AsyncIPRoute, ifindex: int, parent: int, program: int, name: str) -> None:
+    """Bring our filter to the front of its priority: one that is new comes there. It is there twice, but never not."""
+    for handle, other in ((_SPARE, _HANDLE), (_HANDLE, _SPARE)):
+        await _replace(ipr, ifindex, parent, program, name, handle)
+        await _delete(ipr, ifindex, parent, other)
 
 
 async def detach_tc(ipr: AsyncIPRoute, ifindex: int, parent: int) -> None:
     """Remove our filter; what others attached stays. Nothing happens when it, or the interface, is gone."""
+    for handle in (_HANDLE, _SPARE):
+        await _delete(ipr, ifindex, parent, handle)
+
+
+async def _replace(ipr: AsyncIPRoute, ifindex: int, parent: int, program: int, name: str, handle: int) -> None:
     try:
-        await ipr.tc("del-filter", "bpf", index=ifindex, handle=_HANDLE, parent=parent, prio=_PRIORITY, protocol=0x0003)
+        await ipr.tc(
+            "replace-filter", "bpf", index=ifindex, handle=handle, fd=program, name=name, parent=parent,
+            direct_action=True, prio=_PRIORITY, protocol=0x0003,
+        )  # fmt: skip
     except NetlinkError as error:
-        if error.code not in (errno.ENOENT, errno.ENODEV, errno.EINVAL):
+        taken = [one.kind for one in filters(ifindex, parent) if one.priority == _PRIORITY and one.kind != "bpf"]
+        hint = f"a filter of kind {taken[0]} has priority {_PRIORITY} there: give it another one" if taken else ""
+        raise KernelRefusedError(f"attach {name} to interface {ifindex}", error.code, hint) from error
+
+
+async def _delete(ipr: AsyncIPRoute, ifindex: int, parent: int, handle: int) -> None:
+    try:
+        await ipr.tc("del-filter", "bpf", index=ifindex, handle=handle, parent=parent, prio=_PRIORITY, protocol=0x0003)
+    except NetlinkError as error:
+        if error.code not in GONE:
             raise KernelRefusedError(f"detach from interface {ifindex}", error.code) from error
 
 

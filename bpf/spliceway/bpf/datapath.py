@@ -8,7 +8,6 @@ it out. Runs inside the node's network namespace.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
@@ -18,9 +17,12 @@ import msgspec
 from pyroute2 import AsyncIPRoute
 
 from spliceway.bpf import abi, diag, leftovers, libbpf, node, record, upgrade, views
-from spliceway.bpf.attach import EGRESS, INGRESS, attach_tc, interface_index
+from spliceway.bpf.attach import interface_index
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.events import EventStream
+from spliceway.bpf.hookorder import Place
+from spliceway.bpf.hooks import Hooks
+from spliceway.bpf.hookwatch import HookWatch
 from spliceway.bpf.install import (
     PROGRAM_NAMES,
     check,
@@ -75,7 +77,8 @@ class Datapath:
         self._drain = upgrade.Drain(settings.bpffs, maps.root)
         self._lock = asyncio.Lock()
         self._splices = SpliceControl(settings, maps)
-        self._uplinks: tuple[str, ...] = ()
+        self._hooks = Hooks(settings, maps.root)
+        self._watch = HookWatch(self._hooks)
         self._pins: frozenset[str] = frozenset()
         self._proxy_map = libbpf.info_of(maps.root / "maps" / "proxy_socks").id
 
@@ -100,23 +103,17 @@ class Datapath:
         self = cls(settings, Maps(root), taken_over=known)
         self._splices.write()
         attach_links(settings, self._maps, self._drain.others)
+        self._hooks.adopt(self._drain.others)
         self._pins = pins(root)
         record.set_live(settings.bpffs, root)
         record.set_netns(settings.bpffs)
         async with AsyncIPRoute() as ipr:
             await node.set_up(ipr, settings)
-            await leftovers.forget_uplinks(ipr, settings.uplinks)
-            program = libbpf.open_pin(root / "programs" / "from_network")
-            try:
-                for name in settings.uplinks:
-                    index = await interface_index(ipr, name)
-                    await attach_tc(ipr, index, INGRESS, program, "from_network", settings.bpffs)
-            finally:
-                os.close(program)
-        self._uplinks = settings.uplinks
+            await self._hooks.put_uplinks(ipr)
         self._events.start()
         self._sweeper.start()
         self._drain.start()
+        self._watch.start()
         if known:  # the agent before this one may have ended between a change and its sweep
             self._sweeper.ask()
         return self
@@ -146,6 +143,8 @@ class Datapath:
                 except DatapathError as error:
                     failures.append(f"endpoint {name}: {error}")
             self._splices.exclude(self._attached)
+            if not failures:
+                failures += await self._hooks.settle(ipr)
         if self._policy is not None:
             await self.apply(self._policy)
         if failures:
@@ -165,12 +164,8 @@ class Datapath:
             self._table.rows.endpoints.pop(key, None)
         slots = (live, live)
         self._maps.endpoints.update(key, pack_endpoint(attached, slots))
-        for hook, parent in (("from_pod", INGRESS), ("to_pod", EGRESS)):
-            program = libbpf.open_pin(self._maps.root / "programs" / hook)
-            try:
-                await attach_tc(ipr, index, parent, program, hook, self._settings.bpffs)
-            finally:
-                os.close(program)
+        for hook in ("from_pod", "to_pod"):
+            await self._hooks.put(ipr, Place(index, hook), endpoint.interface)
         return attached
 
     def _change_splicing(self, attached: Attached) -> None:
@@ -184,7 +179,7 @@ class Datapath:
     async def _detach(self, attached: Attached) -> None:
         """The endpoint is known no more: its packets are dropped, its connections end.
 
-        The filters stay on the veth as long as that is there: a pod that is still running must not be without.
+        The programs stay on the veth as long as that is there: a pod that is still running must not be without.
         """
         key = attached.ifindex.to_bytes(4, "little")
         raw = self._maps.endpoints.lookup(key)
@@ -357,21 +352,24 @@ class Datapath:
     def status(self) -> DatapathStatus:
         """What is loaded and attached, and what is wrong."""
         attached = [f"{one.endpoint.name} ({one.endpoint.interface})" for one in self._attached.values()]
+        root = self._maps.root
         return DatapathStatus(
-            abi=int(self._maps.root.name.removeprefix("v")),
+            abi=int(root.name.removeprefix("v")),
             generation=self._table.generation,
             taken_over=self._taken_over,
-            programs={name: str(self._maps.root / "programs" / name) for name in PROGRAM_NAMES},
-            attached=(*sorted(attached), *(f"uplink {name}" for name in self._uplinks)),
+            programs={name: str(root / "programs" / name) for name in PROGRAM_NAMES},
+            attached=(*sorted(attached), *(f"uplink {name}" for name in self._settings.uplinks)),
             lost_events=views.lost_events(self._maps) + self._events.lost,
             draining=self._drain.left,
-            problems=(*missing_pins(self._maps.root, self._pins), *node.problems(self._settings)),
+            problems=(*missing_pins(root, self._pins), *self._watch.problems, *node.problems(self._settings)),
+            hooks=self._watch.status,
         )
 
     # ---- end ----
 
     async def close(self) -> None:
         """Let go of everything, and leave it in place."""
+        await self._watch.stop()
         self._events.stop()
         await self._sweeper.stop()
         await self._drain.stop()

@@ -5,11 +5,10 @@ What is ours is known by names and numbers of our own, and by the record (`recor
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,15 +16,13 @@ import msgspec
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from spliceway.bpf import libbpf, node, record
+from spliceway.bpf import node, record, tcx
 from spliceway.bpf.attach import EGRESS, INGRESS, detach_tc, is_ours
 from spliceway.bpf.errors import DatapathError, KernelRefusedError
+from spliceway.bpf.filters import GONE, filters
 from spliceway.bpf.netns import current_cookie
 from spliceway.bpf.record import PolicyRule
 from spliceway.bpf.types import DatapathSettings
-
-#: Netlink's ways to say that something is not there (any more).
-_GONE = (errno.ENOENT, errno.ENODEV, errno.EINVAL, errno.ESRCH)
 
 
 class Leftover(msgspec.Struct, frozen=True):
@@ -80,13 +77,19 @@ async def find(settings: DatapathSettings) -> list[Leftover]:
         raise DatapathError(f"bpffs: {record.top(bpffs)} is not on a bpffs: nothing of it is ours")
     roots = record.roots(bpffs)
     found = [Leftover("link", str(pin), path=pin) for root in roots for pin in _files(root / "links")]
+    hooks = [one for root in roots for one in tcx.pinned(root)]
     if elsewhere(bpffs):
+        found += [Leftover("link", str(one.path), path=one.path) for one in hooks]
         return [*found, *(Leftover("pins", str(root), path=root) for root in roots)]
     async with AsyncIPRoute() as ipr:
         devices = {int(each["index"]): str(each.get_attr("IFLA_IFNAME")) async for each in await ipr.link("dump")}
+        for one in hooks:
+            of = devices.get(one.ifindex, f"interface {one.ifindex}, which is gone")
+            found.append(Leftover("link", f"{one.path} ({one.program} at {of})", path=one.path))
         for index, device in devices.items():
             for parent, side in ((INGRESS, "ingress"), (EGRESS, "egress")):
-                for name in [name for name, ours in await _filters(ipr, index, parent) if ours]:
+                # One that an agent was moving to the front is there twice.
+                for name in dict.fromkeys(each.name for each in filters(index, parent) if is_ours(each)):
                     found.append(Leftover("filter", f"{name} at {side} of {device}", index, parent))
         made = [index for index in record.clsacts(bpffs) if index in devices]
         found += [Leftover("clsact", f"of {devices[index]}", index) for index in made]
@@ -123,38 +126,9 @@ async def take_out(found: list[Leftover], settings: DatapathSettings) -> list[Le
     return gone
 
 
-async def forget_uplinks(ipr: AsyncIPRoute, uplinks: Collection[str]) -> None:
-    """Detach from interfaces that were uplinks in an earlier configuration. Raises KernelRefusedError."""
-    async for each in await ipr.link("dump"):
-        index, name = int(each["index"]), each.get_attr("IFLA_IFNAME")
-        if name not in uplinks and ("from_network", True) in await _filters(ipr, index, INGRESS):
-            await detach_tc(ipr, index, INGRESS)
-
-
-async def _filters(ipr: AsyncIPRoute, index: int, parent: int) -> list[tuple[str, bool]]:
-    """Filters of one clsact hook: name, whether it is ours."""
-    found = []
-    try:
-        async for each in await ipr.get_filters(index=index, parent=parent):
-            options = each.get_attr("TCA_OPTIONS")
-            name = options.get_attr("TCA_BPF_NAME") if options is not None and hasattr(options, "get_attr") else None
-            if int(each["handle"]) or name:  # a dump begins each priority with a line that is no filter
-                found.append((str(name or ""), is_ours(int(each["handle"]), int(each["info"]) >> 16, str(name or ""))))
-    except NetlinkError as error:
-        if error.code not in _GONE:
-            raise KernelRefusedError(f"list the filters of interface {index}", error.code) from error
-    return found
-
-
 async def _detach_link(one: Leftover) -> bool:
     assert one.path is not None
-    try:
-        libbpf.detach_pinned_link(one.path)
-    except KernelRefusedError as error:
-        # What it was attached to is gone, or it is no link at all: then the pin is all there is.
-        if error.errno not in (errno.ENOLINK, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT):
-            raise
-    one.path.unlink(missing_ok=True)
+    tcx.take_off(one.path)  # it takes any link
     return True
 
 
@@ -165,12 +139,12 @@ async def _remove_filter(ipr: AsyncIPRoute, one: Leftover) -> bool:
 
 async def _remove_clsact(ipr: AsyncIPRoute, one: Leftover, bpffs: Path) -> bool:
     """Only an empty one: with it go all filters that are in it."""
-    if await _filters(ipr, one.ifindex, INGRESS) or await _filters(ipr, one.ifindex, EGRESS):
+    if filters(one.ifindex, INGRESS) or filters(one.ifindex, EGRESS):
         return False
     try:
         await ipr.tc("del", "clsact", index=one.ifindex)
     except NetlinkError as error:
-        if error.code not in _GONE:
+        if error.code not in GONE:
             raise KernelRefusedError(f"remove clsact {one.what}", error.code) from error
     record.drop_clsact(bpffs, one.ifindex)
     return True

@@ -269,9 +269,18 @@ class _LinkInfo(ctypes.Structure):
 
 def linked_cgroup(link: int) -> int:
     """The cgroup that a cgroup link is attached to: the inode number of its directory; 0 when that is gone."""
+    return int(_link_info(link).cgroup_id)
+
+
+def link_id(link: int) -> int:
+    """The kernel's number of a link."""
+    return int(_link_info(link).id)
+
+
+def _link_info(link: int) -> _LinkInfo:
     info, size = _LinkInfo(), ctypes.c_uint32(ctypes.sizeof(_LinkInfo))
     _checked(library().bpf_obj_get_info_by_fd(link, ctypes.byref(info), ctypes.byref(size)), "look at a link")
-    return int(info.cgroup_id)
+    return info
 
 
 def attach_to_map(program: int, map_fd: int, attach_type: int) -> None:

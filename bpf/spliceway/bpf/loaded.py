@@ -129,6 +129,13 @@ def pinned_id(path: Path) -> tuple[str, int] | None:
     return (found[1].removesuffix("_id"), int(found[2])) if found else None
 
 
+def program_name(number: int) -> str:
+    """Name of a program by its id; empty when it has none, is gone, or may not be looked at (CAP_SYS_ADMIN)."""
+    with _closing(library().bpf_prog_get_fd_by_id(number)) as descriptor:
+        info = _ProgramInfo()
+        return info.name.decode(errors="replace") if descriptor >= 0 and _info(descriptor, info) else ""
+
+
 def pins(directory: Path, limit: int = 10_000) -> Iterator[tuple[Path, str, int]]:
     """What is pinned below a directory: path, «prog» or «map» (also what a link has attached), id."""
     count = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -80,7 +81,7 @@ class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
     docs/configuration.md tells why these numbers, and whose they stay clear of. `pods_cgroup` and `proxy_cgroup`:
     cgroup2 directories whose sockets are the pods' and the proxy's; `listener_ports`: first and last port that
     listeners may have; `unspliced_ports`: ports of servers whose connections are never spliced; `program_cache`: where
-    compiled programs are kept, a directory of this user's own, or None.
+    compiled programs are kept, a directory of this user's own, or None; `tcx`: `auto` is TCX where the kernel has it.
     """
 
     bpffs: Path
@@ -104,6 +105,7 @@ class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_endpoints: int = 1024
     max_pairs: int = 4096
     event_buffer_bytes: int = 4 << 20
+    tcx: Literal["auto", "off"] = "auto"
 
 
 class LocalEndpoint(msgspec.Struct, frozen=True):
@@ -224,6 +226,25 @@ class SpliceCounters(msgspec.Struct, frozen=True):
     by_why: dict[str, int] = {}
 
 
+class HookStatus(msgspec.Struct, frozen=True):
+    """Whether our programs are where packets pass, as of the last look. `kind`: tcx or clsact.
+
+    `watched`: how many hooks of interfaces are looked at; of those `missing` lack our program, `behind` have somebody's
+    in front of it, and neither could be mended. Since the agent's start `put_back` were taken off and attached again,
+    and `moved` went back to the front; `last` tells of the latest of these, for people, at `last_time` (seconds since
+    the epoch, 0: there was none).
+    """
+
+    kind: str = ""
+    watched: int = 0
+    missing: int = 0
+    behind: int = 0
+    put_back: int = 0
+    moved: int = 0
+    last: str = ""
+    last_time: float = 0.0
+
+
 class DatapathStatus(msgspec.Struct, frozen=True):
     """What is loaded and attached. `draining`: other versions' programs that sockets still have.
 
@@ -238,3 +259,4 @@ class DatapathStatus(msgspec.Struct, frozen=True):
     lost_events: int
     problems: tuple[str, ...]
     draining: tuple[str, ...] = ()
+    hooks: HookStatus = HookStatus()

@@ -37,6 +37,7 @@ def summary(status: Json) -> list[tuple[str, str]]:
             f"generation {datapath['generation']}, ABI {datapath['abi']}, attached: {attached}"
             + "".join(f"; draining {each}" for each in datapath.get("draining", ())),
         ),
+        *([("hooks", _hooks(datapath["hooks"]))] if datapath.get("hooks") else []),
         (
             "proxy",
             f"{_process(proxy)}: {listeners}, {clients}, {_many(proxy['nacks'], 'NACK')}",
@@ -47,6 +48,20 @@ def summary(status: Json) -> list[tuple[str, str]]:
         ("self-test", self_test_line(splice)),
         ("flows", f"{status['flows']['published']} seen, {datapath['lostEvents']} lost by the kernel's buffer"),
     ]
+
+
+def _hooks(hooks: Json) -> str:
+    """«tcx: 7 watched; 1 put back, 2 moved to the front; last, 3m07s ago: WHAT»."""
+    found = f"{hooks['kind'] or 'none'}: {hooks['watched']} watched"
+    found += "".join(
+        f", {hooks[field]} {told}"
+        for field, told in (("missing", "without our program"), ("behind", "where others come before ours"))
+        if hooks[field]
+    )
+    if hooks["last"]:
+        found += f"; {hooks['putBack']} put back, {hooks['moved']} moved to the front"
+        found += f"; last, {_duration(time.time() - hooks['lastTime'])} ago: {printable(hooks['last'])}"
+    return found
 
 
 def _process(proxy: Json) -> str:

@@ -1,0 +1,200 @@
+"""Where our programs are on the node's interfaces: attached, kept in front of others', and looked at.
+
+By a TCX link where the kernel has TCX and the configuration wants it, else as a clsact filter of priority 1. From one
+to the other there is no gap: the new one comes first, then the old one goes; in between a packet is judged twice, which
+changes nothing. All of it is left in place when the agent ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from pyroute2 import AsyncIPRoute
+
+from spliceway.bpf import libbpf, loaded, tcx
+from spliceway.bpf.attach import EGRESS, INGRESS, attach_tc, detach_tc, interface_index, is_ours, move_tc
+from spliceway.bpf.errors import KernelRefusedError
+from spliceway.bpf.filters import filters
+from spliceway.bpf.hookorder import CLSACT, TCX, Place, Seen
+from spliceway.bpf.types import DatapathSettings
+
+_UPLINK = "from_network"
+_PROGRAMS = ("from_pod", "to_pod", _UPLINK)
+T = TypeVar("T")
+
+
+class Hooks:
+    """The hooks of one node's interfaces that have a program of ours. `kind`: how they are attached."""
+
+    def __init__(self, settings: DatapathSettings, root: Path) -> None:
+        """`root`: where the programs that are to be attached are pinned. Raises KernelRefusedError."""
+        self.kind = TCX if settings.tcx == "auto" and tcx.supported() else CLSACT
+        self._settings, self._root = settings, root
+        self._places: dict[Place, str] = {}
+        self._settled = False
+        self.lock = asyncio.Lock()
+        found = {name: loaded.pinned_id(root / "programs" / name) for name in _PROGRAMS}
+        self._ids = {name: one[1] for name, one in found.items() if one is not None}
+
+    def __repr__(self) -> str:
+        return f"Hooks({self.kind}, {len(self._places)} places)"
+
+    # ---- putting them there ----
+
+    def adopt(self, others: Iterable[Path]) -> None:
+        """Take over the TCX links of other versions' roots, with their programs. Raises KernelRefusedError, OSError."""
+        for other in others:
+            tcx.adopt(self._root, other)
+
+    async def put(self, ipr: AsyncIPRoute, place: Place, device: str) -> None:
+        """Attach there, or replace in place; from now on it belongs there. Raises KernelRefusedError."""
+        async with self.lock:
+            await self.mend(ipr, place)
+            self._places[place] = device
+
+    async def put_uplinks(self, ipr: AsyncIPRoute) -> None:
+        """Attach to the uplinks, and detach from what was one in an earlier configuration. Raises DatapathError."""
+        names = self._settings.uplinks
+        devices = _devices()
+        for index, name in devices.items():
+            if name not in names and any(is_ours(one) and one.name == _UPLINK for one in filters(index, INGRESS)):
+                await detach_tc(ipr, index, INGRESS)
+        for one in tcx.pinned(self._root):
+            if one.program.startswith(_UPLINK) and devices.get(one.ifindex) not in names:
+                await _blocking(tcx.take_off, one.path)
+        for name in names:
+            await self.put(ipr, Place(await interface_index(ipr, name), _UPLINK), name)
+
+    async def settle(self, ipr: AsyncIPRoute) -> list[str]:
+        """Once all endpoints have theirs: take over what earlier agents attached for pods that are known no more.
+
+        As long as such a pod has its veth, it must not be without. Returns what failed; then it is tried again.
+        """
+        if self._settled:
+            return []
+        devices, failures = _devices(), []
+        for one in tcx.pinned(self._root):
+            if one.ifindex not in devices:
+                one.path.unlink(missing_ok=True)  # it died with its interface
+            elif one.program in self._ids and (place := Place(one.ifindex, one.program)) not in self._places:
+                try:
+                    await self.put(ipr, place, devices[one.ifindex])
+                except KernelRefusedError as error:
+                    failures.append(str(error))
+        self._settled = not failures
+        return failures
+
+    async def mend(self, ipr: AsyncIPRoute, place: Place) -> None:
+        """Attach there, or replace in place. The caller holds the lock. Raises KernelRefusedError."""
+        if self.kind == TCX:
+            await _blocking(tcx.put, self._root, place.ifindex, _attach_type(place), place.program)
+            if any(is_ours(one) for one in filters(place.ifindex, _parent(place))):
+                await detach_tc(ipr, place.ifindex, _parent(place))
+        else:
+            await self._attach_filter(ipr, place)
+            await _blocking(tcx.remove, self._root, place.ifindex, place.program)
+
+    async def to_front(self, ipr: AsyncIPRoute, place: Place) -> None:
+        """Go in front of what others attached there since. The caller holds the lock. Raises KernelRefusedError."""
+        if self.kind == TCX:
+            await _blocking(tcx.to_front, self._root, place.ifindex, _attach_type(place), place.program)
+            return
+        program = libbpf.open_pin(self._root / "programs" / place.program)
+        try:
+            await move_tc(ipr, place.ifindex, _parent(place), program, place.program)
+        finally:
+            os.close(program)
+
+    async def _attach_filter(self, ipr: AsyncIPRoute, place: Place) -> None:
+        program = libbpf.open_pin(self._root / "programs" / place.program)
+        try:
+            bpffs = self._settings.bpffs
+            await attach_tc(ipr, place.ifindex, _parent(place), program, place.program, bpffs)
+        finally:
+            os.close(program)
+
+    # ---- looking at them ----
+
+    @property
+    def places(self) -> dict[Place, str]:
+        """Where ours belong: place → interface."""
+        return dict(self._places)
+
+    async def read(self, only: Collection[int] = ()) -> dict[Place, list[Seen]]:
+        """What is attached where ours belong, in the order in which packets meet it; of these interfaces, or all.
+
+        Interfaces that are gone are forgotten, with their pins; an uplink that was made anew is a new place. The caller
+        holds the lock. Raises KernelRefusedError.
+        """
+        devices = await _blocking(_devices)
+        for one in tcx.pinned(self._root):
+            if one.ifindex not in devices:
+                one.path.unlink(missing_ok=True)
+        self._places = {
+            place: devices[place.ifindex] for place in self._places if place.ifindex in devices
+        } | {
+            Place(index, _UPLINK): name for index, name in devices.items() if name in self._settings.uplinks
+        }  # fmt: skip
+        wanted = [place for place in self._places if not only or place.ifindex in only]
+        return await _blocking(self._read, wanted)
+
+    def is_there(self, place: Place) -> bool:
+        """Whether its interface exists."""
+        return place.ifindex in _devices()
+
+    async def read_one(self, place: Place) -> list[Seen]:
+        """The same of one place as it is now; nothing when its interface is gone. Raises KernelRefusedError."""
+        return (await _blocking(self._read, [place])).get(place, [])
+
+    def _read(self, places: Collection[Place]) -> dict[Place, list[Seen]]:
+        found = {}
+        for place in places:
+            try:
+                found[place] = self._at(place)
+            except KernelRefusedError as error:
+                if error.errno != errno.ENODEV:  # gone since they were listed
+                    raise
+        return found
+
+    def _at(self, place: Place) -> list[Seen]:
+        own, seen = self._ids.get(place.program, 0), []
+        if tcx.supported():
+            for one in tcx.query(place.ifindex, _attach_type(place)):
+                ours = one.program == own
+                name = place.program if ours else loaded.program_name(one.program)
+                seen.append(Seen(TCX, name, one.program, ours))
+        if self.kind == CLSACT:
+            for each in filters(place.ifindex, _parent(place)):
+                if not each.chain:
+                    ours = is_ours(each) and each.program == own
+                    seen.append(Seen(CLSACT, each.name or each.kind, each.program, ours))
+        return seen
+
+
+def _attach_type(place: Place) -> int:
+    return tcx.EGRESS if place.is_egress else tcx.INGRESS
+
+
+def _parent(place: Place) -> int:
+    return EGRESS if place.is_egress else INGRESS
+
+
+def _devices() -> dict[int, str]:
+    """Interfaces of this network namespace: index → name."""
+    return dict(socket.if_nameindex())
+
+
+async def _blocking(work: Callable[..., T], *arguments: object) -> T:
+    """In a thread, which is in this one's network namespace; it is waited for, also when the caller is cancelled."""
+    running = asyncio.get_running_loop().run_in_executor(None, work, *arguments)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
