@@ -288,10 +288,10 @@ def test_who_has_a_frontend_that_several_want() -> None:
     gone = [("Service", f"shop/{name}") for name in ("own", "lb", "y", "z", "c", "e")]
     changed = balancing.apply(dict.fromkeys(gone))
     assert changed[shared] == FrontendState("shop/d", "", "ExternalIP", (), 0)
-    assert balancing.balance.conflicts == {}
+    assert dict(balancing.balance.conflicts) == {}
     # Another port is another frontend.
     balancing.apply(objects(service("externalIPs: [198.51.100.1]", name="p", ip="10.96.0.7", ports="{port: 81}")))
-    assert balancing.balance.conflicts == {}
+    assert dict(balancing.balance.conflicts) == {}
 
 
 def test_one_service_with_one_address_in_two_ways_is_no_conflict() -> None:
@@ -302,7 +302,7 @@ def test_one_service_with_one_address_in_two_ways_is_no_conflict() -> None:
         "10.96.0.10:80/TCP": "ClusterIP",
         "192.0.2.1:80/TCP": "LoadBalancer",
     }
-    assert balancing.balance.conflicts == {}
+    assert dict(balancing.balance.conflicts) == {}
 
 
 def test_changes_are_what_changed() -> None:
