@@ -258,7 +258,7 @@ def test_bound_before(web: KernelNode, client: Remote, version: int) -> None:
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_multipath_tcp(web: KernelNode, client: Remote, version: int) -> None:
-    """Its subflows dial. What the socket itself says of its peer is the backend's address (docs/services.md)."""
+    """Its subflows dial. What the socket itself says of its peer is the backend's address (docs/socket-lb.md)."""
     client.do(f"s = socket.socket({{4: socket.AF_INET, 6: socket.AF_INET6}}[{version}], STREAM, 262); s.settimeout(5)")
     client.do(f"s.connect(('{WEB[version]}', 80))")
     assert client.ask("s.recv(100).decode().strip()") in NAMES

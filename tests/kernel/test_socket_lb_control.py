@@ -1,4 +1,4 @@
-"""The control side of the socket load balancer: changes under connects, restarts, others' programs, size, and its end."""
+"""The control side of the socket load balancer: changes under connects, restarts, others' programs, size."""
 
 from __future__ import annotations
 

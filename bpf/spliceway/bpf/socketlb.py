@@ -93,6 +93,7 @@ class SocketLb:
         self._maps: ServiceMaps | None = None
         self._lock = asyncio.Lock()
         self._unended = ""
+        self._is_due = True  # an earlier agent may have ended between a change and what follows from it
         self.foreign: tuple[ForeignProgram, ...] = ()
         if not settings.socket_lb:
             take_off(root)
@@ -133,9 +134,11 @@ class SocketLb:
         """
         maps, pods = self._opened(), list(namespaces)
         async with self._lock:
+            was_due, self._is_due = self._is_due, True
             applied = await _to_the_end(lambda: maps.apply(changes))
-            if applied.udp_gone and self.is_active:
+            if (applied.udp_gone or was_due) and self.is_active:
                 await _to_the_end(lambda: self._end_lost(maps, pods))
+            self._is_due = bool(self._unended)
             return applied
 
     def dump(self) -> list[FrontendRow]:
