@@ -17,7 +17,7 @@ import structlog
 
 from spliceway.bpf import libbpf, loaded, record, udpends
 from spliceway.bpf.attach import attach_link
-from spliceway.bpf.errors import DatapathError, KernelRefusedError
+from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.links import SOCKET_LB_LINKS
 from spliceway.bpf.maps import SERVICES_LAYOUT
 from spliceway.bpf.services import Applied, FrontendRow, ServiceMaps
@@ -164,7 +164,7 @@ class SocketLb:
     def _end_lost(self, maps: ServiceMaps, namespaces: list[Path]) -> None:
         try:
             ended = udpends.end_lost(namespaces, maps.peers.fd, maps.has)
-        except (KernelRefusedError, OSError) as error:
+        except (DatapathError, OSError) as error:
             if not self._unended:
                 _log.warning("connected UDP sockets whose backends have gone could not be ended", reason=str(error))
             self._unended = str(error)

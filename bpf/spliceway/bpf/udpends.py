@@ -32,12 +32,17 @@ _KIND = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 def end_lost(namespaces: Iterable[Path], peers: int, has: Has) -> int:
     """End such sockets in these network namespaces; returns how many. Namespaces that have gone are passed over.
 
-    `peers`: descriptor of the map `lb_peers`. Raises KernelRefusedError: the kernel can't list or end UDP sockets.
+    `peers`: descriptor of the map `lb_peers`. Raises DatapathError when one can't be entered, or the kernel can't list or
+    end UDP sockets; all others are done by then.
     """
-    ended = 0
+    ended, failed = 0, None
     for path in namespaces:
-        if path.exists():
+        try:
             ended += netns.call_in(path, lambda: _end_here(peers, has))
+        except DatapathError as error:
+            failed = error if path.exists() else failed
+    if failed is not None:
+        raise failed
     return ended
 
 
