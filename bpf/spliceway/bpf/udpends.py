@@ -32,8 +32,8 @@ _KIND = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 def end_lost(namespaces: Iterable[Path], peers: int, has: Has) -> int:
     """End such sockets in these network namespaces; returns how many. Namespaces that have gone are passed over.
 
-    `peers`: descriptor of the map `lb_peers`. Raises DatapathError when one can't be entered, or the kernel can't list or
-    end UDP sockets; all others are done by then.
+    `peers`: descriptor of the map `lb_peers`. Raises DatapathError when one can't be entered, or UDP sockets can't be
+    listed or ended there; all others are done by then.
     """
     ended, failed = 0, None
     for path in namespaces:
