@@ -192,9 +192,12 @@ def test_switched_off_and_on(node: KernelNode, client: Remote, pods: list[Pod]) 
 
 
 def attached(node: KernelNode) -> dict[str, int]:
-    """How many programs of each kind the pods' cgroup has."""
-    cgroup = node.settings.pods_cgroup
-    return {name: len(loaded.of_cgroup(cgroup, kind, effective=False)) for name, kind in SOCKET_LB_LINKS.items()}
+    """How many programs of each name the pods' cgroup has."""
+    found = {}
+    for name, kind in SOCKET_LB_LINKS.items():
+        programs = loaded.of_cgroup(node.settings.pods_cgroup, kind, effective=False)
+        found[name] = [loaded.name_of(number) for number in programs].count(name)
+    return found
 
 
 def test_cleanup_knows_it(node: KernelNode, pods: list[Pod]) -> None:

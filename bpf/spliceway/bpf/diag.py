@@ -39,9 +39,8 @@ def _request(
     *,
     sequence: int = 1,
     protocol: int = socket.IPPROTO_TCP,
-    extra: bytes = b"",
 ) -> bytes:
-    body = struct.pack("=BBBBI", family, protocol, 0, 0, states) + sockid + extra
+    body = struct.pack("=BBBBI", family, protocol, 0, 0, states) + sockid
     return _HEADER.pack(_HEADER.size + len(body), kind, flags | _NLM_REQUEST, sequence, 0) + body
 
 
@@ -75,18 +74,11 @@ def _parse(family: int, body: bytes) -> TcpSocket:
     return TcpSocket(_address(family, src), sport, _address(family, dst), dport, body[1], cookie)
 
 
-def dump(
-    states: int = _ALL_STATES, *, protocol: int = socket.IPPROTO_TCP, extra: bytes = b""
-) -> Iterator[tuple[int, bytes]]:
-    """Sockets in the given states (bits by state number): family and `struct inet_diag_msg` of each.
-
-    `extra`: attributes that ask for more of each, which then comes behind.
-    """
+def dump(states: int = _ALL_STATES, *, protocol: int = socket.IPPROTO_TCP) -> Iterator[tuple[int, bytes]]:
+    """Sockets in the given states (bits by state number): family and `struct inet_diag_msg` of each."""
     with _open() as netlink:
         for family in (socket.AF_INET, socket.AF_INET6):
-            netlink.send(
-                _request(_SOCK_DIAG_BY_FAMILY, _NLM_DUMP, family, states, bytes(48), protocol=protocol, extra=extra)
-            )
+            netlink.send(_request(_SOCK_DIAG_BY_FAMILY, _NLM_DUMP, family, states, bytes(48), protocol=protocol))
             done = False
             while not done:
                 data = netlink.recv(1 << 18)

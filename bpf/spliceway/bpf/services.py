@@ -63,8 +63,8 @@ class ServiceMaps:
     def __init__(self, pin_root: Path) -> None:
         """Open them, and settle what an interrupted change left. Raises KernelRefusedError: one is missing."""
         directory = pin_root / "maps"
-        self._frontends, self._rows, self._backends, self.peers = (
-            BpfMap.open(directory / name, name) for name in ("lb_frontends", "lb_rows", "lb_backends", "lb_peers")
+        self._frontends, self._rows, self._backends, self._connected = (
+            BpfMap.open(directory / name, name) for name in ("lb_frontends", "lb_rows", "lb_backends", "lb_connected")
         )
         self._sets: dict[Frontend, BackendSet] = {}
         self._states: dict[Frontend, FrontendState] = {}
@@ -76,7 +76,7 @@ class ServiceMaps:
 
     def close(self) -> None:
         """Close the descriptors; the maps stay."""
-        for opened in (self._frontends, self._rows, self._backends, self.peers):
+        for opened in (self._frontends, self._rows, self._backends, self._connected):
             opened.close()
 
     @property
@@ -130,9 +130,10 @@ class ServiceMaps:
             udp_gone=any(frontend.protocol is Protocol.UDP for frontend in lost),
         )
 
-    def has(self, set_number: int, number: int, backend: bytes) -> bool:
-        """Whether this backend (`struct lb_backend`) has this number in this set, in the kernel."""
-        return self._backends.lookup(set_number.to_bytes(4, "little") + number.to_bytes(4, "little")) == backend
+    def is_lost(self, cookie: bytes, remote: bytes) -> bool:
+        """Whether a connected UDP socket has `remote` (`struct lb_backend`) from us, and that is no backend any more."""
+        key = self._connected.lookup(cookie)
+        return key is not None and self._backends.lookup(key) != remote
 
     def dump(self) -> list[FrontendRow]:
         """All frontends as they are in the kernel, in order."""

@@ -163,7 +163,7 @@ class SocketLb:
 
     def _end_lost(self, maps: ServiceMaps, namespaces: list[Path]) -> None:
         try:
-            ended = udpends.end_lost(namespaces, maps.peers.fd, maps.has)
+            ended = udpends.end_lost(namespaces, maps.is_lost)
         except (DatapathError, OSError) as error:
             if not self._unended:
                 _log.warning("connected UDP sockets whose backends have gone could not be ended", reason=str(error))

@@ -56,6 +56,7 @@ PROGRAMS: dict[str, tuple[ProgramSpec, ...]] = {
         ProgramSpec("lb_recvmsg6", CGROUP_SOCK_ADDR, 20),
         ProgramSpec("lb_getpeername4", CGROUP_SOCK_ADDR, 29),
         ProgramSpec("lb_getpeername6", CGROUP_SOCK_ADDR, 30),
+        ProgramSpec("lb_release", CGROUP_SOCK, 34),
     ),
 }
 

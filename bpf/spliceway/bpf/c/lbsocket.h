@@ -6,6 +6,21 @@
 #define E_NO_MEMORY (-12)
 #define E_REFUSED (-111)
 
+static __always_inline void note(struct bpf_sock_addr *ctx, const struct lb_peer *peer)
+{
+	struct lb_backend_key backend = { .set = peer->set, .number = peer->number };
+	u64 socket = bpf_get_socket_cookie(ctx);
+
+	lb_connected.update(&socket, &backend);
+}
+
+static __always_inline void forget(struct bpf_sock_addr *ctx)
+{
+	u64 socket = bpf_get_socket_cookie(ctx);
+
+	lb_connected.delete(&socket);
+}
+
 // connect(): what the socket dialled before is forgotten, unless nothing comes of this one.
 static __always_inline enum lb_answer dial(struct bpf_sock_addr *ctx, u64 cookie, struct lb_peer *peer)
 {
@@ -16,8 +31,10 @@ static __always_inline enum lb_answer dial(struct bpf_sock_addr *ctx, u64 cookie
 		return LB_OTHER;
 	enum lb_answer answer = choose(cookie, peer);
 	if (answer == LB_OTHER) {
-		if (lb_peers.sk_storage_get(sk, 0, 0))
+		if (lb_peers.sk_storage_get(sk, 0, 0)) {
 			lb_peers.sk_storage_delete(sk);
+			forget(ctx);
+		}
 	} else if (answer == LB_FOUND) {
 		own = lb_peers.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 		if (!own) {
@@ -25,6 +42,8 @@ static __always_inline enum lb_answer dial(struct bpf_sock_addr *ctx, u64 cookie
 			return LB_NOBODY;
 		}
 		*own = *peer;
+		if (ctx->protocol == PROTO_UDP)
+			note(ctx, peer);
 	}
 	if (answer == LB_NOBODY)
 		bpf_set_retval(E_REFUSED);

@@ -118,6 +118,15 @@ int lb_sendmsg6(struct bpf_sock_addr *ctx)
 	return answer != LB_NOBODY;
 }
 
+int lb_release(struct bpf_sock *sk)
+{
+	if (sk->protocol == PROTO_UDP) {
+		u64 socket = bpf_get_socket_cookie(sk);
+		lb_connected.delete(&socket);
+	}
+	return 1;
+}
+
 int lb_recvmsg4(struct bpf_sock_addr *ctx)
 {
 	struct lb_key sender = {}, frontend = {};
