@@ -131,7 +131,7 @@ class ServiceMaps:
         )
 
     def is_lost(self, cookie: bytes, remote: bytes) -> bool:
-        """Whether a connected UDP socket got `remote` (`struct lb_backend`) from us, and that is no backend any more."""
+        """Whether a connected UDP socket got `remote` (`struct lb_backend`) from us, and that is no backend by now."""
         key = self._connected.lookup(cookie)
         return key is not None and self._backends.lookup(key) != remote
 
