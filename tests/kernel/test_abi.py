@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from spliceway.bpf import abi
+from spliceway.bpf import abi, lbabi
 from spliceway.bpf.source import PROGRAMS, ROOT, STUBS, flatten
 from spliceway.bpf.types import Hook, Leg, SpliceState
 from spliceway.policy import numbering
@@ -34,6 +34,7 @@ _ENUMS: dict[str, type[IntEnum]] = {
     "splice_word": SpliceState,
     "splice_why": abi.Why,
 }
+_STRUCTS = abi.STRUCTS | lbabi.STRUCTS
 _CONSTANTS = {
     "ABI_VERSION": abi.ABI_VERSION,
     "REASON_SLOTS": abi.REASON_SLOTS,
@@ -65,6 +66,8 @@ _CONSTANTS = {
     "CT_REPLIED": abi.CtFlag.REPLIED,
     "SIDE_POD": abi.Side.POD,
     "SIDE_NETWORK": abi.Side.NETWORK,
+    "LB_ROW": lbabi.LB_ROW,
+    "LB_TALKS": lbabi.LB_TALKS,
     "END_POD": abi.End.POD,
     "END_PROXY": abi.End.PROXY,
 }
@@ -82,6 +85,8 @@ def compiled(expressions: list[str]) -> list[int]:
     stores = "\n".join(f"k = {i}; v = (u64)({e}); out.update(&k, &v);" for i, e in enumerate(expressions))
     text = (
         flatten("abi.h")
+        + "\n"
+        + flatten("lbabi.h")
         + f"\nBPF_ARRAY(out, u64, {len(expressions)});\n"
         + f"int run(struct __sk_buff *skb) {{ u32 k; u64 v;\n{stores}\nreturn 0; }}\n"
     )
@@ -108,7 +113,7 @@ def compiled(expressions: list[str]) -> list[int]:
 
 def test_every_offset_size_and_number() -> None:
     expected: dict[str, int] = {}
-    for name, mirror in abi.STRUCTS.items():
+    for name, mirror in _STRUCTS.items():
         expected[f"sizeof(struct {name})"] = struct.calcsize("0s") + _size(mirror)
         for field in mirror._fields_:
             described = getattr(mirror, field[0])
@@ -139,8 +144,9 @@ def test_the_header_names_every_number(name: str) -> None:
 
 
 def test_every_struct_is_mirrored() -> None:
-    declared = set(re.findall(r"^struct (\w+) \{", (ROOT / "abi.h").read_text(), re.MULTILINE))
-    assert declared - set(abi.STRUCTS) == {"fragment_key", "fragment_value"}  # user space never reads those
+    text = "".join((ROOT / name).read_text() for name in ("abi.h", "lbabi.h"))
+    declared = set(re.findall(r"^struct (\w+) \{", text, re.MULTILINE))
+    assert declared - set(_STRUCTS) == {"fragment_key", "fragment_value"}  # user space never reads those
 
 
 def test_the_proxy_asks_by_the_same_option() -> None:
@@ -162,7 +168,8 @@ def test_programs_compile_where_no_headers_are_installed(tmp_path: Path) -> None
         root = Path(sys.argv[1])
         mount("bpf", root, "bpf")
         defines = {"PIN_ROOT": f'"{root}/v"', "MAX_ENDPOINTS": "16", "MAX_IPCACHE": "64", "MAX_ROWS": "64",
-                   "MAX_PAIRS": "64", "MAX_CONNECTIONS": "64", "EVENT_BYTES": "4096"}
+                   "MAX_PAIRS": "64", "MAX_CONNECTIONS": "64", "EVENT_BYTES": "4096", "SOCKET_LB": "1",
+                   "MAX_FRONTENDS": "64", "MAX_BACKENDS": "64", "MAX_AFFINITIES": "64"}
         reply = _compile_and_pin(LoadRequest(pin_root=f"{root}/v", defines=defines))
         print(reply.error or "loaded " + " ".join(reply.programs))
     """

@@ -20,6 +20,7 @@ from spliceway.bpf.progcache import Code
 pytestmark = pytest.mark.kernel
 
 _SIZES = dict.fromkeys(("MAX_ENDPOINTS", "MAX_IPCACHE", "MAX_ROWS", "MAX_PAIRS", "MAX_CONNECTIONS"), "64")
+_SIZES |= dict.fromkeys(("MAX_FRONTENDS", "MAX_BACKENDS", "MAX_AFFINITIES"), "64")
 _TAG = slice(8, 16)  # of struct bpf_prog_info
 
 
@@ -33,7 +34,7 @@ class Place:
     def load(self, name: str) -> tuple[LoadReply, Path]:
         root = self.bpffs / name
         root.mkdir()
-        defines = {"PIN_ROOT": f'"{root}"', **_SIZES, "EVENT_BYTES": "4096", **measuring()[0]}
+        defines = {"PIN_ROOT": f'"{root}"', **_SIZES, "EVENT_BYTES": "4096", "SOCKET_LB": "1", **measuring()[0]}
         return asyncio.run(load(LoadRequest(str(root), defines, str(self.cache)))), root
 
     @property
@@ -80,7 +81,7 @@ def test_another_place_gets_the_same_programs_and_maps(place: Place) -> None:
 def test_maps_that_are_there_are_used(place: Place) -> None:
     _, root = place.load("used")
     before = libbpf.info_of(root / "maps" / "policy").id
-    defines = {"PIN_ROOT": f'"{root}"', **_SIZES, "EVENT_BYTES": "4096", **measuring()[0]}
+    defines = {"PIN_ROOT": f'"{root}"', **_SIZES, "EVENT_BYTES": "4096", "SOCKET_LB": "1", **measuring()[0]}
     reply = asyncio.run(load(LoadRequest(str(root), defines, str(place.cache))))
     assert not reply.compiled
     assert libbpf.info_of(root / "maps" / "policy").id == before

@@ -11,7 +11,7 @@ from typing import Any
 
 from spliceway.bpf import creation, libbpf
 from spliceway.bpf.progcache import Code, Compiled, DamagedError, MapPlan, bind, unbind
-from spliceway.bpf.source import PROGRAMS, ProgramSpec
+from spliceway.bpf.source import PROGRAMS, ProgramSpec, units
 
 
 def record(key: str, pins: Path, modules: Mapping[str, Any]) -> Compiled:
@@ -70,12 +70,13 @@ class _Recorder:
         )
 
 
-def load_again(compiled: Compiled, root: Path) -> list[str]:
+def load_again(compiled: Compiled, root: Path, defines: Mapping[str, str]) -> list[str]:
     """Load the programs and pin them into `<root>/staging`, their maps into `<root>/maps` or from there.
 
-    Returns the programs' names. Raises DatapathError, OSError: none of what it made is left then.
+    `defines`: what they were compiled with. Returns the programs' names. Raises DatapathError, OSError: none of what
+    it made is left then.
     """
-    programs = {spec.name: spec for specs in PROGRAMS.values() for spec in specs}
+    programs = {spec.name: spec for specs in units(defines).values() for spec in specs}
     if [code.name for code in compiled.programs] != list(programs):
         raise DamagedError("these are other programs")
     with _undone() as made, ExitStack() as opened:

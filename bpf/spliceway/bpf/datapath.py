@@ -8,7 +8,7 @@ it out. Runs inside the node's network namespace.
 from __future__ import annotations
 
 import asyncio
-import time
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -18,13 +18,13 @@ from pyroute2 import AsyncIPRoute
 
 from spliceway.bpf import abi, diag, leftovers, libbpf, node, record, upgrade, views
 from spliceway.bpf.attach import interface_index
+from spliceway.bpf.endings import end_connections
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.events import EventStream
 from spliceway.bpf.hookorder import Place
 from spliceway.bpf.hooks import Hooks
 from spliceway.bpf.hookwatch import HookWatch
 from spliceway.bpf.install import (
-    PROGRAM_NAMES,
     check,
     defines,
     install,
@@ -39,7 +39,9 @@ from spliceway.bpf.maps import Maps
 from spliceway.bpf.netns import cookie_of
 from spliceway.bpf.revoke import Revoker
 from spliceway.bpf.rows import Attached, pack_endpoint, unpack_endpoint, with_slots
-from spliceway.bpf.source import digest
+from spliceway.bpf.services import Applied
+from spliceway.bpf.socketlb import SocketLb
+from spliceway.bpf.source import digest, program_names
 from spliceway.bpf.splicecontrol import SpliceControl
 from spliceway.bpf.staging import KernelTable
 from spliceway.bpf.sweep import Sweeper, SweepTotals
@@ -54,19 +56,21 @@ from spliceway.bpf.types import (
     SpliceClasses,
     SpliceCounters,
 )
+from spliceway.policy.lbmodel import Frontend, FrontendState
 from spliceway.policy.table import PolicyTable
 
-#: The resets of an endpoint that goes have to reach it within this.
-_RESETS_SECONDS = 0.25
 _LOOPBACK = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 
 
 class Datapath:
     """The kernel side of one node. Make it with `open`."""
 
-    def __init__(self, settings: DatapathSettings, maps: Maps, *, taken_over: bool) -> None:
+    #: Services of pods' sockets. `set_services` changes them.
+    services: SocketLb
+
+    def __init__(self, settings: DatapathSettings, maps: Maps, programs: tuple[str, ...], *, taken_over: bool) -> None:
         """Use `open`."""
-        self._settings, self._maps, self._taken_over = settings, maps, taken_over
+        self._settings, self._maps, self._programs, self._taken_over = settings, maps, programs, taken_over
         self._table = KernelTable(maps)
         self._attached: dict[str, Attached] = {}
         self._policy: PolicyTable | None = None
@@ -97,13 +101,14 @@ class Datapath:
         live, shapes = upgrade.live_root(settings.bpffs), layouts(names)
         upgrade.share_maps(live, root, shapes)
         known = (root / "maps").is_dir() and any((root / "maps").iterdir())
-        if loaded_digest(root) != wanted:
+        if loaded_digest(root, names) != wanted:
             await install(root, names, wanted, settings.program_cache)
         upgrade.record_layouts(root, shapes)
-        self = cls(settings, Maps(root), taken_over=known)
+        self = cls(settings, Maps(root), program_names(names), taken_over=known)
         self._splices.write()
         attach_links(settings, self._maps, self._drain.others)
         self._hooks.adopt(self._drain.others)
+        self.services = SocketLb(settings, root)
         self._pins = pins(root)
         record.set_live(settings.bpffs, root)
         record.set_netns(settings.bpffs)
@@ -185,7 +190,7 @@ class Datapath:
         raw = self._maps.endpoints.lookup(key)
         if raw is not None:  # nothing is allowed any more, but the resets of its connections still reach it
             self._maps.endpoints.update(key, with_slots(raw, (b"", b"")))
-        await asyncio.to_thread(self._end_connections, attached.endpoint)
+        await asyncio.to_thread(end_connections, self._maps, attached.endpoint)
         self._maps.endpoints.delete(key)
         if raw is not None:
             self._splices.forget(raw)
@@ -210,19 +215,6 @@ class Datapath:
     def knows_endpoints(self) -> bool:
         """Whether the kernel has endpoints, of this agent or of an earlier one."""
         return next(iter(self._maps.endpoints.keys()), None) is not None
-
-    def _end_connections(self, endpoint: LocalEndpoint) -> None:
-        """When an endpoint goes, its connections, the proxy's for it and its splices go with it. Blocks."""
-        own = set(endpoint.addresses)
-        of_it = [one for one in diag.tcp_sockets() if one.local in own or one.remote in own]
-        # Those with the endpoint first: a proxy whose other end has gone would send a FIN, which no pod has to heed.
-        of_it.sort(key=lambda one: one.remote not in own)
-        ended = [one for one in of_it if diag.destroy_this(one)]
-        views.forget_connections(self._maps, own)
-        # The resets are on their way, and only a known endpoint gets them.
-        deadline = time.monotonic() + _RESETS_SECONDS
-        while ended and views.has_socks(self._maps, own) and time.monotonic() < deadline:
-            time.sleep(_RESETS_SECONDS / 50)
 
     # ---- policy ----
 
@@ -300,6 +292,10 @@ class Datapath:
         there = await asyncio.to_thread(diag.listeners)
         return all((address, port) in there for address in _LOOPBACK)
 
+    async def set_services(self, changes: Mapping[Frontend, FrontendState | None]) -> Applied:
+        """What pods' sockets get for Services' addresses, by what changes; see `ServiceMaps.apply`."""
+        return await self.services.apply(changes, [one.endpoint.netns for one in self._attached.values()])
+
     async def set_splice(self, classes: SpliceClasses) -> None:
         """Which legs of new connections are spliced. Those that are spliced stay so."""
         self._splices.set_classes(classes)
@@ -357,11 +353,16 @@ class Datapath:
             abi=int(root.name.removeprefix("v")),
             generation=self._table.generation,
             taken_over=self._taken_over,
-            programs={name: str(root / "programs" / name) for name in PROGRAM_NAMES},
+            programs={name: str(root / "programs" / name) for name in self._programs},
             attached=(*sorted(attached), *(f"uplink {name}" for name in self._settings.uplinks)),
             lost_events=views.lost_events(self._maps) + self._events.lost,
             draining=self._drain.left,
-            problems=(*missing_pins(root, self._pins), *self._watch.problems, *node.problems(self._settings)),
+            problems=(
+                *missing_pins(root, self._pins),
+                *self._watch.problems,
+                *node.problems(self._settings),
+                *self.services.problems,
+            ),
             hooks=self._watch.status,
         )
 
@@ -373,6 +374,7 @@ class Datapath:
         self._events.stop()
         await self._sweeper.stop()
         await self._drain.stop()
+        self.services.close()
         self._maps.close()
 
     async def remove(self) -> None:

@@ -30,8 +30,17 @@ _MAPPED = b"\0" * 10 + b"\xff\xff"
 IPAddress = IPv4Address | IPv6Address
 
 
-def _request(kind: int, flags: int, family: int, states: int, sockid: bytes, *, sequence: int = 1) -> bytes:
-    body = struct.pack("=BBBBI", family, socket.IPPROTO_TCP, 0, 0, states) + sockid
+def _request(
+    kind: int,
+    flags: int,
+    family: int,
+    states: int,
+    sockid: bytes,
+    *,
+    sequence: int = 1,
+    protocol: int = socket.IPPROTO_TCP,
+) -> bytes:
+    body = struct.pack("=BBBBI", family, protocol, 0, 0, states) + sockid
     return _HEADER.pack(_HEADER.size + len(body), kind, flags | _NLM_REQUEST, sequence, 0) + body
 
 
@@ -65,11 +74,11 @@ def _parse(family: int, body: bytes) -> TcpSocket:
     return TcpSocket(_address(family, src), sport, _address(family, dst), dport, body[1], cookie)
 
 
-def dump(states: int = _ALL_STATES) -> Iterator[tuple[int, bytes]]:
-    """TCP sockets in the given states (bits by state number): family and `struct inet_diag_msg` of each."""
+def dump(states: int = _ALL_STATES, *, protocol: int = socket.IPPROTO_TCP) -> Iterator[tuple[int, bytes]]:
+    """Sockets in the given states (bits by state number): family and `struct inet_diag_msg` of each."""
     with _open() as netlink:
         for family in (socket.AF_INET, socket.AF_INET6):
-            netlink.send(_request(_SOCK_DIAG_BY_FAMILY, _NLM_DUMP, family, states, bytes(48)))
+            netlink.send(_request(_SOCK_DIAG_BY_FAMILY, _NLM_DUMP, family, states, bytes(48), protocol=protocol))
             done = False
             while not done:
                 data = netlink.recv(1 << 18)
@@ -77,7 +86,7 @@ def dump(states: int = _ALL_STATES) -> Iterator[tuple[int, bytes]]:
                     length, kind, *_ = _HEADER.unpack_from(data)
                     if kind == _NLMSG_ERROR:
                         number = -struct.unpack_from("=i", data, _HEADER.size)[0]
-                        raise KernelRefusedError("list TCP sockets", number, "does the kernel have INET_DIAG?")
+                        raise KernelRefusedError("list sockets", number, "does the kernel have INET_DIAG and UDP_DIAG?")
                     if kind == _NLMSG_DONE:
                         done = True
                         break
@@ -149,7 +158,7 @@ def packed_ends(local: bytes, local_port: bytes, remote: bytes, remote_port: byt
     return socket.AF_INET6, local_port + remote_port + local + remote
 
 
-def destroy_many(connections: Sequence[tuple[int, bytes, bytes]]) -> int:
+def destroy_many(connections: Sequence[tuple[int, bytes, bytes]], *, protocol: int = socket.IPPROTO_TCP) -> int:
     """End connections: family and ends (`packed_ends`) and the cookie, 8 bytes, of each. Returns how many it ended.
 
     What has ended meanwhile is passed over, whatever has its ports by now. Many go in one message, and only the last of
@@ -169,6 +178,7 @@ def destroy_many(connections: Sequence[tuple[int, bytes, bytes]]) -> int:
                     _ALL_STATES,
                     ends + bytes(4) + cookie,
                     sequence=number,
+                    protocol=protocol,
                 )
                 for number, (family, ends, cookie) in enumerate(batch)
             ]

@@ -20,7 +20,15 @@ class KernelRefusedError(DatapathError):
         super().__init__(f"{what}: {os.strerror(errno)}" + (f" ({hint})" if hint else ""))
 
 
-_SIZES = {"endpoints": "max_endpoints", "ipcache": "max_ipcache", "classes": "max_rows", "policy": "max_rows"}
+_SIZES = {
+    "endpoints": "max_endpoints",
+    "ipcache": "max_ipcache",
+    "classes": "max_rows",
+    "policy": "max_rows",
+    "lb_frontends": "max_frontends",
+    "lb_rows": "max_backends",
+    "lb_backends": "max_backends",
+}
 
 
 class MapFullError(KernelRefusedError):

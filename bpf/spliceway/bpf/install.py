@@ -15,10 +15,8 @@ from spliceway.bpf import abi, record
 from spliceway.bpf.errors import DatapathError, KernelRefusedError
 from spliceway.bpf.kernelstructs import offsets
 from spliceway.bpf.loader import LoadRequest, load
-from spliceway.bpf.source import PROGRAMS
+from spliceway.bpf.source import program_names
 from spliceway.bpf.types import DatapathSettings
-
-PROGRAM_NAMES = tuple(spec.name for specs in PROGRAMS.values() for spec in specs)
 
 _PINNED = ("programs", "links")
 #: Descriptors that keep this process the owner of what is pinned on a bpffs.
@@ -79,8 +77,18 @@ def defines(settings: DatapathSettings, extra: Mapping[str, str] | None = None) 
         "MAX_PAIRS": str(settings.max_pairs),
         "MAX_CONNECTIONS": str(settings.max_connections),
         "EVENT_BYTES": str(settings.event_buffer_bytes),
+        **(_socket_lb(settings) if settings.socket_lb else {}),
         **measuring()[0],
         **(extra or {}),
+    }
+
+
+def _socket_lb(settings: DatapathSettings) -> dict[str, str]:
+    return {
+        "SOCKET_LB": "1",
+        "MAX_FRONTENDS": str(settings.max_frontends),
+        "MAX_BACKENDS": str(settings.max_backends),
+        "MAX_AFFINITIES": str(settings.max_affinities),
     }
 
 
@@ -104,10 +112,10 @@ def check(settings: DatapathSettings) -> None:
         raise DatapathError(f"bpffs: {settings.bpffs} is not a bpffs (mount -t bpf bpf {settings.bpffs})")
 
 
-def loaded_digest(root: Path) -> str:
-    """Names the programs that are in place; empty when they are not all there."""
+def loaded_digest(root: Path, names: Mapping[str, str]) -> str:
+    """Names the programs that are in place; empty when not all are there that the definitions `names` ask for."""
     link = root / "digest"
-    complete = all((root / "programs" / name).exists() for name in PROGRAM_NAMES)
+    complete = all((root / "programs" / name).exists() for name in program_names(names))
     return str(link.readlink()) if complete and link.is_symlink() else ""
 
 
@@ -116,7 +124,7 @@ async def install(root: Path, names: dict[str, str], wanted: str, cache: Path | 
     try:
         _prepare(root)
         await load(LoadRequest(pin_root=str(root), defines=names, cache=str(cache or "")))
-        _put_in_place(root, wanted)
+        _put_in_place(root, program_names(names), wanted)
     except OSError as error:
         raise KernelRefusedError(f"pin below {root}", error.errno or 0, "is it a bpffs, and are you root?") from error
 
@@ -127,10 +135,10 @@ def _prepare(root: Path) -> None:
         shutil.rmtree(root / "staging")
 
 
-def _put_in_place(root: Path, wanted: str) -> None:
+def _put_in_place(root: Path, programs: tuple[str, ...], wanted: str) -> None:
     (root / "programs").mkdir(exist_ok=True)
     (root / "digest").unlink(missing_ok=True)  # first: whoever dies in between must not pass for complete
-    for name in PROGRAM_NAMES:
+    for name in programs:
         (root / "staging" / name).rename(root / "programs" / name)
     (root / "digest").symlink_to(wanted)  # bpffs has no regular files
     (root / "staging").rmdir()

@@ -149,6 +149,13 @@ def pins(directory: Path, limit: int = 10_000) -> Iterator[tuple[Path, str, int]
                 yield path, *found
 
 
+def name_of(number: int) -> str:
+    """A program's name by its id; empty when it has gone."""
+    info = _ProgramInfo()
+    with _closing(library().bpf_prog_get_fd_by_id(number)) as descriptor:
+        return info.name.decode(errors="replace") if descriptor >= 0 and _info(descriptor, info) else ""
+
+
 def of_cgroup(directory: Path, attach_type: int, *, effective: bool) -> list[int]:
     """Ids of the programs of that attach type at a cgroup; `effective`: with those of its parents.
 

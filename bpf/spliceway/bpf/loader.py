@@ -22,7 +22,7 @@ import structlog
 from spliceway.bpf import progcache
 from spliceway.bpf.compiled import load_again, record
 from spliceway.bpf.errors import DatapathError, LoadError
-from spliceway.bpf.source import PROGRAMS, STUBS, flatten
+from spliceway.bpf.source import STUBS, flatten, units
 
 
 class LoadRequest(msgspec.Struct, frozen=True):
@@ -85,7 +85,7 @@ def _load(request: LoadRequest) -> LoadReply:
     try:
         found = progcache.load(directory, key)
         if found is not None:
-            return LoadReply(programs=load_again(found, root), compiled=False)
+            return LoadReply(programs=load_again(found, root, request.defines), compiled=False)
     except (OSError, DatapathError) as error:
         note = f"compiled anew: {error}"
     new = not any((root / "maps").iterdir())  # a map that was there may have another size than this one's programs want
@@ -120,7 +120,7 @@ def _compile_and_pin(request: LoadRequest, modules: dict[str, Any] | None = None
     staging = _directories(request) / "staging"
     lib.bpf_obj_pin.argtypes = [ctypes.c_int, ctypes.c_char_p]
     loaded = []
-    for source, programs in PROGRAMS.items():
+    for source, programs in units(request.defines).items():
         try:
             module = BPF(text=flatten(source), cflags=flags)
         except Exception as error:

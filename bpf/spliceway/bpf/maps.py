@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from pathlib import Path
 
-from spliceway.bpf import abi
+from spliceway.bpf import abi, lbabi
 from spliceway.bpf.libbpf import BpfMap
 
 _U32 = ctypes.sizeof(ctypes.c_uint32)
@@ -33,6 +34,23 @@ LAYOUT: dict[str, tuple[int, int, bool]] = {
     "proxy_socks": (_U32, _U32, False),
     "sock_tags": (_U32, _S(abi.SockTag), False),
 }
+
+#: The same, of the maps that are there when pods' sockets get Services from us (see `services.py`).
+SERVICES_LAYOUT: dict[str, tuple[int, int, bool]] = {
+    "lb_frontends": (_S(lbabi.LbKey), _S(lbabi.LbFrontend), False),
+    "lb_rows": (_S(lbabi.LbRowKey), _S(lbabi.LbRow), False),
+    "lb_backends": (_S(lbabi.LbBackendKey), _S(lbabi.LbBackend), False),
+    "lb_affinities": (_S(lbabi.LbAffinityKey), _S(lbabi.LbAffinity), False),
+    "lb_peers": (_U32, _S(lbabi.LbPeer), False),
+    "lb_socket_talks": (_U32, _S(lbabi.LbTalks), False),
+    "lb_connected": (8, _S(lbabi.LbBackendKey), False),
+}
+
+
+def layout(defines: Mapping[str, str]) -> dict[str, tuple[int, int, bool]]:
+    """Of all maps of programs that are compiled with these definitions."""
+    return {**LAYOUT, **SERVICES_LAYOUT} if "SOCKET_LB" in defines else LAYOUT
+
 
 ZERO = (0).to_bytes(4, "little")
 

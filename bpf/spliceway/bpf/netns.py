@@ -6,10 +6,13 @@ import ctypes
 import os
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from spliceway.bpf.errors import DatapathError
 
+T = TypeVar("T")
 _SO_NETNS_COOKIE = 71
 _CLONE_NEWNET = 0x40000000
 
@@ -21,11 +24,17 @@ def current_cookie() -> int:
 
 
 def cookie_of(path: Path) -> int:
-    """Cookie of the namespace that `path` names. Raises DatapathError when it can't be entered.
+    """Cookie of the namespace that `path` names. Raises DatapathError when it can't be entered."""
+    return call_in(path, current_cookie)
+
+
+def call_in(path: Path, work: Callable[[], T]) -> T:
+    """Call `work` in the namespace that `path` names, and raise what it raises. DatapathError: it can't be entered.
 
     setns(2) moves the calling thread, so it happens in one that ends afterwards.
     """
-    result: list[int | OSError] = []
+    result: list[T] = []
+    failed: list[BaseException] = []
 
     def enter() -> None:
         try:
@@ -34,15 +43,19 @@ def cookie_of(path: Path) -> int:
                 if ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET):
                     number = ctypes.get_errno()
                     raise OSError(number, os.strerror(number))
-                result.append(current_cookie())
             finally:
                 os.close(descriptor)
         except OSError as error:
-            result.append(error)
+            failed.append(DatapathError(f"network namespace {path}: {error.strerror}"))
+            return
+        try:
+            result.append(work())
+        except BaseException as error:
+            failed.append(error)
 
-    thread = threading.Thread(target=enter, name="netns-cookie")
+    thread = threading.Thread(target=enter, name="netns-call")
     thread.start()
     thread.join()
-    if isinstance(result[0], OSError):
-        raise DatapathError(f"network namespace {path}: {result[0].strerror}") from result[0]
+    if failed:
+        raise failed[0]
     return result[0]

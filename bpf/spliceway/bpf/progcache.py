@@ -18,7 +18,7 @@ import msgspec
 
 from spliceway.bpf import ownfiles
 from spliceway.bpf.errors import DatapathError
-from spliceway.bpf.source import PROGRAMS, digest
+from spliceway.bpf.source import digest, units
 
 #: Files that stay, those that were used last: an agent and its self-test need one each.
 KEPT = 4
@@ -75,7 +75,7 @@ def key(defines: Mapping[str, str]) -> str:
     uname = os.uname()
     about = [
         digest({name: value for name, value in defines.items() if name != "PIN_ROOT"}),
-        PROGRAMS,
+        units(defines),
         _compiler(),
         uname.machine,
         uname.release,

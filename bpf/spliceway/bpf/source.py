@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -25,9 +26,9 @@ class ProgramSpec(msgspec.Struct, frozen=True):
     attach_type: int = -1
 
 
-SCHED_CLS, CGROUP_SOCK, SOCK_OPS, SK_MSG, CGROUP_SOCKOPT, SK_LOOKUP = 3, 9, 13, 16, 25, 30
+SCHED_CLS, CGROUP_SOCK, SOCK_OPS, SK_MSG, CGROUP_SOCK_ADDR, CGROUP_SOCKOPT, SK_LOOKUP = 3, 9, 13, 16, 18, 25, 30
 
-#: Source file to the programs in it.
+#: Source file to the programs in it, all that there are.
 PROGRAMS: dict[str, tuple[ProgramSpec, ...]] = {
     "policy.bpf.c": (
         ProgramSpec("from_pod", SCHED_CLS),
@@ -46,7 +47,31 @@ PROGRAMS: dict[str, tuple[ProgramSpec, ...]] = {
         ProgramSpec("release_proxy", CGROUP_SOCK, 34),
         ProgramSpec("measure_splice", SCHED_CLS),
     ),
+    "services.bpf.c": (
+        ProgramSpec("lb_connect4", CGROUP_SOCK_ADDR, 10),
+        ProgramSpec("lb_connect6", CGROUP_SOCK_ADDR, 11),
+        ProgramSpec("lb_sendmsg4", CGROUP_SOCK_ADDR, 14),
+        ProgramSpec("lb_sendmsg6", CGROUP_SOCK_ADDR, 15),
+        ProgramSpec("lb_recvmsg4", CGROUP_SOCK_ADDR, 19),
+        ProgramSpec("lb_recvmsg6", CGROUP_SOCK_ADDR, 20),
+        ProgramSpec("lb_getpeername4", CGROUP_SOCK_ADDR, 29),
+        ProgramSpec("lb_getpeername6", CGROUP_SOCK_ADDR, 30),
+        ProgramSpec("lb_release", CGROUP_SOCK, 34),
+    ),
 }
+
+#: Source files that only some definitions ask for: the file → the definition.
+_OPTIONAL = {"services.bpf.c": "SOCKET_LB"}
+
+
+def units(defines: Mapping[str, str]) -> dict[str, tuple[ProgramSpec, ...]]:
+    """What of PROGRAMS is compiled and loaded with these definitions."""
+    return {name: programs for name, programs in PROGRAMS.items() if _OPTIONAL.get(name, "") in ("", *defines)}
+
+
+def program_names(defines: Mapping[str, str]) -> tuple[str, ...]:
+    """Of all programs that are loaded with these definitions."""
+    return tuple(spec.name for programs in units(defines).values() for spec in programs)
 
 
 def flatten(name: str, seen: set[str] | None = None) -> str:
@@ -65,10 +90,10 @@ def flatten(name: str, seen: set[str] | None = None) -> str:
     return "\n".join(out)
 
 
-def digest(defines: dict[str, str]) -> str:
+def digest(defines: Mapping[str, str]) -> str:
     """Names what the programs are compiled from: sources, stub headers and definitions. 16 hex digits."""
     h = hashlib.sha256()
-    for name in PROGRAMS:
+    for name in units(defines):
         h.update(flatten(name).encode())
     for header in sorted(STUBS.rglob("*.h")):
         h.update(header.read_bytes())

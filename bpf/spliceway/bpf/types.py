@@ -81,7 +81,9 @@ class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
     docs/configuration.md tells why these numbers, and whose they stay clear of. `pods_cgroup` and `proxy_cgroup`:
     cgroup2 directories whose sockets are the pods' and the proxy's; `listener_ports`: first and last port that
     listeners may have; `unspliced_ports`: ports of servers whose connections are never spliced; `program_cache`: where
-    compiled programs are kept, a directory of this user's own, or None; `tcx`: `auto` is TCX where the kernel has it.
+    compiled programs are kept, a directory of this user's own, or None; `tcx`: `auto` is TCX where the kernel has it;
+    `socket_lb`: pods' sockets get Services from us (`socketlb.py`), up to so many frontends and backends, and pods that
+    have a favourite of a Service's backends.
     """
 
     bpffs: Path
@@ -104,6 +106,10 @@ class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_rows: int = 262_144
     max_endpoints: int = 1024
     max_pairs: int = 4096
+    socket_lb: bool = False
+    max_frontends: int = 65_536
+    max_backends: int = 262_144
+    max_affinities: int = 32_768
     event_buffer_bytes: int = 4 << 20
     tcx: Literal["auto", "off"] = "auto"
 

@@ -20,7 +20,7 @@ import structlog
 
 from spliceway.bpf import abi, diag, libbpf, record
 from spliceway.bpf.errors import KernelRefusedError
-from spliceway.bpf.maps import LAYOUT
+from spliceway.bpf.maps import LAYOUT, SERVICES_LAYOUT
 
 #: What an sk_msg program judges a connection by.
 _JUDGING = ("generation", "endpoints", "ipcache", "classes", "policy", "pairs", "listeners")
@@ -173,7 +173,7 @@ def _shareable(live: Path, layouts: Mapping[str, str]) -> frozenset[str]:
 
 
 def _is_as_expected(path: Path, name: str) -> bool:
-    info, (key_size, value_size, _) = libbpf.info_of(path), LAYOUT[name]
+    info, (key_size, value_size, _) = libbpf.info_of(path), {**LAYOUT, **SERVICES_LAYOUT}[name]
     if name == "reasons" and info.max_entries != abi.HOOKS * abi.VERDICTS * abi.REASON_SLOTS:
         return False
     return (info.key_size, info.value_size) == (key_size, value_size)
