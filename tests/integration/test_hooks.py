@@ -162,7 +162,7 @@ def test_who_comes_in_front_is_overtaken_and_named(testbed: Testbed, other: Fore
         assert other.at(device, "egress") == [f"{kind} to_pod", f"{kind} other_prog"]
         assert f"stood behind other_prog ({kind}, program id {number}) and is in front again" in told["last"]
         assert (told["moved"], told["behind"]) == (1, 0)
-        status = cli(testbed, "status", "--socket", str(agent.socket))
+        status = cli(testbed, "status", "--wait", "10", "--socket", str(agent.socket))
         assert (status.returncode, f"other_prog ({kind}, program id {number})" in status.stdout) == (0, True)
     assert other.at(device, "egress") == [f"{kind} other_prog"]
     testbed.node.run_on_node(["tc", "qdisc", "del", "dev", device, "clsact"])
@@ -182,7 +182,7 @@ def test_what_can_not_be_mended_is_a_problem(testbed: Testbed, other: Foreigner)
         assert "TCX program other_prog at ingress" in told
         other.unlink()
         until(lambda: not hooks(agent)["behind"], _PATIENCE)
-        assert cli(testbed, "status", "--socket", str(agent.socket)).returncode == 0
+        assert cli(testbed, "status", "--wait", "10", "--socket", str(agent.socket)).returncode == 0
 
 
 @pytest.mark.parametrize("how", BOTH)

@@ -15,7 +15,6 @@ from spliceway.bpf.errors import DatapathError, KernelRefusedError
 from spliceway.bpf.filters import filters
 from spliceway.bpf.hookorder import CLSACT, TCX
 
-_NAME = "tc-programs"
 _OURS = frozenset({"from_pod", "to_pod", "from_network"})
 #: The priority of our filters.
 _OUR_PRIORITY = 1
@@ -44,7 +43,7 @@ def tc_programs(target: Target) -> Iterator[Check]:
         has_tcx = tcx.supported()
         found = read(has_tcx=has_tcx)
     except DatapathError as error:
-        yield skipped(_NAME, str(error))
+        yield skipped("tc-programs", str(error))
         return
     yield from judge(found, by_tcx=has_tcx and target.settings.tcx == "auto", has_tcx=has_tcx)
 
@@ -60,28 +59,29 @@ def read(*, has_tcx: bool) -> dict[Other, list[str]]:
 
 def judge(found: Mapping[Other, Sequence[str]], *, by_tcx: bool, has_tcx: bool) -> Iterator[Check]:
     """From who is where. `by_tcx`: ours are, or would be, attached by TCX; `has_tcx`: the kernel has it."""
-    results = [_judge(one, devices, by_tcx=by_tcx) for one, devices in sorted(found.items())]
+    name = "tc-programs"
+    results = [_judge(name, one, devices, by_tcx=by_tcx) for one, devices in sorted(found.items())]
     yield from results[:_SHOWN]
     if len(results) > _SHOWN:
-        yield info(_NAME, f"{len(results) - _SHOWN} more", "bpftool net; tc filter show dev DEVICE ingress (egress)")
+        yield info(name, f"{len(results) - _SHOWN} more", "bpftool net; tc filter show dev DEVICE ingress (egress)")
     if not results:
         how = "TCX" if by_tcx else "clsact filters" if has_tcx else "clsact filters (Linux 6.6 has TCX)"
-        yield ok(_NAME, f"nobody else has programs or filters at interfaces; ours are attached by {how}")
+        yield ok(name, f"nobody else has programs or filters at interfaces; ours are attached by {how}")
 
 
-def _judge(one: Other, devices: Sequence[str], *, by_tcx: bool) -> Check:
+def _judge(name: str, one: Other, devices: Sequence[str], *, by_tcx: bool) -> Check:
     told = f"{one}, {_some(devices)}"
     if one.kind == TCX and not by_tcx:
         todo = "set datapath.tcx to auto: until then it comes before ours, and what it accepts is not judged"
-        return warn(_NAME, told, todo)
+        return warn(name, told, todo)
     if one.kind == TCX:
-        return info(_NAME, told, "nothing: ours goes in front of it, and it gets what ours passes")
+        return info(name, told, "nothing: ours goes in front of it, and it gets what ours passes")
     if by_tcx or one.priority > _OUR_PRIORITY:
-        return info(_NAME, told, "nothing: ours comes before it, and it gets what ours passes")
+        return info(name, told, "nothing: ours comes before it, and it gets what ours passes")
     if one.what != "bpf":
         todo = "give it another priority: ours can't be attached beside it (Linux 6.6 and datapath.tcx: auto can)"
-        return fail(_NAME, told, todo)
-    return info(_NAME, told, "nothing: ours goes in front of it; with priority 2 or more it would stay behind")
+        return fail(name, told, todo)
+    return info(name, told, "nothing: ours goes in front of it; with priority 2 or more it would stay behind")
 
 
 def _at(index: int, *, has_tcx: bool) -> Iterator[Other]:
