@@ -1,7 +1,7 @@
 """What a CNI plugin and a careful administrator have put into a node's netfilter, as iptables-restore reads it.
 
-Sources: flannel `pkg/trafficmngr/iptables`; Calico `felix/rules` (iptables mode, defaultEndpointToHostAction Accept, marks
-0xffff0000); amazon-vpc-cni-k8s `pkg/networkutils/network.go`.
+Sources: flannel `pkg/trafficmngr/iptables`; Calico `felix/rules` (iptables mode, defaultEndpointToHostAction Accept,
+marks 0xffff0000); amazon-vpc-cni-k8s `pkg/networkutils/network.go`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How pods of the profiles bridge, vxlan and calico-like are joined to their node. ARP and NDP find neighbours.
 
 Sources: containernetworking/plugins `bridge` (isGateway, hairpinMode) with flannel's `kube-flannel.yml`; Calico's
-`cali*` veths (proxy_arp, 169.254.1.1, ee:ee:ee:ee:ee:ee), docs.tigera.io, «Why does my container have a route to 169.254.1.1?».
+`cali*` veths (proxy_arp, 169.254.1.1, ee:ee:ee:ee:ee:ee), docs.tigera.io, «Frequently asked questions».
 """
 
 from __future__ import annotations
