@@ -60,7 +60,8 @@ def traces(testbed: Testbed) -> list[str]:
         "for device in $(ls /sys/class/net); do for side in ingress egress; do echo $device $side; "
         "tc filter show dev $device $side; done; done; tc qdisc show | grep clsact; "
         "for version in -4 -6; do ip $version rule; ip $version route show table 2480; done; "
-        "cat /proc/sys/net/ipv4/tcp_tw_reuse /proc/sys/net/ipv4/conf/lo/accept_local; "
+        "cat /proc/sys/net/ipv4/tcp_tw_reuse /proc/sys/net/ipv4/tcp_early_demux; "
+        "ip link show type veth | grep spliceway; nft list ruleset; "
         f"ls {info.bpffs}; bpftool cgroup tree {info.cgroups.pods.parent}"
     )
     return testbed.node.run_on_node(["sh", "-c", script]).stdout.splitlines()

@@ -18,7 +18,7 @@ import msgspec
 from pyroute2 import AsyncIPRoute
 
 from spliceway.bpf import abi, diag, leftovers, libbpf, node, record, upgrade, views
-from spliceway.bpf.attach import EGRESS, INGRESS, attach_tc, interface_index
+from spliceway.bpf.attach import EGRESS, INGRESS, attach_tc, bridge_of, interface_index
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.events import EventStream
 from spliceway.bpf.install import (
@@ -52,6 +52,7 @@ from spliceway.bpf.types import (
     SpliceClasses,
     SpliceCounters,
 )
+from spliceway.bpf.upkeep import Upkeep
 from spliceway.policy.table import PolicyTable
 
 #: The resets of an endpoint that goes have to reach it within this.
@@ -75,6 +76,7 @@ class Datapath:
         self._drain = upgrade.Drain(settings.bpffs, maps.root)
         self._lock = asyncio.Lock()
         self._splices = SpliceControl(settings, maps)
+        self._upkeep = Upkeep(settings, maps.root, self._splices.set_steering)
         self._uplinks: tuple[str, ...] = ()
         self._pins: frozenset[str] = frozenset()
         self._proxy_map = libbpf.info_of(maps.root / "maps" / "proxy_socks").id
@@ -98,13 +100,14 @@ class Datapath:
             await install(root, names, wanted, settings.program_cache)
         upgrade.record_layouts(root, shapes)
         self = cls(settings, Maps(root), taken_over=known)
-        self._splices.write()
+        record.set_netns(settings.bpffs)
+        await self._upkeep.begin()
         attach_links(settings, self._maps, self._drain.others)
         self._pins = pins(root)
         record.set_live(settings.bpffs, root)
-        record.set_netns(settings.bpffs)
         async with AsyncIPRoute() as ipr:
             await node.set_up(ipr, settings)
+            await self._upkeep.mend()
             await leftovers.forget_uplinks(ipr, settings.uplinks)
             program = libbpf.open_pin(root / "programs" / "from_network")
             try:
@@ -117,6 +120,7 @@ class Datapath:
         self._events.start()
         self._sweeper.start()
         self._drain.start()
+        self._upkeep.start()
         if known:  # the agent before this one may have ended between a change and its sweep
             self._sweeper.ask()
         return self
@@ -156,7 +160,7 @@ class Datapath:
             if sum(address.version == version for address in endpoint.addresses) > 1:
                 raise DatapathError(f"more than one IPv{version} address")
         index = await interface_index(ipr, endpoint.interface)
-        attached = Attached(endpoint, index, cookie_of(endpoint.netns))
+        attached = Attached(endpoint, index, cookie_of(endpoint.netns), await bridge_of(ipr, index))
         key = index.to_bytes(4, "little")
         old = self._maps.endpoints.lookup(key)
         live = unpack_endpoint(old, self._table.generation & 1) if old else b""
@@ -365,7 +369,11 @@ class Datapath:
             attached=(*sorted(attached), *(f"uplink {name}" for name in self._uplinks)),
             lost_events=views.lost_events(self._maps) + self._events.lost,
             draining=self._drain.left,
-            problems=(*missing_pins(self._maps.root, self._pins), *node.problems(self._settings)),
+            problems=(
+                *missing_pins(self._maps.root, self._pins),
+                *node.problems(self._settings),
+                *self._upkeep.problems,
+            ),
         )
 
     # ---- end ----
@@ -375,6 +383,7 @@ class Datapath:
         self._events.stop()
         await self._sweeper.stop()
         await self._drain.stop()
+        await self._upkeep.stop()
         self._maps.close()
 
     async def remove(self) -> None:

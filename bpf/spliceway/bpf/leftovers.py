@@ -17,19 +17,23 @@ import msgspec
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from spliceway.bpf import libbpf, node, record
+from spliceway.bpf import libbpf, netfilter, node, record, steering
 from spliceway.bpf.attach import EGRESS, INGRESS, detach_tc, is_ours
 from spliceway.bpf.errors import DatapathError, KernelRefusedError
 from spliceway.bpf.netns import current_cookie
 from spliceway.bpf.record import PolicyRule
 from spliceway.bpf.types import DatapathSettings
 
+_TABLE = "nftables: table inet spliceway"
 #: Netlink's ways to say that something is not there (any more).
 _GONE = (errno.ENOENT, errno.ENODEV, errno.EINVAL, errno.ESRCH)
 
 
 class Leftover(msgspec.Struct, frozen=True):
-    """One thing of ours. `kind`: link, filter, clsact, rule, sysctl, pins; `what` tells which, for people."""
+    """One thing of ours. `kind`: link, filter, clsact, rule, device, netfilter, sysctl, pins.
+
+    `what` tells which, for people.
+    """
 
     kind: str
     what: str
@@ -86,13 +90,18 @@ async def find(settings: DatapathSettings) -> list[Leftover]:
         devices = {int(each["index"]): str(each.get_attr("IFLA_IFNAME")) async for each in await ipr.link("dump")}
         for index, device in devices.items():
             for parent, side in ((INGRESS, "ingress"), (EGRESS, "egress")):
-                for name in [name for name, ours in await _filters(ipr, index, parent) if ours]:
+                for name in [name for name, ours in await filters(ipr, index, parent) if ours]:
                     found.append(Leftover("filter", f"{name} at {side} of {device}", index, parent))
         made = [index for index in record.clsacts(bpffs) if index in devices]
         found += [Leftover("clsact", f"of {devices[index]}", index) for index in made]
         known = dict.fromkeys((*record.rules(bpffs), *record.rules_of(settings)))
         there = await node.rules(ipr)
         found += [Leftover("rule", str(rule), rule=rule) for rule in known if rule in there]
+        if steering.SENDING in devices.values():
+            found.append(Leftover("device", f"{steering.SENDING}, {steering.RECEIVING}"))
+    found += [Leftover("netfilter", str(rule)) for rule in await netfilter.find(settings)]
+    if await netfilter.has_table():
+        found.append(Leftover("netfilter", _TABLE))
     found += [Leftover("sysctl", text) for text in node.changed_sysctls(settings.state_dir)]
     found += [Leftover("pins", str(root), path=root) for root in roots]
     return found
@@ -111,6 +120,8 @@ async def take_out(found: list[Leftover], settings: DatapathSettings) -> list[Le
             "filter": lambda one: _remove_filter(ipr, one),
             "clsact": lambda one: _remove_clsact(ipr, one, settings.bpffs),
             "rule": lambda one: _remove_rule(ipr, one, settings.bpffs),
+            "device": lambda _: steering.remove(ipr),
+            "netfilter": lambda one: _remove_netfilter(one, settings),
             "pins": _remove_pins,
         }
         for one in found:
@@ -127,12 +138,12 @@ async def forget_uplinks(ipr: AsyncIPRoute, uplinks: Collection[str]) -> None:
     """Detach from interfaces that were uplinks in an earlier configuration. Raises KernelRefusedError."""
     async for each in await ipr.link("dump"):
         index, name = int(each["index"]), each.get_attr("IFLA_IFNAME")
-        if name not in uplinks and ("from_network", True) in await _filters(ipr, index, INGRESS):
+        if name not in uplinks and ("from_network", True) in await filters(ipr, index, INGRESS):
             await detach_tc(ipr, index, INGRESS)
 
 
-async def _filters(ipr: AsyncIPRoute, index: int, parent: int) -> list[tuple[str, bool]]:
-    """Filters of one clsact hook: name, whether it is ours."""
+async def filters(ipr: AsyncIPRoute, index: int, parent: int) -> list[tuple[str, bool]]:
+    """Filters of one clsact hook: name, whether it is ours. Raises KernelRefusedError."""
     found = []
     try:
         async for each in await ipr.get_filters(index=index, parent=parent):
@@ -165,7 +176,7 @@ async def _remove_filter(ipr: AsyncIPRoute, one: Leftover) -> bool:
 
 async def _remove_clsact(ipr: AsyncIPRoute, one: Leftover, bpffs: Path) -> bool:
     """Only an empty one: with it go all filters that are in it."""
-    if await _filters(ipr, one.ifindex, INGRESS) or await _filters(ipr, one.ifindex, EGRESS):
+    if await filters(ipr, one.ifindex, INGRESS) or await filters(ipr, one.ifindex, EGRESS):
         return False
     try:
         await ipr.tc("del", "clsact", index=one.ifindex)
@@ -181,6 +192,13 @@ async def _remove_rule(ipr: AsyncIPRoute, one: Leftover, bpffs: Path) -> bool:
     await node.remove_rule(ipr, one.rule)
     record.drop_rule(bpffs, one.rule)
     return True
+
+
+async def _remove_netfilter(one: Leftover, settings: DatapathSettings) -> bool:
+    if one.what == _TABLE:
+        return await netfilter.remove_table()
+    rules = [rule for rule in await netfilter.find(settings) if str(rule) == one.what]
+    return all([await netfilter.remove(rule) for rule in rules]) and bool(rules)
 
 
 async def _remove_pins(one: Leftover) -> bool:

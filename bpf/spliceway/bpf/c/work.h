@@ -17,7 +17,7 @@ struct work {
 };
 
 // One for each program and CPU: it would not fit the stack, and no program interrupts itself.
-BPF_TABLE("percpu_array", u32, struct work, works, HOOKS);
+BPF_TABLE("percpu_array", u32, struct work, works, HOOKS + 1);
 
 static __always_inline struct work *take_work(u32 hook)
 {
@@ -155,20 +155,4 @@ static __always_inline int source_reason(const struct endpoint *ep, const struct
 	if (p->kind == KIND_ICMP_ERROR && (!is_own(ep, &p->inner.dst) || !same_addr(&p->inner.src, &p->outer.dst)))
 		return SPOOFED_SOURCE;
 	return 0;
-}
-
-// An ICMP error about a known connection follows it; a proxy's socket gets it by the mark.
-static __always_inline int related(struct __sk_buff *skb, u32 hook, struct work *w, const struct config *cfg,
-				   const struct endpoint *ep, u32 out, u8 side)
-{
-	make_quoted_key(w, out, side);
-	struct ct_value *e = conntrack.lookup(&w->key);
-	if (!e || ct_expired(e, w->key.protocol, w->now))
-		return drop(hook, w, UNTRACKED);
-	ct_revalidate(&w->key, ep, e, w->generation, &w->f, &w->d);
-	if (w->d.verdict == DENY)
-		return drop(hook, w, 0);
-	if (hook != HOOK_TO_POD && e->leg != LEG_DIRECT)
-		skb->mark = (skb->mark & ~cfg->mark_mask) | cfg->mark;
-	return pass(hook, w, RELATED);
 }
