@@ -1,7 +1,7 @@
 """What the datapath needs of the node besides programs: the policy route that delivers steered packets, and sysctls.
 
-The devices that the route leads to are in `steering`, the rules of netfilter in `netfilter`. It is set when the datapath
-opens, checked by `problems()`, and taken back by `leftovers.take_out` with the values that were there before.
+The devices that the route leads to are in `steering`, the rules of netfilter in `netfilter`. It is set when the
+datapath opens, checked by `problems()`, and taken back by `leftovers.take_out` with the values that were there before.
 """
 
 from __future__ import annotations
