@@ -92,7 +92,7 @@ def test_connections_to_a_pod_are_proxied(site: Site, client: str, version: int)
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("server", ["server", "far", "outside", "other"])
 def test_connections_of_a_pod_are_proxied(site: Site, server: str, version: int) -> None:
-    """By the egress policy of the client; the server's asks as well where it has one, and does not allow this client."""
+    """By the egress policy of the client; the server's asks as well where it has one, and denies this client."""
     expected = (0, 0) if server == "server" else PROXIED
     assert site.asks("shopper", site.pod(server).address(version)) == expected
 
