@@ -105,6 +105,16 @@ def test_what_needs_no_proxy_goes_its_way(site: Site, version: int) -> None:
 
 
 @pytest.mark.parametrize("version", [4, 6])
+def test_the_node_reaches_its_pods(site: Site, version: int) -> None:
+    """As the kubelet does, whatever policies say."""
+    address = site.pod("server").address(version)
+    host = f"[{address}]" if version == 6 else str(address)
+    what = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-m", "3", f"http://{host}/closed"]
+    done = site.bed.node.run_on_node(what)
+    assert done.stdout == "200"
+
+
+@pytest.mark.parametrize("version", [4, 6])
 def test_a_service_leads_to_the_proxy(site: Site, version: int) -> None:
     """Its address is translated behind the first hook."""
     if site.bed.profile.kube_proxy == "none":

@@ -42,9 +42,11 @@ def test_services_lead_to_their_pods(bed: Testbed, version: int) -> None:
     if bed.profile.kube_proxy == "none":
         pytest.skip("nobody translates Services in this profile")
     cluster_ip = CLUSTER_IPS[0 if version == 4 else 1]
-    for backend in ("server", "far", "client"):  # the last one is hairpin: nobody listens there
+    # A bridge that hands nothing to iptables takes answers between its ports past the translation.
+    past = bed.profile.bridged and not bed.profile.br_netfilter
+    for backend, expected in (("server", 0 if past else 200), ("far", 200)):
         bed.set_services(services(backend))
-        assert status(bed.pod("client"), cluster_ip) == (0 if backend == "client" else 200), backend
+        assert status(bed.pod("client"), cluster_ip) == expected, backend
     bed.set_services(services("server"))
     assert status(bed.pod("server"), cluster_ip) == 200, "a pod reaches itself by its Service"
     for port in (NODE_PORT, LOCAL_NODE_PORT):

@@ -99,6 +99,7 @@ def create_second_uplink(path: Path, plan: NodePlan, fabric: Path) -> None:
             add_address(ip, index, second_address(plan), 32)
             for name in (UPLINK, SECOND_UPLINK):  # as the plugin sets it: answers may take the other one
                 netns.sysctl(f"ipv4/conf/{name}/rp_filter", 2)
+                netns.sysctl(f"ipv4/conf/{name}/arp_ignore", 1)
             on_link = str(UNDERLAY_PREFIXES[0])
             ip.route("add", dst=on_link, oif=index, table=ENI_TABLE, family=2, scope=253)
             ip.rule("add", family=2, priority=CONNMARK, table=254, fwmark=AWS_MARK, fwmask=AWS_MARK)

@@ -63,14 +63,6 @@ static __always_inline u16 policy_port(const struct ct_key *k, u32 local_is_clie
 	return local_is_client ? k->remote_port : k->local_port;
 }
 
-// A client that has the node's own address and comes from elsewhere was masqueraded: who it is can't be known any more. So it is nobody that
-// policies know, and not the node, which may do more.
-static __always_inline void masqueraded(const struct addr *a, struct party *client)
-{
-	if (is_host(client->identity))
-		client->identity = is_mapped(a) ? IDENTITY_WORLD_IPV4 : IDENTITY_WORLD_IPV6;
-}
-
 // `ep`: the local end, when it is the endpoint at whose interface this runs (one lookup less), or NULL.
 static __always_inline void decide_ends(const struct ct_key *k, const struct endpoint *ep, u32 local_is_client, u16 port,
 					u32 slot, struct flow *f, struct decision *d)
@@ -84,7 +76,7 @@ static __always_inline void decide_ends(const struct ct_key *k, const struct end
 		find_party(&k->local, slot, &local);
 	}
 	find_party(&k->remote, slot, &remote);
-	if (f->from_elsewhere)
+	if (f->not_host)
 		masqueraded(local_is_client ? &k->local : &k->remote, local_is_client ? &local : &remote);
 	if (local_is_client)
 		decide(&local, &remote, k->protocol, port, slot, d);
@@ -150,6 +142,7 @@ static __always_inline void ct_revalidate(const struct ct_key *k, const struct e
 
 	if (judged >> 2 != generation) {
 		u32 client = e->flags & CT_CLIENT;
+		f->not_host |= e->leg != LEG_DIRECT;
 		decide_ends(k, ep, client, policy_port(k, client), generation & 1, f, d);
 		keep_leg(e->leg, e->rule_set, d);
 		f->revoked = was != DENY && d->verdict == DENY;

@@ -13,6 +13,7 @@ static __always_inline int from_pod_new(struct __sk_buff *skb, struct work *w, c
 	if (w->p.protocol == PROTO_TCP && !is_new_syn(&w->p))
 		mark = proxy_has(skb, &w->p.outer, w->p.family, &state);
 	u32 client = mark != PROXY_CONNECTED;
+	w->f.not_host = !client;
 	u16 port = w->p.icmp ? htons(w->p.icmp) : policy_port(&w->key, client);
 	u32 middle = !mark && w->p.protocol == PROTO_TCP && !is_new_syn(&w->p);
 	decide_new(&w->key, ep, client, port, slot, middle, &w->f, &w->d);

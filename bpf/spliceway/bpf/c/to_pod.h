@@ -225,7 +225,7 @@ int to_pod(struct __sk_buff *skb)
 	int reason = read_packet(skb, w);
 	struct origin o;
 	find_origin(skb, w->p.family, &o);
-	w->f.from_elsewhere = o.from == FROM_ELSEWHERE;
+	w->f.not_host = o.from != FROM_NODE;
 	if (!reason && w->p.kind == KIND_NEIGHBOUR)
 		return o.from == FROM_NODE || is_neighbour_port(skb, ep) ? pass(HOOK_TO_POD, w, CONTROL)
 									 : drop(HOOK_TO_POD, w, SPOOFED_SOURCE);
