@@ -99,7 +99,7 @@ def test_all_of_it_goes_and_nothing_else(testbed: Testbed) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     said = json.loads(done.stdout)
     kinds = {item["kind"] for item in said["removed"]}
-    assert kinds == {"proxy", "link", "filter", "clsact", "rule", "sysctl", "pins"}
+    assert kinds == {"proxy", "link", "filter", "clsact", "rule", "device", "netfilter", "sysctl", "pins"}
     assert {item["kind"] for item in said["kept"]} == {"state"}
     assert traces(testbed) == before
     assert http_status(testbed, "frontend", "backend") == 200
@@ -191,7 +191,7 @@ def test_from_another_network_namespace(testbed: Testbed) -> None:
     assert done.returncode == 0, done.stderr
     assert {item["kind"] for item in json.loads(done.stdout)["removed"]} == {"link", "pins"}
     rest = json.loads(cleanup(testbed, "--yes", "-o", "json").stdout)["removed"]
-    assert {item["kind"] for item in rest} == {"filter", "clsact", "rule", "sysctl"}, rest
+    assert {item["kind"] for item in rest} == {"filter", "clsact", "rule", "device", "netfilter", "sysctl"}, rest
 
 
 def test_pins_that_go_are_told(testbed: Testbed) -> None:
@@ -260,7 +260,7 @@ def test_what_a_crash_left_is_taken_over_or_goes(testbed: Testbed) -> None:
     rules = node.run_on_node(["ip", "rule"]).stdout
     assert "\n7:\tfrom all fwmark 0x1000/0x1002 lookup 2480" in rules
     assert "\n8:\t" not in rules
-    assert node.run_on_node(["ip", "route", "show", "table", "2480"]).stdout.startswith("local default dev lo")
+    assert node.run_on_node(["ip", "route", "show", "table", "2480"]).stdout.startswith("local default dev spliceway1")
     assert "from_network" not in node.run_on_node(show).stdout
     second.apply()
     assert http_status(testbed, "frontend", "backend") == 200

@@ -58,6 +58,8 @@ _CONSTANTS = {
     "IDENTITY_HOST": Reserved.HOST,
     "FIRST_HOST_VARIANT": numbering.FIRST_HOST_VARIANT,
     "LAST_HOST_VARIANT": numbering.LAST_HOST_VARIANT,
+    "IDENTITY_WORLD_IPV4": Reserved.WORLD_IPV4,
+    "IDENTITY_WORLD_IPV6": Reserved.WORLD_IPV6,
     "CT_CLIENT": abi.CtFlag.CLIENT,
     "CT_FIN_OUT": abi.CtFlag.FIN_OUT,
     "CT_FIN_IN": abi.CtFlag.FIN_IN,
