@@ -371,7 +371,7 @@ class Datapath:
             draining=self._drain.left,
             problems=(
                 *missing_pins(self._maps.root, self._pins),
-                *node.problems(self._settings),
+                *node.problems(),
                 *self._upkeep.problems,
             ),
         )

@@ -118,10 +118,13 @@ async def tables() -> set[tuple[str, str, str]]:
         if len(words) == 3 and words[1] in ("ip", "ip6") and words[2] in ("filter", "nat"):
             found.add((words[1], "nft", words[2]))
     for tool, file in (("ip", "ip_tables_names"), ("ip6", "ip6_tables_names")):
-        path = Path("/proc/thread-self/net", file)
-        names = path.read_text().split() if path.exists() else []
-        found |= {(tool, "legacy", name) for name in names if name in ("filter", "nat")}
+        found |= {(tool, "legacy", name) for name in _legacy_tables(file) if name in ("filter", "nat")}
     return {each for each in found if shutil.which(f"{each[0]}tables-{each[1]}")}
+
+
+def _legacy_tables(file: str) -> list[str]:
+    path = Path("/proc/thread-self/net", file)
+    return path.read_text().split() if path.exists() else []
 
 
 def _listed() -> str:

@@ -55,10 +55,9 @@ async def set_up(ipr: AsyncIPRoute, settings: DatapathSettings) -> None:
         (_SYS / name).write_text(_WANTED[name])
 
 
-def problems(settings: DatapathSettings) -> list[str]:
+def problems() -> list[str]:
     """Sentences about settings of the node that keep traffic from flowing."""
-    found = [f"net/{name} is 0: pods can't reach each other" for name in _FORWARDING if _read(name) == "0"]
-    return found
+    return [f"net/{name} is 0: pods can't reach each other" for name in _FORWARDING if _read(name) == "0"]
 
 
 async def mend(ipr: AsyncIPRoute, settings: DatapathSettings) -> bool:

@@ -49,10 +49,7 @@ async def ensure(ipr: AsyncIPRoute) -> tuple[int, int]:
             await ipr.link("add", ifname=SENDING, kind="veth", address=_SENDER, mtu=_MTU, peer=peer)
             sending = await _index(ipr, SENDING)
         receiving = await _index(ipr, RECEIVING)
-        for name, value in _SYSCTLS.items():
-            path = Path("/proc/sys/net", name)
-            if path.exists() and path.read_text().strip() != value:
-                path.write_text(value)
+        _set_sysctls()
         for index in (sending, receiving):
             if not await _is_up(ipr, index):
                 await ipr.link("set", index=index, state="up")
@@ -74,6 +71,13 @@ async def remove(ipr: AsyncIPRoute) -> bool:
             if error.code != errno.ENODEV:
                 raise KernelRefusedError(f"remove the device {name}", error.code) from error
     return gone
+
+
+def _set_sysctls() -> None:
+    for name, value in _SYSCTLS.items():
+        path = Path("/proc/sys/net", name)
+        if path.exists() and path.read_text().strip() != value:
+            path.write_text(value)
 
 
 async def _index(ipr: AsyncIPRoute, name: str) -> int:
