@@ -22,7 +22,7 @@ from spliceway.agent.config import Config, listen_address
 from spliceway.agent.control import ListeningPorts
 from spliceway.agent.debugapi import debug_routes
 from spliceway.agent.errors import OWN_ERRORS
-from spliceway.agent.hostaddresses import own_addresses, with_own
+from spliceway.agent.hostaddresses import IPAddress, own_addresses, with_own
 from spliceway.agent.intent import Intent
 from spliceway.agent.inventory import Inventory, Refusal
 from spliceway.agent.listening import HttpServer, tcp_listener, unix_listener
