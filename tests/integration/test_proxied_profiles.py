@@ -123,6 +123,19 @@ def test_a_service_leads_to_the_proxy(site: Site, version: int) -> None:
 
 
 @pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("backend", ["other", "far"])
+def test_the_proxy_dials_a_service(site: Site, backend: str, version: int) -> None:
+    """An egress policy steers the Service's own address: what the proxy dials is translated then."""
+    if site.bed.profile.kube_proxy == "none":
+        pytest.skip("nobody translates Services in this profile")
+    site.bed.set_services(services(backend))
+    try:
+        assert site.asks("shopper", CLUSTER_IPS[0 if version == 4 else 1]) == PROXIED
+    finally:
+        site.bed.set_services(services("server"))
+
+
+@pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("port", [NODE_PORT, LOCAL_NODE_PORT], ids=["cluster", "local"])
 def test_a_node_port_leads_to_the_proxy(site: Site, port: int, version: int) -> None:
     """With the policy Cluster the packet comes masqueraded: as the node's, which may do more than others."""

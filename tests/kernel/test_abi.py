@@ -65,6 +65,7 @@ _CONSTANTS = {
     "CT_FIN_IN": abi.CtFlag.FIN_IN,
     "CT_RESET": abi.CtFlag.RESET,
     "CT_REPLIED": abi.CtFlag.REPLIED,
+    "CT_TRANSLATED": abi.CtFlag.TRANSLATED,
     "SIDE_POD": abi.Side.POD,
     "SIDE_NETWORK": abi.Side.NETWORK,
     "END_POD": abi.End.POD,

@@ -56,6 +56,7 @@ class CtFlag(IntFlag):
     FIN_IN = 4
     RESET = 8
     REPLIED = 16
+    TRANSLATED = 32
 
 
 class Side(IntEnum):

@@ -183,6 +183,7 @@ struct ct_key {
 #define CT_FIN_IN 4u
 #define CT_RESET 8u
 #define CT_REPLIED 16u
+#define CT_TRANSLATED 32u	// LEG_UPSTREAM: the proxy dialled other ends; answers must be translated back before they are steered
 
 struct ct_value {
 	u64 seen;		// CLOCK_MONOTONIC, ns

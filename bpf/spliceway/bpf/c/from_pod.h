@@ -93,6 +93,8 @@ int from_pod(struct __sk_buff *skb)
 	ct_touch(e, &w->p, 1, w->f.length, w->now);
 	if (e->leg == LEG_DIRECT)
 		return pass(HOOK_FROM_POD, w, known_reason(HOOK_FROM_POD, w, ep->netns_cookie));
+	if (e->flags & CT_TRANSLATED)	// to_pod of the client's device hands it over, with the ends that the proxy knows
+		return pass(HOOK_FROM_POD, w, REPLY);
 	reason = steer(skb, &w->p, e->rule_set, e->leg, 0);
 	if (reason)
 		return drop(HOOK_FROM_POD, w, reason);

@@ -125,6 +125,16 @@ static __always_inline int is_proxied(struct __sk_buff *skb, const struct work *
 	return 0;
 }
 
+// Did this packet leave a socket by which the proxy dialled other ends than it has now (a Service)?
+static __always_inline int is_dialled_elsewhere(const struct packet *p, const struct origin *o)
+{
+	const struct tuple *t = &p->outer;
+
+	return o->mark == PROXY_CONNECTED && p->protocol == PROTO_TCP &&
+	       (!same_addr(&o->real.dst, &t->dst) || o->real.dport != t->dport || !same_addr(&o->real.src, &t->src) ||
+		o->real.sport != t->sport);
+}
+
 // Another endpoint on the same bridge: what it says of itself was checked at its own device.
 static __always_inline int is_neighbour_port(struct __sk_buff *skb, const struct endpoint *ep)
 {
@@ -190,7 +200,11 @@ static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, con
 	if (!w->p.icmp || w->p.outer.sport)
 		ct_create(&w->key, &w->p, client, w->f.src_identity, w->generation, w->now, &w->f, &w->d);
 	if (o->from == FROM_PROXY_SOCK) {
-		if (is_new_syn(&w->p))
+		if (is_dialled_elsewhere(&w->p, o)) {
+			struct ct_value *e = conntrack.lookup(&w->key);
+			if (e)
+				e->flags |= CT_TRANSLATED;
+		} else if (is_new_syn(&w->p))
 			begin_splice(ep, skb->ifindex, w, LEG_UPSTREAM, w->d.rule_set);
 		return pass(HOOK_TO_POD, w, FROM_PROXY);
 	}
@@ -290,7 +304,7 @@ int to_pod(struct __sk_buff *skb)
 		note_hole(w, ep->netns_cookie);
 		return without_payload(skb, &w->p);
 	}
-	if (syn && e->leg == LEG_UPSTREAM)
+	if (syn && e->leg == LEG_UPSTREAM && !(e->flags & CT_TRANSLATED))
 		begin_splice(ep, skb->ifindex, w, e->leg, e->rule_set);
 	if (e->leg != LEG_DIRECT && !w->f.audited)
 		return pass(HOOK_TO_POD, w, FROM_PROXY);
