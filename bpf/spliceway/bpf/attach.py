@@ -62,6 +62,15 @@ async def attach_tc(ipr: AsyncIPRoute, ifindex: int, parent: int, program: int, 
         raise KernelRefusedError(f"attach {name} to interface {ifindex}", error.code) from error
 
 
+async def attach_pinned(ipr: AsyncIPRoute, ifindex: int, parent: int, root: Path, name: str, bpffs: Path) -> None:
+    """Attach or replace our filter `name` by the program of this name that is pinned below `root`."""
+    program = libbpf.open_pin(root / "programs" / name)
+    try:
+        await attach_tc(ipr, ifindex, parent, program, name, bpffs)
+    finally:
+        os.close(program)
+
+
 async def detach_tc(ipr: AsyncIPRoute, ifindex: int, parent: int) -> None:
     """Remove our filter; what others attached stays. Nothing happens when it, or the interface, is gone."""
     try:

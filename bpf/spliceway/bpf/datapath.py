@@ -8,7 +8,6 @@ it out. Runs inside the node's network namespace.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
@@ -18,7 +17,7 @@ import msgspec
 from pyroute2 import AsyncIPRoute
 
 from spliceway.bpf import abi, diag, leftovers, libbpf, node, record, upgrade, views
-from spliceway.bpf.attach import EGRESS, INGRESS, attach_tc, bridge_of, interface_index
+from spliceway.bpf.attach import EGRESS, INGRESS, attach_pinned, bridge_of, interface_index
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.events import EventStream
 from spliceway.bpf.install import (
@@ -109,13 +108,9 @@ class Datapath:
             await node.set_up(ipr, settings)
             await self._upkeep.mend()
             await leftovers.forget_uplinks(ipr, settings.uplinks)
-            program = libbpf.open_pin(root / "programs" / "from_network")
-            try:
-                for name in settings.uplinks:
-                    index = await interface_index(ipr, name)
-                    await attach_tc(ipr, index, INGRESS, program, "from_network", settings.bpffs)
-            finally:
-                os.close(program)
+            for name in settings.uplinks:
+                index = await interface_index(ipr, name)
+                await attach_pinned(ipr, index, INGRESS, root, "from_network", settings.bpffs)
         self._uplinks = settings.uplinks
         self._events.start()
         self._sweeper.start()
@@ -170,11 +165,7 @@ class Datapath:
         slots = (live, live)
         self._maps.endpoints.update(key, pack_endpoint(attached, slots))
         for hook, parent in (("from_pod", INGRESS), ("to_pod", EGRESS)):
-            program = libbpf.open_pin(self._maps.root / "programs" / hook)
-            try:
-                await attach_tc(ipr, index, parent, program, hook, self._settings.bpffs)
-            finally:
-                os.close(program)
+            await attach_pinned(ipr, index, parent, self._maps.root, hook, self._settings.bpffs)
         return attached
 
     def _change_splicing(self, attached: Attached) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import structlog
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from spliceway.bpf import leftovers, libbpf, netfilter, node, steering
-from spliceway.bpf.attach import INGRESS, attach_tc
+from spliceway.bpf import leftovers, netfilter, node, steering
+from spliceway.bpf.attach import INGRESS, attach_pinned
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.types import DatapathSettings
 
@@ -78,8 +77,4 @@ class Upkeep:
                 _log.warning("the way of steered packets could not be looked after, trying again", error=str(error))
 
     async def _attach(self, ipr: AsyncIPRoute) -> None:
-        program = libbpf.open_pin(self._root / "programs" / "steered")
-        try:
-            await attach_tc(ipr, self._known[1], INGRESS, program, "steered", self._settings.bpffs)
-        finally:
-            os.close(program)
+        await attach_pinned(ipr, self._known[1], INGRESS, self._root, "steered", self._settings.bpffs)

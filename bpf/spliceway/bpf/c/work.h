@@ -136,6 +136,9 @@ static __always_inline int neighbour_reason(const struct endpoint *ep, const str
 {
 	if (p->neighbour_type == 134 || p->neighbour_type == 137)
 		return SPOOFED_SOURCE;
+	// On a bridge others would believe it.
+	if (p->neighbour_type == NEIGHBOUR_ADVERTISEMENT && !is_own(ep, &p->inner.src) && !is_link_local(&p->inner.src))
+		return SPOOFED_SOURCE;
 	// It stays on its link: a router forwards these like any other packet, past the policy.
 	if (p->neighbour_type && !is_link_local(&p->outer.dst) && !is_link_multicast(&p->outer.dst))
 		return MALFORMED;
