@@ -99,7 +99,7 @@ async def find(settings: DatapathSettings) -> list[Leftover]:
         found += [Leftover("rule", str(rule), rule=rule) for rule in known if rule in there]
         if steering.SENDING in devices.values():
             found.append(Leftover("device", f"{steering.SENDING}, {steering.RECEIVING}"))
-    found += [Leftover("netfilter", str(rule)) for rule in await netfilter.find(settings)]
+    found += [Leftover("netfilter", str(rule)) for rule in await netfilter.find()]
     if await netfilter.has_table():
         found.append(Leftover("netfilter", _TABLE))
     found += [Leftover("sysctl", text) for text in node.changed_sysctls(settings.state_dir)]
@@ -121,7 +121,7 @@ async def take_out(found: list[Leftover], settings: DatapathSettings) -> list[Le
             "clsact": lambda one: _remove_clsact(ipr, one, settings.bpffs),
             "rule": lambda one: _remove_rule(ipr, one, settings.bpffs),
             "device": lambda _: steering.remove(ipr),
-            "netfilter": lambda one: _remove_netfilter(one, settings),
+            "netfilter": _remove_netfilter,
             "pins": _remove_pins,
         }
         for one in found:
@@ -194,10 +194,10 @@ async def _remove_rule(ipr: AsyncIPRoute, one: Leftover, bpffs: Path) -> bool:
     return True
 
 
-async def _remove_netfilter(one: Leftover, settings: DatapathSettings) -> bool:
+async def _remove_netfilter(one: Leftover) -> bool:
     if one.what == _TABLE:
         return await netfilter.remove_table()
-    rules = [rule for rule in await netfilter.find(settings) if str(rule) == one.what]
+    rules = [rule for rule in await netfilter.find() if str(rule) == one.what]
     return all([await netfilter.remove(rule) for rule in rules]) and bool(rules)
 
 

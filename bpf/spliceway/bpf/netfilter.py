@@ -10,8 +10,10 @@ built-in chains of iptables, of whichever variant the node has tables. What brin
 from __future__ import annotations
 
 import asyncio
+import shlex
 import shutil
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -27,6 +29,7 @@ flush chain inet {_TABLE} prerouting
 add rule inet {_TABLE} prerouting iifname "{RECEIVING}" notrack
 """
 _COMMENT = ("-m", "comment", "--comment", "spliceway")
+_CHAINS = {"filter": ("INPUT", "OUTPUT"), "nat": ("POSTROUTING",)}
 _SECONDS = 10.0
 
 
@@ -82,12 +85,16 @@ async def mend(settings: DatapathSettings) -> tuple[list[Rule], list[str]]:
     return put, problems
 
 
-async def find(settings: DatapathSettings) -> list[Rule]:
-    """Those of the rules that are there."""
+async def find() -> list[Rule]:
+    """Every rule of ours that is there, by its comment: also those of other settings."""
     found = []
-    for rule in wanted(settings, await tables()):
-        if not (await _run(rule.command("-C")))[0]:
-            found.append(rule)
+    for tool, variant, table in sorted(await tables()):
+        for chain in _CHAINS[table]:
+            _, text = await _run([f"{tool}tables-{variant}", "-w", "5", "-t", table, "-S", chain])
+            for line in text.splitlines():
+                words = shlex.split(line)
+                if words[:2] == ["-A", chain] and _COMMENT[2:] in pairwise(words):
+                    found.append(Rule(tool, variant, table, chain, tuple(words[2:])))
     return found
 
 
@@ -115,10 +122,10 @@ async def tables() -> set[tuple[str, str, str]]:
     status, text = await _run(["nft", "list", "tables"])
     for line in text.splitlines() if not status else ():
         words = line.split()  # «table ip filter»
-        if len(words) == 3 and words[1] in ("ip", "ip6") and words[2] in ("filter", "nat"):
+        if len(words) == 3 and words[1] in ("ip", "ip6") and words[2] in _CHAINS:
             found.add((words[1], "nft", words[2]))
     for tool, file in (("ip", "ip_tables_names"), ("ip6", "ip6_tables_names")):
-        found |= {(tool, "legacy", name) for name in _legacy_tables(file) if name in ("filter", "nat")}
+        found |= {(tool, "legacy", name) for name in _legacy_tables(file) if name in _CHAINS}
     return {each for each in found if shutil.which(f"{each[0]}tables-{each[1]}")}
 
 
