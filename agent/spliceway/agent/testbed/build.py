@@ -20,6 +20,8 @@ def create_node(profile: Profile, path: Path, plan: NodePlan, fabric: Path) -> N
         podlinks.create_bridge(path, plan, br_netfilter=profile.br_netfilter)
     if profile.name == "vxlan":
         overlay.create_vxlan(path, plan)
+    if profile.name == "calico-like":
+        podlinks.answer_for_gateway(path)
     if profile.name == "aws-like":
         overlay.create_second_uplink(path, plan, fabric)
     if profile.kube_proxy != "none":

@@ -164,8 +164,8 @@ table {ip} kube-proxy {{
   map service-ips {{ type {kind}; {_elements(portals)} }}
   map no-endpoint-services {{ type {kind}; {_elements(refused)} }}
   map service-nodeports {{ type inet_proto . inet_service : verdict; {_elements(ports)} }}
-  chain reject-chain {{ reject }}
-  chain mark-for-masquerade {{ mark set mark or {MASQUERADE_MARK:#x} }}
+  chain reject-chain {{ reject; }}
+  chain mark-for-masquerade {{ mark set mark or {MASQUERADE_MARK:#x}; }}
   chain masquerading {{
     mark and {MASQUERADE_MARK:#x} == 0 return
     mark set mark xor {MASQUERADE_MARK:#x}
@@ -176,12 +176,12 @@ table {ip} kube-proxy {{
     {ip} daddr . meta l4proto . th dport vmap @service-ips
     fib daddr type local {ip} daddr != {local} meta l4proto . th dport vmap @service-nodeports
   }}
-  chain service-endpoints-check {{ {ip} daddr . meta l4proto . th dport vmap @no-endpoint-services }}
-  chain filter-forward {{ type filter hook forward priority -110; ct state new jump service-endpoints-check }}
-  chain filter-output {{ type filter hook output priority -110; ct state new jump service-endpoints-check }}
-  chain nat-prerouting {{ type nat hook prerouting priority -100; jump services }}
-  chain nat-output {{ type nat hook output priority -100; jump services }}
-  chain nat-postrouting {{ type nat hook postrouting priority 100; jump masquerading }}
+  chain service-endpoints-check {{ {ip} daddr . meta l4proto . th dport vmap @no-endpoint-services; }}
+  chain filter-forward {{ type filter hook forward priority -110; ct state new jump service-endpoints-check; }}
+  chain filter-output {{ type filter hook output priority -110; ct state new jump service-endpoints-check; }}
+  chain nat-prerouting {{ type nat hook prerouting priority -100; jump services; }}
+  chain nat-output {{ type nat hook output priority -100; jump services; }}
+  chain nat-postrouting {{ type nat hook postrouting priority 100; jump masquerading; }}
 }}
 """
 
@@ -192,20 +192,20 @@ def _nft_chains(one: ServicePort, name: str, ip: str) -> list[str]:
     for backend in one.backends:
         found.append(
             f"  chain {_nft_endpoint(one, backend)} {{ {ip} saddr {backend.address} jump mark-for-masquerade; "
-            f"meta l4proto tcp dnat to {_text(backend)} }}"
+            f"meta l4proto tcp dnat to {_text(backend)}; }}"
         )
     found.append(
         f"  chain {name} {{ {ip} daddr {one.cluster_ip} tcp dport {one.port} {ip} saddr != {cluster} "
-        f"jump mark-for-masquerade; {_nft_choice(one, one.backends)} }}"
+        f"jump mark-for-masquerade; {_nft_choice(one, one.backends)}; }}"
     )
     if one.node_port and one.local:
         here = _nft_choice(one, one.local_backends) if one.local_backends else "drop"
         found.append(
             f"  chain {chain('external-', one.name)} {{ {ip} saddr {cluster} goto {name}; "
-            f"fib saddr type local jump mark-for-masquerade; fib saddr type local goto {name}; {here} }}"
+            f"fib saddr type local jump mark-for-masquerade; fib saddr type local goto {name}; {here}; }}"
         )
     elif one.node_port:
-        found.append(f"  chain {chain('external-', one.name)} {{ jump mark-for-masquerade; goto {name} }}")
+        found.append(f"  chain {chain('external-', one.name)} {{ jump mark-for-masquerade; goto {name}; }}")
     return found
 
 

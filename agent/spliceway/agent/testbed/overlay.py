@@ -36,6 +36,8 @@ SECOND_UPLINK = "eth1"
 ENI_TABLE = 2
 TO_POD, CONNMARK, FROM_POD = 512, 1024, 1536
 AWS_MARK = 0x80
+#: A filter that looks at every IPv4 packet and decides nothing.
+_ANYTHING = ("protocol", "ip", "u32", "match", "u32", "0", "0", "classid", "1:1")
 
 
 def create_vxlan(path: Path, plan: NodePlan) -> None:
@@ -104,7 +106,7 @@ def create_second_uplink(path: Path, plan: NodePlan, fabric: Path) -> None:
             ip.route("add", dst=on_link, oif=index, table=ENI_TABLE, family=2, scope=253)
             ip.rule("add", family=2, priority=CONNMARK, table=254, fwmark=AWS_MARK, fwmask=AWS_MARK)
         command("tc", "qdisc", "add", "dev", UPLINK, "clsact")
-        command("tc", "filter", "add", "dev", UPLINK, "ingress", "prio", "49152", "matchall", "action", "continue")
+        command("tc", "filter", "add", "dev", UPLINK, "ingress", "prio", "49152", *_ANYTHING)
 
     netns.call(path, setup)
     join_fabric(fabric, port)

@@ -24,6 +24,7 @@ from spliceway.agent.testbed.linkparts import (
     up,
 )
 from spliceway.agent.testbed.plan import IPAddress, NodePlan, PodPlan
+from spliceway.agent.testbed.wiring import UPLINK
 
 CNI_BRIDGE = "cni0"
 #: The node's end of every Calico veth has this address, and so the same link-local one.
@@ -73,6 +74,17 @@ def create_bridged_pod(path: Path, plan: PodPlan, node: NodePlan, node_netns: Pa
 
     netns.create(path, pod_side)
     netns.call(node_netns, node_side)
+
+
+def answer_for_gateway(path: Path) -> None:
+    """Proxy ARP answers for what the node has a route to, by another device: real nodes have a default route."""
+
+    def setup() -> None:
+        with netlink(path.name) as ip:
+            target = f"{_CALICO_GATEWAYS[4]}/32"
+            ip.route("add", dst=target, oif=index_of(ip, UPLINK), scope=SCOPE_LINK, family=2)
+
+    netns.call(path, setup)
 
 
 def create_calico_pod(path: Path, plan: PodPlan, node_netns: Path, interface: str) -> None:
