@@ -132,7 +132,9 @@ class Config(ctypes.Structure):
         ("unread_endpoint", c_uint64),
         ("unread_node", c_uint64),
         ("steering", c_uint32),
+        ("delivery", c_uint32),
         ("proxy_mark", c_uint32),
+        ("pad", c_uint32),
     )
 
 

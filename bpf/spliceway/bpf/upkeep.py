@@ -24,8 +24,8 @@ _log = structlog.get_logger(__name__)
 class Upkeep:
     """Keeps the way from the hooks to the proxy in place. `problems` are sentences about what could not be put back."""
 
-    def __init__(self, settings: DatapathSettings, root: Path, set_steering: Callable[[int], None]) -> None:
-        """`root`: where the programs are pinned; `set_steering` is told the index of the sending device."""
+    def __init__(self, settings: DatapathSettings, root: Path, set_steering: Callable[[tuple[int, int]], None]) -> None:
+        """`root`: where the programs are pinned; `set_steering` is told the indexes of the devices."""
         self._settings, self._root, self._set_steering = settings, root, set_steering
         self._known = (0, 0)
         self._task: asyncio.Task[None] | None = None
@@ -36,7 +36,7 @@ class Upkeep:
         async with AsyncIPRoute() as ipr:
             self._known = await steering.ensure(ipr)
             await self._attach(ipr)
-        self._set_steering(self._known[0])
+        self._set_steering(self._known)
 
     async def mend(self) -> None:
         """Look once. Raises DatapathError or OSError."""
@@ -48,7 +48,7 @@ class Upkeep:
                 await self._attach(ipr)
             missing = await node.mend(ipr, self._settings)
         if fresh:
-            self._set_steering(found[0])
+            self._set_steering(found)
         if fresh or missing:
             _log.warning("somebody removed devices or rules for steered packets; they are back")
         put, problems = await netfilter.mend(self._settings)

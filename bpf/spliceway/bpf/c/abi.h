@@ -69,7 +69,9 @@ struct config {
 	u64 unread_endpoint;	// for all connections of an endpoint,
 	u64 unread_node;	// and of the node
 	u32 steering;		// ifindex of the sending end of the pair that leads to the proxy (handover.h)
+	u32 delivery;		// and of the receiving one
 	u32 proxy_mark;		// of what the proxy's sockets send, under mark_mask
+	u32 pad;
 };
 
 #define IDENTITY_HOST 1u

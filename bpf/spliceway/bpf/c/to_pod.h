@@ -27,21 +27,19 @@ static __always_inline void find_origin(struct __sk_buff *skb, u8 family, struct
 	o->from = o->mark ? FROM_PROXY_SOCK : FROM_NODE;
 	if (!sk || !o->mark)
 		return;
-	o->real.sport = htons(sk->src_port);
-	o->real.dport = sk->dst_port;
+	// All of it is read, and before it is asked for: the verifier knows constant offsets only, and the compiler likes to compute them.
+	volatile struct bpf_sock *v = sk;
+	u32 s4 = v->src_ip4, s0 = v->src_ip6[0], s1 = v->src_ip6[1], s2 = v->src_ip6[2], s3 = v->src_ip6[3];
+	u32 d4 = v->dst_ip4, d0 = v->dst_ip6[0], d1 = v->dst_ip6[1], d2 = v->dst_ip6[2], d3 = v->dst_ip6[3];
+	o->real.sport = htons(v->src_port);
+	o->real.dport = v->dst_port;
 	if (family == 4) {
-		mapped(&o->real.src, sk->family == 2 ? sk->src_ip4 : sk->src_ip6[3]);
-		mapped(&o->real.dst, sk->family == 2 ? sk->dst_ip4 : sk->dst_ip6[3]);
-		return;
+		mapped(&o->real.src, s4);
+		mapped(&o->real.dst, d4);
+	} else {
+		o->real.src = (struct addr){ { s0, s1, s2, s3 } };
+		o->real.dst = (struct addr){ { d0, d1, d2, d3 } };
 	}
-	o->real.src.w[0] = sk->src_ip6[0];
-	o->real.src.w[1] = sk->src_ip6[1];
-	o->real.src.w[2] = sk->src_ip6[2];
-	o->real.src.w[3] = sk->src_ip6[3];
-	o->real.dst.w[0] = sk->dst_ip6[0];
-	o->real.dst.w[1] = sk->dst_ip6[1];
-	o->real.dst.w[2] = sk->dst_ip6[2];
-	o->real.dst.w[3] = sk->dst_ip6[3];
 }
 
 // Did this packet leave a socket that the proxy accepted with another source than it has now? Then netfilter has translated it back: the client
