@@ -57,7 +57,7 @@ int from_pod(struct __sk_buff *skb)
 	int reason = read_packet(skb, w);
 	w->f.src_identity = ep->identity[w->generation & 1];
 	if (!reason)
-		reason = source_reason(ep, &w->p);
+		reason = source_reason(ep, &w->p, w->generation & 1);
 	if (!reason)
 		reason = fragment_ports(w);
 	if (reason)
