@@ -62,7 +62,8 @@ def traces(testbed: Testbed) -> list[str]:
         "for device in $(ls /sys/class/net); do for side in ingress egress; do echo $device $side; "
         "tc filter show dev $device $side; done; done; tc qdisc show | grep clsact; "
         "for version in -4 -6; do ip $version rule; ip $version route show table 2480; done; "
-        "cat /proc/sys/net/ipv4/tcp_tw_reuse /proc/sys/net/ipv4/conf/lo/accept_local; "
+        "cat /proc/sys/net/ipv4/tcp_tw_reuse /proc/sys/net/ipv4/tcp_early_demux; "
+        "ip link show type veth | grep spliceway; nft list ruleset; "
         f"ls {info.bpffs}; bpftool cgroup tree {info.cgroups.pods.parent}"
     )
     return testbed.node.run_on_node(["sh", "-c", script]).stdout.splitlines()
@@ -104,7 +105,7 @@ def test_all_of_it_goes_and_nothing_else(testbed: Testbed, how: str) -> None:
     said = json.loads(done.stdout)
     kinds = {item["kind"] for item in said["removed"]}
     filters = set() if how == "auto" else {"filter", "clsact"}
-    assert kinds == {"proxy", "link", "rule", "sysctl", "pins"} | filters
+    assert kinds == {"proxy", "link", "rule", "device", "netfilter", "sysctl", "pins"} | filters
     assert {item["kind"] for item in said["kept"]} == {"state"}
     assert traces(testbed) == before
     assert http_status(testbed, "frontend", "backend") == 200
@@ -198,7 +199,7 @@ def test_from_another_network_namespace(testbed: Testbed, how: str) -> None:
     assert {item["kind"] for item in json.loads(done.stdout)["removed"]} == {"link", "pins"}
     rest = json.loads(cleanup(testbed, "--yes", "-o", "json").stdout)["removed"]
     filters = set() if how == "auto" else {"filter", "clsact"}
-    assert {item["kind"] for item in rest} == {"rule", "sysctl"} | filters, rest
+    assert {item["kind"] for item in rest} == {"rule", "device", "netfilter", "sysctl"} | filters, rest
 
 
 def test_pins_that_go_are_told(testbed: Testbed) -> None:
@@ -267,7 +268,7 @@ def test_what_a_crash_left_is_taken_over_or_goes(testbed: Testbed) -> None:
     rules = node.run_on_node(["ip", "rule"]).stdout
     assert "\n7:\tfrom all fwmark 0x1000/0x1002 lookup 2480" in rules
     assert "\n8:\t" not in rules
-    assert node.run_on_node(["ip", "route", "show", "table", "2480"]).stdout.startswith("local default dev lo")
+    assert node.run_on_node(["ip", "route", "show", "table", "2480"]).stdout.startswith("local default dev spliceway1")
     assert "from_network" not in node.run_on_node(show).stdout
     second.apply()
     assert http_status(testbed, "frontend", "backend") == 200

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
+from spliceway.agent.hostaddresses import IPAddress, own_addresses, with_own
 from spliceway.agent.testbed.agentprocess import PROGRAMS
 from spliceway.agent.testbed.node import Node
 from spliceway.bpf import libbpf
@@ -23,6 +24,7 @@ from spliceway.bpf.types import DatapathSettings, Hook, KernelFlow, LocalEndpoin
 from spliceway.policy.compile import compile_table
 from spliceway.policy.documents import load_documents
 from spliceway.policy.model import Cluster, Pod
+from spliceway.policy.model import Node as NodeObject
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.parse import parse_document
 from spliceway.policy.table import PolicyTable
@@ -83,12 +85,14 @@ def cluster_of(*texts: str) -> Cluster:
     return Cluster().with_objects(objects)
 
 
-def node_cluster(node: Node) -> tuple[Cluster, list[LocalEndpoint]]:
-    """What the node's manifests say, and its local endpoints."""
+def node_cluster(node: Node, own: frozenset[IPAddress] = frozenset()) -> tuple[Cluster, list[LocalEndpoint]]:
+    """What the node's manifests say, its `own` addresses added as the agent does, and its local endpoints."""
     objects, endpoints = [], []
     for file in sorted(node.info.manifests.rglob("*.yaml")):
         for document in load_documents(file.read_text(), file.name):
             for item in parse_document(document):
+                if isinstance(item, NodeObject) and item.name == node.name:
+                    item = with_own(item, own)
                 objects.append(item)
                 notes = document.content["metadata"].get("annotations", {})
                 if isinstance(item, Pod) and "spliceway.io/interface" in notes:
@@ -111,7 +115,7 @@ class KernelNode:
             state_dir=info.state,
             pods_cgroup=info.cgroups.pods,
             proxy_cgroup=info.cgroups.proxy,
-            **{"uplinks": ("eth0",), "program_cache": PROGRAMS, **settings},
+            **{"uplinks": info.uplinks, "program_cache": PROGRAMS, **settings},
         )
         self.loop = NamespaceLoop(info.netns)
         self.flows: list[KernelFlow] = []
@@ -121,7 +125,7 @@ class KernelNode:
         self._revision = 0
         try:
             self.datapath = self.run(Datapath.open(self.settings, test_defines=test_defines))
-            self.cluster, self.endpoints = node_cluster(node)
+            self.cluster, self.endpoints = node_cluster(node, self.run(own_addresses()))
             self.run(self.datapath.set_endpoints(self.endpoints))
         except BaseException:
             self.loop.stop()

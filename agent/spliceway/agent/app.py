@@ -22,6 +22,7 @@ from spliceway.agent.config import Config, listen_address
 from spliceway.agent.control import ListeningPorts
 from spliceway.agent.debugapi import debug_routes
 from spliceway.agent.errors import OWN_ERRORS
+from spliceway.agent.hostaddresses import IPAddress, own_addresses, with_own
 from spliceway.agent.intent import Intent
 from spliceway.agent.inventory import Inventory, Refusal
 from spliceway.agent.listening import HttpServer, tcp_listener, unix_listener
@@ -41,6 +42,7 @@ from spliceway.agent.xdsevents import XdsEvents
 from spliceway.agent.xdsjson import clients_refused
 from spliceway.agent.xdsviews import XdsViews, xds_counts, xds_warnings
 from spliceway.bpf.types import DatapathSettings
+from spliceway.policy.model import Node
 from spliceway.policy.numbering import Numbering
 from spliceway.xds.debug import csds
 from spliceway.xds.debug.view import ServerView
@@ -89,6 +91,9 @@ class Agent:
         self._port_watch = PortWatch()
         self._numbering = Numbering()
         self._saved: object = None
+        self._node: Node | None = None  # as its object says,
+        self._whole: Node | None = None  # and with its further addresses
+        self._own: frozenset[IPAddress] = frozenset()
         self._leave_nothing = False
 
     def __repr__(self) -> str:
@@ -223,17 +228,38 @@ class Agent:
                     # A directory that is not mounted yet looks like this. Detaching all pods would cut them off.
                     log.warning("the source has no pods, but the kernel has: what is in force stays until it has some")
                     continue
+                if first:
+                    await self._look_at_own()
                 first = False
                 self._reconciler.submit(self._intent(seen))
 
     def _intent(self, seen: float) -> Intent:
-        changes = self._inventory.changes()
+        changes = dict(self._inventory.changes())
+        key = ("Node", self.config.node_name)
+        if key in changes:
+            node = changes[key]
+            self._node = node if isinstance(node, Node) else None
+        whole = with_own(self._node, self._own) if self._node else None
+        if whole is not None and (key in changes or whole != self._whole):
+            changes[key] = whole
+        self._whole = whole
         self._recorder.pods.update(changes.items())
         return Intent(changes, self._inventory.endpoints, self._inventory.held, seen)
+
+    async def _look_at_own(self) -> bool:
+        """Whether the node has other addresses than before that count as its own."""
+        try:
+            self._own = await own_addresses()
+        except OSError as error:
+            log.warning("the node's addresses could not be listed", error=str(error))
+        return bool(self._node and with_own(self._node, self._own) != self._whole)
 
     async def _watch_links(self) -> None:
         while True:
             await asyncio.sleep(LINK_INTERVAL)
+            if await self._look_at_own() and self._inventory.synced:
+                log.info("the node has other addresses in its pods' prefixes")
+                self._reconciler.submit(self._intent(time.monotonic()))
             try:
                 moved = await self._datapath.endpoints_moved()
             except OWN_ERRORS as error:

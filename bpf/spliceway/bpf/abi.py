@@ -11,7 +11,7 @@ import re
 from ctypes import c_int64, c_uint8, c_uint16, c_uint32, c_uint64
 from enum import IntEnum, IntFlag
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 REASON_SLOTS = 128
 VERDICTS = 4
 HOOKS = 5
@@ -56,6 +56,7 @@ class CtFlag(IntFlag):
     FIN_IN = 4
     RESET = 8
     REPLIED = 16
+    TRANSLATED = 32
 
 
 class Side(IntEnum):
@@ -130,6 +131,10 @@ class Config(ctypes.Structure):
         ("unread_connection", c_uint32),
         ("unread_endpoint", c_uint64),
         ("unread_node", c_uint64),
+        ("steering", c_uint32),
+        ("delivery", c_uint32),
+        ("proxy_mark", c_uint32),
+        ("pad", c_uint32),
     )
 
 
@@ -156,7 +161,8 @@ class Endpoint(ctypes.Structure):
         ("policy", c_uint32 * 2),
         ("enforce", c_uint8 * 2),
         ("unspliced", c_uint8),
-        ("pad", c_uint8 * 5),
+        ("pad", c_uint8),
+        ("bridge", c_uint32),
     )
 
 

@@ -16,7 +16,7 @@ import msgspec
 from pyroute2 import AsyncIPRoute
 
 from spliceway.bpf import abi, diag, leftovers, libbpf, node, record, upgrade, views
-from spliceway.bpf.attach import interface_index
+from spliceway.bpf.attach import bridge_of, interface_index
 from spliceway.bpf.endings import end_connections
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.events import EventStream
@@ -55,6 +55,7 @@ from spliceway.bpf.types import (
     SpliceClasses,
     SpliceCounters,
 )
+from spliceway.bpf.upkeep import Upkeep
 from spliceway.policy.lbmodel import Frontend, FrontendState
 from spliceway.policy.table import PolicyTable
 
@@ -82,6 +83,7 @@ class Datapath:
         self._splices = SpliceControl(settings, maps)
         self._hooks = Hooks(settings, maps.root)
         self._watch = HookWatch(self._hooks)
+        self._upkeep = Upkeep(settings, self._hooks, self._splices.set_steering)
         self._pins: frozenset[str] = frozenset()
         self._proxy_map = libbpf.info_of(maps.root / "maps" / "proxy_socks").id
 
@@ -104,20 +106,22 @@ class Datapath:
             await install(root, names, wanted, settings.program_cache)
         upgrade.record_layouts(root, shapes)
         self = cls(settings, Maps(root), program_names(names), taken_over=known)
-        self._splices.write()
-        attach_links(settings, self._maps, self._drain.others)
+        record.set_netns(settings.bpffs)
         self._hooks.adopt(self._drain.others)
+        await self._upkeep.begin()
+        attach_links(settings, self._maps, self._drain.others)
         self.services = SocketLb(settings, root)
         self._pins = pins(root)
         record.set_live(settings.bpffs, root)
-        record.set_netns(settings.bpffs)
         async with AsyncIPRoute() as ipr:
             await node.set_up(ipr, settings)
+            await self._upkeep.mend()
             await self._hooks.put_uplinks(ipr)
         self._events.start()
         self._sweeper.start()
         self._drain.start()
         self._watch.start()
+        self._upkeep.start()
         if known:  # the agent before this one may have ended between a change and its sweep
             self._sweeper.ask()
         return self
@@ -159,7 +163,7 @@ class Datapath:
             if sum(address.version == version for address in endpoint.addresses) > 1:
                 raise DatapathError(f"more than one IPv{version} address")
         index = await interface_index(ipr, endpoint.interface)
-        attached = Attached(endpoint, index, cookie_of(endpoint.netns))
+        attached = Attached(endpoint, index, cookie_of(endpoint.netns), await bridge_of(ipr, index))
         key = index.to_bytes(4, "little")
         old = self._maps.endpoints.lookup(key)
         live = unpack_endpoint(old, self._table.generation & 1) if old else b""
@@ -359,7 +363,8 @@ class Datapath:
             problems=(
                 *missing_pins(root, self._pins),
                 *self._watch.problems,
-                *node.problems(self._settings),
+                *node.problems(),
+                *self._upkeep.problems,
                 *self.services.problems,
             ),
             hooks=self._watch.status,
@@ -373,6 +378,7 @@ class Datapath:
         self._events.stop()
         await self._sweeper.stop()
         await self._drain.stop()
+        await self._upkeep.stop()
         self.services.close()
         self._maps.close()
 

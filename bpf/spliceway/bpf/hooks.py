@@ -25,7 +25,7 @@ from spliceway.bpf.hookorder import CLSACT, TCX, Place, Seen
 from spliceway.bpf.types import DatapathSettings
 
 _UPLINK = "from_network"
-_PROGRAMS = ("from_pod", "to_pod", _UPLINK)
+_PROGRAMS = ("from_pod", "to_pod", _UPLINK, "steered")
 T = TypeVar("T")
 
 

@@ -16,7 +16,7 @@ import msgspec
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from spliceway.bpf import node, record, tcx
+from spliceway.bpf import netfilter, node, record, steering, tcx
 from spliceway.bpf.attach import EGRESS, INGRESS, detach_tc, is_ours
 from spliceway.bpf.errors import DatapathError, KernelRefusedError
 from spliceway.bpf.filters import GONE, filters
@@ -24,9 +24,14 @@ from spliceway.bpf.netns import current_cookie
 from spliceway.bpf.record import PolicyRule
 from spliceway.bpf.types import DatapathSettings
 
+_TABLE = "nftables: table inet spliceway"
+
 
 class Leftover(msgspec.Struct, frozen=True):
-    """One thing of ours. `kind`: link, filter, clsact, rule, sysctl, pins; `what` tells which, for people."""
+    """One thing of ours. `kind`: link, filter, clsact, rule, device, netfilter, sysctl, pins.
+
+    `what` tells which, for people.
+    """
 
     kind: str
     what: str
@@ -96,6 +101,11 @@ async def find(settings: DatapathSettings) -> list[Leftover]:
         known = dict.fromkeys((*record.rules(bpffs), *record.rules_of(settings)))
         there = await node.rules(ipr)
         found += [Leftover("rule", str(rule), rule=rule) for rule in known if rule in there]
+        if steering.SENDING in devices.values():
+            found.append(Leftover("device", f"{steering.SENDING}, {steering.RECEIVING}"))
+    found += [Leftover("netfilter", str(rule)) for rule in await netfilter.find()]
+    if await netfilter.has_table():
+        found.append(Leftover("netfilter", _TABLE))
     found += [Leftover("sysctl", text) for text in node.changed_sysctls(settings.state_dir)]
     found += [Leftover("pins", str(root), path=root) for root in roots]
     return found
@@ -114,6 +124,8 @@ async def take_out(found: list[Leftover], settings: DatapathSettings) -> list[Le
             "filter": lambda one: _remove_filter(ipr, one),
             "clsact": lambda one: _remove_clsact(ipr, one, settings.bpffs),
             "rule": lambda one: _remove_rule(ipr, one, settings.bpffs),
+            "device": lambda _: steering.remove(ipr),
+            "netfilter": _remove_netfilter,
             "pins": _remove_pins,
         }
         for one in found:
@@ -155,6 +167,13 @@ async def _remove_rule(ipr: AsyncIPRoute, one: Leftover, bpffs: Path) -> bool:
     await node.remove_rule(ipr, one.rule)
     record.drop_rule(bpffs, one.rule)
     return True
+
+
+async def _remove_netfilter(one: Leftover) -> bool:
+    if one.what == _TABLE:
+        return await netfilter.remove_table()
+    rules = [rule for rule in await netfilter.find() if str(rule) == one.what]
+    return all([await netfilter.remove(rule) for rule in rules]) and bool(rules)
 
 
 async def _remove_pins(one: Leftover) -> bool:

@@ -1,7 +1,7 @@
 """What the datapath needs of the node besides programs: the policy route that delivers steered packets, and sysctls.
 
-It is set when the datapath opens, checked by `problems()`, and taken back by `leftovers.take_out` with the values that
-were there before.
+The devices that the route leads to are in `steering`, the rules of netfilter in `netfilter`. It is set when the
+datapath opens, checked by `problems()`, and taken back by `leftovers.take_out` with the values that were there before.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from pyroute2.netlink.exceptions import NetlinkError
 from spliceway.bpf import record
 from spliceway.bpf.errors import KernelRefusedError
 from spliceway.bpf.record import PolicyRule
+from spliceway.bpf.steering import RECEIVING
 from spliceway.bpf.types import DatapathSettings
 
 _SYS = Path("/proc/sys/net")
 
 #: Proxies connect from clients' addresses with fresh ports: reuse those in TIME_WAIT. The port range stays as it is: a
 #: port is taken for a pair of ends only, and a wider range would reach into NodePorts.
-#: Answers of the node's own servers to the proxy's connections in pods' names come in by the loopback device, from the
-#: node's addresses.
-_WANTED = {"ipv4/tcp_tw_reuse": "1", "ipv4/conf/lo/accept_local": "1"}
+#: A packet that early demultiplexing gave a socket of the proxy's is not forwarded any more (ip_forward and ip6_forward
+#: drop it): what is on its way to be steered behind netfilter's translation must not get one. It counts for IPv6, too.
+_WANTED = {"ipv4/tcp_tw_reuse": "1", "ipv4/tcp_early_demux": "0"}
 _FORWARDING = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
 
 
@@ -45,21 +46,27 @@ async def set_up(ipr: AsyncIPRoute, settings: DatapathSettings) -> None:
             record.drop_rule(settings.bpffs, rule)
     before = {name: was for name, value in _WANTED.items() if (was := _read(name)) != value}
     known = _remembered(settings.state_dir)
+    for name in known.keys() - _WANTED.keys():  # an earlier version needed it
+        if (_SYS / name).exists():
+            (_SYS / name).write_text(known[name])
     if before.keys() - known.keys():
         _memory(settings.state_dir).write_text(json.dumps({**before, **known}))
     for name in before:
         (_SYS / name).write_text(_WANTED[name])
 
 
-def problems(settings: DatapathSettings) -> list[str]:
+def problems() -> list[str]:
     """Sentences about settings of the node that keep traffic from flowing."""
-    found = [f"net/{name} is 0: pods can't reach each other" for name in _FORWARDING if _read(name) == "0"]
-    strict = _read("ipv4/conf/all/rp_filter") == "1"
-    if strict and _read("ipv4/conf/all/src_valid_mark") == "1":
-        found.append(
-            "net/ipv4/conf/all: rp_filter=1 with src_valid_mark=1 drops every steered packet; set src_valid_mark=0"
-        )
-    return found
+    return [f"net/{name} is 0: pods can't reach each other" for name in _FORWARDING if _read(name) == "0"]
+
+
+async def mend(ipr: AsyncIPRoute, settings: DatapathSettings) -> bool:
+    """Put back the rules and routes for steered packets. Returns whether a rule was missing."""
+    there, missing = await rules(ipr), False
+    for rule in record.rules_of(settings):
+        missing |= rule not in there
+        await _add_rule(ipr, rule)
+    return missing
 
 
 async def rules(ipr: AsyncIPRoute) -> set[PolicyRule]:
@@ -82,7 +89,7 @@ async def remove_rule(ipr: AsyncIPRoute, rule: PolicyRule, *, keep_route: bool =
         )
     ]  # fmt: skip
     if not keep_route:
-        steps.append(ipr.route("del", **await _route(ipr, rule)))
+        steps.append(ipr.route("del", **_route(rule)))
     for step in steps:
         try:
             await step
@@ -116,15 +123,14 @@ async def _add_rule(ipr: AsyncIPRoute, rule: PolicyRule) -> None:
     except NetlinkError as error:
         if error.code != errno.EEXIST:
             raise KernelRefusedError("add the policy rule for steered packets", error.code) from error
-    await ipr.route("replace", **await _route(ipr, rule))
+    # By the device that steered packets come in by, their sources pass a strict reverse path filter. IPv6 has none.
+    (device,) = await ipr.link_lookup(ifname=RECEIVING if rule.family == socket.AF_INET else "lo")
+    await ipr.route("replace", **_route(rule), oif=device)
 
 
-async def _route(ipr: AsyncIPRoute, rule: PolicyRule) -> dict[str, Any]:
+def _route(rule: PolicyRule) -> dict[str, Any]:
     anywhere = "0.0.0.0/0" if rule.family == socket.AF_INET else "::/0"
-    loopback = (await ipr.link_lookup(ifname="lo"))[0]
-    return {
-        "family": rule.family, "dst": anywhere, "oif": loopback, "table": rule.table, "type": "local", "scope": 254,
-    }  # fmt: skip
+    return {"family": rule.family, "dst": anywhere, "table": rule.table, "type": "local", "scope": 254}
 
 
 def _read(name: str) -> str:

@@ -35,11 +35,12 @@ Edits = dict[bytes, bytes | None]
 
 
 class Attached(NamedTuple):
-    """A local endpoint as the kernel knows it."""
+    """A local endpoint as the kernel knows it. `bridge`: index of the one that its veth is a port of, or 0."""
 
     endpoint: LocalEndpoint
     ifindex: int
     netns_cookie: int
+    bridge: int = 0
 
 
 class LogicalRows(NamedTuple):
@@ -223,7 +224,9 @@ def _mask(data: bytes, bits: int) -> bytes:
 
 def pack_endpoint(attached: Attached, slots: tuple[bytes, bytes]) -> bytes:
     """`struct endpoint`. Empty bytes in a slot mean «not ready»."""
-    value = abi.Endpoint(netns_cookie=attached.netns_cookie, unspliced=not attached.endpoint.splice)
+    value = abi.Endpoint(
+        netns_cookie=attached.netns_cookie, unspliced=not attached.endpoint.splice, bridge=attached.bridge
+    )
     for address in attached.endpoint.addresses:
         field = value.v4 if address.version == 4 else value.v6
         field.w[:] = list(pack_address(address))

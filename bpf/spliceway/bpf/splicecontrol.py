@@ -32,6 +32,7 @@ class SpliceControl:
         """Nothing is written yet."""
         self._settings, self._maps = settings, maps
         self._classes = settings.splice
+        self._steering = (0, 0)
         self._seen: dict[bytes, tuple[int, ...]] = {}
 
     def __repr__(self) -> str:
@@ -57,8 +58,16 @@ class SpliceControl:
             unread_connection=settings.splice_limits.connection,
             unread_endpoint=settings.splice_limits.endpoint,
             unread_node=settings.splice_limits.node,
+            steering=self._steering[0],
+            delivery=self._steering[1],
+            proxy_mark=settings.proxy_mark,
         )
         self._maps.config.update(ZERO, bytes(config))
+
+    def set_steering(self, devices: tuple[int, int]) -> None:
+        """By which device the programs send what is for the proxy, and by which it comes in."""
+        self._steering = devices
+        self.write()
 
     def set_classes(self, classes: SpliceClasses) -> None:
         """Which legs of new connections are spliced."""

@@ -42,7 +42,7 @@ def of_iptables(text: str) -> list[MarkUse]:
     for line in text.splitlines():
         if line.startswith("*"):
             table = line[1:].strip()
-        if not line.startswith("-A "):
+        if not line.startswith("-A ") or "--comment spliceway " in line:  # none, or ours (bpf.netfilter)
             continue
         rule = f"iptables -t {table} {line}"
         for no, value, mask in _IPT_MATCH.findall(line):

@@ -108,6 +108,6 @@ def judge_bridges(found: Sequence[str], *, on: bool) -> Check:
     if not found:
         return ok("bridges", "none")
     if on:
-        todo = "nothing where pods are routed; where their veths are ports of a bridge, a CNI without one is needed"
-        return info("bridges", f"{', '.join(found)}, with bridge-nf-call-iptables=1", todo)
-    return info("bridges", ", ".join(found), "pods whose veths are ports of a bridge need bridge-nf-call-iptables=1")
+        return ok("bridges", f"{', '.join(found)}, with bridge-nf-call-iptables=1")
+    todo = "net.bridge.bridge-nf-call-iptables=1 (and ip6tables) where kube-proxy translates Services for ports of it"
+    return info("bridges", ", ".join(found), todo)

@@ -12,8 +12,11 @@ import msgspec
 
 from spliceway.agent.nodecheck.model import Check, Target, fail, info, ok, skipped, warn
 from spliceway.agent.nodecheck.reading import Unreadable, names, sysctl
+from spliceway.bpf.steering import RECEIVING, SENDING
 from spliceway.bpf.types import DatapathSettings
 
+#: What is no device there, and ours, which have to take what comes from anywhere.
+_NO_DEVICES = ("all", "default", SENDING, RECEIVING)
 _CONF = "net/ipv4/conf"
 _FORWARDING = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
 #: RTN_LOCAL
@@ -65,29 +68,19 @@ def forwarding(_target: Target) -> Iterator[Check]:
 
 
 def rp_filter(_target: Target) -> Iterator[Check]:
-    """The reverse path filter, by interface."""
+    """The reverse path filter, by interface. Steered packets pass a strict one, too (see `bpf.steering`)."""
     devices = names(Path("/proc/sys") / _CONF)
-    yield from judge_rp_filter({name: _filters(name) for name in devices})
+    yield judge_rp_filter({name: _filter(name) for name in devices})
 
 
-def judge_rp_filter(devices: dict[str, tuple[int, int]]) -> Iterator[Check]:
-    """From device → (rp_filter, src_valid_mark); the kernel takes the greater of a device's and that of «all»."""
-    everywhere = devices.get("all", (0, 0))
-    strict: list[str] = []
-    dropping: list[str] = []
-    for name, (own, valid) in devices.items():
-        if name in ("all", "default") or max(own, everywhere[0]) != 1:
-            continue
-        (dropping if valid or everywhere[1] else strict).append(name)
-    if dropping:
-        todo = "sysctl -w net.ipv4.conf.all.src_valid_mark=0 (and of these devices), or rp_filter=2"
-        found = f"{_some(dropping)}: rp_filter=1 with src_valid_mark=1 drops every steered packet"
-        yield fail("rp-filter", found, todo)
-    if strict:
-        todo = "rp_filter=2 where routes are asymmetric (several uplinks); else nothing"
-        yield info("rp-filter", f"{_some(strict)}: rp_filter=1 (strict)", todo)
-    if not dropping and not strict:
-        yield ok("rp-filter", "nowhere strict")
+def judge_rp_filter(devices: dict[str, int]) -> Check:
+    """From device → rp_filter; the kernel takes the greater of a device's and that of «all»."""
+    everywhere = devices.get("all", 0)
+    strict = [name for name, own in devices.items() if name not in _NO_DEVICES and max(own, everywhere) == 1]
+    if not strict:
+        return ok("rp-filter", "nowhere strict")
+    todo = "rp_filter=2 where routes are asymmetric (several uplinks); else nothing"
+    return info("rp-filter", f"{_some(strict)}: rp_filter=1 (strict)", todo)
 
 
 def rules(target: Target) -> Iterator[Check]:
@@ -201,14 +194,11 @@ def _table(message: Any, attribute: str = "RTA_TABLE") -> int:
     return int(found if found is not None else message["table"])
 
 
-def _filters(device: str) -> tuple[int, int]:
-    values = []
-    for name in ("rp_filter", "src_valid_mark"):
-        try:
-            values.append(int(sysctl(f"{_CONF}/{device}/{name}")))
-        except Unreadable:  # the device has gone
-            values.append(0)
-    return values[0], values[1]
+def _filter(device: str) -> int:
+    try:
+        return int(sysctl(f"{_CONF}/{device}/rp_filter"))
+    except Unreadable:  # the device has gone
+        return 0
 
 
 def _some(devices: list[str]) -> str:

@@ -16,7 +16,6 @@ from spliceway.agent.cli.client import AgentClient
 from spliceway.agent.errors import ClientError
 from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.node import Node
-from spliceway.agent.testbed.wiring import UPLINK
 
 #: How long an agent may take until all is in force, in seconds: on a busy machine the self-test alone takes one minute.
 START_SECONDS = 120.0
@@ -32,7 +31,7 @@ def agent_config(node: Node, overrides: Mapping[str, Any] | None = None) -> dict
         "stateDir": str(info.state),
         "bpffs": str(info.bpffs),
         "cgroups": {"pods": str(info.cgroups.pods), "proxy": str(info.cgroups.proxy)},
-        "uplinks": [UPLINK],
+        "uplinks": list(node.info.uplinks),
         "source": {"directory": str(info.manifests)},
         "admin": {"socket": str(info.state / "agent.sock")},
         "proxy": {"kind": "embedded"},

@@ -19,6 +19,7 @@ from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.hints import hints
 from spliceway.agent.testbed.node import NodeInfo, Pod, find_pod
 from spliceway.agent.testbed.plan import make_plan
+from spliceway.agent.testbed.profiles import Chain, KubeProxy, Profile, ProfileName
 from spliceway.agent.testbed.testbed import Record, Testbed, load_record
 from spliceway.policy.documents import load_documents
 from spliceway.policy.errors import PolicyError
@@ -72,6 +73,16 @@ def up(
         typer.Option(help="The nodes' proxy, embedded unless FILE of --config says."),
     ] = None,
     agent: Annotated[bool, typer.Option("--agent/--no-agent", help="Whether to run the agent on the nodes.")] = True,
+    profile: Annotated[ProfileName, typer.Option(help="What the nodes are built like.")] = "l3",
+    kube_proxy: Annotated[
+        KubeProxy, typer.Option(help="Whose rules translate the manifests' Services on the nodes.")
+    ] = "none",
+    drop: Annotated[
+        list[Chain] | None, typer.Option(help="A chain of the nodes whose policy is DROP; can be repeated.")
+    ] = None,
+    br_netfilter: Annotated[
+        bool, typer.Option("--br-netfilter/--no-br-netfilter", help="Whether bridges hand frames to iptables.")
+    ] = True,
 ) -> None:
     """Build virtual nodes from Namespace and Pod manifests and leave them running.
 
@@ -81,7 +92,8 @@ def up(
     if proxy is not None:
         overrides = merged(overrides, {"proxy": {"kind": proxy}})
     plan = make_plan(manifests.load(files))
-    testbed = Testbed.up(files, policies=policies or ())
+    built = Profile(profile, kube_proxy, tuple(drop or ()), br_netfilter)
+    testbed = Testbed.up(files, policies=policies or (), profile=built)
     refused: dict[str, None] = {}  # in order, each once: all nodes read the same policies
     try:
         for node in testbed.nodes if agent else ():

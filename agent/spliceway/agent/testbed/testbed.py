@@ -11,12 +11,14 @@ from typing import Any
 
 import msgspec
 
-from spliceway.agent.testbed import cgroups, manifests, netns, resolve, runs, wiring
+from spliceway.agent.testbed import build, cgroups, manifests, netns, resolve, runs, wiring
 from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.manifests import Object
 from spliceway.agent.testbed.node import Cgroups, Node, NodeInfo, Pod, find_pod
 from spliceway.agent.testbed.plan import NodePlan, Plan, PodPlan, make_plan, plan_pod
+from spliceway.agent.testbed.profiles import Profile, check
 from spliceway.agent.testbed.rights import missing_rights
+from spliceway.agent.testbed.services import Service, ports_on, services_of
 from spliceway.agent.testbed.syscalls import mount
 
 
@@ -33,8 +35,9 @@ class Testbed:
 
     __test__ = False  # pytest: not a test class
 
-    def __init__(self, run: runs.Run, plan: Plan) -> None:
+    def __init__(self, run: runs.Run, plan: Plan, profile: Profile) -> None:
         self.run_id = run.id
+        self.profile = profile
         self.nodes: list[Node] = []
         self.hosts: dict[str, Pod] = {}
         self._run = run
@@ -47,19 +50,29 @@ class Testbed:
         return f"<Testbed {self.run_id} nodes={[node.name for node in self.nodes]} hosts={sorted(self.hosts)}>"
 
     @classmethod
-    def up(cls, sources: Iterable[Path | Object], *, policies: Iterable[Path] = (), keep: bool = False) -> Testbed:
+    def up(
+        cls,
+        sources: Iterable[Path | Object],
+        *,
+        policies: Iterable[Path] = (),
+        keep: bool = False,
+        profile: Profile | None = None,
+    ) -> Testbed:
         """Build a testbed from manifests: YAML files, directories of them, or ready documents.
 
         `policies` are YAML files or directories that the agents will read; they are copied. `keep`: leave it up when
-        this process ends. What dead runs left is swept first. Returns when every container's ports are listened on.
+        this process ends; `profile`: how its nodes are built. What dead runs left is swept first. Returns when every
+        container's ports are listened on.
         Raises TestbedError, and then nothing is left behind.
         """
+        profile = profile or Profile()
+        check(profile)
         plan = make_plan(manifests.load(sources))
         files = _policy_files(policies)
         if missing := missing_rights():
             raise TestbedError(f"virtual nodes can't be built here: {missing}")
         runs.sweep()
-        testbed = cls(runs.begin(), plan)
+        testbed = cls(runs.begin(), plan, profile)
         try:
             testbed._build(plan, files)
         except BaseException:
@@ -111,10 +124,20 @@ class Testbed:
         wiring.delete_pod(pod.interface, node.info.netns)
         netns.delete(pod.netns)
         plan = self._pod_plans.pop(pod.key)
+        build.forget_pod(
+            self.profile, plan, node.info.netns, [one.interface for one in node.pods.values() if one is not pod]
+        )
         for each in self.nodes:
             _pod_file(each, plan).unlink()
         del node.pods[pod.key]
         self._save()
+
+    def set_services(self, services: Iterable[Service]) -> None:
+        """Have these Services, and no others, translated by every node's kube-proxy rules. Raises TestbedError."""
+        found = tuple(services)
+        pods = [self._pod_plans[key] for node in self.nodes for key in node.pods]
+        for node in self.nodes:
+            build.translate(self.profile, node.info.netns, ports_on(node.name, found, pods))
 
     def set_labels(self, name: str, labels: Mapping[str, str]) -> None:
         """Give a pod other labels, in its manifest on every node. Raises TestbedError."""
@@ -174,7 +197,7 @@ class Testbed:
             self.nodes.append(self._create_node(node, fabric))
         for node in plan.nodes:
             others = [other for other in plan.nodes if other is not node]
-            wiring.route_to_nodes(self._run.netns(node.name), others)
+            build.join_nodes(self.profile, self._run.netns(node.name), others)
         for namespace in plan.namespaces:
             self._write(f"namespace-{namespace['metadata']['name']}", resolve.namespace(namespace))
         for node in plan.nodes:
@@ -182,6 +205,8 @@ class Testbed:
         for host in plan.hosts:
             self.hosts[host.key] = self._create_host(host, plan.nodes, fabric)
         pods = [(pod, self._create_pod(pod)) for pod in plan.pods]
+        if self.profile.kube_proxy != "none":
+            self.set_services(services_of(plan))
         for each in self.nodes:
             for manifest in plan.policies:
                 each.write_policy(
@@ -201,6 +226,7 @@ class Testbed:
             netns=self._run.netns(plan.name),
             cgroups=Cgroups(agent=root / "agent", proxy=root / "proxy", pods=root / "pods"),
             directory=self.directory / plan.name,
+            uplinks=self.profile.uplinks,
         )
         for directory in (info.bpffs, info.manifests / "pods", info.policies, info.state, info.logs):
             directory.mkdir(parents=True)
@@ -213,7 +239,7 @@ class Testbed:
                 f"{info.bpffs}: can't mount a BPF file system: {error.strerror}; "
                 "the kernel needs CONFIG_BPF_SYSCALL and the user CAP_SYS_ADMIN"
             ) from error
-        wiring.create_node(info.netns, plan, fabric)
+        build.create_node(self.profile, info.netns, plan, fabric)
         return Node(info, {})
 
     def _create_host(self, plan: PodPlan, nodes: Sequence[NodePlan], fabric: Path) -> Pod:
@@ -228,8 +254,10 @@ class Testbed:
     def _create_pod(self, plan: PodPlan) -> Pod:
         node = self._node(plan.node)
         cgroup = node.info.cgroups.pods / plan.slug
-        pod = self._pod(plan, interface=wiring.interface_name(plan), cgroup=cgroup, logs=node.info.logs)
-        wiring.create_pod(pod.netns, plan, node.info.netns)
+        pod = self._pod(plan, interface=self.profile.interface_name(plan), cgroup=cgroup, logs=node.info.logs)
+        others = [one.interface for one in node.pods.values()]
+        home = self._plans[plan.node]
+        build.create_pod(self.profile, pod.netns, plan, home, node.info.netns, pod.interface, others)
         node.pods[pod.key] = pod
         self._write_pod(plan, pod)
         return pod

@@ -5,7 +5,7 @@
 #pragma once
 
 #ifndef ABI_VERSION	// tests of an upgrade compile another
-#define ABI_VERSION 3
+#define ABI_VERSION 4
 #endif
 
 enum hook { HOOK_FROM_POD, HOOK_TO_POD, HOOK_FROM_NETWORK, HOOK_SK_MSG, HOOK_SK_LOOKUP, HOOKS };
@@ -68,12 +68,18 @@ struct config {
 	u32 unread_connection;	// bytes that may be spliced and unread: in one direction of a connection,
 	u64 unread_endpoint;	// for all connections of an endpoint,
 	u64 unread_node;	// and of the node
+	u32 steering;		// ifindex of the sending end of the pair that leads to the proxy (handover.h)
+	u32 delivery;		// and of the receiving one
+	u32 proxy_mark;		// of what the proxy's sockets send, under mark_mask
+	u32 pad;
 };
 
 #define IDENTITY_HOST 1u
 // The host with further labels (addresses that a policy tells apart): the host all the same.
 #define FIRST_HOST_VARIANT 64u
 #define LAST_HOST_VARIANT 127u
+#define IDENTITY_WORLD_IPV4 9u
+#define IDENTITY_WORLD_IPV6 10u
 
 struct ipcache_key {
 	u32 prefixlen;
@@ -103,7 +109,8 @@ struct endpoint {
 	u32 policy[2];
 	u8 enforce[2];		// ENFORCE_*
 	u8 unspliced;		// 1: its sockets are never spliced
-	u8 pad[5];
+	u8 pad;
+	u32 bridge;		// ifindex of the bridge that the veth is a port of, or 0
 };
 
 // Ports of servers whose connections are not spliced: of one endpoint, or of all (ifindex 0).
@@ -178,6 +185,7 @@ struct ct_key {
 #define CT_FIN_IN 4u
 #define CT_RESET 8u
 #define CT_REPLIED 16u
+#define CT_TRANSLATED 32u	// LEG_UPSTREAM: the proxy dialled other ends; answers must be translated back before they are steered
 
 struct ct_value {
 	u64 seen;		// CLOCK_MONOTONIC, ns

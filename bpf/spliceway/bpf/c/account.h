@@ -42,6 +42,7 @@ struct flow {
 	u8 reply;
 	u8 revoked;
 	u8 audited;		// a known connection whose verdict has just become an audit
+	u8 not_host;		// whatever its address says, its client is not the node itself
 };
 
 static __always_inline void report(u32 hook, const struct flow *f, const struct decision *d)

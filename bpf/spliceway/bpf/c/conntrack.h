@@ -76,6 +76,8 @@ static __always_inline void decide_ends(const struct ct_key *k, const struct end
 		find_party(&k->local, slot, &local);
 	}
 	find_party(&k->remote, slot, &remote);
+	if (f->not_host)
+		masqueraded(local_is_client ? &k->local : &k->remote, local_is_client ? &local : &remote);
 	if (local_is_client)
 		decide(&local, &remote, k->protocol, port, slot, d);
 	else
@@ -140,6 +142,7 @@ static __always_inline void ct_revalidate(const struct ct_key *k, const struct e
 
 	if (judged >> 2 != generation) {
 		u32 client = e->flags & CT_CLIENT;
+		f->not_host |= e->leg != LEG_DIRECT;
 		decide_ends(k, ep, client, policy_port(k, client), generation & 1, f, d);
 		keep_leg(e->leg, e->rule_set, d);
 		f->revoked = was != DENY && d->verdict == DENY;

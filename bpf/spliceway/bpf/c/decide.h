@@ -16,6 +16,14 @@ static __always_inline int is_host(u32 identity)
 	return identity == IDENTITY_HOST || (identity >= FIRST_HOST_VARIANT && identity <= LAST_HOST_VARIANT);
 }
 
+// A client that has the node's own address and comes from elsewhere was masqueraded, and so was one that came to the proxy, where the node's own
+// connections never go. Who it is can't be known any more: so it is nobody that policies know, and not the node, which may do more.
+static __always_inline void masqueraded(const struct addr *a, struct party *client)
+{
+	if (is_host(client->identity))
+		client->identity = is_mapped(a) ? IDENTITY_WORLD_IPV4 : IDENTITY_WORLD_IPV6;
+}
+
 static __always_inline void endpoint_party(const struct endpoint *ep, u32 slot, struct party *p)
 {
 	p->netns_cookie = ep->netns_cookie;

@@ -13,6 +13,7 @@ static __always_inline int from_pod_new(struct __sk_buff *skb, struct work *w, c
 	if (w->p.protocol == PROTO_TCP && !is_new_syn(&w->p))
 		mark = proxy_has(skb, &w->p.outer, w->p.family, &state);
 	u32 client = mark != PROXY_CONNECTED;
+	w->f.not_host = !client;
 	u16 port = w->p.icmp ? htons(w->p.icmp) : policy_port(&w->key, client);
 	u32 middle = !mark && w->p.protocol == PROTO_TCP && !is_new_syn(&w->p);
 	decide_new(&w->key, ep, client, port, slot, middle, &w->f, &w->d);
@@ -31,14 +32,14 @@ static __always_inline int from_pod_new(struct __sk_buff *skb, struct work *w, c
 		report(HOOK_FROM_POD, &w->f, &w->d);
 		return pass(HOOK_FROM_POD, w, w->d.reason);
 	}
-	int reason = steer(skb, &w->p, cfg, w->d.rule_set, w->f.leg);
+	int reason = steer(skb, &w->p, w->d.rule_set, w->f.leg, 0);
 	if (reason)
 		return drop(HOOK_FROM_POD, w, reason);
 	if (is_new_syn(&w->p))
 		begin_splice(ep, skb->ifindex, w, w->f.leg, w->d.rule_set);
 	report(HOOK_FROM_POD, &w->f, &w->d);
 	count(HOOK_FROM_POD, REDIRECT, w->d.reason, w->f.length);
-	return PASS;
+	return hand_over(skb, HOOK_FROM_POD, w, cfg, w->d.rule_set, w->f.leg);
 }
 
 int from_pod(struct __sk_buff *skb)
@@ -56,7 +57,7 @@ int from_pod(struct __sk_buff *skb)
 	int reason = read_packet(skb, w);
 	w->f.src_identity = ep->identity[w->generation & 1];
 	if (!reason)
-		reason = source_reason(ep, &w->p);
+		reason = source_reason(ep, &w->p, w->generation & 1);
 	if (!reason)
 		reason = fragment_ports(w);
 	if (reason)
@@ -92,7 +93,9 @@ int from_pod(struct __sk_buff *skb)
 	ct_touch(e, &w->p, 1, w->f.length, w->now);
 	if (e->leg == LEG_DIRECT)
 		return pass(HOOK_FROM_POD, w, known_reason(HOOK_FROM_POD, w, ep->netns_cookie));
-	reason = steer(skb, &w->p, cfg, e->rule_set, e->leg);
+	if (e->flags & CT_TRANSLATED)	// to_pod of the client's device hands it over, with the ends that the proxy knows
+		return pass(HOOK_FROM_POD, w, REPLY);
+	reason = steer(skb, &w->p, e->rule_set, e->leg, 0);
 	if (reason)
 		return drop(HOOK_FROM_POD, w, reason);
 	if (syn)
@@ -100,5 +103,5 @@ int from_pod(struct __sk_buff *skb)
 	else if (w->p.payload)
 		may_leave_now(&w->key, ep->netns_cookie);
 	count(HOOK_FROM_POD, REDIRECT, known_reason(HOOK_FROM_POD, w, ep->netns_cookie), w->f.length);
-	return PASS;
+	return hand_over(skb, HOOK_FROM_POD, w, cfg, e->rule_set, e->leg);
 }

@@ -11,6 +11,7 @@ static __always_inline int may_go_on(const struct splice_key *k, u8 leg, u32 rul
 
 	find_party(&k->pod, slot, pod);
 	find_party(&k->peer, slot, peer);
+	masqueraded(leg == LEG_DOWNSTREAM ? &k->pod : &k->peer, leg == LEG_DOWNSTREAM ? pod : peer);
 	if (leg == LEG_DOWNSTREAM)
 		decide(pod, peer, PROTO_TCP, k->peer_port, slot, d);
 	else

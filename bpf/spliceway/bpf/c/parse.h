@@ -8,6 +8,8 @@ enum packet_kind {
 	KIND_NEIGHBOUR,		// ARP, neighbour discovery, multicast listener reports: the link's own business
 };
 
+#define NEIGHBOUR_ADVERTISEMENT 136
+
 struct tuple {
 	struct addr src;
 	struct addr dst;
@@ -17,7 +19,7 @@ struct tuple {
 
 struct packet {
 	struct tuple outer;
-	struct tuple inner;	// KIND_ICMP_ERROR only
+	struct tuple inner;	// KIND_ICMP_ERROR; `src` is the target of a neighbour advertisement
 	u32 seq;
 	u32 fragment_id;
 	u32 payload;		// bytes behind the TCP header
@@ -173,6 +175,8 @@ static __always_inline int parse_icmp(struct __sk_buff *skb, u32 offset, struct 
 			return MALFORMED;
 		p->kind = KIND_NEIGHBOUR;
 		p->neighbour_type = ic.type;
+		if (ic.type == NEIGHBOUR_ADVERTISEMENT && bpf_skb_load_bytes(skb, offset + sizeof(ic), &p->inner.src, sizeof(p->inner.src)))
+			return MALFORMED;
 		return 0;
 	}
 	if (ic.type == (p->family == 4 ? 8 : 128) || ic.type == (p->family == 4 ? 0 : 129)) {

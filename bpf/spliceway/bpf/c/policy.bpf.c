@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// L3/L4 policy and steering: from_pod, to_pod and from_network (TC), and the guard of the listeners (sk_lookup).
+// L3/L4 policy and steering: from_pod, to_pod, from_network and steered (TC), and the guard of the listeners (sk_lookup).
 #include "abi.h"
 #include "packet.h"
 #include "parse.h"
@@ -11,8 +11,10 @@
 #include "leave.h"
 #include "steer.h"
 #include "work.h"
+#include "handover.h"
 #include "begin.h"
 #include "upstream.h"
+#include "inbound.h"
 #include "from_pod.h"
 #include "to_pod.h"
 #include "from_network.h"

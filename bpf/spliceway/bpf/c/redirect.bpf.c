@@ -25,6 +25,8 @@
 
 #define TCP_ESTABLISHED 1
 #define TCP_ULP 31
+#define SOL_SOCKET 1
+#define SO_MARK 36
 
 // A proxy that waits for room is not told of less.
 #define LEAST_ROOM 65536
@@ -103,6 +105,10 @@ int sockops_proxy(struct bpf_sock_ops *s)
 	if (s->op == BPF_SOCK_OPS_TCP_LISTEN_CB || s->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
 		u32 mark = s->op == BPF_SOCK_OPS_TCP_LISTEN_CB ? s->local_port : PROXY_CONNECTED;
 		struct bpf_sock *sk = s->sk;
+		// What it accepts inherits the mark, by which rules of the node tell the proxy's packets (netfilter.py).
+		u32 packets = cfg->proxy_mark;
+		if (s->op == BPF_SOCK_OPS_TCP_LISTEN_CB && packets)
+			bpf_setsockopt(s, SOL_SOCKET, SO_MARK, &packets, sizeof(packets));
 		if (sk)
 			proxy_socks.sk_storage_get(sk, &mark, BPF_SK_STORAGE_GET_F_CREATE);
 		return 1;

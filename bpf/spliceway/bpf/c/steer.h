@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
-// Handing a packet to the proxy: an established socket of the proxy, or the listener of the rule set. No NAT: the packet keeps its
-// addresses, a policy route on the mark delivers it locally, and `bpf_sk_assign` names the socket (TPROXY without netfilter).
+// Which socket of the proxy a packet is for: an established one, or the listener of the rule set. No NAT: the packet keeps its addresses,
+// a policy route on the mark delivers it locally, and `bpf_sk_assign` names the socket (TPROXY without netfilter). handover.h has the way there.
 #pragma once
 
 #define STATE_SYN_SENT 2
@@ -117,9 +117,10 @@ static __always_inline int nobody_to_ask(struct __sk_buff *skb, const struct pac
 	return !there;
 }
 
-// Returns 0 when the packet is on its way to the proxy, else the reason to drop it.
-static __always_inline int steer(struct __sk_buff *skb, const struct packet *p, const struct config *cfg, u32 rule_set, u8 leg)
+// Returns 0 when the proxy has a socket for the packet, else the reason to drop it. `assign`: the packet gets that socket.
+static __always_inline int steer(struct __sk_buff *skb, const struct packet *p, u32 rule_set, u8 leg, u32 assign)
 {
+	long failed = 0;
 	struct bpf_sock *sk;
 
 	if (p->first_fragment || p->later_fragment)
@@ -132,7 +133,7 @@ static __always_inline int steer(struct __sk_buff *skb, const struct packet *p, 
 		u32 mark = time_wait || sk->state == STATE_LISTEN ? 0 : is_proxy_sock(sk);
 		int right_leg = mark && proxy_leg(mark) == leg, moved = right_leg && has_moved(mark, rule_set);
 		if (time_wait || (right_leg && !moved))
-			goto assign;
+			goto found;
 		bpf_sk_release(sk);
 		if (mark)
 			return moved ? RULE_SET_CHANGED : TUPLE_CONFLICT;
@@ -147,9 +148,9 @@ static __always_inline int steer(struct __sk_buff *skb, const struct packet *p, 
 		bpf_sk_release(sk);
 		return NO_LISTENER;
 	}
-assign:
-	skb->mark = (skb->mark & ~cfg->mark_mask) | cfg->mark;
-	long failed = bpf_sk_assign(skb, sk, 0);
+found:
+	if (assign)
+		failed = bpf_sk_assign(skb, sk, 0);
 	bpf_sk_release(sk);
 	return failed ? ASSIGN_FAILED : 0;
 }

@@ -8,12 +8,13 @@
 
 struct origin {
 	u32 from;
-	u32 mark;		// FROM_PROXY_SOCK only
+	u32 mark;		// FROM_PROXY_SOCK only, as is
+	struct tuple real;	// the ends of that socket, as its packets have them before netfilter gives them others
 };
 
 // Where does this packet come from? No pod, no other process of the node and no packet from outside can have a socket of the proxy's: the
 // mark sits in the socket, and only the sockops program of the proxy's cgroup sets it.
-static __always_inline void find_origin(struct __sk_buff *skb, struct origin *o)
+static __always_inline void find_origin(struct __sk_buff *skb, u8 family, struct origin *o)
 {
 	struct bpf_sock *sk = skb->sk;
 
@@ -24,6 +25,62 @@ static __always_inline void find_origin(struct __sk_buff *skb, struct origin *o)
 	if (sk)
 		o->mark = is_proxy_sock(sk);
 	o->from = o->mark ? FROM_PROXY_SOCK : FROM_NODE;
+	if (!sk || !o->mark)
+		return;
+	// All of it is read, and before it is asked for: the verifier knows constant offsets only, and the compiler likes to compute them.
+	volatile struct bpf_sock *v = sk;
+	u32 s4 = v->src_ip4, s0 = v->src_ip6[0], s1 = v->src_ip6[1], s2 = v->src_ip6[2], s3 = v->src_ip6[3];
+	u32 d4 = v->dst_ip4, d0 = v->dst_ip6[0], d1 = v->dst_ip6[1], d2 = v->dst_ip6[2], d3 = v->dst_ip6[3];
+	o->real.sport = htons(v->src_port);
+	o->real.dport = v->dst_port;
+	if (family == 4) {
+		mapped(&o->real.src, s4);
+		mapped(&o->real.dst, d4);
+	} else {
+		o->real.src = (struct addr){ { s0, s1, s2, s3 } };
+		o->real.dst = (struct addr){ { d0, d1, d2, d3 } };
+	}
+}
+
+// Did this packet leave a socket that the proxy accepted with another source than it has now? Then netfilter has translated it back: the client
+// dialled a Service, and its packets were steered behind the translation (inbound.h).
+static __always_inline int is_translated_back(const struct packet *p, const struct origin *o)
+{
+	const struct tuple *t = &p->outer;
+
+	return o->from == FROM_PROXY_SOCK && o->mark != PROXY_CONNECTED && p->protocol == PROTO_TCP && p->kind == KIND_FLOW &&
+	       same_addr(&o->real.dst, &t->dst) && o->real.dport == t->dport &&
+	       (!same_addr(&o->real.src, &t->src) || o->real.sport != t->sport);
+}
+
+static __always_inline int is_bare_reset(const struct packet *p)
+{
+	return (p->tcp_flags & TCP_RST) && !p->payload;
+}
+
+// Such a packet belongs to the connection between the real ends, which `inbound` has judged.
+static __always_inline int translated_back(struct work *w, const struct origin *o)
+{
+	w->key.local = o->real.dst;
+	w->key.remote = o->real.src;
+	w->key.local_port = o->real.dport;
+	w->key.remote_port = o->real.sport;
+	w->key.protocol = PROTO_TCP;
+	w->key.side = SIDE_NETWORK;
+	struct ct_value *e = conntrack.lookup(&w->key);
+	u32 ends = is_bare_reset(&w->p);
+
+	if (!e || e->leg != LEG_DOWNSTREAM)
+		return drop(HOOK_TO_POD, w, TUPLE_CONFLICT);
+	w->f.leg = LEG_DOWNSTREAM;
+	w->f.reply = 1;
+	ct_revalidate(&w->key, NULL, e, w->generation, &w->f, &w->d);
+	if (!ends && w->d.verdict == DENY)
+		return drop(HOOK_TO_POD, w, 0);
+	if (!ends && has_moved(o->mark, e->rule_set))
+		return drop(HOOK_TO_POD, w, RULE_SET_CHANGED);
+	ct_touch(e, &w->p, 0, w->f.length, w->now);
+	return pass(HOOK_TO_POD, w, FROM_PROXY);
 }
 
 // The kernel answers without the proxy's mark for a socket in TIME_WAIT, and for a listener that sends SYN cookies. Such an answer
@@ -33,11 +90,6 @@ static __always_inline int is_bare(const struct packet *p, const struct ct_value
 	if (p->protocol != PROTO_TCP || p->payload || !(p->tcp_flags & (TCP_RST | TCP_ACK)) || (p->tcp_flags & TCP_FIN))
 		return 0;
 	return !(p->tcp_flags & TCP_SYN) || (e->leg == LEG_DOWNSTREAM && (e->flags & CT_CLIENT));
-}
-
-static __always_inline int is_bare_reset(const struct packet *p)
-{
-	return (p->tcp_flags & TCP_RST) && !p->payload;
 }
 
 // Whether a packet of a known connection comes from where its leg's packets come from: 0, or the reason to drop it.
@@ -71,7 +123,46 @@ static __always_inline int is_proxied(struct __sk_buff *skb, const struct work *
 	return 0;
 }
 
-static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, const struct endpoint *ep, const struct origin *o)
+// Did this packet leave a socket by which the proxy dialled other ends than it has now (a Service)?
+static __always_inline int is_dialled_elsewhere(const struct packet *p, const struct origin *o)
+{
+	const struct tuple *t = &p->outer;
+
+	return o->mark == PROXY_CONNECTED && p->protocol == PROTO_TCP &&
+	       (!same_addr(&o->real.dst, &t->dst) || o->real.dport != t->dport || !same_addr(&o->real.src, &t->src) ||
+		o->real.sport != t->sport);
+}
+
+// Another endpoint on the same bridge: what it says of itself was checked at its own device.
+static __always_inline int is_neighbour_port(struct __sk_buff *skb, const struct endpoint *ep)
+{
+	u32 ifindex = skb->ingress_ifindex;
+	struct endpoint *other = ep->bridge ? endpoints.lookup(&ifindex) : NULL;
+
+	return other && other->bridge == ep->bridge;
+}
+
+// May the packets of an endpoint with this device come in here? By its own device, where their source was checked, or by the bridge that both are
+// ports of, when they were routed there.
+static __always_inline int came_from(struct __sk_buff *skb, const struct endpoint *ep, u32 remote_ifindex)
+{
+	if (remote_ifindex == skb->ingress_ifindex)
+		return 1;
+	struct endpoint *other = ep->bridge && ep->bridge == skb->ingress_ifindex ? endpoints.lookup(&remote_ifindex) : NULL;
+	return other && other->bridge == ep->bridge;
+}
+
+// What has to go to the proxy and comes from elsewhere has passed no hook with the ends that it has now: it is steered here, or dropped.
+static __always_inline int steer_here(struct __sk_buff *skb, struct work *w, const struct config *cfg, const struct origin *o)
+{
+	if (o->from != FROM_ELSEWHERE || w->p.protocol != PROTO_TCP)
+		return drop(HOOK_TO_POD, w, NOT_STEERED);
+	int action = inbound(skb, HOOK_TO_POD, w, cfg);
+	return action == PASS ? drop(HOOK_TO_POD, w, NOT_STEERED) : action;
+}
+
+static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, const struct config *cfg, const struct endpoint *ep,
+				      const struct origin *o)
 {
 	// A packet of a connection that the proxy accepted goes to its client; everything else goes to a server.
 	u32 client = o->from == FROM_PROXY_SOCK && o->mark != PROXY_CONNECTED;
@@ -94,20 +185,24 @@ static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, con
 		if (o->from == FROM_NODE && !is_host(w->f.src_identity))
 			return drop(HOOK_TO_POD, w, FOREIGN_SOURCE);
 		// A local pod's packet comes from its own veth, where its source was checked: not from a tunnel, say.
-		if (o->from == FROM_ELSEWHERE && w->f.remote_ifindex && w->f.remote_ifindex != skb->ingress_ifindex)
+		if (o->from == FROM_ELSEWHERE && w->f.remote_ifindex && !came_from(skb, ep, w->f.remote_ifindex))
 			return drop(HOOK_TO_POD, w, SPOOFED_SOURCE);
 		// Nobody was there to be asked, or the connection is older than the policy.
 		if (only_audited(&w->d))
 			pass_by(&w->d);
 		if (w->d.verdict == REDIRECT)
-			return drop(HOOK_TO_POD, w, NOT_STEERED);
+			return steer_here(skb, w, cfg, o);
 	}
 	if (w->d.verdict == DENY)
 		return drop(HOOK_TO_POD, w, 0);
 	if (!w->p.icmp || w->p.outer.sport)
 		ct_create(&w->key, &w->p, client, w->f.src_identity, w->generation, w->now, &w->f, &w->d);
 	if (o->from == FROM_PROXY_SOCK) {
-		if (is_new_syn(&w->p))
+		if (is_dialled_elsewhere(&w->p, o)) {
+			struct ct_value *e = conntrack.lookup(&w->key);
+			if (e)
+				e->flags |= CT_TRANSLATED;
+		} else if (is_new_syn(&w->p))
 			begin_splice(ep, skb->ifindex, w, LEG_UPSTREAM, w->d.rule_set);
 		return pass(HOOK_TO_POD, w, FROM_PROXY);
 	}
@@ -115,15 +210,16 @@ static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, con
 	return pass(HOOK_TO_POD, w, w->d.reason);
 }
 
-// May this be an answer of a server on the node to the proxy? A process of the node may be the node, and nobody outside.
-static __always_inline int from_host_server(const struct work *w, const struct origin *o, const struct ct_value *e)
+// May this be an answer to the proxy that no hook has seen before: of a server on the node (a process of the node may be the node, and nobody
+// outside), or of one outside, which came to the address that the proxy's connection was masqueraded with?
+static __always_inline int may_be_answer(const struct work *w, const struct origin *o, const struct ct_value *e)
 {
 	struct party server;
 
-	if (o->from != FROM_NODE || w->p.protocol != PROTO_TCP || (e && e->leg == LEG_DIRECT))
+	if (o->from == FROM_PROXY_SOCK || w->p.protocol != PROTO_TCP || (e && e->leg == LEG_DIRECT))
 		return 0;
 	find_party(&w->p.outer.src, w->generation & 1, &server);
-	return is_host(server.identity);
+	return o->from == FROM_NODE ? is_host(server.identity) : !server.ifindex;
 }
 
 int to_pod(struct __sk_buff *skb)
@@ -140,9 +236,11 @@ int to_pod(struct __sk_buff *skb)
 		return drop(HOOK_TO_POD, w, NO_ENDPOINT);
 	int reason = read_packet(skb, w);
 	struct origin o;
-	find_origin(skb, &o);
+	find_origin(skb, w->p.family, &o);
+	w->f.not_host = o.from != FROM_NODE;
 	if (!reason && w->p.kind == KIND_NEIGHBOUR)
-		return o.from == FROM_NODE ? pass(HOOK_TO_POD, w, CONTROL) : drop(HOOK_TO_POD, w, SPOOFED_SOURCE);
+		return o.from == FROM_NODE || is_neighbour_port(skb, ep) ? pass(HOOK_TO_POD, w, CONTROL)
+									 : drop(HOOK_TO_POD, w, SPOOFED_SOURCE);
 	if (!reason)
 		reason = fragment_ports(w);
 	if (!reason && !is_own(ep, &w->p.outer.dst))
@@ -155,15 +253,17 @@ int to_pod(struct __sk_buff *skb)
 		return related(skb, HOOK_TO_POD, w, cfg, ep, 0, SIDE_POD);
 	}
 
+	if (is_translated_back(&w->p, &o))
+		return translated_back(w, &o);
 	make_key(w, 0, SIDE_POD);
 	struct ct_value *e = conntrack.lookup(&w->key);
-	if (from_host_server(w, &o, e)) {
+	if (may_be_answer(w, &o, e)) {
 		u32 state, mark = proxy_has(skb, &w->p.outer, w->p.family, &state);
 		make_key(w, 1, SIDE_NETWORK);
 		struct ct_value *server = conntrack.lookup(&w->key);
 		enum answer kind = answer_kind(w, server, mark, state);
 		if (kind != NO_ANSWER)
-			return answer_from_node(skb, w, cfg, server, kind);
+			return hand_answer_over(skb, HOOK_TO_POD, w, cfg, server, kind);
 		make_key(w, 0, SIDE_POD);
 	}
 	u32 syn = is_new_syn(&w->p);
@@ -180,13 +280,13 @@ int to_pod(struct __sk_buff *skb)
 	}
 	if (fresh) {
 		reason = o.from == FROM_PROXY_SOCK ? 0 : is_proxied(skb, w, e);
-		return reason ? drop(HOOK_TO_POD, w, reason) : to_pod_new(skb, w, ep, &o);
+		return reason ? drop(HOOK_TO_POD, w, reason) : to_pod_new(skb, w, cfg, ep, &o);
 	}
 	reason = wrong_leg(&w->p, e, &o);
 	if (reason)
 		return drop(HOOK_TO_POD, w, reason);
 	// A local pod's packets come from its own veth, where their source was checked.
-	if (o.from == FROM_ELSEWHERE && e->peer_ifindex && e->peer_ifindex != skb->ingress_ifindex)
+	if (o.from == FROM_ELSEWHERE && e->peer_ifindex && !came_from(skb, ep, e->peer_ifindex))
 		return drop(HOOK_TO_POD, w, SPOOFED_SOURCE);
 	// The reset that tells a pod of the end of a proxied connection gets out, whatever the policy says by now.
 	u32 ends = e->leg != LEG_DIRECT && is_bare_reset(&w->p);
@@ -202,7 +302,7 @@ int to_pod(struct __sk_buff *skb)
 		note_hole(w, ep->netns_cookie);
 		return without_payload(skb, &w->p);
 	}
-	if (syn && e->leg == LEG_UPSTREAM)
+	if (syn && e->leg == LEG_UPSTREAM && !(e->flags & CT_TRANSLATED))
 		begin_splice(ep, skb->ifindex, w, e->leg, e->rule_set);
 	if (e->leg != LEG_DIRECT && !w->f.audited)
 		return pass(HOOK_TO_POD, w, FROM_PROXY);

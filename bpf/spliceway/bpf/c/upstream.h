@@ -3,8 +3,6 @@
 // them meet no hook, so the first answer makes the entry: SIDE_NETWORK, `local` is the server. What is not the proxy's goes on to the pod.
 #pragma once
 
-#define LOOPBACK_IFINDEX 1u
-
 enum answer { NO_ANSWER, ANSWER, FIRST_ANSWER, LATE_ANSWER };
 
 // Is this packet an answer to the proxy? The socket counts: an entry may outlive its connection, and then a SYN begins another one, which
@@ -48,33 +46,18 @@ static __always_inline int judge_answer(u32 hook, struct work *w, struct ct_valu
 	return 1;
 }
 
-// From a server outside, by an uplink.
-static __always_inline int answer_from_outside(struct __sk_buff *skb, struct work *w, const struct config *cfg, struct ct_value *e,
-					       enum answer kind)
-{
-	if (judge_answer(HOOK_FROM_NETWORK, w, e, kind))
-		return DROP;
-	int reason = steer(skb, &w->p, cfg, w->d.rule_set, LEG_UPSTREAM);
-	if (reason)
-		return drop(HOOK_FROM_NETWORK, w, reason);
-	count(HOOK_FROM_NETWORK, REDIRECT, REPLY, w->f.length);
-	return PASS;
-}
-
-// From a server on the node, on its way to the pod: it turns round to the loopback device, where the mark routes it to the proxy's socket.
-// A frame for another station would not be received there, so it gets that device's address.
-static __always_inline int answer_from_node(struct __sk_buff *skb, struct work *w, const struct config *cfg, struct ct_value *e,
+// To the proxy with it: from a server outside, by an uplink; from one on the node, or one outside whose answers netfilter has translated back
+// (masquerading), on its way to the pod.
+static __always_inline int hand_answer_over(struct __sk_buff *skb, u32 hook, struct work *w, const struct config *cfg, struct ct_value *e,
 					    enum answer kind)
 {
-	u8 loopback[6] = {};
-
-	if (judge_answer(HOOK_TO_POD, w, e, kind))
+	if (judge_answer(hook, w, e, kind))
 		return DROP;
-	if (bpf_skb_store_bytes(skb, 0, loopback, sizeof(loopback), 0))
-		return drop(HOOK_TO_POD, w, ASSIGN_FAILED);
-	skb->mark = (skb->mark & ~cfg->mark_mask) | cfg->mark;
-	count(HOOK_TO_POD, REDIRECT, REPLY, w->f.length);
-	return bpf_redirect(LOOPBACK_IFINDEX, BPF_F_INGRESS);
+	int reason = steer(skb, &w->p, w->d.rule_set, LEG_UPSTREAM, 0);
+	if (reason)
+		return drop(hook, w, reason);
+	count(hook, REDIRECT, REPLY, w->f.length);
+	return hand_over(skb, hook, w, cfg, w->d.rule_set, LEG_UPSTREAM);
 }
 
 // An error about a packet of the proxy's to a server outside that has not answered yet, or whose entry is gone.
@@ -90,6 +73,6 @@ static __always_inline int unanswered_error(struct __sk_buff *skb, struct work *
 	keep_leg(LEG_UPSTREAM, w->d.rule_set, &w->d);
 	if (w->d.verdict == DENY)
 		return drop(HOOK_FROM_NETWORK, w, 0);
-	skb->mark = (skb->mark & ~cfg->mark_mask) | cfg->mark;
-	return pass(HOOK_FROM_NETWORK, w, RELATED);
+	pass(HOOK_FROM_NETWORK, w, RELATED);
+	return hand_over(skb, HOOK_FROM_NETWORK, w, cfg, w->d.rule_set, LEG_UPSTREAM);
 }

@@ -17,7 +17,7 @@ struct work {
 };
 
 // One for each program and CPU: it would not fit the stack, and no program interrupts itself.
-BPF_TABLE("percpu_array", u32, struct work, works, HOOKS);
+BPF_TABLE("percpu_array", u32, struct work, works, HOOKS + 1);
 
 static __always_inline struct work *take_work(u32 hook)
 {
@@ -131,13 +131,30 @@ static __always_inline int fragment_ports(struct work *w)
 	return 0;
 }
 
+// Is this an address on the link of an endpoint's bridge: of another endpoint there, or of the node?
+static __always_inline int is_on_bridge(const struct endpoint *ep, const struct addr *a, u32 slot)
+{
+	struct party p;
+
+	if (!ep->bridge)
+		return 0;
+	find_party(a, slot, &p);
+	u32 ifindex = p.ifindex;
+	struct endpoint *other = ifindex ? endpoints.lookup(&ifindex) : NULL;
+	return is_host(p.identity) || (other && other->bridge == ep->bridge);
+}
+
 // The link's own business: ARP and neighbour discovery for the endpoint's own addresses, no router advertisements or redirects.
-static __always_inline int neighbour_reason(const struct endpoint *ep, const struct packet *p)
+static __always_inline int neighbour_reason(const struct endpoint *ep, const struct packet *p, u32 slot)
 {
 	if (p->neighbour_type == 134 || p->neighbour_type == 137)
 		return SPOOFED_SOURCE;
+	// On a bridge others would believe it.
+	if (p->neighbour_type == NEIGHBOUR_ADVERTISEMENT && !is_own(ep, &p->inner.src) && !is_link_local(&p->inner.src))
+		return SPOOFED_SOURCE;
 	// It stays on its link: a router forwards these like any other packet, past the policy.
-	if (p->neighbour_type && !is_link_local(&p->outer.dst) && !is_link_multicast(&p->outer.dst))
+	if (p->neighbour_type && !is_link_local(&p->outer.dst) && !is_link_multicast(&p->outer.dst) &&
+	    !is_on_bridge(ep, &p->outer.dst, slot))
 		return MALFORMED;
 	if (is_own(ep, &p->outer.src) || (p->neighbour_type ? is_link_local(&p->outer.src) || is_unspecified(&p->outer.src)
 						       : p->outer.src.w[3] == 0))
@@ -145,30 +162,14 @@ static __always_inline int neighbour_reason(const struct endpoint *ep, const str
 	return SPOOFED_SOURCE;
 }
 
-static __always_inline int source_reason(const struct endpoint *ep, const struct packet *p)
+static __always_inline int source_reason(const struct endpoint *ep, const struct packet *p, u32 slot)
 {
 	if (p->kind == KIND_NEIGHBOUR)
-		return neighbour_reason(ep, p);
+		return neighbour_reason(ep, p, slot);
 	if (!is_own(ep, &p->outer.src))
 		return SPOOFED_SOURCE;
 	// An error that a pod sends is about a packet that it got, and goes to whoever sent that.
 	if (p->kind == KIND_ICMP_ERROR && (!is_own(ep, &p->inner.dst) || !same_addr(&p->inner.src, &p->outer.dst)))
 		return SPOOFED_SOURCE;
 	return 0;
-}
-
-// An ICMP error about a known connection follows it; a proxy's socket gets it by the mark.
-static __always_inline int related(struct __sk_buff *skb, u32 hook, struct work *w, const struct config *cfg,
-				   const struct endpoint *ep, u32 out, u8 side)
-{
-	make_quoted_key(w, out, side);
-	struct ct_value *e = conntrack.lookup(&w->key);
-	if (!e || ct_expired(e, w->key.protocol, w->now))
-		return drop(hook, w, UNTRACKED);
-	ct_revalidate(&w->key, ep, e, w->generation, &w->f, &w->d);
-	if (w->d.verdict == DENY)
-		return drop(hook, w, 0);
-	if (hook != HOOK_TO_POD && e->leg != LEG_DIRECT)
-		skb->mark = (skb->mark & ~cfg->mark_mask) | cfg->mark;
-	return pass(hook, w, RELATED);
 }

@@ -1,0 +1,75 @@
+"""What testbed nodes are built like: the CNI plugin's ways, kube-proxy, and policies of the node's own chains. Pure.
+
+Each profile has the parts of its model that other programs on the node meet: devices, routes, rules, marks, TC filters.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import msgspec
+
+from spliceway.agent.testbed.errors import TestbedError
+from spliceway.agent.testbed.linkparts import digest
+from spliceway.agent.testbed.plan import PodPlan
+
+ProfileName = Literal["l3", "bridge", "vxlan", "calico-like", "aws-like"]
+KubeProxy = Literal["none", "iptables", "nftables"]
+Chain = Literal["INPUT", "FORWARD", "OUTPUT"]
+IptablesKind = Literal["nft", "legacy"]
+
+#: Prefix of the names of pods' veths on the node, and how many hex digits follow.
+_NAMES: dict[ProfileName, tuple[str, int]] = {
+    "l3": ("lxc", 8),
+    "bridge": ("veth", 8),
+    "vxlan": ("veth", 8),
+    "calico-like": ("cali", 11),
+    "aws-like": ("eni", 11),
+}
+_UPLINKS: dict[ProfileName, tuple[str, ...]] = {
+    "vxlan": ("eth0", "flannel.1", "flannel-v6.1"),
+    "aws-like": ("eth0", "eth1"),
+}
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """How the nodes of a testbed are built.
+
+    `name`: l3 (routed, nothing else on the node), bridge (the bridge CNI plugin with flannel's rules), vxlan (bridge,
+    and flannel's VXLAN between nodes), calico-like, aws-like. `kube_proxy`: whose rules there are for Services.
+    `drop`: built-in chains of the filter table whose policy is DROP; what a node needs in order to be one is accepted.
+    `br_netfilter`: whether a bridge hands its frames to iptables; counts for bridge and vxlan. `iptables`: which
+    variant has the rules.
+    """
+
+    name: ProfileName = "l3"
+    kube_proxy: KubeProxy = "none"
+    drop: tuple[Chain, ...] = ()
+    br_netfilter: bool = True
+    iptables: IptablesKind = "nft"
+
+    @property
+    def bridged(self) -> bool:
+        """Whether pods' veths are ports of a bridge."""
+        return self.name in ("bridge", "vxlan")
+
+    @property
+    def uplinks(self) -> tuple[str, ...]:
+        """Interfaces by which packets come from outside and from other nodes."""
+        return _UPLINKS.get(self.name, ("eth0",))
+
+    def interface_name(self, pod: PodPlan) -> str:
+        """Name of the node's end of a pod's veth."""
+        prefix, digits = _NAMES[self.name]
+        return prefix + digest(pod.key)[:digits]
+
+
+def check(profile: Profile) -> None:
+    """Raises TestbedError for a value that no field may have."""
+    for field, kind in (("name", ProfileName), ("kube_proxy", KubeProxy), ("iptables", IptablesKind)):
+        if getattr(profile, field) not in get_args(kind):
+            given, known = getattr(profile, field), ", ".join(get_args(kind))
+            raise TestbedError(f"profile: {field}: {given!r} is none of {known}")
+    for chain in profile.drop:
+        if chain not in get_args(Chain):
+            raise TestbedError(f"profile: drop: {chain!r} is none of {', '.join(get_args(Chain))}")
