@@ -200,6 +200,25 @@ def attached(node: KernelNode) -> dict[str, int]:
     return found
 
 
+def test_another_version_takes_over_and_back(node: KernelNode, client: Remote, pods: list[Pod]) -> None:
+    """Its maps are shared, those in the sockets as well; links are taken over in place."""
+    node.run(node.datapath.set_services(services(WEB, pods)))
+    client.do(f"u = new(4, DGRAM); s, tcp = dial(6, '{WEB[6]}')")
+    before = (client.ask(f"ask_to(u, '{WEB[4]}')"), client.ask("tcp"))
+    known = rows(node)
+    for defines, version in (({"ABI_VERSION": "1003"}, "v1003"), ({}, pin_root(node.settings).name)):
+        node.run(node.datapath.close())
+        node.datapath = node.run(Datapath.open(node.settings, test_defines=defines))
+        node.run(node.datapath.set_endpoints(node.endpoints))
+        node.apply()
+        node.run(node.datapath._drain.look())
+        assert {path.parent.parent.name for path in node.settings.bpffs.glob("spliceway/v*/links/lb_*")} == {version}
+        assert attached(node) == dict.fromkeys(SOCKET_LB_LINKS, 1)
+        assert rows(node) == known
+        assert (client.ask(f"ask_to(u, '{WEB[4]}')"), client.ask("ask(s)")) == before
+        assert client.ask("list(s.getpeername()[:2])") == [WEB[6], 80]
+
+
 def test_cleanup_knows_it(node: KernelNode, pods: list[Pod]) -> None:
     node.run(node.datapath.set_services(services(WEB, pods)))
     found = node.run(leftovers.find(node.settings))

@@ -65,7 +65,8 @@ def take_off(root: Path) -> None:
     _detach(root)
     for directory, names in (("programs", SOCKET_LB_LINKS), ("maps", SERVICES_LAYOUT), ("layout", SERVICES_LAYOUT)):
         for name in names:
-            (root / directory / name).unlink(missing_ok=True)
+            if os.path.lexists(path := root / directory / name):
+                path.unlink()
 
 
 def _detach(root: Path) -> None:
