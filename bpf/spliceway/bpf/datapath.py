@@ -103,7 +103,7 @@ class Datapath:
         self = cls(settings, Maps(root), program_names(names), taken_over=known)
         self._splices.write()
         attach_links(settings, self._maps, self._drain.others)
-        self.services = SocketLb(settings, root)
+        self.services = await asyncio.to_thread(SocketLb, settings, root)
         self._pins = pins(root)
         record.set_live(settings.bpffs, root)
         record.set_netns(settings.bpffs)
@@ -374,7 +374,7 @@ class Datapath:
         self._events.stop()
         await self._sweeper.stop()
         await self._drain.stop()
-        self.services.close()
+        await self.services.close()
         self._maps.close()
 
     async def remove(self) -> None:
