@@ -17,7 +17,7 @@ from spliceway.agent.testbed.node import Pod
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf import creation, leftovers, libbpf, loaded
 from spliceway.bpf.datapath import Datapath
-from spliceway.bpf.errors import DatapathError, MapFullError
+from spliceway.bpf.errors import DatapathError, KernelRefusedError, MapFullError
 from spliceway.bpf.install import pin_root
 from spliceway.bpf.links import SOCKET_LB_LINKS
 from spliceway.bpf.maps import SERVICES_LAYOUT
@@ -172,6 +172,26 @@ def test_what_an_interrupted_change_left_is_settled(node: KernelNode, pods: list
         places.close()
 
 
+def test_a_change_that_the_kernel_refuses_half_way(node: KernelNode, client: Remote, pods: list[Pod]) -> None:
+    """Somebody has filled a map: every frontend keeps what it has, and the next try begins with what is there."""
+    node.run(node.datapath.set_services(services(WEB, pods[:1])))
+    known = rows(node)
+    backends = libbpf.BpfMap.open(pin_root(node.settings) / "maps" / "lb_backends", "lb_backends")
+    strays = [(0xFFFF).to_bytes(4, "little") + n.to_bytes(4, "little") for n in range(1, 4096 - len(known) - 2)]
+    try:
+        backends.update_many([(key, bytes(20)) for key in strays])
+        with pytest.raises(KernelRefusedError, match="to map lb_backends: Argument list too long"):
+            node.run(node.datapath.set_services(services(WEB, pods)))
+        assert {(row.address, len(row.backends)) for row in rows(node)} == {(row.address, 1) for row in known}
+        assert set(client.ask(f"many(10, 4, '{WEB[4]}')")) == {pods[0].name}
+        applied = node.run(node.datapath.set_services(services(WEB, pods)))
+        assert (applied.frontends, applied.backends_added) == (4, 8)
+        assert len(list(backends.keys())) == 12
+        assert set(client.ask(f"many(40, 4, '{WEB[4]}')")) == set(NAMES)
+    finally:
+        backends.close()
+
+
 def test_switched_off_and_on(node: KernelNode, client: Remote, pods: list[Pod]) -> None:
     node.run(node.datapath.set_services(services(WEB, pods)))
     client.do(f"s, name = dial(4, '{WEB[4]}')")
@@ -198,6 +218,25 @@ def attached(node: KernelNode) -> dict[str, int]:
         programs = loaded.of_cgroup(node.settings.pods_cgroup, kind, effective=False)
         found[name] = [loaded.name_of(number) for number in programs].count(name)
     return found
+
+
+def test_another_version_takes_over_and_back(node: KernelNode, client: Remote, pods: list[Pod]) -> None:
+    """Its maps are shared, those in the sockets as well; links are taken over in place."""
+    node.run(node.datapath.set_services(services(WEB, pods)))
+    client.do(f"u = new(4, DGRAM); s, tcp = dial(6, '{WEB[6]}')")
+    before = (client.ask(f"ask_to(u, '{WEB[4]}')"), client.ask("tcp"))
+    known = rows(node)
+    for defines, version in (({"ABI_VERSION": "1003"}, "v1003"), ({}, pin_root(node.settings).name)):
+        node.run(node.datapath.close())
+        node.datapath = node.run(Datapath.open(node.settings, test_defines=defines))
+        node.run(node.datapath.set_endpoints(node.endpoints))
+        node.apply()
+        node.run(node.datapath._drain.look())
+        assert {path.parent.parent.name for path in node.settings.bpffs.glob("spliceway/v*/links/lb_*")} == {version}
+        assert attached(node) == dict.fromkeys(SOCKET_LB_LINKS, 1)
+        assert rows(node) == known
+        assert (client.ask(f"ask_to(u, '{WEB[4]}')"), client.ask("ask(s)")) == before
+        assert client.ask("list(s.getpeername()[:2])") == [WEB[6], 80]
 
 
 def test_cleanup_knows_it(node: KernelNode, pods: list[Pod]) -> None:

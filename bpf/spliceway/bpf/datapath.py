@@ -110,7 +110,7 @@ class Datapath:
         self._hooks.adopt(self._drain.others)
         await self._upkeep.begin()
         attach_links(settings, self._maps, self._drain.others)
-        self.services = SocketLb(settings, root)
+        self.services = await asyncio.to_thread(SocketLb, settings, root)
         self._pins = pins(root)
         record.set_live(settings.bpffs, root)
         async with AsyncIPRoute() as ipr:
@@ -378,8 +378,12 @@ class Datapath:
         self._events.stop()
         await self._sweeper.stop()
         await self._drain.stop()
+<<<<<<< HEAD
         await self._upkeep.stop()
         self.services.close()
+=======
+        await self.services.close()
+>>>>>>> lb
         self._maps.close()
 
     async def remove(self) -> None:

@@ -65,7 +65,8 @@ def take_off(root: Path) -> None:
     _detach(root)
     for directory, names in (("programs", SOCKET_LB_LINKS), ("maps", SERVICES_LAYOUT), ("layout", SERVICES_LAYOUT)):
         for name in names:
-            (root / directory / name).unlink(missing_ok=True)
+            if os.path.lexists(path := root / directory / name):
+                path.unlink()
 
 
 def _detach(root: Path) -> None:
@@ -150,11 +151,12 @@ class SocketLb:
         """What is in the kernel, also what an earlier agent left there."""
         return self._maps.frontends if self._maps is not None else frozenset()
 
-    def close(self) -> None:
-        """Let go, and leave all in place."""
-        if self._maps is not None:
-            self._maps.close()
-            self._maps = None
+    async def close(self) -> None:
+        """Let go when a change that is under way has been made, and leave all in place."""
+        async with self._lock:
+            if self._maps is not None:
+                self._maps.close()
+                self._maps = None
 
     def _opened(self) -> ServiceMaps:
         if self._maps is None:
