@@ -378,12 +378,8 @@ class Datapath:
         self._events.stop()
         await self._sweeper.stop()
         await self._drain.stop()
-<<<<<<< HEAD
         await self._upkeep.stop()
-        self.services.close()
-=======
         await self.services.close()
->>>>>>> lb
         self._maps.close()
 
     async def remove(self) -> None:
