@@ -211,9 +211,9 @@ class DyingAgents:
         self._node = node
         settings = msgspec.json.encode(node.settings, enc_hook=str).decode()
         command = [sys.executable, "-m", "support.dyingagent", settings, str(node.stash)]
-        search = os.pathsep.join((str(_TESTS), *filter(None, [os.environ.get("PYTHONPATH")])))
+        sources = os.pathsep.join(filter(None, (str(_TESTS), os.environ.get("PYTHONPATH"))))
         self._process = node.node.spawn_on_node(
-            command, env={"PYTHONPATH": search}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, env={"PYTHONPATH": sources}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def open(self, *, kill: int) -> list[str]:

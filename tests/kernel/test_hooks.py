@@ -200,7 +200,15 @@ def test_somebody_who_comes_in_front_is_overtaken(testbed: Testbed, other: Forei
             assert f"{program} at {side} of {node.device} stood behind other_prog ({node.kind}, program id" in (
                 node.hooks.last
             )
-        assert (node.hooks.moved, node.hooks.behind, node.hook_problems()) == (2, 0, [])
+        for turn in range(2, ROUNDS + 1):
+            if how == "auto":
+                other.unlink()
+                other.link(node.device, "egress")
+            else:
+                other.filter(node.device, "egress", handle=turn)
+            node.look()
+            assert other.at(node.device, "egress")[0] == f"{node.kind} to_pod"
+        assert (node.hooks.moved, node.hooks.behind, node.hook_problems()) == (ROUNDS + 1, 0, [])
         assert stream.arrived() == arrived
         node.apply()  # nothing is denied any more: the packets were there all the time
         stream.flows()

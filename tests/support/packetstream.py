@@ -7,8 +7,10 @@ import time
 
 from spliceway.agent.testbed.testbed import Testbed
 
-#: Packets of a family in a second.
-RATE = 500
+#: Packets of a family in a second, at most: a gap of a millisecond shows.
+RATE = 2000
+#: So long nothing arrives when nothing gets through, in seconds.
+_QUIET = 0.4
 _PORT = 9099
 _SEND = """
 import socket, sys, time
@@ -76,10 +78,10 @@ class PacketStream:
             time.sleep(0.01)
 
     def stops(self, seconds: float = 10.0) -> tuple[int, int]:
-        """Wait until nothing arrives any more (for some hundred packets); returns what has."""
+        """Wait until nothing arrives any more (for hundreds of packets); returns what has."""
         deadline = time.monotonic() + seconds
         before, since = self.arrived(), time.monotonic()
-        while time.monotonic() - since < 200 / RATE:
+        while time.monotonic() - since < _QUIET:
             assert time.monotonic() < deadline, f"packets still arrive: {before}"
             time.sleep(0.02)
             if (now := self.arrived()) != before:
