@@ -111,7 +111,7 @@ def test_the_node_reaches_its_pods(site: Site, version: int) -> None:
     host = f"[{address}]" if version == 6 else str(address)
     what = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-m", "3", f"http://{host}/closed"]
     done = site.bed.node.run_on_node(what)
-    assert done.stdout == "200"
+    assert done.stdout == ("000" if "OUTPUT" in site.bed.profile.drop else "200"), "its own rules may forbid it"
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -124,8 +124,12 @@ def test_a_service_leads_to_the_proxy(site: Site, version: int) -> None:
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("backend", ["other", "far"])
-def test_the_proxy_dials_a_service(site: Site, backend: str, version: int) -> None:
+def test_the_proxy_dials_a_service(site: Site, backend: str, version: int, request: pytest.FixtureRequest) -> None:
     """An egress policy steers the Service's own address: what the proxy dials is translated then."""
+    if backend == "other" and site.bed.profile.bridged and not site.bed.profile.br_netfilter:
+        # Nor does it without an agent (test_testbed_profiles).
+        why = "without br_netfilter, answers go from port to port of the bridge, past the translation back"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=why))
     if site.bed.profile.kube_proxy == "none":
         pytest.skip("nobody translates Services in this profile")
     site.bed.set_services(services(backend))
