@@ -361,7 +361,7 @@ class Datapath:
             lost_events=views.lost_events(self._maps) + self._events.lost,
             draining=self._drain.left,
             problems=(
-                *missing_pins(self._maps.root, self._pins),
+                *missing_pins(self._maps.root, self.services.expected(self._pins)),
                 *node.problems(self._settings),
                 *self.services.problems,
             ),
