@@ -270,12 +270,20 @@ def test_it_makes_way_for_somebody_elses(node: KernelNode, client: Remote, pods:
         restart(node)
         assert not node.datapath.services.is_active
         assert attached(node) == dict.fromkeys(SOCKET_LB_LINKS, 0)
-        (problem,) = [each for each in node.datapath.status().problems if "socket load balancing" in each]
+        (problem,) = [each for each in node.loop.call(node.datapath.status).problems if "socket load balancing" in each]
         assert "cil_sock4_conn" in problem
         node.run(node.datapath.set_services(services(WEB, pods)))  # the maps are kept up
-    restart(node)
+    node.run(node.datapath.services.look())
     assert node.datapath.services.is_active
     assert client.ask(f"name_of(4, '{WEB[4]}')") in NAMES
+    node.datapath._pins |= {f"links/{name}" for name in SOCKET_LB_LINKS}  # as if they had been there from the start
+    with somebody_elses(node.settings.pods_cgroup.parent, SOCKET_LB_LINKS[name]):
+        node.run(node.datapath.set_services(services(WEB, pods[:1])))  # they have come meanwhile
+        assert attached(node) == dict.fromkeys(SOCKET_LB_LINKS, 0)
+        assert [each for each in node.loop.call(node.datapath.status).problems if "pins" in each] == []
+    node.run(node.datapath.set_services(services(WEB, pods)))
+    assert attached(node) == dict.fromkeys(SOCKET_LB_LINKS, 1)
+    assert node.loop.call(node.datapath.status).problems == ()
 
 
 def test_too_much_is_refused_whole(node: KernelNode, pods: list[Pod]) -> None:

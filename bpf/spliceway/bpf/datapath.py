@@ -361,7 +361,7 @@ class Datapath:
             lost_events=views.lost_events(self._maps) + self._events.lost,
             draining=self._drain.left,
             problems=(
-                *missing_pins(root, self._pins),
+                *missing_pins(root, self.services.expected(self._pins)),
                 *self._watch.problems,
                 *node.problems(),
                 *self._upkeep.problems,

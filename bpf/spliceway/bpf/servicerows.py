@@ -204,19 +204,16 @@ def read_back(frontends: Mapping[bytes, bytes], rows: Mapping[bytes, bytes], bac
         word = _WORD.unpack(value)[0]
         number, affinity = word & 0xFFFF_FFFF, word >> 32
         count, places = _places(number, rows)
-        numbers = [each for each in places if _PAIR.pack(number, each) in backends]
-        frontend = unpack_frontend(key)
+        there = {member: each for each in places if (member := _PAIR.pack(number, each)) in backends}
         found = BackendSet(
-            number,
-            affinity,
-            tuple(unpack_backend(backends[_PAIR.pack(number, each)]) for each in numbers),
-            tuple(numbers),
+            number, affinity, tuple(unpack_backend(backends[member]) for member in there), tuple(there.values())
         )
+        frontend = unpack_frontend(key)
         sets[frontend] = found
-        if len(numbers) != count:
+        if len(there) != count:
             damaged.append(frontend)
         named_rows |= found.row_keys()
-        named.update(key for key, _ in found.members())
+        named.update(there)
         highest = max(highest, number)
     for key in backends:
         highest = max(highest, *_PAIR.unpack(key))

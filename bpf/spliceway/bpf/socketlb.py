@@ -91,20 +91,17 @@ class SocketLb:
 
     def __init__(self, settings: DatapathSettings, root: Path) -> None:
         """Attach what is loaded below `root`, or take it off, as the settings want it. Raises DatapathError."""
+        self._settings, self._root = settings, root
         self._maps: ServiceMaps | None = None
         self._lock = asyncio.Lock()
-        self._unended = ""
+        self._unended, self._is_attached = "", False
         self._is_due = True  # an earlier agent may have ended between a change and what follows from it
         self.foreign: tuple[ForeignProgram, ...] = ()
         if not settings.socket_lb:
             take_off(root)
             return
         self._maps = ServiceMaps(root)
-        self.foreign = tuple(foreign_programs(settings.bpffs, settings.pods_cgroup))
-        if self.foreign:
-            _detach(root)
-        else:
-            _attach(root, settings.pods_cgroup)
+        self._look()
 
     def __repr__(self) -> str:
         return f"SocketLb(active={self.is_active}, {self._maps!r}, foreign={self.foreign})"
@@ -122,11 +119,24 @@ class SocketLb:
             others = ", ".join(map(str, self.foreign))
             found.append(
                 f"socket load balancing is off: others translate in the pods' cgroup or above it: {others}; "
-                "switch theirs off and start the agent again, or switch datapath.socketLb off"
+                "switch theirs off, or datapath.socketLb"
             )
         if self._unended:
             found.append(f"connected UDP sockets keep backends that have gone: {self._unended}")
         return tuple(found)
+
+    async def look(self) -> None:
+        """Make way for others that have come, and go on when they have gone; `apply` does so, too.
+
+        Raises KernelRefusedError.
+        """
+        async with self._lock:
+            if self._maps is not None:
+                await _to_the_end(self._look)
+
+    def expected(self, pins: frozenset[str]) -> frozenset[str]:
+        """What of these pins (`install.pins`) is there when all is well: no links where others work."""
+        return pins - {f"links/{name}" for name in SOCKET_LB_LINKS} if self.foreign else pins
 
     async def apply(self, changes: Mapping[Frontend, FrontendState | None], namespaces: Iterable[Path] = ()) -> Applied:
         """Make these frontends so, see `ServiceMaps.apply`; then end what is connected to UDP backends that have gone.
@@ -135,6 +145,7 @@ class SocketLb:
         """
         maps, pods = self._opened(), list(namespaces)
         async with self._lock:
+            await _to_the_end(self._look)
             was_due, self._is_due = self._is_due, True
             applied = await _to_the_end(lambda: maps.apply(changes))
             if (applied.udp_gone or was_due) and self.is_active:
@@ -157,6 +168,17 @@ class SocketLb:
             if self._maps is not None:
                 self._maps.close()
                 self._maps = None
+
+    def _look(self) -> None:
+        foreign = tuple(foreign_programs(self._settings.bpffs, self._settings.pods_cgroup))
+        if foreign != self.foreign:
+            _log.warning("socket load balancing: others in the pods' cgroup", programs=[str(each) for each in foreign])
+        self.foreign = foreign
+        if foreign:
+            _detach(self._root)
+        elif not self._is_attached:
+            _attach(self._root, self._settings.pods_cgroup)
+        self._is_attached = not foreign
 
     def _opened(self) -> ServiceMaps:
         if self._maps is None:
