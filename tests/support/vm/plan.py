@@ -38,7 +38,7 @@ RUN = (
     "integration/test_splice_rows_reading.py",
     "integration/test_splice_rows_maps.py",
     "integration/test_splice_ulp.py",
-    "kernel/test_tcx_hooks.py",
+    "kernel/test_hook_order.py",
     "kernel/test_parse.py",
     "kernel/test_halves.py",
     "integration/test_other_owners.py",

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// clsact ingress on the uplinks: connections from outside that need the proxy, and answers to those that the proxy has opened to there.
+// TC ingress on the uplinks: connections from outside that need the proxy, and answers to those that the proxy has opened to there.
 #pragma once
 
 // From outside to a local endpoint. What needs no proxy is left to `to_pod`.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// clsact ingress on the host side of an endpoint's veth: source check, the policy of both ends, steering.
+// TC ingress on the host side of an endpoint's veth: source check, the policy of both ends, steering.
 #pragma once
 
 // A connection that this hook has not seen, or not since its entry went.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// clsact egress on the host side of an endpoint's veth: the last line of defence.
+// TC egress on the host side of an endpoint's veth: the last line of defence.
 #pragma once
 
 #define FROM_ELSEWHERE 0	// forwarded: from another pod or from outside

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from pyroute2 import AsyncIPRoute
+from structlog.testing import capture_logs
 
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf import libbpf, loaded, tcx
@@ -250,6 +251,26 @@ def test_two_that_want_to_be_first_do_not_fight_for_ever(testbed: Testbed, other
             node.take_off("ingress")
         node.look()
         assert (node.hooks.behind, node.hook_problems()) == (0, [])
+
+
+@pytest.mark.parametrize("how", BOTH)
+def test_what_can_not_be_put_back_is_told_until_it_can(testbed: Testbed, other: Foreigner, how: str) -> None:
+    with HookedNode(testbed, how) as node:
+        pin = node.datapath._maps.root / "programs" / "to_pod"
+        aside = pin.with_name("aside")
+        node.take_off("egress")
+        pin.rename(aside)
+        with capture_logs() as logged:
+            node.look()
+            node.look()
+        assert node.hooks.missing == 1
+        (told,) = node.hook_problems()
+        assert f"to_pod at egress of {node.device} is not attached, its packets are not judged: open {pin}" in told
+        assert [each["problem"] for each in logged if each["log_level"] == "error"] == [told]
+        aside.rename(pin)
+        node.look()
+        assert (node.hooks.missing, node.hook_problems()) == (0, [])
+        assert other.at(node.device, "egress") == [f"{node.kind} to_pod"]
 
 
 @needs_tcx
