@@ -20,10 +20,10 @@ _STATION = "02:53:57:00:00:01"
 _SENDER = "02:53:57:00:00:00"
 #: No packet that was cut for another device may be too large for this one.
 _MTU = 65535
-#: The two ends tell nobody of themselves. Packets come in with any source, also the node's own: its route is looked up by
-#: the mark, and leads to this device. A device's value of rp_filter counts where it is greater than that for all, and 2
-#: lets pass what has any route: but on a device without an address nothing that has none by that device
-#: (__fib_validate_source). The node's own addresses have theirs before all rules.
+#: The two ends tell nobody of themselves. Packets come in with any source, also the node's own: its route is looked up
+#: by the mark, and leads to this device. A device's rp_filter counts where it is greater than that for all, and 2 lets
+#: pass what has any route; but where a device has no address, only what has its route by that device
+#: (__fib_validate_source), and the node's own addresses have theirs before all rules.
 _ADDRESS = "127.83.87.1"  # of this host alone, and nobody listens there
 _SYSCTLS = {
     f"ipv4/conf/{RECEIVING}/accept_local": "1",
