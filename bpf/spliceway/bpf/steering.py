@@ -20,11 +20,15 @@ _STATION = "02:53:57:00:00:01"
 _SENDER = "02:53:57:00:00:00"
 #: No packet that was cut for another device may be too large for this one.
 _MTU = 65535
-#: The two ends have no addresses and tell nobody of themselves. Packets come in with any source, also the node's own:
-#: the source's route is looked up by the mark, and leads to this device, so that strict reverse path filters pass it.
+#: The two ends tell nobody of themselves. Packets come in with any source, also the node's own: its route is looked up
+#: by the mark, and leads to this device. A device's rp_filter counts where it is greater than that for all, and 2 lets
+#: pass what has any route; but where a device has no address, only what has its route by that device
+#: (__fib_validate_source), and the node's own addresses have theirs before all rules.
+_ADDRESS = "127.83.87.1"  # of this host alone, and nobody listens there
 _SYSCTLS = {
     f"ipv4/conf/{RECEIVING}/accept_local": "1",
     f"ipv4/conf/{RECEIVING}/src_valid_mark": "1",
+    f"ipv4/conf/{RECEIVING}/rp_filter": "2",
     f"ipv4/conf/{RECEIVING}/send_redirects": "0",
     f"ipv6/conf/{RECEIVING}/disable_ipv6": "0",
     f"ipv6/conf/{RECEIVING}/addr_gen_mode": "1",
@@ -53,6 +57,7 @@ async def ensure(ipr: AsyncIPRoute) -> tuple[int, int]:
         for index in (sending, receiving):
             if not await _is_up(ipr, index):
                 await ipr.link("set", index=index, state="up")
+        await _add_address(ipr, receiving)
     except NetlinkError as error:
         raise KernelRefusedError(f"make the devices {SENDING} and {RECEIVING}", error.code) from error
     return sending, receiving
@@ -71,6 +76,14 @@ async def remove(ipr: AsyncIPRoute) -> bool:
             if error.code != errno.ENODEV:
                 raise KernelRefusedError(f"remove the device {name}", error.code) from error
     return gone
+
+
+async def _add_address(ipr: AsyncIPRoute, index: int) -> None:
+    try:
+        await ipr.addr("add", index=index, address=_ADDRESS, prefixlen=32, scope=254)  # RT_SCOPE_HOST
+    except NetlinkError as error:
+        if error.code != errno.EEXIST:
+            raise
 
 
 def _set_sysctls() -> None:

@@ -9,7 +9,8 @@
 struct origin {
 	u32 from;
 	u32 mark;		// FROM_PROXY_SOCK only, as is
-	struct tuple real;	// the ends of that socket, as its packets have them before netfilter gives them others
+	// The ends of that socket, as its packets have them before netfilter gives them others. A socket that resets has given up its own port.
+	struct tuple real;
 };
 
 // Where does this packet come from? No pod, no other process of the node and no packet from outside can have a socket of the proxy's: the
@@ -50,7 +51,7 @@ static __always_inline int is_translated_back(const struct packet *p, const stru
 
 	return o->from == FROM_PROXY_SOCK && o->mark != PROXY_CONNECTED && p->protocol == PROTO_TCP && p->kind == KIND_FLOW &&
 	       same_addr(&o->real.dst, &t->dst) && o->real.dport == t->dport &&
-	       (!same_addr(&o->real.src, &t->src) || o->real.sport != t->sport);
+	       (!same_addr(&o->real.src, &t->src) || (o->real.sport && o->real.sport != t->sport));
 }
 
 static __always_inline int is_bare_reset(const struct packet *p)
@@ -70,8 +71,9 @@ static __always_inline int translated_back(struct work *w, const struct origin *
 	struct ct_value *e = conntrack.lookup(&w->key);
 	u32 ends = is_bare_reset(&w->p);
 
+	// A reset of the proxy's gets out without an entry too, as in to_pod_new().
 	if (!e || e->leg != LEG_DOWNSTREAM)
-		return drop(HOOK_TO_POD, w, TUPLE_CONFLICT);
+		return ends ? pass(HOOK_TO_POD, w, FROM_PROXY) : drop(HOOK_TO_POD, w, TUPLE_CONFLICT);
 	w->f.leg = LEG_DOWNSTREAM;
 	w->f.reply = 1;
 	ct_revalidate(&w->key, NULL, e, w->generation, &w->f, &w->d);
@@ -130,7 +132,7 @@ static __always_inline int is_dialled_elsewhere(const struct packet *p, const st
 
 	return o->mark == PROXY_CONNECTED && p->protocol == PROTO_TCP &&
 	       (!same_addr(&o->real.dst, &t->dst) || o->real.dport != t->dport || !same_addr(&o->real.src, &t->src) ||
-		o->real.sport != t->sport);
+		(o->real.sport && o->real.sport != t->sport));
 }
 
 // Another endpoint on the same bridge: what it says of itself was checked at its own device.
