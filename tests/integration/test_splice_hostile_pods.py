@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import random
 import socket
@@ -15,6 +16,7 @@ import pytest
 
 from spliceway.agent.testbed import netns
 from spliceway.bpf import abi
+from spliceway.bpf.abi import End
 from spliceway.bpf.types import Leg, SpliceLimits, SpliceState
 from support.packets import SYN, tcp
 from support.splicebed import PATIENCE, POLICY, PORT, Pair, SpliceBed, until
@@ -28,7 +30,10 @@ LIMITS = SpliceLimits(connection=512 * KIB, endpoint=4 * MIB, node=16 * MIB)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _UNSPEC = bytes(16)  # struct sockaddr of AF_UNSPEC
 _ROUNDS = 8
+_TCP_ULP = 31
 _TCPI_BACKOFF = 4  # in struct tcp_info
+#: Towards servers the first times come within milliseconds.
+_SENT_AGAIN = 3
 _SO_TIMESTAMPING, _TX_SOFTWARE, _SOFTWARE = 37, 1 << 1, 1 << 4
 
 
@@ -238,7 +243,7 @@ def _has_sent_again(pair: Pair) -> bool:
     with contextlib.suppress(BlockingIOError):
         pair.proxy.send(bytes(64 * KIB))
     backoff = pair.proxy.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)[_TCPI_BACKOFF]
-    return backoff > 0
+    return backoff > (_SENT_AGAIN if pair.leg is Leg.UPSTREAM else 0)
 
 
 def _send_buffer(pair: Pair) -> int:
@@ -260,3 +265,48 @@ def test_one_socket_for_many_connections_leaves_no_entry(bed: SpliceBed, version
         proxy.close()
     opened.close()
     until(lambda: (unread(bed), len(bed.node.datapath.socks())) == (0, before))
+
+
+# ---- leaving ----
+
+
+def test_row_17_no_ulp_before_the_send_is_over_that_left(bed: SpliceBed, leg: Leg) -> None:
+    """The pod's socket has left, but its sendmsg() still holds what kernel TLS would free."""
+    whole = 24 * MIB
+    with bed.limited(LIMITS), bed.spliced(leg) as pair:
+        pair.pod.setblocking(True)
+        sender = threading.Thread(target=lambda: pair.pod.sendall(bytes(whole)), daemon=True)
+        sender.start()
+        until(lambda: End.POD not in pair.members)
+        assert sender.is_alive()
+        assert _ulp(pair.pod) == errno.EPERM
+        assert exactly(pair.proxy, whole) == bytes(whole)
+        sender.join(PATIENCE)
+        until(lambda: _ulp(pair.pod) == errno.ENOENT)  # no member: the kernel looks for such a module
+
+
+def _ulp(sock: socket.socket) -> int | None:
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_ULP, b"no-such-ulp")
+    except OSError as error:
+        return error.errno
+    return None
+
+
+def test_what_is_unread_outlives_a_connection_on_the_same_ports(bed: SpliceBed, version: int) -> None:
+    """The proxy reads what was redirected to it though the pod has reset that connection, and talks on another one."""
+    with bed.spliced(Leg.DOWNSTREAM, version, port=23456) as old:
+        old.pod.sendall(numbered(5000))
+        until(lambda: old.known.to_proxy_bytes == 5000)
+        reset(old.pod)
+        bed.splice(clients=False, servers=False)
+        try:
+            with bed.connect(Leg.DOWNSTREAM, version, port=23456) as new:
+                for _ in range(3):
+                    new.pod.sendall(b"q")
+                    assert exactly(new.proxy, 1) == b"q"
+                    new.proxy.sendall(b"a")
+                    assert exactly(new.pod, 1) == b"a"
+                assert exactly(old.proxy, 5000) == numbered(5000)
+        finally:
+            bed.splice(clients=True, servers=True)

@@ -110,6 +110,8 @@ def test_row_05_a_pod_that_pauses_goes_on(bed: SpliceBed, leg: Leg) -> None:
 def test_row_05_what_is_held_back_is_sent_again_soon(bed: SpliceBed, leg: Leg, version: int) -> None:
     """The kernel's own least retransmission time, 0.2 s, is what a stream would stand still when it leaves."""
     with bed.limited(LIMITS), bed.spliced(leg, version, asks=False) as pair:
+        # A listener's clients are not all of this node, so on that leg the handshake counts as one from anywhere.
+        assert (_retransmission_time(pair.proxy) < KERNEL_LEAST) is (leg is Leg.UPSTREAM)
         sent = pour(pair.proxy, 2 * MIB)
         assert exactly(pair.pod, sent) == numbered(sent)
         assert pair.known.state is SpliceState.TCP_ONLY
@@ -122,14 +124,6 @@ def test_row_05_what_is_held_back_is_sent_again_soon(bed: SpliceBed, leg: Leg, v
             return _retransmission_time(pair.proxy) < KERNEL_LEAST
 
         until(comes_sooner)
-    bed.splice(clients=False, servers=False)
-    try:
-        with bed.connect(leg, version) as pair:
-            pair.proxy.sendall(b"x")
-            assert exactly(pair.pod, 1) == b"x"
-            assert _retransmission_time(pair.proxy) >= KERNEL_LEAST
-    finally:
-        bed.splice(clients=True, servers=True)
 
 
 def test_row_05_both_ends_leave(bed: SpliceBed, leg: Leg, to_pod: bool, version: int) -> None:

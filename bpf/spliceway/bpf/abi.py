@@ -22,6 +22,8 @@ UNREAD_FLOOR = 81920
 MESSAGE_COST = 33792
 #: Key of a state that made room for another one (`splice_key.end`).
 REMAINS = 0x4000_0000
+#: Bit of `splice_state.ends`: the proxy's socket is in the sockhash no more.
+PROXY_LEFT = 64
 #: What `measure_splice` returns of a pod that has to be told of the end.
 FORSAKEN = 2
 SOCKOPT_LEVEL = 0x5317

@@ -96,7 +96,7 @@ class SpliceControl:
         try:
             for key, raw in self._maps.splices.items():
                 state = abi.SpliceState.from_buffer_copy(raw)
-                wanted = state.ends or any(way.unread or way.charged for way in state.way)
+                wanted = state.ends & ~abi.PROXY_LEFT or any(way.unread or way.charged for way in state.way)
                 if wanted and libbpf.run_on_packet(program, _ETHERNET + key)[0] == abi.FORSAKEN:
                     forsaken.append(key)
         finally:

@@ -8,8 +8,8 @@
 #define TCP_WINDOW_CLAMP 10
 #define TCP_BPF_DELACK_MAX 1003
 #define TCP_BPF_RTO_MIN 1004
-#define DELACK_MAX_US 10000
-#define RTO_MIN_US 20000
+#define DELACK_MAX_US 20000	// two jiffies of the slowest clock: the kernel takes no less
+#define RTO_MIN_US 40000
 #define E_TOO_BIG (-7)
 #define E_BUSY (-16)
 
@@ -92,7 +92,6 @@ static __always_inline u8 join(struct bpf_sock_ops *s, const struct splice_key *
 	long failed = socks.sock_hash_update(s, &k, BPF_ANY);
 	if (!failed) {
 		make_room(s, cfg);
-		send_again_soon(s, k.end);
 		return 0;
 	}
 	if (k.end == END_POD)
@@ -176,6 +175,7 @@ static __always_inline void established(struct bpf_sock_ops *s, struct splice_ke
 
 	if (!st || !sk)
 		return;
+	send_again_soon(s, key->end);
 	bpf_sock_ops_cb_flags_set(s, BPF_SOCK_OPS_STATE_CB_FLAG | (key->end == END_PROXY ? BPF_SOCK_OPS_RTO_CB_FLAG : 0));
 	// What this socket had before, and was dissolved (connect() with AF_UNSPEC), is not this connection.
 	struct sock_tag *tag = sock_tags.sk_storage_get(sk, 0, 0);

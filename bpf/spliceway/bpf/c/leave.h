@@ -38,8 +38,11 @@ static __always_inline void proxy_leaves(struct splice_state *st, const struct s
 #ifdef CAN_LEAVE
 	struct splice_key proxy = *key;
 
-	if (st->pod_in || (st->ends & PROXY_LEFT) || st->word != TCP_ONLY || !st->sock[END_PROXY].address || has_psock(&st->sock[END_POD]) ||
-	    !has_read_all(&st->sock[END_PROXY]) || !is_still(&st->sock[END_PROXY]))
+	if (st->pod_in || (st->ends & PROXY_LEFT) || st->word != TCP_ONLY || has_psock(&st->sock[END_POD]))
+		return;
+	// What was redirected to it until then is to be seen after this barrier. And its key may be another connection's, on the same ports.
+	if (!is_word(st, TCP_ONLY) || !has_psock(&st->sock[END_PROXY]) || !has_read_all(&st->sock[END_PROXY]) ||
+	    !is_still(&st->sock[END_PROXY]))
 		return;
 	if (__sync_fetch_and_or(&st->ends, PROXY_LEFT) & PROXY_LEFT)
 		return;

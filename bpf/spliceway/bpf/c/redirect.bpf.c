@@ -28,6 +28,7 @@
 #define SOL_SOCKET 1
 #define SO_MARK 36
 
+#define SENT_AGAIN 3		// times: 0.3 s
 // A proxy that waits for room is not told of less.
 #define LEAST_ROOM 65536
 
@@ -50,6 +51,9 @@ static __always_inline void sends_again(struct bpf_sock_ops *s, struct splice_ke
 	struct splice_state *st = state_of(key);
 	u32 bytes = HELD_BACK;
 
+	// Towards servers the first times come within milliseconds: that is no pod that is behind yet.
+	if (st && st->leg == LEG_UPSTREAM && s->args[0] < SENT_AGAIN)
+		return;
 	if (key->end != END_PROXY || !st || st->word != TCP_ONLY || !st->pod_in || st->asks || st->held ||
 	    sum_of(pod) + HELD_BACK > (s64)cfg->unread_endpoint || sum_of(HELD_SUMS) + HELD_BACK > (s64)cfg->unread_node ||
 	    bpf_setsockopt(s, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes)))
@@ -109,6 +113,15 @@ int sockops_proxy(struct bpf_sock_ops *s)
 		u32 packets = cfg->proxy_mark;
 		if (s->op == BPF_SOCK_OPS_TCP_LISTEN_CB && packets)
 			bpf_setsockopt(s, SOL_SOCKET, SO_MARK, &packets, sizeof(packets));
+		struct generation *now = generation.lookup(&zero);
+		struct party to;
+		// Before the handshake, whose round trip is the only one that is measured while it is spliced. A listener has other clients than pods.
+		if (s->op == BPF_SOCK_OPS_TCP_CONNECT_CB && (s->family == 2 || s->family == 10)) {
+			sock_tuple(s, &key.peer, &key.pod, &key.peer_port, &key.pod_port);
+			find_party(&key.pod, now ? now->number & 1 : 0, &to);
+			if (to.netns_cookie)
+				send_again_soon(s, END_PROXY);
+		}
 		if (sk)
 			proxy_socks.sk_storage_get(sk, &mark, BPF_SK_STORAGE_GET_F_CREATE);
 		return 1;
@@ -276,6 +289,11 @@ int guard_ulp(struct bpf_sockopt *ctx)
 		return 0;
 	struct sock_tag *tag = sock_tags.sk_storage_get(sk, 0, 0);
 	struct splice_state *st = tag ? state_of(&tag->key) : NULL;
+#ifdef MEASURED
+	// It has left, but a sendmsg() that began before still holds what kernel TLS would free.
+	if (st && has_psock(&st->sock[END_POD]))
+		return 0;
+#endif
 	return !tag || (st && st->nonce == tag->nonce && !st->pod_in);
 }
 
