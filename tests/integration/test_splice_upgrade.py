@@ -211,7 +211,11 @@ class DyingAgents:
         settings = msgspec.json.encode(node.settings, enc_hook=str).decode()
         command = [sys.executable, "-m", "support.dyingagent", settings, str(node.stash)]
         self._process = node.node.spawn_on_node(
-            command, env={"PYTHONPATH": str(_TESTS)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            env={"PYTHONPATH": os.pathsep.join((str(_TESTS), os.environ.get("PYTHONPATH", "")))},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def open(self, *, kill: int) -> list[str]:

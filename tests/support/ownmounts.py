@@ -30,7 +30,8 @@ def no_cgroup2():
 def in_own_mounts(code: str, *arguments: str) -> str:
     """Run code after OWN_MOUNTS and return what it prints."""
     command = [sys.executable, "-c", OWN_MOUNTS + code, *arguments]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    paths = (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", ""))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout
