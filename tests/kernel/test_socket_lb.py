@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +14,8 @@ import pytest
 from spliceway.agent.testbed import processes
 from spliceway.agent.testbed.node import Pod
 from spliceway.agent.testbed.testbed import Testbed
-from spliceway.bpf import lbabi, libbpf
+from spliceway.bpf import diag, lbabi, libbpf
+from spliceway.bpf.errors import KernelRefusedError
 from spliceway.policy.lbmodel import Frontend
 from spliceway.policy.verdict import Protocol
 from support.kernel import KernelNode
@@ -317,8 +320,14 @@ def test_sockets_of_the_node_itself_are_left_alone(web: KernelNode, testbed: Tes
         "    print(errno.errorcode[error.errno])\n"
     )
     cgroup = testbed.pod("client").cgroup
-    done = processes.run(testbed.node.info.netns, cgroup, ["python", "-c", code], os.environ, 20.0)
+    done = processes.run(testbed.node.info.netns, cgroup, [sys.executable, "-c", code], os.environ, 20.0)
     assert done.stdout.strip() in ("connected", "ENETUNREACH", "EHOSTUNREACH")
+
+
+def test_sockets_that_the_kernel_can_not_list_are_an_error() -> None:
+    """It says so behind the last of none: a node without udp_diag would seem to have no UDP sockets."""
+    with pytest.raises(KernelRefusedError, match="list sockets"):
+        list(diag.dump(protocol=socket.IPPROTO_IPV6))
 
 
 def test_a_frontend_is_shown_as_it_is(web: KernelNode, pods: list[Pod]) -> None:

@@ -17,6 +17,7 @@ from spliceway.bpf.errors import KernelRefusedError
 _SOCK_DIAG_BY_FAMILY, _SOCK_DESTROY = 20, 21
 _NLM_REQUEST, _NLM_ACK, _NLM_DUMP = 1, 4, 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_ENDS = (_NLMSG_ERROR, _NLMSG_DONE)
 _TIME_WAIT, _LISTEN = 6, 10
 _HEADER = struct.Struct("=IHHII")
 _SOCKID = struct.Struct("!HH16s16s")
@@ -84,10 +85,10 @@ def dump(states: int = _ALL_STATES, *, protocol: int = socket.IPPROTO_TCP) -> It
                 data = netlink.recv(1 << 18)
                 while len(data) >= _HEADER.size:
                     length, kind, *_ = _HEADER.unpack_from(data)
-                    if kind == _NLMSG_ERROR:
-                        number = -struct.unpack_from("=i", data, _HEADER.size)[0]
-                        raise KernelRefusedError("list sockets", number, "does the kernel have INET_DIAG and UDP_DIAG?")
-                    if kind == _NLMSG_DONE:
+                    number = -struct.unpack_from("=i", data, _HEADER.size)[0] if kind in _ENDS else 0
+                    if number:  # also at the end: so the kernel says that it has no such module
+                        raise KernelRefusedError("list sockets", number, "does the kernel have tcp_diag and udp_diag?")
+                    if kind in _ENDS:
                         done = True
                         break
                     yield family, data[_HEADER.size : length]
