@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 import typer
@@ -78,7 +78,7 @@ def up(
         KubeProxy, typer.Option(help="Whose rules translate the manifests' Services on the nodes.")
     ] = "none",
     drop: Annotated[
-        list[Chain] | None, typer.Option(help="A chain of the nodes whose policy is DROP; can be repeated.")
+        list[str] | None, typer.Option(help="A chain of the nodes whose policy is DROP; can be repeated.")
     ] = None,
     br_netfilter: Annotated[
         bool, typer.Option("--br-netfilter/--no-br-netfilter", help="Whether bridges hand frames to iptables.")
@@ -92,7 +92,7 @@ def up(
     if proxy is not None:
         overrides = merged(overrides, {"proxy": {"kind": proxy}})
     plan = make_plan(manifests.load(files))
-    built = Profile(profile, kube_proxy, tuple(drop or ()), br_netfilter)
+    built = Profile(profile, kube_proxy, cast("tuple[Chain, ...]", tuple(drop or ())), br_netfilter)
     testbed = Testbed.up(files, policies=policies or (), profile=built)
     refused: dict[str, None] = {}  # in order, each once: all nodes read the same policies
     try:
