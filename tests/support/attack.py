@@ -23,9 +23,9 @@ import msgspec
 from spliceway.agent.configsections import ProxyKind
 from spliceway.agent.testbed import netns
 from spliceway.agent.testbed.agentprocess import AgentProcess, start_agent
+from spliceway.agent.testbed.linkparts import mac_address
 from spliceway.agent.testbed.node import Node, Pod
 from spliceway.agent.testbed.testbed import Testbed
-from spliceway.agent.testbed.linkparts import mac_address
 from support import load
 from support.node import pod_manifest, server_manifest
 from support.packets import ICMP, ICMPV6, Address, icmp, icmp6, ip
