@@ -155,10 +155,11 @@ def in_force(testbed: Testbed, agent: AgentProcess, *pods: str) -> None:
     until(lambda: held(agent) == wanted, _PATIENCE)
 
 
-def attached(testbed: Testbed) -> int:
-    """How many programs are at the hooks of the pods' cgroup where Services are translated."""
+def attached(testbed: Testbed) -> set[str]:
+    """Our programs at the hooks of the pods' cgroup where Services are translated."""
     cgroup = testbed.node.info.cgroups.pods
-    return sum(len(loaded.of_cgroup(cgroup, kind, effective=False)) for kind in SOCKET_LB_LINKS.values())
+    found = {name for kind in SOCKET_LB_LINKS.values() for name in loaded.of_cgroup(cgroup, kind, effective=False)}
+    return {loaded.name_of(number) for number in found} & set(SOCKET_LB_LINKS)
 
 
 def metrics(testbed: Testbed, agent: AgentProcess) -> dict[str, float]:
@@ -249,17 +250,17 @@ def test_list_status_and_metrics(testbed: Testbed) -> None:
 def test_off_attaches_nothing(testbed: Testbed, client: Remote) -> None:
     write(testbed, "one", "two")
     with running(testbed, "off") as agent:
-        assert attached(testbed) == 0
+        assert attached(testbed) == set()
         assert held(agent) == {}
         assert metrics(testbed, agent)["active"] == 0
         agent.stop()
         agent = start(testbed, "on")
         try:
             in_force(testbed, agent, "one", "two")
-            assert attached(testbed) == len(SOCKET_LB_LINKS)
+            assert attached(testbed) == set(SOCKET_LB_LINKS)
             agent.stop()
             agent = start(testbed, "off")
-            assert attached(testbed) == 0
+            assert attached(testbed) == set()
             assert client.error(f"dial(4, '{WEB[4]}')")
         finally:
             agent.kill()
@@ -291,7 +292,7 @@ def test_it_makes_way_for_others(testbed: Testbed, mode: str) -> None:
     write(testbed, "one")
     above = testbed.node.info.cgroups.pods.parent
     with cgroup_program(above, SOCKET_LB_LINKS["lb_connect4"]), running(testbed, mode) as agent:
-        assert attached(testbed) == 0
+        assert attached(testbed) == set()
         told = cli(testbed, "status", "--socket", str(agent.socket))
         assert f"{mode}, but off: others translate: cil_sock4_conn" in told.stdout
         problem = "! datapath: socket load balancing is off"
