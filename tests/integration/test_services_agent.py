@@ -277,12 +277,16 @@ def test_no_room_is_told_and_keeps_what_there_was(testbed: Testbed, client: Remo
             until(lambda: agent.client.get("status")["policy"]["serviceError"], _PATIENCE)
             said = cli(testbed, "status", "--socket", str(agent.socket))
             assert said.returncode == 1
-            assert re.search(r"! services: map lb_frontends: .*raise datapath\.maxFrontends", said.stdout), said.stdout
-            assert names(client, 4) == ({"one"}, {"one"})
+            assert re.search(
+                r"! services: .*stay as they were: 4: map lb_frontends: .*raise datapath\.maxFrontends", said.stdout
+            ), said.stdout
             assert metrics(testbed, agent)["failures_total"] >= 1
+            write(testbed, "two")
+            in_force(testbed, agent, "two")
+            assert names(client, 4) == ({"two"}, {"two"})
             testbed.node.remove_policy("shop")
             until(lambda: not agent.client.get("status")["policy"]["serviceError"], _PATIENCE)
-            in_force(testbed, agent, "one")
+            in_force(testbed, agent, "two")
         finally:
             agent.kill()
 

@@ -8,7 +8,9 @@ import pytest
 
 from spliceway.agent.servicesync import ServiceSync, leaving, missing
 from spliceway.bpf.errors import DatapathError, KernelRefusedError, MapFullError
+from spliceway.bpf.services import Applied, FrontendRow
 from spliceway.policy.lbmodel import Backend, Frontend, FrontendState
+from spliceway.policy.loadbalancing import Changes
 from spliceway.policy.verdict import Protocol
 from support.agent import MemoryDatapath, run
 
@@ -72,11 +74,11 @@ class Kernel(MemoryDatapath):
         self.writes_half = False
         self.reads = 0
 
-    async def held_services(self) -> list:  # type: ignore[type-arg]
+    async def held_services(self) -> list[FrontendRow]:
         self.reads += 1
         return await super().held_services()
 
-    async def set_services(self, changes):  # type: ignore[no-untyped-def]
+    async def set_services(self, changes: Changes) -> Applied:
         if self.refuse is not None:
             if self.writes_half:
                 await super().set_services(dict(list(changes.items())[: len(changes) // 2]))
@@ -103,18 +105,63 @@ def test_nothing_is_lost_when_the_kernel_refuses(writes_half: bool) -> None:
     run(body)
 
 
-def test_a_full_map_is_not_read_again() -> None:
+class Small(Kernel):
+    """One with room for so many frontends and backends, and a frontend that it never takes."""
+
+    def __init__(self, frontends: int, backends: int, bad: Frontend | None = None) -> None:
+        super().__init__()
+        self.frontends, self.backends, self.bad = frontends, backends, bad
+
+    async def set_services(self, changes: Changes) -> Applied:
+        if self.bad in changes:
+            raise DatapathError(f"frontend {self.bad}: bad")
+        then = {**self.services, **changes}
+        states = [state for state in then.values() if state is not None]
+        if len(states) > self.frontends:
+            raise MapFullError("lb_frontends", len(states), len(states), self.frontends)
+        if (need := sum(len(state.backends) for state in states)) > self.backends:
+            raise MapFullError("lb_backends", need, need, self.backends)
+        return await super().set_services(changes)
+
+
+def frontend(number: int) -> Frontend:
+    return Frontend(ip_address(f"10.96.1.{number}"), 80, Protocol.TCP)
+
+
+def test_what_has_no_room_does_not_keep_others_from_changing() -> None:
     async def body() -> None:
-        kernel = Kernel()
-        sync = ServiceSync(kernel, lambda: {WEB: state(1)})
-        sync.want({WEB: state(1)})
-        kernel.refuse = MapFullError("lb_frontends", 2, 2, 1)
-        for _ in range(3):
-            with pytest.raises(MapFullError, match=r"raise datapath\.maxFrontends"):
-                await sync.join()
-        kernel.refuse = None
+        kernel, wanted = Small(10, 20), {frontend(number): state(1) for number in range(10)}
+        sync = ServiceSync(kernel, lambda: wanted)
+        sync.want(wanted)
         await sync.join()
-        assert (kernel.reads, kernel.services) == (1, {WEB: state(1)})
+        assert kernel.services == wanted
+        more = {
+            **{frontend(number): state(2) for number in range(5)},  # others
+            frontend(9): state(*range(1, 40)),  # too many
+            **{frontend(number): state(1) for number in range(20, 30)},  # too many frontends
+        }
+        wanted = {**wanted, **more}
+        sync.want(more)
+        await sync.leave(everybody)
+        with pytest.raises(DatapathError, match=r"stay as they were: 11: map lb_.*raise datapath\.max"):
+            await sync.join()
+        assert kernel.services == {frontend(n): state(2) if n < 5 else state(1) for n in range(10)}
+        assert (kernel.reads, sync.failures) == (1, 1)
+        kernel.frontends = kernel.backends = 100
+        await sync.join()
+        assert kernel.services == wanted
+
+    run(body)
+
+
+def test_a_bad_frontend_is_left_alone() -> None:
+    async def body() -> None:
+        kernel, wanted = Small(10, 20, bad=frontend(3)), {frontend(number): state(1) for number in range(8)}
+        sync = ServiceSync(kernel, lambda: wanted)
+        sync.want(wanted)
+        with pytest.raises(DatapathError, match=r"stay as they were: 1: frontend 10\.96\.1\.3:80/TCP: bad"):
+            await sync.join()
+        assert kernel.services.keys() == wanted.keys() - {frontend(3)}
 
     run(body)
 

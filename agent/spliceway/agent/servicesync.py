@@ -13,7 +13,7 @@ from ipaddress import ip_address
 import msgspec
 
 from spliceway.agent.control import DatapathControl
-from spliceway.bpf.errors import MapFullError
+from spliceway.bpf.errors import DatapathError, KernelRefusedError
 from spliceway.bpf.services import FrontendRow
 from spliceway.policy.lbmodel import Backend, Frontend, FrontendState, backend_order
 from spliceway.policy.loadbalancing import Changes
@@ -22,12 +22,14 @@ from spliceway.policy.verdict import Protocol
 
 _Known = Callable[[IPAddress], bool]
 _PROTOCOLS = (Protocol.TCP, Protocol.UDP)
+#: How many are tried alone and refused before the rest is left for the next time: maps that are full stay so.
+_REFUSALS = 32
 
 
 class ServiceSync:
     """See the module. `want` must not be called during `leave` and `join`, which raise DatapathError.
 
-    `changes`: frontends that were written or taken out; `failures`: how often that was refused.
+    `changes`: frontends that were written or taken out; `failures`: how often some were refused.
     """
 
     def __init__(self, datapath: DatapathControl, frontends: Callable[[], Mapping[Frontend, FrontendState]]) -> None:
@@ -51,14 +53,14 @@ class ServiceSync:
         """Take out what has gone. `is_known`: whether the policy that comes still knows who has this address."""
         given = await self._read()
         if changes := leaving(given, self._pending, is_known):
-            await self._give(changes, given)
+            await self._give_most(changes, given)
 
     async def join(self) -> None:
         """Make all of it as it was wanted: the policy that knows these backends is in force."""
         given = await self._read()
         changes = {key: state for key, state in self._pending.items() if given.get(key) != state}
         if changes or self._is_due:
-            await self._give(changes, given)
+            await self._give_most(changes, given)
             self._is_due = False
         self._pending.clear()
 
@@ -69,12 +71,35 @@ class ServiceSync:
             self._is_due = True  # what follows from an earlier change may be left to do
         return self._given
 
+    async def _give_most(self, changes: Changes, given: dict[Frontend, FrontendState]) -> None:
+        """Give them all; what is refused for itself does not keep the others. Raises DatapathError for what is left."""
+        first: DatapathError | None = None
+        left = refusals = 0
+        parts = [sorted(changes.items(), key=lambda one: _growth(given.get(one[0]), one[1]))]
+        while parts:
+            part = parts.pop()
+            try:
+                await self._give(dict(part), given)
+            except DatapathError as error:
+                if self._given is None:
+                    self.failures += 1
+                    raise
+                first = first or error
+                if len(part) > 1 and refusals < _REFUSALS:
+                    half = len(part) // 2
+                    parts += [part[half:], part[:half]]
+                else:
+                    left, refusals = left + len(part), refusals + 1
+        if first is not None:
+            self.failures += 1
+            raise DatapathError(f"frontends that stay as they were: {left}: {first}")
+
     async def _give(self, changes: Changes, given: dict[Frontend, FrontendState]) -> None:
         try:
             applied = await self._datapath.set_services(changes)
         except BaseException as error:
-            self.failures += 1
-            if not isinstance(error, MapFullError):  # of that nothing was written
+            # Of what is too large or bad nothing was written; where the kernel refused, nobody knows.
+            if not isinstance(error, DatapathError) or type(error) is KernelRefusedError:
                 self._given = None
             raise
         self.changes += applied.frontends
@@ -83,6 +108,12 @@ class ServiceSync:
                 given.pop(frontend, None)
             else:
                 given[frontend] = state
+
+
+def _growth(before: FrontendState | None, after: FrontendState | None) -> tuple[bool, int]:
+    """Sort key: what needs least room comes first, and a new frontend never before what is in use."""
+    count = len(after.backends) if after is not None else -1
+    return before is None, count - (len(before.backends) if before is not None else 0)
 
 
 class NoServices(ServiceSync):
