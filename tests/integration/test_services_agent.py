@@ -185,9 +185,13 @@ def test_pods_reach_what_the_documents_say(testbed: Testbed, client: Remote, ver
     with running(testbed) as agent:
         in_force(testbed, agent, "one", "two")
         assert names(client, version) == (NAMES, NAMES)
+        client.do(f"loose = new({version}, DGRAM)")
+        name, sender = client.ask(f"ask_to(loose, '{WEB[version]}')")
+        assert (name in NAMES, sender) == (True, [WEB[version], 80])
         write(testbed, "two")
         in_force(testbed, agent, "two")
         assert names(client, version) == ({"two"}, {"two"})
+        assert client.ask(f"ask_to(loose, '{WEB[version]}')") == ["two", [WEB[version], 80]]
         write(testbed)
         in_force(testbed, agent)
         assert client.error(f"name_of({version}, '{WEB[version]}')") == "ECONNREFUSED"

@@ -613,3 +613,19 @@ def test_services_are_left_to_others() -> None:
         assert told(await world.step(SERVICE, slice_of("10.240.1.11"))) == ["apply 1"]
 
     world_test(body)
+
+
+def test_backends_leave_though_the_pods_have_no_room() -> None:
+    async def body(world: World) -> None:
+        await world.step(SERVICE, slice_of("10.240.1.11", "10.240.1.12"))
+        many = [pod(f"p{number}", f"10.240.2.{number}") for number in range(1, 20)]
+        world.want(SERVICE, slice_of("10.240.1.11", "10.240.2.1"), pods=(*PODS, *many))
+        assert told(await world.step()) == ["services ['10.96.0.10:80/TCP=10.240.1.11:8080']"]
+        assert world.reconciler.status().error
+        world.want(SERVICE, slice_of("10.240.1.11", "10.240.2.1"), pods=(*PODS, many[0]))
+        calls = told(await world.step())
+        assert calls[-1] == "services ['10.96.0.10:80/TCP=10.240.1.11:8080, 10.240.2.1:8080']"
+        assert calls[-2].startswith("apply")
+
+    limits = Limits(endpoints=10, ipcache=100, classes=100, rows=30, listeners=10, pairs=10)
+    world_test(body, translates=True, limits=limits)
