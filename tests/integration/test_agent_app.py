@@ -359,8 +359,8 @@ def test_every_command(tmp_path: Path) -> None:
         assert "no mode 'fast'" in await site.cli("splice", "fast", status=2)
         for command in (
             ("status",), ("endpoint", "list"), ("identity", "list"), ("policy", "get"), ("sock", "list"),
-            ("service", "list"), ("xds", "dump"), ("bpf", "policy", "list"), ("bpf", "ct", "list"), ("bpf", "lb", "list"),
-            ("flows",),
+            ("service", "list"), ("xds", "dump"), ("bpf", "policy", "list"), ("bpf", "ct", "list"),
+            ("bpf", "lb", "list"), ("flows",),
         ):  # fmt: skip
             output = await site.cli(*command, "-o", "json", status=1 if command == ("status",) else 0)
             msgspec.json.decode(output.splitlines()[0] if command == ("flows",) else output)
