@@ -96,6 +96,7 @@ def test_what_the_api_refuses(tmp_path: Path) -> None:
             ("flows", {"last": "-1"}, "last must not be negative"),
             ("flows", {"color": "red"}, "unknown filter color"),
             ("services", {"color": "red"}, "unknown parameter color"),
+            ("bpf/lb", {"color": "red"}, "unknown parameter color"),
         ):
             with pytest.raises(ClientError, match=message):
                 await site.get(target, **query)
@@ -348,7 +349,7 @@ def test_every_command(tmp_path: Path) -> None:
         assert "no endpoint" in await site.cli("policy", "get", "default/nobody", status=1)
         assert "spliced" in await site.cli("sock", "list")
         assert "TYPE" in await site.cli("xds", "dump")
-        for table in ("policy", "ipcache", "ct", "reasons"):
+        for table in ("policy", "ipcache", "ct", "reasons", "lb"):
             await site.cli("bpf", table, "list")
         assert "default/client(10.240.1.10:40000) -> default/server(10.240.1.11:81) TCP deny default-deny" in (
             await site.cli("flows")
@@ -358,7 +359,8 @@ def test_every_command(tmp_path: Path) -> None:
         assert "no mode 'fast'" in await site.cli("splice", "fast", status=2)
         for command in (
             ("status",), ("endpoint", "list"), ("identity", "list"), ("policy", "get"), ("sock", "list"),
-            ("service", "list"), ("xds", "dump"), ("bpf", "policy", "list"), ("bpf", "ct", "list"), ("flows",),
+            ("service", "list"), ("xds", "dump"), ("bpf", "policy", "list"), ("bpf", "ct", "list"),
+            ("bpf", "lb", "list"), ("flows",),
         ):  # fmt: skip
             output = await site.cli(*command, "-o", "json", status=1 if command == ("status",) else 0)
             msgspec.json.decode(output.splitlines()[0] if command == ("flows",) else output)

@@ -39,7 +39,7 @@ def testbed() -> Iterator[Testbed]:
 
 @pytest.fixture(scope="module")
 def node(testbed: Testbed) -> Iterator[KernelNode]:
-    with KernelNode(testbed.node, socket_lb=True, max_frontends=1024, max_backends=4096) as made:
+    with KernelNode(testbed.node, socket_lb="on", max_frontends=1024, max_backends=4096) as made:
         made.apply()
         yield made
 

@@ -6,25 +6,23 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from ipaddress import IPv4Address
-from pathlib import Path
 
 import msgspec
 import pytest
 
 from spliceway.agent.testbed.node import Pod
 from spliceway.agent.testbed.testbed import Testbed
-from spliceway.bpf import creation, leftovers, libbpf, loaded
+from spliceway.bpf import leftovers, libbpf, loaded
 from spliceway.bpf.datapath import Datapath
 from spliceway.bpf.errors import DatapathError, KernelRefusedError, MapFullError
 from spliceway.bpf.install import pin_root
 from spliceway.bpf.links import SOCKET_LB_LINKS
 from spliceway.bpf.maps import SERVICES_LAYOUT
 from spliceway.bpf.services import FrontendRow, ServiceMaps
-from spliceway.bpf.source import CGROUP_SOCK_ADDR
 from spliceway.policy.lbmodel import Backend, Frontend, FrontendState
 from spliceway.policy.verdict import Protocol
+from support.foreign import cgroup_program
 from support.kernel import KernelNode
 from support.lbpod import Remote, frontend, server, services, state
 from support.node import pod_manifest
@@ -36,7 +34,6 @@ NAMES = ("one", "two", "three")
 SERVICES, ENDPOINTS = 10_000, 10
 #: Changes of backends while pods connect.
 CHANGES = int(os.environ.get("SPLICEWAY_LB_CHANGES", "60"))
-_RETURN_ONE = bytes.fromhex("b700000001000000 9500000000000000")  # r0 = 1; exit
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +44,7 @@ def testbed() -> Iterator[Testbed]:
 
 @pytest.fixture
 def node(testbed: Testbed) -> Iterator[KernelNode]:
-    with KernelNode(testbed.node, socket_lb=True, max_frontends=1024, max_backends=4096) as made:
+    with KernelNode(testbed.node, socket_lb="on", max_frontends=1024, max_backends=4096) as made:
         made.apply()
         yield made
 
@@ -63,7 +60,7 @@ def client(testbed: Testbed) -> Iterator[Remote]:
         yield made
 
 
-def restart(node: KernelNode, *, socket_lb: bool = True) -> None:
+def restart(node: KernelNode, *, socket_lb: str = "on") -> None:
     """As an agent that ends and begins again, with everything in place meanwhile."""
     node.run(node.datapath.close())
     node.datapath = node.run(Datapath.open(msgspec.structs.replace(node.settings, socket_lb=socket_lb)))
@@ -196,7 +193,7 @@ def test_switched_off_and_on(node: KernelNode, client: Remote, pods: list[Pod]) 
     node.run(node.datapath.set_services(services(WEB, pods)))
     client.do(f"s, name = dial(4, '{WEB[4]}')")
     assert attached(node) == dict.fromkeys(SOCKET_LB_LINKS, 1)
-    restart(node, socket_lb=False)
+    restart(node, socket_lb="off")
     root = pin_root(node.settings)
     assert attached(node) == dict.fromkeys(SOCKET_LB_LINKS, 0)
     left = {path.name for kind in ("links", "programs", "maps", "layout") for path in (root / kind).iterdir()}
@@ -250,23 +247,10 @@ def test_cleanup_knows_it(node: KernelNode, pods: list[Pod]) -> None:
     node.datapath = node.run(Datapath.open(node.settings))
 
 
-@contextmanager
-def somebody_elses(cgroup: Path, kind: int) -> Iterator[None]:
-    """A program that is not ours, attached to a cgroup."""
-    program = creation.load_program("cil_sock4_conn", CGROUP_SOCK_ADDR, kind, _RETURN_ONE)
-    target = os.open(cgroup, os.O_RDONLY)
-    link = libbpf.create_link(program, target, kind)
-    try:
-        yield
-    finally:
-        for descriptor in (link, target, program):
-            os.close(descriptor)
-
-
 @pytest.mark.parametrize("name", ["lb_connect4", "lb_sendmsg6"])
 def test_it_makes_way_for_somebody_elses(node: KernelNode, client: Remote, pods: list[Pod], name: str) -> None:
     assert node.datapath.services.is_active
-    with somebody_elses(node.settings.pods_cgroup.parent, SOCKET_LB_LINKS[name]):
+    with cgroup_program(node.settings.pods_cgroup.parent, SOCKET_LB_LINKS[name]):
         restart(node)
         assert not node.datapath.services.is_active
         assert attached(node) == dict.fromkeys(SOCKET_LB_LINKS, 0)
@@ -290,11 +274,11 @@ def test_too_much_is_refused_whole(node: KernelNode, pods: list[Pod]) -> None:
     node.run(node.datapath.set_services(services(WEB, pods)))
     known = rows(node)
     many = {Frontend(IPv4Address("10.97.0.0") + n, 80, Protocol.TCP): state(pods, 4) for n in range(1025)}
-    with pytest.raises(MapFullError, match=r"lb_frontends: 1029 elements needed.*raise datapath\.max_frontends"):
+    with pytest.raises(MapFullError, match=r"lb_frontends: 1029 elements needed.*raise datapath\.maxFrontends"):
         node.run(node.datapath.set_services(many))
     pool = tuple(Backend(IPv4Address("10.244.0.1"), 1000 + n) for n in range(4097))
     large = {frontend(WEB[4], Protocol.TCP): FrontendState("default/web", "", "ClusterIP", pool)}
-    with pytest.raises(MapFullError, match=r"lb_backends: 4106 elements needed.*raise datapath\.max_backends"):
+    with pytest.raises(MapFullError, match=r"lb_backends: 4106 elements needed.*raise datapath\.maxBackends"):
         node.run(node.datapath.set_services(large))
     bad = {frontend("10.97.0.1", Protocol.TCP): state(pods, 4), frontend("127.0.0.1", Protocol.TCP): state(pods, 4)}
     with pytest.raises(DatapathError, match=r"frontend 127\.0\.0\.1:80/TCP of default/web: address"):
@@ -309,7 +293,7 @@ def test_ten_thousand_services(testbed: Testbed, client: Remote, pods: list[Pod]
         return FrontendState(f"default/s{number}", "http", "ClusterIP", backends)
 
     every = {Frontend(IPv4Address("10.98.0.0") + n, 80, Protocol.TCP): wanted(n) for n in range(SERVICES)}
-    with KernelNode(testbed.node, socket_lb=True) as node:
+    with KernelNode(testbed.node, socket_lb="on") as node:
         node.apply()
         began = time.monotonic()
         node.run(node.datapath.set_services(every))

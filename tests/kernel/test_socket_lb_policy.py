@@ -53,7 +53,7 @@ def proxied() -> Iterator[tuple[Testbed, ProxiedNode]]:
         server_manifest("server", {"role": "server"}),
         server_manifest("other", {"role": "other"}),
     ]
-    with Testbed.up(manifests) as testbed, ProxiedNode(testbed.node, POLICY, socket_lb=True) as node:
+    with Testbed.up(manifests) as testbed, ProxiedNode(testbed.node, POLICY, socket_lb="on") as node:
         yield testbed, node
 
 

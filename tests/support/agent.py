@@ -13,6 +13,7 @@ from spliceway.agent.proxysupervisor import Draining, ProxyStatus
 from spliceway.agent.spliceproof import Proof
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.selftest.report import Check, Result, SelfTestReport, Side
+from spliceway.bpf.services import Applied, BackendRow, FrontendRow
 from spliceway.bpf.types import (
     CtEntry,
     DatapathSettings,
@@ -27,6 +28,7 @@ from spliceway.bpf.types import (
     SpliceCounters,
     SpliceState,
 )
+from spliceway.policy.lbmodel import Frontend, FrontendState
 from spliceway.policy.model import Cluster
 from spliceway.policy.parse import parse_text
 from spliceway.policy.table import PolicyTable, RuleSet
@@ -130,6 +132,7 @@ class MemoryDatapath:
         self.endpoints: tuple[LocalEndpoint, ...] = ()
         self.table: PolicyTable | None = None
         self.listeners: dict[int, int] = {}
+        self.services: dict[Frontend, FrontendState] = {}
         self.generation = 0
         self.room = dict.fromkeys(("endpoints", "ipcache", "classes", "rows", "listeners", "pairs"), 65_536)
         self.splice: SpliceClasses | None = None
@@ -174,6 +177,34 @@ class MemoryDatapath:
         if self.proxy is not None:
             assert set(ports.values()) <= self.proxy.open
         self.listeners = dict(ports)
+
+    async def set_services(self, changes: Mapping[Frontend, FrontendState | None]) -> Applied:
+        told = sorted(
+            f"{key}={', '.join(map(str, state.backends)) if state else None}" for key, state in changes.items()
+        )
+        self.journal.append(f"services {told}")
+        self._maybe_fail("set_services")
+        for key, state in changes.items():
+            self.services.pop(key, None)
+            if state is not None:
+                self.services[key] = state
+        return Applied(len(changes), 0, 0, 0, False)
+
+    async def held_services(self) -> list[FrontendRow]:
+        return [
+            FrontendRow(
+                str(key.address),
+                key.port,
+                key.protocol.name,
+                1,
+                state.affinity_seconds,
+                tuple(BackendRow(place, str(one.address), one.port) for place, one in enumerate(state.backends)),
+                state.service,
+                state.port_name,
+                state.kind,
+            )
+            for key, state in self.services.items()
+        ]
 
     async def set_splice(self, classes: SpliceClasses) -> None:
         self._maybe_fail("set_splice")

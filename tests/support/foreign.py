@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from pyroute2 import AsyncIPRoute
 
-from spliceway.bpf import creation, loaded, tcx
+from spliceway.bpf import creation, libbpf, loaded, tcx
 from spliceway.bpf.attach import EGRESS, INGRESS
 from spliceway.bpf.errors import KernelRefusedError
 from spliceway.bpf.filters import filters
-from spliceway.bpf.source import SCHED_CLS
+from spliceway.bpf.source import CGROUP_SOCK_ADDR, SCHED_CLS
 from support.kernel import NamespaceLoop
 
 #: What it returns: hand on to the next one, or let pass without asking anybody further (TC_ACT_UNSPEC, TC_ACT_OK).
@@ -23,6 +25,7 @@ NAME = "other_prog"
 KIND = {"auto": "tcx", "off": "clsact"}
 _TCX = {"ingress": tcx.INGRESS, "egress": tcx.EGRESS}
 _CLSACT = {"ingress": INGRESS, "egress": EGRESS}
+_RETURN_ONE = bytes.fromhex("b700000001000000 9500000000000000")  # r0 = 1; exit
 
 
 def has_tcx() -> bool:
@@ -103,3 +106,16 @@ class Foreigner:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def cgroup_program(cgroup: Path, kind: int) -> Iterator[None]:
+    """A program that may translate Services and is not ours, attached to a cgroup of a testbed."""
+    program = creation.load_program("cil_sock4_conn", CGROUP_SOCK_ADDR, kind, _RETURN_ONE)
+    target = os.open(cgroup, os.O_RDONLY)
+    link = libbpf.create_link(program, target, kind)
+    try:
+        yield
+    finally:
+        for descriptor in (link, target, program):
+            os.close(descriptor)

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from spliceway.agent.addresses import AddressBook
 from spliceway.agent.audit import AuditLog, AuditSummary
-from spliceway.agent.cli.summary import _http_rule, audit_notes, audit_rows, summary
+from spliceway.agent.cli.summary import _http_rule, _socket_lb, audit_notes, audit_rows, summary
 from spliceway.agent.flowlog import Flow, FlowPeer, HttpPart
 from spliceway.agent.flows import Names
 from spliceway.agent.jsonable import encode, plain
@@ -20,7 +20,7 @@ from spliceway.agent.metrics import _Collector
 from spliceway.agent.policyrows import _http
 from spliceway.agent.verdicts import verdict_label, with_audit
 from spliceway.bpf.portuse import PortUse
-from spliceway.bpf.types import Hook, KernelFlow, Leg, ReasonCount
+from spliceway.bpf.types import Hook, KernelFlow, Leg, ReasonCount, SocketLbStatus
 from spliceway.policy.compile import compile_table
 from spliceway.policy.lookup import identify
 from spliceway.policy.numbering import Numbering
@@ -247,6 +247,18 @@ def test_status_says_what_is_enforced(mode: str, count: int, text: str) -> None:
         "flows": {"published": 0},
     }  # fmt: skip
     assert ("enforcement", text) in summary(status)
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (SocketLbStatus(), "off"),
+        (SocketLbStatus("auto", True, (), 1, 80), "auto: 1 frontend, 80 backends in the kernel"),
+        (SocketLbStatus("auto", False, ("x (id 1)",), 1, 80), "auto, but off: others translate: x (id 1)"),
+    ],
+)
+def test_status_says_who_translates_services(found: SocketLbStatus, text: str) -> None:
+    assert _socket_lb(plain(found)) == text
 
 
 def test_policy_get_shows_every_condition_and_no_secret() -> None:

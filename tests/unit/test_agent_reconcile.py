@@ -16,6 +16,7 @@ from spliceway.agent.intent import Intent
 from spliceway.agent.inventory import Changes
 from spliceway.agent.ports import PortAllocator
 from spliceway.agent.reconcile import Reconciler
+from spliceway.agent.servicesync import ServiceSync
 from spliceway.agent.state import Held
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.budget import Limits
@@ -45,11 +46,13 @@ class World:
         ports: PortAllocator | None = None,
         taken_over: bool = False,
         limits: Limits = Limits(),  # noqa: B008
+        translates: bool = False,
     ) -> None:
         self.journal: list[str] = []
         self.proxy = MemoryProxy(self.journal, prompt=prompt)
         self.datapath = MemoryDatapath(self.journal, self.proxy)
-        self.compiler = Compiler(Options(NODE, limits=limits), Numbering())
+        sync = ServiceSync(self.datapath, lambda: self.compiler.balance.frontends)
+        self.compiler = Compiler(Options(NODE, limits=limits), Numbering(), on_services=sync.want)
         self.compile_error = ""
         self.said: dict[tuple[str, str], Object] = {}
         self.saved: list[dict[int, int]] = []
@@ -67,6 +70,7 @@ class World:
             taken_over=taken_over,
             observe=self.durations.append,
             on_table=self.tables.append,
+            services=sync if translates else None,
         )
 
     def apply(self, changes: Changes, revision: int) -> PolicyTable:
@@ -495,3 +499,133 @@ def test_a_pass_that_has_begun_is_finished() -> None:
         assert world.datapath.table is not None
 
     world_test(body)
+
+
+SERVICE = (
+    "{apiVersion: v1, kind: Service, metadata: {name: web, namespace: default},"
+    " spec: {clusterIP: 10.96.0.10, ports: [{port: 80}]}}"
+)
+
+
+def slice_of(*addresses: str) -> str:
+    endpoints = ", ".join(f"{{addresses: [{address}]}}" for address in addresses)
+    return f"""
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: web-1, namespace: default, labels: {{kubernetes.io/service-name: web}}}}
+addressType: IPv4
+endpoints: [{endpoints}]
+ports: [{{port: 8080}}]
+"""
+
+
+def told(journal: list[str]) -> list[str]:
+    """What matters of the order of Services and rows."""
+    return [call for call in journal if call.startswith(("apply", "services"))]
+
+
+def test_backends_leave_before_the_rows_and_come_after() -> None:
+    async def body(world: World) -> None:
+        def now(*texts: str, pods: tuple[str, ...]) -> None:
+            world.want(SERVICE, *texts, pods=pods, endpoints=ENDPOINTS[:1])
+
+        now(slice_of("10.240.1.11", "10.240.1.12"), pods=PODS)
+        assert told(await world.step()) == [
+            "apply 1",
+            "services ['10.96.0.10:80/TCP=10.240.1.11:8080, 10.240.1.12:8080']",
+        ]
+        now(slice_of("10.240.1.11", "10.240.1.13"), pods=(CLIENT, SERVER, pod("new", "10.240.1.13")))
+        assert told(await world.step()) == [
+            "services ['10.96.0.10:80/TCP=10.240.1.11:8080']",
+            "apply 2",
+            "services ['10.96.0.10:80/TCP=10.240.1.11:8080, 10.240.1.13:8080']",
+        ]
+        # All of them are others; of those before, one is still a pod that policy knows.
+        now(slice_of("10.240.1.14"), pods=(CLIENT, SERVER, pod("newer", "10.240.1.14")))
+        assert told(await world.step()) == [
+            "services ['10.96.0.10:80/TCP=10.240.1.11:8080']",
+            "apply 3",
+            "services ['10.96.0.10:80/TCP=10.240.1.14:8080']",
+        ]
+        world.want(pods=PODS, endpoints=ENDPOINTS[:1])
+        assert told(await world.step()) == ["services ['10.96.0.10:80/TCP=None']", "apply 4"]
+
+    world_test(body, translates=True)
+
+
+@pytest.mark.parametrize("failing", ["compile", "save", "apply"])
+def test_services_when_a_pass_fails(failing: str) -> None:
+    """What has gone leaves all the same, and what is new waits for the policy that knows it."""
+
+    async def body(world: World) -> None:
+        await world.step(SERVICE, slice_of("10.240.1.11", "10.240.1.12"))
+        world.want(SERVICE, slice_of("10.240.1.11", "10.240.1.13"), pods=(*PODS, pod("new", "10.240.1.13")))
+        match failing:
+            case "compile":
+                world.compile_error = "no numbers"
+            case "save":
+                world.save_error = "disk full"
+            case "apply":
+                world.datapath.fail["apply"] = "no memory"
+        calls = told(await world.step())
+        if failing == "compile":  # nobody has looked at the documents yet
+            assert calls == []
+        else:
+            assert calls[0] == "services ['10.96.0.10:80/TCP=10.240.1.11:8080']"
+            assert not [call for call in calls if ".13" in call]
+        world.compile_error = world.save_error = ""
+        world.datapath.fail.clear()
+        calls = told(await world.step())
+        assert calls[-2:] == ["apply 2", "services ['10.96.0.10:80/TCP=10.240.1.11:8080, 10.240.1.13:8080']"]
+
+    world_test(body, translates=True)
+
+
+def test_policy_does_not_wait_for_services() -> None:
+    async def body(world: World) -> None:
+        world.datapath.fail["set_services"] = "map lb_frontends is full"
+        await world.step(SERVICE, slice_of("10.240.1.11"), L4)
+        status = world.reconciler.status()
+        assert (status.revision, status.error) == (1, "")
+        assert status.service_error == "frontends that stay as they were: 1: map lb_frontends is full"
+        assert status.service_failures == 1
+        world.datapath.fail.clear()
+        await world.step()
+        status = world.reconciler.status()
+        assert (status.service_error, status.service_changes) == ("", 1)
+        assert len(world.datapath.services) == 1
+
+    world_test(body, translates=True)
+
+
+def test_the_first_policy_of_a_restarted_agent_comes_before_new_backends() -> None:
+    async def body(world: World) -> None:
+        await world.step(SERVICE, slice_of("10.240.1.11"), HTTP)
+        assert told(world.journal) == []
+        world.proxy.answer()
+        assert [call.split()[0] for call in told(await world.step())] == ["apply", "services"]
+
+    world_test(body, translates=True, prompt=False, taken_over=True)
+
+
+def test_services_are_left_to_others() -> None:
+    async def body(world: World) -> None:
+        assert told(await world.step(SERVICE, slice_of("10.240.1.11"))) == ["apply 1"]
+
+    world_test(body)
+
+
+def test_backends_leave_though_the_pods_have_no_room() -> None:
+    async def body(world: World) -> None:
+        await world.step(SERVICE, slice_of("10.240.1.11", "10.240.1.12"))
+        many = [pod(f"p{number}", f"10.240.2.{number}") for number in range(1, 20)]
+        world.want(SERVICE, slice_of("10.240.1.11", "10.240.2.1"), pods=(*PODS, *many))
+        assert told(await world.step()) == ["services ['10.96.0.10:80/TCP=10.240.1.11:8080']"]
+        assert world.reconciler.status().error
+        world.want(SERVICE, slice_of("10.240.1.11", "10.240.2.1"), pods=(*PODS, many[0]))
+        calls = told(await world.step())
+        assert calls[-1] == "services ['10.96.0.10:80/TCP=10.240.1.11:8080, 10.240.2.1:8080']"
+        assert calls[-2].startswith("apply")
+
+    limits = Limits(endpoints=10, ipcache=100, classes=100, rows=30, listeners=10, pairs=10)
+    world_test(body, translates=True, limits=limits)

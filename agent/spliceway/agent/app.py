@@ -32,6 +32,7 @@ from spliceway.agent.portwatch import PortWatch
 from spliceway.agent.proxylink import ProxyLink
 from spliceway.agent.reconcile import Reconciler
 from spliceway.agent.recorder import Recorder
+from spliceway.agent.servicesync import ServiceSync
 from spliceway.agent.sides import AgentDatapath, ProxyProcess
 from spliceway.agent.sockets import listening_ports
 from spliceway.agent.sources.directory import DirectorySource
@@ -137,7 +138,13 @@ class Agent:
         self._datapath = await self._open_datapath(settings)
         self._splicing.use(self._datapath, settings)
         stack.push_async_callback(self._let_go)
-        self._compiler = Compiler(config.engine_options(self._datapath.limits), self._numbering)
+        services = ServiceSync(self._datapath, lambda: self._compiler.balance.frontends)
+        translates = config.datapath.socket_lb != "off"
+        self._compiler = Compiler(
+            config.engine_options(self._datapath.limits),
+            self._numbering,
+            on_services=services.want if translates else lambda _changes: None,
+        )
         self._metrics = Metrics(self._datapath, self._gauges, self._splicing.status)
         ports = config.proxy.listener_ports
         self._reconciler = Reconciler(
@@ -151,6 +158,7 @@ class Agent:
             taken_over=self._datapath.status().taken_over,
             observe=self._metrics.reconcile_duration.observe,
             on_table=self._recorder.use,
+            services=services if translates else None,
         )
         self._proxy.on_answer(self._reconciler.wake)
         self._server.add_services(csds.handlers(self._xds_view, self._server.tcp))
@@ -311,6 +319,8 @@ class Agent:
             wanted_revision=policy.wanted,
             generation=policy.generation,
             reconcile_failures=policy.failures,
+            service_changes=policy.service_changes,
+            service_failures=policy.service_failures,
             refused_documents=len(self._refusals()),
             endpoints=len(self._inventory.endpoints),
             rule_sets=policy.rule_sets,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 
 import msgspec
 import structlog
@@ -11,6 +12,7 @@ from spliceway.agent.inventory import Changes
 from spliceway.agent.manifests import Key
 from spliceway.policy.budget import said
 from spliceway.policy.engine import Engine, Options
+from spliceway.policy.loadbalancing import Changes as ServiceChanges
 from spliceway.policy.loadbalancing import LoadBalancing
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.table import PolicyTable
@@ -29,8 +31,18 @@ class RefusedPolicy(msgspec.Struct, frozen=True):
 class Compiler:
     """Makes the tables of one node. `apply` and `settle` are not for two threads at once; the rest may be read."""
 
-    def __init__(self, options: Options, numbering: Numbering) -> None:
-        """`numbering`: with the numbers of an earlier agent."""
+    def __init__(
+        self,
+        options: Options,
+        numbering: Numbering,
+        *,
+        on_services: Callable[[ServiceChanges], None] = lambda _changes: None,
+    ) -> None:
+        """`numbering`: with the numbers of an earlier agent; `on_services` is told of frontends that are different.
+
+        Each change is told once, also when `apply` raises then: whoever is told must remember it.
+        """
+        self._on_services = on_services
         self._engine = Engine(options, numbering)
         self._numbering = numbering
         self._released = 0
@@ -48,8 +60,10 @@ class Compiler:
         `balance` follows the changes in any case: it needs no room.
         """
         first = self._engine.table is None
-        self._balancing.apply(changes)
+        services = self._balancing.apply(changes)
         self.balance = self._balancing.balance
+        if services:
+            self._on_services(services)
         try:
             table = self._engine.apply(
                 (item for item in changes.values() if item is not None),

@@ -139,6 +139,8 @@ class DatapathConfig(Section, frozen=True):
 
     `program_cache`: where compiled programs are kept; None: `programs` in the state directory, empty: nowhere. `tcx`:
     how programs are attached to interfaces, `auto` by TCX where the kernel has it, `off` as clsact filters.
+    `socket_lb`: Services for pods' sockets; `auto` and `on` make way for others who translate, and `on` calls that a
+    problem.
     """
 
     mark: Mark = 0x1000
@@ -154,6 +156,10 @@ class DatapathConfig(Section, frozen=True):
     event_buffer_bytes: Annotated[int, Meta(ge=4096)] = 4 << 20
     program_cache: str | None = None
     tcx: Literal["auto", "off"] = "auto"
+    socket_lb: Literal["auto", "on", "off"] = "off"
+    max_frontends: Positive = 65_536
+    max_backends: Positive = 262_144
+    max_affinities: Positive = 32_768
 
 
 class LabelsConfig(Section, frozen=True):

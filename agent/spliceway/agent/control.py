@@ -9,7 +9,9 @@ from typing import Protocol
 import msgspec
 
 from spliceway.agent.inventory import Changes
+from spliceway.bpf.services import Applied, FrontendRow
 from spliceway.bpf.types import LocalEndpoint
+from spliceway.policy.loadbalancing import Changes as ServiceChanges
 from spliceway.policy.table import PolicyTable, RuleSet
 
 
@@ -48,6 +50,12 @@ class DatapathControl(Protocol):
 
     async def set_listeners(self, ports: Mapping[int, int]) -> None:
         """Rule set id → port: where rows may steer to."""
+
+    async def set_services(self, changes: ServiceChanges) -> Applied:
+        """Make these frontends so, or take them out (None). All others stay."""
+
+    async def held_services(self) -> list[FrontendRow]:
+        """All frontends that the kernel has, also those of an earlier agent."""
 
 
 #: Ports with a listener on both loopback addresses.

@@ -26,6 +26,8 @@ class ReconcileStatus(msgspec.Struct, frozen=True, rename="camel"):
 
     `waiting`: rule sets that drop NO_LISTENER or keep an older policy in force, with what the proxy says of each.
     `error`: why the last attempt failed, empty when it did not; `applied`: how often rows were flipped.
+    `service_error`: why Services are not all in the kernel as they should be; `service_changes`: how often a frontend
+    was written there or taken out, `service_failures`: how often that failed.
     """
 
     revision: int
@@ -38,3 +40,6 @@ class ReconcileStatus(msgspec.Struct, frozen=True, rename="camel"):
     endpoint_error: str
     failures: int
     applied: int
+    service_error: str = ""
+    service_changes: int = 0
+    service_failures: int = 0

@@ -15,7 +15,7 @@ from spliceway.agent.splicemetrics import splice_metrics
 from spliceway.agent.spliceproof import SpliceStatus
 from spliceway.agent.verdicts import verdict_label
 from spliceway.bpf.portuse import PortUse
-from spliceway.bpf.types import DatapathStatus, HookStatus, ReasonCount, SpliceCounters
+from spliceway.bpf.types import DatapathStatus, HookStatus, ReasonCount, SocketLbStatus, SpliceCounters
 from spliceway.xds.protocol.typeurls import TYPES
 from spliceway.xds.server.events import EventKind, XdsEvent
 
@@ -56,6 +56,8 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     wanted_revision: int
     generation: int
     reconcile_failures: int
+    service_changes: int
+    service_failures: int
     refused_documents: int
     endpoints: int
     rule_sets: int
@@ -192,6 +194,7 @@ class _Collector(Collector):
         lost.add_metric(["follower"], now.lost_flows)
         yield lost
         yield from _hooks(status.hooks)
+        yield from _socket_lb(status.socket_lb, now)
         yield from port_metrics(now.port_use)
 
 
@@ -207,3 +210,17 @@ def _hooks(status: HookStatus) -> Iterator[Metric]:
         problems.add_metric([problem], now)
         repairs.add_metric([problem], mended)
     yield from (problems, repairs)
+
+
+def _socket_lb(status: SocketLbStatus, now: Gauges) -> Iterator[Metric]:
+    for name, text, value in (
+        ("active", "Whether pods' sockets get Services from this agent.", int(status.active)),
+        ("frontends", "Frontends of Services in the kernel.", status.frontends),
+        ("backends", "Backends of all frontends in the kernel.", status.backends),
+    ):
+        yield GaugeMetricFamily(f"spliceway_socket_lb_{name}", text, value=value)
+    for name, text, count in (
+        ("changes", "Frontends that were written or taken out of the kernel.", now.service_changes),
+        ("failures", "Changes of Services that could not be made.", now.service_failures),
+    ):
+        yield CounterMetricFamily(f"spliceway_socket_lb_{name}", text, value=count)

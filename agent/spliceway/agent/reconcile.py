@@ -1,7 +1,8 @@
 """One task that makes kernel and proxy what the latest cluster says, in the contract's order.
 
 Numbers are persisted → endpoints are attached → the proxy gets new listeners and routes → those that are accepted and
-listen become known to the kernel → rows flip → what is no longer steered to is removed, in reverse. It is driven by
+listen become known to the kernel → rows flip → what is no longer steered to is removed, in reverse. Backends of
+Services that have gone leave before the rows flip, new ones come after (`servicesync`). It is driven by
 levels, not by events: each pass looks at what is wanted and what is there, does what can be done now, and is run again
 when something new is known. So events coalesce, and an answer that comes late is no special case.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from ipaddress import ip_network
 
 import structlog
 
@@ -20,6 +22,7 @@ from spliceway.agent.intent import Intent, ReconcileStatus
 from spliceway.agent.manifests import Key
 from spliceway.agent.ports import PortAllocator
 from spliceway.agent.readiness import Readiness
+from spliceway.agent.servicesync import NoServices, ServiceSync
 from spliceway.agent.staging import steered
 from spliceway.agent.state import Held
 from spliceway.agent.tablechain import TableChain
@@ -55,13 +58,15 @@ class Reconciler:
         taken_over: bool = False,
         observe: Callable[[float], None] = lambda _seconds: None,
         on_table: Callable[[PolicyTable], None] = lambda _table: None,
+        services: ServiceSync | None = None,
     ) -> None:
         """Wire it up.
 
         `save` persists numbering, ports and held documents (it runs in a thread and may block for an fsync), `unsaved`
         says whether it has to;
         `taken_over`: the kernel already enforces what an earlier agent left; `observe` gets the seconds from a change
-        to its rows being in force; `on_table` is told of each table that comes into force.
+        to its rows being in force; `on_table` is told of each table that comes into force;
+        `services`: None where others translate their addresses.
         """
         self._maker = maker
         self._save = save
@@ -73,6 +78,7 @@ class Reconciler:
         self._taken_over = taken_over
         self._observe = observe
         self._on_table = on_table
+        self._services = services or NoServices()
 
         self._readiness = Readiness(ports.ports)
         self._wake = asyncio.Event()
@@ -94,6 +100,7 @@ class Reconciler:
         self._failures = 0
         self._error = ""
         self._endpoint_error = ""
+        self._service_error = ""
         self._next: float | None = None
         self._answered = False
         self._passing = False
@@ -165,6 +172,9 @@ class Reconciler:
             endpoint_error=self._endpoint_error,
             failures=self._failures,
             applied=self._applies,
+            service_error=self._service_error,
+            service_changes=self._services.changes,
+            service_failures=self._services.failures,
         )
 
     async def run(self) -> None:
@@ -201,7 +211,7 @@ class Reconciler:
             self._error = self._failed("reconcile failed, the last policy stays in force", f"internal error: {error!r}")
         else:
             self._error = ""
-            if not self._endpoint_error:
+            if not (self._endpoint_error or self._service_error):
                 self._retry = RETRY_SECONDS[0]
         finally:
             self._passing = False
@@ -218,12 +228,22 @@ class Reconciler:
         return error
 
     async def _pass(self, intent: Intent) -> None:
+        try:
+            await self._bring(intent)
+        except Exception:
+            # Nobody is sent to a backend that has gone, whatever else can't be done.
+            if self._tables.applied is not None:
+                await self._balance(self._tables.applied, join=False)
+            raise
+
+    async def _bring(self, intent: Intent) -> None:
         desired = await self._table_of()
         applied = self._tables.applied
         live = steered(applied) if applied else frozenset()
         self._ports.assign(desired.rule_sets)
         await self._persist(intent)
         await self._attach({e.name: e for e in (*self._attached, *intent.endpoints)}, retry=True)
+        await self._balance(desired, join=False)  # after the pods are known: their sockets may have to be ended
         self._publish({**(applied.rule_sets if applied else {}), **desired.rule_sets})
 
         loop_time = asyncio.get_running_loop().time()
@@ -236,6 +256,7 @@ class Reconciler:
         # Listeners before the rows that steer to them, and the old ones until no row does.
         await self._listen(live | steered(target))
         await self._apply(intent, target, left)
+        await self._balance(desired, join=True)
         await self._attach({e.name: e for e in intent.endpoints})
         if target is desired:
             await self._remove(intent, desired)
@@ -311,6 +332,18 @@ class Reconciler:
             assert deadline is not None  # something waits
             self._again_in(deadline - now)
         return waiting
+
+    async def _balance(self, table: PolicyTable, *, join: bool) -> None:
+        """What of Services can be done before (`join`: once) this table is in force. Policy goes on if it fails."""
+        try:
+            if join:
+                await self._services.join()
+                self._service_error = ""
+            else:
+                await self._services.leave(lambda address: ip_network(address) in table.ipcache)
+        except Exception as error:
+            text = str(error) if isinstance(error, OWN_ERRORS) else f"internal error: {error!r}"
+            self._service_error = self._failed("Services are not all in the kernel", text)
 
     async def _listen(self, rule_sets: frozenset[int]) -> None:
         ports = self._ports.ports

@@ -25,6 +25,7 @@ from spliceway.agent.splicing import Splicing
 from spliceway.agent.verdicts import with_audit
 from spliceway.agent.xdsviews import XdsViews
 from spliceway.bpf.portuse import PortUse
+from spliceway.bpf.services import FrontendRow
 from spliceway.bpf.types import CtEntry, SockEntry
 from spliceway.policy.loadbalancing import Balance
 
@@ -45,6 +46,9 @@ class DatapathViews(DatapathCounters, Protocol):
 
     def dump_ipcache(self) -> Sequence[object]:
         """Prefixes as they are in the kernel."""
+
+    async def held_services(self) -> list[FrontendRow]:
+        """Frontends as they are in the kernel."""
 
 
 class ProxyStatus(Protocol):
@@ -111,7 +115,7 @@ class Views:
 
     def asks(self) -> dict[str, Callable[[Query], Awaitable[Any]]]:
         """Path below /v1/ → what reads the agent's own state first, and then takes long."""
-        return {"policy": self.policy, "socks": self.socks, **self._xds.asks()}
+        return {"policy": self.policy, "socks": self.socks, "bpf/lb": self.load_balancer, **self._xds.asks()}
 
     def posts(self) -> dict[str, Callable[[Query, bytes], Awaitable[Any]]]:
         """Path below /v1/ → what answers a body."""
@@ -253,6 +257,11 @@ class Views:
         _only(query)
         await self._splicing.measure()
         return await asyncio.to_thread(self._socks)
+
+    async def load_balancer(self, query: Query) -> list[FrontendRow]:
+        """Frontends of Services as they are in the kernel; none where it is switched off."""
+        _only(query)
+        return await self._datapath.held_services()
 
     def audit(self, query: Query) -> AuditSummary:
         """What policies in audit mode would deny."""

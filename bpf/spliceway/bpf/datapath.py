@@ -38,7 +38,7 @@ from spliceway.bpf.maps import Maps
 from spliceway.bpf.netns import cookie_of
 from spliceway.bpf.revoke import Revoker
 from spliceway.bpf.rows import Attached, pack_endpoint, unpack_endpoint, with_slots
-from spliceway.bpf.services import Applied
+from spliceway.bpf.services import Applied, FrontendRow
 from spliceway.bpf.socketlb import SocketLb
 from spliceway.bpf.source import digest, program_names
 from spliceway.bpf.splicecontrol import SpliceControl
@@ -299,6 +299,10 @@ class Datapath:
         """What pods' sockets get for Services' addresses, by what changes; see `ServiceMaps.apply`."""
         return await self.services.apply(changes, [one.endpoint.netns for one in self._attached.values()])
 
+    async def held_services(self) -> list[FrontendRow]:
+        """Frontends as they are in the kernel, also what an earlier agent left; none where it is switched off."""
+        return await self.services.held()
+
     async def set_splice(self, classes: SpliceClasses) -> None:
         """Which legs of new connections are spliced. Those that are spliced stay so."""
         self._splices.set_classes(classes)
@@ -368,6 +372,7 @@ class Datapath:
                 *self.services.problems,
             ),
             hooks=self._watch.status,
+            socket_lb=self.services.status,
         )
 
     # ---- end ----

@@ -21,13 +21,13 @@ class KernelRefusedError(DatapathError):
 
 
 _SIZES = {
-    "endpoints": "max_endpoints",
-    "ipcache": "max_ipcache",
-    "classes": "max_rows",
-    "policy": "max_rows",
-    "lb_frontends": "max_frontends",
-    "lb_rows": "max_backends",
-    "lb_backends": "max_backends",
+    "endpoints": "maxEndpoints",
+    "ipcache": "maxIpcache",
+    "classes": "maxRows",
+    "policy": "maxRows",
+    "lb_frontends": "maxFrontends",
+    "lb_rows": "maxBackends",
+    "lb_backends": "maxBackends",
 }
 
 

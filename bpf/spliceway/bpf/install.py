@@ -77,7 +77,7 @@ def defines(settings: DatapathSettings, extra: Mapping[str, str] | None = None) 
         "MAX_PAIRS": str(settings.max_pairs),
         "MAX_CONNECTIONS": str(settings.max_connections),
         "EVENT_BYTES": str(settings.event_buffer_bytes),
-        **(_socket_lb(settings) if settings.socket_lb else {}),
+        **(_socket_lb(settings) if settings.socket_lb != "off" else {}),
         **measuring()[0],
         **(extra or {}),
     }

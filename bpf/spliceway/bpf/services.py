@@ -84,6 +84,11 @@ class ServiceMaps:
         """What is in the kernel, also what an earlier agent left there."""
         return frozenset(self._sets)
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many frontends there are, and how many backends of them."""
+        return self._counts["lb_frontends"], self._counts["lb_backends"]
+
     def apply(self, changes: Mapping[Frontend, FrontendState | None]) -> Applied:
         """Make these frontends so, or take them out (None); all others stay. Costs what changes. Blocks.
 

@@ -21,7 +21,7 @@ from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.links import SOCKET_LB_LINKS
 from spliceway.bpf.maps import SERVICES_LAYOUT
 from spliceway.bpf.services import Applied, FrontendRow, ServiceMaps
-from spliceway.bpf.types import DatapathSettings
+from spliceway.bpf.types import DatapathSettings, SocketLbStatus
 from spliceway.policy.lbmodel import Frontend, FrontendState
 
 T = TypeVar("T")
@@ -91,13 +91,13 @@ class SocketLb:
 
     def __init__(self, settings: DatapathSettings, root: Path) -> None:
         """Attach what is loaded below `root`, or take it off, as the settings want it. Raises DatapathError."""
-        self._settings, self._root = settings, root
+        self._settings, self._root, self._mode = settings, root, settings.socket_lb
         self._maps: ServiceMaps | None = None
         self._lock = asyncio.Lock()
         self._unended, self._is_attached = "", False
         self._is_due = True  # an earlier agent may have ended between a change and what follows from it
         self.foreign: tuple[ForeignProgram, ...] = ()
-        if not settings.socket_lb:
+        if self._mode == "off":
             take_off(root)
             return
         self._maps = ServiceMaps(root)
@@ -112,14 +112,20 @@ class SocketLb:
         return self._maps is not None and not self.foreign
 
     @property
+    def status(self) -> SocketLbStatus:
+        """How it is set, and what there is in the kernel."""
+        frontends, backends = self._maps.counts if self._maps is not None else (0, 0)
+        return SocketLbStatus(self._mode, self.is_active, tuple(map(str, self.foreign)), frontends, backends)
+
+    @property
     def problems(self) -> tuple[str, ...]:
         """What keeps it from its work."""
         found = []
-        if self.foreign:
+        if self.foreign and self._mode == "on":
             others = ", ".join(map(str, self.foreign))
             found.append(
                 f"socket load balancing is off: others translate in the pods' cgroup or above it: {others}; "
-                "switch theirs off, or datapath.socketLb"
+                "switch theirs off, or say auto or off in datapath.socketLb"
             )
         if self._unended:
             found.append(f"connected UDP sockets keep backends that have gone: {self._unended}")
@@ -152,6 +158,11 @@ class SocketLb:
                 await _to_the_end(lambda: self._end_lost(maps, pods))
             self._is_due = bool(self._unended)
             return applied
+
+    async def held(self) -> list[FrontendRow]:
+        """`dump`, between two changes."""
+        async with self._lock:
+            return await _to_the_end(self.dump)
 
     def dump(self) -> list[FrontendRow]:
         """All frontends as they are in the kernel; none where it is switched off."""

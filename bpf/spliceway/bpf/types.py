@@ -83,7 +83,8 @@ class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
     listeners may have; `unspliced_ports`: ports of servers whose connections are never spliced; `program_cache`: where
     compiled programs are kept, a directory of this user's own, or None; `tcx`: `auto` is TCX where the kernel has it;
     `socket_lb`: pods' sockets get Services from us (`socketlb.py`), up to so many frontends and backends, and pods that
-    have a favourite of a Service's backends.
+    have a favourite of a Service's backends; where somebody else translates, `auto` and `on` both make way, and `on`
+    calls it a problem.
     """
 
     bpffs: Path
@@ -106,7 +107,7 @@ class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_rows: int = 262_144
     max_endpoints: int = 1024
     max_pairs: int = 4096
-    socket_lb: bool = False
+    socket_lb: Literal["auto", "on", "off"] = "off"
     max_frontends: int = 65_536
     max_backends: int = 262_144
     max_affinities: int = 32_768
@@ -251,6 +252,19 @@ class HookStatus(msgspec.Struct, frozen=True):
     last_time: float = 0.0
 
 
+class SocketLbStatus(msgspec.Struct, frozen=True):
+    """Services of pods' sockets. `active`: their addresses are translated here; `foreign`: who does it instead.
+
+    `mode` is the setting. `frontends` and `backends`: how many there are in the kernel, 0 where it is off.
+    """
+
+    mode: str = "off"
+    active: bool = False
+    foreign: tuple[str, ...] = ()
+    frontends: int = 0
+    backends: int = 0
+
+
 class DatapathStatus(msgspec.Struct, frozen=True):
     """What is loaded and attached. `draining`: other versions' programs that sockets still have.
 
@@ -266,3 +280,4 @@ class DatapathStatus(msgspec.Struct, frozen=True):
     problems: tuple[str, ...]
     draining: tuple[str, ...] = ()
     hooks: HookStatus = HookStatus()
+    socket_lb: SocketLbStatus = SocketLbStatus()

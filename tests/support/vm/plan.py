@@ -86,14 +86,17 @@ LEFT_OUT = (
             *("integration/test_agent_*", "integration/test_crash_*", "integration/test_bad_input.py"),
             *("integration/test_endpoint_life.py", "integration/test_preflight*.py", "integration/test_cleanup*.py"),
             *("integration/test_selftest*.py", "integration/test_splice_modes.py", "integration/test_upgrade*.py"),
-            "integration/test_hooks.py",
+            *("integration/test_hooks.py", "integration/test_services_agent.py"),
         ),
         "each test starts agents, and each agent compiles the programs anew, in emulation about two minutes a time; "
         "what an agent asks of the kernel is in the files that run",
     ),
     LeftOut(
-        ("integration/test_demo.py", "integration/test_proxied_path.py", "integration/test_egress_*"),
-        "whole nodes with both proxies: as above, for Envoy and for agents",
+        (
+            *("integration/test_demo.py", "integration/test_proxied_path.py", "integration/test_egress_*"),
+            *("integration/test_proxied_profiles.py", "integration/test_testbed_profiles.py"),
+        ),
+        "whole nodes with both proxies: as above, for Envoy and for agents; the guests have no netfilter tools",
     ),
     LeftOut(
         (

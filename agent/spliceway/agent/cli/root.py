@@ -73,6 +73,7 @@ for _name, _help, _function in (
     ("ipcache", "Prefixes and their identities.", show.bpf_ipcache),
     ("ct", "Connection tracking.", show.bpf_ct),
     ("reasons", "Verdict counters.", show.bpf_reasons),
+    ("lb", "Services for pods' sockets.", services.lb_list),
 ):
     _group = typer.Typer(cls=Group, help=_help, no_args_is_help=True)
     _group.command("list")(_function)

@@ -1,4 +1,4 @@
-"""`spliceway service list`: where connections to Services lead on this node."""
+"""`service list` and `bpf lb list`: where connections to Services lead on this node, by documents and kernel."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def service_list(
 ) -> None:
     """List the frontends of Services with the backends that this node would choose from.
 
-    It is what the documents say, by kube-proxy's rules: this agent does not translate addresses of Services.
+    It is what the documents say, by kube-proxy's rules; `bpf lb list` shows what the kernel has of it.
     """
     from spliceway.agent.cli.render import emit_full, emit_json, table
 
@@ -41,6 +41,31 @@ def service_list(
         table((*columns, "AFFINITY") if wide else columns, service_rows(found["frontends"], wide=wide))
         for note in service_notes(found):
             typer.echo(note, err=True)
+
+
+def lb_list(output: ListOutputOption = ListOutput.TABLE, socket: SocketOption = None) -> None:
+    """List the frontends that the kernel has for pods' sockets, with their backends."""
+    from spliceway.agent.cli.render import emit_full, emit_json, table
+
+    found = agent_client(socket).get("bpf/lb")
+    if output is ListOutput.JSON:
+        emit_json(found)
+    elif output is ListOutput.YAML:
+        emit_full([found], FullOutput.YAML, (), ())
+    else:
+        columns = ("SERVICE", "PORT", "KIND", "FRONTEND", "SET", "COUNT", "BACKENDS", "AFFINITY")
+        table(columns, lb_rows(found, wide=output is ListOutput.WIDE))
+
+
+def lb_rows(frontends: list[Json], *, wide: bool) -> Iterator[tuple[Any, ...]]:
+    """Rows of the table: `wide` ones have all backends, by place, each after its number."""
+    for item in frontends:
+        backends = [f"{one['number']}={_address(one)}" for one in item["backends"]]
+        more = 0 if wide else len(backends) - _FIRST
+        shown = [*backends[:_FIRST], f"{more} more"] if more > 0 else backends
+        affinity = f"{item['affinitySeconds']} s" if item["affinitySeconds"] else ""
+        names = (item["service"], item["portName"], item["kind"])
+        yield *names, _frontend(item), item["set"], len(backends), shown, affinity
 
 
 def service_rows(frontends: list[Json], *, wide: bool) -> Iterator[tuple[Any, ...]]:

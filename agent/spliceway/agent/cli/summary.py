@@ -32,6 +32,7 @@ def summary(status: Json) -> list[tuple[str, str]]:
         ),
         ("enforcement", _enforcement(status["enforcement"])),
         ("services", _services(status["services"])),
+        *([("socket-lb", _socket_lb(found))] if (found := datapath.get("socketLb")) else []),
         (
             "kernel",
             f"generation {datapath['generation']}, ABI {datapath['abi']}, attached: {attached}"
@@ -93,6 +94,7 @@ def problems(status: Json) -> list[str]:
     found = [
         *refusals(status),
         *(f"reconcile: {text}" for text in (policy["error"], policy["endpointError"]) if text),
+        *(f"services: {text}" for text in (policy.get("serviceError"),) if text),
         *_rule_sets(status),
         *(f"datapath: {text}" for text in status["datapath"]["problems"]),
         *(f"proxy: {text}" for text in process.get("problems", ())),
@@ -285,6 +287,17 @@ def _services(found: Json) -> str:
     """«12 Services, 30 frontends (2 without backends)»."""
     without = f" ({found['withoutBackends']} without backends)" if found["withoutBackends"] else ""
     return f"{_many(found['services'], 'Service')}, {_many(found['frontends'], 'frontend')}{without}"
+
+
+def _socket_lb(found: Json) -> str:
+    """«auto: 30 frontends and 80 backends in the kernel», «off», or who translates instead."""
+    if found["mode"] == "off":
+        return "off"
+    if found["foreign"]:
+        return printable(f"{found['mode']}, but off: others translate: {', '.join(found['foreign'])}")
+    return (
+        f"{found['mode']}: {_many(found['frontends'], 'frontend')}, {_many(found['backends'], 'backend')} in the kernel"
+    )
 
 
 def _conflicts(found: Json) -> list[str]:
