@@ -13,10 +13,12 @@ import pytest
 from spliceway.agent.testbed.rights import missing_rights
 from spliceway.agent.testbed.testbed import Testbed
 from support.node import demo_manifests
-from support.variants import sample
+from support.variants import costly, sample
 
 #: CI sets it: there a kernel test that can't run is a failure.
 REQUIRE_KERNEL = os.environ.get("SPLICEWAY_REQUIRE_KERNEL") == "1"
+#: CI sets it: of the tests that take longest it runs one in so many variants.
+SAMPLE = int(os.environ.get("SPLICEWAY_SAMPLE", "1"))
 
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -31,10 +33,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave a sample of what -k and -m have left."""
-    if (one_in := config.getoption("--variants")) > 1:
-        kept = set(sample([item.nodeid for item in items], one_in))
-        config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in kept])
-        items[:] = [item for item in items if item.nodeid in kept]
+    _leave(config, items, [item.nodeid for item in items], config.getoption("--variants"))
+    if SAMPLE > 1:
+        _leave(config, items, [item.nodeid for item in items if costly(item.nodeid)], SAMPLE)
+
+
+def _leave(config: pytest.Config, items: list[pytest.Item], names: list[str], one_in: int) -> None:
+    """Of the tests with these names leave a sample."""
+    if one_in > 1:
+        gone = set(names) - set(sample(names, one_in))
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in gone])
+        items[:] = [item for item in items if item.nodeid not in gone]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -261,7 +261,7 @@ def test_it_makes_way_for_somebody_elses(node: KernelNode, client: Remote, pods:
     assert node.datapath.services.is_active
     assert client.ask(f"name_of(4, '{WEB[4]}')") in NAMES
     node.datapath._pins |= {f"links/{name}" for name in SOCKET_LB_LINKS}  # as if they had been there from the start
-    with somebody_elses(node.settings.pods_cgroup.parent, SOCKET_LB_LINKS[name]):
+    with cgroup_program(node.settings.pods_cgroup.parent, SOCKET_LB_LINKS[name]):
         node.run(node.datapath.set_services(services(WEB, pods[:1])))  # they have come meanwhile
         assert attached(node) == dict.fromkeys(SOCKET_LB_LINKS, 0)
         assert [each for each in node.loop.call(node.datapath.status).problems if "pins" in each] == []

@@ -3,6 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+#: Files of which CI runs a sample (`SPLICEWAY_SAMPLE`): each has tests in dozens of variants, and takes minutes.
+COSTLY = (
+    "tests/integration/test_splice_rows_*.py",
+    "tests/integration/test_splice_hostile_pods.py",
+    "tests/integration/test_proxied_profiles.py",
+    "tests/integration/test_testbed_profiles.py",
+    "tests/integration/test_egress_http.py",
+    "tests/kernel/test_socket_lb.py",
+)
+
+
+def costly(name: str) -> bool:
+    """Whether a test's id is of a file in COSTLY."""
+    return any(fnmatchcase(name.partition("::")[0], pattern) for pattern in COSTLY)
 
 
 def sample(names: Sequence[str], one_in: int) -> list[str]:
