@@ -175,6 +175,10 @@ class MemoryDatapath:
             assert set(ports.values()) <= self.proxy.open
         self.listeners = dict(ports)
 
+    async def swept(self, seconds: float) -> None:
+        assert seconds > 0
+        self.journal.append("swept")
+
     async def set_splice(self, classes: SpliceClasses) -> None:
         self._maybe_fail("set_splice")
         self.splice = classes

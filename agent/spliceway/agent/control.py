@@ -49,6 +49,9 @@ class DatapathControl(Protocol):
     async def set_listeners(self, ports: Mapping[int, int]) -> None:
         """Rule set id → port: where rows may steer to."""
 
+    async def swept(self, seconds: float) -> None:
+        """Return when connections that may not go on have been ended, or after so many seconds."""
+
 
 #: Ports with a listener on both loopback addresses.
 ListeningPorts = Callable[[], Awaitable[frozenset[int]]]
