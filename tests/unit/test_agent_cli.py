@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 import resource
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator

@@ -114,6 +114,11 @@ def testbed_sockets() -> list[Path]:
     return [socket for socket in _testbed_places() if socket.is_socket()]
 
 
+def testbed_configs() -> list[Path]:
+    """Configurations of the agents on kept testbed nodes."""
+    return [config for socket in _testbed_places() if (config := socket.parents[1] / "agent.yaml").is_file()]
+
+
 def _testbed_places() -> list[Path]:
     """Where the agents of kept testbed nodes have their admin sockets while they run."""
     if not TESTBEDS.is_dir():
