@@ -123,6 +123,21 @@ def test_the_testbeds_agent_is_named_once_and_missed_where_it_was(
     assert next(looks, "all") == "all"
 
 
+def test_preflight_beside_a_testbed_tells_the_command_for_its_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = tmp_path / "testbeds" / "sw1" / "node1"
+    (node / "state").mkdir(parents=True)
+    (node / "agent.yaml").touch()
+    monkeypatch.setattr(common, "TESTBEDS", tmp_path / "testbeds")
+    monkeypatch.setattr("spliceway.agent.nodecheck.runner.CHECKS", {})
+    assert "testbed" not in invoke("preflight")[2]
+    (node.parent / "kept").touch()
+    told = invoke("preflight")[2]
+    assert "testbed exec --run sw1 node/node1 -- " in told
+    assert told.endswith(f" preflight --config {node}/agent.yaml\n")
+
+
 def _raise(error: Exception) -> None:
     raise error
 
