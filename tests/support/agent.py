@@ -161,6 +161,10 @@ class MemoryDatapath:
         self._maybe_fail("set_endpoints")
         self.endpoints = tuple(endpoints)
 
+    async def swept(self, seconds: float) -> None:
+        assert seconds > 0
+        self.journal.append("swept")
+
     async def apply(self, table: PolicyTable) -> int:
         self.journal.append(f"apply {table.revision}")
         self._maybe_fail("apply")
@@ -174,10 +178,6 @@ class MemoryDatapath:
         if self.proxy is not None:
             assert set(ports.values()) <= self.proxy.open
         self.listeners = dict(ports)
-
-    async def swept(self, seconds: float) -> None:
-        assert seconds > 0
-        self.journal.append("swept")
 
     async def set_splice(self, classes: SpliceClasses) -> None:
         self._maybe_fail("set_splice")

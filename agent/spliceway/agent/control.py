@@ -43,14 +43,14 @@ class DatapathControl(Protocol):
     async def set_endpoints(self, endpoints: Sequence[LocalEndpoint]) -> None:
         """Attach to these endpoints and to no others. What is in no table yet drops NOT_READY."""
 
+    async def swept(self, seconds: float) -> None:
+        """Return when connections that may not go on have been ended, or after so many seconds."""
+
     async def apply(self, table: PolicyTable) -> int:
         """Bring all rows of a table into force in one step; the kernel generation."""
 
     async def set_listeners(self, ports: Mapping[int, int]) -> None:
         """Rule set id → port: where rows may steer to."""
-
-    async def swept(self, seconds: float) -> None:
-        """Return when connections that may not go on have been ended, or after so many seconds."""
 
 
 #: Ports with a listener on both loopback addresses.
