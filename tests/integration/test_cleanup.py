@@ -97,7 +97,7 @@ def test_all_of_it_goes_and_nothing_else(testbed: Testbed, how: str) -> None:
     assert listed.returncode == 1
     hook = r"link \S+/tcx/\d+-from_pod \(from_pod at lxc" if how == "auto" else "filter from_pod at ingress of lxc"
     assert re.search(f"Would remove {hook}", listed.stdout), listed.stdout
-    assert "say --yes" in listed.stderr
+    assert "say --yes. Afterwards policy is not enforced on this node" in listed.stderr
     assert http_status(testbed, "frontend", "backend", timeout=1) == 0
 
     done = cleanup(testbed, "--yes", "-o", "json")
@@ -116,6 +116,7 @@ def test_all_of_it_goes_and_nothing_else(testbed: Testbed, how: str) -> None:
     assert (testbed.node.info.state / "state.json").exists()
     last = cleanup(testbed, "--yes", "--state")
     assert "Removed state" in last.stdout
+    assert "not enforced" not in last.stdout  # it was not before, either
     assert not (testbed.node.info.state / "state.json").exists()
     again = cleanup(testbed)
     assert (again.stdout, str(testbed.node.info.bpffs) in again.stderr) == ("Nothing to remove.\n", True)

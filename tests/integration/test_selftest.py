@@ -84,6 +84,14 @@ def test_what_is_broken_is_found(settings: DatapathSettings, defines: list[str],
     assert [c for c in report.checks if finds[c.name] not in c.text or not c.switches_off] == []
 
 
+def test_some_checks_by_hand(settings: DatapathSettings) -> None:
+    asked = ("--check", "order", "--check", "peek")
+    done = subprocess.run(command(settings, *asked), capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done
+    assert [line.split()[:2] for line in done.stdout.splitlines()[:-1]] == [["ok", "order"], ["ok", "peek"]]
+    assert "the checks that were asked for are as they should be" in done.stdout.splitlines()[-1]
+
+
 def test_what_a_killed_run_leaves_is_swept(settings: DatapathSettings) -> None:
     with subprocess.Popen(command(settings), start_new_session=True) as child:
         deadline = time.monotonic() + 30

@@ -106,7 +106,7 @@ def test_nothing_passes_after_a_change_and_all_are_reset(node: KernelNode, chang
         client = load.connect()
         states = [one.state for one in node.datapath.socks()]
         assert states.count(SpliceState.SPLICED if spliced else SpliceState.TCP_ONLY) >= 2 * connections
-        seen = node.flows_seen()
+        seen, revoked = node.flows_seen(), node.datapath.splice_counters().revoked
 
         began = time.monotonic_ns()
         change(node)
@@ -115,6 +115,9 @@ def test_nothing_passes_after_a_change_and_all_are_reset(node: KernelNode, chang
         report = load.reports()
 
     node.flow_after(seen)
+    node.run(node.datapath.swept(10))
+    counted = node.datapath.splice_counters().revoked - revoked
+    assert connections <= counted <= 2 * connections
     refused = {flow.reason for flow in node.flows[seen : node.flows_seen()] if flow.leg is Leg.DOWNSTREAM}
     assert refused == {Reason.DEFAULT_DENY if change is withdraw else Reason.RULE_SET_CHANGED}
     assert report["how"]["client ECONNRESET"] == connections, report

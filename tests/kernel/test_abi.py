@@ -67,6 +67,8 @@ _CONSTANTS = {
     "CT_RESET": abi.CtFlag.RESET,
     "CT_REPLIED": abi.CtFlag.REPLIED,
     "CT_TRANSLATED": abi.CtFlag.TRANSLATED,
+    "NOTE_ENDED": abi.Note.ENDED,
+    "NOTE_WHY": abi.Note.WHY,
     "SIDE_POD": abi.Side.POD,
     "SIDE_NETWORK": abi.Side.NETWORK,
     "LB_ROW": lbabi.LB_ROW,

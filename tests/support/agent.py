@@ -164,6 +164,10 @@ class MemoryDatapath:
         self._maybe_fail("set_endpoints")
         self.endpoints = tuple(endpoints)
 
+    async def swept(self, seconds: float) -> None:
+        assert seconds > 0
+        self.journal.append("swept")
+
     async def apply(self, table: PolicyTable) -> int:
         self.journal.append(f"apply {table.revision}")
         self._maybe_fail("apply")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import resource
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,6 +99,43 @@ def test_status_waits_for_an_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert invoke(*absent, "--wait", "60") == (1, "", "spliceway: an agent that refuses\n")
     assert next(waits, "all") == "all"
     assert invoke(*absent) == (1, "", "spliceway: an agent that refuses\n")
+
+
+def test_the_testbeds_agent_is_named_once_and_missed_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "testbeds" / "run" / "node1" / "state"
+    state.mkdir(parents=True)
+    (state.parents[1] / "kept").touch()
+    monkeypatch.setattr(common, "DEFAULT_SOCKET", tmp_path / "agent.sock")
+    monkeypatch.setattr(common, "TESTBEDS", tmp_path / "testbeds")
+    status, _output, errors = invoke("status")
+    assert (status, f"no agent at {state}/agent.sock (testbed): is it running" in errors) == (1, True)
+
+    looks = iter([False, False, True])
+    monkeypatch.setattr(AgentClient, "get", lambda *_arguments: {"policy": {}, "splice": {"decided": next(looks)}})
+    monkeypatch.setattr("spliceway.agent.cli.summary.problems", lambda _found: [])
+    monkeypatch.setattr("spliceway.agent.cli.show.time.sleep", lambda _seconds: None)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(state / "agent.sock"))
+        status, _output, errors = invoke("status", "--wait", "60", "-o", "json")
+    assert (status, errors) == (0, f"spliceway: using the testbed's agent at {state}/agent.sock\n")
+    assert next(looks, "all") == "all"
+
+
+def test_preflight_beside_a_testbed_tells_the_command_for_its_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = tmp_path / "testbeds" / "sw1" / "node1"
+    (node / "state").mkdir(parents=True)
+    (node / "agent.yaml").touch()
+    monkeypatch.setattr(common, "TESTBEDS", tmp_path / "testbeds")
+    monkeypatch.setattr("spliceway.agent.nodecheck.runner.CHECKS", {})
+    assert "testbed" not in invoke("preflight")[2]
+    (node.parent / "kept").touch()
+    told = invoke("preflight")[2]
+    assert "testbed exec --run sw1 node/node1 -- " in told
+    assert told.endswith(f" preflight --config {node}/agent.yaml\n")
 
 
 def _raise(error: Exception) -> None:

@@ -165,7 +165,7 @@ def test_http_edit_needs_only_routes() -> None:
 def test_removal_in_reverse() -> None:
     async def body(world: World) -> None:
         await world.step(HTTP)
-        assert await world.step(L4) == ["save", "apply 2", "listeners []", "publish []", "save"]
+        assert await world.step(L4) == ["save", "apply 2", "listeners []", "swept", "publish []", "save"]
         assert world.saved[-1] == {}
 
     world_test(body)

@@ -16,6 +16,8 @@ def test_the_same_failure_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tries = []
 
     class Failing:
+        ended = sweep.Ended(0, 0)
+
         def __init__(self, *_: Any) -> None:
             pass
 

@@ -45,6 +45,9 @@ class DatapathControl(Protocol):
     async def set_endpoints(self, endpoints: Sequence[LocalEndpoint]) -> None:
         """Attach to these endpoints and to no others. What is in no table yet drops NOT_READY."""
 
+    async def swept(self, seconds: float) -> None:
+        """Return when connections that may not go on have been ended, or after so many seconds."""
+
     async def apply(self, table: PolicyTable) -> int:
         """Bring all rows of a table into force in one step; the kernel generation."""
 

@@ -38,6 +38,8 @@ LISTEN_POLL_SECONDS = (0.002, 0.1)
 IDLE_SHARE = 3.0
 #: After a failure: first and longest pause before the next attempt. A new intent is tried at once.
 RETRY_SECONDS = (0.5, 30.0)
+#: How long a rule set that goes stays at the proxy at most, for the ending of its connections.
+_SWEEP_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -384,6 +386,9 @@ class Reconciler:
         """No row steers to what only the last table had: the kernel forgets it, then the proxy, then the numbers."""
         if self._removed is not desired:
             await self._listen(steered(desired))
+            if self._published and self._published[0].keys() - desired.rule_sets.keys():
+                # A proxy resets what is connected for a rule set that goes: then nobody could tell why, and of whom.
+                await self._datapath.swept(_SWEEP_SECONDS)
             self._publish(desired.rule_sets)
             self._ports.release(desired.rule_sets)
             await asyncio.to_thread(self._maker.settle, desired)

@@ -61,6 +61,13 @@ class CtFlag(IntFlag):
     TRANSLATED = 32
 
 
+class Note(IntFlag):
+    """`question.note`."""
+
+    ENDED = 1
+    WHY = 2
+
+
 class Side(IntEnum):
     """`ct_key.side`: whose end the entry is kept for."""
 
@@ -288,7 +295,7 @@ class Event(ctypes.Structure):
         ("leg", c_uint8),
         ("reply", c_uint8),
         ("revoked", c_uint8),
-        ("pad", c_uint8),
+        ("ended", c_uint8),
     )
 
 
@@ -356,7 +363,7 @@ class SpliceState(ctypes.Structure):
 class Question(ctypes.Structure):
     """struct question."""
 
-    _fields_ = (("key", SpliceKey), ("rule_set", c_uint32), ("port", c_uint16), ("leg", c_uint8), ("pad", c_uint8))
+    _fields_ = (("key", SpliceKey), ("rule_set", c_uint32), ("port", c_uint16), ("leg", c_uint8), ("note", c_uint8))
 
 
 class Unread(ctypes.Structure):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -43,7 +44,7 @@ from spliceway.bpf.socketlb import SocketLb
 from spliceway.bpf.source import digest, program_names
 from spliceway.bpf.splicecontrol import SpliceControl
 from spliceway.bpf.staging import KernelTable
-from spliceway.bpf.sweep import Sweeper, SweepTotals
+from spliceway.bpf.sweep import Sweeper, SweepTotals, count_revoked
 from spliceway.bpf.types import (
     CtEntry,
     DatapathSettings,
@@ -75,9 +76,10 @@ class Datapath:
         self._attached: dict[str, Attached] = {}
         self._policy: PolicyTable | None = None
         self._listeners: dict[int, int] = views.listeners(maps)
-        self._revoker = Revoker()
+        judge = maps.root / "programs" / "judge"
+        self._revoker = Revoker(partial(count_revoked, judge))
         self._events = EventStream(maps, self._revoker.see)
-        self._sweeper = Sweeper(maps, maps.root / "programs" / "judge")
+        self._sweeper = Sweeper(maps, judge)
         self._drain = upgrade.Drain(settings.bpffs, maps.root)
         self._lock = asyncio.Lock()
         self._splices = SpliceControl(settings, maps)
@@ -231,7 +233,7 @@ class Datapath:
             generation = await asyncio.to_thread(self._table.apply, table, self._attached)
             self._policy = table
             if generation != before:
-                self._sweeper.ask()
+                self._sweeper.ask(table.revision)
             return generation
 
     @property
@@ -271,7 +273,7 @@ class Datapath:
             self._listeners = dict(ports)
             if moved:
                 await asyncio.to_thread(self._table.judge_again)
-                self._sweeper.ask()
+                self._sweeper.ask(self._policy.revision if self._policy is not None else 0)
 
     def _may_have_moved(self, rule_set: int, port: int) -> bool:
         """Whether connections of this rule set may be at another listener. Call it before `_listeners` changes."""
@@ -284,6 +286,10 @@ class Datapath:
     def sweeps(self) -> SweepTotals:
         """What became of connections that a change of policy or listeners ended."""
         return self._sweeper.totals
+
+    async def swept(self, seconds: float) -> None:
+        """Return when connections that may not go on have been ended, or after so many seconds."""
+        await self._sweeper.done(seconds)
 
     @property
     def proxy_map(self) -> int:

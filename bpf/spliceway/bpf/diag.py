@@ -159,13 +159,13 @@ def packed_ends(local: bytes, local_port: bytes, remote: bytes, remote_port: byt
     return socket.AF_INET6, local_port + remote_port + local + remote
 
 
-def destroy_many(connections: Sequence[tuple[int, bytes, bytes]], *, protocol: int = socket.IPPROTO_TCP) -> int:
-    """End connections: family and ends (`packed_ends`) and the cookie, 8 bytes, of each. Returns how many it ended.
+def destroy_many(connections: Sequence[tuple[int, bytes, bytes]], *, protocol: int = socket.IPPROTO_TCP) -> list[int]:
+    """End connections: family and ends (`packed_ends`) and the cookie, 8 bytes, of each. Returns which it ended.
 
     What has ended meanwhile is passed over, whatever has its ports by now. Many go in one message, and only the last of
     each is acknowledged, so that 10,000 take well under a second. Raises KernelRefusedError where it is not supported.
     """
-    ended = 0
+    ended: list[int] = []
     with _open() as netlink:
         netlink.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
         netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
@@ -184,20 +184,21 @@ def destroy_many(connections: Sequence[tuple[int, bytes, bytes]], *, protocol: i
                 for number, (family, ends, cookie) in enumerate(batch)
             ]
             netlink.send(b"".join(requests))
-            ended += len(batch) - _failures(netlink, len(batch) - 1)
+            gone = _gone(netlink, len(batch) - 1)
+            ended += (first + number for number in range(len(batch)) if number not in gone)
     return ended
 
 
-def _failures(netlink: socket.socket, last: int) -> int:
-    """Read answers up to the one to request `last`; how many connections were gone."""
-    gone = 0
+def _gone(netlink: socket.socket, last: int) -> set[int]:
+    """Read answers up to the one to request `last`; which of them were for connections that are not there any more."""
+    gone = set()
     while True:
         data = netlink.recv(1 << 18)
         while len(data) >= _HEADER.size:
             length, _, _, sequence, _ = _HEADER.unpack_from(data)
             number = -int(struct.unpack_from("=i", data, _HEADER.size)[0])
             if number in (errno.ENOENT, errno.ESTALE):
-                gone += 1
+                gone.add(sequence)
             elif number:
                 raise KernelRefusedError("end connections", number, "does the kernel have INET_DIAG_DESTROY?")
             if sequence == last:

@@ -35,6 +35,7 @@ def decode(record: bytes) -> KernelFlow:
         length=e.length,
         leg=Leg(e.leg),
         reply=bool(e.reply),
+        ended=bool(e.ended),
     )
 
 

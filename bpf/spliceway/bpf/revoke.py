@@ -44,16 +44,16 @@ def _revokes(flow: KernelFlow) -> bool:
 class Revoker:
     """Ends what the kernel has dropped: each connection once in a while, however many of its packets are dropped."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Nothing ended yet."""
+    def __init__(self, count: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
+        """`count`: called for what it ends after a packet; the kernel itself counts what a message met."""
         self.ended = 0
         self.failed = 0
-        self._clock = clock
+        self._count, self._clock = count, clock
         self._seen: dict[tuple[object, ...], float] = {}
 
     def see(self, flow: KernelFlow) -> None:
         """End the proxy's socket of a redirected connection that was just denied by policy."""
-        if flow.verdict is not Verdict.DENY or flow.leg is Leg.DIRECT or not _revokes(flow):
+        if flow.verdict is not Verdict.DENY or flow.ended or flow.leg is Leg.DIRECT or not _revokes(flow):
             return
         ends, now = proxy_socket(flow), self._clock()
         if now - self._seen.get(ends, -_PAUSE) < _PAUSE:
@@ -62,7 +62,10 @@ class Revoker:
             self._seen.clear()
         self._seen[ends] = now
         try:
-            self.ended += diag.destroy(*ends)
+            if diag.destroy(*ends):
+                self.ended += 1
+                if flow.hook is not Hook.SK_MSG:
+                    self._count()
         except (DatapathError, OSError) as error:
             self.failed += 1
             _log.warning("a revoked connection could not be ended", error=str(error))

@@ -3,8 +3,9 @@
 The kernel's programs refuse its next message or packet anyway. A sweep reads the connections that the kernel knows (the
 states of `splices`, and of `conntrack` those that have no state: from outside of the node, or from before an upgrade),
 asks the kernel about each distinct pair of ends once (`question.h`), and ends the proxy's socket of those that it
-denies, by cookie. It writes nothing into the states. Of connections that differ in the client's port only, the first
-one's denial is recorded as a flow.
+denies, by cookie. It writes nothing into the states. A question leaves no trace; after the endings the kernel is asked
+again about each connection that was there to be ended, and counts and records that one's denial. What a message met
+before the sweep is counted and recorded by then.
 """
 
 from __future__ import annotations
@@ -60,6 +61,13 @@ class SweepTotals(msgspec.Struct):
     seconds: float = 0.0
 
 
+class Ended(NamedTuple):
+    """What one sweep has ended: connections of clients, and to servers where the proxy had not closed them by then."""
+
+    clients: int
+    servers: int
+
+
 class _Connection(NamedTuple):
     """One of the proxy's connections: the question about it, the ends as its socket has them, its cookie (or zeros).
 
@@ -84,8 +92,15 @@ class Sweep:
         self._known: set[bytes] = set()
         self._answers: dict[bytes, bool] = {}
         self._upstream: list[_Connection] = []
-        self._nameless: set[bytes] = set()
+        self._nameless: dict[bytes, _Connection] = {}
+        self._ended: list[_Connection] = []
         self._looked_at = 0
+
+    @property
+    def ended(self) -> Ended:
+        """What `run` has ended, also one that failed."""
+        clients = sum(one.leg == Leg.DOWNSTREAM for one in self._ended)
+        return Ended(clients, len(self._ended) - clients)
 
     def run(self) -> bool:
         """End what may not go on. False when the policy changed meanwhile: then a sweep for that one is due.
@@ -100,11 +115,14 @@ class Sweep:
         descriptor = libbpf.open_pin(self._program)
         try:
             ask = libbpf.asker(descriptor)
-            done = all(self._judge(batch, ask) for batch in _batches(self._connections()))
+            try:
+                done = all(self._judge(batch, ask) for batch in _batches(self._connections()))
+                # Clients first. Of most of these the proxy has closed its other end by now.
+                done = done and all(self._end(batch) for batch in _batches(self._upstream)) and self._end_nameless()
+            finally:
+                self._note(ask)  # last: who reads the records takes time from the endings
         finally:
             os.close(descriptor)
-        # Clients first. Of most of these the proxy has closed its other end by now.
-        done = done and all(self._end(batch) for batch in _batches(self._upstream)) and self._end_nameless()
         totals = self._totals
         totals.sweeps += 1
         totals.looked_at, totals.judged = self._looked_at, len(self._answers)
@@ -137,8 +155,9 @@ class Sweep:
         # The answers are right only if none of them is from another policy: the slot that was live then gets new rows.
         if self._maps.generation.lookup(ZERO) != self._generation:
             return False
-        self._totals.ended += diag.destroy_many([(one.family, one.ends, one.cookie) for one in lost if any(one.cookie)])
-        self._nameless.update(one.ends for one in lost if not any(one.cookie))
+        known = [one for one in lost if any(one.cookie)]
+        self._count(known[at] for at in diag.destroy_many([(one.family, one.ends, one.cookie) for one in known]))
+        self._nameless.update((one.ends, one) for one in lost if not any(one.cookie))
         return True
 
     def _end_nameless(self) -> bool:
@@ -148,8 +167,30 @@ class Sweep:
         found = [one for one in diag.connections() if one[1] in self._nameless]
         if self._maps.generation.lookup(ZERO) != self._generation:
             return False
-        self._totals.ended += diag.destroy_many(found)
+        self._count(self._nameless[found[at][1]] for at in diag.destroy_many(found))
         return True
+
+    def _count(self, ended: Iterable[_Connection]) -> None:
+        before = len(self._ended)
+        self._ended += ended
+        self._totals.ended += len(self._ended) - before
+
+    def _note(self, ask: Callable[[bytes], int]) -> None:
+        """Have the kernel count what was ended, and record why: under rows that have come since that might differ."""
+        same = self._maps.generation.lookup(ZERO) == self._generation
+        note = bytes((abi.Note.ENDED | (abi.Note.WHY if same else 0),))
+        for one in self._ended:
+            if not one.revoked:
+                ask(_ETHERNET + one.question[:-1] + note)
+
+
+def count_revoked(program: Path) -> None:
+    """Have the kernel count a connection that was ended without a question. `program`: where `judge` is pinned."""
+    descriptor = libbpf.open_pin(program)
+    try:
+        libbpf.asker(descriptor)(_ETHERNET + bytes(abi.Question(note=abi.Note.ENDED)))
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -221,14 +262,24 @@ class Sweeper:
         self._asked, self._stop = asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._told = ""
+        self._revision = 0
+        self._done = asyncio.Event()
+        self._done.set()
 
     def start(self) -> None:
         """Begin to wait for `ask`, in the running event loop."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="sweep")
 
-    def ask(self) -> None:
-        """The rows or listeners that are live have changed."""
+    def ask(self, revision: int = 0) -> None:
+        """The rows or listeners that are live have changed. `revision`: of the policy, for the log; 0: not known."""
+        self._revision = revision
+        self._done.clear()
         self._asked.set()
+
+    async def done(self, seconds: float) -> None:
+        """Return when all that was asked for is done, or after so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._done.wait(), seconds)
 
     async def stop(self) -> None:
         """Return when no sweep runs any more."""
@@ -245,13 +296,16 @@ class Sweeper:
                 return
             self._asked.clear()
             pause = await self._sweep()
+            if not self._asked.is_set():
+                self._done.set()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), pause)
 
     async def _sweep(self) -> float:
-        begin = time.monotonic()
+        begin, revision = time.monotonic(), self._revision
+        sweep = Sweep(self._maps, self._program, self.totals)
         try:
-            if not await asyncio.to_thread(Sweep(self._maps, self._program, self.totals).run):
+            if not await asyncio.to_thread(sweep.run):
                 self._asked.set()
             self._told = ""
         except Exception as error:  # a bug as well: what is not ended now must be ended by the next try
@@ -261,4 +315,8 @@ class Sweeper:
                 self._told = repr(error)
                 _log.warning("revoked connections could not be ended, trying again", error=self._told)
             return _RETRY_SECONDS
+        finally:
+            if any(sweep.ended):
+                told = "ended connections that policy does not allow any more"
+                _log.info(told, **sweep.ended._asdict(), revision=revision or None)
         return min(_PAUSE * (time.monotonic() - begin), _LONGEST_PAUSE)

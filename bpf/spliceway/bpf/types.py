@@ -133,7 +133,7 @@ class KernelFlow(msgspec.Struct, frozen=True):
     """One verdict of the kernel, from the ring buffer. `time` is CLOCK_MONOTONIC in nanoseconds.
 
     `rule`, `rule_set` and the identities are numbers of the PolicyTable. `port` 0 when the protocol has none; ICMP:
-    type.
+    type. `ended`: it lost its verdict by a change of policy, and has been ended for that.
     """
 
     time: int
@@ -152,6 +152,7 @@ class KernelFlow(msgspec.Struct, frozen=True):
     length: int
     leg: Leg
     reply: bool = False
+    ended: bool = False
 
     @property
     def audit(self) -> bool:

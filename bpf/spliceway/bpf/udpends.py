@@ -45,7 +45,7 @@ def _end_here(is_lost: IsLost) -> int:
         for family, body in diag.dump(_CONNECTED, protocol=socket.IPPROTO_UDP)
         if is_lost(body[_COOKIE], _remote(family, body))
     ]
-    return diag.destroy_many(lost, protocol=socket.IPPROTO_UDP) if lost else 0
+    return len(diag.destroy_many(lost, protocol=socket.IPPROTO_UDP)) if lost else 0
 
 
 def _remote(family: int, body: bytes) -> bytes:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from spliceway.agent.nodecleanup import Item
     from spliceway.bpf.types import DatapathSettings
 
+_AFTERWARDS = "Afterwards policy is not enforced on this node: pods reach whatever the network lets them."
+
 
 def cleanup(
     config: Annotated[
@@ -32,8 +34,8 @@ def cleanup(
 ) -> None:
     """Remove all that agents of any version left on this node: programs, maps, filters, rules, sysctls, the proxy.
 
-    Run it in the node's network namespace. What others attached stays. Without --yes it asks, and with nobody to ask
-    it only lists what there is, with exit status 1.
+    Policy is not enforced on this node afterwards. Run it in the node's network namespace. What others attached stays.
+    Without --yes it asks, and with nobody to ask it only lists what there is, with exit status 1.
     """
     import asyncio
 
@@ -63,6 +65,8 @@ def cleanup(
         return
     for item in done.removed:
         typer.echo(f"Removed {item.kind} {item.what}")
+    if any(item.kind != "state" for item in done.removed):
+        typer.echo("Policy is not enforced on this node any more.")
     if not done.removed:
         typer.echo("Nothing to remove.")
         typer.echo(_where(settings), err=True)
@@ -110,6 +114,6 @@ def _agrees(found: Sequence[Item], settings: DatapathSettings, output: Output, *
         typer.echo(f"spliceway: nothing was removed: {why} say --yes --force", err=True)
         return False
     if output is Output.TABLE and sys.stdin.isatty():
-        return typer.confirm("Remove all this?")
-    typer.echo("spliceway: nothing was removed: say --yes", err=True)
+        return typer.confirm(f"{_AFTERWARDS} Remove all this?")
+    typer.echo(f"spliceway: nothing was removed: say --yes. {_AFTERWARDS}", err=True)
     return False

@@ -105,17 +105,23 @@ def agent_client(socket: Path | None) -> AgentClient:
         listed = ", ".join(map(str, found))
         raise ClientError(f"several testbed nodes have an agent; choose one with --socket: {listed}")
     where = "--socket or SPLICEWAY_SOCKET name another"
-    raise NoAgentError(f"no agent at {DEFAULT_SOCKET}: is it running, or still starting? {where}")
+    expected = ", ".join(f"{path} (testbed)" for path in _testbed_places()) or DEFAULT_SOCKET
+    raise NoAgentError(f"no agent at {expected}: is it running, or still starting? {where}")
 
 
 def testbed_sockets() -> list[Path]:
     """Admin sockets of the agents on kept testbed nodes."""
+    return [socket for socket in _testbed_places() if socket.is_socket()]
+
+
+def testbed_configs() -> list[Path]:
+    """Configurations of the agents on kept testbed nodes."""
+    return [config for socket in _testbed_places() if (config := socket.parents[1] / "agent.yaml").is_file()]
+
+
+def _testbed_places() -> list[Path]:
+    """Where the agents of kept testbed nodes have their admin sockets while they run."""
     if not TESTBEDS.is_dir():
         return []
-    return sorted(
-        socket
-        for run in TESTBEDS.iterdir()
-        if (run / "kept").exists()
-        for socket in run.glob("*/state/agent.sock")
-        if socket.is_socket()
-    )
+    kept = (run for run in TESTBEDS.iterdir() if (run / "kept").exists())
+    return sorted(state / "agent.sock" for run in kept for state in run.glob("*/state"))

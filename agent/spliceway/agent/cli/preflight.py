@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spliceway.agent.cli.common import Output, OutputOption
+from spliceway.agent.cli.common import Output, OutputOption, program, testbed_configs
 
 if TYPE_CHECKING:
     from spliceway.agent.nodecheck.model import Report
@@ -42,8 +42,18 @@ def preflight(
     if output is Output.TABLE:
         sys.stdout.flush()
         typer.echo(verdict(report), err=True)
+        for node in testbed_configs() if config is None else ():
+            typer.echo(
+                f"spliceway: that is where this ran, not the testbed's node. For that: {on_node(node)}", err=True
+            )
     if report.failed:
         raise typer.Exit(1)
+
+
+def on_node(config: Path) -> str:
+    """The command that checks a testbed's node, whose agent has this configuration."""
+    run, node = config.parts[-3:-1]
+    return f"{program()} testbed exec --run {run} node/{node} -- {program()} preflight --config {config}"
 
 
 def verdict(report: Report) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
 from spliceway.agent.cli import options
 from spliceway.agent.cli.common import Output, OutputOption, SocketOption, agent_client, program
+
+if TYPE_CHECKING:
+    from spliceway.agent.cli.client import AgentClient
 
 #: How long to wait before the agent is asked again, in seconds.
 _STATUS_PAUSE = 0.05
@@ -30,8 +33,10 @@ def status(
     from spliceway.agent.cli.summary import problems, summary, warnings
 
     deadline = time.monotonic() + wait
+    client = None
     while True:
-        wrong = problems(found := _status(socket, deadline))
+        client, found = _status(client, socket, deadline)
+        wrong = problems(found)
         if not (wrong or not found["splice"]["decided"]) or time.monotonic() >= deadline:
             break
         time.sleep(_STATUS_PAUSE)
@@ -47,15 +52,17 @@ def status(
         raise typer.Exit(1)
 
 
-def _status(socket: Path | None, deadline: float) -> dict[str, Any]:
-    """What the agent says, as soon as one answers. Raises ClientError, for none that answers by the deadline too."""
+def _status(client: AgentClient | None, socket: Path | None, deadline: float) -> tuple[AgentClient, dict[str, Any]]:
+    """What the agent says, as soon as one answers. Raises ClientError, for none that answers by the deadline too.
+
+    `client`: of the agent that was chosen before, so that the choice is told once.
+    """
     from spliceway.agent.errors import NoAgentError
 
-    client = None
     while True:
         try:
             client = client or agent_client(socket)
-            return _of_agent(client.get("status"))
+            return client, _of_agent(client.get("status"))
         except NoAgentError:
             if time.monotonic() >= deadline:
                 raise

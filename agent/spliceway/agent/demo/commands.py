@@ -50,6 +50,7 @@ def demo(
 _HOW_TO_ENTER = """
 The node is still running (testbed {run}):
   {program} testbed exec --run {run} frontend -- curl -i http://10.240.1.13/articles/1
+  {program} testbed exec --run {run} node/node1 -- bash        the node itself, or one command there
   {program} status        also: flows --follow, sock list, policy get, xds dump
   edit the policies in    {policies}
   {program} testbed down {run}"""

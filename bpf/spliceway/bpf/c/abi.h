@@ -243,7 +243,7 @@ struct event {
 	u8 leg;
 	u8 reply;
 	u8 revoked;		// a connection that had been allowed lost its verdict
-	u8 pad;
+	u8 ended;		// and the agent has ended it
 };
 
 // ---- splice ----
@@ -363,13 +363,16 @@ struct unread {
 #define FORSAKEN 2	// answer of measure_splice
 
 // What the agent asks after a change of policy (question.h): may a connection that was accepted on this listener's port (host order; 0: not
-// known) for this rule set go on?
+// known) for this rule set go on? Then, of each that it has ended: what is to be noted.
+#define NOTE_ENDED 1	// it counts as revoked
+#define NOTE_WHY 2	// its denial is counted and recorded
+
 struct question {
 	struct splice_key key;
 	u32 rule_set;
 	u16 port;
 	u8 leg;
-	u8 pad;
+	u8 note;
 };
 
 // Kept in the socket itself: which connection it belongs to.

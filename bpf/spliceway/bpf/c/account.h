@@ -41,6 +41,7 @@ struct flow {
 	u8 leg;
 	u8 reply;
 	u8 revoked;
+	u8 ended;
 	u8 audited;		// a known connection whose verdict has just become an audit
 	u8 not_host;		// whatever its address says, its client is not the node itself
 };
@@ -71,6 +72,6 @@ static __always_inline void report(u32 hook, const struct flow *f, const struct 
 	e->leg = f->leg;
 	e->reply = f->reply;
 	e->revoked = f->revoked;
-	e->pad = 0;
+	e->ended = f->ended;
 	events.ringbuf_submit(e, 0);
 }

@@ -27,9 +27,9 @@ static __always_inline int may_go_on(const struct splice_key *k, u8 leg, u32 rul
 
 // Counts and records a verdict on a connection in its middle. As client and server, so that the record reads like the connection's first.
 static __always_inline void tell(const struct splice_key *k, u8 leg, const struct party *pod, const struct party *peer,
-				 struct decision *d, int allowed, u32 size)
+				 struct decision *d, int allowed, u32 size, u8 ended)
 {
-	struct flow f = { .protocol = PROTO_TCP, .length = size, .leg = leg, .revoked = !allowed };
+	struct flow f = { .protocol = PROTO_TCP, .length = size, .leg = leg, .revoked = !allowed, .ended = ended };
 	int client_is_pod = leg == LEG_DOWNSTREAM;
 
 	if (!allowed && d->verdict != DENY) {

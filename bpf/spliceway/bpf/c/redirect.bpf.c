@@ -164,7 +164,7 @@ static __always_inline int still_allowed(struct splice_state *st, const struct s
 		if (st->leg == LEG_UPSTREAM || !denies(d.reason) || before == d.reason)
 			return 1;
 	}
-	tell(k, st->leg, &pod, &peer, &d, allowed, size);
+	tell(k, st->leg, &pod, &peer, &d, allowed, size, 0);
 	return allowed;
 }
 
