@@ -237,7 +237,7 @@ int to_pod(struct __sk_buff *skb)
 	if (!cfg || !ep)
 		return drop(HOOK_TO_POD, w, NO_ENDPOINT);
 	int reason = read_packet(skb, w);
-	struct origin o;
+	struct origin o = {};	// all of it: Linux 6.1 refuses what the compiler may read ahead of the checks
 	find_origin(skb, w->p.family, &o);
 	w->f.not_host = o.from != FROM_NODE;
 	if (!reason && w->p.kind == KIND_NEIGHBOUR)
