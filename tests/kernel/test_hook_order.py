@@ -112,7 +112,7 @@ def test_ours_is_there_first_and_nothing_is_left_of_it(testbed: Testbed, other: 
             assert pinned == ("prog", other.program_ids(device, side)[0])
         assert other.at("eth0", "ingress") == [f"{node.kind} from_network"]
         node.look()
-        assert (node.hooks.kind, node.hooks.watched, node.hooks.last) == (node.kind, 5, "")
+        assert (node.hooks.kind, node.hooks.watched, node.hooks.last) == (node.kind, 6, "")
         assert node.hook_problems() == []
     for side, _ in SIDES:
         assert other.at(device, side) == (["tcx other_prog"] if how == "auto" else [])
@@ -357,11 +357,11 @@ def test_pins_go_with_their_interfaces_and_only_with_them(testbed: Testbed, othe
         node.become("auto")
         assert other.at(node.device, "egress") == ["tcx to_pod"]
         assert other.at("passing", "ingress") == ["tcx from_pod"]
-        assert node.hooks.watched == 6
+        assert node.hooks.watched == 7
         node_info.run_on_node(["ip", "link", "del", "passing"])
         node.look()
         assert not (pins / f"{index}-from_pod").exists()
-        assert (node.hooks.watched, node.hooks.put_back, node.hook_problems()) == (5, 0, [])
+        assert (node.hooks.watched, node.hooks.put_back, node.hook_problems()) == (6, 0, [])
 
 
 @pytest.mark.parametrize("how", BOTH)

@@ -159,8 +159,17 @@ static __always_inline int steer_here(struct __sk_buff *skb, struct work *w, con
 {
 	if (o->from != FROM_ELSEWHERE || w->p.protocol != PROTO_TCP)
 		return drop(HOOK_TO_POD, w, NOT_STEERED);
+	// The record is of the verdict that stands in the way, not of what the other end's hook would have said.
+	struct decision own = w->d;
+	u32 src_identity = w->f.src_identity, dst_identity = w->f.dst_identity;
 	int action = inbound(skb, HOOK_TO_POD, w, cfg);
-	return action == PASS ? drop(HOOK_TO_POD, w, NOT_STEERED) : action;
+	if (action != PASS)
+		return action;
+	w->d = own;
+	w->f.src_identity = src_identity;
+	w->f.dst_identity = dst_identity;
+	w->f.leg = LEG_DIRECT;
+	return drop(HOOK_TO_POD, w, NOT_STEERED);
 }
 
 static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, const struct config *cfg, const struct endpoint *ep,
