@@ -115,7 +115,7 @@ class KernelNode:
             state_dir=info.state,
             pods_cgroup=info.cgroups.pods,
             proxy_cgroup=info.cgroups.proxy,
-            **{"uplinks": info.uplinks, "program_cache": PROGRAMS, **settings},
+            **{"program_cache": PROGRAMS, **settings},
         )
         self.loop = NamespaceLoop(info.netns)
         self.flows: list[KernelFlow] = []

@@ -26,10 +26,6 @@ _NAMES: dict[ProfileName, tuple[str, int]] = {
     "calico-like": ("cali", 11),
     "aws-like": ("eni", 11),
 }
-_UPLINKS: dict[ProfileName, tuple[str, ...]] = {
-    "vxlan": ("eth0", "flannel.1", "flannel-v6.1"),
-    "aws-like": ("eth0", "eth1"),
-}
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -52,11 +48,6 @@ class Profile(msgspec.Struct, frozen=True):
     def bridged(self) -> bool:
         """Whether pods' veths are ports of a bridge."""
         return self.name in ("bridge", "vxlan")
-
-    @property
-    def uplinks(self) -> tuple[str, ...]:
-        """Interfaces by which packets come from outside and from other nodes."""
-        return _UPLINKS.get(self.name, ("eth0",))
 
     def interface_name(self, pod: PodPlan) -> str:
         """Name of the node's end of a pod's veth."""

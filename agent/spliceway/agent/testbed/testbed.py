@@ -226,7 +226,6 @@ class Testbed:
             netns=self._run.netns(plan.name),
             cgroups=Cgroups(agent=root / "agent", proxy=root / "proxy", pods=root / "pods"),
             directory=self.directory / plan.name,
-            uplinks=self.profile.uplinks,
         )
         for directory in (info.bpffs, info.manifests / "pods", info.policies, info.state, info.logs):
             directory.mkdir(parents=True)
