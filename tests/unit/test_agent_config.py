@@ -155,8 +155,11 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
         ("datapath: {socketLb: force}", "datapath.socketLb: 'force' is none of auto, off, on"),
         ("datapath: {maxBackends: 0}", "datapath.maxBackends: Expected int >= 1"),
         ("uplinks: [eth0]", "uplinks: unknown field"),
-        ("datapath: {devices: eth0}", "datapath.devices: .*"),
-        ("datapath: {devices: [eth0, a/b]}", "datapath.devices[1]: 'a/b' is not an interface's name (* and ? stand for others)"),
+        ("datapath: {devices: eth0}", "datapath.devices: 'eth0' is none of auto, a list"),
+        (
+            "datapath: {devices: [eth0, a/b]}",
+            "datapath.devices[1]: 'a/b' is not an interface's name (* and ? stand for others)",
+        ),
         ("datapath: {devices: [lo]}", "datapath.devices[0]: by lo nothing comes from outside"),
         ("node: {name: Node_1}", "node.name: 'Node_1' is not a node name"),
         ("datapath: {mark: 0}", "datapath.mark: Expected int >= 1"),
