@@ -1,0 +1,27 @@
+"""BIG TCP: devices that carry TCP packets beyond 64 KiB (IPv6: Linux 5.19; IPv4: 6.3).
+
+Source: `linux/if_link.h`; Documentation/networking, «gso_max_size», «gso_ipv4_max_size».
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from spliceway.agent.testbed import netns
+from spliceway.agent.testbed.errors import TestbedError
+from spliceway.bpf.bigtcp import set_sizes
+
+SIZE = 196_608
+
+
+def allow(path: Path, name: str) -> None:
+    """Let a device of that namespace send and gather up to SIZE bytes at once. Raises TestbedError."""
+
+    def setup() -> None:
+        try:
+            set_sizes(socket.if_nametoindex(name), SIZE)
+        except OSError as error:
+            raise TestbedError(f"{name}: gso_max_size can't be {SIZE}: {error.strerror}") from error
+
+    netns.call(path, setup)
