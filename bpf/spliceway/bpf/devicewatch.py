@@ -50,13 +50,13 @@ class DeviceWatch:
 
     @property
     def status(self) -> tuple[DeviceStatus, ...]:
-        """All interfaces as of the last look, by name."""
+        """All interfaces, by name: of the last look, and whether it is attached of now."""
         found = (
             DeviceStatus(
                 name=one.device.name,
                 kind=one.device.kind,
                 program=one.program,
-                attached=bool(one.program) and one.device.name not in self._failed,
+                attached=Place(one.device.ifindex, one.program) in self._hooks.places,
                 why=self._failed.get(one.device.name, one.why),
             )
             for one in self._choices
