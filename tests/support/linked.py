@@ -47,13 +47,23 @@ PROXIED = (200, 403)
 _UNKNOWN = ("Unknown device type", "Operation not supported", "not supported", "Unknown")
 
 _ECHO = """
-import hashlib, http.client, os, sys
-body = os.urandom(int(sys.argv[2]))
-connection = http.client.HTTPConnection(sys.argv[1], 80, timeout=60)
-connection.request("POST", "/echo", body)
-answer = connection.getresponse()
-back = answer.read()
-print(answer.status, back == body)
+import os, socket, sys, threading
+body, address = os.urandom(1 << 16), sys.argv[1]
+pieces = int(sys.argv[2]) >> 16
+host = f"[{address}]" if ":" in address else address
+with socket.create_connection((address, 80), timeout=60) as connection:
+    head = f"POST /echo HTTP/1.1\\r\\nHost: {host}\\r\\nContent-Length: {pieces << 16}\\r\\nConnection: close\\r\\n\\r\\n"
+    def send():
+        connection.sendall(head.encode())
+        for _ in range(pieces):
+            connection.sendall(body)
+    threading.Thread(target=send, daemon=True).start()
+    stream = connection.makefile("rb")
+    status = int(stream.readline().split()[1])
+    while stream.readline().strip():
+        pass
+    good = all(stream.read(len(body)) == body for _ in range(pieces))
+    print(status, good and not stream.read())
 """
 _STAYING = """
 import http.client, sys

@@ -80,6 +80,7 @@ def create_pod(
     if profile.big_tcp:
         for place, name in ((path, "eth0"), (node, interface)):
             bigtcp.allow(place, name)
+        bigtcp.leave_room(path, str(wiring.GATEWAYS[6]))
     if profile.name == "aws-like":
         overlay.add_pod_rules(node, plan, second=_is_second(plan))
 
