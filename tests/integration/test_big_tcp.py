@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from spliceway.agent.testbed.profiles import Profile
-from spliceway.bpf.types import CtEntry, Hook, Leg
+from spliceway.bpf.types import CtEntry, Hook, Leg, SpliceClasses
 from spliceway.policy.verdict import Reason, Verdict
 from support.linked import Site, site_of
 
@@ -41,7 +43,8 @@ with socket.create_connection((sys.argv[1], 9000), timeout=60) as connection:
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    with site_of(Profile(big_tcp=True)) as made:
+    # What is spliced is no packets.
+    with site_of(Profile(big_tcp=True), splice=SpliceClasses(clients=False, servers=False)) as made:
         yield made
 
 
@@ -62,26 +65,30 @@ def test_a_stream_under_policy_of_addresses_and_ports(site: Site, version: int) 
     server, client = site.pod("other"), site.pod("client")
     address = str(server.address(version))
     before = refused(site)
-    with server.spawn([sys.executable, "-c", _SERVER, address], stdout=-1, text=True) as listening:
+    with (
+        watched(site, "client") as watching,
+        server.spawn([sys.executable, "-c", _SERVER, address], stdout=-1, text=True) as listening,
+    ):
         assert listening.stdout is not None
         assert listening.stdout.readline() == "ready\n"
         done = client.run([sys.executable, "-c", _CLIENT, address, str(SIZE)], timeout=120)
         assert done.returncode == 0, done.stderr
         assert listening.stdout.readline() == f"{SIZE}\n"
+        assert largest(watching) > ORDINARY, "else this was a test of ordinary packets"
     assert refused(site) == before
     found = [one for one in entries(site, Leg.DIRECT, 9000) if one.endpoint.version == version]
     assert len(found) == 2, "one of each end"
     for one in found:
         # Bytes of packets: the stream, and some headers, once each, whatever the network would have made of them.
         assert SIZE < one.bytes < SIZE * 1.05
-    largest = largest_packet(site, "client", version)
-    assert largest > ORDINARY, "else this was a test of ordinary packets"
 
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_stream_through_the_proxy(site: Site, version: int) -> None:
     before = refused(site)
-    assert site.echoes("client", "server", version, SIZE) == "200 True"
+    with watched(site, "client") as there, watched(site, "server") as here:
+        assert site.echoes("client", "server", version, SIZE) == "200 True"
+        assert min(largest(there), largest(here)) > ORDINARY
     assert refused(site) == before
     assert site.asks("client", "server", version) == (200, 403)
     assert site.counted(Hook.FROM_POD, Verdict.REDIRECT) > 0
@@ -104,16 +111,16 @@ print(largest, flush=True)
 """
 
 
-def largest_packet(site: Site, pod: str, version: int) -> int:
-    """Of a stream that this pod sends to `other`: seen at its own device, while it is sent."""
-    server, client = site.pod("other"), site.pod(pod)
-    address = str(server.address(version))
-    with (
-        server.spawn([sys.executable, "-c", _SERVER, address], stdout=-1, text=True) as listening,
-        client.spawn([sys.executable, "-c", _WATCH], stdout=-1, stderr=-3, text=True) as watching,
-    ):
-        assert listening.stdout is not None
+@contextmanager
+def watched(site: Site, pod: str) -> Iterator[subprocess.Popen[str]]:
+    """Watch the packets at a pod's device until one is beyond the ordinary."""
+    with site.pod(pod).spawn([sys.executable, "-c", _WATCH], stdout=-1, stderr=-3, text=True) as watching:
         assert watching.stdout is not None
-        assert (listening.stdout.readline(), watching.stdout.readline()) == ("ready\n", "ready\n")
-        client.run([sys.executable, "-c", _CLIENT, address, str(SIZE)], timeout=120)
-        return int(watching.stdout.readline() or 0)
+        assert watching.stdout.readline() == "ready\n"
+        yield watching
+
+
+def largest(watching: subprocess.Popen[str]) -> int:
+    """Its bytes; 0 when none was."""
+    assert watching.stdout is not None
+    return int(watching.stdout.readline() or 0)

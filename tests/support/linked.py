@@ -52,7 +52,8 @@ body, address = os.urandom(1 << 16), sys.argv[1]
 pieces = int(sys.argv[2]) >> 16
 host = f"[{address}]" if ":" in address else address
 with socket.create_connection((address, 80), timeout=60) as connection:
-    head = f"POST /echo HTTP/1.1\\r\\nHost: {host}\\r\\nContent-Length: {pieces << 16}\\r\\nConnection: close\\r\\n\\r\\n"
+    head = f"POST /echo HTTP/1.1\\r\\nHost: {host}\\r\\n"
+    head += f"Content-Length: {pieces << 16}\\r\\nConnection: close\\r\\n\\r\\n"
     def send():
         connection.sendall(head.encode())
         for _ in range(pieces):
