@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from spliceway.agent.testbed import netns
-from spliceway.agent.testbed.linkparts import command
+from spliceway.agent.testbed.linkparts import command, mac_address
 from spliceway.agent.testbed.profiles import Profile
 from spliceway.bpf.types import Hook
 from spliceway.policy.verdict import Verdict
+from support import packets
 from support.foreign import has_tcx
 from support.linked import PROXIED, Site, site_of
 
@@ -92,6 +94,36 @@ def test_a_bridged_uplink(bridged: Site, version: int) -> None:
     bridged.node.flows_seen()
     ports = [flow.source_port for flow in bridged.node.flows[seen:] if flow.hook is Hook.FROM_NETWORK]
     assert len(ports) == len(set(ports)) == 4, "each connection to the server is judged, and once"
+
+
+_SEND = """
+import socket, sys
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+    raw.bind(("eth0", 0))
+    raw.send(bytes.fromhex(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_frames_of_a_vlan_are_nobodys(bridged: Site, version: int) -> None:
+    """The node has no device for VLAN 5. What is tagged with 0 belongs to no VLAN, and has a priority only."""
+    outside, server = bridged.pod("outside"), bridged.pod("server")
+    mac = mac_address(f"node {bridged.bed.node.name}")
+    ends = (outside.address(version), server.address(version))
+    steered: list[int] = []
+    for tags, vlan in (((), b""), ((0x8100,), b"\0\5"), ((0x8100,), b"\0\0")):
+        frame = bytearray(packets.tcp_frame(*ends, 4000 + len(steered), 80))
+        if tags:
+            frame = bytearray(packets.frame(packets.ip(*ends, packets.TCP, bytes(frame[-20:])), tags=tags))
+            frame[14:16] = vlan
+        frame[:6] = bytes.fromhex(mac.replace(":", ""))
+        before = bridged.counted(Hook.FROM_NETWORK, Verdict.REDIRECT)
+        outside.run([sys.executable, "-c", _SEND, frame.hex()])
+        bridged.node.flows_seen()
+        steered.append(bridged.counted(Hook.FROM_NETWORK, Verdict.REDIRECT) - before)
+    assert steered[1] == 0
+    assert steered[0] > 0
+    assert steered[2] > 0
 
 
 @pytest.fixture(scope="module")
