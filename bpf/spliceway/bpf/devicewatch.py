@@ -22,6 +22,7 @@ from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.hookorder import Place
 from spliceway.bpf.hooks import Hooks
 from spliceway.bpf.types import DeviceStatus
+from spliceway.bpf.whole import whole
 
 #: How often all is looked at, and how long to wait for more after the kernel told of a change, in seconds. A look
 #: costs a millisecond or so for each hundred interfaces.
@@ -79,8 +80,7 @@ class DeviceWatch:
 
     async def begin(self) -> None:
         """Attach to all, and detach from what was one for an earlier agent or configuration. Raises DatapathError."""
-        async with AsyncIPRoute() as ipr:
-            await self._follow(ipr, [*await asyncio.to_thread(self._hooks.of_network)])
+        await self._follow(await asyncio.to_thread(self._hooks.of_network))
 
     def start(self) -> None:
         """Follow from now on."""
@@ -102,8 +102,7 @@ class DeviceWatch:
     async def look(self) -> None:
         """Look at all interfaces once, and attach and detach as is right now."""
         try:
-            async with AsyncIPRoute() as ipr:
-                await self._follow(ipr)
+            await self._follow()
         except Exception as error:  # a bug, too: whoever stopped would miss each new device from now on
             text = str(error) or repr(error)
             if text != self._failure:
@@ -112,7 +111,7 @@ class DeviceWatch:
             return
         self._failure = ""
 
-    async def _follow(self, ipr: AsyncIPRoute, others: Collection[Place] = ()) -> None:
+    async def _follow(self, others: Collection[Place] = ()) -> None:
         async with self._lock:
             devices = await asyncio.to_thread(linktable.devices)
             # Also of a pod that is known no more and may still run: its device keeps what it has.
@@ -123,11 +122,14 @@ class DeviceWatch:
             self._missing = tuple(missing(devices, self._wanted))
             wanted = {Place(one.device.ifindex, one.program): one.device.name for one in self._choices if one.program}
             there = {place for place in self._hooks.places if place.program in NETWORK_PROGRAMS}
-            # The new one first: where a device is of another kind by now, its packets meet one of them at each moment.
-            for place in wanted.keys() - there:
-                await self._attach(ipr, place, wanted[place])
-            for place in (there | set(others)) - wanted.keys():
-                await self._hooks.take_off(ipr, place)
+            fresh, stale = wanted.keys() - there, (there | set(others)) - wanted.keys()
+            if fresh or stale:
+                async with AsyncIPRoute() as ipr:
+                    # New ones first: where a device is of another kind by now, its packets meet one at each moment.
+                    for place in fresh:
+                        await self._attach(ipr, place, wanted[place])
+                    for place in stale:
+                        await self._hooks.take_off(ipr, place)
             for name in self._failed.keys() - wanted.values():
                 del self._failed[name]
 
@@ -149,12 +151,7 @@ class DeviceWatch:
                         await told.wait()
                         await asyncio.sleep(PAUSE)  # a change is seldom alone
                 told.clear()
-                looking = asyncio.ensure_future(self.look())
-                try:
-                    await asyncio.shield(looking)
-                except asyncio.CancelledError:
-                    await asyncio.wait([looking])
-                    raise
+                await whole(self.look())
 
 
 @contextlib.contextmanager
