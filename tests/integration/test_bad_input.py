@@ -239,7 +239,7 @@ _ENVOY = {"kind": "envoy"}
         ({"bpffs": "/nowhere"}, ("bpffs", "/nowhere", "mount -t bpf")),
         ({"proxy": {"colour": "blue"}}, ("agent.yaml", "proxy.colour", "unknown field")),
         ({"proxy": {"listenerPorts": "9-5"}}, ("agent.yaml", "proxy.listenerPorts", "9-5")),
-        ({"uplinks": ["nosuch0"]}, ("nosuch0", "does not exist")),
+        ({"datapath": {"devices": ["no/such"]}}, ("agent.yaml", "datapath.devices[0]", "no/such")),
         ({"source": {"directory": "/proc/nowhere"}}, ("source.directory", "/proc/nowhere")),
         ({"admin": {"socket": "/proc/agent.sock"}}, ("/proc/agent.sock",)),
     ],

@@ -256,7 +256,7 @@ def test_what_a_crash_left_is_taken_over_or_goes(testbed: Testbed) -> None:
     device = "was-uplink"
     node.run_on_node(["ip", "link", "add", device, "type", "veth", "peer", "name", "nobodys"])
     show = ["tc", "filter", "show", "dev", device, "ingress"]
-    first = KernelNode(node, rule_priority=8, uplinks=(device, "eth0"), tcx="off")
+    first = KernelNode(node, rule_priority=8, devices=(device, "eth0"), tcx="off")
     root, proxy_map = pin_root(first.settings), first.datapath.proxy_map
     assert "from_network" in node.run_on_node(show).stdout
     crash(first)

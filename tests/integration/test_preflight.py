@@ -93,7 +93,7 @@ def test_what_is_wrong_with_a_node_is_found_and_fails(testbed: Testbed, config: 
     wrong = yaml.safe_load(config.read_text())
     wrong["bpffs"] = "/tmp"
     wrong["cgroups"]["pods"] = "/sys/fs/nothing"
-    wrong["uplinks"] = ["nobody0"]
+    wrong.setdefault("datapath", {})["devices"] = ["nobody0"]
     path = config.with_name("wrong.yaml")
     path.write_text(yaml.safe_dump(wrong))
     set_up = (
@@ -117,8 +117,13 @@ def test_what_is_wrong_with_a_node_is_found_and_fails(testbed: Testbed, config: 
     finally:
         testbed.node.run_on_node(["sh", "-c", undo])
     found = results(done)
-    for name in ("bpffs", "cgroups", "uplinks", "rules", "route-table", "forwarding"):
+    for name in ("bpffs", "cgroups", "rules", "route-table", "forwarding"):
         assert "fail" in statuses(found, name), found[name]
+    assert [check["found"] for check in found["devices"] if check["status"] == "warn"] == [
+        "none: what comes from outside is judged and steered at the pods only",
+        "no interface is called nobody0",
+        "eth0 (veth) is not in datapath.devices: what comes by it is judged and steered at the pods only",
+    ]
     assert "info" in statuses(found, "rp-filter")
     marks = " ".join(check["found"] for check in found["marks"])
     assert "--set-xmark 0x1/0xffffffff" in marks

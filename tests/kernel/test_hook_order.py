@@ -368,7 +368,7 @@ def test_pins_go_with_their_interfaces_and_only_with_them(testbed: Testbed, othe
 def test_a_former_uplink_is_left_alone(testbed: Testbed, other: Foreigner, how: str) -> None:
     testbed.node.run_on_node(["ip", "link", "add", "was-uplink", "type", "veth", "peer", "name", "nobodys"])
     try:
-        first = KernelNode(testbed.node, uplinks=("was-uplink", "eth0"), tcx=how)
+        first = KernelNode(testbed.node, devices=("was-uplink", "eth0"), tcx=how)
         first.run(first.datapath.close())
         first.loop.stop()
         assert other.at("was-uplink", "ingress") == [f"{KIND[how]} from_network"]

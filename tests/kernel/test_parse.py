@@ -163,6 +163,33 @@ def test_is_dropped(node: KernelNode, name: str) -> None:
     assert why(node, packet) is reason
 
 
+JUMBO = hop(0, p.TCP)[:2] + b"\xc2\x04\0\x01\x86\xa0"  # the option of RFC 2675: 100,000 bytes
+
+
+def lengthless(version: int, protocol: int, *, jumbo: bool = False) -> bytes:
+    """A packet whose IP header says a length of 0, as BIG TCP's do inside of the kernel."""
+    if version == 4:
+        segment = SEGMENT4 if protocol == p.TCP else p.udp(A4, B4, 5000, 53)
+        return p.frame(p.ipv4(A4, B4, protocol, segment + bytes(3000), total=0))
+    segment = SEGMENT6 if protocol == p.TCP else p.udp(A6, B6, 5000, 53)
+    if jumbo:
+        return p.frame(p.ipv6(A6, B6, 0, segment + bytes(3000), extensions=JUMBO, length=0))
+    return p.frame(p.ipv6(A6, B6, protocol, segment + bytes(3000), length=0))
+
+
+@pytest.mark.parametrize(("version", "jumbo"), [(4, False), (6, False), (6, True)])
+def test_a_length_of_zero_is_for_what_the_kernel_cuts(node: KernelNode, version: int, jumbo: bool) -> None:
+    big = lengthless(version, p.TCP, jumbo=jumbo)
+    assert why(node, big, gso_size=1000) is None
+    assert why(node, big) is Reason.MALFORMED
+    for length in range(54 if version == 4 else 74, 120):  # from inside of the TCP header on, it is cut
+        short = big[:length]
+        whole = length >= (54 if version == 4 else 82 if jumbo else 74)
+        assert (why(node, short, gso_size=1000) is None) is whole, length
+    if version == 4:  # of IPv6, the kernel cuts off what is behind a length of 0 unless an option tells it
+        assert why(node, lengthless(4, p.UDP), gso_size=1000) is Reason.MALFORMED
+
+
 def test_fragments_follow_their_first(node: KernelNode) -> None:
     first = p.frame(p.ipv4(A4, B4, p.UDP, p.udp(A4, B4, 4000, 53, bytes(64)), fragment=0x2000, ident=1234))
     later = p.frame(p.ipv4(A4, B4, p.UDP, bytes(32), fragment=9, ident=1234))

@@ -45,7 +45,7 @@ def test_policies_are_in_force_when_the_agent_has_started(tmp_path: Path) -> Non
             assert http_status(testbed, "intruder", "api", "/articles/1", version=version, timeout=1) == 0
         status = agent.wait_in_force()
         assert status["node"] == "node1"
-        assert "uplink eth0" in status["datapath"]["attached"]
+        assert [one["name"] for one in status["datapath"]["devices"] if one["attached"]] == ["eth0"]
         assert agent.stop() == 0
         assert "ended 0" in repr(agent)
 

@@ -115,7 +115,7 @@ class KernelNode:
             state_dir=info.state,
             pods_cgroup=info.cgroups.pods,
             proxy_cgroup=info.cgroups.proxy,
-            **{"uplinks": info.uplinks, "program_cache": PROGRAMS, **settings},
+            **{"program_cache": PROGRAMS, **settings},
         )
         self.loop = NamespaceLoop(info.netns)
         self.flows: list[KernelFlow] = []
@@ -154,14 +154,20 @@ class KernelNode:
         """Interface index of an endpoint's veth in the node."""
         return self.datapath._attached[endpoint].ifindex
 
-    def judge(self, hook: str, packet: bytes, *, endpoint: str = "", ingress_ifindex: int = 0) -> int:
-        """Run the pinned program on a frame as if it came by the endpoint's veth: -1 is pass, 2 drop."""
+    def judge(
+        self, hook: str, packet: bytes, *, endpoint: str = "", ingress_ifindex: int = 0, gso_size: int = 0
+    ) -> int:
+        """Run the pinned program on a frame as if it came by the endpoint's veth: -1 is pass, 2 drop.
+
+        `gso_size`: bytes of each of its segments, 0: it is one.
+        """
 
         def work() -> int:
             program = libbpf.open_pin(pin_root(self.settings) / "programs" / hook)
             try:
                 index = self.ifindex(endpoint) if endpoint else 0
-                return libbpf.run_on_packet(program, packet, ifindex=index, ingress_ifindex=ingress_ifindex)[0]
+                how = {"ifindex": index, "ingress_ifindex": ingress_ifindex, "gso_size": gso_size}
+                return libbpf.run_on_packet(program, packet, **how)[0]
             finally:
                 os.close(program)
 

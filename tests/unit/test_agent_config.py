@@ -49,7 +49,6 @@ def test_every_field() -> None:
 node: {name: node1}
 stateDir: /state
 bpffs: /bpf
-uplinks: [eth0, bond0.12]
 admin: {socket: /state/agent.sock}
 proxy: {kind: envoy, binary: /usr/bin/envoy, workers: 2, listenerPorts: 24000-24099, apiType: GRPC}
 xds:
@@ -64,7 +63,8 @@ splice:
   limits: {connectionKib: 128, endpointKib: 1024, nodeKib: 2048}
   selfTestDir: /state/selftest
 datapath:
-  {mark: 0x2000, markMask: 0x3000, proxyMark: 0x3000, routeTable: 77, rulePriority: 5, maxConnections: 4096, tcx: off}
+  {mark: 0x2000, markMask: 0x3000, proxyMark: 0x3000, routeTable: 77, rulePriority: 5, maxConnections: 4096, tcx: off,
+   devices: [eth*, bond0.12]}
 metrics: {listen: "[::1]:9000"}
 flows: {bufferSize: 10}
 enforcement: audit
@@ -88,7 +88,7 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
     assert config.debug.listen == "127.0.0.1:9878"
     settings = config.datapath_settings()
     assert (settings.mark, settings.mark_mask, settings.proxy_mark) == (0x2000, 0x3000, 0x3000)
-    assert (settings.uplinks, settings.listener_ports) == (("eth0", "bond0.12"), (24000, 24099))
+    assert (settings.devices, settings.listener_ports) == (("eth*", "bond0.12"), (24000, 24099))
     assert settings.splice == SpliceClasses(clients=False, servers=False, wanted=False)
     assert (settings.unspliced_ports, config.splice.self_test_dir) == ({9000, 443}, Path("/state/selftest"))
     assert config.splice.limits == SpliceLimitsConfig(connection_kib=128, endpoint_kib=1024, node_kib=2048)
@@ -154,9 +154,13 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
         ("datapath: {socketLb: true}", "datapath.socketLb: Expected str, got bool"),
         ("datapath: {socketLb: force}", "datapath.socketLb: 'force' is none of auto, off, on"),
         ("datapath: {maxBackends: 0}", "datapath.maxBackends: Expected int >= 1"),
-        ("uplinks: eth0", "uplinks: Expected array, got str"),
-        ("uplinks: [eth0, a/b]", "uplinks[1]: 'a/b' is not an interface name"),
-        ("uplinks: [lo]", "uplinks[0]: lo is not an uplink"),
+        ("uplinks: [eth0]", "uplinks: unknown field"),
+        ("datapath: {devices: eth0}", "datapath.devices: 'eth0' is none of auto, a list"),
+        (
+            "datapath: {devices: [eth0, a/b]}",
+            "datapath.devices[1]: 'a/b' is not an interface's name (* and ? stand for others)",
+        ),
+        ("datapath: {devices: [lo]}", "datapath.devices[0]: by lo nothing comes from outside"),
         ("node: {name: Node_1}", "node.name: 'Node_1' is not a node name"),
         ("datapath: {mark: 0}", "datapath.mark: Expected int >= 1"),
         ("datapath: {mark: 0x8000}", "datapath.mark: 0x8000 has bits outside markMask 0x1002"),

@@ -58,7 +58,6 @@ class Config(Section, frozen=True):
     node: NodeConfig = NodeConfig()
     state_dir: Path = Path("/var/lib/spliceway")
     bpffs: Path = Path("/sys/fs/bpf")
-    uplinks: tuple[str, ...] = ()
     admin: AdminConfig = AdminConfig()
     proxy: ProxyConfig = ProxyConfig()
     envoy: EnvoyConfig = EnvoyConfig()
@@ -84,7 +83,6 @@ class Config(Section, frozen=True):
             state_dir=self.state_dir,
             pods_cgroup=self.cgroups.pods,
             proxy_cgroup=self.cgroups.proxy,
-            uplinks=self.uplinks,
             listener_ports=(ports.first, ports.last),
             splice=SpliceClasses(clients=False, servers=False, wanted=self.splice.mode != "off"),
             unspliced_ports=frozenset(self.splice.exclude_ports),
@@ -214,11 +212,12 @@ def _check(config: Config, file: str) -> None:
     if datapath.program_cache and not Path(datapath.program_cache).is_absolute():
         reason = f"{datapath.program_cache!r} is not an absolute path"
         raise ConfigError(file, "datapath.programCache", reason)
-    for index, uplink in enumerate(config.uplinks):
-        if not re.fullmatch(r"[^\s/:]{1,15}", uplink):
-            raise ConfigError(file, f"uplinks[{index}]", f"{uplink!r} is not an interface name")
-        if uplink == "lo":
-            raise ConfigError(file, f"uplinks[{index}]", "lo is not an uplink")
+    for index, device in enumerate(() if datapath.devices == "auto" else datapath.devices):
+        where = f"datapath.devices[{index}]"
+        if not re.fullmatch(r"[^\s/:]{1,15}", device):
+            raise ConfigError(file, where, f"{device!r} is not an interface's name (* and ? stand for others)")
+        if device == "lo":
+            raise ConfigError(file, where, "by lo nothing comes from outside")
     for name in ("include", "exclude"):
         for index, pattern in enumerate(getattr(config.identity.labels, name)):
             if not _LABEL_PATTERN.fullmatch(pattern):

@@ -138,7 +138,8 @@ class DatapathConfig(Section, frozen=True):
     """Numbers that the node's other network software must not share, and map sizes.
 
     `program_cache`: where compiled programs are kept; None: `programs` in the state directory, empty: nowhere. `tcx`:
-    how programs are attached to interfaces, `auto` by TCX where the kernel has it, `off` as clsact filters.
+    how programs are attached to interfaces, `auto` by TCX where the kernel has it, `off` as clsact filters. `devices`:
+    by which interfaces packets come from outside, names with wildcards; `auto`: by the kind of each (docs/devices.md).
     `socket_lb`: Services for pods' sockets; `auto` and `on` make way for others who translate, and `on` calls that a
     problem.
     """
@@ -156,6 +157,7 @@ class DatapathConfig(Section, frozen=True):
     event_buffer_bytes: Annotated[int, Meta(ge=4096)] = 4 << 20
     program_cache: str | None = None
     tcx: Literal["auto", "off"] = "auto"
+    devices: Literal["auto"] | tuple[str, ...] = "auto"
     socket_lb: Literal["auto", "on", "off"] = "off"
     max_frontends: Positive = 65_536
     max_backends: Positive = 262_144

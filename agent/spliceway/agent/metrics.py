@@ -194,6 +194,7 @@ class _Collector(Collector):
         lost.add_metric(["follower"], now.lost_flows)
         yield lost
         yield from _hooks(status.hooks)
+        yield from _devices(status)
         yield from _socket_lb(status.socket_lb, now)
         yield from port_metrics(now.port_use)
 
@@ -210,6 +211,18 @@ def _hooks(status: HookStatus) -> Iterator[Metric]:
         problems.add_metric([problem], now)
         repairs.add_metric([problem], mended)
     yield from (problems, repairs)
+
+
+def _devices(status: DatapathStatus) -> Iterator[Metric]:
+    family = GaugeMetricFamily(
+        "spliceway_devices", "Interfaces by which packets come from outside, with our program or not.", labels=["state"]
+    )
+    wanted = [one for one in status.devices if one.program]
+    family.add_metric(["attached"], sum(one.attached for one in wanted))
+    family.add_metric(["failed"], sum(not one.attached for one in wanted))
+    yield family
+    text = "Local pods with further interfaces, which no policy covers."
+    yield GaugeMetricFamily("spliceway_uncovered_pods", text, value=len(status.uncovered))
 
 
 def _socket_lb(status: SocketLbStatus, now: Gauges) -> Iterator[Metric]:

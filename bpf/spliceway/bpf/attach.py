@@ -21,7 +21,7 @@ INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3  # parents ffff:fff2 and ffff:fff3 of c
 _PRIORITY = 1
 #: The second one is there while a filter goes to the front.
 _HANDLE, _SPARE = 0x5317, 0x5318
-_FILTERS = frozenset({"from_pod", "to_pod", "from_network", "steered"})
+_FILTERS = frozenset({"from_pod", "to_pod", "from_network", "from_network_l3", "steered"})
 
 
 async def interface_index(ipr: AsyncIPRoute, name: str) -> int:
@@ -30,17 +30,6 @@ async def interface_index(ipr: AsyncIPRoute, name: str) -> int:
     if not found:
         raise DatapathError(f"interface {name} does not exist in the node's network namespace")
     return int(found[0])
-
-
-async def bridge_of(ipr: AsyncIPRoute, ifindex: int) -> int:
-    """Index of the bridge that an interface is a port of, 0: of none."""
-    try:
-        async for each in await ipr.link("dump"):
-            if int(each["index"]) == ifindex:
-                return int(each.get_attr("IFLA_MASTER") or 0)
-    except NetlinkError as error:
-        raise KernelRefusedError(f"look at interface {ifindex}", error.code) from error
-    return 0
 
 
 def is_ours(one: Filter) -> bool:

@@ -17,7 +17,8 @@ import msgspec
 from pyroute2 import AsyncIPRoute
 
 from spliceway.bpf import abi, diag, leftovers, libbpf, node, record, upgrade, views
-from spliceway.bpf.attach import bridge_of, interface_index
+from spliceway.bpf.attach import interface_index
+from spliceway.bpf.devicewatch import DeviceWatch
 from spliceway.bpf.endings import end_connections
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.events import EventStream
@@ -37,6 +38,7 @@ from spliceway.bpf.layouts import layouts
 from spliceway.bpf.links import attach_links
 from spliceway.bpf.maps import Maps
 from spliceway.bpf.netns import cookie_of
+from spliceway.bpf.podinterfaces import Uncovered, usable
 from spliceway.bpf.revoke import Revoker
 from spliceway.bpf.rows import Attached, pack_endpoint, unpack_endpoint, with_slots
 from spliceway.bpf.services import Applied, FrontendRow
@@ -85,6 +87,8 @@ class Datapath:
         self._splices = SpliceControl(settings, maps)
         self._hooks = Hooks(settings, maps.root)
         self._watch = HookWatch(self._hooks)
+        self._devices = DeviceWatch(self._hooks, settings.devices, self._endpoint_devices)
+        self._uncovered = Uncovered()
         self._upkeep = Upkeep(settings, self._hooks, self._splices.set_steering)
         self._pins: frozenset[str] = frozenset()
         self._proxy_map = libbpf.info_of(maps.root / "maps" / "proxy_socks").id
@@ -118,11 +122,12 @@ class Datapath:
         async with AsyncIPRoute() as ipr:
             await node.set_up(ipr, settings)
             await self._upkeep.mend()
-            await self._hooks.put_uplinks(ipr)
+        await self._devices.begin()
         self._events.start()
         self._sweeper.start()
         self._drain.start()
         self._watch.start()
+        self._devices.start()
         self._upkeep.start()
         if known:  # the agent before this one may have ended between a change and its sweep
             self._sweeper.ask()
@@ -153,6 +158,7 @@ class Datapath:
                 except DatapathError as error:
                     failures.append(f"endpoint {name}: {error}")
             self._splices.exclude(self._attached)
+            await asyncio.to_thread(self._uncovered.look, list(self._attached.values()))
             if not failures:
                 failures += await self._hooks.settle(ipr)
         if self._policy is not None:
@@ -165,7 +171,9 @@ class Datapath:
             if sum(address.version == version for address in endpoint.addresses) > 1:
                 raise DatapathError(f"more than one IPv{version} address")
         index = await interface_index(ipr, endpoint.interface)
-        attached = Attached(endpoint, index, cookie_of(endpoint.netns), await bridge_of(ipr, index))
+        device = await asyncio.to_thread(usable, index)
+        await self._devices.leave(ipr, index)
+        attached = Attached(endpoint, index, cookie_of(endpoint.netns), device.master)
         key = index.to_bytes(4, "little")
         old = self._maps.endpoints.lookup(key)
         live = unpack_endpoint(old, self._table.generation & 1) if old else b""
@@ -215,7 +223,12 @@ class Datapath:
         """Whether an endpoint's veth was made anew under its name since it was attached."""
         async with AsyncIPRoute() as ipr:
             links = await _links(ipr)
+        await asyncio.to_thread(self._uncovered.look, list(self._attached.values()))
         return not all(_is_same(one, links) for one in self._attached.values())
+
+    def _endpoint_devices(self) -> set[int]:
+        """Indexes of the endpoints' devices, also of those that only an earlier agent knows."""
+        return {int.from_bytes(key, "little") for key in list(self._maps.endpoints.keys())}
 
     def knows_endpoints(self) -> bool:
         """Whether the kernel has endpoints, of this agent or of an earlier one."""
@@ -367,17 +380,20 @@ class Datapath:
             generation=self._table.generation,
             taken_over=self._taken_over,
             programs={name: str(root / "programs" / name) for name in self._programs},
-            attached=(*sorted(attached), *(f"uplink {name}" for name in self._settings.uplinks)),
+            attached=tuple(sorted(attached)),
             lost_events=views.lost_events(self._maps) + self._events.lost,
             draining=self._drain.left,
             problems=(
                 *missing_pins(root, self.services.expected(self._pins)),
                 *self._watch.problems,
+                *self._devices.problems,
                 *node.problems(),
                 *self._upkeep.problems,
                 *self.services.problems,
             ),
             hooks=self._watch.status,
+            devices=self._devices.status,
+            uncovered=self._uncovered.told,
             socket_lb=self.services.status,
         )
 
@@ -386,6 +402,7 @@ class Datapath:
     async def close(self) -> None:
         """Let go of everything, and leave it in place."""
         await self._watch.stop()
+        await self._devices.stop()
         self._events.stop()
         await self._sweeper.stop()
         await self._drain.stop()

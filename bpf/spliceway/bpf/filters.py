@@ -62,15 +62,15 @@ def filters(ifindex: int, parent: int) -> list[Filter]:
 def parse(body: bytes) -> list[Filter]:
     """The filter of one RTM_NEWTFILTER, or none: each priority begins with a message that is no filter. Pure."""
     _, _, handle, _, info = _TCMSG.unpack_from(body)
-    attributes = dict(_attributes(body[_TCMSG.size :]))
+    found = dict(attributes(body[_TCMSG.size :]))
     if not handle:
         return []
-    options = dict(_attributes(attributes.get(_OPTIONS, b"")))
-    kind, name, program = _text(attributes.get(_KIND, b"")), "", 0
+    options = dict(attributes(found.get(_OPTIONS, b"")))
+    kind, name, program = text(found.get(_KIND, b"")), "", 0
     if kind == "bpf":
-        name = _text(options.get(_BPF_NAME, b""))
+        name = text(options.get(_BPF_NAME, b""))
         program = int.from_bytes(options.get(_BPF_ID, b""), "little")
-    chain = int.from_bytes(attributes.get(_CHAIN, b""), "little")
+    chain = int.from_bytes(found.get(_CHAIN, b""), "little")
     return [Filter(kind, info >> 16, handle, name, program, chain)]
 
 
@@ -84,7 +84,8 @@ def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         data = data[(length + 3) & ~3 :]
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and content of each netlink attribute."""
     while len(data) >= _ATTRIBUTE.size:
         length, kind = _ATTRIBUTE.unpack_from(data)
         if length < _ATTRIBUTE.size:
@@ -93,5 +94,6 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         data = data[(length + 3) & ~3 :]
 
 
-def _text(data: bytes) -> str:
+def text(data: bytes) -> str:
+    """The string in an attribute."""
     return data.split(b"\0")[0].decode(errors="replace")

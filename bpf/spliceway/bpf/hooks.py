@@ -18,14 +18,14 @@ from typing import TypeVar
 from pyroute2 import AsyncIPRoute
 
 from spliceway.bpf import libbpf, loaded, tcx
-from spliceway.bpf.attach import EGRESS, INGRESS, attach_tc, detach_tc, interface_index, is_ours, move_tc
+from spliceway.bpf.attach import EGRESS, INGRESS, attach_tc, detach_tc, is_ours, move_tc
+from spliceway.bpf.devicechoice import NETWORK_PROGRAMS
 from spliceway.bpf.errors import KernelRefusedError
 from spliceway.bpf.filters import filters
 from spliceway.bpf.hookorder import CLSACT, TCX, Place, Seen
 from spliceway.bpf.types import DatapathSettings
 
-_UPLINK = "from_network"
-_PROGRAMS = ("from_pod", "to_pod", _UPLINK, "steered")
+_PROGRAMS = ("from_pod", "to_pod", *sorted(NETWORK_PROGRAMS), "steered")
 T = TypeVar("T")
 
 
@@ -58,18 +58,33 @@ class Hooks:
             await self.mend(ipr, place)
             self._places[place] = device
 
-    async def put_uplinks(self, ipr: AsyncIPRoute) -> None:
-        """Attach to the uplinks, and detach from what was one in an earlier configuration. Raises DatapathError."""
-        names = self._settings.uplinks
-        devices = _devices()
-        for index, name in devices.items():
-            if name not in names and any(is_ours(one) and one.name == _UPLINK for one in filters(index, INGRESS)):
-                await detach_tc(ipr, index, INGRESS)
-        for one in tcx.pinned(self._root):
-            if one.program.startswith(_UPLINK) and devices.get(one.ifindex) not in names:
-                await _blocking(tcx.take_off, one.path)
-        for name in names:
-            await self.put(ipr, Place(await interface_index(ipr, name), _UPLINK), name)
+    async def put_network(self, ipr: AsyncIPRoute, place: Place, device: str) -> bool:
+        """The same at a device by which packets come from outside, unless it is an endpoint's by now: then False."""
+        async with self.lock:
+            if Place(place.ifindex, "from_pod") in self._places:
+                return False
+            await self.mend(ipr, place)
+            self._places[place] = device
+        return True
+
+    async def take_off(self, ipr: AsyncIPRoute, place: Place) -> None:
+        """Detach there, if it is attached; it belongs there no more. Raises KernelRefusedError."""
+        async with self.lock:
+            await _blocking(tcx.remove, self._root, place.ifindex, place.program)
+            if any(is_ours(one) and one.name == place.program for one in filters(place.ifindex, _parent(place))):
+                await detach_tc(ipr, place.ifindex, _parent(place))
+            self._places.pop(place, None)
+
+    def of_network(self) -> set[Place]:
+        """Where programs for packets from outside are attached, whoever did it. Raises KernelRefusedError."""
+        found = {
+            Place(index, one.name)
+            for index in _devices()
+            for one in filters(index, INGRESS)
+            if is_ours(one) and one.name in NETWORK_PROGRAMS
+        }
+        pinned = {Place(one.ifindex, one.program.removesuffix("-moving")) for one in tcx.pinned(self._root)}
+        return found | {place for place in pinned if place.program in NETWORK_PROGRAMS}
 
     async def settle(self, ipr: AsyncIPRoute) -> list[str]:
         """Once all endpoints have theirs: take over what earlier agents attached for pods that are known no more.
@@ -82,7 +97,9 @@ class Hooks:
         for one in tcx.pinned(self._root):
             if one.ifindex not in devices:
                 one.path.unlink(missing_ok=True)  # it died with its interface
-            elif one.program in self._ids and (place := Place(one.ifindex, one.program)) not in self._places:
+            elif one.program in self._ids.keys() - NETWORK_PROGRAMS and (
+                (place := Place(one.ifindex, one.program)) not in self._places
+            ):
                 try:
                     await self.put(ipr, place, devices[one.ifindex])
                 except KernelRefusedError as error:
@@ -129,18 +146,13 @@ class Hooks:
     async def read(self, only: Collection[int] = ()) -> dict[Place, list[Seen]]:
         """What is attached where ours belong, in the order in which packets meet it; of these interfaces, or all.
 
-        Interfaces that are gone are forgotten, with their pins; an uplink that was made anew is a new place. The caller
-        holds the lock. Raises KernelRefusedError.
+        Interfaces that are gone are forgotten, with their pins. The caller holds the lock. Raises KernelRefusedError.
         """
         devices = await _blocking(_devices)
         for one in tcx.pinned(self._root):
             if one.ifindex not in devices:
                 one.path.unlink(missing_ok=True)
-        self._places = {
-            place: devices[place.ifindex] for place in self._places if place.ifindex in devices
-        } | {
-            Place(index, _UPLINK): name for index, name in devices.items() if name in self._settings.uplinks
-        }  # fmt: skip
+        self._places = {place: devices[place.ifindex] for place in self._places if place.ifindex in devices}
         wanted = [place for place in self._places if not only or place.ifindex in only]
         return await _blocking(self._read, wanted)
 

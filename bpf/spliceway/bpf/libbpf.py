@@ -309,14 +309,16 @@ class _TestRun(ctypes.Structure):
 
 
 def run_on_packet(
-    program: int, packet: bytes, *, ifindex: int = 0, ingress_ifindex: int = 0, repeat: int = 1
+    program: int, packet: bytes, *, ifindex: int = 0, ingress_ifindex: int = 0, gso_size: int = 0, repeat: int = 1
 ) -> tuple[int, int]:
     """Run a TC program on a packet (BPF_PROG_TEST_RUN): its return value (signed) and nanoseconds for one run.
 
-    `ifindex` sets `__sk_buff.ifindex`; the device must be in the current network namespace.
+    `ifindex` sets `__sk_buff.ifindex`; the device must be in the current network namespace. `gso_size`: bytes of a
+    segment, of which the packet has several.
     """
     context = bytearray(192)  # struct __sk_buff, as far as the kernel lets it be set
     context[40:44] = ifindex.to_bytes(4, "little")
+    context[176:180] = gso_size.to_bytes(4, "little")
     context[36:40] = ingress_ifindex.to_bytes(4, "little")
     data, ctx = ctypes.create_string_buffer(packet, len(packet)), (ctypes.c_char * 192).from_buffer(context)
     opts = _TestRun(

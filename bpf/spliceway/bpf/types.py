@@ -82,6 +82,7 @@ class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
     cgroup2 directories whose sockets are the pods' and the proxy's; `listener_ports`: first and last port that
     listeners may have; `unspliced_ports`: ports of servers whose connections are never spliced; `program_cache`: where
     compiled programs are kept, a directory of this user's own, or None; `tcx`: `auto` is TCX where the kernel has it;
+    `devices`: names, with wildcards, of those by which packets come from outside, `auto`: see `devicechoice.py`;
     `socket_lb`: pods' sockets get Services from us (`socketlb.py`), up to so many frontends and backends, and pods that
     have a favourite of a Service's backends; where somebody else translates, `auto` and `on` both make way, and `on`
     calls it a problem.
@@ -92,7 +93,7 @@ class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
     pods_cgroup: Path
     proxy_cgroup: Path
     program_cache: Path | None = None
-    uplinks: tuple[str, ...] = ()
+    devices: Literal["auto"] | tuple[str, ...] = "auto"
     mark: int = 0x1000
     mark_mask: int = 0x1002
     proxy_mark: int = 0x1002
@@ -253,6 +254,19 @@ class HookStatus(msgspec.Struct, frozen=True):
     last_time: float = 0.0
 
 
+class DeviceStatus(msgspec.Struct, frozen=True):
+    """An interface of the node, and whether packets that come by it are judged there. `kind`: as `ip -d link` has it.
+
+    `program`: the one that belongs there, empty: none; `attached`: whether it is; `why`, for people: why not.
+    """
+
+    name: str
+    kind: str = ""
+    program: str = ""
+    attached: bool = False
+    why: str = ""
+
+
 class SocketLbStatus(msgspec.Struct, frozen=True):
     """Services of pods' sockets. `active`: their addresses are translated here; `foreign`: who does it instead.
 
@@ -269,6 +283,7 @@ class SocketLbStatus(msgspec.Struct, frozen=True):
 class DatapathStatus(msgspec.Struct, frozen=True):
     """What is loaded and attached. `draining`: other versions' programs that sockets still have.
 
+    `devices`: interfaces of the node's; `uncovered`: further ones of pods, whose packets no policy judges, for people.
     `problems` are sentences for people, empty when all is well.
     """
 
@@ -281,4 +296,6 @@ class DatapathStatus(msgspec.Struct, frozen=True):
     problems: tuple[str, ...]
     draining: tuple[str, ...] = ()
     hooks: HookStatus = HookStatus()
+    devices: tuple[DeviceStatus, ...] = ()
+    uncovered: tuple[str, ...] = ()
     socket_lb: SocketLbStatus = SocketLbStatus()

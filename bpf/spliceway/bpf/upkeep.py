@@ -14,6 +14,7 @@ from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.hookorder import Place
 from spliceway.bpf.hooks import Hooks
 from spliceway.bpf.types import DatapathSettings
+from spliceway.bpf.whole import whole
 
 #: Seconds between two looks.
 INTERVAL = 5.0
@@ -76,7 +77,7 @@ class Upkeep:
         while True:
             await asyncio.sleep(INTERVAL)
             try:
-                await self.mend()
+                await whole(self.mend())
             except (DatapathError, NetlinkError, OSError) as error:
                 self.problems = (f"the way of steered packets to the proxy can't be looked after: {error}",)
                 _log.warning("the way of steered packets could not be looked after, trying again", error=str(error))

@@ -39,6 +39,8 @@ def summary(status: Json) -> list[tuple[str, str]]:
             + "".join(f"; draining {each}" for each in datapath.get("draining", ())),
         ),
         *([("hooks", _hooks(datapath["hooks"]))] if datapath.get("hooks") else []),
+        *([("devices", _devices(datapath["devices"]))] if datapath.get("devices") else []),
+        *([("uncovered", _uncovered(datapath["uncovered"]))] if datapath.get("uncovered") else []),
         (
             "proxy",
             f"{_process(proxy)}: {listeners}, {clients}, {_many(proxy['nacks'], 'NACK')}",
@@ -63,6 +65,21 @@ def _hooks(hooks: Json) -> str:
         found += f"; {hooks['putBack']} put back, {hooks['moved']} moved to the front"
         found += f"; last, {_duration(time.time() - hooks['lastTime'])} ago: {printable(hooks['last'])}"
     return found
+
+
+def _devices(devices: list[Json]) -> str:
+    """«eth0, flannel.1 (vxlan); without our program: wg0: WHY»: by which interfaces packets come from outside."""
+    there = [one["name"] + (f" ({one['kind']})" if one["kind"] else "") for one in devices if one["attached"]]
+    lacking = [f"; without our program: {one['name']}" for one in devices if one["program"] and not one["attached"]]
+    return printable(
+        (", ".join(there) or "none: what comes from outside is judged at the pods only") + "".join(lacking)
+    )
+
+
+def _uncovered(pods: list[str]) -> str:
+    """«further interfaces of pods, which no policy covers: default/client: net1 (macvlan)»."""
+    shown = "; ".join(pods[:3]) + (f"; and of {len(pods) - 3} more pods" if len(pods) > 3 else "")
+    return printable(f"further interfaces of pods, which no policy covers: {shown}")
 
 
 def _process(proxy: Json) -> str:

@@ -160,18 +160,6 @@ async def read(table: int) -> tuple[list[Rule], list[Route]]:
     return found, routes
 
 
-def uplinks(target: Target) -> Iterator[Check]:
-    """Interfaces of the configuration's `uplinks`."""
-    there = {name for _, name in socket.if_nameindex()}
-    for name in target.settings.uplinks:
-        if name in there:
-            yield ok("uplinks", name)
-        else:
-            yield fail("uplinks", f"{name} is not there", "correct uplinks")
-    if not target.settings.uplinks:
-        yield info("uplinks", "none: connections from outside are not steered")
-
-
 def _rule(family: int, message: Any) -> Rule:
     mark, mask = message.get_attr("FRA_FWMARK"), message.get_attr("FRA_FWMASK")
     return Rule(

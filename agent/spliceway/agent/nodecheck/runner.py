@@ -8,7 +8,18 @@ from pathlib import Path
 import msgspec
 
 from spliceway.agent.config import Config
-from spliceway.agent.nodecheck import hooks, kernel, mounts, neighbours, netfilter, owners, rights, routing, tcp
+from spliceway.agent.nodecheck import (
+    devices,
+    hooks,
+    kernel,
+    mounts,
+    neighbours,
+    netfilter,
+    owners,
+    rights,
+    routing,
+    tcp,
+)
 from spliceway.agent.nodecheck.model import Check, Report, Target, report, skipped
 from spliceway.agent.nodecheck.reading import Unreadable
 from spliceway.bpf import gate
@@ -30,7 +41,7 @@ CHECKS: dict[str, Callable[[Target], Iterator[Check]]] = {
     "bpffs": mounts.bpffs,
     "cgroup-programs": owners.owners,
     "tc-programs": hooks.tc_programs,
-    "uplinks": routing.uplinks,
+    "devices": devices.devices,
     "forwarding": routing.forwarding,
     "rp-filter": routing.rp_filter,
     "rules": routing.rules,

@@ -31,7 +31,6 @@ def agent_config(node: Node, overrides: Mapping[str, Any] | None = None) -> dict
         "stateDir": str(info.state),
         "bpffs": str(info.bpffs),
         "cgroups": {"pods": str(info.cgroups.pods), "proxy": str(info.cgroups.proxy)},
-        "uplinks": list(node.info.uplinks),
         "source": {"directory": str(info.manifests)},
         "admin": {"socket": str(info.state / "agent.sock")},
         "proxy": {"kind": "embedded"},

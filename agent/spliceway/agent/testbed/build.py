@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from spliceway.agent.testbed import kubeproxy, netfilter, netns, overlay, podlinks, wiring
+from spliceway.agent.testbed import (
+    bigtcp,
+    kubeproxy,
+    netfilter,
+    netkit,
+    netns,
+    overlay,
+    podlinks,
+    tunnels,
+    uplinks,
+    wiring,
+)
 from spliceway.agent.testbed.kubeproxy import ServicePort
-from spliceway.agent.testbed.linkparts import index_of, link_scope, netlink
+from spliceway.agent.testbed.linkparts import link_scope, netlink, uplink_of
 from spliceway.agent.testbed.plan import NodePlan, PodPlan
 from spliceway.agent.testbed.profiles import Profile
 from spliceway.agent.testbed.services import SERVICE_PREFIXES
@@ -16,6 +27,10 @@ from spliceway.agent.testbed.services import SERVICE_PREFIXES
 def create_node(profile: Profile, path: Path, plan: NodePlan, fabric: Path) -> None:
     """Make a node's namespace with everything that is there before its first pod. Raises TestbedError."""
     wiring.create_node(path, plan, fabric)
+    if profile.uplink == "bond":
+        uplinks.create_bond(path, plan, fabric)
+    if profile.uplink == "bridge":
+        uplinks.create_bridge(path, plan)
     if profile.bridged:
         podlinks.create_bridge(path, plan, br_netfilter=profile.br_netfilter)
     if profile.name == "vxlan":
@@ -35,9 +50,11 @@ def create_node(profile: Profile, path: Path, plan: NodePlan, fabric: Path) -> N
         _kube_proxy_iptables(profile, path, [], first=True)
 
 
-def join_nodes(profile: Profile, path: Path, others: list[NodePlan]) -> None:
+def join_nodes(profile: Profile, path: Path, plan: NodePlan, others: list[NodePlan]) -> None:
     """Give a node its routes to the pods of `others`."""
-    if profile.name == "vxlan":
+    if profile.tunnel != "none":
+        tunnels.create(path, profile.tunnel, plan, others)
+    elif profile.name == "vxlan":
         overlay.route_over_vxlan(path, others)
     else:
         wiring.route_to_nodes(path, others)
@@ -56,8 +73,14 @@ def create_pod(
         for version in (4, 6):
             text = netfilter.calico_endpoints([*others, interface], [interface])
             netfilter.apply(node, text, version, profile.iptables)
+    elif profile.pod_link != "veth":
+        netkit.create_pod(path, plan, node, interface, profile.pod_link)
     else:
         wiring.create_pod(path, plan, node, interface)
+    if profile.big_tcp:
+        for place, name in ((path, "eth0"), (node, interface)):
+            bigtcp.allow(place, name)
+        bigtcp.leave_room(path, str(wiring.GATEWAYS[6]))
     if profile.name == "aws-like":
         overlay.add_pod_rules(node, plan, second=_is_second(plan))
 
@@ -96,7 +119,7 @@ def _route_services(path: Path) -> None:
 
     def setup() -> None:
         with netlink(path.name) as ip:
-            index = index_of(ip, wiring.UPLINK)
+            index = uplink_of(ip)
             for prefix, version in zip(SERVICE_PREFIXES, (4, 6), strict=True):
                 scope = link_scope(wiring.GATEWAYS[version])
                 ip.route("add", dst=prefix, oif=index, family=2 if version == 4 else 10, **scope)

@@ -16,6 +16,7 @@ from spliceway.agent.testbed import netns
 from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.plan import IPAddress, IPNetwork
 
+UPLINK, BOND, UPLINK_BRIDGE = "eth0", "bond0", "br0"
 SCOPE_LINK = 253  # RT_SCOPE_LINK, linux/rtnetlink.h
 IFA_F_NODAD = 0x02  # linux/if_addr.h
 NUD_PERMANENT = 0x80  # linux/neighbour.h
@@ -55,6 +56,11 @@ def index_of(ip: IPRoute, name: str) -> int:
     if name == "lo":
         return 1
     return int(ip.link("get", ifname=name)[0]["index"])
+
+
+def uplink_of(ip: IPRoute) -> int:
+    """Index of the interface that has the node's addresses: a bond's or a bridge's where the node has such."""
+    return next(int(found[0]) for name in (BOND, UPLINK_BRIDGE, UPLINK) if (found := ip.link_lookup(ifname=name)))
 
 
 def family_of(target: IPAddress | IPNetwork) -> int:

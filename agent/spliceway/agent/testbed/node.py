@@ -109,10 +109,7 @@ class Cgroups(msgspec.Struct, frozen=True):
 
 
 class NodeInfo(msgspec.Struct, frozen=True):
-    """What there is of a node. `directory` has logs, state and manifests; `bpffs` is a mount of its own.
-
-    `uplinks`: the interfaces that lead to other nodes and out.
-    """
+    """What there is of a node. `directory` has logs, state and manifests; `bpffs` is a mount of its own."""
 
     name: str
     number: int
@@ -120,7 +117,6 @@ class NodeInfo(msgspec.Struct, frozen=True):
     netns: Path
     cgroups: Cgroups
     directory: Path
-    uplinks: tuple[str, ...] = ("eth0",)
 
     @property
     def addresses(self) -> tuple[IPAddress, ...]:

@@ -14,6 +14,7 @@ from pyroute2 import IPRoute
 from spliceway.agent.testbed import netns
 from spliceway.agent.testbed.linkparts import (
     NUD_PERMANENT,
+    UPLINK,
     add_address,
     command,
     family_of,
@@ -22,9 +23,10 @@ from spliceway.agent.testbed.linkparts import (
     netlink,
     opened,
     up,
+    uplink_of,
 )
 from spliceway.agent.testbed.plan import UNDERLAY_PREFIXES, NodePlan, PodPlan
-from spliceway.agent.testbed.wiring import UPLINK, join_fabric
+from spliceway.agent.testbed.wiring import join_fabric
 
 #: Device of each family.
 VXLAN = {4: "flannel.1", 6: "flannel-v6.1"}
@@ -45,7 +47,7 @@ def create_vxlan(path: Path, plan: NodePlan) -> None:
 
     def setup() -> None:
         with netlink(f"overlay of {plan.name}") as ip:
-            below = index_of(ip, UPLINK)
+            below = uplink_of(ip)
             for address, prefix in zip(plan.addresses, plan.prefixes, strict=True):
                 local = {"vxlan_local" if address.version == 4 else "vxlan_local6": str(address)}
                 ip.link(
@@ -98,7 +100,8 @@ def create_second_uplink(path: Path, plan: NodePlan, fabric: Path) -> None:
                 mac = mac_address(f"eth1 {plan.name}")
                 ip.link("add", ifname=SECOND_UPLINK, kind="veth", address=mac, peer=peer)
             index = up(ip, SECOND_UPLINK)
-            add_address(ip, index, second_address(plan), 32)
+            # In the nodes' network, but without its route in the main table, as the plugin has it.
+            command("ip", "address", "add", f"{second_address(plan)}/16", "dev", SECOND_UPLINK, "noprefixroute")
             for name in (UPLINK, SECOND_UPLINK):  # as the plugin sets it: answers may take the other one
                 netns.sysctl(f"ipv4/conf/{name}/rp_filter", 2)
                 netns.sysctl(f"ipv4/conf/{name}/arp_ignore", 1)

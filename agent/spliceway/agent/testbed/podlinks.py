@@ -22,9 +22,9 @@ from spliceway.agent.testbed.linkparts import (
     opened,
     quiet_ipv6,
     up,
+    uplink_of,
 )
 from spliceway.agent.testbed.plan import IPAddress, NodePlan, PodPlan
-from spliceway.agent.testbed.wiring import UPLINK
 
 CNI_BRIDGE = "cni0"
 #: The node's end of every Calico veth has this address, and so the same link-local one.
@@ -82,7 +82,7 @@ def answer_for_gateway(path: Path) -> None:
     def setup() -> None:
         with netlink(path.name) as ip:
             target = f"{_CALICO_GATEWAYS[4]}/32"
-            ip.route("add", dst=target, oif=index_of(ip, UPLINK), scope=SCOPE_LINK, family=2)
+            ip.route("add", dst=target, oif=uplink_of(ip), scope=SCOPE_LINK, family=2)
 
     netns.call(path, setup)
 

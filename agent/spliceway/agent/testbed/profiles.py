@@ -17,6 +17,9 @@ ProfileName = Literal["l3", "bridge", "vxlan", "calico-like", "aws-like"]
 KubeProxy = Literal["none", "iptables", "nftables"]
 Chain = Literal["INPUT", "FORWARD", "OUTPUT"]
 IptablesKind = Literal["nft", "legacy"]
+Uplink = Literal["plain", "bond", "bridge"]
+Tunnel = Literal["none", "ipip", "gre", "wireguard", "gpe"]
+PodLink = Literal["veth", "netkit", "netkit-l3"]
 
 #: Prefix of the names of pods' veths on the node, and how many hex digits follow.
 _NAMES: dict[ProfileName, tuple[str, int]] = {
@@ -25,10 +28,6 @@ _NAMES: dict[ProfileName, tuple[str, int]] = {
     "vxlan": ("veth", 8),
     "calico-like": ("cali", 11),
     "aws-like": ("eni", 11),
-}
-_UPLINKS: dict[ProfileName, tuple[str, ...]] = {
-    "vxlan": ("eth0", "flannel.1", "flannel-v6.1"),
-    "aws-like": ("eth0", "eth1"),
 }
 
 
@@ -40,6 +39,10 @@ class Profile(msgspec.Struct, frozen=True):
     `drop`: built-in chains of the filter table whose policy is DROP; what a node needs in order to be one is accepted.
     `br_netfilter`: whether a bridge hands its frames to iptables; counts for bridge and vxlan. `iptables`: which
     variant has the rules.
+
+    Of `l3` alone: `uplink`: what has the node's addresses, eth0, a bond of two interfaces, or a bridge that eth0 is a
+    port of; `tunnel`: how packets get to pods of other nodes; `pod_link`: how pods are joined to their node; `big_tcp`:
+    whether pods' devices carry TCP packets beyond 64 KiB.
     """
 
     name: ProfileName = "l3"
@@ -47,16 +50,15 @@ class Profile(msgspec.Struct, frozen=True):
     drop: tuple[Chain, ...] = ()
     br_netfilter: bool = True
     iptables: IptablesKind = "nft"
+    uplink: Uplink = "plain"
+    tunnel: Tunnel = "none"
+    pod_link: PodLink = "veth"
+    big_tcp: bool = False
 
     @property
     def bridged(self) -> bool:
         """Whether pods' veths are ports of a bridge."""
         return self.name in ("bridge", "vxlan")
-
-    @property
-    def uplinks(self) -> tuple[str, ...]:
-        """Interfaces by which packets come from outside and from other nodes."""
-        return _UPLINKS.get(self.name, ("eth0",))
 
     def interface_name(self, pod: PodPlan) -> str:
         """Name of the node's end of a pod's veth."""
@@ -66,10 +68,15 @@ class Profile(msgspec.Struct, frozen=True):
 
 def check(profile: Profile) -> None:
     """Raises TestbedError for a value that no field may have."""
-    for field, kind in (("name", ProfileName), ("kube_proxy", KubeProxy), ("iptables", IptablesKind)):
+    kinds = {"name": ProfileName, "kube_proxy": KubeProxy, "iptables": IptablesKind}
+    of_l3 = {"uplink": Uplink, "tunnel": Tunnel, "pod_link": PodLink}
+    for field, kind in (kinds | of_l3).items():
         if getattr(profile, field) not in get_args(kind):
             given, known = getattr(profile, field), ", ".join(get_args(kind))
             raise TestbedError(f"profile: {field}: {given!r} is none of {known}")
+    for field in (*of_l3, "big_tcp"):
+        if profile.name != "l3" and getattr(profile, field) != getattr(Profile(), field):
+            raise TestbedError(f"profile: {field}: is for the profile l3, and this is {profile.name}")
     for chain in profile.drop:
         if chain not in get_args(Chain):
             raise TestbedError(f"profile: drop: {chain!r} is none of {', '.join(get_args(Chain))}")

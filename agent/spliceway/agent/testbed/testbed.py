@@ -197,7 +197,7 @@ class Testbed:
             self.nodes.append(self._create_node(node, fabric))
         for node in plan.nodes:
             others = [other for other in plan.nodes if other is not node]
-            build.join_nodes(self.profile, self._run.netns(node.name), others)
+            build.join_nodes(self.profile, self._run.netns(node.name), node, others)
         for namespace in plan.namespaces:
             self._write(f"namespace-{namespace['metadata']['name']}", resolve.namespace(namespace))
         for node in plan.nodes:
@@ -226,7 +226,6 @@ class Testbed:
             netns=self._run.netns(plan.name),
             cgroups=Cgroups(agent=root / "agent", proxy=root / "proxy", pods=root / "pods"),
             directory=self.directory / plan.name,
-            uplinks=self.profile.uplinks,
         )
         for directory in (info.bpffs, info.manifests / "pods", info.policies, info.state, info.logs):
             directory.mkdir(parents=True)

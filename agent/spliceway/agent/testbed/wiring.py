@@ -14,6 +14,7 @@ from spliceway.agent.testbed import netns
 from spliceway.agent.testbed.linkparts import (
     NUD_PERMANENT,
     SCOPE_LINK,
+    UPLINK,
     add_address,
     digest,
     family_of,
@@ -24,10 +25,10 @@ from spliceway.agent.testbed.linkparts import (
     opened,
     quiet_ipv6,
     up,
+    uplink_of,
 )
 from spliceway.agent.testbed.plan import CLUSTER_PREFIXES, UNDERLAY_PREFIXES, IPAddress, IPNetwork, NodePlan, PodPlan
 
-UPLINK = "eth0"
 BRIDGE = "fabric"
 #: Next hops that pods send to, as in Calico (169.254.1.1) and Cilium.
 GATEWAYS: dict[int, IPAddress] = {4: ip_address("169.254.1.1"), 6: ip_address("fe80::1")}
@@ -76,7 +77,7 @@ def route_to_nodes(path: Path, others: list[NodePlan]) -> None:
 
     def setup() -> None:
         with netlink(path.name) as ip:
-            index = index_of(ip, UPLINK)
+            index = uplink_of(ip)
             for other in others:
                 for prefix, gateway in zip(other.prefixes, other.addresses, strict=True):
                     ip.route("add", dst=str(prefix), gateway=str(gateway), oif=index, family=family_of(prefix))
@@ -92,7 +93,7 @@ def route_to_host(path: Path, host: PodPlan) -> None:
 
     def setup() -> None:
         with netlink(path.name) as ip:
-            index = index_of(ip, UPLINK)
+            index = uplink_of(ip)
             for prefix in missing:
                 ip.route("replace", dst=str(prefix), oif=index, family=family_of(prefix), **link_scope(prefix))
 

@@ -39,7 +39,7 @@ static __always_inline int without_payload(struct __sk_buff *skb, const struct p
 		    bpf_l3_csum_replace(skb, IPV4_CHECKSUM_AT, old_length, length, sizeof(length)) ||
 		    bpf_skb_store_bytes(skb, IPV4_LENGTH_AT, &length, sizeof(length), 0))
 			return TAKEN;
-	} else if (ethertype == htons(ETHERTYPE_IPV6)) {
+	} else if (ethertype == htons(ETHERTYPE_IPV6) && p->tcp_at == ETH_HEADER + IPV6_HEADER) {	// no jumbo option, which would go on telling the old length
 		length = htons(p->payload_at - ETH_HEADER - IPV6_HEADER);
 		if (bpf_skb_store_bytes(skb, IPV6_LENGTH_AT, &length, sizeof(length), 0))
 			return TAKEN;

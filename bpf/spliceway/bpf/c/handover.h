@@ -14,12 +14,21 @@ struct handover {
 
 #define STEERED_STATION { 0x02, 0x53, 0x57, 0x00, 0x00, 0x01 }
 
+// A packet of a device without Ethernet gets a header for the pair. What its network header is does not change, so that it may be of any size
+// (GSO), too; __bpf_redirect() wants the header in front of it.
+static __always_inline long make_frame(struct __sk_buff *skb)
+{
+	u16 type = skb->protocol;
+
+	return bpf_skb_change_head(skb, ETH_HEADER, 0) ?: bpf_skb_store_bytes(skb, ETH_HEADER - sizeof(type), &type, sizeof(type), 0);
+}
+
 // The last step of a hook, after everything that looks at the packet.
 static __always_inline int hand_over(struct __sk_buff *skb, u32 hook, struct work *w, const struct config *cfg, u32 rule_set, u8 leg)
 {
 	struct handover h = { .to = STEERED_STATION, .local = 2, .decided = hook << 4 | leg, .rule_set = rule_set };
 
-	if (!cfg->steering || bpf_skb_store_bytes(skb, 0, &h, sizeof(h), 0))
+	if (!cfg->steering || (w->p.bare && make_frame(skb)) || bpf_skb_store_bytes(skb, 0, &h, sizeof(h), 0))
 		return drop(hook, w, ASSIGN_FAILED);
 	skb->mark = (skb->mark & ~cfg->mark_mask) | cfg->mark;
 	return bpf_redirect(cfg->steering, 0);

@@ -35,6 +35,7 @@ struct packet {
 	u8 later_fragment;	// has no ports
 	u8 echo_reply;
 	u8 neighbour_type;	// ICMPv6 type of a KIND_NEIGHBOUR packet, 0 for ARP
+	u8 bare;		// nothing stands in front of the IP header: it came by a device without Ethernet (a tunnel)
 };
 
 static __always_inline void mapped(struct addr *a, u32 ipv4)
@@ -232,8 +233,8 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, u32 offset, struct 
 	u32 header = (ip.version_ihl & 15) * 4, end = offset + ntohs(ip.total_length);
 	if ((ip.version_ihl >> 4) != 4 || header < sizeof(ip))
 		return MALFORMED;
-	if (!ip.total_length && skb->gso_size)
-		end = skb->len;		// BIG TCP: longer than the field can say
+	if (!ip.total_length && skb->gso_size && ip.protocol == PROTO_TCP)
+		end = skb->len;		// BIG TCP: longer than the field can say (iph_totlen() in linux/ip.h)
 	if (end > skb->len || offset + header > end)
 		return MALFORMED;
 	p->family = 4;
@@ -255,7 +256,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, u32 offset, struct 
 		return MALFORMED;
 	u32 end = offset + sizeof(ip) + ntohs(ip.payload_length);
 	if (!ip.payload_length && skb->gso_size)
-		end = skb->len;		// jumbogram (RFC 2675)
+		end = skb->len;		// BIG TCP: inside of the kernel, with or without a jumbo option (RFC 2675) behind this header
 	if (end > skb->len)
 		return MALFORMED;
 	p->family = 6;
@@ -272,10 +273,10 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, u32 offset, struct 
 	return parse_transport(skb, offset, end, p, ip.hop_limit);
 }
 
-// Fills `p`, which must be zero. Returns 0 or the reason to drop.
-static __always_inline int parse_packet(struct __sk_buff *skb, struct packet *p)
+// Fills `p`, which must be zero. `offset`: where the device's packets have their network header, behind an Ethernet header or at the very
+// beginning. Returns 0 or the reason to drop.
+static __always_inline int parse_packet(struct __sk_buff *skb, struct packet *p, u32 offset)
 {
-	u32 offset = ETH_HEADER;
 	u16 type = ntohs(skb->protocol);
 
 	#pragma unroll

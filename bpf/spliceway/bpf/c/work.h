@@ -66,14 +66,20 @@ static __always_inline void begin(struct __sk_buff *skb, struct work *w)
 	w->f.length = skb->len;
 }
 
-// Reads the packet. Returns 0 or the reason to drop it.
-static __always_inline int read_packet(struct __sk_buff *skb, struct work *w)
+// Reads the packet, whose network header is at `offset`. Returns 0 or the reason to drop it.
+static __always_inline int read_packet_at(struct __sk_buff *skb, struct work *w, u32 offset)
 {
-	int reason = parse_packet(skb, &w->p);
+	int reason = parse_packet(skb, &w->p, offset);
 
 	w->f.t = w->p.outer;
 	w->f.protocol = w->p.protocol;
+	w->p.bare = !offset;
 	return reason;
+}
+
+static __always_inline int read_packet(struct __sk_buff *skb, struct work *w)
+{
+	return read_packet_at(skb, w, ETH_HEADER);
 }
 
 // Conntrack key with `local` = source (out) or destination of the packet.

@@ -1,0 +1,46 @@
+"""Interfaces by which packets for pods come from outside, as the agent takes them, and those that it would miss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from spliceway.agent.nodecheck.model import Check, Target, ok, warn
+from spliceway.agent.nodecheck.reading import Unreadable
+from spliceway.bpf import linktable
+from spliceway.bpf.devicechoice import Choice, Wanted, choose, missing
+from spliceway.bpf.linktable import Device
+
+_NAME = "devices"
+
+
+def devices(target: Target) -> Iterator[Check]:
+    """What `datapath.devices` means on this node now."""
+    try:
+        checks = list(judge(linktable.devices(), target.settings.devices, linktable.leads_out))
+    except OSError as error:
+        raise Unreadable(f"interfaces can't be listed: {error}") from error
+    yield from checks
+
+
+def judge(found: Sequence[Device], wanted: Wanted, leads_out: Callable[[int], bool]) -> Iterator[Check]:
+    """From all interfaces, without knowing which of them are endpoints': those have no role of their own."""
+    taken = [one for one in choose(found, wanted, (), leads_out) if one.program]
+    if taken:
+        yield ok(_NAME, ", ".join(map(told, taken)))
+    else:
+        todo = "set datapath.devices to the interfaces by which other nodes and the world reach this one"
+        yield warn(_NAME, "none: what comes from outside is judged and steered at the pods only", todo)
+    for pattern in missing(found, wanted):
+        yield warn(_NAME, f"no interface is called {pattern}", "correct datapath.devices, or leave it at auto")
+    names = {one.device.name for one in taken}
+    for one in choose(found, "auto", (), leads_out):
+        if one.program and one.device.name not in names:
+            what = f"{told(one)} is not in datapath.devices: what comes by it is judged and steered at the pods only"
+            yield warn(_NAME, what, f"add {one.device.name} to datapath.devices, or leave it at auto")
+
+
+def told(choice: Choice) -> str:
+    """«flannel.1 (vxlan)», «wg0 (wireguard, no Ethernet header)»."""
+    notes = [choice.device.kind] if choice.device.kind else []
+    notes += [] if choice.device.ethernet else ["no Ethernet header"]
+    return choice.device.name + (f" ({', '.join(notes)})" if notes else "")

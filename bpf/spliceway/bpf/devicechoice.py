@@ -1,0 +1,116 @@
+"""By which interfaces packets for pods come from outside, and so get `from_network`. Pure.
+
+A packet should meet it once on its way up: at the device that hands it to IP, or before that, at a port of a bridge.
+docs/devices.md has the rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from fnmatch import fnmatchcase
+from typing import Literal, NamedTuple
+
+from spliceway.bpf.linktable import LOOPBACK, Device
+from spliceway.bpf.steering import RECEIVING, SENDING
+
+NETWORK, NETWORK_L3 = "from_network", "from_network_l3"
+#: Programs for packets from outside, whatever the device.
+NETWORK_PROGRAMS = frozenset({NETWORK, NETWORK_L3})
+Wanted = Literal["auto"] | tuple[str, ...]
+
+#: Nothing comes in by these, or only what another device has had.
+_NEVER = {
+    "dummy": "nothing comes in by a dummy device",
+    "ifb": "it repeats what another device had",
+    "nlmon": "no packets of the network",
+    "vcan": "no packets of the network",
+    "vrf": "its members have its packets",
+    "openvswitch": "a port of Open vSwitch's own; its other ports have its packets",
+}
+#: One end is a pod's or a container's, unless the node is one itself.
+_PAIRS = frozenset({"veth", "netkit"})
+#: Ports of a bridge by which pods, containers and virtual machines are joined to it, not the network.
+_GUESTS = _PAIRS | {"tun", "macvtap"}
+_BUNDLES = frozenset({"bond", "team"})
+
+
+class Choice(NamedTuple):
+    """What becomes of a device: `program`, empty for none; then `why`, for people."""
+
+    device: Device
+    program: str
+    why: str = ""
+
+
+def choose(
+    devices: Sequence[Device], wanted: Wanted, endpoints: Collection[int], leads_out: Callable[[int], bool]
+) -> list[Choice]:
+    """Decide about all devices of the node.
+
+    `endpoints`: indexes of those that are endpoints' own; `leads_out`: whether a route with a next hop goes out by an
+    interface, asked for bridges only.
+    """
+    by_index = {one.ifindex: one for one in devices}
+    whys = {
+        one.ifindex: _fixed(one, endpoints) or (_auto(one, by_index) if wanted == "auto" else _listed(one, wanted))
+        for one in devices
+    }
+    if wanted == "auto":
+        covered = {one.master for one in devices if one.master and not whys[one.ifindex]}
+        for one in devices:
+            if _is_of_a_bridge(one, by_index) and not whys[one.ifindex]:
+                whys[one.ifindex] = _bridge(one, covered, leads_out)
+    return [Choice(one, "" if whys[one.ifindex] else program_of(one), whys[one.ifindex]) for one in devices]
+
+
+def program_of(device: Device) -> str:
+    """The program that reads its packets."""
+    return NETWORK if device.ethernet else NETWORK_L3
+
+
+def missing(devices: Sequence[Device], wanted: Wanted) -> list[str]:
+    """Names and patterns of the configuration that no device has."""
+    if wanted == "auto":
+        return []
+    return [pattern for pattern in wanted if not any(fnmatchcase(one.name, pattern) for one in devices)]
+
+
+def _fixed(device: Device, endpoints: Collection[int]) -> str:
+    """Why it never gets one, whatever is configured."""
+    if device.hardware == LOOPBACK:
+        return "the loopback device"
+    if device.name in (SENDING, RECEIVING):
+        return "Spliceway's own"
+    return "an endpoint's own" if device.ifindex in endpoints else ""
+
+
+def _listed(device: Device, patterns: tuple[str, ...]) -> str:
+    return "" if any(fnmatchcase(device.name, pattern) for pattern in patterns) else "not in datapath.devices"
+
+
+def _auto(device: Device, by_index: dict[int, Device]) -> str:
+    if why := _NEVER.get(device.kind):
+        return why
+    master = by_index.get(device.master)
+    role = device.role or (master.kind if master else "")
+    if role in _BUNDLES:
+        return f"a member of {master.name if master else 'a bond'}, which has its packets"
+    if role == "bridge" and device.kind in _GUESTS:
+        return f"a port of {master.name if master else 'a bridge'} for pods, containers or machines"
+    if device.kind in _PAIRS and not device.foreign:
+        return "its other end is on this node"
+    if device.kind in _PAIRS and not device.subnet:
+        return "a pod's or container's: it has no address of a network"
+    return ""
+
+
+def _is_of_a_bridge(device: Device, by_index: dict[int, Device]) -> bool:
+    """Whether it is the node's own end of a bridge, or of a VLAN on one."""
+    below = by_index.get(device.peer) if device.kind == "vlan" and not device.foreign else device
+    return below is not None and below.kind == "bridge"
+
+
+def _bridge(device: Device, covered: Collection[int], leads_out: Callable[[int], bool]) -> str:
+    if device.ifindex in covered:
+        return "its ports to the network have its packets"
+    return "" if leads_out(device.ifindex) else "only pods, containers or machines are on it"
