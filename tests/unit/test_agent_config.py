@@ -198,7 +198,7 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
         ),
         ("flows: {bufferSize: 0}", "flows.bufferSize: Expected int >= 1"),
         ("cgroups: {pods: /a, proxy: /a}", "cgroups.proxy: is the same as cgroups.pods"),
-        ("cgroups: {pods: /a}", "cgroups.proxy: is required"),
+        ("cgroups: {pods: auto}", "cgroups.pods: 'auto' is not an absolute path"),
         ("a: [", "broken YAML: .*"),
         ("flows: {}\nflows: {}", "broken YAML: line 1: duplicate key 'flows'"),
         ("a: 2024-13-45", "broken YAML: a date or a number that can't be, or nested too deeply"),
@@ -225,8 +225,8 @@ def test_a_line_that_is_broken_is_not_repeated() -> None:
 
 
 def test_required_and_not_a_mapping() -> None:
-    with pytest.raises(ConfigError, match=r"agent.yaml: cgroups: is required"):
-        parse_config("source: {directory: /d}", "agent.yaml")
+    with pytest.raises(ConfigError, match=r"agent.yaml: source: is required"):
+        parse_config("cgroups: {pods: /p}", "agent.yaml")
     with pytest.raises(ConfigError, match=r"agent.yaml: is not a mapping of fields"):
         parse_config("", "agent.yaml")
 

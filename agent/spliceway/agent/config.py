@@ -53,8 +53,8 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 class Config(Section, frozen=True):
     """The whole file."""
 
-    cgroups: CgroupsConfig
     source: SourceConfig
+    cgroups: CgroupsConfig = CgroupsConfig()
     node: NodeConfig = NodeConfig()
     state_dir: Path = Path("/var/lib/spliceway")
     bpffs: Path = Path("/sys/fs/bpf")
@@ -75,13 +75,20 @@ class Config(Section, frozen=True):
         """The configured name, or the host's (lower case, as Kubernetes does)."""
         return self.node.name or socket.gethostname().lower()
 
+    @property
+    def pods_cgroup(self) -> Path:
+        """Whose sockets are pods'; of a configuration that `podcgroup.located` has gone through."""
+        if self.cgroups.pods is None:
+            raise AssertionError("nobody has looked for the pods' cgroup")
+        return self.cgroups.pods
+
     def datapath_settings(self) -> DatapathSettings:
         """What the datapath needs of it. Nothing is spliced yet: `splicing` decides what is safe."""
         ports = self.proxy.listener_ports
         return DatapathSettings(
             bpffs=self.bpffs,
             state_dir=self.state_dir,
-            pods_cgroup=self.cgroups.pods,
+            pods_cgroup=self.pods_cgroup,
             proxy_cgroup=self.cgroups.proxy,
             listener_ports=(ports.first, ports.last),
             splice=SpliceClasses(clients=False, servers=False, wanted=self.splice.mode != "off"),

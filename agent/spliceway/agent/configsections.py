@@ -62,10 +62,13 @@ class NodeConfig(Section, frozen=True):
 
 
 class CgroupsConfig(Section, frozen=True):
-    """cgroup2 directories: whose sockets are pods', whose are the proxy's. Never the root cgroup."""
+    """cgroup2 directories: whose sockets are pods' (None: the kubelet's, see `podcgroup`), whose are the proxy's.
 
-    pods: Path
-    proxy: Path
+    Never the root cgroup.
+    """
+
+    pods: Path | None = None
+    proxy: Path = Path("/sys/fs/cgroup/spliceway.slice")
 
 
 class SourceConfig(Section, frozen=True):

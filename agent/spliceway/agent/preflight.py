@@ -34,11 +34,11 @@ def check(config: Config) -> None:
             raise AgentError(f"{field}: {path} is longer than the {MAX_SOCKET_PATH} bytes of a Unix socket's path")
     if config.proxy.kind == "envoy":
         find_envoy(config.proxy.binary)
-    _check_cgroup("cgroups.pods", config.cgroups.pods)
+    _check_cgroup("cgroups.pods", config.pods_cgroup)
     if not config.cgroups.proxy.exists() and _is_cgroup2(config.cgroups.proxy.parent):
         config.cgroups.proxy.mkdir(exist_ok=True)
     _check_cgroup("cgroups.proxy", config.cgroups.proxy)
-    pods, proxy = config.cgroups.pods.resolve(), config.cgroups.proxy.resolve()
+    pods, proxy = config.pods_cgroup.resolve(), config.cgroups.proxy.resolve()
     if pods == proxy or pods in proxy.parents or proxy in pods.parents:
         raise AgentError(
             f"cgroups: {pods} and {proxy} must not contain one another: whose is a socket that is in both?"

@@ -45,9 +45,10 @@ def cleanup(
     from spliceway.agent.errors import StateError
     from spliceway.agent.jsonable import plain
     from spliceway.agent.nodecleanup import Cleaned, elsewhere, find, remove, sees_all
+    from spliceway.agent.podcgroup import located
 
     log.configure("warning")
-    settings = _settings(load_config(config) if config else None, bpffs, state_dir)
+    settings = _settings(located(load_config(config)) if config else None, bpffs, state_dir)
     found = asyncio.run(find(settings))
     if not sees_all():
         for item in found if output is Output.TABLE else ():

@@ -34,8 +34,9 @@ def preflight(
     from spliceway.agent.config import load_config
     from spliceway.agent.jsonable import plain
     from spliceway.agent.nodecheck import runner
+    from spliceway.agent.podcgroup import located
 
-    target = runner.target_of(load_config(config) if config else None, bpffs=bpffs, self_test=self_test)
+    target = runner.target_of(located(load_config(config)) if config else None, bpffs=bpffs, self_test=self_test)
     report = runner.run(target)
     rows = ((check.status, check.name, check.found, check.to_do) for check in report.checks)
     emit(plain(report), output, ("STATUS", "CHECK", "FOUND", "TO DO"), rows)

@@ -31,9 +31,10 @@ def agent(
 ) -> None:
     """Run the agent on this node until SIGTERM. What it put into the kernel stays in force after it."""
     from spliceway.agent.config import load_config
+    from spliceway.agent.podcgroup import located
     from spliceway.agent.run import run_agent
 
-    run_agent(load_config(config), log_level=log_level, cleanup=cleanup)
+    run_agent(located(load_config(config)), log_level=log_level, cleanup=cleanup)
 
 
 app.command("cleanup")(cleanup.cleanup)
