@@ -32,7 +32,7 @@ _PAIRS = frozenset({"veth", "netkit"})
 #: Ports of a bridge by which pods, containers and virtual machines are joined to it, not the network.
 _GUESTS = _PAIRS | {"tun", "macvtap"}
 _BUNDLES = frozenset({"bond", "team"})
-#: Link types (ARPHRD_…) whose packets begin with their IP header: PPP, RAWIP, TUNNEL, TUNNEL6, SIT, IPGRE, IP6GRE, NONE.
+#: Link types whose packets begin with their IP header: ARPHRD_PPP, RAWIP, TUNNEL, TUNNEL6, SIT, IPGRE, IP6GRE, NONE.
 _BARE = frozenset({512, 519, 768, 769, 776, 778, 823, 0xFFFE})
 
 
