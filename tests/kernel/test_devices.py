@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
+import msgspec
 import pytest
 
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf.devicewatch import INTERVAL
 from support.foreign import BOTH, KIND, Foreigner
 from support.kernel import KernelNode
+from support.linked import attached
 from support.node import pod_manifest
 
 pytestmark = pytest.mark.kernel
@@ -33,11 +35,6 @@ def other(testbed: Testbed) -> Iterator[Foreigner]:
 def ip(testbed: Testbed, *words: str) -> None:
     done = testbed.node.run_on_node(["ip", *words])
     assert done.returncode == 0, done.stderr
-
-
-def attached(node: KernelNode) -> dict[str, str]:
-    """Interfaces that have it, by the status, and their programs."""
-    return {one.name: one.program for one in node.datapath.status().devices if one.attached}
 
 
 def soon(check: Callable[[], bool], seconds: float = INTERVAL / 2) -> None:
@@ -164,8 +161,6 @@ def test_a_device_without_ethernet_can_be_no_endpoints(testbed: Testbed) -> None
     ip(testbed, "tuntap", "add", "tun7", "mode", "tun")
     try:
         with KernelNode(testbed.node) as node:
-            import msgspec
-
             wrong = msgspec.structs.replace(node.endpoints[0], interface="tun7")
             with pytest.raises(Exception, match=r"interface tun7 \(tun\): its packets have no Ethernet header"):
                 node.run(node.datapath.set_endpoints([wrong]))

@@ -16,6 +16,7 @@ from spliceway.agent.testbed.profiles import Profile
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf.types import Hook
 from spliceway.policy.verdict import Verdict
+from support.kernel import KernelNode
 from support.node import pod_manifest
 from support.profiled import manifests, status
 from support.proxied import ProxiedNode
@@ -45,6 +46,9 @@ spec:
 PROXIED = (200, 403)
 #: How a kernel, or iproute2, says that it has no such device.
 _UNKNOWN = ("Unknown device type", "Operation not supported", "not supported", "Unknown")
+
+#: Modules make them in every network namespace.
+FALLBACKS = frozenset({"tunl0", "sit0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip6gre0", "ip6_vti0", "ip_vti0"})
 
 _ECHO = """
 import os, socket, sys, threading
@@ -112,7 +116,13 @@ class Site(NamedTuple):
 
     def attached(self) -> dict[str, str]:
         """Interfaces that have a program for packets from outside → the program."""
-        return {one.name: one.program for one in self.node.datapath.status().devices if one.attached}
+        return attached(self.node)
+
+
+def attached(node: KernelNode) -> dict[str, str]:
+    """The same of a node without a proxy. Of devices that modules make by themselves it says nothing."""
+    devices = node.datapath.status().devices
+    return {one.name: one.program for one in devices if one.attached and one.name not in FALLBACKS}
 
 
 @contextmanager

@@ -88,6 +88,10 @@ NODES: dict[str, list[tuple[Device, str]]] = {
         (Device(5, "here", "veth", peer=6, subnet=True), ""),
         (Device(6, "there", "veth", peer=5, subnet=True), ""),
     ],
+    "InfiniBand": [
+        (Device(3, "ib0", hardware=32, subnet=True), ""),
+        (Device(4, "ppp0", "ppp", 512), "from_network_l3"),
+    ],
     "netkit": [(ETH0, "from_network"), (Device(3, "nk1", "netkit", foreign=True), "")],
 }
 

@@ -32,6 +32,8 @@ _PAIRS = frozenset({"veth", "netkit"})
 #: Ports of a bridge by which pods, containers and virtual machines are joined to it, not the network.
 _GUESTS = _PAIRS | {"tun", "macvtap"}
 _BUNDLES = frozenset({"bond", "team"})
+#: Link types whose packets begin with their IP header: ARPHRD_PPP, RAWIP, TUNNEL, TUNNEL6, SIT, IPGRE, IP6GRE, NONE.
+_BARE = frozenset({512, 519, 768, 769, 776, 778, 823, 0xFFFE})
 
 
 class Choice(NamedTuple):
@@ -55,17 +57,23 @@ def choose(
         one.ifindex: _fixed(one, endpoints) or (_auto(one, by_index) if wanted == "auto" else _listed(one, wanted))
         for one in devices
     }
+    unreadable = {one.ifindex: _unreadable(one) for one in devices}
+    whys = {index: why or unreadable[index] for index, why in whys.items()}
     if wanted == "auto":
         covered = {one.master for one in devices if one.master and not whys[one.ifindex]}
         for one in devices:
             if _is_of_a_bridge(one, by_index) and not whys[one.ifindex]:
                 whys[one.ifindex] = _bridge(one, covered, leads_out)
-    return [Choice(one, "" if whys[one.ifindex] else program_of(one), whys[one.ifindex]) for one in devices]
+    return [
+        Choice(one, "" if whys[one.ifindex] else NETWORK if one.ethernet else NETWORK_L3, whys[one.ifindex])
+        for one in devices
+    ]
 
 
-def program_of(device: Device) -> str:
-    """The program that reads its packets."""
-    return NETWORK if device.ethernet else NETWORK_L3
+def _unreadable(device: Device) -> str:
+    if device.ethernet or device.hardware in _BARE:
+        return ""
+    return f"its link type ({device.hardware:#x}) is none that can be read: what comes by it is judged at the pods only"
 
 
 def missing(devices: Sequence[Device], wanted: Wanted) -> list[str]:

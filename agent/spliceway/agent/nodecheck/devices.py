@@ -10,8 +10,6 @@ from spliceway.bpf import linktable
 from spliceway.bpf.devicechoice import Choice, Wanted, choose, missing
 from spliceway.bpf.linktable import Device
 
-_NAME = "devices"
-
 
 def devices(target: Target) -> Iterator[Check]:
     """What `datapath.devices` means on this node now."""
@@ -24,19 +22,20 @@ def devices(target: Target) -> Iterator[Check]:
 
 def judge(found: Sequence[Device], wanted: Wanted, leads_out: Callable[[int], bool]) -> Iterator[Check]:
     """From all interfaces, without knowing which of them are endpoints': those have no role of their own."""
+    name = "devices"
     taken = [one for one in choose(found, wanted, (), leads_out) if one.program]
     if taken:
-        yield ok(_NAME, ", ".join(map(told, taken)))
+        yield ok(name, ", ".join(map(told, taken)))
     else:
         todo = "set datapath.devices to the interfaces by which other nodes and the world reach this one"
-        yield warn(_NAME, "none: what comes from outside is judged and steered at the pods only", todo)
+        yield warn(name, "none: what comes from outside is judged and steered at the pods only", todo)
     for pattern in missing(found, wanted):
-        yield warn(_NAME, f"no interface is called {pattern}", "correct datapath.devices, or leave it at auto")
+        yield warn(name, f"no interface is called {pattern}", "correct datapath.devices, or leave it at auto")
     names = {one.device.name for one in taken}
     for one in choose(found, "auto", (), leads_out):
         if one.program and one.device.name not in names:
             what = f"{told(one)} is not in datapath.devices: what comes by it is judged and steered at the pods only"
-            yield warn(_NAME, what, f"add {one.device.name} to datapath.devices, or leave it at auto")
+            yield warn(name, what, f"add {one.device.name} to datapath.devices, or leave it at auto")
 
 
 def told(choice: Choice) -> str:

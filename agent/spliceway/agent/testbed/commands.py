@@ -19,7 +19,7 @@ from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.hints import hints
 from spliceway.agent.testbed.node import NodeInfo, Pod, find_pod
 from spliceway.agent.testbed.plan import make_plan
-from spliceway.agent.testbed.profiles import Chain, KubeProxy, Profile, ProfileName
+from spliceway.agent.testbed.profiles import Chain, KubeProxy, PodLink, Profile, ProfileName, Tunnel, Uplink
 from spliceway.agent.testbed.testbed import Record, Testbed, load_record
 from spliceway.policy.documents import load_documents
 from spliceway.policy.errors import PolicyError
@@ -83,6 +83,10 @@ def up(
     br_netfilter: Annotated[
         bool, typer.Option("--br-netfilter/--no-br-netfilter", help="Whether bridges hand frames to iptables.")
     ] = True,
+    uplink: Annotated[Uplink, typer.Option(help="What has the nodes' addresses.")] = "plain",
+    tunnel: Annotated[Tunnel, typer.Option(help="What leads to pods of other nodes.")] = "none",
+    pod_link: Annotated[PodLink, typer.Option(help="What joins pods to their node.")] = "veth",
+    big_tcp: Annotated[bool, typer.Option("--big-tcp", help="Whether pods' devices carry packets of 192 KiB.")] = False,
 ) -> None:
     """Build virtual nodes from Namespace and Pod manifests and leave them running.
 
@@ -92,7 +96,16 @@ def up(
     if proxy is not None:
         overrides = merged(overrides, {"proxy": {"kind": proxy}})
     plan = make_plan(manifests.load(files))
-    built = Profile(profile, kube_proxy, cast("tuple[Chain, ...]", tuple(drop or ())), br_netfilter)
+    built = Profile(
+        profile,
+        kube_proxy,
+        cast("tuple[Chain, ...]", tuple(drop or ())),
+        br_netfilter,
+        uplink=uplink,
+        tunnel=tunnel,
+        pod_link=pod_link,
+        big_tcp=big_tcp,
+    )
     testbed = Testbed.up(files, policies=policies or (), profile=built)
     refused: dict[str, None] = {}  # in order, each once: all nodes read the same policies
     try:

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// Steering on the way in, by the ends that a packet has now: at an uplink, and at a pod for what netfilter gave other ends behind the first hook
+// Steering on the way in, by the ends that a packet has now: at a device of the node's, and at a pod for what netfilter gave other ends behind the first hook
 // (kube-proxy's Services; answers that were masqueraded). The entry is of SIDE_NETWORK: `local` is where the packet comes from.
 #pragma once
 

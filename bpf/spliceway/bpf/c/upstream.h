@@ -46,7 +46,7 @@ static __always_inline int judge_answer(u32 hook, struct work *w, struct ct_valu
 	return 1;
 }
 
-// To the proxy with it: from a server outside, by an uplink; from one on the node, or one outside whose answers netfilter has translated back
+// To the proxy with it: from a server outside, by a device of the node's; from one on the node, or one outside whose answers netfilter has translated back
 // (masquerading), on its way to the pod.
 static __always_inline int hand_answer_over(struct __sk_buff *skb, u32 hook, struct work *w, const struct config *cfg, struct ct_value *e,
 					    enum answer kind)
