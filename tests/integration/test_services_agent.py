@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -212,6 +213,17 @@ def test_http_rules_of_the_backend_apply(testbed: Testbed, version: int) -> None
         until(lambda: len(held(agent)) == 4, _PATIENCE)
         pod = testbed.pod("client")
         assert (status(pod, SHOP[version], 8000, "/open"), status(pod, SHOP[version], 8000, "/closed")) == (200, 403)
+        at = ("--socket", str(agent.socket), "-o", "json")
+        backend = str(testbed.pod("shop").address(version))
+
+        def told() -> set[tuple[str, str, int]]:
+            lines = cli(testbed, "flows", "--service", "default/shop", *at).stdout.splitlines()
+            flows = [one for one in map(json.loads, lines) if one["destination"]["address"] == backend]
+            return {(one["hook"], one["verdict"], one["http"]["status"] if one["http"] else 0) for one in flows}
+
+        wanted = {("from-pod", "redirect", 0), ("proxy", "allow", 200), ("proxy", "deny", 403)}
+        until(lambda: wanted <= told(), _PATIENCE)
+        assert not cli(testbed, "flows", "--service", "default/web", *at).stdout
 
 
 def test_what_changed_while_no_agent_ran(testbed: Testbed, client: Remote) -> None:

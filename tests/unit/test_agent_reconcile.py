@@ -52,7 +52,7 @@ class World:
         self.proxy = MemoryProxy(self.journal, prompt=prompt)
         self.datapath = MemoryDatapath(self.journal, self.proxy)
         sync = ServiceSync(self.datapath, lambda: self.compiler.balance.frontends)
-        self.compiler = Compiler(Options(NODE, limits=limits), Numbering(), on_services=sync.want)
+        self.compiler = Compiler(Options(NODE, limits=limits), Numbering(), on_services=(sync.want,))
         self.compile_error = ""
         self.said: dict[tuple[str, str], Object] = {}
         self.saved: list[dict[int, int]] = []

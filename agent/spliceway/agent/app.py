@@ -143,7 +143,7 @@ class Agent:
         self._compiler = Compiler(
             config.engine_options(self._datapath.limits),
             self._numbering,
-            on_services=services.want if translates else lambda _changes: None,
+            on_services=(self._recorder.services.update, *([services.want] if translates else [])),
         )
         self._metrics = Metrics(self._datapath, self._gauges, self._splicing.status)
         ports = config.proxy.listener_ports

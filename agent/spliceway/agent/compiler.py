@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import structlog
@@ -36,11 +36,12 @@ class Compiler:
         options: Options,
         numbering: Numbering,
         *,
-        on_services: Callable[[ServiceChanges], None] = lambda _changes: None,
+        on_services: Sequence[Callable[[ServiceChanges], None]] = (),
     ) -> None:
-        """`numbering`: with the numbers of an earlier agent; `on_services` is told of frontends that are different.
+        """`numbering`: with the numbers of an earlier agent; `on_services` are told of frontends that are different.
 
-        Each change is told once, also when `apply` raises then: whoever is told must remember it.
+        Each change is told once, also when `apply` raises then: whoever is told must remember it. They are called in
+        the thread of `apply`.
         """
         self._on_services = on_services
         self._engine = Engine(options, numbering)
@@ -62,8 +63,8 @@ class Compiler:
         first = self._engine.table is None
         services = self._balancing.apply(changes)
         self.balance = self._balancing.balance
-        if services:
-            self._on_services(services)
+        for tell in self._on_services if services else ():
+            tell(services)
         try:
             table = self._engine.apply(
                 (item for item in changes.values() if item is not None),

@@ -43,6 +43,7 @@ class Flow(msgspec.Struct, frozen=True, rename="camel"):
     `rule_set` the name of the rule set; `nearest_miss` says what the closest rule of a denied request lacked;
     `mismatches`: headers that a rule's mismatch action changed or noted. `direction`: for default deny, which no rule
     makes, whether it is that of the client's `egress` or of the server's `ingress`; empty where that is not known.
+    `services`: those that the server's end is of («namespace/name»), as what was dialled or as a backend of theirs.
     """
 
     time: str
@@ -62,6 +63,7 @@ class Flow(msgspec.Struct, frozen=True, rename="camel"):
     client_rule: str = ""
     mismatches: tuple[str, ...] = ()
     direction: str = ""
+    services: tuple[str, ...] = ()
 
 
 class FlowLog(Ring[Flow]):
@@ -69,7 +71,7 @@ class FlowLog(Ring[Flow]):
 
 
 def flow_filter(query: dict[str, str]) -> Callable[[Flow], bool]:
-    """Make a predicate of `verdict`, `reason`, `hook`, `pod` (either end), `port` (either end). Raises ValueError."""
+    """Make a predicate of `verdict`, `reason`, `hook`, `service`, `pod` and `port` (either end). Raises ValueError."""
     unknown = query.keys() - _FILTERS.keys()
     if unknown:
         raise ValueError(f"unknown filter {', '.join(sorted(unknown))} (there are {', '.join(_FILTERS)})")
@@ -81,6 +83,7 @@ _FILTERS: dict[str, Callable[[Flow, str], Any]] = {
     "verdict": lambda flow, value: flow.verdict == value,
     "reason": lambda flow, value: flow.reason == value,
     "hook": lambda flow, value: flow.hook == value,
+    "service": lambda flow, value: value in flow.services,
     "pod": lambda flow, value: value in (flow.source.pod, flow.destination.pod),
     "port": lambda flow, value: value in (str(flow.source.port), str(flow.destination.port)),
 }

@@ -84,8 +84,8 @@ class Names:
         """The pods that have source and destination now."""
         return self._pods.get(record.source), self._pods.get(record.destination)
 
-    def kernel(self, record: KernelFlow, ends: Ends | None = None) -> Flow:
-        """A kernel verdict with names."""
+    def kernel(self, record: KernelFlow, ends: Ends | None = None, services: tuple[str, ...] = ()) -> Flow:
+        """A kernel verdict with names. `services`: of the server's end."""
         ends = source, destination = ends or self.ends(record)
         by_default = record.reason is Reason.DEFAULT_DENY and not record.reply
         return Flow(
@@ -104,9 +104,10 @@ class Names:
             rule_set=self.rule_set(record.rule_set),
             length=record.length,
             direction=self.direction(record, ends) if by_default else "",
+            services=services,
         )
 
-    def http(self, record: HttpFlow, ends: Ends | None = None) -> Flow:
+    def http(self, record: HttpFlow, ends: Ends | None = None, services: tuple[str, ...] = ()) -> Flow:
         """An HTTP verdict with names; a denied one also says what the nearest rule lacked."""
         source, destination = ends or self.ends(record)
         return Flow(
@@ -135,6 +136,7 @@ class Names:
             nearest_miss=self._nearest_miss(record),
             client_rule=self.rule(record.client_rule),
             mismatches=record.mismatches,
+            services=services,
         )
 
     def rule(self, number: int) -> str:

@@ -47,8 +47,8 @@ def locate(mounted: Iterable[Mount]) -> Path:
         return found[0]
     if others := _each(mounted, "cgroup"):
         raise AgentError(
-            f"{_FIELD}: pods are in {others[0]}, a hierarchy of version 1, and not in cgroup2: sockets know cgroup2 only "
-            "(let the kubelet use the systemd driver, or boot with systemd.unified_cgroup_hierarchy=1)"
+            f"{_FIELD}: pods are in {others[0]}, a hierarchy of version 1, and not in cgroup2, the only one that "
+            "sockets know (let the kubelet use the systemd driver, or boot with systemd.unified_cgroup_hierarchy=1)"
         )
     return USUAL
 

@@ -10,9 +10,12 @@ from spliceway.agent.addresses import AddressBook
 from spliceway.agent.audit import AuditLog
 from spliceway.agent.flowlog import FlowLog
 from spliceway.agent.flows import Names, as_opened
+from spliceway.agent.servicenames import ServiceNames
 from spliceway.agent.sides import AgentDatapath, ProxyProcess
 from spliceway.agent.verdicts import is_audit
-from spliceway.policy.table import PolicyTable
+from spliceway.bpf.types import KernelFlow
+from spliceway.policy.table import IPAddress, PolicyTable
+from spliceway.policy.verdict import Protocol
 from spliceway.xds.accesslog.flow import HttpFlow, LossCounter
 from spliceway.xds.accesslog.sampling import WHOLE, Sampler
 from spliceway.xds.errors import AdminError
@@ -25,13 +28,14 @@ SAMPLE_INTERVAL = 0.5
 
 
 class Recorder:
-    """`flows` and `audit` have what was reported; `pods` says whose addresses are, as its owner keeps it."""
+    """`flows` and `audit` have what was reported; `pods` and `services` say whose addresses are: kept by their owner."""
 
     def __init__(self, buffer_size: int) -> None:
         """`buffer_size`: how many flows are kept."""
         self.flows = FlowLog(buffer_size)
         self.audit = AuditLog()
         self.pods = AddressBook()
+        self.services = ServiceNames()
         self._names = Names(None, self.pods)
         self._losses = LossCounter()
         self._sampler = Sampler()
@@ -56,7 +60,8 @@ class Recorder:
     def http(self, record: HttpFlow) -> None:
         """An entry of the access log."""
         names, ends = self._names, self._names.ends(record)
-        self.flows.publish(partial(names.http, record, ends))
+        services = self.services.of(record.destination, record.destination_port, Protocol.TCP)
+        self.flows.publish(partial(names.http, record, ends, services))
         if is_audit(record.verdict, record.reason):
             self.audit.add(names.http(record, ends), "")
 
@@ -64,7 +69,8 @@ class Recorder:
         """Take the kernel's records, until cancelled."""
         async for record in datapath.events():
             names, ends = self._names, self._names.ends(record)
-            self.flows.publish(partial(names.kernel, record, ends))
+            services = self.services.of(*_server(record), record.protocol)
+            self.flows.publish(partial(names.kernel, record, ends, services))
             if is_audit(record.verdict, record.reason) and not names.told_before(record, ends):
                 opened = as_opened(record)
                 ends = names.ends(opened)
@@ -98,3 +104,9 @@ class Recorder:
             "kernel": datapath.status().lost_events,
             "access-log": self._losses.lost + server.flows_skipped,
         }
+
+
+def _server(record: KernelFlow) -> tuple[IPAddress, int]:
+    if record.reply:
+        return record.source, record.source_port
+    return record.destination, record.destination_port

@@ -211,6 +211,12 @@ def flows(
     pod: Annotated[
         str | None, typer.Option(metavar="[NAMESPACE/]POD", help="A pod of the cluster at either end.")
     ] = None,
+    service: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMESPACE/SERVICE", help="What was dialled, or whose backend.", callback=options.flow_value
+        ),
+    ] = None,
     output: OutputOption = Output.TABLE,
     socket: SocketOption = None,
 ) -> None:
@@ -226,6 +232,7 @@ def flows(
         reason=reason,
         hook=hook,
         pod=None if pod is None else options.flow_pod(client, pod, follow=follow),
+        service=service,
     )
     try:
         for item in lines:
