@@ -28,7 +28,7 @@ SAMPLE_INTERVAL = 0.5
 
 
 class Recorder:
-    """`flows` and `audit` have what was reported; `pods` and `services` say whose addresses are: kept by their owner."""
+    """`flows` and `audit` have what was reported; `pods` and `services`, kept by their owner, say whose addresses are."""
 
     def __init__(self, buffer_size: int) -> None:
         """`buffer_size`: how many flows are kept."""

@@ -53,7 +53,10 @@ VARIANTS = 5
 CHOICE = ("-k", NOT_THERE, "--variants", str(VARIANTS))
 
 LEFT_OUT = (
-    LeftOut(("unit/*", "fuzz/*", "kernel/test_pod_cgroup.py"), "no kernel programs in it: the kernel's version makes no difference"),
+    LeftOut(
+        ("unit/*", "fuzz/*", "kernel/test_pod_cgroup.py"),
+        "no kernel programs in it: the kernel's version makes no difference",
+    ),
     LeftOut(
         ("integration/test_xds_*", "integration/test_cli_evaluate.py", "integration/test_agent_xds_cli.py"),
         "gRPC over loopback: no kernel programs in it",
