@@ -28,7 +28,7 @@ SAMPLE_INTERVAL = 0.5
 
 
 class Recorder:
-    """`flows` and `audit` have what was reported; `pods` and `services`, kept by their owner, say whose addresses are."""
+    """`flows` and `audit` have what was reported; by `pods` and `services`, kept by their owner, it is named."""
 
     def __init__(self, buffer_size: int) -> None:
         """`buffer_size`: how many flows are kept."""
