@@ -183,6 +183,15 @@ def netkit(request: pytest.FixtureRequest) -> Iterator[Site]:
         yield site
 
 
+_SPOOF = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+with socket.socket(family, socket.SOCK_DGRAM) as sender:
+    sender.bind((sys.argv[1], 0))
+    sender.sendto(b"not mine", (sys.argv[2], 9))
+"""
+
+
 @pytest.mark.parametrize("version", [4, 6])
 def test_pods_by_netkit(netkit: Site, version: int) -> None:
     """Verdicts and steering at both hooks of the node's end, as with a veth."""
@@ -190,10 +199,9 @@ def test_pods_by_netkit(netkit: Site, version: int) -> None:
     assert {way: netkit.asks(*way, version) for way in ways} == dict.fromkeys(ways, PROXIED)
     assert netkit.asks("client", "other", version) == (200, 200)
     assert netkit.echoes("client", "server", version, 3_000_000) == "200 True"
-    spoof = ["ping", "-c", "1", "-W", "1", "-I", "10.240.1.99", str(netkit.pod("other").address(4))]
-    pod = netkit.pod("client")
+    pod, spoofed = netkit.pod("client"), ("10.240.1.99/32", "fd00:240:1::99/128")[version == 6]
     dropped = netkit.counted(Hook.FROM_POD, Verdict.DENY)
-    pod.run(["ip", "address", "add", "10.240.1.99/32", "dev", "eth0"])
-    assert pod.run(spoof).returncode != 0
-    pod.run(["ip", "address", "del", "10.240.1.99/32", "dev", "eth0"])
+    assert pod.run(["ip", "address", "add", spoofed, "dev", "eth0"]).returncode == 0
+    sent = pod.run([sys.executable, "-c", _SPOOF, spoofed.partition("/")[0], str(netkit.pod("other").address(version))])
+    assert sent.returncode == 0, sent.stderr
     assert netkit.counted(Hook.FROM_POD, Verdict.DENY) > dropped
