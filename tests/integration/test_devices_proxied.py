@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -94,6 +95,26 @@ def test_a_bridged_uplink(bridged: Site, version: int) -> None:
     assert len(ports) == len(set(ports)) == 4, "each connection to the server is judged, and once"
 
 
+def test_a_bridge_of_pods() -> None:
+    """What is for them comes by eth0, and is taken there. A bridge that leads out, too, hands up what they send."""
+    with site_of(Profile("bridge", "iptables")) as site:
+        assert site.attached() == {"eth0": ETHERNET}
+        for leads_out in (False, True):
+            for version in (4, 6):
+                late = site.counted(Hook.TO_POD, Verdict.REDIRECT)
+                for client in ("outside", "far", "client"):
+                    assert site.asks(client, "server", version) == PROXIED, (leads_out, client)
+                assert site.counted(Hook.TO_POD, Verdict.REDIRECT) == late
+                # These are masqueraded on their way out: their answers show whose they are at the pod.
+                assert site.asks("shopper", "outside", version) == PROXIED
+                assert site.asks("client", "far", version) == (200, 200)
+            assert site.counted(Hook.FROM_NETWORK, Verdict.DENY) == 0
+            route = ("ip", "route", "replace", "10.79.0.0/24", "via", "10.240.1.250", "dev", "cni0")
+            netns.call(site.bed.node.info.netns, partial(command, *route))
+            site.node.run(site.node.datapath._devices.look())
+            assert site.attached() == {"eth0": ETHERNET, "cni0": ETHERNET}
+
+
 _SEND = """
 import socket, sys
 with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
@@ -141,7 +162,7 @@ def test_a_bond_goes_on_when_a_member_fails(bonded: Site, version: int) -> None:
         first = client.stdout.readline().split()
         assert first[0] == "200"
         for port in ("n1", "b1"):  # eth0's and eth1's other ends, one after the other
-            netns.call(fabric, lambda port=port: command("ip", "link", "set", port, "down"))
+            netns.call(fabric, partial(command, "ip", "link", "set", port, "down"))
             try:
                 client.stdin.write("\n")
                 client.stdin.flush()
@@ -149,7 +170,7 @@ def test_a_bond_goes_on_when_a_member_fails(bonded: Site, version: int) -> None:
                 assert bonded.asks("far", "server", version) == PROXIED
                 assert bonded.asks("shopper", "outside", version) == PROXIED
             finally:
-                netns.call(fabric, lambda port=port: command("ip", "link", "set", port, "up"))
+                netns.call(fabric, partial(command, "ip", "link", "set", port, "up"))
         client.stdin.close()
         assert client.wait(30) == 0
     assert bonded.attached() == {"bond0": ETHERNET}
@@ -162,6 +183,15 @@ def netkit(request: pytest.FixtureRequest) -> Iterator[Site]:
         yield site
 
 
+_SPOOF = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+with socket.socket(family, socket.SOCK_DGRAM) as sender:
+    sender.bind((sys.argv[1], 0))
+    sender.sendto(b"not mine", (sys.argv[2], 9))
+"""
+
+
 @pytest.mark.parametrize("version", [4, 6])
 def test_pods_by_netkit(netkit: Site, version: int) -> None:
     """Verdicts and steering at both hooks of the node's end, as with a veth."""
@@ -169,10 +199,9 @@ def test_pods_by_netkit(netkit: Site, version: int) -> None:
     assert {way: netkit.asks(*way, version) for way in ways} == dict.fromkeys(ways, PROXIED)
     assert netkit.asks("client", "other", version) == (200, 200)
     assert netkit.echoes("client", "server", version, 3_000_000) == "200 True"
-    spoof = ["ping", "-c", "1", "-W", "1", "-I", "10.240.1.99", str(netkit.pod("other").address(4))]
-    pod = netkit.pod("client")
+    pod, spoofed = netkit.pod("client"), ("10.240.1.99/32", "fd00:240:1::99/128")[version == 6]
     dropped = netkit.counted(Hook.FROM_POD, Verdict.DENY)
-    pod.run(["ip", "address", "add", "10.240.1.99/32", "dev", "eth0"])
-    assert pod.run(spoof).returncode != 0
-    pod.run(["ip", "address", "del", "10.240.1.99/32", "dev", "eth0"])
+    assert pod.run(["ip", "address", "add", spoofed, "dev", "eth0"]).returncode == 0
+    sent = pod.run([sys.executable, "-c", _SPOOF, spoofed.partition("/")[0], str(netkit.pod("other").address(version))])
+    assert sent.returncode == 0, sent.stderr
     assert netkit.counted(Hook.FROM_POD, Verdict.DENY) > dropped

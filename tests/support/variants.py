@@ -10,6 +10,7 @@ COSTLY = (
     "tests/integration/test_splice_rows_*.py",
     "tests/integration/test_splice_hostile_pods.py",
     "tests/integration/test_proxied_profiles.py",
+    "tests/integration/test_devices_proxied.py",
     "tests/integration/test_testbed_profiles.py",
     "tests/integration/test_egress_http.py",
     "tests/kernel/test_socket_lb.py",

@@ -11,8 +11,9 @@ from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.kubeproxy import Backend, ServicePort, iptables_rules, nftables_rules
 from spliceway.agent.testbed.netfilter import calico_endpoints, node_rules
 from spliceway.agent.testbed.plan import make_plan
-from spliceway.agent.testbed.profiles import Profile
+from spliceway.agent.testbed.profiles import Profile, check
 from spliceway.agent.testbed.services import Service, ports_on, services_of
+from spliceway.agent.testbed.tunnels import public_key
 from support.node import pod_manifest
 from support.profiled import CLUSTER_IPS, PROFILES
 
@@ -104,3 +105,22 @@ def test_rules_of_a_node() -> None:
     assert ":OUTPUT" not in careful
     assert "MASQUERADE" in node_rules(Profile("bridge"), node, 4)
     assert calico_endpoints([], []).count("Unknown interface") == 2
+
+
+@pytest.mark.parametrize(
+    ("profile", "says"),
+    [
+        (Profile("bridge", tunnel="gre"), "profile: tunnel: is for the profile l3, and this is bridge"),
+        (Profile("vxlan", big_tcp=True), "profile: big_tcp: is for the profile l3, and this is vxlan"),
+        (Profile(uplink="rope"), "profile: uplink: 'rope' is none of plain, bond, bridge"),  # type: ignore[arg-type]
+    ],
+)
+def test_devices_that_a_profile_can_not_have(profile: Profile, says: str) -> None:
+    with pytest.raises(TestbedError, match=says):
+        check(profile)
+
+
+def test_keys_of_wireguard() -> None:
+    """RFC 7748, section 5.2, the first round."""
+    nine = bytes([9]) + bytes(31)
+    assert public_key(nine).hex() == "422c8e7a6227d7bca1350b3e2bb7279f7897b87bb6854b783c60e80311ae3079"

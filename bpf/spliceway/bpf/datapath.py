@@ -172,7 +172,6 @@ class Datapath:
                 raise DatapathError(f"more than one IPv{version} address")
         index = await interface_index(ipr, endpoint.interface)
         device = await asyncio.to_thread(usable, index)
-        await self._devices.leave(ipr, index)
         attached = Attached(endpoint, index, cookie_of(endpoint.netns), device.master)
         key = index.to_bytes(4, "little")
         old = self._maps.endpoints.lookup(key)
@@ -184,6 +183,7 @@ class Datapath:
         self._maps.endpoints.update(key, pack_endpoint(attached, slots))
         for hook in ("from_pod", "to_pod"):
             await self._hooks.put(ipr, Place(index, hook), endpoint.interface)
+        await self._devices.leave(ipr, index)  # from now on nobody puts it there again
         return attached
 
     def _change_splicing(self, attached: Attached) -> None:

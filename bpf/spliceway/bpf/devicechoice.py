@@ -18,6 +18,8 @@ NETWORK, NETWORK_L3 = "from_network", "from_network_l3"
 NETWORK_PROGRAMS = frozenset({NETWORK, NETWORK_L3})
 Wanted = Literal["auto"] | tuple[str, ...]
 
+ENDPOINTS_OWN = "an endpoint's own"
+
 #: Nothing comes in by these, or only what another device has had.
 _NEVER = {
     "dummy": "nothing comes in by a dummy device",
@@ -89,7 +91,7 @@ def _fixed(device: Device, endpoints: Collection[int]) -> str:
         return "the loopback device"
     if device.name in (SENDING, RECEIVING):
         return "Spliceway's own"
-    return "an endpoint's own" if device.ifindex in endpoints else ""
+    return ENDPOINTS_OWN if device.ifindex in endpoints else ""
 
 
 def _listed(device: Device, patterns: tuple[str, ...]) -> str:

@@ -17,7 +17,7 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from spliceway.bpf import linktable
-from spliceway.bpf.devicechoice import NETWORK_PROGRAMS, Choice, Wanted, choose, missing
+from spliceway.bpf.devicechoice import ENDPOINTS_OWN, NETWORK_PROGRAMS, Choice, Wanted, choose, missing
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.hookorder import Place
 from spliceway.bpf.hooks import Hooks
@@ -51,7 +51,7 @@ class DeviceWatch:
 
     @property
     def status(self) -> tuple[DeviceStatus, ...]:
-        """All interfaces, by name: of the last look, and whether it is attached of now."""
+        """Interfaces that are no endpoints', by name: of the last look, and whether it is attached of now."""
         found = (
             DeviceStatus(
                 name=one.device.name,
@@ -61,6 +61,7 @@ class DeviceWatch:
                 why=self._failed.get(one.device.name, one.why),
             )
             for one in self._choices
+            if one.why != ENDPOINTS_OWN
         )
         return tuple(sorted(found, key=lambda one: one.name))
 
