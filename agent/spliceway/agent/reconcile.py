@@ -245,6 +245,7 @@ class Reconciler:
         self._ports.assign(desired.rule_sets)
         await self._persist(intent)
         await self._attach({e.name: e for e in (*self._attached, *intent.endpoints)}, retry=True)
+        self._services.serve(intent.served)
         await self._balance(desired, join=False)  # after the pods are known: their sockets may have to be ended
         self._publish({**(applied.rule_sets if applied else {}), **desired.rule_sets})
 
@@ -257,6 +258,7 @@ class Reconciler:
         target, left = self._tables.target(pending | self._readiness.refused & steered(desired))
         # Listeners before the rows that steer to them, and the old ones until no row does.
         await self._listen(live | steered(target))
+        await self._datapath.set_served(intent.served)
         await self._apply(intent, target, left)
         await self._balance(desired, join=True)
         await self._attach({e.name: e for e in intent.endpoints})

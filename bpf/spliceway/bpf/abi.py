@@ -16,6 +16,8 @@ REASON_SLOTS = 128
 VERDICTS = 4
 HOOKS = 5
 RULE_SET_AUDIT = 0x4000_0000
+#: `ipcache_value.endpoint` of an address that a process of the node answers by: the index that loopback always has.
+SERVED_BY_NODE = 1
 POLICY_PREFIX_ANY = 72
 POLICY_PREFIX_PROTOCOL = 80
 UNREAD_FLOOR = 81920

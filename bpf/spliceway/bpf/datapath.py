@@ -49,6 +49,7 @@ from spliceway.bpf.types import (
     CtEntry,
     DatapathSettings,
     DatapathStatus,
+    IPAddress,
     KernelFlow,
     LocalEndpoint,
     ReasonCount,
@@ -74,6 +75,7 @@ class Datapath:
         self._settings, self._maps, self._programs, self._taken_over = settings, maps, programs, taken_over
         self._table = KernelTable(maps)
         self._attached: dict[str, Attached] = {}
+        self._served: frozenset[IPAddress] = frozenset()
         self._policy: PolicyTable | None = None
         self._listeners: dict[int, int] = views.listeners(maps)
         judge = maps.root / "programs" / "judge"
@@ -230,11 +232,18 @@ class Datapath:
         """
         async with self._lock:
             before = self._table.generation
-            generation = await asyncio.to_thread(self._table.apply, table, self._attached)
+            generation = await asyncio.to_thread(self._table.apply, table, self._attached, self._served)
             self._policy = table
             if generation != before:
                 self._sweeper.ask(table.revision)
             return generation
+
+    async def set_served(self, addresses: frozenset[IPAddress]) -> None:
+        """Addresses of other identities than the host's by which processes of the node answer pods."""
+        if addresses != self._served:
+            self._served = addresses
+            if self._policy is not None:
+                await self.apply(self._policy)
 
     @property
     def limits(self) -> dict[str, int]:

@@ -23,7 +23,7 @@ int from_network(struct __sk_buff *skb)
 	find_party(&w->p.outer.src, slot, &src);
 	w->f.src_identity = src.identity;
 	w->f.dst_identity = dst.identity;
-	if (src.netns_cookie || is_host(src.identity))
+	if (src.netns_cookie || is_nodes(src.identity, src.ifindex))
 		return drop(HOOK_FROM_NETWORK, w, SPOOFED_SOURCE);
 	if (!dst.netns_cookie)
 		return PASS;

@@ -103,7 +103,7 @@ static __always_inline int wrong_leg(const struct packet *p, const struct ct_val
 		return !is_bare_reset(p) && has_moved(o->mark, e->rule_set) ? RULE_SET_CHANGED : 0;
 	if (e->leg != LEG_DIRECT && o->from == FROM_ELSEWHERE)
 		return NOT_STEERED;
-	if (o->from == FROM_NODE && !(e->leg == LEG_DIRECT ? is_host(e->peer_identity) : is_bare(p, e)))
+	if (o->from == FROM_NODE && !(e->leg == LEG_DIRECT ? is_nodes(e->peer_identity, e->peer_ifindex) : is_bare(p, e)))
 		return FOREIGN_SOURCE;
 	return 0;
 }
@@ -148,7 +148,8 @@ static __always_inline int is_neighbour_port(struct __sk_buff *skb, const struct
 // ports of, when they were routed there.
 static __always_inline int came_from(struct __sk_buff *skb, const struct endpoint *ep, u32 remote_ifindex)
 {
-	if (remote_ifindex == skb->ingress_ifindex)
+	// The node served this address: when it does no more, whoever answers by it comes from where a Service leads.
+	if (remote_ifindex == skb->ingress_ifindex || remote_ifindex == SERVED_BY_NODE)
 		return 1;
 	struct endpoint *other = ep->bridge && ep->bridge == skb->ingress_ifindex ? endpoints.lookup(&remote_ifindex) : NULL;
 	return other && other->bridge == ep->bridge;
@@ -230,7 +231,7 @@ static __always_inline int may_be_answer(const struct work *w, const struct orig
 	if (o->from == FROM_PROXY_SOCK || w->p.protocol != PROTO_TCP || (e && e->leg == LEG_DIRECT))
 		return 0;
 	find_party(&w->p.outer.src, w->generation & 1, &server);
-	return o->from == FROM_NODE ? is_host(server.identity) : !server.ifindex;
+	return o->from == FROM_NODE ? is_nodes(server.identity, server.ifindex) : !server.ifindex;
 }
 
 int to_pod(struct __sk_buff *skb)
