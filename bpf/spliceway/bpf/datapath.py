@@ -33,6 +33,7 @@ from spliceway.bpf.install import (
     missing_pins,
     pins,
 )
+from spliceway.bpf.kernelviews import KernelViews
 from spliceway.bpf.layouts import layouts
 from spliceway.bpf.links import attach_links
 from spliceway.bpf.maps import Maps
@@ -46,16 +47,12 @@ from spliceway.bpf.splicecontrol import SpliceControl
 from spliceway.bpf.staging import KernelTable
 from spliceway.bpf.sweep import Sweeper, SweepTotals, count_revoked
 from spliceway.bpf.types import (
-    CtEntry,
     DatapathSettings,
     DatapathStatus,
     IPAddress,
     KernelFlow,
     LocalEndpoint,
-    ReasonCount,
-    SockEntry,
     SpliceClasses,
-    SpliceCounters,
 )
 from spliceway.bpf.upkeep import Upkeep
 from spliceway.policy.lbmodel import Frontend, FrontendState
@@ -64,7 +61,7 @@ from spliceway.policy.table import PolicyTable
 _LOOPBACK = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 
 
-class Datapath:
+class Datapath(KernelViews):
     """The kernel side of one node. Make it with `open`."""
 
     #: Services of pods' sockets. `set_services` changes them.
@@ -219,10 +216,6 @@ class Datapath:
             links = await _links(ipr)
         return not all(_is_same(one, links) for one in self._attached.values())
 
-    def knows_endpoints(self) -> bool:
-        """Whether the kernel has endpoints, of this agent or of an earlier one."""
-        return next(iter(self._maps.endpoints.keys()), None) is not None
-
     # ---- policy ----
 
     async def apply(self, table: PolicyTable) -> int:
@@ -342,30 +335,6 @@ class Datapath:
         """Verdicts as they are made. One consumer."""
         async for flow in self._events.flows():
             yield flow
-
-    def conntrack(self) -> list[CtEntry]:
-        """All connections that the kernel tracks."""
-        return views.conntrack(self._maps)
-
-    def socks(self) -> list[SockEntry]:
-        """All redirected connections that are alive: spliced or not, and why."""
-        return views.socks(self._maps)
-
-    def reasons(self) -> list[ReasonCount]:
-        """Counters by hook, verdict and reason."""
-        return views.reasons(self._maps)
-
-    def splice_counters(self) -> SpliceCounters:
-        """Node-wide splice counters."""
-        return views.splice_counters(self._maps)
-
-    def dump_policy(self) -> list[dict[str, object]]:
-        """Policy rows as they are in the kernel."""
-        return views.policy(self._maps, self._table.generation & 1)
-
-    def dump_ipcache(self) -> list[dict[str, object]]:
-        """Prefixes and identities as they are in the kernel."""
-        return views.ipcache(self._maps, self._table.generation & 1)
 
     def status(self) -> DatapathStatus:
         """What is loaded and attached, and what is wrong."""
