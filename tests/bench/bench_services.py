@@ -197,12 +197,8 @@ def load(arguments: argparse.Namespace, say: Any) -> dict[str, Any]:
             number, lacks = chosen.randrange(SERVICES), chosen.randrange(ENDPOINTS)
             which = [each for each in range(ENDPOINTS + 1) if each != lacks]
             took.append(1e3 * bring({("EndpointSlice", f"bench/s{number}-1"): one_slice(number, which)}, revision))
-        found |= {
-            "change_p50_ms": statistics.median(took),
-            "change_p99_ms": percentile(took, 0.99),
-            "changes": len(took),
-        }
-        return found
+        of_changes = {"change_p50_ms": statistics.median(took), "change_p99_ms": percentile(took, 0.99)}
+        return found | of_changes | {"changes": len(took)}
 
 
 def resident() -> float:
@@ -234,11 +230,8 @@ def shown(rows: list[dict[str, Any]], compared: list[dict[str, Any]]) -> list[Ta
         table.add_row(f"{count:,}", way, *cells)
     second = Table("Services", "iptables ÷ socket LB", "socket LB ÷ fewest", "iptables ÷ fewest")
     for row in compared:
-        cells = [
-            f"{row[name][0]:.2f} ({row[name][1]:.2f} to {row[name][2]:.2f})"
-            for name in ("ahead", "flat", "iptables_flat")
-        ]
-        second.add_row(f"{row['services']:,}", *cells)
+        found = (row[name] for name in ("ahead", "flat", "iptables_flat"))
+        second.add_row(f"{row['services']:,}", *(f"{one[0]:.2f} ({one[1]:.2f} to {one[2]:.2f})" for one in found))
     return [table, second]
 
 
@@ -250,9 +243,8 @@ def drawn(rows: list[dict[str, Any]]) -> str:
         for name in ("p50_us", "p99_us"):
             label = f"{way}, {name.removesuffix('_us')}"
             series.setdefault(label, []).append((count, statistics.median(row[name] for row in of)))
-    return plot(
-        "connect() to a Service", "Services", "µs", dict(sorted(series.items(), key=lambda one: "p99" in one[0]))
-    )
+    ordered = dict(sorted(series.items(), key=lambda one: "p99" in one[0]))
+    return plot("connect() to a Service", "Services", "µs", ordered)
 
 
 def main() -> None:

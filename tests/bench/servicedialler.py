@@ -1,7 +1,7 @@
 """Both ends of the services benchmark: `serve PORT` accepts and closes, `dial` measures connect() as stdin asks.
 
-`dial` reads lines {"targets": [[address, port], …], "count": n, "seed": s} and answers with the nanoseconds that each of
-n connect() calls took, to targets by chance. Connections end by a reset, so that no port stays in TIME_WAIT.
+`dial` reads lines {"targets": [[address, port], …], "count": n, "seed": s} and answers with the nanoseconds that each
+of n connect() calls took, to targets by chance. Connections end by a reset, so that no port stays in TIME_WAIT.
 """
 
 from __future__ import annotations

@@ -123,6 +123,7 @@ class Datapath(KernelViews):
         self._drain.start()
         self._watch.start()
         self._upkeep.start()
+        self.services.start()
         if known:  # the agent before this one may have ended between a change and its sweep
             self._sweeper.ask()
         return self
