@@ -5,17 +5,20 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import yaml
 
+from spliceway.agent.testbed import netns
 from spliceway.agent.testbed.agentprocess import AgentProcess, start_agent
 from spliceway.agent.testbed.profiles import Profile
 from spliceway.agent.testbed.testbed import Testbed
 from support.node import pod_manifest, server_manifest
 from support.nodedevices import add_address, add_device, remove_address, remove_device
 from support.profiled import status
+from support.splicebed import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
 
@@ -89,10 +92,21 @@ def becomes(agent: AgentProcess, address: str, identity: int | None) -> float:
     return time.monotonic() - begin
 
 
-def test_addresses_that_come_and_go_are_the_hosts_as_long_as_they_are_there(site: Site) -> None:
-    bed, agent = site
+@contextmanager
+def server_on_node(bed: Testbed) -> Iterator[None]:
+    """An HTTP server at all addresses of the first node, port 8080."""
     served = bed.node.spawn_on_node([sys.executable, "-m", "spliceway.agent.testbed.server", "--port", "8080"])
     try:
+        until(lambda: 8080 in netns.call(bed.node.info.netns, netns.listening_ports), _PATIENCE)
+        yield
+    finally:
+        served.kill()
+        served.wait(10)
+
+
+def test_addresses_that_come_and_go_are_the_hosts_as_long_as_they_are_there(site: Site) -> None:
+    bed, agent = site
+    with server_on_node(bed):
         add_device(bed.node, "docker0", ["172.17.0.1/16", "fd00:17::1/64"])
         took = [becomes(agent, "172.17.0.1", HOST), becomes(agent, "fd00:17::1", HOST)]
         assert max(took) < _SOON, "netlink tells of it"
@@ -116,9 +130,6 @@ def test_addresses_that_come_and_go_are_the_hosts_as_long_as_they_are_there(site
         assert status(bed.pod("client"), "10.98.0.1", 8080) == 200, "its address is routed, and at loopback"
         remove_address(bed.node, "lo", "10.98.0.1/32")
         becomes(agent, "10.98.0.1", None)
-    finally:
-        served.kill()
-        served.wait(10)
 
 
 def test_what_is_not_the_host(site: Site) -> None:
@@ -134,6 +145,7 @@ def test_what_is_not_the_host(site: Site) -> None:
     finally:
         remove_device(bed.node, "kube-ipvs0")
         remove_device(bed.node, "docker1")
+    becomes(agent, "172.18.0.1", None)
 
 
 def test_other_nodes_have_tunnels_and_bridges(site: Site) -> None:
@@ -151,10 +163,16 @@ def test_other_nodes_have_tunnels_and_bridges(site: Site) -> None:
         assert status(bed.pod("far"), server, timeout=0.5) == 0, "a pod of that node is not the node"
 
 
+def refusals(agent: AgentProcess) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = agent.client.get("status")["source"]["refusals"]
+    return found
+
+
 def test_a_bad_annotation_is_told_and_the_others_count(site: Site) -> None:
     bed, agent = site
-    refused = [str(one["reason"]) for one in agent.client.get("status")["refusals"]]
-    assert refused == ["not an address is not an IP address"], refused
+    (refused,) = refusals(agent)
+    assert refused["field"] == "metadata.annotations[projectcalico.org/IPv6VXLANTunnelAddr]"
+    assert (refused["document"], refused["reason"]) == ("Node node2", "not an address is not an IP address")
     path = next(bed.node.info.manifests.rglob("node-node2.yaml"))
     document = yaml.safe_load(path.read_text())
     document["metadata"]["annotations"] = {"network.cilium.io/ipv4-cilium-host": "10.97.0.5"}
@@ -163,7 +181,7 @@ def test_a_bad_annotation_is_told_and_the_others_count(site: Site) -> None:
     try:
         becomes(agent, "10.97.0.5", REMOTE_NODE)
         becomes(agent, "10.99.2.64", None)
-        assert agent.client.get("status")["refusals"] == []
+        assert refusals(agent) == []
     finally:
         path.write_text(before)
     becomes(agent, "10.99.2.64", REMOTE_NODE)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import Any
 
@@ -25,7 +26,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
 OWN = ("169.254.20.10", "fd00:169:254:20::10")
 CLUSTER_IPS = ("10.96.0.10", "fd00:96::10")
 #: Response codes of the cache and of the cluster's DNS.
-CACHE, CLUSTER = "3", "0"
+CACHE, CLUSTER = 3, 0
 _PATIENCE = 20.0
 
 ALLOW = {
@@ -108,7 +109,7 @@ PROFILES = {
 def manifests() -> list[dict[str, Any]]:
     dns = pod_manifest(
         "coredns", {"k8s-app": "kube-dns", "pod-template-hash": "1"}, namespace="kube-system",
-        command=[sys.executable, "-c", DNS, CLUSTER, "::"], ports=(53,),
+        command=[sys.executable, "-c", DNS, str(CLUSTER), "::"], ports=(53,),
     )  # fmt: skip
     dns["spec"]["containers"][0]["ports"] = [
         {"name": "dns", "containerPort": 53, "protocol": "UDP"},
@@ -149,17 +150,24 @@ def intercept(bed: Testbed, action: str) -> None:
     netns.call(bed.node.info.netns, rules)
 
 
-@pytest.fixture
-def cache(bed: Testbed) -> Iterator[None]:
-    add_device(bed.node, "nodelocaldns", [f"{one}/{128 if ':' in one else 32}" for one in (*OWN, *CLUSTER_IPS)])
+@contextmanager
+def device(bed: Testbed, addresses: Sequence[str]) -> Iterator[None]:
+    """The cache, and its rules, at these addresses."""
+    add_device(bed.node, "nodelocaldns", [f"{one}/{128 if ':' in one else 32}" for one in addresses])
     intercept(bed, "-I")
     try:
-        with dns_server(bed.node, int(CACHE), (*OWN, *CLUSTER_IPS)):
+        with dns_server(bed.node, CACHE, addresses):
             yield
     finally:
         intercept(bed, "-D")
         if "nodelocaldns" in bed.node.run_on_node(["ip", "link"]).stdout:
             remove_device(bed.node, "nodelocaldns")
+
+
+@pytest.fixture
+def cache(bed: Testbed) -> Iterator[None]:
+    with device(bed, (*OWN, *CLUSTER_IPS)):
+        yield
 
 
 @pytest.fixture
@@ -170,50 +178,41 @@ def agent(bed: Testbed) -> Iterator[AgentProcess]:
 
 
 def test_policies_that_allow_the_clusters_dns_allow_the_cache(bed: Testbed, cache: None, agent: AgentProcess) -> None:
+    node, everything = bed.node, (*OWN, *CLUSTER_IPS)
     for role in ALLOW:
-        for address in (*OWN, *CLUSTER_IPS):
-            answers = [asked(bed.node, role, address, kind) for kind in ("udp", "tcp")]
-            assert answers == [CACHE, CACHE], f"{role}: {address}\n{agent.log_tail()}"
-    role = "endpoints"
-    for address in (OWN[0], CLUSTER_IPS[1]):
-        assert asked(bed.node, role, address, "tcp", port=9253, seconds=0.5) == "TimeoutError", "another port"
-    assert asked(bed.node, "block", OWN[0], "udp") == CACHE, "ipBlock means whoever has the address"
-    assert asked(bed.node, "block", CLUSTER_IPS[0], "udp", seconds=0.5) == "TimeoutError"
-    for address in (*OWN, *CLUSTER_IPS):
-        for kind in ("udp", "tcp"):
-            why = "it is neither the host nor the world"
-            assert asked(bed.node, "host", address, kind, seconds=0.3) == "TimeoutError", why
+        assert asked(node, role, everything) == [CACHE] * 8, f"{role}\n{agent.log_tail()}"
+    assert asked(node, "endpoints", everything, ["tcp"], port=9253, seconds=0.5) == ["TimeoutError"] * 4, "another port"
+    assert asked(node, "block", OWN[:1], ["udp"]) == [CACHE], "ipBlock means whoever has the address"
+    assert asked(node, "block", CLUSTER_IPS, seconds=0.5) == ["TimeoutError"] * 4
+    assert asked(node, "host", everything, seconds=0.5) == ["TimeoutError"] * 8, "it is neither the host nor the world"
 
 
 def test_it_comes_and_goes_while_the_agent_runs(bed: Testbed, agent: AgentProcess) -> None:
-    add_device(bed.node, "nodelocaldns", [f"{OWN[0]}/32"])
-    try:
-        with dns_server(bed.node, int(CACHE), OWN[:1]):
-            until(lambda: asked(bed.node, "endpoints", OWN[0], "udp", seconds=0.5) == CACHE, _PATIENCE)
-        remove_device(bed.node, "nodelocaldns")
-        until(lambda: _identity(agent, OWN[0]) is None, _PATIENCE)
-        assert asked(bed.node, "endpoints", OWN[0], "udp", seconds=0.5) != CACHE
-    finally:
-        if "nodelocaldns" in bed.node.run_on_node(["ip", "link"]).stdout:
-            remove_device(bed.node, "nodelocaldns")
-    assert asked(bed.node, "endpoints", str(bed.pod("coredns").address()), "udp") == CLUSTER
+    node, cluster = bed.node, _identity(agent, str(bed.pod("coredns").address()))
+    with device(bed, OWN):
+        until(lambda: asked(node, "endpoints", OWN, seconds=0.5) == [CACHE] * 4, _PATIENCE)
+        assert _identity(agent, OWN[1]) == cluster, "it is one more of these pods"
+        assert _identity(agent, OWN[0]) != cluster, "and one that a policy tells from them by its address"
+    until(lambda: _identity(agent, OWN[1]) is None, _PATIENCE)
+    assert CACHE not in asked(node, "endpoints", OWN, seconds=0.5)
+    for version in (4, 6):
+        assert asked(node, "endpoints", [str(bed.pod("coredns").address(version))]) == [CLUSTER, CLUSTER]
 
 
-def test_what_the_cache_has_is_not_translated_before_it(bed: Testbed, cache: None) -> None:
+def test_what_the_cache_has_is_not_translated_before_it(bed: Testbed) -> None:
     """With datapath.socketLb, connect() would go past the cache."""
-    agent = start_agent(bed.node, {"splice": {"mode": "off"}, "datapath": {"socketLb": "on"}})
-    try:
-        for address in CLUSTER_IPS:
-            assert [asked(bed.node, "services", address, kind) for kind in ("udp", "tcp")] == [CACHE, CACHE]
-        assert agent.client.get("bpf/lb") == []
-        remove_device(bed.node, "nodelocaldns")
-        until(lambda: len(agent.client.get("bpf/lb")) == 4, _PATIENCE)
-        for address in CLUSTER_IPS:
-            assert [asked(bed.node, "services", address, kind) for kind in ("udp", "tcp")] == [CLUSTER, CLUSTER]
-    finally:
-        agent.stop()
+    with device(bed, (*OWN, *CLUSTER_IPS)):
+        agent = start_agent(bed.node, {"splice": {"mode": "off"}, "datapath": {"socketLb": "on"}})
+        try:
+            assert asked(bed.node, "services", CLUSTER_IPS) == [CACHE] * 4
+            assert agent.client.get("bpf/lb") == []
+            remove_device(bed.node, "nodelocaldns")
+            until(lambda: len(agent.client.get("bpf/lb")) == 4, _PATIENCE)
+            assert asked(bed.node, "services", CLUSTER_IPS) == [CLUSTER] * 4
+        finally:
+            agent.stop()
 
 
 def _identity(agent: AgentProcess, address: str) -> int | None:
     rows = {row["prefix"]: row["identity"] for row in agent.client.get("bpf/ipcache")}
-    return rows.get(f"{address}/32")
+    return rows.get(f"{address}/{128 if ':' in address else 32}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from spliceway.agent.testbed import netns
+from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.linkparts import command
 from spliceway.agent.testbed.node import Node
 
@@ -41,30 +43,40 @@ for address in sys.argv[2:]:
 print("ready", flush=True)
 """
 
-#: Asks once by UDP or TCP (argv: address, port, kind, seconds); the response code, or what was raised.
+#: Asks all at once (argv: seconds, questions: [address, port, «udp» or «tcp»] …): of each the response code, or what
+#: was raised.
 ASK = """
-import socket, struct, sys
-address, port, kind, seconds = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4])
+import concurrent.futures, json, socket, struct, sys
 query = struct.pack("!6H", 4711, 0x100, 1, 0, 0, 0) + b"\\x03www\\x07example\\x00" + struct.pack("!2H", 1, 1)
-family = socket.AF_INET6 if ":" in address else socket.AF_INET
-made = socket.socket(family, socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM)
-made.settimeout(seconds)
-try:
-    made.connect((address, port))
-    made.sendall(query if kind == "udp" else len(query).to_bytes(2, "big") + query)
-    answer = made.recv(4096)
+def ask(question):
+    address, port, kind = question
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM) as made:
+        made.settimeout(float(sys.argv[1]))
+        try:
+            made.connect((address, port))
+            made.sendall(query if kind == "udp" else len(query).to_bytes(2, "big") + query)
+            answer = made.recv(4096)
+        except OSError as error:
+            return type(error).__name__
     answer = answer if kind == "udp" else answer[2:]
-    print(answer[3] if answer[:2] == query[:2] and answer[2] == 0x84 else repr(answer))
-except OSError as error:
-    print(type(error).__name__)
+    return answer[3] if answer[:2] == query[:2] and answer[2] == 0x84 else repr(answer)
+with concurrent.futures.ThreadPoolExecutor(16) as pool:
+    print(json.dumps(list(pool.map(ask, json.loads(sys.argv[2])))))
 """
 
 
-def add_device(node: Node, name: str, addresses: Sequence[str] = (), kind: str = "dummy") -> None:
-    """Make a device of the node, up, with these addresses (with prefix length)."""
+def add_device(node: Node, name: str, addresses: Sequence[str] = ()) -> None:
+    """Make a device of the node, up, with these addresses (with prefix length).
+
+    A dummy, or where the kernel has none a bridge without ports: all that counts is that it can have addresses.
+    """
 
     def make() -> None:
-        command("ip", "link", "add", name, "type", kind)
+        try:
+            command("ip", "link", "add", name, "type", "dummy")
+        except TestbedError:
+            command("ip", "link", "add", name, "type", "bridge")
         for address in addresses:
             _add(name, address)
         command("ip", "link", "set", name, "up")
@@ -103,10 +115,15 @@ def dns_server(node: Node, code: int, addresses: Sequence[str]) -> Iterator[None
         yield
     finally:
         process.kill()
-        process.wait(10)
+        process.communicate(timeout=10)
 
 
-def asked(node: Node, pod: str, address: str, kind: str, *, port: int = 53, seconds: float = 3.0) -> str:
-    """What a pod's one DNS query by «udp» or «tcp» came to."""
-    done = node.run(pod, [sys.executable, "-c", ASK, address, str(port), kind, str(seconds)], timeout=seconds + 20)
-    return str(done.stdout.strip() or done.stderr)
+def asked(
+    node: Node, pod: str, addresses: Sequence[str], kinds: Sequence[str] = ("udp", "tcp"), *,
+    port: int = 53, seconds: float = 3.0,
+) -> list[int | str]:  # fmt: skip
+    """What a pod's DNS queries came to, to each address by each kind."""
+    questions = [[address, port, kind] for address in addresses for kind in kinds]
+    done = node.run(pod, [sys.executable, "-c", ASK, str(seconds), json.dumps(questions)], timeout=seconds + 30)
+    found: list[int | str] = json.loads(done.stdout)
+    return found
