@@ -80,6 +80,8 @@ struct config {
 #define LAST_HOST_VARIANT 127u
 #define IDENTITY_WORLD_IPV4 9u
 #define IDENTITY_WORLD_IPV6 10u
+// Prefixes outside the cluster have the numbers from here on.
+#define FIRST_CIDR_IDENTITY 0x1000000u
 
 struct ipcache_key {
 	u32 prefixlen;

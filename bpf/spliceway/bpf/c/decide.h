@@ -16,6 +16,12 @@ static __always_inline int is_host(u32 identity)
 	return identity == IDENTITY_HOST || (identity >= FIRST_HOST_VARIANT && identity <= LAST_HOST_VARIANT);
 }
 
+// Is this neither a node nor a pod: the world, or a prefix of it that policies name?
+static __always_inline int is_outside(u32 identity)
+{
+	return identity == IDENTITY_WORLD_IPV4 || identity == IDENTITY_WORLD_IPV6 || identity >= FIRST_CIDR_IDENTITY;
+}
+
 // Do processes of the node answer by this address?
 static __always_inline int is_nodes(u32 identity, u32 ifindex)
 {
