@@ -8,7 +8,9 @@ take with 1 to 10,000 Services. Parts, `--only` picks some:
   `update_p99_ms` (one endpoint more or less, into the kernel; for iptables as kube-proxy writes a change). Ratios by
   round: `ahead` is iptables ÷ socket LB (p50), `flat` is p50 ÷ p50 with the fewest Services, of the same way;
 - `load`: 10,000 Services with 100,000 endpoints: seconds from objects to the kernel, memory of the maps and of this
-  process; then `--changes` changes of one endpoint: milliseconds from the objects to the kernel.
+  process; then `--changes` changes of one endpoint, which goes or comes: milliseconds from the objects until new
+  connections go by it (`in_force`), and until those that had begun before can't either (`acknowledged`: an RCU grace
+  period or two for one that goes).
 
 Both nodes have our programs at their pods' interfaces. Needs root and BPF rights; --iptables legacy needs its module.
 """
@@ -39,7 +41,8 @@ from svgplot import plot
 from spliceway.agent.compiler import Compiler
 from spliceway.agent.servicesync import ServiceSync
 from spliceway.agent.testbed.testbed import Testbed
-from spliceway.bpf import libbpf
+from spliceway.bpf import grace, libbpf
+from spliceway.bpf import services as servicemaps
 from spliceway.bpf.install import pin_root
 from spliceway.bpf.maps import SERVICES_LAYOUT
 from spliceway.policy.engine import Options
@@ -180,25 +183,40 @@ def load(arguments: argparse.Namespace, say: Any) -> dict[str, Any]:
         compiler = Compiler(Options(node.node.name), Numbering(), on_services=on_services)
         sync = ServiceSync(node.datapath, lambda: compiler.balance.frontends)
 
-        def bring(changes: Changes, revision: int) -> float:
+        waits: list[float] = []
+
+        def wait() -> None:
+            """What leads to backends is written: new connections go by it, and those that are on their way end."""
+            waits.append(time.perf_counter())
+            grace.wait_for_programs()
+
+        servicemaps.wait_for_programs = wait
+
+        def bring(changes: Changes, revision: int) -> tuple[float, float]:
+            """Seconds until new connections go by it, and until it is acknowledged."""
+            waits.clear()
             begin = time.perf_counter()
             compiler.apply(changes, revision)
             node.run(sync.leave(lambda _address: True))
             node.run(sync.join())
-            return time.perf_counter() - begin
+            end = time.perf_counter()
+            return (waits[0] if waits else end) - begin, end - begin
 
         before, empty = resident(), map_memory(node)
-        objects = cluster(SERVICES, ENDPOINTS)
-        seconds = bring(objects, 1)
+        seconds = bring(cluster(SERVICES, ENDPOINTS), 1)[1]
         found = {"load_s": seconds, "rss_mib": (resident() - before) / 1024, "maps_mib": map_memory(node) - empty}
         say(f"{SERVICES} Services, {SERVICES * ENDPOINTS} endpoints: {seconds:.2f} s")
         chosen, took = random.Random(1), []
-        for revision in range(2, arguments.changes + 2):
+        for revision in range(2, arguments.changes + 2, 2):
             number, lacks = chosen.randrange(SERVICES), chosen.randrange(ENDPOINTS)
-            which = [each for each in range(ENDPOINTS + 1) if each != lacks]
-            took.append(1e3 * bring({("EndpointSlice", f"bench/s{number}-1"): one_slice(number, which)}, revision))
-        of_changes = {"change_p50_ms": statistics.median(took), "change_p99_ms": percentile(took, 0.99)}
-        return found | of_changes | {"changes": len(took)}
+            key = ("EndpointSlice", f"bench/s{number}-1")
+            fewer = one_slice(number, [each for each in range(ENDPOINTS) if each != lacks])
+            took.append(bring({key: fewer}, revision))
+            took.append(bring({key: one_slice(number, range(ENDPOINTS))}, revision + 1))
+        for index, name in enumerate(("in_force", "acknowledged")):
+            found[f"{name}_p50_ms"] = 1e3 * statistics.median(one[index] for one in took)
+            found[f"{name}_p99_ms"] = 1e3 * percentile([one[index] for one in took], 0.99)
+        return found | {"changes": len(took)}
 
 
 def resident() -> float:
