@@ -8,7 +8,18 @@ from pathlib import Path
 import msgspec
 
 from spliceway.agent.config import Config
-from spliceway.agent.nodecheck import hooks, kernel, mounts, neighbours, netfilter, owners, rights, routing, tcp
+from spliceway.agent.nodecheck import (
+    hooks,
+    kernel,
+    mounts,
+    neighbours,
+    netfilter,
+    owners,
+    rights,
+    routing,
+    socketlb,
+    tcp,
+)
 from spliceway.agent.nodecheck.model import Check, Report, Target, report, skipped
 from spliceway.agent.nodecheck.reading import Unreadable
 from spliceway.bpf import gate
@@ -29,6 +40,7 @@ CHECKS: dict[str, Callable[[Target], Iterator[Check]]] = {
     "cgroups": mounts.cgroup_directories,
     "bpffs": mounts.bpffs,
     "cgroup-programs": owners.owners,
+    "socket-lb": socketlb.socket_lb,
     "tc-programs": hooks.tc_programs,
     "uplinks": routing.uplinks,
     "forwarding": routing.forwarding,
