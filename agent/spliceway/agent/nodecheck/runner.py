@@ -9,6 +9,7 @@ import msgspec
 
 from spliceway.agent.config import Config
 from spliceway.agent.nodecheck import (
+    drops,
     hooks,
     kernel,
     mounts,
@@ -48,6 +49,7 @@ CHECKS: dict[str, Callable[[Target], Iterator[Check]]] = {
     "rules": routing.rules,
     "marks": netfilter.mark_uses,
     "kube-proxy": netfilter.kube_proxy,
+    "drop-policies": drops.drop_policies,
     "bridges": netfilter.bridges,
     "neighbours": neighbours.neighbours,
     "tcp": tcp.tcp,
