@@ -153,7 +153,7 @@ class Churn:
 
     def _look(self) -> int:
         """The state that is acknowledged by now."""
-        ports = [
+        ports: list[int] = [
             backend["port"]
             for row in self._agent.client.get("bpf/lb")
             if row["address"] == MARKER
