@@ -94,6 +94,7 @@ class Agent:
         self._saved: object = None
         self._node = OwnNode(config.node_name)
         self._dns = NodeLocalDns()
+        self._begun = False  # the source was good enough to go by
         self._leave_nothing = False
 
     def __repr__(self) -> str:
@@ -216,7 +217,6 @@ class Agent:
 
     async def _watch(self, source: DirectorySource) -> None:
         refused: tuple[str, ...] = ()
-        first = True
         async for batch in source.batches():
             seen = time.monotonic()
             # Thousands of documents take a second or more: flows and requests must not wait for it.
@@ -231,14 +231,14 @@ class Agent:
                     log.info("no longer refused", document=text)
             refused = now
             # Before the first good look nothing is known: an empty cluster would take every policy away.
-            if self._inventory.synced and (changed or first):
-                if first and not self._inventory.endpoints and self._datapath.knows_endpoints():
+            if self._inventory.synced and (changed or not self._begun):
+                if not self._begun and not self._inventory.endpoints and self._datapath.knows_endpoints():
                     # A directory that is not mounted yet looks like this. Detaching all pods would cut them off.
                     log.warning("the source has no pods, but the kernel has: what is in force stays until it has some")
                     continue
-                if first:
+                if not self._begun:
                     await self._node.look()
-                first = False
+                self._begun = True
                 self._reconciler.submit(self._intent(seen))
 
     def _intent(self, seen: float) -> Intent:
@@ -249,7 +249,7 @@ class Agent:
         return Intent(changes, self._inventory.endpoints, self._inventory.held, seen, self._node.own.dns)
 
     def _on_addresses(self) -> None:
-        if self._inventory.synced:
+        if self._begun:
             self._reconciler.submit(self._intent(time.monotonic()))
 
     async def _watch_links(self) -> None:
