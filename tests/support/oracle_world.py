@@ -81,6 +81,8 @@ class World:
             # What a CNI plugin gives a node: the first address of its pods' range (flannel) and the second (a bridge).
             if any(address in list(islice(ip_network(block), 2)) for block in _cidrs(node)):
                 return Who(address, node=node)
+            if str(address) in _noted(node):
+                return Who(address, node=node)
         return Who(address, inside=any(address in ip_network(block) for block in self._pod_ranges()))
 
     def _pod_ranges(self) -> Iterator[str]:
@@ -101,6 +103,16 @@ def _cidrs(node: Doc) -> list[str]:
     spec = node.get("spec", {})
     found: list[str] = spec.get("podCIDRs", [spec["podCIDR"]] if "podCIDR" in spec else [])
     return found
+
+
+def _noted(node: Doc) -> list[str]:
+    """Addresses in the annotations of CNI plugins."""
+    noted = (
+        "/ipv4-cilium-host /ipv6-cilium-host /internal-ip /external-ip /public-ip /public-ipv6 TunnelAddr InterfaceAddr"
+    )
+    ends = (*noted.split(), "/IPv4Address", "/IPv6Address")
+    found = node["metadata"].get("annotations", {}).items()
+    return [one.split("/")[0] for name, value in found if name.endswith(ends) for one in value.split(",")]
 
 
 def name_of(document: Doc) -> str:
