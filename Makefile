@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup kernels demo test attack soak revoke rows fuzz edits xds-faults xds-churn proxy-diff torture lint bench lock clean
+.PHONY: help setup kernels demo test attack soak revoke rows fuzz edits xds-faults xds-churn proxy-diff torture services-churn bench-services lint bench lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
@@ -24,9 +24,11 @@ help:
 	@echo "make xds-faults  clients that misbehave beside others that must not notice, 30 s each way"
 	@echo "make torture   HTTP that nobody should send, a thousand ends of connections, and a minute of fuzzing each way"
 	@echo "make proxy-diff  10,000 odd requests to the embedded proxy and to Envoy, side by side"
+	@echo "make services-churn  endpoints of a Service come and go for a minute while pods dial it, every connection judged"
 	@echo "make kernels  self-test and kernel tests on Debian's 6.1 and 6.12 kernels, emulated side by side (needs qemu-system-x86; an hour or more)"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   compare the data paths; ARGS=… for spliceway bench"
+	@echo "make bench-services  Services by socket LB and by kube-proxy's iptables, with 1 to 10,000 of them"
 	@echo "make lock    write requirements.lock anew (needs uv)"
 	@echo "make clean   remove .venv and all caches"
 
@@ -80,6 +82,9 @@ torture: setup
 proxy-diff: setup
 	SPLICEWAY_PROXY_REQUESTS=10000 $(BIN)/python -m pytest -s tests/integration/test_embedded_random.py --timeout 1800 $(ARGS)
 
+services-churn: setup
+	SPLICEWAY_SERVICES_CHURN_SECONDS=60 $(BIN)/python -m pytest -s tests/integration/test_services_churn.py $(ARGS)
+
 kernels: setup
 	scripts/kernels $(ARGS)
 
@@ -91,6 +96,9 @@ lint: setup
 
 bench: setup
 	$(BIN)/spliceway bench $(ARGS)
+
+bench-services: setup
+	$(BIN)/python tests/bench/bench_services.py $(ARGS)
 
 # glibc 2.36 is that of Debian 12. --upgrade: the newest versions that pyproject.toml's floors permit.
 lock:

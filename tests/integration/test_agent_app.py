@@ -18,8 +18,10 @@ import msgspec
 import pytest
 import yaml
 
+from spliceway.agent import hostaddresses
 from spliceway.agent.cli.client import AgentClient
 from spliceway.agent.errors import ClientError, StateError
+from spliceway.agent.hostaddresses import Own, own_addresses
 from spliceway.agent.listening import unix_listener
 from spliceway.agent.preflight import proxy_admin_socket
 from spliceway.bpf.types import Hook, KernelFlow, Leg, SpliceClasses
@@ -72,7 +74,12 @@ def test_views(tmp_path: Path) -> None:
             ("default/server", True, True),
         ]
         identities = await site.get("identities")
-        assert {"id": 1, "labels": ["reserved:host"], "prefixes": []} in identities
+        host = next(one for one in identities if one["id"] == 1)
+        own = await own_addresses()  # of the machine that this runs on
+        assert (host["labels"], sorted(host["prefixes"])) == (
+            ["reserved:host"],
+            sorted(f"{address}/{address.max_prefixlen}" for address in own.host),
+        )
         (server,) = await site.get("policy", endpoint="default/server")
         row = next(row for row in server["rows"] if row["ports"] == "80")
         assert (row["verdict"], row["protocol"], row["direction"]) == ("allow", "tcp", "ingress")
@@ -85,6 +92,37 @@ def test_views(tmp_path: Path) -> None:
         assert (await site.get("xds"))["clients"] == []
 
     with_agent(tmp_path, body)
+
+
+def test_addresses_do_not_bring_a_source_into_force_that_has_no_pods(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory that is not mounted yet looks like this: what an earlier agent left must stay."""
+    seen = [Own(), Own(frozenset({ip_address("192.0.2.1")})), Own(frozenset({ip_address("192.0.2.2")}))]
+    looks = []
+
+    async def look() -> Own:
+        looks.append(min(len(looks), len(seen) - 1))
+        return seen[looks[-1]]
+
+    monkeypatch.setattr(hostaddresses, "own_addresses", look)
+    monkeypatch.setattr(hostaddresses, "INTERVAL", 0.01)
+
+    async def start() -> None:
+        site = Site(tmp_path)
+        site.datapath.knows_endpoints = lambda: True  # type: ignore[method-assign]
+        task = asyncio.create_task(site.agent().run(site.stop))
+        try:
+            await until(lambda: len(looks) > 3 or task.done())
+            assert [entry for entry in site.datapath.journal if entry.startswith(("endpoints", "apply"))] == []
+            site.write("pods.yaml", pod("client", "10.240.1.10"))
+            await until(lambda: site.datapath.table is not None)
+            assert str(next(p for p, number in site.datapath.table.ipcache.items() if number == 1)) == "192.0.2.2/32"
+        finally:
+            site.stop.set()
+            await task
+
+    run(start)
 
 
 def test_what_the_api_refuses(tmp_path: Path) -> None:

@@ -318,3 +318,32 @@ def test_it_makes_way_for_others(testbed: Testbed, mode: str) -> None:
         problem = "! datapath: socket load balancing is off"
         assert (problem in told.stdout, told.returncode) == ((True, 1) if mode == "on" else (False, 0)), told.stdout
         assert metrics(testbed, agent)["active"] == 0
+
+
+def test_it_makes_way_while_it_runs_and_comes_back(testbed: Testbed, client: Remote) -> None:
+    """Nothing of the Services changes meanwhile: it is looked at every few seconds."""
+    write(testbed, "one")
+    above = testbed.node.info.cgroups.pods.parent
+    with running(testbed, "auto") as agent:
+        in_force(testbed, agent, "one")
+        assert names(client, 4) == ({"one"}, {"one"})
+        with cgroup_program(above, SOCKET_LB_LINKS["lb_connect6"]):
+            until(lambda: attached(testbed) == set(), _PATIENCE)
+            assert metrics(testbed, agent)["active"] == 0
+            assert "cil_sock4_conn" in cli(testbed, "status", "--socket", str(agent.socket)).stdout
+            check = preflight(testbed, agent)
+            assert check["status"] == "info"
+            assert "Cilium's socket LB translates for pods' sockets: cil_sock4_conn (id " in check["found"]
+            write(testbed, "two")  # the maps are kept up
+            in_force(testbed, agent, "two")
+            assert client.error(f"dial(4, '{WEB[4]}')"), "nobody translates it"
+        until(lambda: attached(testbed) == set(SOCKET_LB_LINKS), _PATIENCE)
+        assert names(client, 4) == ({"two"}, {"two"})
+        assert preflight(testbed, agent)["status"] == "ok"
+
+
+def preflight(testbed: Testbed, agent: AgentProcess) -> dict[str, str]:
+    """What it says of who translates."""
+    done = cli(testbed, "preflight", "--config", str(agent.config), "--no-self-test", "-o", "json")
+    (found,) = (each for each in json.loads(done.stdout)["checks"] if each["name"] == "socket-lb")
+    return dict(found)

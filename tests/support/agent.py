@@ -19,6 +19,7 @@ from spliceway.bpf.types import (
     DatapathSettings,
     DatapathStatus,
     Hook,
+    IPAddress,
     KernelFlow,
     Leg,
     LocalEndpoint,
@@ -158,6 +159,9 @@ class MemoryDatapath:
 
     def knows_endpoints(self) -> bool:
         return False
+
+    async def set_served(self, addresses: frozenset[IPAddress]) -> None:
+        self.served = addresses
 
     async def set_endpoints(self, endpoints: Sequence[LocalEndpoint]) -> None:
         self.journal.append(f"endpoints {[one.name for one in endpoints]}")

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from spliceway.agent.hostaddresses import IPAddress, own_addresses, with_own
+from spliceway.agent.hostaddresses import Own, own_addresses, with_own
 from spliceway.agent.testbed.agentprocess import PROGRAMS
 from spliceway.agent.testbed.node import Node
 from spliceway.bpf import libbpf
@@ -85,14 +85,14 @@ def cluster_of(*texts: str) -> Cluster:
     return Cluster().with_objects(objects)
 
 
-def node_cluster(node: Node, own: frozenset[IPAddress] = frozenset()) -> tuple[Cluster, list[LocalEndpoint]]:
+def node_cluster(node: Node, own: Own | None = None) -> tuple[Cluster, list[LocalEndpoint]]:
     """What the node's manifests say, its `own` addresses added as the agent does, and its local endpoints."""
     objects, endpoints = [], []
     for file in sorted(node.info.manifests.rglob("*.yaml")):
         for document in load_documents(file.read_text(), file.name):
             for item in parse_document(document):
                 if isinstance(item, NodeObject) and item.name == node.name:
-                    item = with_own(item, own)
+                    item = with_own(item, own or Own())
                 objects.append(item)
                 notes = document.content["metadata"].get("annotations", {})
                 if isinstance(item, Pod) and "spliceway.io/interface" in notes:

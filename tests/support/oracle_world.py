@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
+from itertools import islice
 from typing import Any, NamedTuple
 
 Doc = dict[str, Any]
@@ -76,13 +77,18 @@ class World:
                 (node,) = (node for node in self.by_kind["Node"] if name_of(node) == pod["spec"]["nodeName"])
                 return Who(address, node=node)
             return Who(address, pod=pod)
+        for node in self.by_kind.get("Node", []):
+            # What a CNI plugin gives a node: the first address of its pods' range (flannel) and the second (a bridge).
+            if any(address in list(islice(ip_network(block), 2)) for block in _cidrs(node)):
+                return Who(address, node=node)
+            if str(address) in _noted(node):
+                return Who(address, node=node)
         return Who(address, inside=any(address in ip_network(block) for block in self._pod_ranges()))
 
     def _pod_ranges(self) -> Iterator[str]:
         yield from self.pod_ranges
         for node in self.by_kind.get("Node", []):
-            spec = node.get("spec", {})
-            yield from spec.get("podCIDRs", [spec["podCIDR"]] if "podCIDR" in spec else [])
+            yield from _cidrs(node)
 
     def namespace_labels(self, namespace: str) -> dict[str, str]:
         """Labels of a namespace; its name is one of them."""
@@ -91,6 +97,22 @@ class World:
             if name_of(document) == namespace:
                 labels.update(document["metadata"].get("labels", {}))
         return labels
+
+
+def _cidrs(node: Doc) -> list[str]:
+    spec = node.get("spec", {})
+    found: list[str] = spec.get("podCIDRs", [spec["podCIDR"]] if "podCIDR" in spec else [])
+    return found
+
+
+def _noted(node: Doc) -> list[str]:
+    """Addresses in the annotations of CNI plugins."""
+    noted = (
+        "/ipv4-cilium-host /ipv6-cilium-host /internal-ip /external-ip /public-ip /public-ipv6 TunnelAddr InterfaceAddr"
+    )
+    ends = (*noted.split(), "/IPv4Address", "/IPv6Address")
+    found = node["metadata"].get("annotations", {}).items()
+    return [one.split("/")[0] for name, value in found if name.endswith(ends) for one in value.split(",")]
 
 
 def name_of(document: Doc) -> str:

@@ -13,6 +13,9 @@ COSTLY = (
     "tests/integration/test_devices_proxied.py",
     "tests/integration/test_testbed_profiles.py",
     "tests/integration/test_egress_http.py",
+    "tests/integration/test_preflight_profiles.py",
+    "tests/integration/test_host_addresses.py",
+    "tests/integration/test_node_*.py",
     "tests/kernel/test_socket_lb.py",
 )
 

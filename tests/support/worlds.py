@@ -77,6 +77,8 @@ OTHERS = tuple(
         "2001:db8::1",
     )
 )
+#: What nodes may have by annotations: a pod's, another node's, one in a pod range, one outside.
+FURTHER = (*OTHERS[3:8], *map(ip_address, ("10.240.1.2", "10.240.1.3", "fd00:240:1::2", "172.30.0.1", "172.30.0.2")))
 PORTS = (0, 1, 53, 79, 80, 81, 85, 90, 443, 8080, 65535)
 KEYS = ("role", "zone", "io.kubernetes.pod.namespace", "pod-template-hash", "io.cilium.k8s.namespace.labels.team")
 VALUES = ("a", "b", "one", "two", "x")
@@ -189,6 +191,7 @@ class World:
             (ip_address(f"172.30.0.{own}"), ip_address(f"fd00:30::{own}")),
             (ip_network("10.240.3.0/24"),) if self.random.random() < 0.2 else (),
             labels={"role": self.random.choice("ab")} if self.random.random() < 0.7 else {},
+            further=tuple(self.random.sample(FURTHER, self.random.randrange(3))),
         )
 
     def _namespace(self, name: str = "") -> Namespace:

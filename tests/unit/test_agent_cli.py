@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import resource
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from spliceway.agent.cli.root import app
 from spliceway.agent.cli.summary import flow_line, policy_rows
 from spliceway.agent.errors import ClientError, WrongUsageError
 from spliceway.agent.flowlog import FlowLog
+from spliceway.bpf.abi import ABI_VERSION
 from support.agent import pod, policy
 
 
@@ -55,6 +58,13 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     assert min(times) < 0.5
     for command in ("agent", "status", "flows", "testbed", "demo", "bench", "cleanup", "preflight"):
         assert command in done.stdout
+
+
+def test_it_tells_its_version() -> None:
+    wanted = metadata.version("spliceway")
+    assert invoke("--version") == (0, f"spliceway {wanted}\n", "")
+    assert json.loads(invoke("version", "-o", "json")[1]) == {"version": wanted, "abi": ABI_VERSION}
+    assert invoke("version")[1].split() == ["VERSION", "ABI", wanted, str(ABI_VERSION)]
 
 
 def test_usage_errors_end_with_2(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spliceway.agent import reconcile
+from spliceway.agent import pace, reconcile
 from spliceway.agent.compiler import Compiler
 from spliceway.agent.control import Acceptance
 from spliceway.agent.errors import StateError
@@ -393,7 +393,7 @@ def test_what_could_not_be_compiled_is_not_forgotten() -> None:
 
 def test_what_had_no_room_comes_without_another_change(monkeypatch: pytest.MonkeyPatch) -> None:
     """While a revision is staged, the kernel has the rows that go and those that come; afterwards there is room."""
-    monkeypatch.setattr(reconcile, "RETRY_SECONDS", (0.001, 0.001))
+    monkeypatch.setattr(pace, "RETRY_SECONDS", (0.001, 0.001))
     low, high = policy("o", "other", *range(1, 59, 2)), policy("o", "other", *range(101, 159, 2))
 
     async def body(world: World) -> None:
@@ -462,7 +462,7 @@ def _differing(old: Mapping[Any, object], new: Mapping[Any, object]) -> set[obje
 
 
 def test_failures_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconcile, "RETRY_SECONDS", (0.001, 0.002))
+    monkeypatch.setattr(pace, "RETRY_SECONDS", (0.001, 0.002))
 
     async def body(world: World) -> None:
         world.datapath.fail["apply"] = "busy"

@@ -182,3 +182,33 @@ def test_what_an_earlier_agent_left_goes() -> None:
         assert sync.changes == changes
 
     run(body)
+
+
+def test_what_the_node_serves_is_left_to_it() -> None:
+    """The node-local DNS cache: its addresses come and go, and so do changes of the Services behind them."""
+
+    async def body() -> None:
+        kernel = Kernel()
+        kernel.services = {DNS: state(7, version=6)}  # left by an earlier agent
+        wanted = {WEB: state(1), DNS: state(8, version=6)}
+        sync = ServiceSync(kernel, lambda: wanted)
+
+        async def bring() -> None:
+            await sync.leave(nobody)
+            await sync.join()
+
+        sync.serve(frozenset({DNS.address}))
+        await bring()
+        assert kernel.services == {WEB: state(1)}
+        wanted[DNS] = state(9, version=6)
+        sync.want({DNS: wanted[DNS]})
+        await bring()
+        assert kernel.services == {WEB: state(1)}, "also when it changes"
+        sync.serve(frozenset({WEB.address}))
+        await bring()
+        assert kernel.services == {DNS: state(9, version=6)}
+        sync.serve(frozenset())
+        await bring()
+        assert kernel.services == wanted
+
+    run(body)

@@ -22,11 +22,12 @@ from spliceway.agent.config import Config, listen_address
 from spliceway.agent.control import ListeningPorts
 from spliceway.agent.debugapi import debug_routes
 from spliceway.agent.errors import OWN_ERRORS
-from spliceway.agent.hostaddresses import IPAddress, own_addresses, with_own
+from spliceway.agent.hostaddresses import OwnNode
 from spliceway.agent.intent import Intent
 from spliceway.agent.inventory import Inventory, Refusal
 from spliceway.agent.listening import HttpServer, tcp_listener, unix_listener
 from spliceway.agent.metrics import Gauges, Metrics
+from spliceway.agent.nodelocaldns import NodeLocalDns
 from spliceway.agent.ports import PortAllocator
 from spliceway.agent.portwatch import PortWatch
 from spliceway.agent.proxylink import ProxyLink
@@ -43,7 +44,6 @@ from spliceway.agent.xdsevents import XdsEvents
 from spliceway.agent.xdsjson import clients_refused
 from spliceway.agent.xdsviews import XdsViews, xds_counts, xds_warnings
 from spliceway.bpf.types import DatapathSettings
-from spliceway.policy.model import Node
 from spliceway.policy.numbering import Numbering
 from spliceway.xds.debug import csds
 from spliceway.xds.debug.view import ServerView
@@ -92,9 +92,9 @@ class Agent:
         self._port_watch = PortWatch()
         self._numbering = Numbering()
         self._saved: object = None
-        self._node: Node | None = None  # as its object says,
-        self._whole: Node | None = None  # and with its further addresses
-        self._own: frozenset[IPAddress] = frozenset()
+        self._node = OwnNode(config.node_name)
+        self._dns = NodeLocalDns()
+        self._begun = False  # the source was good enough to go by
         self._leave_nothing = False
 
     def __repr__(self) -> str:
@@ -199,6 +199,7 @@ class Agent:
                 group.create_task(self._port_watch.run(), name="ports")
                 group.create_task(self._recorder.sample(self._supervisor, self._server), name="access log share")
                 group.create_task(self._watch_links(), name="interfaces")
+                group.create_task(self._node.watch(self._on_addresses), name="addresses")
                 for name, bound in listeners.items():
                     group.create_task(HttpServer(apps[name]).serve_on(bound), name=name)
         except* _Stopped:
@@ -216,7 +217,6 @@ class Agent:
 
     async def _watch(self, source: DirectorySource) -> None:
         refused: tuple[str, ...] = ()
-        first = True
         async for batch in source.batches():
             seen = time.monotonic()
             # Thousands of documents take a second or more: flows and requests must not wait for it.
@@ -231,43 +231,30 @@ class Agent:
                     log.info("no longer refused", document=text)
             refused = now
             # Before the first good look nothing is known: an empty cluster would take every policy away.
-            if self._inventory.synced and (changed or first):
-                if first and not self._inventory.endpoints and self._datapath.knows_endpoints():
+            if self._inventory.synced and (changed or not self._begun):
+                if not self._begun and not self._inventory.endpoints and self._datapath.knows_endpoints():
                     # A directory that is not mounted yet looks like this. Detaching all pods would cut them off.
                     log.warning("the source has no pods, but the kernel has: what is in force stays until it has some")
                     continue
-                if first:
-                    await self._look_at_own()
-                first = False
+                if not self._begun:
+                    await self._node.look()
+                self._begun = True
                 self._reconciler.submit(self._intent(seen))
 
     def _intent(self, seen: float) -> Intent:
         changes = dict(self._inventory.changes())
-        key = ("Node", self.config.node_name)
-        if key in changes:
-            node = changes[key]
-            self._node = node if isinstance(node, Node) else None
-        whole = with_own(self._node, self._own) if self._node else None
-        if whole is not None and (key in changes or whole != self._whole):
-            changes[key] = whole
-        self._whole = whole
+        self._node.complete(changes)
+        self._dns.complete(changes, self._node.own.dns)
         self._recorder.pods.update(changes.items())
-        return Intent(changes, self._inventory.endpoints, self._inventory.held, seen)
+        return Intent(changes, self._inventory.endpoints, self._inventory.held, seen, self._node.own.dns)
 
-    async def _look_at_own(self) -> bool:
-        """Whether the node has other addresses than before that count as its own."""
-        try:
-            self._own = await own_addresses()
-        except OSError as error:
-            log.warning("the node's addresses could not be listed", error=str(error))
-        return bool(self._node and with_own(self._node, self._own) != self._whole)
+    def _on_addresses(self) -> None:
+        if self._begun:
+            self._reconciler.submit(self._intent(time.monotonic()))
 
     async def _watch_links(self) -> None:
         while True:
             await asyncio.sleep(LINK_INTERVAL)
-            if await self._look_at_own() and self._inventory.synced:
-                log.info("the node has other addresses in its pods' prefixes")
-                self._reconciler.submit(self._intent(time.monotonic()))
             try:
                 moved = await self._datapath.endpoints_moved()
             except OWN_ERRORS as error:

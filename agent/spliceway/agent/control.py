@@ -12,7 +12,7 @@ from spliceway.agent.inventory import Changes
 from spliceway.bpf.services import Applied, FrontendRow
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.loadbalancing import Changes as ServiceChanges
-from spliceway.policy.table import PolicyTable, RuleSet
+from spliceway.policy.table import IPAddress, PolicyTable, RuleSet
 
 
 class Acceptance(Enum):
@@ -44,6 +44,9 @@ class DatapathControl(Protocol):
 
     async def set_endpoints(self, endpoints: Sequence[LocalEndpoint]) -> None:
         """Attach to these endpoints and to no others. What is in no table yet drops NOT_READY."""
+
+    async def set_served(self, addresses: frozenset[IPAddress]) -> None:
+        """Processes of the node answer by these addresses, though their identities are others than the host's."""
 
     async def swept(self, seconds: float) -> None:
         """Return when connections that may not go on have been ended, or after so many seconds."""

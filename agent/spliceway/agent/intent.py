@@ -7,18 +7,21 @@ import msgspec
 from spliceway.agent.inventory import Changes
 from spliceway.agent.state import Held
 from spliceway.bpf.types import LocalEndpoint
+from spliceway.policy.table import IPAddress
 
 
 class Intent(msgspec.Struct, frozen=True):
     """What shall be in force: the `changes` since the intent before, and all that is wired.
 
-    `seen`: time.monotonic() of the change; `held`: what a restart needs of the source.
+    `seen`: time.monotonic() of the change; `held`: what a restart needs of the source; `served`: addresses of other
+    identities than the host's by which processes of the node answer pods (the node-local DNS cache's).
     """
 
     changes: Changes
     endpoints: tuple[LocalEndpoint, ...]
     held: Held
     seen: float
+    served: frozenset[IPAddress] = frozenset()
 
 
 class ReconcileStatus(msgspec.Struct, frozen=True, rename="camel"):

@@ -42,11 +42,15 @@ class Refusal(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class _File(msgspec.Struct, frozen=True):
-    """What is in force of one file: what it says now, and (`held`) what it said before; and what is refused of it."""
+    """What is in force of one file: what it says now, and (`held`) what it said before; and what is refused of it.
+
+    `odd`: entries of which a part is refused.
+    """
 
     entries: dict[Key, Entry] = {}
     held: frozenset[Key] = frozenset()
     refusals: tuple[Refusal, ...] = ()
+    odd: tuple[Key, ...] = ()
 
 
 _NOTHING = _File()
@@ -75,7 +79,7 @@ class Inventory:
         for file, contents in held.documents.items():
             documents = (Document(file, index, 1, content) for index, content in enumerate(contents, start=1))
             said = read_documents(documents, node).entries
-            self._files[file] = _File(said, frozenset(said))
+            self._files[file] = _file(said, frozenset(said))
         self._settle(dict.fromkeys(self._files, _NOTHING))
 
     def __repr__(self) -> str:
@@ -179,11 +183,11 @@ class Inventory:
             _refusal(error, kept=bool(held) if unknown else any(key in held for key in keys))
             for error, keys in said.refused
         )
-        self._files[file] = _File({**held, **said.entries}, frozenset(held), refusals)
+        self._files[file] = _file({**held, **said.entries}, frozenset(held), refusals)
 
     def _keep(self, file: str, error: PolicyError) -> None:
         before = self._files.get(file, _NOTHING).entries
-        self._files[file] = _File(before, frozenset(before), (_refusal(error, kept=bool(before)),))
+        self._files[file] = _file(before, frozenset(before), (_refusal(error, kept=bool(before)),))
 
     def _settle(self, before: Mapping[str, _File]) -> bool:
         """Take in that these files were different: owners, changes, endpoints and what is said of them."""
@@ -242,14 +246,11 @@ class Inventory:
         """Make anew what is told of all: endpoints, refusals, what is held. Costs what there is of these."""
         wired: dict[str, LocalEndpoint] = {}
         doubled: list[tuple[str, str]] = []
-        odd: list[PolicyError] = []
         for name in sorted(self._wired):
             endpoint = self._wired[name]
             owner = wired.setdefault(endpoint.interface, endpoint)
             if owner is not endpoint:
                 doubled.append((name, owner.name))
-            key = ("Pod", name)
-            odd += self._files[self._owners[key]].entries[key].errors
         self._endpoints = tuple(sorted(wired.values(), key=lambda endpoint: endpoint.name))
         found = [refusal for file in sorted(self._files) for refusal in self._files[file].refusals]
         for kind, name in sorted(self._rivals):
@@ -259,7 +260,9 @@ class Inventory:
             reason = f"{self._wired[name].interface} is already that of {owner_name}"
             field = f"metadata.annotations[{INTERFACE}]"
             found.append(Refusal(self._owners["Pod", name], f"Pod {name}", field, reason, False))
-        found += [_refusal(error, kept=False) for error in odd]
+        for file, one in sorted(self._files.items()):
+            own = (key for key in one.odd if self._owners.get(key) == file)
+            found += [_refusal(error, kept=False) for key in own for error in one.entries[key].errors]
         self._refusals = tuple(found)
         documents: dict[str, tuple[dict[str, Any], ...]] = {}
         for file in sorted(self._files):
@@ -268,6 +271,10 @@ class Inventory:
                 documents[file] = kept
         owners = {f"{kind} {name}": self._owners[kind, name] for kind, name in sorted(self._rivals)}
         self._held = Held(documents=documents, owners=owners)
+
+
+def _file(entries: dict[Key, Entry], held: frozenset[Key], refusals: tuple[Refusal, ...] = ()) -> _File:
+    return _File(entries, held, refusals, tuple(key for key, entry in entries.items() if entry.errors))
 
 
 def _differing(old: Mapping[Key, Entry], new: Mapping[Key, Entry]) -> Iterable[Key]:

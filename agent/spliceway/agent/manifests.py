@@ -12,8 +12,9 @@ from spliceway.agent.endpoints import local_endpoint
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.documents import Document, load_documents
 from spliceway.policy.errors import PolicyError
-from spliceway.policy.model import Object, Pod, Secret, object_key
+from spliceway.policy.model import Node, Object, Pod, Secret, object_key
 from spliceway.policy.parse import parse_document
+from spliceway.policy.parse_objects import annotation_errors
 
 #: Kind and «namespace/name» of an object; of a clusterwide one the name alone.
 Key = tuple[str, str]
@@ -94,8 +95,10 @@ def _entries(document: Document, node: str) -> dict[Key, Entry]:
     for item, content in zip(items, contents, strict=True):
         wired = local_endpoint(item, content, node) if isinstance(item, Pod) else None
         packed = b"" if isinstance(item, Secret) else marshal.dumps(content)
-        found = (wired.endpoint, wired.errors) if wired else (None, ())
-        entries[object_key(item)] = Entry(item, packed, *found)
+        errors = wired.errors if wired else ()
+        if isinstance(item, Node):
+            errors = annotation_errors(item, content["metadata"].get("annotations"))
+        entries[object_key(item)] = Entry(item, packed, wired.endpoint if wired else None, errors)
     return entries
 
 

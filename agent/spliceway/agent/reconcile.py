@@ -20,6 +20,7 @@ from spliceway.agent.control import Acceptance, DatapathControl, ListeningPorts,
 from spliceway.agent.errors import OWN_ERRORS
 from spliceway.agent.intent import Intent, ReconcileStatus
 from spliceway.agent.manifests import Key
+from spliceway.agent.pace import RETRY_SECONDS, Pace
 from spliceway.agent.ports import PortAllocator
 from spliceway.agent.readiness import Readiness
 from spliceway.agent.servicesync import NoServices, ServiceSync
@@ -34,10 +35,6 @@ from spliceway.policy.table import PolicyTable, RuleSet, TableDelta
 PATIENCE_SECONDS = 2.0
 #: Between ACK and listen(2) of the proxy's workers: first and longest pause between two looks.
 LISTEN_POLL_SECONDS = (0.002, 0.1)
-#: Pause after a pass before answers of the proxy start the next one, in lengths of that pass.
-IDLE_SHARE = 3.0
-#: After a failure: first and longest pause before the next attempt. A new intent is tried at once.
-RETRY_SECONDS = (0.5, 30.0)
 #: How long a rule set that goes stays at the proxy at most, for the ending of its connections.
 _SWEEP_SECONDS = 1.0
 
@@ -83,7 +80,7 @@ class Reconciler:
         self._services = services or NoServices()
 
         self._readiness = Readiness(ports.ports)
-        self._wake = asyncio.Event()
+        self._pace = Pace()
         self._intent: Intent | None = None
         self._changes: dict[Key, Object | None] = {}
         self._tables = TableChain()
@@ -103,14 +100,7 @@ class Reconciler:
         self._error = ""
         self._endpoint_error = ""
         self._service_error = ""
-        self._next: float | None = None
-        self._answered = False
-        self._passing = False
-        self._look: asyncio.TimerHandle | None = None
-        self._pass_ended = 0.0
-        self._pass_took = 0.0
         self._poll = LISTEN_POLL_SECONDS[0]
-        self._retry = RETRY_SECONDS[0]
 
     def __repr__(self) -> str:
         return f"Reconciler({self._tables!r}, error={self._error!r})"
@@ -119,30 +109,16 @@ class Reconciler:
         """Want this from now on, too; of an intent that was not begun with yet only the changes are kept."""
         self._intent = intent
         self._changes.update(intent.changes)
-        self._wake.set()
+        self._pace.look()
 
     def wake(self) -> None:
-        """Look again, soon: the proxy answered.
-
-        Hundreds of answers may come in a row. A pass for each would take the time that the xDS server needs to send the
-        next resource, so after a pass there is a pause of IDLE_SHARE times its length.
-        """
-        self._answered = True
-        self._plan_look()
-
-    def _plan_look(self) -> None:
-        if self._answered and not self._passing and self._look is None:
-            at = self._pass_ended + IDLE_SHARE * self._pass_took
-            self._look = asyncio.get_running_loop().call_at(at, self._look_now)
-
-    def _look_now(self) -> None:
-        self._look = None
-        self._wake.set()
+        """Look again, soon: the proxy answered."""
+        self._pace.answered()
 
     def proxy_gone(self) -> None:
         """The proxy process ended: nothing listens any more."""
         self._readiness.proxy_gone()
-        self._wake.set()
+        self._pace.look()
 
     @property
     def table(self) -> PolicyTable | None:
@@ -182,11 +158,7 @@ class Reconciler:
     async def run(self) -> None:
         """Reconcile until cancelled. A pass that has begun is finished: nothing is left half staged behind its back."""
         while True:
-            try:
-                async with asyncio.timeout_at(self._next):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+            await self._pace.wait()
             step = asyncio.ensure_future(self.step())
             try:
                 await asyncio.shield(step)
@@ -196,13 +168,10 @@ class Reconciler:
 
     async def step(self) -> None:
         """One pass. A failure is recorded and tried again later; what is in force stays."""
-        loop = asyncio.get_running_loop()
-        begin = loop.time()
-        self._wake.clear()
-        self._next = None
         if self._intent is None:
+            self._pace.idle()
             return
-        self._answered, self._passing = False, True
+        self._pace.begin()
         try:
             await self._pass(self._intent)
         except OWN_ERRORS as error:
@@ -214,19 +183,14 @@ class Reconciler:
         else:
             self._error = ""
             if not (self._endpoint_error or self._service_error):
-                self._retry = RETRY_SECONDS[0]
+                self._pace.went_well()
         finally:
-            self._passing = False
-            self._pass_ended = loop.time()
-            self._pass_took = self._pass_ended - begin
-            self._plan_look()
+            self._pace.end()
 
     def _failed(self, what: str, error: str) -> str:
         """Count, log and plan the next attempt; returns `error`."""
         self._failures += 1
-        log.error(what, error=error, retry_seconds=self._retry)
-        self._again_in(self._retry)
-        self._retry = min(self._retry * 2, RETRY_SECONDS[1])
+        log.error(what, error=error, retry_seconds=self._pace.failed())
         return error
 
     async def _pass(self, intent: Intent) -> None:
@@ -245,6 +209,7 @@ class Reconciler:
         self._ports.assign(desired.rule_sets)
         await self._persist(intent)
         await self._attach({e.name: e for e in (*self._attached, *intent.endpoints)}, retry=True)
+        self._services.serve(intent.served)
         await self._balance(desired, join=False)  # after the pods are known: their sockets may have to be ended
         self._publish({**(applied.rule_sets if applied else {}), **desired.rule_sets})
 
@@ -257,6 +222,7 @@ class Reconciler:
         target, left = self._tables.target(pending | self._readiness.refused & steered(desired))
         # Listeners before the rows that steer to them, and the old ones until no row does.
         await self._listen(live | steered(target))
+        await self._datapath.set_served(intent.served)
         await self._apply(intent, target, left)
         await self._balance(desired, join=True)
         await self._attach({e.name: e for e in intent.endpoints})
@@ -321,7 +287,7 @@ class Reconciler:
         await self._readiness.refresh(published, self._proxy, self._listening, now)
         unheard = published.keys() - self._readiness.ready
         if any(self._proxy.acceptance(rule_set) is Acceptance.ACCEPTED for rule_set in unheard):
-            self._again_in(self._poll)
+            self._pace.again_in(self._poll)
             self._poll = min(self._poll * 2, LISTEN_POLL_SECONDS[1])
         else:
             self._poll = LISTEN_POLL_SECONDS[0]
@@ -332,7 +298,7 @@ class Reconciler:
         if waiting:
             deadline = self._readiness.next_deadline(now, PATIENCE_SECONDS)
             assert deadline is not None  # something waits
-            self._again_in(deadline - now)
+            self._pace.again_in(deadline - now)
         return waiting
 
     async def _balance(self, table: PolicyTable, *, join: bool) -> None:
@@ -396,8 +362,4 @@ class Reconciler:
             self._removed = desired
         await self._persist(intent)
         if self._maker.hopeful:
-            self._again_in(RETRY_SECONDS[0])
-
-    def _again_in(self, seconds: float) -> None:
-        at = asyncio.get_running_loop().time() + seconds
-        self._next = at if self._next is None else min(self._next, at)
+            self._pace.again_in(RETRY_SECONDS[0])

@@ -27,7 +27,7 @@ _REFUSALS = 32
 
 
 class ServiceSync:
-    """See the module. `want` must not be called during `leave` and `join`, which raise DatapathError.
+    """See the module. `want` and `serve` must not be called during `leave` and `join`, which raise DatapathError.
 
     `changes`: frontends that were written or taken out; `failures`: how often some were refused.
     """
@@ -38,6 +38,7 @@ class ServiceSync:
         self._frontends = frontends
         self._given: dict[Frontend, FrontendState] | None = None  # what the kernel has, None: must be read
         self._pending: dict[Frontend, FrontendState | None] = {}
+        self._served: frozenset[IPAddress] = frozenset()
         self._is_due = True
         self.changes = 0
         self.failures = 0
@@ -47,7 +48,17 @@ class ServiceSync:
 
     def want(self, changes: Changes) -> None:
         """These frontends are to be so from now on; None: there is none any more."""
-        self._pending.update((key, state) for key, state in changes.items() if key.protocol in _PROTOCOLS)
+        self._pending.update(
+            (key, None if key.address in self._served else state)
+            for key, state in changes.items()
+            if key.protocol in _PROTOCOLS
+        )
+
+    def serve(self, addresses: frozenset[IPAddress]) -> None:
+        """The node itself answers by these addresses from now on: what dials them is not sent elsewhere."""
+        moved, self._served = addresses ^ self._served, addresses
+        if moved:
+            self.want({key: state for key, state in self._frontends().items() if key.address in moved})
 
     async def leave(self, is_known: _Known) -> None:
         """Take out what has gone. `is_known`: whether the policy that comes still knows who has this address."""
@@ -67,7 +78,10 @@ class ServiceSync:
     async def _read(self) -> dict[Frontend, FrontendState]:
         if self._given is None:
             self._given = dict(map(_state, await self._datapath.held_services()))
-            self._pending = missing(self._given, self._frontends())
+            wanted = self._frontends()
+            if self._served:
+                wanted = {key: state for key, state in wanted.items() if key.address not in self._served}
+            self._pending = missing(self._given, wanted)
             self._is_due = True  # what follows from an earlier change may be left to do
         return self._given
 
@@ -121,6 +135,9 @@ class NoServices(ServiceSync):
 
     def __init__(self) -> None:
         self.changes = self.failures = 0
+
+    def serve(self, addresses: frozenset[IPAddress]) -> None:
+        """Nothing."""
 
     async def leave(self, is_known: _Known) -> None:
         """Nothing."""

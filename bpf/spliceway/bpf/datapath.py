@@ -34,6 +34,7 @@ from spliceway.bpf.install import (
     missing_pins,
     pins,
 )
+from spliceway.bpf.kernelviews import KernelViews
 from spliceway.bpf.layouts import layouts
 from spliceway.bpf.links import attach_links
 from spliceway.bpf.maps import Maps
@@ -48,15 +49,12 @@ from spliceway.bpf.splicecontrol import SpliceControl
 from spliceway.bpf.staging import KernelTable
 from spliceway.bpf.sweep import Sweeper, SweepTotals, count_revoked
 from spliceway.bpf.types import (
-    CtEntry,
     DatapathSettings,
     DatapathStatus,
+    IPAddress,
     KernelFlow,
     LocalEndpoint,
-    ReasonCount,
-    SockEntry,
     SpliceClasses,
-    SpliceCounters,
 )
 from spliceway.bpf.upkeep import Upkeep
 from spliceway.policy.lbmodel import Frontend, FrontendState
@@ -65,7 +63,7 @@ from spliceway.policy.table import PolicyTable
 _LOOPBACK = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 
 
-class Datapath:
+class Datapath(KernelViews):
     """The kernel side of one node. Make it with `open`."""
 
     #: Services of pods' sockets. `set_services` changes them.
@@ -76,6 +74,7 @@ class Datapath:
         self._settings, self._maps, self._programs, self._taken_over = settings, maps, programs, taken_over
         self._table = KernelTable(maps)
         self._attached: dict[str, Attached] = {}
+        self._served: frozenset[IPAddress] = frozenset()
         self._policy: PolicyTable | None = None
         self._listeners: dict[int, int] = views.listeners(maps)
         judge = maps.root / "programs" / "judge"
@@ -129,6 +128,7 @@ class Datapath:
         self._watch.start()
         self._devices.start()
         self._upkeep.start()
+        self.services.start()
         if known:  # the agent before this one may have ended between a change and its sweep
             self._sweeper.ask()
         return self
@@ -230,10 +230,6 @@ class Datapath:
         """Indexes of the endpoints' devices, also of those that only an earlier agent knows."""
         return {int.from_bytes(key, "little") for key in list(self._maps.endpoints.keys())}
 
-    def knows_endpoints(self) -> bool:
-        """Whether the kernel has endpoints, of this agent or of an earlier one."""
-        return next(iter(self._maps.endpoints.keys()), None) is not None
-
     # ---- policy ----
 
     async def apply(self, table: PolicyTable) -> int:
@@ -243,11 +239,18 @@ class Datapath:
         """
         async with self._lock:
             before = self._table.generation
-            generation = await asyncio.to_thread(self._table.apply, table, self._attached)
+            generation = await asyncio.to_thread(self._table.apply, table, self._attached, self._served)
             self._policy = table
             if generation != before:
                 self._sweeper.ask(table.revision)
             return generation
+
+    async def set_served(self, addresses: frozenset[IPAddress]) -> None:
+        """Addresses of other identities than the host's by which processes of the node answer pods."""
+        if addresses != self._served:
+            self._served = addresses
+            if self._policy is not None:
+                await self.apply(self._policy)
 
     @property
     def limits(self) -> dict[str, int]:
@@ -346,30 +349,6 @@ class Datapath:
         """Verdicts as they are made. One consumer."""
         async for flow in self._events.flows():
             yield flow
-
-    def conntrack(self) -> list[CtEntry]:
-        """All connections that the kernel tracks."""
-        return views.conntrack(self._maps)
-
-    def socks(self) -> list[SockEntry]:
-        """All redirected connections that are alive: spliced or not, and why."""
-        return views.socks(self._maps)
-
-    def reasons(self) -> list[ReasonCount]:
-        """Counters by hook, verdict and reason."""
-        return views.reasons(self._maps)
-
-    def splice_counters(self) -> SpliceCounters:
-        """Node-wide splice counters."""
-        return views.splice_counters(self._maps)
-
-    def dump_policy(self) -> list[dict[str, object]]:
-        """Policy rows as they are in the kernel."""
-        return views.policy(self._maps, self._table.generation & 1)
-
-    def dump_ipcache(self) -> list[dict[str, object]]:
-        """Prefixes and identities as they are in the kernel."""
-        return views.ipcache(self._maps, self._table.generation & 1)
 
     def status(self) -> DatapathStatus:
         """What is loaded and attached, and what is wrong."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from ipaddress import ip_network
 from typing import NamedTuple
@@ -63,9 +63,12 @@ class RowEdits(NamedTuple):
     pairs: Edits
 
 
-def logical_rows(table: PolicyTable, attached: Mapping[str, Attached]) -> LogicalRows:
-    """What the kernel must hold for `table`. Endpoints without a policy in the table stay «not ready»."""
-    local = addresses(attached)
+def logical_rows(table: PolicyTable, attached: Mapping[str, Attached], served: Iterable[IPAddress] = ()) -> LogicalRows:
+    """What the kernel must hold for `table`. Endpoints without a policy in the table stay «not ready».
+
+    `served`: addresses by which processes of the node answer, though they are not the host's by their identity.
+    """
+    local = addresses(attached, served)
     ipcache = {}
     for prefix, identity in table.ipcache.items():
         key = pack_prefix(prefix)
@@ -79,16 +82,18 @@ def logical_rows(table: PolicyTable, attached: Mapping[str, Attached]) -> Logica
     )
 
 
-def delta_rows(table: PolicyTable, delta: TableDelta, attached: Mapping[str, Attached]) -> RowEdits:
+def delta_rows(
+    table: PolicyTable, delta: TableDelta, attached: Mapping[str, Attached], served: Iterable[IPAddress] = ()
+) -> RowEdits:
     """What may differ in the kernel since the table of revision `delta.base`, in time that grows with the delta.
 
     Of the endpoints, and of their addresses, everything: there are few on a node, and no table knows what is attached.
     """
     edits = RowEdits(_endpoints(table, attached), {}, {}, {}, {})
-    for one in attached.values():
-        for address in one.endpoint.addresses:
-            identity = table.ipcache.get(_own_prefix(address))
-            edits.ipcache[_address_key(address)] = None if identity is None else _IDENTITY.pack(identity, one.ifindex)
+    local = [(address, one.ifindex) for one in attached.values() for address in one.endpoint.addresses]
+    for address, index in (*((address, abi.SERVED_BY_NODE) for address in served), *local):
+        identity = table.ipcache.get(_own_prefix(address))
+        edits.ipcache[_address_key(address)] = None if identity is None else _IDENTITY.pack(identity, index)
     for prefix in delta.ipcache:
         key = pack_prefix(prefix)
         if key not in edits.ipcache:
@@ -115,9 +120,12 @@ def full_edits(old: LogicalRows, new: LogicalRows) -> RowEdits:
     return RowEdits(*(edits(before, after) for before, after in zip(old, new, strict=True)))
 
 
-def addresses(attached: Mapping[str, Attached]) -> dict[bytes, int]:
-    """Keys of `ipcache` for the endpoints' own addresses, with their interfaces."""
-    return {_address_key(address): one.ifindex for one in attached.values() for address in one.endpoint.addresses}
+def addresses(attached: Mapping[str, Attached], served: Iterable[IPAddress] = ()) -> dict[bytes, int]:
+    """Keys of `ipcache` for the endpoints' own addresses, with their interfaces, and for those that the node serves."""
+    found = dict.fromkeys(map(_address_key, served), abi.SERVED_BY_NODE)
+    for one in attached.values():
+        found.update(dict.fromkeys(map(_address_key, one.endpoint.addresses), one.ifindex))
+    return found
 
 
 def nobody_there(value: bytes) -> bytes:

@@ -20,11 +20,14 @@ from spliceway.bpf.attach import attach_link
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.links import SOCKET_LB_LINKS
 from spliceway.bpf.maps import SERVICES_LAYOUT
+from spliceway.bpf.repeated import Repeated
 from spliceway.bpf.services import Applied, FrontendRow, ServiceMaps
 from spliceway.bpf.types import DatapathSettings, SocketLbStatus
 from spliceway.policy.lbmodel import Frontend, FrontendState
 
 T = TypeVar("T")
+#: Seconds between two looks for others' programs.
+INTERVAL = 5.0
 #: Where others translate, too: BPF_CGROUP_INET4_CONNECT, INET6_CONNECT, UDP4_SENDMSG, UDP6_SENDMSG.
 _TRANSLATING = {"connect4": 10, "connect6": 11, "sendmsg4": 14, "sendmsg6": 15}
 _log = structlog.get_logger(__name__)
@@ -94,7 +97,8 @@ class SocketLb:
         self._settings, self._root, self._mode = settings, root, settings.socket_lb
         self._maps: ServiceMaps | None = None
         self._lock = asyncio.Lock()
-        self._unended, self._is_attached = "", False
+        self._unended, self._unseen, self._is_attached = "", "", False
+        self._repeated = Repeated("socket lb", self._watch, INTERVAL)
         self._is_due = True  # an earlier agent may have ended between a change and what follows from it
         self.foreign: tuple[ForeignProgram, ...] = ()
         if self._mode == "off":
@@ -102,6 +106,11 @@ class SocketLb:
             return
         self._maps = ServiceMaps(root)
         self._look()
+
+    def start(self) -> None:
+        """Look for others now and then from now on."""
+        if self._mode != "off":
+            self._repeated.start()
 
     def __repr__(self) -> str:
         return f"SocketLb(active={self.is_active}, {self._maps!r}, foreign={self.foreign})"
@@ -127,6 +136,8 @@ class SocketLb:
                 f"socket load balancing is off: others translate in the pods' cgroup or above it: {others}; "
                 "switch theirs off, or say auto or off in datapath.socketLb"
             )
+        if self._unseen:
+            found.append(f"others' programs in the pods' cgroup can't be looked for: {self._unseen}")
         if self._unended:
             found.append(f"connected UDP sockets keep backends that have gone: {self._unended}")
         return tuple(found)
@@ -139,6 +150,16 @@ class SocketLb:
         async with self._lock:
             if self._maps is not None:
                 await _to_the_end(self._look)
+
+    async def _watch(self) -> None:
+        try:
+            await self.look()
+        except (DatapathError, OSError) as error:
+            if not self._unseen:
+                _log.warning("others in the pods' cgroup could not be looked for, trying again", error=str(error))
+            self._unseen = str(error)
+        else:
+            self._unseen = ""
 
     def expected(self, pins: frozenset[str]) -> frozenset[str]:
         """What of these pins (`install.pins`) is there when all is well: no links where others work."""
@@ -175,6 +196,7 @@ class SocketLb:
 
     async def close(self) -> None:
         """Let go when a change that is under way has been made, and leave all in place."""
+        await self._repeated.stop()
         async with self._lock:
             if self._maps is not None:
                 self._maps.close()
@@ -183,7 +205,11 @@ class SocketLb:
     def _look(self) -> None:
         foreign = tuple(foreign_programs(self._settings.bpffs, self._settings.pods_cgroup))
         if foreign != self.foreign:
-            _log.warning("socket load balancing: others in the pods' cgroup", programs=[str(each) for each in foreign])
+            if foreign:
+                others = [str(each) for each in foreign]
+                _log.warning("socket load balancing is off: others in the pods' cgroup", programs=others)
+            else:
+                _log.info("socket load balancing is on again: the others in the pods' cgroup have gone")
         self.foreign = foreign
         if foreign:
             _detach(self._root)

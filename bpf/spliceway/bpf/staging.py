@@ -9,7 +9,7 @@ after that, when no program still runs with the old word. A failure before the s
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from spliceway.bpf.errors import KernelRefusedError, MapFullError
@@ -38,6 +38,7 @@ from spliceway.bpf.rows import (
     unpack_row,
     with_slots,
 )
+from spliceway.bpf.types import IPAddress
 from spliceway.policy.table import PolicyTable, TableDelta
 
 
@@ -115,8 +116,8 @@ class KernelTable:
         """The live rows."""
         return self._rows
 
-    def apply(self, table: PolicyTable, attached: Mapping[str, Attached]) -> int:
-        """Make `table` live. Returns the generation, which stays when nothing differs.
+    def apply(self, table: PolicyTable, attached: Mapping[str, Attached], served: Collection[IPAddress] = ()) -> int:
+        """Make `table` live. Returns the generation, which stays when nothing differs. `served`: see `logical_rows`.
 
         Costs what changed when the table's delta is against the table that was applied last, or it is that one again.
         Raises KernelRefusedError, with the old generation still live.
@@ -124,12 +125,12 @@ class KernelTable:
         self._settle()
         last, self._applied = self._applied, None
         if last is not None and table is last:
-            edits = delta_rows(table, TableDelta(table.revision), attached)
+            edits = delta_rows(table, TableDelta(table.revision), attached, served)
         elif last is not None and table.delta is not None and table.delta.base == last.revision:
-            edits = delta_rows(table, table.delta, attached)
+            edits = delta_rows(table, table.delta, attached, served)
         else:
-            edits = full_edits(self._rows, logical_rows(table, attached))
-        local = addresses(attached).keys()
+            edits = full_edits(self._rows, logical_rows(table, attached, served))
+        local = addresses(attached, served).keys()
         for key in self._local - local - edits.ipcache.keys():
             if key in self._rows.ipcache:
                 edits.ipcache[key] = nobody_there(self._rows.ipcache[key])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 import structlog
@@ -13,8 +12,8 @@ from spliceway.bpf import netfilter, node, steering
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.hookorder import Place
 from spliceway.bpf.hooks import Hooks
+from spliceway.bpf.repeated import Repeated
 from spliceway.bpf.types import DatapathSettings
-from spliceway.bpf.whole import whole
 
 #: Seconds between two looks.
 INTERVAL = 5.0
@@ -34,7 +33,7 @@ class Upkeep:
         """`set_steering` is told the indexes of the devices."""
         self._settings, self._hooks, self._set_steering = settings, hooks, set_steering
         self._known = (0, 0)
-        self._task: asyncio.Task[None] | None = None
+        self._repeated, self._runs = Repeated("upkeep", self._look, INTERVAL), False
         self.problems: tuple[str, ...] = ()
 
     async def begin(self) -> None:
@@ -58,29 +57,25 @@ class Upkeep:
         if fresh or missing:
             _log.warning("somebody removed devices or rules for steered packets; they are back")
         put, problems = await netfilter.mend(self._settings)
-        if put and self._task is not None:
+        if put and self._runs:
             _log.info("rules of netfilter put back", rules=[str(rule) for rule in put])
         self.problems = tuple(problems)
 
     def start(self) -> None:
         """Look now and then from now on."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="upkeep")
+        self._runs = True
+        self._repeated.start()
 
     async def stop(self) -> None:
         """Return when it does not look any more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
+        await self._repeated.stop()
 
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(INTERVAL)
-            try:
-                await whole(self.mend())
-            except (DatapathError, NetlinkError, OSError) as error:
-                self.problems = (f"the way of steered packets to the proxy can't be looked after: {error}",)
-                _log.warning("the way of steered packets could not be looked after, trying again", error=str(error))
+    async def _look(self) -> None:
+        try:
+            await self.mend()
+        except (DatapathError, NetlinkError, OSError) as error:
+            self.problems = (f"the way of steered packets to the proxy can't be looked after: {error}",)
+            _log.warning("the way of steered packets could not be looked after, trying again", error=str(error))
 
     async def _attach(self, ipr: AsyncIPRoute) -> None:
         await self._hooks.put(ipr, Place(self._known[1], "steered"), steering.RECEIVING)

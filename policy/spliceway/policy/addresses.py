@@ -1,10 +1,10 @@
 """Which labels an address has, kept up as pods, nodes and what policies name come and go.
 
-An address is exactly one of: a node's (`host` for the node itself, `remote-node` for others), a pod's, one of a pod
-range without a pod (`unmanaged`), or outside the cluster: then the longest prefix that any policy in use names, or the
-world. One identity is treated alike everywhere, so addresses get labels beyond that where policies tell them apart:
-`block:<prefix>` (the longest prefix of `ipBlock` or `networks` that holds it), `node:<key>=<value>` of nodes,
-`reserved:kube-apiserver`.
+An address is exactly one of: a node's (`host` for the node itself, `remote-node` for others), a pod's, one that a node
+has by annotations or by convention, one of a pod range without a pod (`unmanaged`), or outside the cluster: then the
+longest prefix that any policy in use names, or the world. One identity is treated alike everywhere, so addresses get
+labels beyond that where policies tell them apart: `block:<prefix>` (the longest prefix of `ipBlock` or `networks` that
+holds it), `node:<key>=<value>` of nodes, `reserved:kube-apiserver`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Addresses:
         self._label_sets = label_sets
         self._pods: dict[IPAddress, tuple[str, ...]] = {}
         self._nodes: dict[IPAddress, Counter[str]] = {}
+        self._further: dict[IPAddress, Counter[str]] = {}
         self._node_labels: dict[str, Mapping[str, str]] = {}
         self._node_keys: Counter[str] = Counter()
         self._node_addresses: dict[str, dict[IPAddress, None]] = {}
@@ -67,22 +68,26 @@ class Addresses:
                 self._pods.pop(address, None)
             self._claimed(address)
 
-    def node(self, node: str, addresses: Iterable[IPAddress], *, there: bool) -> None:
-        """A node has these addresses, by itself or by a pod in its network (or has them no more)."""
+    def node(self, node: str, addresses: Iterable[IPAddress], *, there: bool, further: bool = False) -> None:
+        """A node has these addresses, by itself or by a pod in its network (or has them no more).
+
+        `further`: by annotations or by convention, so that what a node or pod says of itself comes first.
+        """
+        claims = self._further if further else self._nodes
         for address in addresses:
-            names = self._nodes.setdefault(address, Counter())
+            names = claims.setdefault(address, Counter())
             names[node] += 1 if there else -1
             if names[node] <= 0:
                 del names[node]
+            if not names:
+                del claims[address]
             of_node = self._node_addresses.setdefault(node, {})
-            if node in names:
+            if any(node in names.get(address, ()) for names in (self._nodes, self._further)):
                 of_node[address] = None
             else:
                 of_node.pop(address, None)
                 if not of_node:
                     del self._node_addresses[node]
-            if not names:
-                del self._nodes[address]
             self._claimed(address)
 
     def node_labels(self, name: str, new: Node | None) -> None:
@@ -103,7 +108,7 @@ class Addresses:
                 del self._node_keys[key]
             changed |= before is not (key in self._node_keys)
         if changed:
-            self._stale_addresses.update(dict.fromkeys(self._nodes))
+            self._stale_addresses.update(dict.fromkeys((*self._nodes, *self._further)))
 
     def pod_range(self, prefix: IPNetwork, *, times: int) -> None:
         """Pods have addresses from this prefix (or no more)."""
@@ -150,11 +155,11 @@ class Addresses:
         """
         if prefix.prefixlen == prefix.max_prefixlen:
             address = prefix.network_address
-            nodes = self._nodes.get(address)
+            pods = self._pods.get(address)
+            nodes = self._nodes.get(address) or (None if pods else self._further.get(address))
             if nodes:
                 kind = Reserved.HOST if self._node in nodes else Reserved.REMOTE_NODE
                 return (kind.label, *self._node_labels_of(nodes)), None, self._extra(prefix, address)
-            pods = self._pods.get(address)
             if pods:
                 found = self._label_sets.of(pods[0])
                 if len(pods) == 1:
@@ -211,7 +216,7 @@ class Addresses:
     def _claimed(self, address: IPAddress) -> None:
         self._stale_addresses[address] = None
         heap = address.version, int(address) >> _HEAP_BITS[address.version]
-        if address in self._pods or address in self._nodes:
+        if address in self._pods or address in self._nodes or address in self._further:
             self._heaps.setdefault(heap, set()).add(address)
         else:
             self._heaps[heap].discard(address)

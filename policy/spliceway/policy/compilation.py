@@ -227,6 +227,7 @@ class Compilation:
         for node, there in ((old, False), (new, True)):
             if node is not None:
                 self._addresses.node(node.name, node.addresses, there=there)
+                self._addresses.node(node.name, node.further, there=there, further=True)
                 for prefix in node.pod_cidrs:
                     self._addresses.pod_range(prefix, times=1 if there else -1)
         name = new.name if new is not None else old.name if old is not None else ""

@@ -24,11 +24,15 @@ class Facts:
         return f"{type(self).__name__}(pods={len(self.cluster.pods)}, nodes={len(self.cluster.nodes)})"
 
     def nodes_with(self, address: IPAddress) -> frozenset[str]:
-        """Names of the nodes an address belongs to: their own, or that of a pod in the host's network."""
+        """Names of the nodes an address belongs to: their own, or that of a pod in the host's network.
+
+        Where there are none, and no pod has it: of those that have it by annotations or by convention.
+        """
         found = {node.name for node in self.cluster.nodes.values() if address in node.addresses}
-        return frozenset(
-            found | {pod.node for pod in self.cluster.pods.values() if pod.host_network and address in pod.addresses}
-        )
+        found |= {pod.node for pod in self.cluster.pods.values() if pod.host_network and address in pod.addresses}
+        if not found and not self.pods_with(address):
+            found = {node.name for node in self.cluster.nodes.values() if address in node.further}
+        return frozenset(found)
 
     def pods_with(self, address: IPAddress) -> tuple[Pod, ...]:
         """The pods that have an address."""

@@ -192,7 +192,12 @@ class _IndexedFacts(Facts):
                 pods.setdefault(address, []).append(pod)
                 if pod.host_network:
                     nodes.setdefault(address, set()).add(pod.node)
-        self._nodes = {address: frozenset(names) for address, names in nodes.items()}
+        further: dict[IPAddress, set[str]] = {}
+        for node in cluster.nodes.values():
+            for address in node.further:
+                if address not in nodes and address not in pods:
+                    further.setdefault(address, set()).add(node.name)
+        self._nodes = {address: frozenset(names) for address, names in (*nodes.items(), *further.items())}
         self._pods = {address: tuple(found) for address, found in pods.items()}
         self._api_server = {
             address

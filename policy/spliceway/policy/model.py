@@ -62,13 +62,17 @@ class Pod(msgspec.Struct, frozen=True):
 
 
 class Node(msgspec.Struct, frozen=True):
-    """A node: its own addresses, the prefixes its pods have addresses from, its labels."""
+    """A node: its own addresses, the prefixes its pods have addresses from, its labels.
+
+    `further`: addresses that it has by annotations or by convention; a pod that claims one of them comes first.
+    """
 
     name: str
     addresses: tuple[IPAddress, ...] = ()
     pod_cidrs: tuple[IPNetwork, ...] = ()
     file: str = ""
     labels: Mapping[str, str] = {}
+    further: tuple[IPAddress, ...] = ()
 
 
 class CidrGroup(msgspec.Struct, frozen=True):

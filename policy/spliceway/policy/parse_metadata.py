@@ -36,11 +36,12 @@ _TIME = re.compile(r"[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0
 class Metadata:
     """Name, namespace and labels of an object, and the place of its errors from here on.
 
-    `audit` is what a policy's annotation says; on other objects annotations mean nothing. `created` is
-    creationTimestamp (UTC, RFC 3339), empty unless it is what an API server writes.
+    `audit` is what a policy's annotation says; `annotations` are another object's as they were read, of any type: what
+    they mean is told elsewhere. `created` is creationTimestamp (UTC, RFC 3339), empty unless it is what an API server
+    writes.
     """
 
-    __slots__ = ("audit", "created", "labels", "name", "namespace", "where")
+    __slots__ = ("annotations", "audit", "created", "labels", "name", "namespace", "where")
 
     def __init__(
         self, fields: Fields, where: Where, kind: str, *, namespaced: bool = True, policy: bool = False
@@ -63,7 +64,8 @@ class Metadata:
         self.audit = policy and _audit(inner)
         created = inner.raw("creationTimestamp")
         self.created = created if isinstance(created, str) and _TIME.fullmatch(created) else ""
-        inner.ignore("annotations", *_META)
+        self.annotations: Any = inner.raw("annotations")
+        inner.ignore(*_META)
         inner.done()
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+from spliceway.policy.errors import PolicyError
 from spliceway.policy.fields import Fields, Where
 from spliceway.policy.model import ContainerPort, IPAddress, Namespace, Node, Pod
+from spliceway.policy.nodeaddresses import annotated, conventional
 from spliceway.policy.parse_address import parse_address, parse_network
 from spliceway.policy.parse_metadata import Metadata
 from spliceway.policy.parse_port import check_port_name, check_port_number, kubernetes_protocol
@@ -46,7 +49,10 @@ def parse_pod(fields: Fields, where: Where) -> Pod:
 
 
 def parse_node(fields: Fields, where: Where) -> Node:
-    """A Node: its labels, the IP addresses of status.addresses, and spec.podCIDRs or podCIDR."""
+    """A Node: its labels, the IP addresses of status.addresses, spec.podCIDRs or podCIDR; what annotations add.
+
+    Bad annotations are passed over: `annotation_errors` tells them.
+    """
     meta = Metadata(fields, where, "Node", namespaced=False)
     where = meta.where
     spec = Fields(fields.take("spec", dict, {}), where.at("spec"))
@@ -61,7 +67,15 @@ def parse_node(fields: Fields, where: Where) -> Node:
     found = [parse_network(item, place) for place, item in where_cidrs.items(cidrs, str)]
     if not found and (one := spec.take("podCIDR", str, "")):
         found = [parse_network(one, spec.where.at("podCIDR"))]
-    return Node(meta.name, tuple(dict.fromkeys(addresses)), tuple(found), where.file, meta.labels)
+    own = tuple(dict.fromkeys(addresses))
+    told, _errors = annotated(meta.annotations, where.at("metadata.annotations"))
+    further = tuple(dict.fromkeys(one for one in (*told, *conventional(tuple(found))) if one not in own))
+    return Node(meta.name, own, tuple(found), where.file, meta.labels, further)
+
+
+def annotation_errors(node: Node, annotations: Any) -> tuple[PolicyError, ...]:
+    """What of a Node's annotations (`metadata.annotations`, as it was read) was passed over."""
+    return annotated(annotations, Where(node.file, f"Node {node.name}", "metadata.annotations"))[1]
 
 
 def _pod_addresses(status: Fields) -> list[IPAddress]:

@@ -7,17 +7,30 @@ from typing import Annotated
 
 import typer
 
-from spliceway.agent.cli import cleanup, evaluate, lazy, preflight, proxy, services, show, sock, source, xds, xdsserve
+from spliceway.agent.cli import (
+    cleanup,
+    evaluate,
+    lazy,
+    preflight,
+    proxy,
+    services,
+    show,
+    sock,
+    source,
+    version,
+    xds,
+    xdsserve,
+)
 from spliceway.agent.cli.common import ConfigOption, Group
 from spliceway.agent.cli.options import LogLevelOption
 
 app = typer.Typer(
     cls=Group,
-    help="Network policy in eBPF, HTTP policy by a proxy on the node, spliced with sockmap.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.callback()(version.root)
 
 
 @app.command("agent")
@@ -43,6 +56,7 @@ app.command("proxy")(proxy.proxy)
 app.command("status")(show.status)
 app.command("flows")(show.flows)
 app.command("splice")(show.splice)
+app.command("version")(version.version)
 _Command = Callable[..., None]
 _GROUPS: tuple[tuple[str, str, dict[str, _Command]], ...] = (
     ("endpoint", "Pods of this node.", {"list": show.endpoints}),

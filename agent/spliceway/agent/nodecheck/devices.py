@@ -13,10 +13,11 @@ from spliceway.bpf.linktable import Device
 
 def devices(target: Target) -> Iterator[Check]:
     """What `datapath.devices` means on this node now."""
+    found = _all()
     try:
-        checks = list(judge(linktable.devices(), target.settings.devices, linktable.leads_out))
+        checks = list(judge(found, target.settings.devices, linktable.leads_out))
     except OSError as error:
-        raise Unreadable(f"interfaces can't be listed: {error}") from error
+        raise Unreadable(f"routes can't be listed: {error}") from error
     yield from checks
 
 
@@ -43,3 +44,16 @@ def told(choice: Choice) -> str:
     notes = [choice.device.kind] if choice.device.kind else []
     notes += [] if choice.device.ethernet else ["no Ethernet header"]
     return choice.device.name + (f" ({', '.join(notes)})" if notes else "")
+
+
+def kinds() -> dict[str, str]:
+    """Name → kind (bridge, vxlan, veth …), empty for hardware. Raises Unreadable."""
+    return {one.name: one.kind for one in _all()}
+
+
+def _all() -> list[Device]:
+    """By netlink: /sys shows interfaces of the namespace of whoever mounted it."""
+    try:
+        return linktable.devices()
+    except OSError as error:
+        raise Unreadable(f"interfaces can't be listed: {error}") from error

@@ -53,7 +53,9 @@ def read(*, has_tcx: bool) -> dict[Other, list[str]]:
     found: dict[Other, list[str]] = {}
     for index, device in socket.if_nameindex():
         for each in _at(index, has_tcx=has_tcx):
-            found.setdefault(each, []).append(device)
+            there = found.setdefault(each, [])
+            if device not in there:
+                there.append(device)
     return found
 
 

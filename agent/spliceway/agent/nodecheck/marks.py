@@ -10,7 +10,7 @@ import msgspec
 
 ALL_BITS = 0xFFFF_FFFF
 #: Tables that iptables-nft makes: iptables-save tells them better.
-_IPTABLES = re.compile(r"table (?:ip|ip6|bridge|arp) (?:filter|nat|mangle|raw|security|broute) \{")
+IPTABLES_TABLE = re.compile(r"table (?:ip|ip6|bridge|arp) (?:filter|nat|mangle|raw|security|broute) \{")
 _NUMBER = r"(0x[0-9a-fA-F]+|\d+)"
 _IPT_MATCH = re.compile(rf"(! )?--mark {_NUMBER}(?:/{_NUMBER})?")
 _IPT_SET = re.compile(rf"--(?:set-x?mark|set-mark|tproxy-mark) {_NUMBER}(?:/{_NUMBER})?")
@@ -49,7 +49,8 @@ def of_iptables(text: str) -> list[MarkUse]:
             if not no:  # «not this mark»: everything else passes there, too
                 found.append(MarkUse("match", _number(value), _number(mask, ALL_BITS), rule))
         for value, mask in _IPT_SET.findall(line) if "-j CONNMARK" not in line else ():
-            found.append(MarkUse("set", _number(value), _number(mask, ALL_BITS), rule))
+            # Bits of the value outside of the mask are flipped (--set-xmark 0x4000/0x0), or set.
+            found.append(MarkUse("set", _number(value), _number(mask, ALL_BITS) | _number(value), rule))
         for mask in _IPT_RESTORE.findall(line):
             found.append(MarkUse("set", None, _number(mask, ALL_BITS), rule))
     return found
@@ -61,7 +62,7 @@ def of_nftables(text: str) -> list[MarkUse]:
     table = ""
     for line in map(str.strip, text.splitlines()):
         if line.startswith("table "):
-            table = "" if _IPTABLES.match(line) else line.removesuffix(" {")
+            table = "" if IPTABLES_TABLE.match(line) else line.removesuffix(" {")
         elif table:
             found += _nft_rule(line, f"nft {table}: {line}")
     return found
@@ -86,6 +87,14 @@ def _nft_value(text: str) -> tuple[int | None, int]:
     if part["ct"]:
         return None, ALL_BITS
     return put, (~_number(part["keep"], ALL_BITS) & ALL_BITS) | put
+
+
+def bits(uses: Iterable[MarkUse]) -> int:
+    """All bits that rules set or ask for one by one."""
+    found = 0
+    for use in uses:
+        found |= use.mask if use.mask != ALL_BITS else 0
+    return found
 
 
 def conflicts(uses: Iterable[MarkUse], mark: int, proxy_mark: int, mask: int) -> list[MarkUse]:

@@ -1,4 +1,4 @@
-"""Other network software of the node: Cilium, Calico, the AWS VPC CNI, Istio."""
+"""Other network software of the node: flannel, Cilium, Calico, the AWS VPC CNI, Istio."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from spliceway.agent.nodecheck import devices
 from spliceway.agent.nodecheck.model import Check, Target, info, ok, warn
 from spliceway.agent.nodecheck.reading import Unreadable, names
 from spliceway.agent.nodecheck.routing import Rule
@@ -43,7 +44,7 @@ def read() -> Signs:
     except OSError:
         rules = []
     return Signs(
-        devices=names(Path("/sys/class/net")),
+        devices=_devices(),
         cni=_quietly(_CNI),
         cilium_maps=[name for name in _quietly(pins) if name.startswith("cilium")],
         cilium_socket=Path("/var/run/cilium").is_dir(),
@@ -55,8 +56,17 @@ def read() -> Signs:
 
 def judge(signs: Signs) -> Iterator[Check]:
     """From what was seen."""
-    found = [*_cilium(signs), *_calico(signs), *_aws(signs), *_istio(signs)]
-    yield from found or [ok("neighbours", "no Cilium, Calico, AWS VPC CNI or Istio was seen")]
+    found = [*_flannel(signs), *_cilium(signs), *_calico(signs), *_aws(signs), *_istio(signs)]
+    yield from found or [ok("neighbours", "no flannel, Cilium, Calico, AWS VPC CNI or Istio was seen")]
+
+
+def _flannel(signs: Signs) -> Iterator[Check]:
+    seen = [name for name in signs.devices if name.startswith("flannel")]
+    seen += [name for name in signs.cni if "flannel" in name]
+    seen += ["flanneld"] if "flanneld" in signs.programs else []
+    if seen:
+        todo = "nothing: its tunnels' addresses are host and remote-node"
+        yield info("flannel", f"seen: {', '.join(seen)}", todo)
 
 
 def _cilium(signs: Signs) -> Iterator[Check]:
@@ -106,6 +116,13 @@ def _programs() -> Iterable[str]:
                 yield (each / "comm").read_text().strip()
             except OSError:
                 continue  # it has ended
+
+
+def _devices() -> list[str]:
+    try:
+        return sorted(devices.kinds())
+    except Unreadable:
+        return []
 
 
 def _quietly(directory: Path) -> list[str]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from spliceway.agent.nodecheck import marks
+from spliceway.agent.nodecheck import devices, marks
 from spliceway.agent.nodecheck.model import Check, Target, info, ok, skipped, warn
-from spliceway.agent.nodecheck.reading import Unreadable, names, output, program, sysctl
+from spliceway.agent.nodecheck.reading import Unreadable, output, program, sysctl
 from spliceway.bpf.types import DatapathSettings
 
 _LISTED = ("iptables-save", "ip6tables-save", "iptables-legacy-save", "ip6tables-legacy-save")
@@ -68,25 +67,34 @@ def judge_marks(found: Rules, settings: DatapathSettings) -> Iterator[Check]:
     if found.unread:
         yield skipped("marks", "; ".join(found.unread), "see for yourself, or install it where preflight runs")
     if not hits and (found.iptables or found.nftables or not found.unread):
-        yield ok("marks", f"no rule touches {ours} ({len(found.uses)} rules use marks)")
+        uses = found.uses
+        others = f"{len(uses)} rules use marks" + (f", bits {bits:#x}" if (bits := marks.bits(uses)) else "")
+        yield ok("marks", f"no rule touches {ours} ({others})")
+
+
+def variant(saved: str) -> str:
+    """Which iptables has printed this: «iptables-nft», «ip6tables-legacy», by its first line."""
+    first = saved.partition("\n")[0]
+    return f"{'ip6' if 'ip6tables' in first else 'ip'}tables-{'nft' if 'nf_tables' in first else 'legacy'}"
 
 
 def kube_proxy(_target: Target) -> Iterator[Check]:
     """How Services are done on this node."""
-    yield judge_kube_proxy(read(), names(Path("/sys/class/net")))
+    yield judge_kube_proxy(read(), tuple(devices.kinds()))
 
 
-def judge_kube_proxy(found: Rules, devices: Sequence[str]) -> Check:
+def judge_kube_proxy(found: Rules, interfaces: Sequence[str]) -> Check:
     """From all rules and the names of the interfaces."""
     name = "kube-proxy"
-    if "kube-ipvs0" in devices:
+    if "kube-ipvs0" in interfaces:
         return info(name, "mode ipvs (kube-ipvs0)", "nothing: packets are steered before ipvs and netfilter see them")
     if "table ip kube-proxy" in found.nftables or "table ip6 kube-proxy" in found.nftables:
         return info(name, "mode nftables (table kube-proxy)")
     chains = [text for text in found.iptables if ":KUBE-SERVICES " in text]
     if chains:
-        return info(name, "mode iptables (chains KUBE-*)")
-    if any("CILIUM" in text for text in found.iptables) or "cilium_host" in devices:
+        tools = ", ".join(dict.fromkeys(variant(text) for text in chains))
+        return info(name, f"mode iptables (chains KUBE-*, {tools})")
+    if any("CILIUM" in text for text in found.iptables) or "cilium_host" in interfaces:
         return info(name, "none of its rules; Cilium may do Services itself")
     if found.unread and not found.iptables:
         return skipped(name, "the rules of iptables can't be read", "see `marks`, which says why")
@@ -95,7 +103,7 @@ def judge_kube_proxy(found: Rules, devices: Sequence[str]) -> Check:
 
 def bridges(_target: Target) -> Iterator[Check]:
     """Bridges hand packets to iptables when bridge-nf-call-iptables is 1."""
-    found = [name for name in names(Path("/sys/class/net")) if Path("/sys/class/net", name, "bridge").is_dir()]
+    found = [name for name, kind in devices.kinds().items() if kind == "bridge"]
     try:
         on = sysctl("net/bridge/bridge-nf-call-iptables") == "1"
     except Unreadable:

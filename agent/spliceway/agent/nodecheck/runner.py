@@ -10,6 +10,7 @@ import msgspec
 from spliceway.agent.config import Config
 from spliceway.agent.nodecheck import (
     devices,
+    drops,
     hooks,
     kernel,
     mounts,
@@ -18,6 +19,7 @@ from spliceway.agent.nodecheck import (
     owners,
     rights,
     routing,
+    socketlb,
     tcp,
 )
 from spliceway.agent.nodecheck.model import Check, Report, Target, report, skipped
@@ -40,6 +42,7 @@ CHECKS: dict[str, Callable[[Target], Iterator[Check]]] = {
     "cgroups": mounts.cgroup_directories,
     "bpffs": mounts.bpffs,
     "cgroup-programs": owners.owners,
+    "socket-lb": socketlb.socket_lb,
     "tc-programs": hooks.tc_programs,
     "devices": devices.devices,
     "forwarding": routing.forwarding,
@@ -47,6 +50,7 @@ CHECKS: dict[str, Callable[[Target], Iterator[Check]]] = {
     "rules": routing.rules,
     "marks": netfilter.mark_uses,
     "kube-proxy": netfilter.kube_proxy,
+    "drop-policies": drops.drop_policies,
     "bridges": netfilter.bridges,
     "neighbours": neighbours.neighbours,
     "tcp": tcp.tcp,

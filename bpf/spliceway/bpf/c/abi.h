@@ -80,15 +80,21 @@ struct config {
 #define LAST_HOST_VARIANT 127u
 #define IDENTITY_WORLD_IPV4 9u
 #define IDENTITY_WORLD_IPV6 10u
+// Prefixes outside the cluster have the numbers from here on.
+#define FIRST_CIDR_IDENTITY 0x1000000u
 
 struct ipcache_key {
 	u32 prefixlen;
 	struct addr addr;
 };
 
+// Loopback's ifindex: an address that a process of the node answers by, though its identity is not the node's (the node-local DNS cache, which
+// has that of the cluster's DNS).
+#define SERVED_BY_NODE 1u
+
 struct ipcache_value {
 	u32 identity[2];	// by slot; 0: none
-	u32 endpoint[2];	// ifindex of the local endpoint that has this address, or 0
+	u32 endpoint[2];	// ifindex of the local endpoint that has this address, SERVED_BY_NODE, or 0
 };
 
 // In rows, pairs, conntrack and splices a rule set that enforces nothing (policies in audit only) has this bit. Its connections pass

@@ -16,6 +16,18 @@ static __always_inline int is_host(u32 identity)
 	return identity == IDENTITY_HOST || (identity >= FIRST_HOST_VARIANT && identity <= LAST_HOST_VARIANT);
 }
 
+// Is this neither a node nor a pod: the world, or a prefix of it that policies name?
+static __always_inline int is_outside(u32 identity)
+{
+	return identity == IDENTITY_WORLD_IPV4 || identity == IDENTITY_WORLD_IPV6 || identity >= FIRST_CIDR_IDENTITY;
+}
+
+// Do processes of the node answer by this address?
+static __always_inline int is_nodes(u32 identity, u32 ifindex)
+{
+	return is_host(identity) || ifindex == SERVED_BY_NODE;
+}
+
 // A client that has the node's own address and comes from elsewhere was masqueraded, and so was one that came to the proxy, where the node's own
 // connections never go. Who it is can't be known any more: so it is nobody that policies know, and not the node, which may do more.
 static __always_inline void masqueraded(const struct addr *a, struct party *client)
@@ -57,7 +69,8 @@ static __always_inline void find_party(const struct addr *a, u32 slot, struct pa
 		return;
 	p->identity = v->identity[slot];
 	u32 ifindex = v->endpoint[slot];
-	if (!ifindex)
+	p->ifindex = ifindex;
+	if (!ifindex || ifindex == SERVED_BY_NODE)
 		return;
 	struct endpoint *ep = endpoints.lookup(&ifindex);
 	u32 identity = p->identity;

@@ -42,7 +42,7 @@ static __always_inline int judge_from_network(struct __sk_buff *skb, u32 network
 	w->f.dst_identity = dst.identity;
 	if (src.netns_cookie && is_from_port(skb, &src))
 		return PASS;
-	if (src.netns_cookie || is_host(src.identity))
+	if (src.netns_cookie || is_nodes(src.identity, src.ifindex))
 		return drop(HOOK_FROM_NETWORK, w, SPOOFED_SOURCE);
 	if (!dst.netns_cookie)
 		return PASS;

@@ -5,10 +5,14 @@
 #define FROM_ELSEWHERE 0	// forwarded: from another pod or from outside
 #define FROM_NODE 1		// a socket of the node
 #define FROM_PROXY_SOCK 2
+#define FAMILY_INET 2
+#define FAMILY_INET6 10
+#define SOCK_RAW 3
 
 struct origin {
 	u32 from;
-	u32 mark;		// FROM_PROXY_SOCK only, as is
+	u32 mark;		// FROM_PROXY_SOCK only
+	u32 known;		// `real` is that of a socket that can't choose what its packets say
 	// The ends of that socket, as its packets have them before netfilter gives them others. A socket that resets has given up its own port.
 	struct tuple real;
 };
@@ -19,15 +23,21 @@ static __always_inline void find_origin(struct __sk_buff *skb, u8 family, struct
 {
 	struct bpf_sock *sk = skb->sk;
 
-	o->mark = 0;
+	o->mark = o->known = 0;
 	o->from = FROM_ELSEWHERE;
 	if (skb->ingress_ifindex)
 		return;
 	if (sk)
 		o->mark = is_proxy_sock(sk);
 	o->from = o->mark ? FROM_PROXY_SOCK : FROM_NODE;
-	if (!sk || !o->mark)
+	if (!sk)
 		return;
+	if (!o->mark) {
+		struct bpf_sock *full = bpf_sk_fullsock(sk);
+		if ((sk->family != FAMILY_INET && sk->family != FAMILY_INET6) || (full && full->type == SOCK_RAW))
+			return;
+	}
+	o->known = 1;
 	// All of it is read, and before it is asked for: the verifier knows constant offsets only, and the compiler likes to compute them.
 	volatile struct bpf_sock *v = sk;
 	u32 s4 = v->src_ip4, s0 = v->src_ip6[0], s1 = v->src_ip6[1], s2 = v->src_ip6[2], s3 = v->src_ip6[3];
@@ -94,16 +104,37 @@ static __always_inline int is_bare(const struct packet *p, const struct ct_value
 	return !(p->tcp_flags & TCP_SYN) || (e->leg == LEG_DOWNSTREAM && (e->flags & CT_CLIENT));
 }
 
-// Whether a packet of a known connection comes from where its leg's packets come from: 0, or the reason to drop it.
-static __always_inline int wrong_leg(const struct packet *p, const struct ct_value *e, const struct origin *o)
+// Does a process of the node answer from one of the node's addresses, and netfilter has put in its place what the pod dialled (a Service whose
+// backend is the node, as the API server's can be)? That is outside, or nobody's. A socket of IPv4 that is bound to no address can't choose one
+// that is not the node's; one of IPv6 can.
+static __always_inline int is_translated_answer(const struct work *w, const struct ct_value *e, const struct origin *o)
 {
+	struct party own;
+
+	if (!o->known || !(e->flags & CT_CLIENT) || !is_outside(e->peer_identity))
+		return 0;
+	if (w->p.family == 4 && w->p.protocol != PROTO_TCP && !o->real.src.w[3])
+		return 1;
+	find_party(&o->real.src, w->generation & 1, &own);
+	return is_host(own.identity);
+}
+
+// Whether a packet of a known connection comes from where its leg's packets come from: 0, or the reason to drop it.
+static __always_inline int wrong_leg(const struct work *w, const struct ct_value *e, const struct origin *o)
+{
+	const struct packet *p = &w->p;
+
 	if (o->from == FROM_PROXY_SOCK && e->leg != proxy_leg(o->mark))
 		return TUPLE_CONFLICT;
 	if (o->from == FROM_PROXY_SOCK)	// the reset that ends it gets out
 		return !is_bare_reset(p) && has_moved(o->mark, e->rule_set) ? RULE_SET_CHANGED : 0;
 	if (e->leg != LEG_DIRECT && o->from == FROM_ELSEWHERE)
 		return NOT_STEERED;
-	if (o->from == FROM_NODE && !(e->leg == LEG_DIRECT ? is_host(e->peer_identity) : is_bare(p, e)))
+	if (o->from != FROM_NODE)
+		return 0;
+	if (e->leg != LEG_DIRECT)
+		return is_bare(p, e) ? 0 : FOREIGN_SOURCE;
+	if (!is_nodes(e->peer_identity, e->peer_ifindex) && !is_translated_answer(w, e, o))
 		return FOREIGN_SOURCE;
 	return 0;
 }
@@ -148,7 +179,8 @@ static __always_inline int is_neighbour_port(struct __sk_buff *skb, const struct
 // ports of, when they were routed there.
 static __always_inline int came_from(struct __sk_buff *skb, const struct endpoint *ep, u32 remote_ifindex)
 {
-	if (remote_ifindex == skb->ingress_ifindex)
+	// The node served this address: when it does no more, whoever answers by it comes from where a Service leads.
+	if (remote_ifindex == skb->ingress_ifindex || remote_ifindex == SERVED_BY_NODE)
 		return 1;
 	struct endpoint *other = ep->bridge && ep->bridge == skb->ingress_ifindex ? endpoints.lookup(&remote_ifindex) : NULL;
 	return other && other->bridge == ep->bridge;
@@ -230,7 +262,7 @@ static __always_inline int may_be_answer(const struct work *w, const struct orig
 	if (o->from == FROM_PROXY_SOCK || w->p.protocol != PROTO_TCP || (e && e->leg == LEG_DIRECT))
 		return 0;
 	find_party(&w->p.outer.src, w->generation & 1, &server);
-	return o->from == FROM_NODE ? is_host(server.identity) : !server.ifindex;
+	return o->from == FROM_NODE ? is_nodes(server.identity, server.ifindex) : !server.ifindex;
 }
 
 int to_pod(struct __sk_buff *skb)
@@ -293,7 +325,7 @@ int to_pod(struct __sk_buff *skb)
 		reason = o.from == FROM_PROXY_SOCK ? 0 : is_proxied(skb, w, e);
 		return reason ? drop(HOOK_TO_POD, w, reason) : to_pod_new(skb, w, cfg, ep, &o);
 	}
-	reason = wrong_leg(&w->p, e, &o);
+	reason = wrong_leg(w, e, &o);
 	if (reason)
 		return drop(HOOK_TO_POD, w, reason);
 	// A local pod's packets come from its own veth, where their source was checked.
