@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from spliceway.agent.config import Config
-from spliceway.agent.nodecheck import hooks, kernel, mounts, neighbours, netfilter, owners, rights, routing, tcp
+from spliceway.agent.nodecheck import hooks, kernel, mounts, neighbours, netfilter, owners, paths, rights, routing, tcp
 from spliceway.agent.nodecheck.model import Check, Report, Target, report, skipped
 from spliceway.agent.nodecheck.reading import Unreadable
 from spliceway.bpf import gate
@@ -33,6 +33,7 @@ CHECKS: dict[str, Callable[[Target], Iterator[Check]]] = {
     "uplinks": routing.uplinks,
     "forwarding": routing.forwarding,
     "rp-filter": routing.rp_filter,
+    "pod-routes": paths.pod_routes,
     "rules": routing.rules,
     "marks": netfilter.mark_uses,
     "kube-proxy": netfilter.kube_proxy,
