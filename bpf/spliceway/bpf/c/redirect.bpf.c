@@ -22,6 +22,7 @@
 #include "join.h"
 #include "ends.h"
 #include "room.h"
+#include "destination.h"
 
 #define TCP_ESTABLISHED 1
 #define TCP_ULP 31
@@ -272,6 +273,25 @@ int splice_room(struct bpf_sockopt *ctx)
 	asm volatile("" ::: "memory");		// one store for both the verifier refuses
 	ctx->retval = 0;
 #endif
+	return 1;
+}
+
+// getsockopt() in the proxy's cgroup: the original destination of what it has accepted.
+int proxy_destination(struct bpf_sockopt *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	if (ctx->optname != SO_ORIGINAL_DST || !sk)
+		return 1;
+	u32 *mark = proxy_socks.sk_storage_get(sk, 0, 0);
+	if (!mark || *mark == PROXY_CONNECTED)
+		return 1;
+	u32 length = tell_destination(ctx, sk);
+	if (!length)
+		return 1;
+	ctx->optlen = length;
+	asm volatile("" ::: "memory");		// one store for both the verifier refuses
+	ctx->retval = 0;
 	return 1;
 }
 
