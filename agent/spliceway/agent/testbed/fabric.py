@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from spliceway.agent.testbed import netns
-from spliceway.agent.testbed.linkparts import add_address, command, family_of, index_of, netlink
+from spliceway.agent.testbed.linkparts import command, family_of, index_of, netlink
 from spliceway.agent.testbed.plan import UNDERLAY_PREFIXES, IPAddress, NodePlan
 from spliceway.agent.testbed.wiring import BRIDGE, UPLINK
 
@@ -53,10 +53,9 @@ def narrow(fabric: Path, nodes: Sequence[tuple[NodePlan, Path]], mtu: int) -> No
         netns.sysctl("ipv6/conf/all/forwarding", 1)
         for scope in ("all", BRIDGE):
             netns.sysctl(f"ipv4/conf/{scope}/send_redirects", 0)
-        with netlink("fabric as a router") as ip:
-            index = index_of(ip, BRIDGE)
-            for address, prefix in zip(ROUTER, UNDERLAY_PREFIXES, strict=True):
-                add_address(ip, index, address, prefix.prefixlen)
+        for address, prefix in zip(ROUTER, UNDERLAY_PREFIXES, strict=True):
+            own = (f"{address}/{prefix.prefixlen}", "dev", BRIDGE, *(["nodad"] if address.version == 6 else []))
+            command("ip", "addr", "replace", *own)
         for plan, _ in nodes:
             for prefix, gateway in zip(plan.prefixes, plan.addresses, strict=True):
                 to = ("via", str(gateway), "dev", BRIDGE, "mtu", str(mtu))
