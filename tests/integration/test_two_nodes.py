@@ -17,6 +17,7 @@ from spliceway.agent.testbed import netns
 from spliceway.agent.testbed.node import Node
 from spliceway.agent.testbed.profiles import Profile
 from support import farserver
+from support.profiled import CLUSTER_IPS, services
 from support.twonodes import MODES, Json, Report, TwoNodes, two_nodes, until
 
 pytestmark = pytest.mark.kernel
@@ -168,18 +169,22 @@ def test_bytes_arrive_whole_both_ways(site: TwoNodes, near: int, far: int, versi
 @VERSIONS
 @DIRECTIONS
 def test_ends_reach_the_other_side(site: TwoNodes, near: int, far: int, version: int, mode: str) -> None:
-    """What a client does to its connection the server sees, and what the server does the client: FIN as FIN."""
+    """What a client does to its connection the server sees, and what the server does the client: FIN as FIN.
+
+    Envoy makes FIN of all between two requests, and keeps the client's connection when the server ends its own.
+    """
     client, server = ends(mode, near, far)
+    embedded = site.agent(1).client.get("status")["proxy"]["kind"] == "embedded"
     for how in ("fin", "reset"):
         report = site.ask(client, server, ["GET", "/open/x"], version=version, end=how)
         assert report.statuses == [200]
         last = report.answers[0]["seen"]["port"]
         until(lambda last=last: ending(site, client, server, last, version), 10.0)  # type: ignore[misc]
-        # Envoy's way between two requests: FIN, whatever the client did.
-        expected = how if site.agent(1).client.get("status")["proxy"]["kind"] == "embedded" else "fin"
-        assert ending(site, client, server, last, version) == expected
-    report = site.ask(client, server, ["GET", "/open/x?end=fin"], version=version, end="wait")
-    assert (report.statuses, report.end) == ([200], "fin")
+        assert ending(site, client, server, last, version) == (how if embedded else "fin")
+    report = site.ask(
+        client, server, ["GET", "/open/x?end=fin"], version=version, end="wait", wait=8 if embedded else 2
+    )
+    assert (report.statuses, report.end) == ([200], "fin" if embedded else "open")
     for how in ("cut", "reset"):
         report = site.ask(client, server, ["GET", f"/open/x?size=1000&end={how}"], version=version)
         assert "error" in report.answers[0], "half of an answer must not look whole"
@@ -217,6 +222,24 @@ def waits(node: Node, client: str, *, unread: bool) -> bool:
     lines = node.run_on_node(["ss", "-tnH", "state", "established"]).stdout.splitlines()
     mine = [line.split() for line in lines if line.split()[3].strip("[").startswith(client)]
     return any(int(each[0]) or not unread for each in mine)
+
+
+@VERSIONS
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_service_leads_to_the_pod_that_was_judged(site: TwoNodes, number: int, version: int) -> None:
+    """Translated on the client's node. The proxy of its backend's node dials that, and not the Service once more."""
+    if site.bed.profile.kube_proxy == "none":
+        pytest.skip("nobody translates Services in this profile")
+    server = f"guarded{number}"
+    site.bed.set_services(services(server))
+    path = fresh("/open")
+    report = site.ask(
+        "client1", str(CLUSTER_IPS[version == 6]), ["GET", path], ["GET", "/out"], version=version, wait=4
+    )
+    assert report.statuses == [200, 403]
+    flow = site.flow(number, hook="proxy", path=path)
+    assert_source(flow, site, "client1", version)
+    assert flow["destination"]["address"] == str(site.bed.pod(server).address(version))
 
 
 @VERSIONS
