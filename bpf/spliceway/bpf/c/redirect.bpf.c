@@ -29,6 +29,8 @@
 #define SOL_SOCKET 1
 #define SO_MARK 36
 
+#include "untracked.h"
+
 #define SENT_AGAIN 3		// times: 0.3 s
 // A proxy that waits for room is not told of less.
 #define LEAST_ROOM 65536
@@ -127,6 +129,8 @@ int sockops_proxy(struct bpf_sock_ops *s)
 			proxy_socks.sk_storage_get(sk, &mark, BPF_SK_STORAGE_GET_F_CREATE);
 		return 1;
 	}
+	if (s->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB && (s->family == 2 || s->family == 10))
+		leave_untracked(s);
 	if (!is_ours(s->op) || (s->family != 2 && s->family != 10))
 		return 1;
 	struct generation *g = generation.lookup(&zero);
