@@ -17,6 +17,7 @@ from support.attack import MARKER, SEQ, Witness
 from support.egress import PAIR, SERVERS, Site, egress_site
 from support.node import python_in
 from support.packets import ACK, FIN, RST, SYN, TCP, ip, tcp
+from support.raw import send_raw
 from support.sysctl import set_sysctls
 from support.talk import Talk
 
@@ -46,7 +47,7 @@ def forge(site: Site, packets: list[bytes]) -> None:
 
     def send() -> None:
         for packet in packets:
-            _raw(packet)
+            send_raw(packet)
 
     netns.call(site.testbed.pod("forger").netns, send)
 
@@ -80,16 +81,8 @@ def test_answers_of_the_nodes_own_servers_reach_the_proxy_only(site: Site, versi
     own = site.client.address(version)
     with Witness(site.client.netns, marker=(80).to_bytes(2, "big") + opened.to_bytes(2, "big")) as witness:
         sent = tcp(address, own, 80, opened, ACK, MARKER)
-        netns.call(site.testbed.node.info.netns, lambda: _raw(ip(address, own, TCP, sent)))
+        netns.call(site.testbed.node.info.netns, lambda: send_raw(ip(address, own, TCP, sent)))
         witness.assert_nothing()
-
-
-def _raw(packet: bytes) -> None:
-    family, size, at = (socket.AF_INET, 4, 16) if packet[0] >> 4 == 4 else (socket.AF_INET6, 16, 24)
-    with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
-        if family == socket.AF_INET6:
-            raw.setsockopt(socket.IPPROTO_IPV6, 36, 1)
-        raw.sendto(packet, (str(ip_address(packet[at : at + size])), 0))
 
 
 @VERSIONS
@@ -136,7 +129,7 @@ def test_a_process_of_the_node_that_answers_for_a_server_outside(site: Site, ver
         ]
         with Witness(site.client.netns) as pod, Witness(place) as here:
             for packet in forged:
-                netns.call(place, lambda p=packet: _raw(p))  # type: ignore[misc]
+                netns.call(place, lambda p=packet: send_raw(p))  # type: ignore[misc]
             pod.assert_nothing()
             here.assert_nothing()
         assert dropped(site, *refused) - before == len(forged)
@@ -160,7 +153,7 @@ def test_a_process_of_the_node_on_the_same_port(site: Site, server: str, version
             for flags, payload in ((ACK, MARKER), (ACK, b""), (SYN | ACK, b""), (SYN, b"")):
                 packet = ip(address, own, TCP, tcp(address, own, 80, opened, flags, payload, seq=SEQ))
                 if server == "node":
-                    netns.call(place, lambda p=packet: _raw(p))  # type: ignore[misc]
+                    netns.call(place, lambda p=packet: send_raw(p))  # type: ignore[misc]
                 else:
                     forge(site, [packet])
             time.sleep(0.3)

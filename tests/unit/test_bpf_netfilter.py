@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
+import pytest
+
 from spliceway.agent.nodecheck.marks import of_iptables
+from spliceway.bpf import netfilter
 from spliceway.bpf.netfilter import wanted
 from spliceway.bpf.types import DatapathSettings
 
@@ -35,3 +39,11 @@ def test_a_table_gets_its_rules_in_its_variant() -> None:
 def test_preflight_does_not_take_them_for_others() -> None:
     for rule in wanted(SETTINGS, [("ip", "nft", "filter"), ("ip", "nft", "nat")]):
         assert not of_iptables(f"*{rule.table}\n-A {rule.chain} {' '.join(rule.what)}\nCOMMIT\n")
+
+
+@pytest.mark.kernel
+def test_nft_lists_the_table_as_it_is_asked_for() -> None:
+    """Otherwise it would be put in again and again."""
+    script = f"nft -f - <<'END'\n{netfilter._NFT}END\nnft list table inet spliceway"
+    done = subprocess.run(["unshare", "--net", "sh", "-ec", script], capture_output=True, text=True, check=True)
+    assert done.stdout == netfilter._listed()

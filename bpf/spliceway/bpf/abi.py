@@ -41,6 +41,7 @@ REMAINS = 0x4000_0000
 PROXY_LEFT = 64
 #: What `measure_splice` returns of a pod that has to be told of the end.
 FORSAKEN = 2
+UNTRACKED_PRIORITY = 0x2480_0000
 SOCKOPT_LEVEL = 0x5317
 SOCKOPT_ROOM = 1
 #: Send buffer (SO_SNDBUF) of a proxy that does not ask for room, once its connection has left; wmem_max bounds it.

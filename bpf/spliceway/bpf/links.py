@@ -28,6 +28,7 @@ def attach_links(settings: DatapathSettings, maps: Maps, others: Iterable[Path])
         "guard": (_NETNS, libbpf.BPF_SK_LOOKUP),
         "sockops_proxy": (settings.proxy_cgroup, libbpf.BPF_CGROUP_SOCK_OPS),
         "splice_room": (settings.proxy_cgroup, libbpf.BPF_CGROUP_GETSOCKOPT),
+        "proxy_destination": (settings.proxy_cgroup, libbpf.BPF_CGROUP_GETSOCKOPT),
         "release_pod": (settings.pods_cgroup, libbpf.BPF_CGROUP_INET_SOCK_RELEASE),
         "release_proxy": (settings.proxy_cgroup, libbpf.BPF_CGROUP_INET_SOCK_RELEASE),
         "guard_ulp": (settings.pods_cgroup, libbpf.BPF_CGROUP_SETSOCKOPT),

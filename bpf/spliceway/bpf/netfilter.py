@@ -1,10 +1,10 @@
 """Our rules among those of the node's netfilter: they keep others from dropping and translating what is proxied.
 
-Steered packets come in by `steering.RECEIVING` and are not tracked: the connection that netfilter knows is the one
-before a translation, or none. So what the proxy sends may look to it like the middle of something unknown: that is
-accepted, and not masqueraded. An accept ends its own base chain only, so it stands where others drop: first in the
-built-in chains of iptables, of whichever variant the node has tables. What brings nftables of its own that drop
-(firewalld) has to let this pass by its own rules.
+Steered packets come in by `steering.RECEIVING` and are not tracked, nor is what the proxy answers: the connection that
+netfilter knows is the one before a translation, or none. So what the proxy sends may look to it like the middle of
+something unknown: that is accepted, and not masqueraded. An accept ends its own base chain only, so it stands where
+others drop: first in the built-in chains of iptables, of whichever variant the node has tables. What brings nftables of
+its own that drop (firewalld) has to let this pass by its own rules.
 """
 
 from __future__ import annotations
@@ -18,16 +18,24 @@ from pathlib import Path
 
 import msgspec
 
+from spliceway.bpf import abi
 from spliceway.bpf.steering import RECEIVING
 from spliceway.bpf.types import DatapathSettings
 
-#: A base chain of our own can take packets out of tracking, so this needs no table of others.
+#: Base chains of our own can take packets out of tracking, so this needs no table of others.
 _TABLE = "spliceway"
-_NFT = f"""add table inet {_TABLE}
-add chain inet {_TABLE} prerouting {{ type filter hook prerouting priority raw; policy accept; }}
-flush chain inet {_TABLE} prerouting
-add rule inet {_TABLE} prerouting iifname "{RECEIVING}" notrack
-"""
+#: Chain → what is not tracked there: what is steered, and the proxy's answers to it, known by the priority of its
+#: sockets (`c/untracked.h`). Answers that have to be translated back are tracked.
+_UNTRACKED = {
+    "prerouting": f'iifname "{RECEIVING}"',
+    "output": f"meta priority {abi.UNTRACKED_PRIORITY >> 16:x}:{abi.UNTRACKED_PRIORITY & 0xFFFF:x}",
+}
+_NFT = f"add table inet {_TABLE}\n" + "".join(
+    f"add chain inet {_TABLE} {chain} {{ type filter hook {chain} priority raw; policy accept; }}\n"
+    f"flush chain inet {_TABLE} {chain}\n"
+    f"add rule inet {_TABLE} {chain} {what} notrack\n"
+    for chain, what in _UNTRACKED.items()
+)
 _COMMENT = ("-m", "comment", "--comment", "spliceway")
 _CHAINS = {"filter": ("INPUT", "OUTPUT"), "nat": ("POSTROUTING",)}
 _SECONDS = 10.0
@@ -68,7 +76,7 @@ def wanted(settings: DatapathSettings, tables: Iterable[tuple[str, str, str]]) -
 async def mend(settings: DatapathSettings) -> tuple[list[Rule], list[str]]:
     """Put in what is missing. Returns the rules that had to be put in, and sentences about what could not be."""
     problems, put = [], []
-    if await _run(["nft", "list", "chain", "inet", _TABLE, "prerouting"]) != (0, _listed()):
+    if await _run(["nft", "list", "table", "inet", _TABLE]) != (0, _listed()):
         status, text = await _run(["nft", "-f", "-"], _NFT)
         if status:
             problems.append(f"nft: steered packets can't be taken out of connection tracking: {text.strip()}")
@@ -135,10 +143,11 @@ def _legacy_tables(file: str) -> list[str]:
 
 
 def _listed() -> str:
-    return (
-        f"table inet {_TABLE} {{\n\tchain prerouting {{\n\t\ttype filter hook prerouting priority raw; policy accept;\n"
-        f'\t\tiifname "{RECEIVING}" notrack\n\t}}\n}}\n'
+    chains = (
+        f"\tchain {chain} {{\n\t\ttype filter hook {chain} priority raw; policy accept;\n\t\t{what} notrack\n\t}}\n"
+        for chain, what in _UNTRACKED.items()
     )
+    return f"table inet {_TABLE} {{\n" + "\n".join(chains) + "}\n"
 
 
 async def _run(command: list[str], stdin: str = "") -> tuple[int, str]:

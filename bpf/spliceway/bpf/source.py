@@ -44,6 +44,7 @@ PROGRAMS: dict[str, tuple[ProgramSpec, ...]] = {
         ProgramSpec("sockops_proxy", SOCK_OPS),
         ProgramSpec("splice_message", SK_MSG),
         ProgramSpec("splice_room", CGROUP_SOCKOPT, 21),
+        ProgramSpec("proxy_destination", CGROUP_SOCKOPT, 21),
         ProgramSpec("guard_ulp", CGROUP_SOCKOPT, 22),
         ProgramSpec("release_pod", CGROUP_SOCK, 34),
         ProgramSpec("release_proxy", CGROUP_SOCK, 34),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from spliceway.agent.nodecheck import paths
 from spliceway.agent.nodecheck.model import Check, Target, fail, info, ok, skipped, warn
 from spliceway.agent.nodecheck.reading import Unreadable, names, sysctl
 from spliceway.bpf.steering import RECEIVING, SENDING
@@ -70,15 +71,23 @@ def forwarding(_target: Target) -> Iterator[Check]:
 def rp_filter(_target: Target) -> Iterator[Check]:
     """The reverse path filter, by interface. Steered packets pass a strict one, too (see `bpf.steering`)."""
     devices = names(Path("/proc/sys") / _CONF)
-    yield judge_rp_filter({name: _filter(name) for name in devices})
+    yield judge_rp_filter({name: _filter(name) for name in devices}, paths.differing(paths.read()))
 
 
-def judge_rp_filter(devices: dict[str, int]) -> Check:
-    """From device → rp_filter; the kernel takes the greater of a device's and that of «all»."""
+def judge_rp_filter(devices: dict[str, int], differing: Collection[str] = ()) -> Check:
+    """From device → rp_filter; the kernel takes the greater of a device's and that of «all».
+
+    `differing`: devices by which packets of one connection may come and go, and not by the same.
+    """
     everywhere = devices.get("all", 0)
     strict = [name for name, own in devices.items() if name not in _NO_DEVICES and max(own, everywhere) == 1]
     if not strict:
         return ok("rp-filter", "nowhere strict")
+    if hit := [name for name in strict if name in differing]:
+        ways = " and ".join(sorted(differing))
+        what = f"{_some(hit)}: rp_filter=1 (strict), and by rules for their addresses pods send by {ways}"
+        todo = " ".join(f"net.ipv4.conf.{name}.rp_filter=2" for name in hit)
+        return warn("rp-filter", f"{what}: what comes by the other one is dropped", f"sysctl -w {todo}")
     todo = "rp_filter=2 where routes are asymmetric (several uplinks); else nothing"
     return info("rp-filter", f"{_some(strict)}: rp_filter=1 (strict)", todo)
 

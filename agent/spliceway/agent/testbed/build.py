@@ -19,7 +19,7 @@ from spliceway.agent.testbed import (
 )
 from spliceway.agent.testbed.kubeproxy import ServicePort
 from spliceway.agent.testbed.linkparts import link_scope, netlink, uplink_of
-from spliceway.agent.testbed.plan import NodePlan, PodPlan
+from spliceway.agent.testbed.plan import IPAddress, NodePlan, PodPlan
 from spliceway.agent.testbed.profiles import Profile
 from spliceway.agent.testbed.services import SERVICE_PREFIXES
 
@@ -60,6 +60,18 @@ def join_nodes(profile: Profile, path: Path, plan: NodePlan, others: list[NodePl
         wiring.route_to_nodes(path, others)
     if profile.name == "aws-like":
         overlay.route_second_uplink(path, others)
+
+
+def fabric_ports(profile: Profile, plan: NodePlan, pods: Sequence[PodPlan]) -> dict[str, list[IPAddress]]:
+    """A node's ports of the fabric, and which addresses its packets have there: its own, and those of `pods`."""
+    ports = {f"n{plan.number}": list(plan.addresses)}
+    if profile.name == "aws-like":
+        ports[f"e{plan.number}"] = [overlay.second_address(plan)]
+    for pod in pods:
+        for address in pod.addresses:
+            second = profile.name == "aws-like" and address.version == 4 and _is_second(pod)
+            ports[f"{'e' if second else 'n'}{plan.number}"].append(address)
+    return ports
 
 
 def create_pod(

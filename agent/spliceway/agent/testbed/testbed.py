@@ -7,15 +7,15 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from spliceway.agent.testbed import build, cgroups, manifests, netns, resolve, runs, wiring
+from spliceway.agent.testbed import build, cgroups, fabric, manifests, netns, resolve, runs, wiring
 from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.manifests import Object
 from spliceway.agent.testbed.node import Cgroups, Node, NodeInfo, Pod, find_pod
-from spliceway.agent.testbed.plan import NodePlan, Plan, PodPlan, make_plan, plan_pod
+from spliceway.agent.testbed.plan import IPAddress, NodePlan, Plan, PodPlan, make_plan, plan_pod
 from spliceway.agent.testbed.profiles import Profile, check
 from spliceway.agent.testbed.rights import missing_rights
 from spliceway.agent.testbed.services import Service, ports_on, services_of
@@ -139,6 +139,23 @@ class Testbed:
         for node in self.nodes:
             build.translate(self.profile, node.info.netns, ports_on(node.name, found, pods))
 
+    def check_sources(self, registered: Literal["nodes", "pods", "any"]) -> None:
+        """Have the fabric drop what a node sends with a source address that is not registered for that interface.
+
+        `nodes`: these are the nodes' own addresses; `pods`: their pods', too; `any`: nothing is checked any more.
+        Raises TestbedError.
+        """
+        homes = [self._pod_plans[key] for node in self.nodes for key in node.pods] if registered == "pods" else []
+        ports: dict[str, list[IPAddress]] = {}
+        for plan in self._plans.values() if registered != "any" else ():
+            ports |= build.fabric_ports(self.profile, plan, [pod for pod in homes if pod.node == plan.name])
+        fabric.check_sources(self._run.netns("fabric"), ports)
+
+    def narrow(self, mtu: int) -> None:
+        """Route pods' packets between nodes by the fabric, which takes so many bytes at once. Raises TestbedError."""
+        plans = [(self._plans[node.name], node.info.netns) for node in self.nodes]
+        fabric.narrow(self._run.netns("fabric"), plans, mtu)
+
     def set_labels(self, name: str, labels: Mapping[str, str]) -> None:
         """Give a pod other labels, in its manifest on every node. Raises TestbedError."""
         self._set_metadata(name, "labels", labels)
@@ -191,10 +208,10 @@ class Testbed:
 
     def _build(self, plan: Plan, policies: Sequence[Path]) -> None:
         self._cgroup = cgroups.create(self._run.cgroup())
-        fabric = self._run.netns("fabric")
-        wiring.create_fabric(fabric)
+        place = self._run.netns("fabric")
+        wiring.create_fabric(place)
         for node in plan.nodes:
-            self.nodes.append(self._create_node(node, fabric))
+            self.nodes.append(self._create_node(node, place))
         for node in plan.nodes:
             others = [other for other in plan.nodes if other is not node]
             build.join_nodes(self.profile, self._run.netns(node.name), node, others)
@@ -203,7 +220,7 @@ class Testbed:
         for node in plan.nodes:
             self._write(f"node-{node.name}", resolve.node(node))
         for host in plan.hosts:
-            self.hosts[host.key] = self._create_host(host, plan.nodes, fabric)
+            self.hosts[host.key] = self._create_host(host, plan.nodes, place)
         pods = [(pod, self._create_pod(pod)) for pod in plan.pods]
         if self.profile.kube_proxy != "none":
             self.set_services(services_of(plan))

@@ -192,6 +192,7 @@ struct ct_key {
 #define CT_RESET 8u
 #define CT_REPLIED 16u
 #define CT_TRANSLATED 32u	// LEG_UPSTREAM: the proxy dialled other ends; answers must be translated back before they are steered
+				// LEG_DOWNSTREAM: the client did; the proxy's answers must be translated back
 
 struct ct_value {
 	u64 seen;		// CLOCK_MONOTONIC, ns
@@ -353,6 +354,9 @@ struct splice_state {
 #define UNREAD_FLOOR 81920u
 
 // getsockopt() by which the proxy asks how many bytes a spliced socket may send now (u32). ENOPROTOOPT: as many as it likes.
+// SO_PRIORITY of the proxy's sockets whose packets netfilter must not track: as a class of traffic control 2480:0 (netfilter.py).
+#define UNTRACKED_PRIORITY 0x24800000u
+
 #define SOCKOPT_LEVEL 0x5317
 #define SOCKOPT_ROOM 1
 

@@ -22,11 +22,14 @@
 #include "join.h"
 #include "ends.h"
 #include "room.h"
+#include "destination.h"
 
 #define TCP_ESTABLISHED 1
 #define TCP_ULP 31
 #define SOL_SOCKET 1
 #define SO_MARK 36
+
+#include "untracked.h"
 
 #define SENT_AGAIN 3		// times: 0.3 s
 // A proxy that waits for room is not told of less.
@@ -126,6 +129,8 @@ int sockops_proxy(struct bpf_sock_ops *s)
 			proxy_socks.sk_storage_get(sk, &mark, BPF_SK_STORAGE_GET_F_CREATE);
 		return 1;
 	}
+	if (s->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB && (s->family == 2 || s->family == 10))
+		leave_untracked(s);
 	if (!is_ours(s->op) || (s->family != 2 && s->family != 10))
 		return 1;
 	struct generation *g = generation.lookup(&zero);
@@ -272,6 +277,25 @@ int splice_room(struct bpf_sockopt *ctx)
 	asm volatile("" ::: "memory");		// one store for both the verifier refuses
 	ctx->retval = 0;
 #endif
+	return 1;
+}
+
+// getsockopt() in the proxy's cgroup: the original destination of what it has accepted.
+int proxy_destination(struct bpf_sockopt *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	if (ctx->optname != SO_ORIGINAL_DST || !sk)
+		return 1;
+	u32 *mark = proxy_socks.sk_storage_get(sk, 0, 0);
+	if (!mark || *mark == PROXY_CONNECTED)
+		return 1;
+	u32 length = tell_destination(ctx, sk);
+	if (!length)
+		return 1;
+	ctx->optlen = length;
+	asm volatile("" ::: "memory");		// one store for both the verifier refuses
+	ctx->retval = 0;
 	return 1;
 }
 
