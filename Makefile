@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup kernels demo test attack soak revoke rows fuzz edits xds-faults xds-churn proxy-diff torture lint bench lock clean
+.PHONY: help setup kernels demo test attack bypass soak revoke rows fuzz edits xds-faults xds-churn proxy-diff torture lint bench lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
@@ -15,6 +15,7 @@ help:
 	@echo "make demo    a virtual node, policies, real requests; KEEP=1 leaves it running"
 	@echo "make test    all tests; ARGS=… for pytest"
 	@echo "make attack  the attacks and crashes, 60 s each"
+	@echo "make bypass  every way past the proxy that is known, on every kind of node"
 	@echo "make soak    200,000 connections through each proxy while all is restarted, every byte checked; storms of connections"
 	@echo "make revoke  10,000 spliced connections lose their policy, or their listener; upgrades, and agents that die at any step"
 	@echo "make rows    the pitfalls of sockmaps by number, with hundreds of tries where a race decides"
@@ -50,6 +51,9 @@ $(NODE_CLIENT)/node_modules/.package-lock.json: $(NODE_CLIENT)/package.json $(NO
 # The long versions of what CI runs for seconds.
 attack: setup
 	SPLICEWAY_ATTACK_SECONDS=60 SPLICEWAY_DOWN_SECONDS=60 $(BIN)/python -m pytest tests/integration -k "attack or crash" --timeout 1800 $(ARGS)
+
+bypass: setup
+	SPLICEWAY_BYPASS=all $(BIN)/python -m pytest tests/integration/test_bypass.py --timeout 600 $(ARGS)
 
 soak: setup
 	SPLICEWAY_SOAK_CONNECTIONS=200000 SPLICEWAY_STORM_PORTS=28232 SPLICEWAY_ECHO_CONNECTIONS=10000 \

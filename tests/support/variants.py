@@ -12,6 +12,7 @@ COSTLY = (
     "tests/integration/test_proxied_profiles.py",
     "tests/integration/test_testbed_profiles.py",
     "tests/integration/test_egress_http.py",
+    "tests/integration/test_bypass.py",
     "tests/kernel/test_socket_lb.py",
 )
 

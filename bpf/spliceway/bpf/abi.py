@@ -14,7 +14,7 @@ from enum import IntEnum, IntFlag
 ABI_VERSION = 4
 REASON_SLOTS = 128
 VERDICTS = 4
-HOOKS = 5
+HOOKS = 6
 RULE_SET_AUDIT = 0x4000_0000
 POLICY_PREFIX_ANY = 72
 POLICY_PREFIX_PROTOCOL = 80
@@ -59,6 +59,7 @@ class CtFlag(IntFlag):
     RESET = 8
     REPLIED = 16
     TRANSLATED = 32
+    UNSEEN = 64
 
 
 class Note(IntFlag):
@@ -73,6 +74,7 @@ class Side(IntEnum):
 
     POD = 0
     NETWORK = 1
+    TRANSLATED = 2
 
 
 class End(IntEnum):

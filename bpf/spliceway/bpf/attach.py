@@ -21,7 +21,7 @@ INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3  # parents ffff:fff2 and ffff:fff3 of c
 _PRIORITY = 1
 #: The second one is there while a filter goes to the front.
 _HANDLE, _SPARE = 0x5317, 0x5318
-_FILTERS = frozenset({"from_pod", "to_pod", "from_network", "steered"})
+_FILTERS = frozenset({"from_pod", "to_pod", "from_network", "to_network", "steered"})
 
 
 async def interface_index(ipr: AsyncIPRoute, name: str) -> int:

@@ -24,8 +24,8 @@ from spliceway.bpf.filters import filters
 from spliceway.bpf.hookorder import CLSACT, TCX, Place, Seen
 from spliceway.bpf.types import DatapathSettings
 
-_UPLINK = "from_network"
-_PROGRAMS = ("from_pod", "to_pod", _UPLINK, "steered")
+_UPLINK = ("from_network", "to_network")
+_PROGRAMS = ("from_pod", "to_pod", *_UPLINK, "steered")
 T = TypeVar("T")
 
 
@@ -63,13 +63,16 @@ class Hooks:
         names = self._settings.uplinks
         devices = _devices()
         for index, name in devices.items():
-            if name not in names and any(is_ours(one) and one.name == _UPLINK for one in filters(index, INGRESS)):
-                await detach_tc(ipr, index, INGRESS)
+            for parent in (INGRESS, EGRESS) if name not in names else ():
+                if any(is_ours(one) and one.name in _UPLINK for one in filters(index, parent)):
+                    await detach_tc(ipr, index, parent)
         for one in tcx.pinned(self._root):
             if one.program.startswith(_UPLINK) and devices.get(one.ifindex) not in names:
                 await _blocking(tcx.take_off, one.path)
         for name in names:
-            await self.put(ipr, Place(await interface_index(ipr, name), _UPLINK), name)
+            index = await interface_index(ipr, name)
+            for program in _UPLINK:
+                await self.put(ipr, Place(index, program), name)
 
     async def settle(self, ipr: AsyncIPRoute) -> list[str]:
         """Once all endpoints have theirs: take over what earlier agents attached for pods that are known no more.
@@ -139,7 +142,9 @@ class Hooks:
         self._places = {
             place: devices[place.ifindex] for place in self._places if place.ifindex in devices
         } | {
-            Place(index, _UPLINK): name for index, name in devices.items() if name in self._settings.uplinks
+            Place(index, program): name
+            for index, name in devices.items() if name in self._settings.uplinks
+            for program in _UPLINK
         }  # fmt: skip
         wanted = [place for place in self._places if not only or place.ifindex in only]
         return await _blocking(self._read, wanted)

@@ -34,6 +34,7 @@ PROGRAMS: dict[str, tuple[ProgramSpec, ...]] = {
         ProgramSpec("from_pod", SCHED_CLS),
         ProgramSpec("to_pod", SCHED_CLS),
         ProgramSpec("from_network", SCHED_CLS),
+        ProgramSpec("to_network", SCHED_CLS),
         ProgramSpec("steered", SCHED_CLS),
         ProgramSpec("guard", SK_LOOKUP, 36),
         ProgramSpec("judge", SCHED_CLS),

@@ -15,7 +15,7 @@ from spliceway.bpf.errors import DatapathError, KernelRefusedError
 from spliceway.bpf.filters import filters
 from spliceway.bpf.hookorder import CLSACT, TCX
 
-_OURS = frozenset({"from_pod", "to_pod", "from_network", "steered"})
+_OURS = frozenset({"from_pod", "to_pod", "from_network", "to_network", "steered"})
 #: The priority of our filters.
 _OUR_PRIORITY = 1
 _SHOWN = 8

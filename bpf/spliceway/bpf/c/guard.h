@@ -2,11 +2,62 @@
 // sk_lookup in the node's network namespace: runs when a packet for the node finds no connection and looks for a listener.
 #pragma once
 
+#define FAMILY_INET 2
+
 // Our lookup of a listener (steer.h) asks as «from nowhere», which no packet can be.
 static __always_inline int is_own_lookup(struct bpf_sk_lookup *ctx)
 {
 	return !(ctx->remote_port | ctx->remote_ip4 | ctx->remote_ip6[0] | ctx->remote_ip6[1] | ctx->remote_ip6[2] |
 		 ctx->remote_ip6[3]);
+}
+
+// The conntrack key in the perspective of who has sent the packet.
+static __always_inline void dialled_key(struct bpf_sk_lookup *ctx, struct ct_key *key)
+{
+	if (ctx->family == FAMILY_INET) {
+		mapped(&key->local, ctx->remote_ip4);
+		mapped(&key->remote, ctx->local_ip4);
+	} else {
+		key->local = (struct addr){ { ctx->remote_ip6[0], ctx->remote_ip6[1], ctx->remote_ip6[2], ctx->remote_ip6[3] } };
+		key->remote = (struct addr){ { ctx->local_ip6[0], ctx->local_ip6[1], ctx->local_ip6[2], ctx->local_ip6[3] } };
+	}
+	key->local_port = (u16)ctx->remote_port;
+	key->remote_port = htons(ctx->local_port);
+	key->protocol = ctx->protocol;
+	key->side = SIDE_POD;
+}
+
+// A pod's connection to a process of the node that from_pod has judged with another destination, since netfilter translated it in between (a Service
+// whose backend is on the node), or not at all. Our programs' own lookups come here, too: what they get is another «nobody», which they take for no
+// socket of the proxy's.
+static __always_inline int judge_dialled(struct bpf_sk_lookup *ctx)
+{
+	struct work *w = take_work(HOOK_SK_LOOKUP);
+	struct party client, server;
+
+	if (!w)
+		return SK_DROP;
+	w->now = bpf_ktime_get_ns();
+	dialled_key(ctx, &w->key);
+	u32 zero = 0;
+	struct generation *g = generation.lookup(&zero);
+	u32 slot = g ? g->number & 1 : 0;
+	find_party(&w->key.local, slot, &client);
+	if (!client.ifindex)
+		return SK_PASS;
+	find_party(&w->key.remote, slot, &server);
+	struct ct_value *e = is_host(server.identity) ? conntrack.lookup(&w->key) : NULL;
+	if (!is_host(server.identity) || (e && !ct_expired(e, w->key.protocol, w->now)))
+		return SK_PASS;
+	decide(&client, &server, w->key.protocol, w->key.remote_port, slot, &w->d);
+	if (w->d.verdict == ALLOW || only_audited(&w->d))
+		return SK_PASS;
+	w->f.t = (struct tuple){ .src = w->key.local, .dst = w->key.remote, .sport = w->key.local_port, .dport = w->key.remote_port };
+	w->f.protocol = w->key.protocol;
+	w->f.src_identity = client.identity;
+	w->f.dst_identity = server.identity;
+	drop(HOOK_SK_LOOKUP, w, w->d.verdict == REDIRECT ? NOT_STEERED : 0);
+	return SK_DROP;
 }
 
 // Steered packets carry their socket and never come here, so whatever arrives at a listener's port dialled it directly.
@@ -15,15 +66,17 @@ int guard(struct bpf_sk_lookup *ctx)
 	u32 zero = 0;
 	struct config *cfg = config.lookup(&zero);
 
-	if (!cfg || ctx->protocol != PROTO_TCP || is_own_lookup(ctx))
+	if (!cfg || is_own_lookup(ctx))
 		return SK_PASS;
+	if (ctx->protocol != PROTO_TCP)
+		return judge_dialled(ctx);
 	// What is steered carries its socket. But a proxy's socket in TIME_WAIT hands a new SYN to whoever listens on the port (TCP_TW_SYN in
 	// tcp_v4_rcv): a wildcard listener of the node, say. When nobody is found, the kernel acknowledges, the client resets the old socket,
 	// and its SYN comes again, to the proxy.
 	if (ctx->ingress_ifindex == cfg->delivery)
 		return SK_DROP;
 	if (ctx->local_port < cfg->first_port || ctx->local_port > cfg->last_port)
-		return SK_PASS;
+		return judge_dialled(ctx);
 	count(HOOK_SK_LOOKUP, DENY, NOT_FOR_LISTENERS, 0);
 	return SK_DROP;
 }

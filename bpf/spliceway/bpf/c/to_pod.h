@@ -15,13 +15,15 @@ struct origin {
 
 // Where does this packet come from? No pod, no other process of the node and no packet from outside can have a socket of the proxy's: the
 // mark sits in the socket, and only the sockops program of the proxy's cgroup sets it.
-static __always_inline void find_origin(struct __sk_buff *skb, u8 family, struct origin *o)
+static __always_inline void find_origin(struct __sk_buff *skb, const struct packet *p, struct origin *o)
 {
 	struct bpf_sock *sk = skb->sk;
 
 	o->mark = 0;
 	o->from = FROM_ELSEWHERE;
-	if (skb->ingress_ifindex)
+	// What netfilter had put together is cut anew when it is forwarded, and IPv6's pieces don't keep their device. Those of the node's own sockets
+	// keep their socket (ip6_fragment).
+	if (skb->ingress_ifindex || (!sk && (p->first_fragment || p->later_fragment)))
 		return;
 	if (sk)
 		o->mark = is_proxy_sock(sk);
@@ -34,7 +36,7 @@ static __always_inline void find_origin(struct __sk_buff *skb, u8 family, struct
 	u32 d4 = v->dst_ip4, d0 = v->dst_ip6[0], d1 = v->dst_ip6[1], d2 = v->dst_ip6[2], d3 = v->dst_ip6[3];
 	o->real.sport = htons(v->src_port);
 	o->real.dport = v->dst_port;
-	if (family == 4) {
+	if (p->family == 4) {
 		mapped(&o->real.src, s4);
 		mapped(&o->real.dst, d4);
 	} else {
@@ -148,10 +150,17 @@ static __always_inline int is_neighbour_port(struct __sk_buff *skb, const struct
 // ports of, when they were routed there.
 static __always_inline int came_from(struct __sk_buff *skb, const struct endpoint *ep, u32 remote_ifindex)
 {
-	if (remote_ifindex == skb->ingress_ifindex)
+	if (remote_ifindex == skb->ingress_ifindex || (!skb->ingress_ifindex && is_sender(skb, remote_ifindex)))
 		return 1;
 	struct endpoint *other = ep->bridge && ep->bridge == skb->ingress_ifindex ? endpoints.lookup(&remote_ifindex) : NULL;
 	return other && other->bridge == ep->bridge;
+}
+
+// Did the proxy dial something that led here, and ask other rules than those for here? A reset gets out all the same.
+static __always_inline int dialled_under_others(const struct work *w, const struct origin *o)
+{
+	return o->mark == PROXY_CONNECTED && w->p.protocol == PROTO_TCP && w->p.kind == KIND_FLOW && !is_bare_reset(&w->p) &&
+	       asked_others(w, &o->real);
 }
 
 // What has to go to the proxy and comes from elsewhere has passed no hook with the ends that it has now: it is steered here, or dropped.
@@ -247,7 +256,7 @@ int to_pod(struct __sk_buff *skb)
 		return drop(HOOK_TO_POD, w, NO_ENDPOINT);
 	int reason = read_packet(skb, w);
 	struct origin o = {};	// all of it: Linux 6.1 refuses what the compiler may read ahead of the checks
-	find_origin(skb, w->p.family, &o);
+	find_origin(skb, &w->p, &o);
 	w->f.not_host = o.from != FROM_NODE;
 	if (!reason && w->p.kind == KIND_NEIGHBOUR)
 		return o.from == FROM_NODE || is_neighbour_port(skb, ep) ? pass(HOOK_TO_POD, w, CONTROL)
@@ -276,6 +285,13 @@ int to_pod(struct __sk_buff *skb)
 		if (kind != NO_ANSWER)
 			return hand_answer_over(skb, HOOK_TO_POD, w, cfg, server, kind);
 		make_key(w, 0, SIDE_POD);
+	}
+	if (o.from == FROM_PROXY_SOCK && dialled_under_others(w, &o))
+		return drop(HOOK_TO_POD, w, NOT_STEERED);
+	if (o.from == FROM_ELSEWHERE && !(e && e->peer_ifindex)) {
+		reason = masqueraded_sender(skb, w);
+		if (reason)
+			return drop(HOOK_TO_POD, w, reason);
 	}
 	u32 syn = is_new_syn(&w->p);
 	u32 fresh = !e || ct_expired(e, w->p.protocol, w->now) || (syn && ct_closing(e)) ||
