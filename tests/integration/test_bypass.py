@@ -5,14 +5,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import socket
+import struct
+import sys
 import time
 from collections.abc import Iterator
 from itertools import count
 
 import pytest
 
-from support.bypass import CHOSEN, Hunt, Token, hunt
-from support.bypassdials import complaints, dials, run
+from spliceway.agent.testbed import netns
+from spliceway.agent.testbed.linkparts import command
+from spliceway.bpf.types import Hook
+from spliceway.policy.verdict import Reason
+from support.bypass import CHOSEN, FAR, POLICIES, Hunt, Token, cluster_ip, hunt
+from support.bypassdials import DIRECT, Dial, complaints, denied, dials, run
 from support.bypassframes import KERNEL, STEERED, WAYS, Scene
 from support.profiled import PROFILES
 
@@ -58,3 +67,133 @@ def test_frames(site: Hunt, way: str, version: int) -> None:
     seen = {reason for reason, packets in site.denied().items() if packets != denied.get(reason, 0)}
     ends = seen | ({STEERED} if site.steered() != steered else set())
     assert KERNEL in wanted.ends or ends & wanted.ends, f"counted: {sorted(map(str, ends))}"
+
+
+def test_a_connection_older_than_the_policy(site: Hunt) -> None:
+    """Direct until the policy comes: to a pod here, and by a Service to one elsewhere."""
+    ways = [("client", "server", 80)]
+    if site.profile.kube_proxy != "none":
+        ways += [("buyer", str(cluster_ip(FAR, 4)), 80), ("walker", site.node_address(4), 30000 + FAR)]
+    with contextlib.ExitStack() as stack:
+        site.node.apply()
+        try:
+            socks = [stack.enter_context(_connected(site, *way)) for way in ways]
+            tokens = [Token() for _ in socks]
+            for sock in socks:
+                assert _asks(sock, f"/closed/{Token().text}").startswith(b"HTTP/1.1 200")
+        finally:
+            site.node.apply(POLICIES)
+        before = site.denied()
+        for sock, token in zip(socks, tokens, strict=True):
+            sock.settimeout(0.3)
+            assert _asks(sock, f"/closed/{token.text}") == b""
+        assert not any(site.arrived(token) for token in tokens)
+        reasons = {reason for reason, count in site.denied().items() if count > before.get(reason, 0)}
+        assert reasons & {Reason.RULE_SET_CHANGED, Reason.NOT_STEERED}, reasons
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_ports_of_a_proxied_connection(site: Hunt, version: int) -> None:
+    """Segments with the ends of a connection that the proxy has, and of one that has ended."""
+    first, token = Token(), Token()
+    scene = Scene(site, "client", version, token, next(_PORTS))
+    with _connected(site, "client", site.address("server", version), 80, scene.port) as sock:
+        assert _asks(sock, f"/open/{first.text}").startswith(b"HTTP/1.1 200")
+        for packet in scene.packets():
+            site.send("client", scene.frame(packet))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    for packet in scene.packets():
+        site.send("client", scene.frame(packet))
+    time.sleep(0.05)
+    assert not site.arrived(token)
+    assert site.logged(first, 200)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_urgent_data(site: Hunt, version: int) -> None:
+    """A byte out of band is in no request, or in the one that is judged."""
+    token = Token()
+    with _connected(site, "client", site.address("server", version), 80) as sock:
+        sock.send(b"GET /open/../clos")
+        sock.send(b"e", socket.MSG_OOB)
+        sock.send(f"d/{token.text} HTTP/1.1\r\nHost: hunt\r\n\r\n".encode())
+        assert re.match(rb"HTTP/1.1 40[03] ", sock.recv(65536))
+    assert not site.arrived(token)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_pod_writes_its_own_note(site: Hunt, version: int) -> None:
+    """As if another pod had sent it, or as if it were an answer: from_pod knows better."""
+    if site.profile.kube_proxy == "none":
+        pytest.skip("nobody translates")
+    index = site.node.ifindex("default/client")
+    pod = site.pod("walker")
+    wanted = [one for one in dials(site, version) if one.client == "walker" and one.name.startswith("walker: NodePort")]
+    assert wanted
+    pod.run(["tc", "qdisc", "add", "dev", "eth0", "clsact"])
+    try:
+        for note in (index & 0x7FFF, index & 0x7FFF | 0x8000):
+            match = ["u32", "match", "u32", "0", "0", "classid", f"1:{note:x}", "action", "pass"]
+            done = pod.run(["tc", "filter", "replace", "dev", "eth0", "egress", "prio", "1", "protocol", "all", *match])
+            assert done.returncode == 0, done.stderr
+            before = site.node.flows_seen()
+            wrong = [text for one in run(site, wanted) for text in complaints(site, one, before)]
+            assert wrong == [], "\n".join(wrong)
+    finally:
+        pod.run(["tc", "qdisc", "del", "dev", "eth0", "clsact"])
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_service_of_the_node_itself(site: Hunt, version: int) -> None:
+    """Its backend is a process of the node, which no hook of a device is in front of: `tourist` may not reach nodes."""
+    family, virtual, node = ("ip", "10.96.0.90", site.node_address(4)) if version == 4 else (
+        "ip6", "fd00:96::90", f"[{site.node_address(6)}]"
+    )  # fmt: skip
+    table = f"""table {family} hunt {{
+        chain prerouting {{ type nat hook prerouting priority dstnat - 1;
+            {family} daddr {virtual} tcp dport 80 dnat to {node}:9080; }} }}"""
+    place = site.bed.node.info.netns
+    server = site.bed.node.spawn_on_node([sys.executable, "-m", "spliceway.agent.testbed.server", "--port", "9080"])
+    netns.call(place, lambda: command("nft", "-f", "-", stdin=table))
+    try:
+        deadline = time.monotonic() + 10
+        while 9080 not in netns.call(place, netns.listening_ports):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        refused = denied(Hook.SK_LOOKUP, Reason.DEFAULT_DENY)
+        before = site.node.flows_seen()
+        found = run(
+            site,
+            [Dial("client", "client", virtual, 80, "", DIRECT), Dial("tourist", "tourist", virtual, 80, "", refused)],
+        )
+        expected = (0, 0) if "INPUT" in site.profile.drop else (200, 200)
+        assert [one.statuses for one in found] == [expected, (0, 0)]
+        reasons = {(one.hook, one.reason) for one in site.flows(before) if one.destination_port == 9080}
+        assert expected == (0, 0) or (Hook.SK_LOOKUP, Reason.DEFAULT_DENY) in reasons, reasons
+    finally:
+        netns.call(place, lambda: command("nft", "delete", "table", family, "hunt"))
+        server.kill()
+        server.wait(10)
+
+
+def _connected(site: Hunt, client: str, server: str, port: int, own: int = 0) -> socket.socket:
+    address = site.address(server, 4) if server in ("server", "far") else server
+
+    def made() -> socket.socket:
+        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+        sock.settimeout(3)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.bind(("", own))
+        sock.connect((address, port))
+        return sock
+
+    return netns.call(site.pod(client).netns, made)
+
+
+def _asks(sock: socket.socket, path: str) -> bytes:
+    """The head of the answer; nothing when none comes in time."""
+    try:
+        sock.send(f"GET {path} HTTP/1.1\r\nHost: hunt\r\n\r\n".encode())
+        return sock.recv(65536)
+    except OSError:
+        return b""

@@ -30,7 +30,7 @@ from support.node import pod_manifest, server_manifest
 from support.profiled import PROFILES
 from support.proxied import ProxiedNode
 
-#: `client` has HTTP rules at its servers only, the others in egress, see there. `walker` may reach no pod.
+#: `client` has HTTP rules at its servers only, others have egress policies: `walker` and `tourist` may reach no pod.
 POLICIES = """
 apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy
@@ -48,6 +48,14 @@ spec:
   endpointSelector: {matchLabels: {role: walker}}
   egress:
   - toEntities: [host, remote-node, world]
+---
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: tourist, namespace: default}
+spec:
+  endpointSelector: {matchLabels: {role: tourist}}
+  egress:
+  - toEntities: [world]
 ---
 apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy
@@ -243,7 +251,7 @@ def _mac(text: str) -> bytes:
 @contextmanager
 def hunt(profile: Profile) -> Iterator[Hunt]:
     """Build all of it."""
-    near = [pod_manifest(name, {"role": name}) for name in ("client", "walker", "buyer", "shopper")]
+    near = [pod_manifest(name, {"role": name}) for name in ("client", "walker", "tourist", "buyer", "shopper")]
     near += [server_manifest("server", {"role": "server"}), server_manifest("loner", {"role": "loner"})]
     far = server_manifest("far", {"role": "far"})
     stranger = pod_manifest("stranger", {"role": "stranger"})

@@ -131,6 +131,14 @@ def segments_by_hand(scene: Scene) -> Iterator[bytes]:
     yield from map(scene.frame, scene.packets())
 
 
+@way(STEERED)
+def simultaneous_opens(scene: Scene) -> Iterator[bytes]:
+    """As if the server had dialled, too."""
+    ends = scene.source, scene.target, scene.port, 80
+    for flags in (SYN, SYN | ACK, ACK):
+        yield scene.frame(scene.ip(TCP, tcp(*ends, flags, scene.token.raw, seq=scene.token.seq, ack=1)))
+
+
 @way(STEERED, services=True)
 def a_service_by_hand(scene: Scene) -> Iterator[bytes]:
     """Past socket load balancing, which sees sockets only."""

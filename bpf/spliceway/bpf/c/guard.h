@@ -14,12 +14,17 @@ static __always_inline int is_own_lookup(struct bpf_sk_lookup *ctx)
 // The conntrack key in the perspective of who has sent the packet.
 static __always_inline void dialled_key(struct bpf_sk_lookup *ctx, struct ct_key *key)
 {
+	// All of it is read, and before it is asked for: the verifier knows constant offsets only.
+	volatile struct bpf_sk_lookup *v = ctx;
+	u32 r4 = v->remote_ip4, r0 = v->remote_ip6[0], r1 = v->remote_ip6[1], r2 = v->remote_ip6[2], r3 = v->remote_ip6[3];
+	u32 l4 = v->local_ip4, l0 = v->local_ip6[0], l1 = v->local_ip6[1], l2 = v->local_ip6[2], l3 = v->local_ip6[3];
+
 	if (ctx->family == FAMILY_INET) {
-		mapped(&key->local, ctx->remote_ip4);
-		mapped(&key->remote, ctx->local_ip4);
+		mapped(&key->local, r4);
+		mapped(&key->remote, l4);
 	} else {
-		key->local = (struct addr){ { ctx->remote_ip6[0], ctx->remote_ip6[1], ctx->remote_ip6[2], ctx->remote_ip6[3] } };
-		key->remote = (struct addr){ { ctx->local_ip6[0], ctx->local_ip6[1], ctx->local_ip6[2], ctx->local_ip6[3] } };
+		key->local = (struct addr){ { r0, r1, r2, r3 } };
+		key->remote = (struct addr){ { l0, l1, l2, l3 } };
 	}
 	key->local_port = (u16)ctx->remote_port;
 	key->remote_port = htons(ctx->local_port);

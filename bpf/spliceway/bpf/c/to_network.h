@@ -94,6 +94,7 @@ int to_network(struct __sk_buff *skb)
 		return PASS;
 	int reason = read_packet(skb, w);
 	find_origin(skb, &w->p, &o);
+	w->f.leg = o.from == FROM_PROXY_SOCK ? LEG_UPSTREAM : LEG_DIRECT;
 	if (o.from == FROM_PROXY_SOCK && !reason && dialled_under_others(w, &o))
 		return drop(HOOK_TO_NETWORK, w, NOT_STEERED);
 	if (o.from != FROM_ELSEWHERE || (!reason && w->p.kind != KIND_FLOW))

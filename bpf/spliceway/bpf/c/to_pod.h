@@ -46,14 +46,18 @@ static __always_inline void find_origin(struct __sk_buff *skb, const struct pack
 }
 
 // Did this packet leave a socket that the proxy accepted with another source than it has now? Then netfilter has translated it back: the client
-// dialled a Service, and its packets were steered behind the translation (inbound.h).
-static __always_inline int is_translated_back(const struct packet *p, const struct origin *o)
+// dialled a Service, and its packets were steered behind the translation (inbound.h). One that was masqueraded there talks with the node's address.
+static __always_inline int is_translated_back(const struct work *w, const struct origin *o)
 {
-	const struct tuple *t = &p->outer;
+	const struct tuple *t = &w->p.outer;
+	struct party client;
 
-	return o->from == FROM_PROXY_SOCK && o->mark != PROXY_CONNECTED && p->protocol == PROTO_TCP && p->kind == KIND_FLOW &&
-	       same_addr(&o->real.dst, &t->dst) && o->real.dport == t->dport &&
-	       (!same_addr(&o->real.src, &t->src) || (o->real.sport && o->real.sport != t->sport));
+	if (o->from != FROM_PROXY_SOCK || o->mark == PROXY_CONNECTED || w->p.protocol != PROTO_TCP || w->p.kind != KIND_FLOW)
+		return 0;
+	if (same_addr(&o->real.dst, &t->dst) && o->real.dport == t->dport)
+		return !same_addr(&o->real.src, &t->src) || (o->real.sport && o->real.sport != t->sport);
+	find_party(&o->real.dst, w->generation & 1, &client);
+	return is_host(client.identity);
 }
 
 static __always_inline int is_bare_reset(const struct packet *p)
@@ -273,7 +277,7 @@ int to_pod(struct __sk_buff *skb)
 		return related(skb, HOOK_TO_POD, w, cfg, ep, 0, SIDE_POD);
 	}
 
-	if (is_translated_back(&w->p, &o))
+	if (is_translated_back(w, &o))
 		return translated_back(w, &o);
 	make_key(w, 0, SIDE_POD);
 	struct ct_value *e = conntrack.lookup(&w->key);
@@ -286,8 +290,10 @@ int to_pod(struct __sk_buff *skb)
 			return hand_answer_over(skb, HOOK_TO_POD, w, cfg, server, kind);
 		make_key(w, 0, SIDE_POD);
 	}
-	if (o.from == FROM_PROXY_SOCK && dialled_under_others(w, &o))
+	if (o.from == FROM_PROXY_SOCK && dialled_under_others(w, &o)) {
+		w->f.leg = LEG_UPSTREAM;
 		return drop(HOOK_TO_POD, w, NOT_STEERED);
+	}
 	if (o.from == FROM_ELSEWHERE && !(e && e->peer_ifindex)) {
 		reason = masqueraded_sender(skb, w);
 		if (reason)
