@@ -133,7 +133,7 @@ def test_a_pod_writes_its_own_note(site: Hunt, version: int) -> None:
     pod.run(["tc", "qdisc", "add", "dev", "eth0", "clsact"])
     try:
         for note in (index & 0x7FFF, index & 0x7FFF | 0x8000):
-            match = ["u32", "match", "u32", "0", "0", "classid", f"1:{note:x}", "action", "pass"]
+            match = ["u32", "match", "u32", "0", "0", "classid", f"1:{note:x}"]
             done = pod.run(["tc", "filter", "replace", "dev", "eth0", "egress", "prio", "1", "protocol", "all", *match])
             assert done.returncode == 0, done.stderr
             before = site.node.flows_seen()
@@ -150,12 +150,15 @@ def test_a_service_of_the_node_itself(site: Hunt, version: int) -> None:
         "ip6", "fd00:96::90", f"[{site.node_address(6)}]"
     )  # fmt: skip
     table = f"""table {family} hunt {{
-        chain prerouting {{ type nat hook prerouting priority dstnat - 1;
-            {family} daddr {virtual} tcp dport 80 dnat to {node}:9080; }} }}"""
+        chain prerouting {{
+            type nat hook prerouting priority dstnat - 1
+            {family} daddr {virtual} tcp dport 80 dnat to {node}:9080
+        }}
+    }}"""
     place = site.bed.node.info.netns
     server = site.bed.node.spawn_on_node([sys.executable, "-m", "spliceway.agent.testbed.server", "--port", "9080"])
-    netns.call(place, lambda: command("nft", "-f", "-", stdin=table))
     try:
+        netns.call(place, lambda: command("nft", "-f", "-", stdin=table))
         deadline = time.monotonic() + 10
         while 9080 not in netns.call(place, netns.listening_ports):
             assert time.monotonic() < deadline
@@ -171,9 +174,9 @@ def test_a_service_of_the_node_itself(site: Hunt, version: int) -> None:
         reasons = {(one.hook, one.reason) for one in site.flows(before) if one.destination_port == 9080}
         assert expected == (0, 0) or (Hook.SK_LOOKUP, Reason.DEFAULT_DENY) in reasons, reasons
     finally:
-        netns.call(place, lambda: command("nft", "delete", "table", family, "hunt"))
         server.kill()
         server.wait(10)
+        netns.call(place, lambda: command("nft", "delete", "table", family, "hunt"))
 
 
 def _connected(site: Hunt, client: str, server: str, port: int, own: int = 0) -> socket.socket:

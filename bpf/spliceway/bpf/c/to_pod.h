@@ -9,7 +9,7 @@
 struct origin {
 	u32 from;
 	u32 mark;		// FROM_PROXY_SOCK only, as is
-	// The ends of that socket, as its packets have them before netfilter gives them others. A socket that resets has given up its own port.
+	// The ends of the node's socket, as its packets have them before netfilter gives them others. A socket that resets has given up its own port.
 	struct tuple real;
 };
 
@@ -28,7 +28,7 @@ static __always_inline void find_origin(struct __sk_buff *skb, const struct pack
 	if (sk)
 		o->mark = is_proxy_sock(sk);
 	o->from = o->mark ? FROM_PROXY_SOCK : FROM_NODE;
-	if (!sk || !o->mark)
+	if (!sk)
 		return;
 	// All of it is read, and before it is asked for: the verifier knows constant offsets only, and the compiler likes to compute them.
 	volatile struct bpf_sock *v = sk;
@@ -100,17 +100,38 @@ static __always_inline int is_bare(const struct packet *p, const struct ct_value
 	return !(p->tcp_flags & TCP_SYN) || (e->leg == LEG_DOWNSTREAM && (e->flags & CT_CLIENT));
 }
 
-// Whether a packet of a known connection comes from where its leg's packets come from: 0, or the reason to drop it.
-static __always_inline int wrong_leg(const struct packet *p, const struct ct_value *e, const struct origin *o)
+// May an answer of the node that has not the node's address come to a pod that has dialled another one? If netfilter has given the server's socket
+// that address (a Service whose backend is a process of the node), and the pod may reach the server. 0, or the reason to drop it.
+static __always_inline int wrong_server(const struct work *w, const struct origin *o)
 {
+	const struct tuple *t = &w->p.outer;
+	u32 slot = w->generation & 1;
+	struct party client, server;
+	struct decision d = {};
+
+	find_party(&o->real.src, slot, &server);
+	if (!is_host(server.identity) || !same_addr(&o->real.dst, &t->dst) || o->real.dport != t->dport)
+		return FOREIGN_SOURCE;
+	find_party(&t->dst, slot, &client);
+	decide(&client, &server, w->p.protocol, o->real.sport, slot, &d);
+	return d.verdict == ALLOW || only_audited(&d) ? 0 : d.verdict == REDIRECT ? NOT_STEERED : d.reason;
+}
+
+// Whether a packet of a known connection comes from where its leg's packets come from: 0, or the reason to drop it.
+static __always_inline int wrong_leg(const struct work *w, const struct ct_value *e, const struct origin *o)
+{
+	const struct packet *p = &w->p;
+
 	if (o->from == FROM_PROXY_SOCK && e->leg != proxy_leg(o->mark))
 		return TUPLE_CONFLICT;
 	if (o->from == FROM_PROXY_SOCK)	// the reset that ends it gets out
 		return !is_bare_reset(p) && has_moved(o->mark, e->rule_set) ? RULE_SET_CHANGED : 0;
 	if (e->leg != LEG_DIRECT && o->from == FROM_ELSEWHERE)
 		return NOT_STEERED;
-	if (o->from == FROM_NODE && !(e->leg == LEG_DIRECT ? is_host(e->peer_identity) : is_bare(p, e)))
+	if (o->from == FROM_NODE && e->leg != LEG_DIRECT && !is_bare(p, e))
 		return FOREIGN_SOURCE;
+	if (o->from == FROM_NODE && e->leg == LEG_DIRECT && !is_host(e->peer_identity))
+		return is_client(e->flags) ? wrong_server(w, o) : FOREIGN_SOURCE;
 	return 0;
 }
 
@@ -315,7 +336,7 @@ int to_pod(struct __sk_buff *skb)
 		reason = o.from == FROM_PROXY_SOCK ? 0 : is_proxied(skb, w, e);
 		return reason ? drop(HOOK_TO_POD, w, reason) : to_pod_new(skb, w, cfg, ep, &o);
 	}
-	reason = wrong_leg(&w->p, e, &o);
+	reason = wrong_leg(w, e, &o);
 	if (reason)
 		return drop(HOOK_TO_POD, w, reason);
 	// A local pod's packets come from its own veth, where their source was checked.
