@@ -69,6 +69,23 @@ def test_frames(site: Hunt, way: str, version: int) -> None:
     assert KERNEL in wanted.ends or ends & wanted.ends, f"counted: {sorted(map(str, ends))}"
 
 
+#: What leads nowhere without our programs either: the kernel refuses it, or nothing in the testbed takes it.
+_NOWHERE = {"the_listener_itself", "a_hidden_header", "routing_headers", "source_routes", "ethertypes_that_lie"}
+
+
+def test_without_our_programs_the_frames_arrive() -> None:
+    with hunt(PROFILES["vxlan"], programs=False) as bare:
+        tokens = {}
+        for name, wanted in WAYS.items():
+            for version in wanted.versions:
+                token = tokens[name, version] = Token()
+                for frame in wanted.make(Scene(bare, wanted.sender, version, token, next(_PORTS))):
+                    bare.send(wanted.sender, frame)
+        time.sleep(0.2)
+        missing = {name for (name, _), token in tokens.items() if not bare.arrived(token)}
+        assert missing <= _NOWHERE | {"errors_and_redirects"}, missing
+
+
 def test_a_connection_older_than_the_policy(site: Hunt) -> None:
     """Direct until the policy comes: to a pod here, and by a Service to one elsewhere."""
     ways = [("client", "server", 80)]

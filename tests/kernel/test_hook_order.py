@@ -358,7 +358,7 @@ def test_pins_go_with_their_interfaces_and_only_with_them(testbed: Testbed, othe
         node.become("auto")
         assert other.at(node.device, "egress") == ["tcx to_pod"]
         assert other.at("passing", "ingress") == ["tcx from_pod"]
-        assert node.hooks.watched == 7
+        assert node.hooks.watched == 8
         node_info.run_on_node(["ip", "link", "del", "passing"])
         node.look()
         assert not (pins / f"{index}-from_pod").exists()

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -164,10 +164,16 @@ class Token:
 class Hunt:
     """A testbed of two nodes; the first one has the datapath and the proxy."""
 
-    def __init__(self, bed: Testbed, node: ProxiedNode) -> None:
-        self.bed, self.node, self.profile = bed, node, bed.profile
+    def __init__(self, bed: Testbed, node: ProxiedNode | None) -> None:
+        self.bed, self.profile, self._node = bed, bed.profile, node
         self.victims = {name: Watch(bed.pod(name).netns) for name in ("server", "far")}
         self._wires: dict[str, socket.socket] = {}
+
+    @property
+    def node(self) -> ProxiedNode:
+        """The first node's datapath and proxy, which must be there."""
+        assert self._node is not None
+        return self._node
 
     def pod(self, name: str) -> Pod:
         """Of any node, or the host outside."""
@@ -249,8 +255,8 @@ def _mac(text: str) -> bytes:
 
 
 @contextmanager
-def hunt(profile: Profile) -> Iterator[Hunt]:
-    """Build all of it."""
+def hunt(profile: Profile, *, programs: bool = True) -> Iterator[Hunt]:
+    """Build all of it. `programs=False`: no policy at all, to show that a way leads somewhere."""
     near = [pod_manifest(name, {"role": name}) for name in ("client", "walker", "tourist", "buyer", "shopper")]
     near += [server_manifest("server", {"role": "server"}), server_manifest("loner", {"role": "loner"})]
     far = server_manifest("far", {"role": "far"})
@@ -260,7 +266,8 @@ def hunt(profile: Profile) -> Iterator[Hunt]:
     for one in (far, stranger):
         one["spec"]["nodeName"] = "node2"
     outside = server_manifest("outside", outside=True, addresses=("10.10.2.5", "fd00:10:2::5"))
-    with Testbed.up([*near, far, stranger, outside], profile=profile) as bed, ProxiedNode(bed.node, POLICIES) as node:
+    with Testbed.up([*near, far, stranger, outside], profile=profile) as bed, ExitStack() as stack:
+        node = stack.enter_context(ProxiedNode(bed.node, POLICIES)) if programs else None
         if profile.kube_proxy != "none":
             bed.set_services(_services())
         made = Hunt(bed, node)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from spliceway.agent.testbed.linkparts import mac_address
 from spliceway.policy.verdict import Reason
+from support.attack import LISTENER_PORT
 from support.bypass import Hunt, Token, cluster_ip
 from support.packets import ACK, ICMP, ICMPV6, SYN, TCP, UDP, icmp, icmp6, ipv4, ipv6, tcp, udp
 
@@ -153,10 +154,9 @@ def other_protocols(scene: Scene) -> Iterator[bytes]:
 
 @way(Reason.NOT_FOR_LISTENERS, Reason.NO_ENDPOINT, Reason.SPOOFED_SOURCE)
 def the_listener_itself(scene: Scene) -> Iterator[bytes]:
-    first = scene.hunt.node.settings.listener_ports[0]
     loopback = "127.0.0.1" if scene.version == 4 else "::1"
     for target in (scene.node, loopback, scene.source):
-        yield from map(scene.frame, scene.packets(target=target, port=first))
+        yield from map(scene.frame, scene.packets(target=target, port=LISTENER_PORT))
 
 
 # ---- fragments ----
