@@ -20,7 +20,7 @@ from spliceway.agent.testbed import netns
 from spliceway.agent.testbed.linkparts import command
 from spliceway.bpf.types import Hook
 from spliceway.policy.verdict import Reason
-from support.bypass import CHOSEN, FAR, POLICIES, Hunt, Token, cluster_ip, hunt
+from support.bypass import CHOSEN, FAR, POLICIES, WEB, Hunt, Token, cluster_ip, hunt
 from support.bypassdials import DIRECT, Dial, complaints, denied, dials, run
 from support.bypassframes import KERNEL, STEERED, WAYS, Scene
 from support.profiled import PROFILES
@@ -107,6 +107,38 @@ def test_a_connection_older_than_the_policy(site: Hunt) -> None:
         assert not any(site.arrived(token) for token in tokens)
         reasons = {reason for reason, count in site.denied().items() if count > before.get(reason, 0)}
         assert reasons & {Reason.RULE_SET_CHANGED, Reason.NOT_STEERED}, reasons
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_policy_that_goes(site: Hunt, version: int) -> None:
+    """What was steered behind a translation ends, at the uplink and at a pod."""
+    if site.profile.kube_proxy == "none":
+        pytest.skip("nobody translates")
+    without = "---".join(text for text in POLICIES.split("---") if "name: buyer" not in text)
+    nothing = (
+        without
+        + """
+---
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: buyer, namespace: default}
+spec: {endpointSelector: {matchLabels: {role: buyer}}, egress: [{toEntities: [host, remote-node, world]}]}
+"""
+    )
+    with contextlib.ExitStack() as stack:
+        socks = [
+            stack.enter_context(_connected(site, "buyer", str(cluster_ip(number, version)), 80))
+            for number in (FAR, WEB)
+        ]
+        for sock in socks:
+            assert _asks(sock, f"/open/{Token().text}").startswith(b"HTTP/1.1 200")
+        site.node.apply(nothing)
+        try:
+            for sock in socks:
+                with contextlib.suppress(ConnectionError):
+                    assert sock.recv(1) == b"", "it ends by itself"
+        finally:
+            site.node.apply(POLICIES)
 
 
 @pytest.mark.parametrize("version", [4, 6])

@@ -267,7 +267,9 @@ def hunt(profile: Profile, *, programs: bool = True) -> Iterator[Hunt]:
         one["spec"]["nodeName"] = "node2"
     outside = server_manifest("outside", outside=True, addresses=("10.10.2.5", "fd00:10:2::5"))
     with Testbed.up([*near, far, stranger, outside], profile=profile) as bed, ExitStack() as stack:
-        node = stack.enter_context(ProxiedNode(bed.node, POLICIES)) if programs else None
+        node = ProxiedNode(bed.node, POLICIES) if programs else None
+        if node:
+            stack.callback(node.close)
         if profile.kube_proxy != "none":
             bed.set_services(_services())
         made = Hunt(bed, node)

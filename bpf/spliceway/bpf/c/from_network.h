@@ -13,6 +13,7 @@ int from_network(struct __sk_buff *skb)
 	if (!w)
 		return DROP;
 	begin(skb, w);
+	skb->tc_index = 0;	// another node's note, where the network is a veth (sender.h)
 	if (!cfg)
 		return PASS;
 	int reason = read_packet(skb, w);

@@ -55,6 +55,10 @@ static __always_inline int judge_dialled(struct bpf_sk_lookup *ctx)
 	if (!is_host(server.identity) || (e && !ct_expired(e, w->key.protocol, w->now)))
 		return SK_PASS;
 	decide(&client, &server, w->key.protocol, w->key.remote_port, slot, &w->d);
+	if (is_tunnel_port(w->key.protocol, w->key.remote_port)) {
+		w->d.verdict = DENY;
+		w->d.reason = TUNNEL;
+	}
 	// What the proxy sends in a pod's name looks the same, but comes by no pod's device. It may look like coming by a bridge, since for local packets
 	// the device is that which has the address: so there the pod's SYN passes, and to_pod drops the answer (wrong_server).
 	u32 ifindex = ctx->ingress_ifindex;

@@ -130,12 +130,17 @@ static __always_inline int asked_others(const struct work *w, const struct tuple
 #define PORT_VXLAN_GPE 4790
 #define PORT_GENEVE 6081
 
+static __always_inline int is_tunnel_port(u8 protocol, u16 dport)
+{
+	u16 port = ntohs(dport);
+
+	return protocol == PROTO_UDP && (port == PORT_VXLAN || port == PORT_VXLAN_LINUX || port == PORT_VXLAN_GPE || port == PORT_GENEVE);
+}
+
 static __always_inline int is_tunnel_packet(const struct packet *p)
 {
-	u16 port = ntohs(p->outer.dport);
-
 	if (p->protocol == PROTO_UDP)
-		return port == PORT_VXLAN || port == PORT_VXLAN_LINUX || port == PORT_VXLAN_GPE || port == PORT_GENEVE;
+		return is_tunnel_port(p->protocol, p->outer.dport);
 	return p->protocol == PROTO_IPIP || p->protocol == PROTO_IPV6 || p->protocol == PROTO_GRE || p->protocol == PROTO_ETHERIP ||
 	       p->protocol == PROTO_MPLS;
 }

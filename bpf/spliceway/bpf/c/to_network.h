@@ -74,13 +74,15 @@ static __always_inline int from_client(struct __sk_buff *skb, struct work *w, co
 		e->flags |= CT_REPLIED;		// its answers pass no hook with these ends
 		return pass(HOOK_TO_NETWORK, w, REPLY);
 	}
+	if (is_tunnel(w))
+		return drop(HOOK_TO_NETWORK, w, TUNNEL);
 	find_party(&w->p.outer.src, w->generation & 1, &client);
 	if (client.ifindex)
 		return translated(skb, w, cfg, known);
 	return skb->tc_index & SENT_BY_CLIENT ? masqueraded_out(skb, w) : PASS;
 }
 
-int to_network(struct __sk_buff *skb)
+static __always_inline int judge_leaving(struct __sk_buff *skb)
 {
 	struct work *w = take_work(HOOK_TO_NETWORK);
 	u32 zero = 0;
@@ -108,4 +110,12 @@ int to_network(struct __sk_buff *skb)
 	if (reason)
 		return drop(HOOK_TO_NETWORK, w, reason);
 	return from_client(skb, w, cfg);
+}
+
+int to_network(struct __sk_buff *skb)
+{
+	int action = judge_leaving(skb);
+
+	skb->tc_index = 0;	// where the network is a veth, it would be taken for another node's
+	return action;
 }
