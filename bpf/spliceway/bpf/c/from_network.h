@@ -13,7 +13,6 @@ int from_network(struct __sk_buff *skb)
 	if (!w)
 		return DROP;
 	begin(skb, w);
-	skb->tc_index = 0;	// another node's note, where the network is a veth (sender.h)
 	if (!cfg)
 		return PASS;
 	int reason = read_packet(skb, w);
@@ -26,6 +25,7 @@ int from_network(struct __sk_buff *skb)
 	w->f.dst_identity = dst.identity;
 	if (src.netns_cookie || is_host(src.identity))
 		return drop(HOOK_FROM_NETWORK, w, SPOOFED_SOURCE);
+	skb->tc_index = 0;	// another node's note, where the network is a veth (sender.h)
 	if (!dst.netns_cookie)
 		return PASS;
 	if (reason)
