@@ -171,13 +171,14 @@ def test_urgent_data(site: Hunt, version: int) -> None:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_a_pod_writes_its_own_note(site: Hunt, version: int) -> None:
-    """As if another pod had sent it, or as if it were an answer: from_pod knows better."""
+@pytest.mark.parametrize("client", ["walker", "stranger", "outside"])
+def test_notes_that_others_write(site: Hunt, client: str, version: int) -> None:
+    """As if another pod had sent it, or as if it were an answer: a pod's own, and what comes from another node."""
     if site.profile.kube_proxy == "none":
         pytest.skip("nobody translates")
     index = site.node.ifindex("default/client")
-    pod = site.pod("walker")
-    wanted = [one for one in dials(site, version) if one.client == "walker" and one.name.startswith("walker: NodePort")]
+    pod, way = site.pod(client), "NodePort" if client == "walker" else ""
+    wanted = [one for one in dials(site, version) if one.client == client and way in one.name]
     assert wanted
     pod.run(["tc", "qdisc", "add", "dev", "eth0", "clsact"])
     try:

@@ -14,8 +14,9 @@ from spliceway.bpf.types import Hook
 from spliceway.policy.verdict import Reason
 from support.bypass import FAR, FAR_LOCAL, LOCAL, SELF, WEB, Hunt, Token, cluster_ip, external_ip
 
-#: Until a dial that nobody has answered counts as dropped, in seconds: the second SYN comes after one.
-_WAIT = 1.6
+#: Until a dial that nobody has answered counts as dropped, in seconds: the second SYN comes after one. And how long an
+#: answer may take that has to come.
+_WAIT, _PATIENCE = 1.6, 15.0
 
 
 class Ends(NamedTuple):
@@ -118,7 +119,7 @@ def run(hunt: Hunt, wanted: Iterable[Dial]) -> list[Done]:
                 sock = netns.call(hunt.pod(dial.client).netns, lambda dial=dial: _begin(dial))  # type: ignore[misc]
                 stack.enter_context(sock)
                 request = f"GET /{path}/{token.text} HTTP/1.1\r\nHost: hunt\r\nConnection: close\r\n\r\n"
-                selector.register(sock, selectors.EVENT_WRITE, (token, request.encode()))
+                selector.register(sock, selectors.EVENT_WRITE, (token, request.encode(), dial.ends.statuses != (0, 0)))
         _talk(selector, statuses)
     return [
         Done(dial, (statuses.get(one.text, 0), statuses.get(other.text, 0)), (one, other))
@@ -134,19 +135,21 @@ def _begin(dial: Dial) -> socket.socket:
 
 
 def _talk(selector: selectors.BaseSelector, statuses: dict[str, int]) -> None:
-    deadline = time.monotonic() + _WAIT
-    while selector.get_map() and (left := deadline - time.monotonic()) > 0:
+    begin = time.monotonic()
+    while open_ := selector.get_map():
+        limit = _PATIENCE if any(key.data[2] for key in open_.values()) else _WAIT
+        if (left := begin + limit - time.monotonic()) <= 0:
+            break
         for key, event in selector.select(left):
-            sock, (token, request) = key.fileobj, key.data
+            sock, (token, request, _) = key.fileobj, key.data
             assert isinstance(sock, socket.socket)
             try:
                 if event & selectors.EVENT_WRITE:
                     sock.send(request)
                     selector.modify(sock, selectors.EVENT_READ, key.data)
-                    deadline = max(deadline, time.monotonic() + _WAIT)
                     continue
                 answer = sock.recv(65536)
-                if answer.startswith(b"HTTP/1.1 "):
+                if answer.startswith(b"HTTP/1.1 ") and answer[9:12] != b"503":  # the proxy got nowhere
                     statuses[token.text] = int(answer[9:12])
             except OSError:
                 pass
