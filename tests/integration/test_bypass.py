@@ -28,6 +28,7 @@ from support.profiled import PROFILES
 pytestmark = pytest.mark.kernel
 
 _PORTS = count(41000)
+_ANSWER = re.compile(rb"content-length: (\d+)(?:\r\n[^\r\n]+)*\r\n\r\n(.*)", re.DOTALL | re.IGNORECASE)
 
 
 @pytest.fixture(scope="module", params=CHOSEN)
@@ -244,9 +245,14 @@ def _connected(site: Hunt, client: str, server: str, port: int, own: int = 0) ->
 
 
 def _asks(sock: socket.socket, path: str) -> bytes:
-    """The head of the answer; nothing when none comes in time."""
+    """The whole answer; nothing when none comes in time."""
+    answer = b""
     try:
         sock.send(f"GET {path} HTTP/1.1\r\nHost: hunt\r\n\r\n".encode())
-        return sock.recv(65536)
+        while not (found := _ANSWER.search(answer)) or len(found[2]) < int(found[1]):
+            if not (piece := sock.recv(65536)):
+                return b""
+            answer += piece
     except OSError:
         return b""
+    return answer

@@ -65,8 +65,25 @@ static __always_inline int is_bare_reset(const struct packet *p)
 	return (p->tcp_flags & TCP_RST) && !p->payload;
 }
 
+#define TCP_FLAGS_AT 12		// with the header's length, 16 bits
+
+// What of the proxy's may not go on to its client becomes the reset that the client waits for: the one that comes later would be behind a hole.
+// (Where there is a state, make_reset_exact() sees to that.)
+static __always_inline int denied_end(struct __sk_buff *skb, const struct packet *p)
+{
+	u16 before, after;
+
+	if ((p->payload && without_payload(skb, p) != PASS) || bpf_skb_load_bytes(skb, p->tcp_at + TCP_FLAGS_AT, &before, sizeof(before)))
+		return DROP;
+	after = (before & htons(0xff00)) | htons(TCP_RST | TCP_ACK);
+	if (bpf_l4_csum_replace(skb, p->tcp_at + TCP_CHECKSUM_AT, before, after, sizeof(after)) ||
+	    bpf_skb_store_bytes(skb, p->tcp_at + TCP_FLAGS_AT, &after, sizeof(after), 0))
+		return DROP;
+	return PASS;
+}
+
 // Such a packet belongs to the connection between the real ends, which `inbound` has judged.
-static __always_inline int translated_back(struct work *w, const struct origin *o)
+static __always_inline int translated_back(struct __sk_buff *skb, struct work *w, const struct origin *o)
 {
 	w->key.local = o->real.dst;
 	w->key.remote = o->real.src;
@@ -83,8 +100,10 @@ static __always_inline int translated_back(struct work *w, const struct origin *
 	w->f.leg = LEG_DOWNSTREAM;
 	w->f.reply = 1;
 	ct_revalidate(&w->key, NULL, e, w->generation, &w->f, &w->d);
-	if (!ends && w->d.verdict == DENY)
-		return drop(HOOK_TO_POD, w, 0);
+	if (!ends && w->d.verdict == DENY) {
+		drop(HOOK_TO_POD, w, 0);
+		return w->p.payload || (w->p.tcp_flags & TCP_FIN) ? denied_end(skb, &w->p) : DROP;
+	}
 	if (!ends && has_moved(o->mark, e->rule_set))
 		return drop(HOOK_TO_POD, w, RULE_SET_CHANGED);
 	ct_touch(e, &w->p, 0, w->f.length, w->now);
@@ -299,7 +318,7 @@ int to_pod(struct __sk_buff *skb)
 	}
 
 	if (is_translated_back(w, &o))
-		return translated_back(w, &o);
+		return translated_back(skb, w, &o);
 	make_key(w, 0, SIDE_POD);
 	struct ct_value *e = conntrack.lookup(&w->key);
 	if (may_be_answer(w, &o, e)) {
