@@ -111,12 +111,13 @@ def test_ours_is_there_first_and_nothing_is_left_of_it(testbed: Testbed, other: 
             pinned = loaded.pinned_id(pin_root(node.settings) / "programs" / program)
             assert pinned == ("prog", other.program_ids(device, side)[0])
         assert other.at("eth0", "ingress") == [f"{node.kind} from_network"]
+        assert other.at("eth0", "egress") == [f"{node.kind} to_network"]
         node.look()
-        assert (node.hooks.kind, node.hooks.watched, node.hooks.last) == (node.kind, 6, "")
+        assert (node.hooks.kind, node.hooks.watched, node.hooks.last) == (node.kind, 7, "")
         assert node.hook_problems() == []
     for side, _ in SIDES:
         assert other.at(device, side) == (["tcx other_prog"] if how == "auto" else [])
-    assert other.at("eth0", "ingress") == []
+    assert other.at("eth0", "ingress") == other.at("eth0", "egress") == []
 
 
 @needs_tcx
@@ -357,7 +358,7 @@ def test_pins_go_with_their_interfaces_and_only_with_them(testbed: Testbed, othe
         node.become("auto")
         assert other.at(node.device, "egress") == ["tcx to_pod"]
         assert other.at("passing", "ingress") == ["tcx from_pod"]
-        assert node.hooks.watched == 7
+        assert node.hooks.watched == 8
         node_info.run_on_node(["ip", "link", "del", "passing"])
         node.look()
         assert not (pins / f"{index}-from_pod").exists()
@@ -372,8 +373,9 @@ def test_a_former_uplink_is_left_alone(testbed: Testbed, other: Foreigner, how: 
         first.run(first.datapath.close())
         first.loop.stop()
         assert other.at("was-uplink", "ingress") == [f"{KIND[how]} from_network"]
+        assert other.at("was-uplink", "egress") == [f"{KIND[how]} to_network"]
         with HookedNode(testbed, how):
-            assert other.at("was-uplink", "ingress") == []
+            assert other.at("was-uplink", "ingress") == other.at("was-uplink", "egress") == []
             assert other.at("eth0", "ingress") == [f"{KIND[how]} from_network"]
     finally:
         testbed.node.run_on_node(["ip", "link", "del", "was-uplink"])

@@ -52,6 +52,11 @@ def fragment6(following: int, offset: int, more: int, ident: int = 9) -> bytes:
     return struct.pack("!BBHI", following, 0, offset << 3 | more, ident)
 
 
+def options(some: bytes) -> bytes:
+    """A frame with these IPv4 options."""
+    return p.frame(p.ipv4(A4, B4, p.TCP, SEGMENT4, options=some))
+
+
 SEGMENT4 = p.tcp(A4, B4, 1000, 80)
 SEGMENT6 = p.tcp(A6, B6, 1000, 80)
 QUOTE4 = p.ipv4(B4, A4, p.TCP, p.tcp(B4, A4, 81, 1001))
@@ -63,6 +68,10 @@ GOOD = {
     "tcp-v6": p.frame(p.ipv6(A6, B6, p.TCP, SEGMENT6)),
     "udp": p.frame(p.ipv4(A4, B4, p.UDP, p.udp(A4, B4, 5000, 53))),
     "ipv4-options": p.frame(p.ipv4(A4, B4, p.TCP, SEGMENT4, options=b"\x01" * 8)),
+    "router-alert": options(bytes([148, 4, 0, 0])),
+    "record-route": options(bytes([7, 7, 4, 0, 0, 0, 0, 0])),
+    "vxlan-to-a-pod": p.frame(p.ipv4(A4, B4, p.UDP, p.udp(A4, B4, 5, 8472, bytes(60)))),
+    "vxlan-to-the-world": p.frame(p.ipv4(A4, "192.0.2.1", p.UDP, p.udp(A4, "192.0.2.1", 5, 4789, bytes(60)))),
     "padded-frame": p.frame(p.ipv4(A4, B4, p.TCP, SEGMENT4)) + bytes(10),
     "vlan": p.frame(p.ipv4(A4, B4, p.TCP, SEGMENT4), tags=(0x8100,)),
     "qinq": p.frame(p.ipv4(A4, B4, p.TCP, SEGMENT4), tags=(0x88A8, 0x8100)),
@@ -129,7 +138,21 @@ BAD: dict[str, tuple[bytes, Reason]] = {
         Reason.MALFORMED,
     ),
     "extension-beyond": (p.frame(p.ipv6(A6, B6, 0, b"", extensions=b"\x06\xff" + bytes(6))), Reason.MALFORMED),
-    "routing-header": (p.frame(p.ipv6(A6, B6, 43, SEGMENT6, extensions=hop(43, p.TCP, 8, 1))), Reason.MALFORMED),
+    "routing-header": (p.frame(p.ipv6(A6, B6, 43, SEGMENT6, extensions=hop(43, p.TCP, 8, 1))), Reason.SOURCE_ROUTE),
+    "loose-route": (options(bytes([131, 7, 4, 1, 2, 3, 4, 0])), Reason.SOURCE_ROUTE),
+    "strict-route-behind-others": (
+        options(bytes([1, 7, 7, 4, 0, 0, 0, 0, 137, 7, 4, 1, 2, 3, 4, 0])),
+        Reason.SOURCE_ROUTE,
+    ),
+    "option-without-length": (options(b"\1\1\1\x07"), Reason.MALFORMED),
+    "option-of-length-0": (options(b"\x07\0\1\1"), Reason.MALFORMED),
+    "more-options-than-are-read": (options(b"\1" * 16), Reason.MALFORMED),
+    "vxlan-to-the-node": (
+        p.frame(p.ipv4(A4, "10.10.0.2", p.UDP, p.udp(A4, "10.10.0.2", 5, 8472, bytes(60)))),
+        Reason.TUNNEL,
+    ),
+    "gre-to-the-node": (p.frame(p.ipv4(A4, "10.10.0.2", 47, bytes(40))), Reason.TUNNEL),
+    "ipv6-in-ipv6-to-the-node": (p.frame(p.ipv6(A6, "fd00:10::2", 41, bytes(60))), Reason.TUNNEL),
     "two-fragment-headers": (
         p.frame(p.ipv6(A6, B6, 44, SEGMENT6, extensions=fragment6(44, 0, 1) + fragment6(p.TCP, 0, 1))),
         Reason.MALFORMED,

@@ -12,6 +12,7 @@ from spliceway.agent.envoy import EnvoySettings, EnvoySupervisor
 from spliceway.agent.proxysupervisor import PROXY_STATE, ProxySupervisor
 from spliceway.agent.testbed.node import Node
 from spliceway.proxy.model import ProxySettings
+from spliceway.xds.accesslog.flow import HttpFlow
 from spliceway.xds.resources.build import build_snapshot
 from spliceway.xds.resources.settings import BootstrapSettings, ResourceSettings
 from spliceway.xds.server.server import XdsServer
@@ -31,6 +32,8 @@ class ProxiedNode(KernelNode):
     ):
         super().__init__(node, test_defines=test_defines, **settings)
         self.kind: ProxyKind = proxy
+        #: What the proxy's access log has told.
+        self.requests: list[HttpFlow] = []
         try:
             self.apply(*policies)
             self.run(self._start_proxy())
@@ -42,7 +45,7 @@ class ProxiedNode(KernelNode):
         assert self.table is not None
         state = self.node.info.state
         ports = {key: self.settings.listener_ports[0] + i for i, key in enumerate(self.table.rule_sets)}
-        self.xds = XdsServer(state / "xds.sock")
+        self.xds = XdsServer(state / "xds.sock", on_flow=self.requests.append)
         await self.xds.start()
         self.xds.set_snapshot("node1", build_snapshot(self.table.rule_sets, ports, ResourceSettings(), "1"))
         self.proxy = self._supervisor()

@@ -17,6 +17,7 @@ COSTLY = (
     "tests/integration/test_host_addresses.py",
     "tests/integration/test_node_*.py",
     "tests/integration/test_two_nodes*.py",
+    "tests/integration/test_bypass.py",
     "tests/kernel/test_socket_lb.py",
 )
 

@@ -43,7 +43,8 @@ def test_what_is_found_at_a_hook(
 
 
 def test_sides_and_words() -> None:
-    assert [Place(1, name).side for name in ("from_pod", "from_network", "to_pod")] == ["ingress", "ingress", "egress"]
+    sides = {name: Place(1, name).side for name in ("from_pod", "from_network", "to_pod", "to_network")}
+    assert sides == {"from_pod": "ingress", "from_network": "ingress", "to_pod": "egress", "to_network": "egress"}
     assert str(THEIRS) == "cil_to_container (tcx, program id 8)"
     assert str(THEIR_FILTER) == "flower (clsact)"
     assert str(Seen(TCX, "", 9)) == "a program without a name (tcx, program id 9)"

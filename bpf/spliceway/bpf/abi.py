@@ -27,7 +27,7 @@ from spliceway.bpf.spliceabi import Why as Why
 ABI_VERSION = 4
 REASON_SLOTS = 128
 VERDICTS = 4
-HOOKS = 5
+HOOKS = 6
 RULE_SET_AUDIT = 0x4000_0000
 #: `ipcache_value.endpoint` of an address that a process of the node answers by: the index that loopback always has.
 SERVED_BY_NODE = 1
@@ -75,6 +75,7 @@ class CtFlag(IntFlag):
     RESET = 8
     REPLIED = 16
     TRANSLATED = 32
+    UNSEEN = 64
 
 
 class Note(IntFlag):
@@ -89,6 +90,7 @@ class Side(IntEnum):
 
     POD = 0
     NETWORK = 1
+    TRANSLATED = 2
 
 
 class Generation(ctypes.Structure):

@@ -14,6 +14,7 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from spliceway.bpf import libbpf, record
+from spliceway.bpf.devicechoice import NETWORK_PROGRAMS
 from spliceway.bpf.errors import DatapathError, KernelRefusedError
 from spliceway.bpf.filters import GONE, Filter, filters
 
@@ -21,7 +22,7 @@ INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3  # parents ffff:fff2 and ffff:fff3 of c
 _PRIORITY = 1
 #: The second one is there while a filter goes to the front.
 _HANDLE, _SPARE = 0x5317, 0x5318
-_FILTERS = frozenset({"from_pod", "to_pod", "from_network", "from_network_l3", "steered"})
+_FILTERS = frozenset({"from_pod", "to_pod", "steered"}) | NETWORK_PROGRAMS
 
 
 async def interface_index(ipr: AsyncIPRoute, name: str) -> int:

@@ -14,8 +14,10 @@ from spliceway.bpf.linktable import LOOPBACK, Device
 from spliceway.bpf.steering import RECEIVING, SENDING
 
 NETWORK, NETWORK_L3 = "from_network", "from_network_l3"
-#: Programs for packets from outside, whatever the device.
-NETWORK_PROGRAMS = frozenset({NETWORK, NETWORK_L3})
+#: What goes with them at the same device's egress.
+LEAVING = {NETWORK: "to_network", NETWORK_L3: "to_network_l3"}
+#: Programs for packets from and to outside, whatever the device.
+NETWORK_PROGRAMS = frozenset({*LEAVING, *LEAVING.values()})
 Wanted = Literal["auto"] | tuple[str, ...]
 
 ENDPOINTS_OWN = "an endpoint's own"

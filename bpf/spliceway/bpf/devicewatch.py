@@ -17,7 +17,7 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from spliceway.bpf import linktable
-from spliceway.bpf.devicechoice import ENDPOINTS_OWN, NETWORK_PROGRAMS, Choice, Wanted, choose, missing
+from spliceway.bpf.devicechoice import ENDPOINTS_OWN, LEAVING, NETWORK_PROGRAMS, Choice, Wanted, choose, missing
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.hookorder import Place
 from spliceway.bpf.hooks import Hooks
@@ -57,7 +57,7 @@ class DeviceWatch:
                 name=one.device.name,
                 kind=one.device.kind,
                 program=one.program,
-                attached=Place(one.device.ifindex, one.program) in self._hooks.places,
+                attached=bool(one.program) and _places(one) <= self._hooks.places.keys(),
                 why=self._failed.get(one.device.name, one.why),
             )
             for one in self._choices
@@ -121,28 +121,34 @@ class DeviceWatch:
                 choose, devices, self._wanted, taken.union(self._endpoints()), linktable.leads_out
             )
             self._missing = tuple(missing(devices, self._wanted))
-            wanted = {Place(one.device.ifindex, one.program): one.device.name for one in self._choices if one.program}
+            wanted = {place: one.device.name for one in self._choices for place in _places(one)}
             there = {place for place in self._hooks.places if place.program in NETWORK_PROGRAMS}
             fresh, stale = wanted.keys() - there, (there | set(others)) - wanted.keys()
             if fresh or stale:
                 async with AsyncIPRoute() as ipr:
                     # New ones first: where a device is of another kind by now, its packets meet one at each moment.
+                    failed: dict[str, str] = {}
                     for place in fresh:
-                        await self._attach(ipr, place, wanted[place])
+                        if why := await self._attach(ipr, place, wanted[place]):
+                            failed[wanted[place]] = why
+                    for name in {wanted[place] for place in fresh} - failed.keys():
+                        self._failed.pop(name, None)
+                    self._failed |= failed
                     for place in stale:
                         await self._hooks.take_off(ipr, place)
             for name in self._failed.keys() - wanted.values():
                 del self._failed[name]
 
-    async def _attach(self, ipr: AsyncIPRoute, place: Place, name: str) -> None:
+    async def _attach(self, ipr: AsyncIPRoute, place: Place, name: str) -> str:
+        """Returns why it failed, or nothing."""
         try:
-            if await self._hooks.put_network(ipr, place, name):
+            if await self._hooks.put_network(ipr, place, name) and not place.is_egress:
                 _log.info("packets from outside are judged", device=name, program=place.program)
-            self._failed.pop(name, None)
         except _ERRORS as error:
             if self._failed.get(name) != str(error):
                 _log.error("a device can't be attached to", device=name, error=str(error))
-            self._failed[name] = str(error)
+            return str(error)
+        return ""
 
     async def _run(self) -> None:
         with _told() as told:
@@ -153,6 +159,13 @@ class DeviceWatch:
                         await asyncio.sleep(PAUSE)  # a change is seldom alone
                 told.clear()
                 await whole(self.look())
+
+
+def _places(choice: Choice) -> set[Place]:
+    """Where a device has programs of ours: at its ingress and at its egress."""
+    if not choice.program:
+        return set()
+    return {Place(choice.device.ifindex, program) for program in (choice.program, LEAVING[choice.program])}
 
 
 @contextlib.contextmanager

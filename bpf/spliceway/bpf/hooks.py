@@ -80,7 +80,8 @@ class Hooks:
         found = {
             Place(index, one.name)
             for index in _devices()
-            for one in filters(index, INGRESS)
+            for parent in (INGRESS, EGRESS)
+            for one in filters(index, parent)
             if is_ours(one) and one.name in NETWORK_PROGRAMS
         }
         pinned = {Place(one.ifindex, one.program.removesuffix("-moving")) for one in tcx.pinned(self._root)}

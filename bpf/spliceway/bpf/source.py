@@ -35,6 +35,8 @@ PROGRAMS: dict[str, tuple[ProgramSpec, ...]] = {
         ProgramSpec("to_pod", SCHED_CLS),
         ProgramSpec("from_network", SCHED_CLS),
         ProgramSpec("from_network_l3", SCHED_CLS),
+        ProgramSpec("to_network", SCHED_CLS),
+        ProgramSpec("to_network_l3", SCHED_CLS),
         ProgramSpec("steered", SCHED_CLS),
         ProgramSpec("guard", SK_LOOKUP, 36),
         ProgramSpec("judge", SCHED_CLS),

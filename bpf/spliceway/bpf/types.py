@@ -22,6 +22,7 @@ class Hook(IntEnum):
     FROM_NETWORK = 2
     SK_MSG = 3
     SK_LOOKUP = 4
+    TO_NETWORK = 5
 
     @property
     def label(self) -> str:

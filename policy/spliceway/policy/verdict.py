@@ -80,6 +80,8 @@ class Reason(IntEnum):
     NOT_FOR_LISTENERS = 46  # dialled a listener's port directly
     NOT_READY = 47  # the endpoint's policy is not there yet
     FOREIGN_SOURCE = 48  # a process on the node used an address that is not the node's
+    SOURCE_ROUTE = 49  # a source route or a routing header would send the packet somewhere else
+    TUNNEL = 50  # a pod sent a tunnel's packet to a node
 
     HTTP_ALLOWED = 64  # a rule matches the request
     HTTP_DENIED = 65  # no rule matches the request

@@ -11,11 +11,12 @@ import msgspec
 from spliceway.agent.nodecheck.model import Check, Target, fail, info, ok, skipped, warn
 from spliceway.bpf import loaded, tcx
 from spliceway.bpf.attach import EGRESS, INGRESS, is_ours
+from spliceway.bpf.devicechoice import NETWORK_PROGRAMS
 from spliceway.bpf.errors import DatapathError, KernelRefusedError
 from spliceway.bpf.filters import filters
 from spliceway.bpf.hookorder import CLSACT, TCX
 
-_OURS = frozenset({"from_pod", "to_pod", "from_network", "from_network_l3", "steered"})
+_OURS = frozenset({"from_pod", "to_pod", "steered"}) | NETWORK_PROGRAMS
 #: The priority of our filters.
 _OUR_PRIORITY = 1
 _SHOWN = 8

@@ -27,7 +27,8 @@ class Backend(msgspec.Struct, frozen=True):
 class ServicePort(msgspec.Struct, frozen=True):
     """One TCP port of a Service in one family. `node_port` 0: none; `local`: externalTrafficPolicy Local.
 
-    `local_backends`: those on the node that the rules are for; they count for `local` only.
+    `local_backends`: those on the node that the rules are for; they count for `local` only. `external_ip`: one of
+    spec.externalIPs, or the load balancer's.
     """
 
     name: str  # «namespace/name:port»
@@ -37,6 +38,12 @@ class ServicePort(msgspec.Struct, frozen=True):
     node_port: int = 0
     local: bool = False
     local_backends: tuple[Backend, ...] = ()
+    external_ip: IPAddress | None = None
+
+    @property
+    def external(self) -> bool:
+        """Whether it has an address that is dialled from outside."""
+        return bool(self.node_port or self.external_ip)
 
 
 def chain(prefix: str, *parts: object) -> str:
@@ -114,10 +121,14 @@ def _service_chains(one: ServicePort, where: str) -> tuple[list[str], list[str]]
         endpoint = _endpoint(one, backend)
         rules.append(f"-A {endpoint} -s {backend.address}/{backend.address.max_prefixlen} -j KUBE-MARK-MASQ")
         rules.append(f"-A {endpoint} -p tcp -m tcp -j DNAT --to-destination {_text(backend)}")
-    if one.node_port:
+    if one.external:
         external = chain("KUBE-EXT-", one.name)
         chains.append(external)
-        rules.append(f"-A KUBE-NODEPORTS -p tcp -m tcp --dport {one.node_port} -j {external}")
+        if one.node_port:
+            rules.append(f"-A KUBE-NODEPORTS -p tcp -m tcp --dport {one.node_port} -j {external}")
+        if one.external_ip:
+            there = f"{one.external_ip}/{one.external_ip.max_prefixlen}"
+            rules.append(f"-A KUBE-SERVICES -d {there} -p tcp -m tcp --dport {one.port} -j {external}")
         if one.local:
             here = chain("KUBE-SVL-", one.name)
             chains.append(here)
@@ -154,6 +165,8 @@ def nftables_rules(services: Iterable[ServicePort], version: int) -> str:
         portals.append(f"{one.cluster_ip} . tcp . {one.port} : goto {name}")
         if one.node_port:
             ports.append(f"tcp . {one.node_port} : goto {chain('external-', one.name)}")
+        if one.external_ip:
+            portals.append(f"{one.external_ip} . tcp . {one.port} : goto {chain('external-', one.name)}")
     refused = [f"{one.cluster_ip} . tcp . {one.port} : goto reject-chain" for one in ours if not one.backends]
     kind = f"ipv{version}_addr . inet_proto . inet_service : verdict"
     local = "127.0.0.0/8" if version == 4 else "::1"
@@ -198,13 +211,13 @@ def _nft_chains(one: ServicePort, name: str, ip: str) -> list[str]:
         f"  chain {name} {{ {ip} daddr {one.cluster_ip} tcp dport {one.port} {ip} saddr != {cluster} "
         f"jump mark-for-masquerade; {_nft_choice(one, one.backends)}; }}"
     )
-    if one.node_port and one.local:
+    if one.external and one.local:
         here = _nft_choice(one, one.local_backends) if one.local_backends else "drop"
         found.append(
             f"  chain {chain('external-', one.name)} {{ {ip} saddr {cluster} goto {name}; "
             f"fib saddr type local jump mark-for-masquerade; fib saddr type local goto {name}; {here}; }}"
         )
-    elif one.node_port:
+    elif one.external:
         found.append(f"  chain {chain('external-', one.name)} {{ jump mark-for-masquerade; goto {name}; }}")
     return found
 

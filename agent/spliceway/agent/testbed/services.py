@@ -20,7 +20,10 @@ SERVICE_PREFIXES = ("10.96.0.0/12", "fd00:96::/108")
 
 
 class Service(msgspec.Struct, frozen=True):
-    """A Service with one TCP port. `pods` are «namespace/name»; `node_port` 0: none; `local`: externalTrafficPolicy."""
+    """A Service with one TCP port. `pods` are «namespace/name»; `node_port` 0: none; `local`: externalTrafficPolicy.
+
+    `external_ips`: at most one of each family.
+    """
 
     name: str
     cluster_ips: tuple[IPAddress, ...]
@@ -29,6 +32,7 @@ class Service(msgspec.Struct, frozen=True):
     pods: tuple[str, ...]
     node_port: int = 0
     local: bool = False
+    external_ips: tuple[IPAddress, ...] = ()
 
 
 def ports_on(node: str, services: Iterable[Service], pods: Sequence[PodPlan]) -> list[ServicePort]:
@@ -54,6 +58,7 @@ def ports_on(node: str, services: Iterable[Service], pods: Sequence[PodPlan]) ->
                     node_port=one.node_port,
                     local=one.local,
                     local_backends=tuple(here),
+                    external_ip=next((a for a in one.external_ips if a.version == cluster_ip.version), None),
                 )
             )
     return found
@@ -90,6 +95,7 @@ def services_of(plan: Plan) -> list[Service]:
                     pods=pods,
                     node_port=int(port.get("nodePort", 0)),
                     local=spec.get("externalTrafficPolicy") == "Local",
+                    external_ips=tuple(ip_address(text) for text in spec.get("externalIPs") or []),
                 )
             )
     return found

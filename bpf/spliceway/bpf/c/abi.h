@@ -8,7 +8,7 @@
 #define ABI_VERSION 4
 #endif
 
-enum hook { HOOK_FROM_POD, HOOK_TO_POD, HOOK_FROM_NETWORK, HOOK_SK_MSG, HOOK_SK_LOOKUP, HOOKS };
+enum hook { HOOK_FROM_POD, HOOK_TO_POD, HOOK_FROM_NETWORK, HOOK_SK_MSG, HOOK_SK_LOOKUP, HOOK_TO_NETWORK, HOOKS };
 enum direction { INGRESS, EGRESS };
 enum verdict { VERDICT_NONE, ALLOW, REDIRECT, DENY, VERDICTS };
 enum leg { LEG_DIRECT, LEG_DOWNSTREAM, LEG_UPSTREAM };
@@ -40,6 +40,8 @@ enum reason {
 	NOT_FOR_LISTENERS = 46,
 	NOT_READY = 47,
 	FOREIGN_SOURCE = 48,
+	SOURCE_ROUTE = 49,
+	TUNNEL = 50,
 	KERNEL_REASONS = 64,
 };
 
@@ -78,6 +80,8 @@ struct config {
 // The host with further labels (addresses that a policy tells apart): the host all the same.
 #define FIRST_HOST_VARIANT 64u
 #define LAST_HOST_VARIANT 127u
+#define IDENTITY_UNMANAGED 3u
+#define IDENTITY_REMOTE_NODE 6u
 #define IDENTITY_WORLD_IPV4 9u
 #define IDENTITY_WORLD_IPV6 10u
 // Prefixes outside the cluster have the numbers from here on.
@@ -173,9 +177,11 @@ struct listener {
 
 #define SIDE_POD 0
 #define SIDE_NETWORK 1
+#define SIDE_TRANSLATED 2
 
 // Conntrack is kept in the perspective of one end: `local` is the endpoint's own address (SIDE_POD), or a host's outside whose
 // connection is steered (SIDE_NETWORK). A pod has one socket for a tuple, so client-to-proxy and proxy-to-server never meet.
+// SIDE_TRANSLATED: what leaves the node with other ends than its pod gave it, by these other ends; `local` may be the node's own address then.
 struct ct_key {
 	struct addr local;
 	struct addr remote;
@@ -191,6 +197,7 @@ struct ct_key {
 #define CT_FIN_IN 4u
 #define CT_RESET 8u
 #define CT_REPLIED 16u
+#define CT_UNSEEN 64u		// nobody has seen it begin: which end opened it is not known
 #define CT_TRANSLATED 32u	// LEG_UPSTREAM: the proxy dialled other ends; answers must be translated back before they are steered
 				// LEG_DOWNSTREAM: the client did; the proxy's answers must be translated back
 

@@ -43,6 +43,7 @@ struct flow {
 	u8 revoked;
 	u8 ended;
 	u8 audited;		// a known connection whose verdict has just become an audit
+	u8 unseen;		// in the middle of a connection that nobody has seen begin
 	u8 not_host;		// whatever its address says, its client is not the node itself
 };
 

@@ -46,7 +46,7 @@ static __always_inline void ct_touch(struct ct_value *e, const struct packet *p,
 	else if (p->payload)
 		flags &= ~CT_RESET;	// that reset was not believed
 	if (is_new_syn(p))
-		flags &= ~(CT_RESET | CT_FIN_OUT | CT_FIN_IN);
+		flags &= ~(CT_RESET | CT_FIN_OUT | CT_FIN_IN | CT_UNSEEN);
 	e->flags = flags;
 	e->seen = now;
 	e->packets++;
@@ -174,7 +174,8 @@ static __always_inline void ct_create(const struct ct_key *k, const struct packe
 	v.peer_identity = peer_identity;
 	v.peer_ifindex = f->remote_ifindex;
 	v.leg = f->leg;
-	v.flags = (client ? CT_CLIENT : 0) | (f->leg != LEG_DIRECT && (p->tcp_flags & TCP_FIN) ? CT_FIN_IN | CT_FIN_OUT : 0);
+	v.flags = (client ? CT_CLIENT : 0) | (f->unseen ? CT_UNSEEN : 0) |
+		  (f->leg != LEG_DIRECT && (p->tcp_flags & TCP_FIN) ? CT_FIN_IN | CT_FIN_OUT : 0);
 	v.reason = d->reason;
 	conntrack.update((struct ct_key *)k, &v);
 }

@@ -16,6 +16,7 @@ static __always_inline int from_pod_new(struct __sk_buff *skb, struct work *w, c
 	w->f.not_host = !client;
 	u16 port = w->p.icmp ? htons(w->p.icmp) : policy_port(&w->key, client);
 	u32 middle = !mark && w->p.protocol == PROTO_TCP && !is_new_syn(&w->p);
+	w->f.unseen = middle;
 	decide_new(&w->key, ep, client, port, slot, middle, &w->f, &w->d);
 	if (!mark && w->p.protocol == PROTO_TCP && nobody_to_ask(skb, &w->p, &w->d, is_new_syn(&w->p)))
 		pass_by(&w->d);
@@ -29,6 +30,8 @@ static __always_inline int from_pod_new(struct __sk_buff *skb, struct work *w, c
 	if (!w->p.icmp || w->p.outer.sport)
 		ct_create(&w->key, &w->p, client, w->f.dst_identity, w->generation, w->now, &w->f, &w->d);
 	if (w->d.verdict == ALLOW) {
+		if (!middle)
+			sent_by_client(skb);
 		report(HOOK_FROM_POD, &w->f, &w->d);
 		return pass(HOOK_FROM_POD, w, w->d.reason);
 	}
@@ -52,6 +55,7 @@ int from_pod(struct __sk_buff *skb)
 	if (!w)
 		return DROP;
 	begin(skb, w);
+	sent_by(skb);
 	if (!cfg || !ep)
 		return drop(HOOK_FROM_POD, w, NO_ENDPOINT);
 	int reason = read_packet(skb, w);
@@ -60,6 +64,8 @@ int from_pod(struct __sk_buff *skb)
 		reason = source_reason(ep, &w->p, w->generation & 1);
 	if (!reason)
 		reason = fragment_ports(w);
+	if (!reason && is_tunnel(w))
+		reason = TUNNEL;
 	if (reason)
 		return drop(HOOK_FROM_POD, w, reason);
 	if (w->p.kind == KIND_NEIGHBOUR)
@@ -91,8 +97,11 @@ int from_pod(struct __sk_buff *skb)
 	if (w->d.verdict == DENY)
 		return drop(HOOK_FROM_POD, w, 0);
 	ct_touch(e, &w->p, 1, w->f.length, w->now);
-	if (e->leg == LEG_DIRECT)
+	if (e->leg == LEG_DIRECT) {
+		if (is_client(e->flags))
+			sent_by_client(skb);
 		return pass(HOOK_FROM_POD, w, known_reason(HOOK_FROM_POD, w, ep->netns_cookie));
+	}
 	if (e->flags & CT_TRANSLATED)	// to_pod of the client's device hands it over, with the ends that the proxy knows
 		return pass(HOOK_FROM_POD, w, REPLY);
 	reason = steer(skb, &w->p, e->rule_set, e->leg, 0);

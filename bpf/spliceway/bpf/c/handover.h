@@ -62,7 +62,7 @@ int steered(struct __sk_buff *skb)
 	if (!w || !cfg || (skb->mark & cfg->mark_mask) != cfg->mark || bpf_skb_load_bytes(skb, 0, &h, sizeof(h)))
 		return DROP;
 	u32 hook = h.decided >> 4;
-	if (hook > HOOK_FROM_NETWORK)
+	if (hook > HOOK_FROM_NETWORK && hook != HOOK_TO_NETWORK)
 		return DROP;
 	begin(skb, w);
 	int reason = read_packet(skb, w);

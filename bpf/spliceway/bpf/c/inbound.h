@@ -50,7 +50,7 @@ static __always_inline int inbound(struct __sk_buff *skb, u32 hook, struct work 
 	}
 	// Whether netfilter has to translate the answers back, and so to know them (untracked.h).
 	if (syn && (e = conntrack.lookup(&w->key)))
-		e->flags = hook == HOOK_TO_POD ? e->flags | CT_TRANSLATED : e->flags & ~CT_TRANSLATED;
+		e->flags = hook == HOOK_FROM_NETWORK ? e->flags & ~CT_TRANSLATED : e->flags | CT_TRANSLATED;
 	int reason = steer(skb, &w->p, w->d.rule_set, LEG_DOWNSTREAM, 0);
 	if (reason)
 		return drop(hook, w, reason);

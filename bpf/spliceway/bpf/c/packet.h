@@ -10,15 +10,20 @@
 #define ETHERTYPE_QINQ 0x88a8
 
 #define PROTO_ICMP 1
+#define PROTO_IPIP 4
 #define PROTO_TCP 6
 #define PROTO_UDP 17
+#define PROTO_IPV6 41
 #define PROTO_ROUTING 43
 #define PROTO_FRAGMENT 44
+#define PROTO_GRE 47
 #define PROTO_AH 51
 #define PROTO_ICMPV6 58
 #define PROTO_DSTOPTS 60
 #define PROTO_HOPOPTS 0
+#define PROTO_ETHERIP 97
 #define PROTO_SCTP 132
+#define PROTO_MPLS 137
 
 #define htons(x) ((u16)__builtin_bswap16((u16)(x)))
 #define ntohs(x) ((u16)__builtin_bswap16((u16)(x)))

@@ -85,8 +85,39 @@ static __always_inline int icmp6_is_neighbour(u8 type)
 	return (type >= 133 && type <= 137) || (type >= 130 && type <= 132) || type == 143;
 }
 
-// Walks IPv6 extension headers (RFC 8200, section 4) from `*offset`. Returns the upper-layer protocol, or -1. A routing header
-// that is not used up would send the packet somewhere else than where the verdict was made for: refused.
+#define NO_HEADER (-MALFORMED)
+#define IPV4_OPTIONS 12		// so many are read; there is room for 40 without any data
+#define IPOPT_END 0
+#define IPOPT_NOP 1
+#define IPOPT_LSRR 131
+#define IPOPT_SSRR 137
+
+// A source route (RFC 791, section 3.1) would send the packet somewhere else than where the verdict was made for: refused.
+static __always_inline int ipv4_options(struct __sk_buff *skb, u32 at, u32 end)
+{
+	for (int i = 0; i < IPV4_OPTIONS; i++) {
+		u8 option[2] = {};
+		if (at >= end)
+			return 0;
+		if (bpf_skb_load_bytes(skb, at, option, 1))
+			return MALFORMED;
+		if (option[0] == IPOPT_END)
+			return 0;
+		if (option[0] == IPOPT_LSRR || option[0] == IPOPT_SSRR)
+			return SOURCE_ROUTE;
+		if (option[0] == IPOPT_NOP) {
+			at++;
+			continue;
+		}
+		if (at + 1 >= end || bpf_skb_load_bytes(skb, at, option, sizeof(option)) || option[1] < sizeof(option))
+			return MALFORMED;
+		at += option[1];
+	}
+	return MALFORMED;
+}
+
+// Walks IPv6 extension headers (RFC 8200, section 4) from `*offset`. Returns the upper-layer protocol, or a reason below 0. A routing header
+// that is not used up is a source route, too.
 static __always_inline int skip_extensions(struct __sk_buff *skb, u32 *offset, u8 next, struct packet *p)
 {
 	#pragma unroll
@@ -95,7 +126,7 @@ static __always_inline int skip_extensions(struct __sk_buff *skb, u32 *offset, u
 		if (next == PROTO_FRAGMENT) {
 			struct ipv6_fragment f;
 			if (p->fragment_id || bpf_skb_load_bytes(skb, *offset, &f, sizeof(f)))
-				return -1;
+				return NO_HEADER;
 			u16 om = ntohs(f.offset_more);
 			p->fragment_id = f.id ?: 1;
 			p->later_fragment = (om >> 3) != 0;
@@ -109,13 +140,13 @@ static __always_inline int skip_extensions(struct __sk_buff *skb, u32 *offset, u
 		if (next != PROTO_HOPOPTS && next != PROTO_DSTOPTS && next != PROTO_ROUTING && next != PROTO_AH)
 			return next;
 		if (bpf_skb_load_bytes(skb, *offset, head, sizeof(head)))
-			return -1;
+			return NO_HEADER;
 		if (next == PROTO_ROUTING && head[3])
-			return -1;
+			return -SOURCE_ROUTE;
 		*offset += next == PROTO_AH ? ((u32)head[1] + 2) * 4 : ((u32)head[1] + 1) * 8;
 		next = head[0];
 	}
-	return -1;
+	return NO_HEADER;
 }
 
 // Ports of the packet that an ICMP error quotes. The quote may be cut after 8 bytes of its transport header (RFC 792).
@@ -245,7 +276,8 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, u32 offset, struct 
 	p->later_fragment = (fragment & 0x1fff) != 0;
 	p->first_fragment = !p->later_fragment && (fragment & 0x2000);
 	p->fragment_id = ip.id;
-	return parse_transport(skb, offset + header, end, p, ip.ttl);
+	int reason = header == sizeof(ip) ? 0 : ipv4_options(skb, offset + sizeof(ip), offset + header);
+	return reason ?: parse_transport(skb, offset + header, end, p, ip.ttl);
 }
 
 static __always_inline int parse_ipv6(struct __sk_buff *skb, u32 offset, struct packet *p)
@@ -268,7 +300,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, u32 offset, struct 
 	offset += sizeof(ip);
 	int protocol = skip_extensions(skb, &offset, ip.next_header, p);
 	if (protocol < 0)
-		return MALFORMED;
+		return -protocol;
 	p->protocol = protocol;
 	return parse_transport(skb, offset, end, p, ip.hop_limit);
 }

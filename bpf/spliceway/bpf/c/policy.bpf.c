@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// L3/L4 policy and steering: from_pod, to_pod, from_network and steered (TC), and the guard of the listeners (sk_lookup).
+// L3/L4 policy and steering: from_pod, to_pod, from_network, to_network and steered (TC), and the guard of the listeners (sk_lookup).
 #include "abi.h"
 #include "packet.h"
 #include "parse.h"
@@ -15,9 +15,11 @@
 #include "begin.h"
 #include "upstream.h"
 #include "inbound.h"
+#include "sender.h"
 #include "from_pod.h"
 #include "to_pod.h"
 #include "from_network.h"
+#include "to_network.h"
 #include "guard.h"
 #include "judge.h"
 #include "question.h"

@@ -13,19 +13,21 @@ struct origin {
 	u32 from;
 	u32 mark;		// FROM_PROXY_SOCK only
 	u32 known;		// `real` is that of a socket that can't choose what its packets say
-	// The ends of that socket, as its packets have them before netfilter gives them others. A socket that resets has given up its own port.
+	// The ends of the node's socket, as its packets have them before netfilter gives them others. A socket that resets has given up its own port.
 	struct tuple real;
 };
 
 // Where does this packet come from? No pod, no other process of the node and no packet from outside can have a socket of the proxy's: the
 // mark sits in the socket, and only the sockops program of the proxy's cgroup sets it.
-static __always_inline void find_origin(struct __sk_buff *skb, u8 family, struct origin *o)
+static __always_inline void find_origin(struct __sk_buff *skb, const struct packet *p, struct origin *o)
 {
 	struct bpf_sock *sk = skb->sk;
 
 	o->mark = o->known = 0;
 	o->from = FROM_ELSEWHERE;
-	if (skb->ingress_ifindex)
+	// What netfilter had put together is cut anew when it is forwarded, and IPv6's pieces don't keep their device. Those of the node's own sockets
+	// keep their socket (ip6_fragment).
+	if (skb->ingress_ifindex || (!sk && (p->first_fragment || p->later_fragment)))
 		return;
 	if (sk)
 		o->mark = is_proxy_sock(sk);
@@ -44,7 +46,7 @@ static __always_inline void find_origin(struct __sk_buff *skb, u8 family, struct
 	u32 d4 = v->dst_ip4, d0 = v->dst_ip6[0], d1 = v->dst_ip6[1], d2 = v->dst_ip6[2], d3 = v->dst_ip6[3];
 	o->real.sport = htons(v->src_port);
 	o->real.dport = v->dst_port;
-	if (family == 4) {
+	if (p->family == 4) {
 		mapped(&o->real.src, s4);
 		mapped(&o->real.dst, d4);
 	} else {
@@ -54,14 +56,18 @@ static __always_inline void find_origin(struct __sk_buff *skb, u8 family, struct
 }
 
 // Did this packet leave a socket that the proxy accepted with another source than it has now? Then netfilter has translated it back: the client
-// dialled a Service, and its packets were steered behind the translation (inbound.h).
-static __always_inline int is_translated_back(const struct packet *p, const struct origin *o)
+// dialled a Service, and its packets were steered behind the translation (inbound.h). One that was masqueraded there talks with the node's address.
+static __always_inline int is_translated_back(const struct work *w, const struct origin *o)
 {
-	const struct tuple *t = &p->outer;
+	const struct tuple *t = &w->p.outer;
+	struct party client;
 
-	return o->from == FROM_PROXY_SOCK && o->mark != PROXY_CONNECTED && p->protocol == PROTO_TCP && p->kind == KIND_FLOW &&
-	       same_addr(&o->real.dst, &t->dst) && o->real.dport == t->dport &&
-	       (!same_addr(&o->real.src, &t->src) || (o->real.sport && o->real.sport != t->sport));
+	if (o->from != FROM_PROXY_SOCK || o->mark == PROXY_CONNECTED || w->p.protocol != PROTO_TCP || w->p.kind != KIND_FLOW)
+		return 0;
+	if (same_addr(&o->real.dst, &t->dst) && o->real.dport == t->dport)
+		return !same_addr(&o->real.src, &t->src) || (o->real.sport && o->real.sport != t->sport);
+	find_party(&o->real.dst, w->generation & 1, &client);
+	return is_host(client.identity);
 }
 
 static __always_inline int is_bare_reset(const struct packet *p)
@@ -69,8 +75,25 @@ static __always_inline int is_bare_reset(const struct packet *p)
 	return (p->tcp_flags & TCP_RST) && !p->payload;
 }
 
+#define TCP_FLAGS_AT 12		// with the header's length, 16 bits
+
+// What of the proxy's may not go on to its client becomes the reset that the client waits for: the one that comes later would be behind a hole.
+// (Where there is a state, make_reset_exact() sees to that.)
+static __always_inline int denied_end(struct __sk_buff *skb, const struct packet *p)
+{
+	u16 before, after;
+
+	if ((p->payload && without_payload(skb, p) != PASS) || bpf_skb_load_bytes(skb, p->tcp_at + TCP_FLAGS_AT, &before, sizeof(before)))
+		return DROP;
+	after = (before & htons(0xff00)) | htons(TCP_RST | TCP_ACK);
+	if (bpf_l4_csum_replace(skb, p->tcp_at + TCP_CHECKSUM_AT, before, after, sizeof(after)) ||
+	    bpf_skb_store_bytes(skb, p->tcp_at + TCP_FLAGS_AT, &after, sizeof(after), 0))
+		return DROP;
+	return PASS;
+}
+
 // Such a packet belongs to the connection between the real ends, which `inbound` has judged.
-static __always_inline int translated_back(struct work *w, const struct origin *o)
+static __always_inline int translated_back(struct __sk_buff *skb, struct work *w, const struct origin *o)
 {
 	w->key.local = o->real.dst;
 	w->key.remote = o->real.src;
@@ -87,8 +110,10 @@ static __always_inline int translated_back(struct work *w, const struct origin *
 	w->f.leg = LEG_DOWNSTREAM;
 	w->f.reply = 1;
 	ct_revalidate(&w->key, NULL, e, w->generation, &w->f, &w->d);
-	if (!ends && w->d.verdict == DENY)
-		return drop(HOOK_TO_POD, w, 0);
+	if (!ends && w->d.verdict == DENY) {
+		drop(HOOK_TO_POD, w, 0);
+		return w->p.payload || (w->p.tcp_flags & TCP_FIN) ? denied_end(skb, &w->p) : DROP;
+	}
 	if (!ends && has_moved(o->mark, e->rule_set))
 		return drop(HOOK_TO_POD, w, RULE_SET_CHANGED);
 	ct_touch(e, &w->p, 0, w->f.length, w->now);
@@ -104,19 +129,29 @@ static __always_inline int is_bare(const struct packet *p, const struct ct_value
 	return !(p->tcp_flags & TCP_SYN) || (e->leg == LEG_DOWNSTREAM && (e->flags & CT_CLIENT));
 }
 
-// Does a process of the node answer from one of the node's addresses, and netfilter has put in its place what the pod dialled (a Service whose
-// backend is the node, as the API server's can be)? That is outside, or nobody's. A socket of IPv4 that is bound to no address can't choose one
-// that is not the node's; one of IPv6 can.
-static __always_inline int is_translated_answer(const struct work *w, const struct ct_value *e, const struct origin *o)
+// May an answer of the node that has not the node's address come to a pod that has dialled another one? If netfilter has given the server's socket
+// that address (a Service whose backend is a process of the node, as the API server can be), and the pod may reach the server. That address is of
+// outside, or nobody's. A UDP socket of IPv4 that is bound to no address can't choose one that is not the node's; one of IPv6 can. 0, or the reason
+// to drop it.
+static __always_inline int wrong_server(const struct work *w, const struct ct_value *e, const struct origin *o)
 {
-	struct party own;
+	const struct tuple *t = &w->p.outer;
+	u32 slot = w->generation & 1;
+	struct party client, server;
+	struct decision d = {};
 
-	if (!o->known || !(e->flags & CT_CLIENT) || !is_outside(e->peer_identity))
-		return 0;
+	if (!o->known || !is_outside(e->peer_identity))
+		return FOREIGN_SOURCE;
+	find_party(&o->real.src, slot, &server);
 	if (w->p.family == 4 && w->p.protocol != PROTO_TCP && !o->real.src.w[3])
-		return 1;
-	find_party(&o->real.src, w->generation & 1, &own);
-	return is_host(own.identity);
+		server.identity = IDENTITY_HOST;
+	if (!is_nodes(server.identity, server.ifindex))
+		return FOREIGN_SOURCE;
+	if (w->p.protocol == PROTO_TCP && (!same_addr(&o->real.dst, &t->dst) || o->real.dport != t->dport))
+		return FOREIGN_SOURCE;
+	find_party(&t->dst, slot, &client);
+	decide(&client, &server, w->p.protocol, o->real.sport, slot, &d);
+	return d.verdict == ALLOW || only_audited(&d) ? 0 : d.verdict == REDIRECT ? NOT_STEERED : d.reason;
 }
 
 // Whether a packet of a known connection comes from where its leg's packets come from: 0, or the reason to drop it.
@@ -134,8 +169,8 @@ static __always_inline int wrong_leg(const struct work *w, const struct ct_value
 		return 0;
 	if (e->leg != LEG_DIRECT)
 		return is_bare(p, e) ? 0 : FOREIGN_SOURCE;
-	if (!is_nodes(e->peer_identity, e->peer_ifindex) && !is_translated_answer(w, e, o))
-		return FOREIGN_SOURCE;
+	if (!is_nodes(e->peer_identity, e->peer_ifindex))
+		return is_client(e->flags) ? wrong_server(w, e, o) : FOREIGN_SOURCE;
 	return 0;
 }
 
@@ -180,10 +215,17 @@ static __always_inline int is_neighbour_port(struct __sk_buff *skb, const struct
 static __always_inline int came_from(struct __sk_buff *skb, const struct endpoint *ep, u32 remote_ifindex)
 {
 	// The node served this address: when it does no more, whoever answers by it comes from where a Service leads.
-	if (remote_ifindex == skb->ingress_ifindex || remote_ifindex == SERVED_BY_NODE)
+	if (remote_ifindex == skb->ingress_ifindex || remote_ifindex == SERVED_BY_NODE || (!skb->ingress_ifindex && is_sender(skb, remote_ifindex)))
 		return 1;
 	struct endpoint *other = ep->bridge && ep->bridge == skb->ingress_ifindex ? endpoints.lookup(&remote_ifindex) : NULL;
 	return other && other->bridge == ep->bridge;
+}
+
+// Did the proxy dial something that led here, and ask other rules than those for here? A reset gets out all the same.
+static __always_inline int dialled_under_others(const struct work *w, const struct origin *o)
+{
+	return o->mark == PROXY_CONNECTED && w->p.protocol == PROTO_TCP && w->p.kind == KIND_FLOW && !is_bare_reset(&w->p) &&
+	       asked_others(w, &o->real);
 }
 
 // What has to go to the proxy and comes from elsewhere has passed no hook with the ends that it has now: it is steered here, or dropped.
@@ -279,7 +321,7 @@ int to_pod(struct __sk_buff *skb)
 		return drop(HOOK_TO_POD, w, NO_ENDPOINT);
 	int reason = read_packet(skb, w);
 	struct origin o = {};	// all of it: Linux 6.1 refuses what the compiler may read ahead of the checks
-	find_origin(skb, w->p.family, &o);
+	find_origin(skb, &w->p, &o);
 	w->f.not_host = o.from != FROM_NODE;
 	if (!reason && w->p.kind == KIND_NEIGHBOUR)
 		return o.from == FROM_NODE || is_neighbour_port(skb, ep) ? pass(HOOK_TO_POD, w, CONTROL)
@@ -296,8 +338,8 @@ int to_pod(struct __sk_buff *skb)
 		return related(skb, HOOK_TO_POD, w, cfg, ep, 0, SIDE_POD);
 	}
 
-	if (is_translated_back(&w->p, &o))
-		return translated_back(w, &o);
+	if (is_translated_back(w, &o))
+		return translated_back(skb, w, &o);
 	make_key(w, 0, SIDE_POD);
 	struct ct_value *e = conntrack.lookup(&w->key);
 	if (may_be_answer(w, &o, e)) {
@@ -308,6 +350,15 @@ int to_pod(struct __sk_buff *skb)
 		if (kind != NO_ANSWER)
 			return hand_answer_over(skb, HOOK_TO_POD, w, cfg, server, kind);
 		make_key(w, 0, SIDE_POD);
+	}
+	if (o.from == FROM_PROXY_SOCK && dialled_under_others(w, &o)) {
+		w->f.leg = LEG_UPSTREAM;
+		return drop(HOOK_TO_POD, w, NOT_STEERED);
+	}
+	if (o.from == FROM_ELSEWHERE && !(e && e->peer_ifindex)) {
+		reason = masqueraded_sender(skb, w);
+		if (reason)
+			return drop(HOOK_TO_POD, w, reason);
 	}
 	u32 syn = is_new_syn(&w->p);
 	u32 fresh = !e || ct_expired(e, w->p.protocol, w->now) || (syn && ct_closing(e)) ||
