@@ -362,7 +362,7 @@ def test_pins_go_with_their_interfaces_and_only_with_them(testbed: Testbed, othe
         node_info.run_on_node(["ip", "link", "del", "passing"])
         node.look()
         assert not (pins / f"{index}-from_pod").exists()
-        assert (node.hooks.watched, node.hooks.put_back, node.hook_problems()) == (6, 0, [])
+        assert (node.hooks.watched, node.hooks.put_back, node.hook_problems()) == (7, 0, [])
 
 
 @pytest.mark.parametrize("how", BOTH)
