@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from spliceway.agent.nodecheck import interfaces
+from spliceway.agent.nodecheck import devices
 from spliceway.agent.nodecheck.model import Check, Target, info, ok, warn
 from spliceway.agent.nodecheck.reading import Unreadable, names
 from spliceway.agent.nodecheck.routing import Rule
@@ -120,7 +120,7 @@ def _programs() -> Iterable[str]:
 
 def _devices() -> list[str]:
     try:
-        return sorted(interfaces.kinds())
+        return sorted(devices.kinds())
     except Unreadable:
         return []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from spliceway.agent.nodecheck import interfaces, marks
+from spliceway.agent.nodecheck import devices, marks
 from spliceway.agent.nodecheck.model import Check, Target, info, ok, skipped, warn
 from spliceway.agent.nodecheck.reading import Unreadable, output, program, sysctl
 from spliceway.bpf.types import DatapathSettings
@@ -80,7 +80,7 @@ def variant(saved: str) -> str:
 
 def kube_proxy(_target: Target) -> Iterator[Check]:
     """How Services are done on this node."""
-    yield judge_kube_proxy(read(), tuple(interfaces.kinds()))
+    yield judge_kube_proxy(read(), tuple(devices.kinds()))
 
 
 def judge_kube_proxy(found: Rules, interfaces: Sequence[str]) -> Check:
@@ -103,7 +103,7 @@ def judge_kube_proxy(found: Rules, interfaces: Sequence[str]) -> Check:
 
 def bridges(_target: Target) -> Iterator[Check]:
     """Bridges hand packets to iptables when bridge-nf-call-iptables is 1."""
-    found = [name for name, kind in interfaces.kinds().items() if kind == "bridge"]
+    found = [name for name, kind in devices.kinds().items() if kind == "bridge"]
     try:
         on = sysctl("net/bridge/bridge-nf-call-iptables") == "1"
     except Unreadable:
