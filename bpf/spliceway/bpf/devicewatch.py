@@ -162,10 +162,14 @@ class DeviceWatch:
 
 
 def _places(choice: Choice) -> set[Place]:
-    """Where a device has programs of ours: at its ingress and at its egress."""
+    """Where a device has programs of ours: at its ingress and at its egress.
+
+    Not at that of a bridge: pods may be ports of it, and what goes to them is to keep its note (`c/sender.h`).
+    """
     if not choice.program:
         return set()
-    return {Place(choice.device.ifindex, program) for program in (choice.program, LEAVING[choice.program])}
+    programs = (choice.program,) if choice.device.kind == "bridge" else (choice.program, LEAVING[choice.program])
+    return {Place(choice.device.ifindex, program) for program in programs}
 
 
 @contextlib.contextmanager
