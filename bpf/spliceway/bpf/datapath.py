@@ -13,7 +13,6 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-import msgspec
 from pyroute2 import AsyncIPRoute
 
 from spliceway.bpf import abi, diag, leftovers, libbpf, node, record, upgrade, views
@@ -86,7 +85,7 @@ class Datapath(KernelViews):
         self._splices = SpliceControl(settings, maps)
         self._hooks = Hooks(settings, maps.root)
         self._watch = HookWatch(self._hooks)
-        self._devices = DeviceWatch(self._hooks, settings.devices, self._endpoint_devices)
+        self._devices = DeviceWatch(self._hooks, settings.devices, self.endpoint_devices)
         self._uncovered = Uncovered()
         self._upkeep = Upkeep(settings, self._hooks, self._splices.set_steering)
         self._pins: frozenset[str] = frozenset()
@@ -146,7 +145,7 @@ class Datapath(KernelViews):
             links = await _links(ipr)
             for name, old in list(self._attached.items()):
                 new = wanted.get(name)
-                if new is None or not _is_same_endpoint(new, old.endpoint) or not _is_same(old, links):
+                if new is None or not old.is_of(new) or not old.is_there(links):
                     await self._detach(self._attached.pop(name))
                 elif new != old.endpoint:
                     self._change_splicing(old._replace(endpoint=new))
@@ -224,11 +223,7 @@ class Datapath(KernelViews):
         async with AsyncIPRoute() as ipr:
             links = await _links(ipr)
         await asyncio.to_thread(self._uncovered.look, list(self._attached.values()))
-        return not all(_is_same(one, links) for one in self._attached.values())
-
-    def _endpoint_devices(self) -> set[int]:
-        """Indexes of the endpoints' devices, also of those that only an earlier agent knows."""
-        return {int.from_bytes(key, "little") for key in list(self._maps.endpoints.keys())}
+        return not all(one.is_there(links) for one in self._attached.values())
 
     # ---- policy ----
 
@@ -399,13 +394,3 @@ class Datapath(KernelViews):
 async def _links(ipr: AsyncIPRoute) -> dict[str, int]:
     """Interfaces of this network namespace: name → index."""
     return {link.get_attr("IFLA_IFNAME"): int(link["index"]) async for link in await ipr.link("dump")}
-
-
-def _is_same_endpoint(one: LocalEndpoint, other: LocalEndpoint) -> bool:
-    """Whether they are one endpoint, whatever they say about splicing."""
-    return msgspec.structs.replace(one, splice=other.splice, unspliced_ports=other.unspliced_ports) == other
-
-
-def _is_same(attached: Attached, links: Mapping[str, int]) -> bool:
-    """Whether the veth is the one that was attached: an index isn't used again in a namespace's life."""
-    return links.get(attached.endpoint.interface) == attached.ifindex

@@ -38,6 +38,10 @@ class KernelViews:
         """Prefixes and identities as they are in the kernel."""
         return views.ipcache(self._maps, self._table.generation & 1)
 
+    def endpoint_devices(self) -> set[int]:
+        """Indexes of the endpoints' devices, also of those that only an earlier agent knows."""
+        return {int.from_bytes(key, "little") for key in list(self._maps.endpoints.keys())}
+
     def knows_endpoints(self) -> bool:
         """Whether the kernel has endpoints, of this agent or of an earlier one."""
         return next(iter(self._maps.endpoints.keys()), None) is not None

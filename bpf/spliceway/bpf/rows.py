@@ -13,6 +13,8 @@ from functools import lru_cache
 from ipaddress import ip_network
 from typing import NamedTuple
 
+import msgspec
+
 from spliceway.bpf import abi
 from spliceway.bpf.abi import Enforce
 from spliceway.bpf.addresses import pack_address, pack_prefix
@@ -41,6 +43,15 @@ class Attached(NamedTuple):
     ifindex: int
     netns_cookie: int
     bridge: int = 0
+
+    def is_of(self, wanted: LocalEndpoint) -> bool:
+        """Whether it is this endpoint, whatever they say about splicing."""
+        mine = self.endpoint
+        return msgspec.structs.replace(wanted, splice=mine.splice, unspliced_ports=mine.unspliced_ports) == mine
+
+    def is_there(self, links: Mapping[str, int]) -> bool:
+        """Whether the device (`links`: name → index) is the one that was attached: no index is used a second time."""
+        return links.get(self.endpoint.interface) == self.ifindex
 
 
 class LogicalRows(NamedTuple):
