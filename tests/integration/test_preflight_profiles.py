@@ -41,19 +41,21 @@ def expected(profile: Profile) -> dict[str, list[str]]:
         "rules": ["are free"],
         "route-table": ["is free"],
         "forwarding": ["ip_forward is 1", "forwarding is 1"],
-        "uplinks": list(profile.uplinks),
+        "devices": ["eth0 (veth)"],
         "socket-lb": ["nobody else translates"],
         "marks": ["no rule touches datapath.markMask 0x1002"],
     }
     if profile.bridged:
         found["bridges"] = ["cni0, with bridge-nf-call-iptables=1" if profile.br_netfilter else "cni0"]
     if profile.name == "vxlan":
+        found["devices"] = ["eth0 (veth), flannel.1 (vxlan), flannel-v6.1 (vxlan)"]
         found["flannel"] = ["seen: flannel-v6.1, flannel.1"]
     if profile.name == "calico-like":
         found["calico"] = ["seen: 3 cali* interfaces"]
         found["rp-filter"] = ["rp_filter=1 (strict)"]
         found["marks"] = ["bits 0xf4000"]
     if profile.name == "aws-like":
+        found["devices"] = ["eth0 (veth), eth1 (veth)"]
         found["aws-vpc-cni"] = ["rules at priority 512"]
         found["tc-programs"] = ["u32 filter of priority 49152 at ingress, eth0"]
         found["marks"] = ["bits 0x4080"]
