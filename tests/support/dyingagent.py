@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 
 from spliceway.bpf import libbpf, tcx
 from spliceway.bpf.datapath import Datapath
@@ -58,7 +59,8 @@ def _open(settings: DatapathSettings, stash: Path, defines: dict[str, str], kill
 
 
 def main() -> None:
-    """Handle one line after the other."""
+    """Handle one line after the other. Answers are all that goes to standard output."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     settings = msgspec.json.decode(sys.argv[1], type=DatapathSettings, dec_hook=lambda kind, text: kind(text))
     stash = Path(sys.argv[2])
     for line in sys.stdin:
