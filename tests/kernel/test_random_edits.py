@@ -21,8 +21,9 @@ from spliceway.bpf import libbpf
 from spliceway.bpf.install import pin_root
 from spliceway.bpf.types import KernelFlow, LocalEndpoint
 from spliceway.policy.engine import Engine, Options
+from spliceway.policy.entity import Reserved
 from spliceway.policy.lookup import Judgement, identify, lookup, lookup_pair
-from spliceway.policy.numbering import Numbering
+from spliceway.policy.numbering import FIRST_HOST_VARIANT, LAST_HOST_VARIANT, Numbering
 from spliceway.policy.table import EndpointPolicy, PolicyTable
 from spliceway.policy.verdict import Direction, Reason, Verdict
 from support import packets as p
@@ -101,6 +102,8 @@ class Reader:
             egress = lookup(self.table, client, Direction.EGRESS, to, packet.protocol, packet.dport)
         if server:
             of = self._identity(packet.source, client)
+            if is_host(of) and owner(packet.source) is None:  # it comes from elsewhere: it was masqueraded
+                of = Reserved.WORLD_IPV4 if packet.source.version == 4 else Reserved.WORLD_IPV6
             ingress = lookup(self.table, server, Direction.INGRESS, of, packet.protocol, packet.dport)
         return lookup_pair(self.table, egress, ingress)
 
@@ -121,6 +124,10 @@ class Reader:
         if address not in self._identities:
             self._identities[address] = identify(self.table.ipcache, address)
         return self._identities[address]
+
+
+def is_host(identity: int) -> bool:
+    return identity == Reserved.HOST or FIRST_HOST_VARIANT <= identity <= LAST_HOST_VARIANT
 
 
 def owner(address: Address) -> str | None:

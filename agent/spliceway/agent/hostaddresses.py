@@ -1,7 +1,8 @@
 """The node's own addresses: all that its network namespace has, whatever its Node object names.
 
 A bridge plugin gives the node its pods' gateway (`cni0`), an overlay another address (`flannel.1`), a second network
-one more, and connections to and from the node use any of them. All of them are `host`, except those that
+one more, and connections to and from the node use any of them. All of them, and its networks' broadcast addresses,
+are `host`, except those that
 mean something else: Services' (kube-proxy in IPVS mode, kube-router), the node-local DNS cache's (`nodelocaldns`),
 loopback, link-local ones of IPv6 (the same one may be somebody else's on another link), and our own pair's.
 """
@@ -57,8 +58,9 @@ async def own_addresses() -> Own:
         async with AsyncIPRoute() as ipr:
             names = dict(socket.if_nameindex())
             async for each in await ipr.addr("dump"):
-                text = each.get_attr("IFA_LOCAL") or each.get_attr("IFA_ADDRESS")
-                if text:
+                own = each.get_attr("IFA_LOCAL") or each.get_attr("IFA_ADDRESS")
+                # What is sent to a network's broadcast address, the processes of the node get.
+                for text in filter(None, (own, each.get_attr("IFA_BROADCAST"))):
                     found.append(Held(ip_address(text), names.get(each["index"], "")))
     except NetlinkError as error:
         raise OSError(error.code, "the node's addresses can't be listed") from error

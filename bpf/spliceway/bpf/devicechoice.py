@@ -41,11 +41,15 @@ _BARE = frozenset({512, 519, 768, 769, 776, 778, 823, 0xFFFE})
 
 
 class Choice(NamedTuple):
-    """What becomes of a device: `program`, empty for none; then `why`, for people."""
+    """What becomes of a device: `program`, empty for none; then `why`, for people.
+
+    `leaving` is the program at its egress, empty for none: pods' packets leave by it, whether any come by it or not.
+    """
 
     device: Device
     program: str
     why: str = ""
+    leaving: str = ""
 
 
 def choose(
@@ -54,7 +58,10 @@ def choose(
     """Decide about all devices of the node.
 
     `endpoints`: indexes of those that are endpoints' own; `leads_out`: whether a route with a next hop goes out by an
-    interface, asked for bridges only.
+    interface, asked for bridges and ports of Open vSwitch's own only.
+
+    What leaves is judged whatever is configured: at devices that `auto` takes, and at bridges that lead out. At a
+    second device on the way a packet costs one look more.
     """
     by_index = {one.ifindex: one for one in devices}
     whys = {
@@ -69,9 +76,33 @@ def choose(
             if _is_of_a_bridge(one, by_index) and not whys[one.ifindex]:
                 whys[one.ifindex] = _bridge(one, covered, leads_out)
     return [
-        Choice(one, "" if whys[one.ifindex] else NETWORK if one.ethernet else NETWORK_L3, whys[one.ifindex])
+        Choice(
+            one,
+            "" if whys[one.ifindex] else program_of(one),
+            whys[one.ifindex],
+            LEAVING[program_of(one)] if _is_left_by(one, whys[one.ifindex], endpoints, by_index, leads_out) else "",
+        )
         for one in devices
     ]
+
+
+def program_of(device: Device) -> str:
+    """The program that reads its packets."""
+    return NETWORK if device.ethernet else NETWORK_L3
+
+
+def _is_left_by(
+    device: Device,
+    why_not: str,
+    endpoints: Collection[int],
+    by_index: dict[int, Device],
+    leads_out: Callable[[int], bool],
+) -> bool:
+    if _fixed(device, endpoints) or _unreadable(device):
+        return False
+    if _is_of_a_bridge(device, by_index) or device.kind == "openvswitch":
+        return not why_not or leads_out(device.ifindex)
+    return not why_not or not _auto(device, by_index)
 
 
 def _unreadable(device: Device) -> str:

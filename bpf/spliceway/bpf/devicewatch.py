@@ -17,7 +17,7 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from spliceway.bpf import linktable
-from spliceway.bpf.devicechoice import ENDPOINTS_OWN, LEAVING, NETWORK_PROGRAMS, Choice, Wanted, choose, missing
+from spliceway.bpf.devicechoice import ENDPOINTS_OWN, NETWORK_PROGRAMS, Choice, Wanted, choose, missing
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.hookorder import Place
 from spliceway.bpf.hooks import Hooks
@@ -57,7 +57,7 @@ class DeviceWatch:
                 name=one.device.name,
                 kind=one.device.kind,
                 program=one.program,
-                attached=bool(one.program) and _places(one) <= self._hooks.places.keys(),
+                attached=bool(_places(one)) and _places(one) <= self._hooks.places.keys(),
                 why=self._failed.get(one.device.name, one.why),
             )
             for one in self._choices
@@ -72,8 +72,8 @@ class DeviceWatch:
         return (
             *failure,
             *(
-                f"{name}: what comes by it is judged and steered at the pods only, since from_network can't be "
-                f"attached: {why}"
+                f"{name}: what comes by it is judged and steered at the pods only, and pods' packets that leave by it "
+                f"are not judged by where a Service leads, since a program can't be attached: {why}"
                 for name, why in self._failed.items()
             ),
             *(f"datapath.devices: no interface is called {pattern}" for pattern in self._missing),
@@ -162,14 +162,8 @@ class DeviceWatch:
 
 
 def _places(choice: Choice) -> set[Place]:
-    """Where a device has programs of ours: at its ingress and at its egress.
-
-    Not at that of a bridge: pods may be ports of it, and what goes to them is to keep its note (`c/sender.h`).
-    """
-    if not choice.program:
-        return set()
-    programs = (choice.program,) if choice.device.kind == "bridge" else (choice.program, LEAVING[choice.program])
-    return {Place(choice.device.ifindex, program) for program in programs}
+    """Where a device has programs of ours: at its ingress and at its egress."""
+    return {Place(choice.device.ifindex, program) for program in (choice.program, choice.leaving) if program}
 
 
 @contextlib.contextmanager

@@ -29,6 +29,8 @@ _IFF_UP = 1
 _SCOPE_UNIVERSE, _TYPE_UNICAST = 0, 1
 _RTA_OIF, _RTA_GATEWAY, _RTA_VIA = 4, 5, 18
 _STRICT = 12  # NETLINK_GET_STRICT_CHK
+_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR
+_TRIES = 3
 _LENGTH = {socket.AF_INET: 32, socket.AF_INET6: 128}
 
 
@@ -111,13 +113,26 @@ def _number(data: bytes | None) -> int:
     return int(_NUMBER.unpack_from(data)[0]) if data else 0
 
 
-def _dump(ask: int, answer: int, body: bytes, *, strict: bool = False) -> Iterator[bytes]:
+def _dump(ask: int, answer: int, body: bytes, *, strict: bool = False) -> list[bytes]:
+    """All answers. A dump that changes interrupted is asked for again, since something could be missing."""
+    for _ in range(_TRIES):
+        told = set[int]()
+        found = list(_dump_once(ask, answer, body, told, strict=strict))
+        if not any(flags & _INTERRUPTED for flags in told):
+            break
+    return found
+
+
+def _dump_once(ask: int, answer: int, body: bytes, told: set[int], *, strict: bool) -> Iterator[bytes]:
+    """`told` gets the flags of all messages."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as netlink:
         if strict:
             netlink.setsockopt(270, _STRICT, 1)  # SOL_NETLINK
         netlink.send(_HEADER.pack(_HEADER.size + len(body), ask, _DUMP, 1, 0) + body)
         while True:
-            for kind, content in messages(netlink.recv(1 << 18)):
+            data = netlink.recv(1 << 18)
+            told.update(_flags(data))
+            for kind, content in messages(data):
                 if kind == answer:
                     yield content
                 elif kind == _DONE:
@@ -127,3 +142,13 @@ def _dump(ask: int, answer: int, body: bytes, *, strict: bool = False) -> Iterat
                     if number in (errno.ENODEV, errno.ENOENT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
                         return  # the interface went meanwhile, or there is no IPv6
                     raise OSError(number, os.strerror(number))
+
+
+def _flags(data: bytes) -> Iterator[int]:
+    """Flags of each netlink message."""
+    while len(data) >= _HEADER.size:
+        length, _, flags, *_ = _HEADER.unpack_from(data)
+        if length < _HEADER.size:
+            return
+        yield flags
+        data = data[(length + 3) & ~3 :]

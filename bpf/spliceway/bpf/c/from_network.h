@@ -44,7 +44,7 @@ static __always_inline int judge_from_network(struct __sk_buff *skb, u32 network
 		return PASS;
 	if (src.netns_cookie || is_nodes(src.identity, src.ifindex))
 		return drop(HOOK_FROM_NETWORK, w, SPOOFED_SOURCE);
-	skb->tc_index = 0;	// another node's note, where the network is a veth (sender.h)
+	set_note(skb, 0);	// another node's note, where the network is a veth (sender.h)
 	if (!dst.netns_cookie)
 		return PASS;
 	if (reason)

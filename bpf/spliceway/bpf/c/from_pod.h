@@ -64,8 +64,6 @@ int from_pod(struct __sk_buff *skb)
 		reason = source_reason(ep, &w->p, w->generation & 1);
 	if (!reason)
 		reason = fragment_ports(w);
-	if (!reason && is_tunnel(w))
-		reason = TUNNEL;
 	if (reason)
 		return drop(HOOK_FROM_POD, w, reason);
 	if (w->p.kind == KIND_NEIGHBOUR)
@@ -75,6 +73,9 @@ int from_pod(struct __sk_buff *skb)
 
 	make_key(w, 1, SIDE_POD);
 	struct ct_value *e = conntrack.lookup(&w->key);
+	// An answer to a node that happens to have asked from such a port is none.
+	if ((!e || (e->flags & CT_CLIENT)) && is_tunnel(w))
+		return drop(HOOK_FROM_POD, w, TUNNEL);
 	u32 syn = is_new_syn(&w->p);
 	u32 fresh = !e || ct_expired(e, w->p.protocol, w->now) || (syn && (ct_closing(e) || !(e->flags & CT_CLIENT)));
 	if (!fresh) {

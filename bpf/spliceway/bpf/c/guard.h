@@ -51,12 +51,16 @@ static __always_inline int judge_dialled(struct bpf_sk_lookup *ctx)
 	if (!client.netns_cookie)
 		return SK_PASS;
 	find_party(&w->key.remote, slot, &server);
+	// By whatever address: a Service's may be the node's own (kube-ipvs0).
+	u32 tunnel = is_tunnel_port(w->key.protocol, w->key.remote_port);
 	u32 nodes = is_nodes(server.identity, server.ifindex);
 	struct ct_value *e = nodes ? conntrack.lookup(&w->key) : NULL;
-	if (!nodes || (e && !ct_expired(e, w->key.protocol, w->now)))
+	if (e && !ct_expired(e, w->key.protocol, w->now) && (!tunnel || !(e->flags & CT_CLIENT)))
+		return SK_PASS;
+	if (!tunnel && !nodes)
 		return SK_PASS;
 	decide(&client, &server, w->key.protocol, w->key.remote_port, slot, &w->d);
-	if (is_tunnel_port(w->key.protocol, w->key.remote_port)) {
+	if (tunnel) {
 		w->d.verdict = DENY;
 		w->d.reason = TUNNEL;
 	}

@@ -17,6 +17,7 @@
 #define PROTO_ROUTING 43
 #define PROTO_FRAGMENT 44
 #define PROTO_GRE 47
+#define PROTO_ESP 50
 #define PROTO_AH 51
 #define PROTO_ICMPV6 58
 #define PROTO_DSTOPTS 60

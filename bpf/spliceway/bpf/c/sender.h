@@ -10,9 +10,16 @@
 // The interface whose index has these bits: the one that opened a connection last, for indexes that need more.
 BPF_TABLE("array", u32, u32, senders, SENDER_BITS + 1);
 
+// In `tc_classid`, too: where a TCX program behind ours accepts the packet, the kernel writes `tc_index` from there (tcx_action_code).
+static __always_inline void set_note(struct __sk_buff *skb, u32 note)
+{
+	skb->tc_index = note;
+	skb->tc_classid = note;
+}
+
 static __always_inline void sent_by(struct __sk_buff *skb)
 {
-	skb->tc_index = skb->ifindex & SENDER_BITS;
+	set_note(skb, skb->ifindex & SENDER_BITS);
 }
 
 static __always_inline void sent_by_client(struct __sk_buff *skb)
@@ -22,7 +29,7 @@ static __always_inline void sent_by_client(struct __sk_buff *skb)
 
 	if (last && *last != ifindex)
 		*last = ifindex;
-	skb->tc_index = bits | SENT_BY_CLIENT;
+	set_note(skb, bits | SENT_BY_CLIENT);
 }
 
 // By an entry of SIDE_POD: does its end know itself to be the client? A server must not be taken for one: its answers are not judged.
@@ -38,7 +45,8 @@ static __always_inline int is_sender(struct __sk_buff *skb, u32 ifindex)
 	return tag && tag == (ifindex & SENDER_BITS);
 }
 
-// The endpoint's interface that a client's packet came in by, or 0. Behind a bridge that is what the note says; else the packet says it, too.
+// The endpoint's interface that a client's packet came in by, or 0: the packet says it, too, unless a bridge, or what else there is between the
+// pod and the node's own end, has given it another one.
 static __always_inline u32 find_sender(struct __sk_buff *skb)
 {
 	u32 in = skb->ingress_ifindex, bits = skb->tc_index & SENDER_BITS;
@@ -47,8 +55,7 @@ static __always_inline u32 find_sender(struct __sk_buff *skb)
 		return in;
 	u32 *last = senders.lookup(&bits);
 	u32 ifindex = last && *last ? *last : bits;
-	struct endpoint *ep = endpoints.lookup(&ifindex);
-	return ep && (!in || (ep->bridge && ep->bridge == in)) ? ifindex : 0;
+	return endpoints.lookup(&ifindex) ? ifindex : 0;
 }
 
 static __always_inline u16 server_port(const struct packet *p)
@@ -129,6 +136,7 @@ static __always_inline int asked_others(const struct work *w, const struct tuple
 #define PORT_VXLAN_LINUX 8472	// Linux's default, flannel's and Cilium's
 #define PORT_VXLAN_GPE 4790
 #define PORT_GENEVE 6081
+#define PORT_ESP_IN_UDP 4500
 
 static __always_inline int is_tunnel_port(u8 protocol, u16 dport)
 {
@@ -145,6 +153,16 @@ static __always_inline int is_tunnel_packet(const struct packet *p)
 	       p->protocol == PROTO_MPLS;
 }
 
+// An address by which the node may be meant whatever its identity is: multicast, broadcast, link-local.
+static __always_inline int is_of_the_link(const struct addr *a)
+{
+	u32 first = ntohl(is_mapped(a) ? a->w[3] : a->w[0]);
+
+	if (is_mapped(a))
+		return first >= 0xe0000000 || first >> 16 == 0xa9fe;
+	return first >> 24 == 0xff || first >> 22 == 0xfe80 >> 6;
+}
+
 // A tunnel from a pod to a node: its end would take what is inside for another node's. Pods may have tunnels among themselves, and to the world.
 static __always_inline int is_tunnel(const struct work *w)
 {
@@ -153,5 +171,6 @@ static __always_inline int is_tunnel(const struct work *w)
 	if (w->p.kind != KIND_FLOW || !is_tunnel_packet(&w->p))
 		return 0;
 	find_party(&w->p.outer.dst, w->generation & 1, &node);
-	return !node.identity || is_host(node.identity) || node.identity == IDENTITY_REMOTE_NODE || node.identity == IDENTITY_UNMANAGED;
+	return !node.identity || is_nodes(node.identity, node.ifindex) || node.identity == IDENTITY_REMOTE_NODE ||
+	       node.identity == IDENTITY_UNMANAGED || is_of_the_link(&w->p.outer.dst);
 }

@@ -51,6 +51,15 @@ static __always_inline int masqueraded_out(struct __sk_buff *skb, struct work *w
 	return pass(HOOK_TO_NETWORK, w, w->d.reason);
 }
 
+// IPsec without a device of its own (a policy of xfrm) makes the node's packet of the pod's, notes and all. What is inside was judged as it was.
+static __always_inline int is_wrapped(const struct work *w, const struct party *sender)
+{
+	const struct tuple *t = &w->p.outer;
+	u32 nat = w->p.protocol == PROTO_UDP && t->sport == htons(PORT_ESP_IN_UDP) && t->dport == t->sport;
+
+	return is_host(sender->identity) && (w->p.protocol == PROTO_ESP || nat);
+}
+
 // Of a pod: what from_pod has judged with these ends passes, one look is enough.
 static __always_inline int from_client(struct __sk_buff *skb, struct work *w, const struct config *cfg)
 {
@@ -77,13 +86,21 @@ static __always_inline int from_client(struct __sk_buff *skb, struct work *w, co
 	if (is_tunnel(w))
 		return drop(HOOK_TO_NETWORK, w, TUNNEL);
 	find_party(&w->p.outer.src, w->generation & 1, &client);
-	if (client.ifindex)
+	if (client.netns_cookie) {
+		// Its own hook has noted whose it is; where somebody reset that, it still came in by its device, or by its bridge.
+		u32 in = skb->ingress_ifindex, ifindex = client.ifindex;
+		struct endpoint *ep = endpoints.lookup(&ifindex);
+		if (in != ifindex && !is_sender(skb, ifindex) && !(ep && ep->bridge && ep->bridge == in))
+			return drop(HOOK_TO_NETWORK, w, SPOOFED_SOURCE);
 		return translated(skb, w, cfg, known);
+	}
+	if (is_wrapped(w, &client))
+		return PASS;
 	return skb->tc_index & SENT_BY_CLIENT ? masqueraded_out(skb, w) : PASS;
 }
 
-// `network_at`: as for parse_packet.
-static __always_inline int judge_leaving(struct __sk_buff *skb, u32 network_at)
+// `network_at`: as for parse_packet. `stays`: it goes to a pod of this node, by a bridge, and is judged there.
+static __always_inline int judge_leaving(struct __sk_buff *skb, u32 network_at, u32 *stays)
 {
 	struct work *w = take_work(HOOK_TO_NETWORK);
 	u32 zero = 0;
@@ -100,6 +117,13 @@ static __always_inline int judge_leaving(struct __sk_buff *skb, u32 network_at)
 	w->f.leg = o.from == FROM_PROXY_SOCK ? LEG_UPSTREAM : LEG_DIRECT;
 	if (o.from == FROM_PROXY_SOCK && !reason && dialled_under_others(w, &o))
 		return drop(HOOK_TO_NETWORK, w, NOT_STEERED);
+	if (o.from == FROM_ELSEWHERE && skb->tc_index) {
+		struct party to;
+		find_party(&w->p.outer.dst, w->generation & 1, &to);
+		*stays = !!to.netns_cookie;
+		if (*stays)
+			return PASS;
+	}
 	if (o.from != FROM_ELSEWHERE || (!reason && w->p.kind != KIND_FLOW))
 		return PASS;
 	u32 client = skb->tc_index & SENT_BY_CLIENT;
@@ -113,19 +137,23 @@ static __always_inline int judge_leaving(struct __sk_buff *skb, u32 network_at)
 	return from_client(skb, w, cfg);
 }
 
+static __always_inline int leave_node(struct __sk_buff *skb, u32 network_at)
+{
+	u32 stays = 0;
+	int action = judge_leaving(skb, network_at, &stays);
+
+	if (!stays)
+		set_note(skb, 0);	// where the network is a veth, it would be taken for another node's
+	return action;
+}
+
 int to_network(struct __sk_buff *skb)
 {
-	int action = judge_leaving(skb, ETH_HEADER);
-
-	skb->tc_index = 0;	// where the network is a veth, it would be taken for another node's
-	return action;
+	return leave_node(skb, ETH_HEADER);
 }
 
 // The same on devices without Ethernet.
 int to_network_l3(struct __sk_buff *skb)
 {
-	int action = judge_leaving(skb, 0);
-
-	skb->tc_index = 0;
-	return action;
+	return leave_node(skb, 0);
 }

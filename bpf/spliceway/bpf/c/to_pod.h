@@ -270,7 +270,8 @@ static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, con
 		if (o->from == FROM_NODE && !is_host(w->f.src_identity))
 			return drop(HOOK_TO_POD, w, FOREIGN_SOURCE);
 		// A local pod's packet comes from its own veth, where its source was checked: not from a tunnel, say.
-		if (o->from == FROM_ELSEWHERE && w->f.remote_ifindex && !came_from(skb, ep, w->f.remote_ifindex))
+		if (o->from == FROM_ELSEWHERE && w->f.remote_ifindex &&
+		    (w->f.remote_ifindex == SERVED_BY_NODE || !came_from(skb, ep, w->f.remote_ifindex)))
 			return drop(HOOK_TO_POD, w, SPOOFED_SOURCE);
 		// Nobody was there to be asked, or the connection is older than the policy.
 		if (only_audited(&w->d))
