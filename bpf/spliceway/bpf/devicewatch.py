@@ -57,7 +57,7 @@ class DeviceWatch:
                 name=one.device.name,
                 kind=one.device.kind,
                 program=one.program,
-                attached=bool(_places(one)) and _places(one) <= self._hooks.places.keys(),
+                attached=bool(one.program) and _places(one) <= self._hooks.places.keys(),
                 why=self._failed.get(one.device.name, one.why),
             )
             for one in self._choices
