@@ -298,9 +298,10 @@ def _vtep(scene: Scene, inner: bytes) -> bytes:
 
 @way(Reason.TUNNEL)
 def tunnels(scene: Scene) -> Iterator[bytes]:
-    """To the own node, and to another's tunnel: inside somebody of another node sends to the server."""
+    """To the own node by any address, and to another's tunnel: inside somebody of another node sends to the server."""
+    link = ("224.0.0.1", "255.255.255.255", "169.254.7.7") if scene.version == 4 else ("ff02::1", "fe80::1")
     insides = scene.packets(source=scene.hunt.address("stranger", scene.version))
-    for node in (scene.node, scene.other_node):
+    for node in (scene.node, scene.other_node, *link):
         for inside in insides:
             for port, body in (
                 (_VXLAN, _vxlan(inside)),

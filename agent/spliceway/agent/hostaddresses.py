@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
 from typing import NamedTuple
 
 import msgspec
@@ -33,6 +33,8 @@ DNS_DEVICE, DNS_ADDRESS = "nodelocaldns", IPv4Address("169.254.20.10")
 _OURS = frozenset({SENDING, RECEIVING})
 #: Seconds to wait for more after the kernel told of a change; between two looks without one; after one that failed.
 PAUSE, INTERVAL, RETRY = 0.1, 10.0, 1.0
+#: Prefixes of IPv4 that have none.
+_NO_BROADCAST = 31
 
 log = structlog.get_logger(__name__)
 
@@ -58,10 +60,16 @@ async def own_addresses() -> Own:
         async with AsyncIPRoute() as ipr:
             names = dict(socket.if_nameindex())
             async for each in await ipr.addr("dump"):
-                own = each.get_attr("IFA_LOCAL") or each.get_attr("IFA_ADDRESS")
-                # What is sent to a network's broadcast address, the processes of the node get.
-                for text in filter(None, (own, each.get_attr("IFA_BROADCAST"))):
-                    found.append(Held(ip_address(text), names.get(each["index"], "")))
+                device = names.get(each["index"], "")
+                text = each.get_attr("IFA_LOCAL") or each.get_attr("IFA_ADDRESS")
+                if text:
+                    found.append(Held(ip_address(text), device))
+                # What is sent to a network's broadcast address, the processes of the node get (fib_add_ifaddr).
+                if each["family"] == socket.AF_INET and each["prefixlen"] < _NO_BROADCAST and text:
+                    network = ip_interface(f"{each.get_attr('IFA_ADDRESS') or text}/{each['prefixlen']}").network
+                    found.append(Held(network.broadcast_address, device))
+                if text := each.get_attr("IFA_BROADCAST"):
+                    found.append(Held(ip_address(text), device))
     except NetlinkError as error:
         raise OSError(error.code, "the node's addresses can't be listed") from error
     return sort_out(found)
