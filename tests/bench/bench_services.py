@@ -180,7 +180,7 @@ def load(arguments: argparse.Namespace, say: Any) -> dict[str, Any]:
         def on_services(changes: Any) -> None:
             sync.want(changes)
 
-        compiler = Compiler(Options(node.node.name), Numbering(), on_services=on_services)
+        compiler = Compiler(Options(node.node.name), Numbering(), on_services=(on_services,))
         sync = ServiceSync(node.datapath, lambda: compiler.balance.frontends)
 
         waits: list[float] = []
