@@ -18,6 +18,7 @@ Both nodes have our programs at their pods' interfaces. Needs root and BPF right
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -109,6 +110,8 @@ def one_count(
 ) -> list[dict[str, Any]]:
     """Both ways with so many Services."""
     loads = [way.load(count) for way in ways]
+    gc.collect()
+    gc.freeze()  # as the agent does once it has loaded: what both ways keep in this process is not measured
     targets = cluster_ips(count, arguments.version)
     took: list[list[float]] = [[], []]
     for batch in range(arguments.batches):
