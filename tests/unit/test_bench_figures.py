@@ -146,7 +146,9 @@ def test_counters() -> None:
         ("envoy", Counters(tcp_bytes=9, tcp_only=33), ""),
         ("envoy", Counters(redirected_bytes=9, spliced=2), "9 bytes were redirected although splicing is off"),
         ("direct", Counters(redirected_bytes=9), "9 bytes were redirected"),
-        ("envoy", Counters(tcp_only=35), "35 legs of connections instead of 33"),
+        ("envoy", Counters(tcp_only=48), ""),
+        ("envoy", Counters(tcp_only=50), "50 legs of connections instead of 49"),
+        ("embedded", Counters(tcp_only=35), "35 legs of connections instead of 33"),
     ],
 )
 def test_a_run_that_took_another_path_is_void(path: str, counted: Counters, message: str) -> None:

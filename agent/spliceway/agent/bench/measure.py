@@ -110,8 +110,11 @@ def check_took(path: DataPath, load: Load, counted: Counters) -> None:
     elif path.splice != "auto" and counted.redirected_bytes:
         what = f"{counted.redirected_bytes} bytes were redirected although splicing is off"
     # wrk doesn't count a connection that the other side closed, it opens another. Two legs each, and one for the
-    # connection by which wrk first tries whether there is a server.
-    legs, most = counted.spliced + counted.tcp_only, 2 * load.connections + 1
+    # connection by which wrk first tries whether there is a server. Envoy's worker knows a destination that was not
+    # asked for a while only once its main thread has answered: until then each connection has a host object of its own,
+    # and all but one go to the server a second time after their first request (OriginalDstCluster::LoadBalancer).
+    each = 3 if path.proxy == "envoy" else 2
+    legs, most = counted.spliced + counted.tcp_only, each * load.connections + 1
     if path.proxy is not None and legs > most:
         what = f"{legs} legs of connections instead of {most}: some were closed before the end"
     if what:
