@@ -56,7 +56,7 @@ class Bench:
         took, self.compile_cpu = time.perf_counter() - begin, time.process_time() - cpu
         for number, pod in enumerate(self.pods[: inv.LOCAL]):
             self.attached[pod.key] = Attached(
-                LocalEndpoint(pod.key, "", f"veth{number}", pod.addresses), 10 + number, 1
+                LocalEndpoint(pod.key, f"veth{number}", Path(), pod.addresses), 10 + number, 1
             )
         return took
 

@@ -195,7 +195,7 @@ async def bodies(bed: Bed, mib: int, rate: float) -> dict[str, dict[str, float]]
     with listener:
         for way in ("down", "up"):
             address = bed.address(_PATH)
-            with netns.call(bed.net.client, lambda to=address: socket.create_connection(to, 60)) as sock:
+            with netns.call(bed.net.client, partial(socket.create_connection, address, 60)) as sock:
                 begin = time.monotonic()
                 with Watch(bed.sessions[_PATH]).watching() as watch:
                     if way == "down":

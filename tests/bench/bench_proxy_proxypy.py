@@ -22,7 +22,7 @@ _RULES = [
 _HOST, _, _PORT = os.environ["UPSTREAM"].rpartition(":")
 
 
-class Filter(ReverseProxyBasePlugin):
+class Filter(ReverseProxyBasePlugin):  # type: ignore[misc]
     """One for each connection of a client."""
 
     def __init__(self, *arguments: Any) -> None:

@@ -28,7 +28,8 @@ def change(port: int, mark: int, rules: list[str]) -> Change:
         route=_NAME, headers_timeout=60.0, idle_timeout=3600.0, max_head_bytes=61440, max_headers=100,
         denied_body=b"Access denied",
     )  # fmt: skip
-    made = tuple(HttpRule(number, *rule.split(" ")) for number, rule in enumerate(rules, 1))
+    split = (rule.split(" ") for rule in rules)
+    made = tuple(HttpRule(number, method, path) for number, (method, path) in enumerate(split, 1))
     return Change(
         revision=1,
         listeners={_NAME: listener},

@@ -91,7 +91,7 @@ def connect(arguments: argparse.Namespace, say: Any) -> list[dict[str, Any]]:
         for node in (first, second):
             node.apply()
         pods = [[bed.pod(f"{name}-{node}") for name in ("client", "server1", "server2")] for node in ("node1", "node2")]
-        ways = [
+        ways: list[SocketLbWay | IptablesWay] = [
             SocketLbWay(first, pods[0][0], pods[0][1:], version),
             IptablesWay(bed.nodes[1], pods[1][0], pods[1][1:], version, arguments.iptables),
         ]
@@ -193,7 +193,7 @@ def load(arguments: argparse.Namespace, say: Any) -> dict[str, Any]:
             waits.append(time.perf_counter())
             grace.wait_for_programs()
 
-        servicemaps.wait_for_programs = wait
+        servicemaps.wait_for_programs = wait  # type: ignore[attr-defined]
 
         def bring(changes: Changes, revision: int) -> tuple[float, float]:
             """Seconds until new connections go by it, and until it is acknowledged."""

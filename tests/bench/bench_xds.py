@@ -203,7 +203,7 @@ def ratios(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     def cost(run: dict[str, Any], what: str, kind: str | None = None) -> float:
         changes = [c for each, found in run["changes"].items() if kind in (None, each) for c in found]
         per = sum(c["pushes"] for c in changes) if what == "cpu" else len(changes) * run["clients"]
-        return sum(c[what] for c in changes) / per
+        return float(sum(c[what] for c in changes) / per)
 
     def spread(values: list[float]) -> dict[str, float]:
         three = {"median": statistics.median(values), "min": min(values), "max": max(values)}

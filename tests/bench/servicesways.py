@@ -23,12 +23,13 @@ from support.kernel import KernelNode
 
 PORT = 7000
 PROGRAM = str(Path(__file__).with_name("servicedialler.py"))
-_FIRST = {4: IPv4Address("10.96.0.1"), 6: IPv6Address("fd00:96::1")}
+_FIRST: dict[int, IPv4Address | IPv6Address] = {4: IPv4Address("10.96.0.1"), 6: IPv6Address("fd00:96::1")}
 
 
 def cluster_ips(count: int, version: int) -> list[IPv4Address | IPv6Address]:
     """So many ClusterIPs."""
-    return [_FIRST[version] + number for number in range(count)]
+    first = _FIRST[version]
+    return [first + number for number in range(count)]
 
 
 class Dialler:

@@ -21,6 +21,7 @@ import statistics
 import sys
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -139,7 +140,7 @@ def main() -> None:
                 node.run(node.datapath.apply(tables[size]))
                 for name, values in measure(node, sets[size], rng).items():
                     figures.setdefault(name, {}).setdefault(size, []).append(statistics.median(values))
-    result = {
+    result: dict[str, dict[str, Any]] = {
         name: {
             "ns": {str(size): statistics.median(values) for size, values in by_size.items()},
             "spread": {str(size): [min(values), max(values)] for size, values in by_size.items()},
