@@ -384,8 +384,8 @@ def test_a_former_uplink_is_left_alone(testbed: Testbed, other: Foreigner, how: 
 def test_a_filter_of_another_kind_at_our_priority_is_named(testbed: Testbed) -> None:
     device = testbed.pod("server").interface
     theirs = ("prio", "1", "protocol", "ip", "u32", "match", "u32", "0", "0", "classid", "1:1")
-    testbed.node.run_on_node(["tc", "qdisc", "add", "dev", device, "clsact"])
-    testbed.node.run_on_node(["tc", "filter", "add", "dev", device, "ingress", *theirs])
+    testbed.node.run_on_node(["tc", "qdisc", "add", "dev", device, "clsact"]).check_returncode()
+    testbed.node.run_on_node(["tc", "filter", "add", "dev", device, "ingress", *theirs]).check_returncode()
     try:
         with pytest.raises(DatapathError, match="a filter of kind u32 has priority 1 there"):
             HookedNode(testbed, "off")

@@ -41,7 +41,7 @@ touch {share}/{number}.done
 def main() -> None:
     """Entry. Exit status 1 if anything failed on any kernel."""
     options = _options()
-    files = [] if options.pytest else plan.chosen(results.test_files(ROOT / "tests"))
+    files = [] if options.pytest else results.test_files(ROOT / "tests")
     chosen = options.kernel or plan.SERIES
     stop = Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())  # so that it takes its machines along
@@ -73,8 +73,11 @@ def _on_kernel(series: str, options: argparse.Namespace, files: list[str], stop:
         directory.mkdir(parents=True)
     commit = _snapshot(options.commit, tree)
     first.write_bytes(initramfs(busybox, kernel.modules(), ROOT))
-    parts = [[plan.SELF_TEST], *([f"tests/{file}"] for file in files)] if files else [options.pytest]
-    record = results.Record(_CACHE / f"{series}.json", series, commit, tree)
+    # A commit may have other ones than the checkout.
+    there = plan.chosen(results.test_files(tree / "tests")) if files else []
+    parts = [[plan.SELF_TEST], *([f"tests/{file}"] for file in there)] if files else [options.pytest]
+    # What was chosen by hand is no part of the record that `--resume` goes on from.
+    record = results.Record((_CACHE if files else run) / f"{series}.json", series, commit, tree)
     if files and options.resume:
         parts = record.missing(parts)
     machine = Machine(kernel.image, first, ROOT, tree, share)

@@ -12,7 +12,7 @@ from pathlib import Path
 #: What a virtual machine needs: its own file systems first, then what datapath and testbeds use.
 MODULES = (
     *("virtio_pci", "9pnet_virtio", "9p", "overlay"),
-    *("veth", "bridge", "dummy", "sch_ingress", "cls_bpf", "sch_fq", "tcp_diag", "udp_diag", "af_packet"),
+    *("veth", "bridge", "dummy", "sch_ingress", "cls_bpf", "cls_u32", "sch_fq", "tcp_diag", "udp_diag", "af_packet"),
     *("tun", "vxlan", "ipip", "sit", "ip_gre", "ip6_tunnel", "wireguard", "bonding", "8021q", "macvlan"),
     "crc32c_generic",  # nobody names it, and without it those that follow are not loaded
     *("nf_tables", "nft_tproxy", "nft_socket", "nft_ct", "nft_chain_nat", "nft_redir"),
