@@ -1,6 +1,7 @@
 """The hunt: nothing reaches a port with HTTP rules past the proxy, whichever way it is sent.
 
-`make bypass` takes every profile, with both proxies; here there is one of each kind, and some with Envoy. docs/security.md has the table of ways.
+`make bypass` takes every profile, with both proxies; here there is one of each kind, and some with Envoy.
+docs/security.md has the table of ways.
 """
 
 from __future__ import annotations

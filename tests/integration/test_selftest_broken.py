@@ -21,8 +21,8 @@ from support.talk import Talk
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(200)]
 
-#: Python loads it at its start where PYTHONPATH says so: it puts something else in a check's place, in the self-test only.
-_AT_START = '''
+#: Python loads it at its start where PYTHONPATH says so. In the self-test it puts something else in a check's place.
+_AT_START = """
 import ctypes, os, signal, sys, time
 if "spliceway.bpf.selftest" in sys.orig_argv:
     from spliceway.bpf.errors import DatapathError
@@ -77,13 +77,14 @@ if "spliceway.bpf.selftest" in sys.orig_argv:
         item._replace(function=lambda *a, was=item.function: broken(*a, was)) if item.name == name else item
         for item in checklist.ITEMS
     )
-'''
+"""
 Break = Callable[[str], None]
 
 
 @pytest.fixture(scope="module")
 def testbed() -> Iterator[Testbed]:
-    with Testbed.up([pod_manifest("client", {"role": "client"}), server_manifest("server", {"role": "server"})]) as made:
+    manifests = [pod_manifest("client", {"role": "client"}), server_manifest("server", {"role": "server"})]
+    with Testbed.up(manifests) as made:
         yield made
 
 

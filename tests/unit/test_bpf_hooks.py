@@ -148,7 +148,7 @@ _WATCHER = "tc_ingress_flow_"
         (Other(CLSACT, "ingress", "bpf", _WATCHER, 1, pods=True), True, Status.INFO, "NetObserv", "only looks"),
         (Other(CLSACT, "ingress", "u32", "", 1, pods=True), True, Status.INFO, "", "tc filter show"),
         # Where ours can't be in front, that comes first.
-        (Other(TCX, "ingress", "bpf", _WATCHER, pods=True), False, Status.WARN, "NetObserv", "set datapath.tcx to auto"),
+        (Other(TCX, "ingress", "bpf", _WATCHER, pods=True), False, Status.WARN, "NetObserv", "set datapath.tcx"),
         (Other(CLSACT, "ingress", "u32", "", 1, pods=True), False, Status.FAIL, "", "another priority"),
     ],
 )

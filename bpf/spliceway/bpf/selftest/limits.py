@@ -6,9 +6,10 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
-#: Seconds for the node to be built, of which a busy machine may take many for the compiler; for one check of one class by
-#: one version of IP; for all checks; and for taking away what would stay.
-BUILDING, CHECK, CHECKS, CLOSING = 120.0, 8.0, 60.0, 10.0
+#: Seconds for the node to be built, of which a busy machine may take many for the compiler, and for taking it away.
+BUILDING, CLOSING = 120.0, 10.0
+#: Seconds for one check of one class by one version of IP, and for all checks.
+CHECK, CHECKS = 8.0, 60.0
 #: Seconds between two alarms behind the first, which may have come where nothing can be raised.
 _AGAIN = 1.0
 

@@ -30,8 +30,8 @@ class Result(StrEnum):
 class Check(msgspec.Struct, frozen=True):
     """One check. `row`: of the list of sockmap's pitfalls in docs/splicing.md; `text`: one sentence of what was seen.
 
-    `switches_off`: the classes for which it was bad, and which are not spliced therefore. `broken`: it did not come to its
-    end, because it was late or has a fault of its own; a busy machine can be why.
+    `switches_off`: the classes for which it was bad, and which are not spliced therefore. `broken`: it did not come to
+    its end, because it was late or has a fault of its own; a busy machine can be why.
     """
 
     name: str

@@ -45,9 +45,9 @@ async def load_or_run(
 ) -> SelfTestReport:
     """The report that is kept in `directory`, or that of a run which is made now. One at a time.
 
-    A run that didn't come to its end says so in `error`, and allows nothing; it is not kept, nor is one with such a check. It never takes longer than a run
-    of somebody else and its own. Without a directory that is
-    safe to keep anything in, every call makes a run.
+    A run that didn't come to its end says so in `error`, and allows nothing; it is not kept, nor is one with a check
+    that didn't. Without a directory that is safe to keep anything in, every call makes a run. It never takes longer
+    than a run of somebody else and its own.
     """
     about = identity(test_defines)
     try:
