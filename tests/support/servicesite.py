@@ -60,6 +60,7 @@ spec:
   egress:
   - toEndpoints: [{{}}]
     toPorts: [{{ports: [{{port: "80", protocol: TCP}}], {_RULES}}}]
+  - toEntities: [world]
   - toEndpoints: [{{matchLabels: {{role: server}}}}]
     toPorts: [{{ports: [{{port: "7000", protocol: UDP}}]}}]
 """
@@ -138,9 +139,9 @@ class ServiceSite:
         names = ("endpoint", "endpointPort", "peer", "peerPort", "leg")
         return {tuple(one[name] for name in names): one for one in self.agent.client.get("socks")}
 
-    def talk(self, client: str, address: str) -> Talk:
+    def talk(self, client: str, address: str, port: int = 80) -> Talk:
         """A connection by a socket of the pod's."""
-        return Talk(self.bed, client, address)
+        return Talk(self.bed, client, address, port=port)
 
     def status(self, client: str, address: str, port: int, path: str) -> int:
         """Of a GET by a socket of the pod's; 0: no answer."""
