@@ -104,18 +104,18 @@ def test_programs_behind_ours_are_named_with_what_they_may_do_at_pods_devices(na
         first, second = sorted(bed.pod(pod).interface for pod in ("client", "server"))
         cilium.link(first, "ingress")
         for device in (first, second, "eth0"):
+            bed.node.run_on_node(["tc", "qdisc", "add", "dev", device, "clsact"])  # the profile may have one
             other.filter(device, "egress", priority=5)
-        shaped = bed.node.run_on_node(
-            ["tc", "filter", "add", "dev", first, "ingress", "prio", "7", "matchall", "action", "ok"]
-        )
+        shaping = ["tc", "filter", "add", "dev", first, "ingress", "prio", "7", "protocol", "ip"]
+        shaped = bed.node.run_on_node([*shaping, "u32", "match", "u32", "0", "0", "classid", "1:1"])
         assert shaped.returncode == 0, shaped.stderr
         told = [(one["status"], one["found"], one["toDo"]) for one in preflight(bed) if one["name"] == "tc-programs"]
-    mine = [one for one in told if "u32 filter" not in one[1]]  # of the profile
+    mine = [one for one in told if "priority 49152" not in one[1]]  # of the profile
     assert [one[:2] for one in mine] == [
         ("warn", f"TCX program cil_from_cont at ingress (Cilium's datapath), pods' devices: {first}"),
         ("info", "bpf filter other_prog of priority 5 at egress, eth0"),
         ("info", f"bpf filter other_prog of priority 5 at egress, pods' devices: {first}, {second}"),
-        ("info", f"matchall filter of priority 7 at ingress, pods' devices: {first}"),
+        ("info", f"u32 filter of priority 7 at ingress, pods' devices: {first}"),
     ]
     said = ["bpf_redirect_peer", "nothing: ours comes before it", "ask its owner", "tc filter show"]
     assert [one for one, part in zip(mine, said, strict=True) if part not in one[2]] == []

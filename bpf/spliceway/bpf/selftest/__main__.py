@@ -62,8 +62,8 @@ def _run(options: argparse.Namespace, step: Callable[[str], None]) -> SelfTestRe
             site = Site(options.pods_cgroup, options.proxy_cgroup, options.bpffs, defines, options.program_cache)
         try:
             checks.extend(Run(site, step).all(options.check or ()))
-        finally:
             step("the end")
+        finally:
             with contextlib.suppress(OutOfTimeError), limit(CLOSING):  # the next run sweeps what is left
                 site.close()
     except OutOfTimeError as late:

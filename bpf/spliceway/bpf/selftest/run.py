@@ -125,7 +125,7 @@ async def _follow(child: Process) -> tuple[str, bytes]:
             raise RuntimeError(f"nothing moves any more{_in(step)}") from None
         if not line or line.startswith(b"{"):
             return step, line
-        step, patience = line.decode(errors="replace").strip(), max(CHECK, CLOSING) + _GRACE
+        step, patience = line.decode(errors="replace").strip(), CHECK + CLOSING + _GRACE
 
 
 async def _ended(child: Process) -> int:
