@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -199,11 +200,11 @@ def test_a_rolling_restart_loses_no_request(site: ServiceSite) -> None:
             site.set_endpoints("guarded", pods)
             pods.remove(leaving)
             site.set_endpoints("guarded", pods)
+            for load in loads.values():
+                load.goes_on()  # whoever dialled before is there by now
             gone = {str(site.bed.pod(leaving).address(version)) for version in (4, 6)}
             until(lambda g=gone: not g & {part for key in site.socks() for part in key}, PATIENCE)  # type: ignore[misc]
             site.bed.remove_pod(leaving)
-            for load in loads.values():
-                load.goes_on()
     finally:
         found = {client: load.end() for client, load in loads.items()}
         site.set_endpoints("guarded", PODS["guarded"])
@@ -220,14 +221,15 @@ def test_a_rolling_restart_loses_no_request(site: ServiceSite) -> None:
 #: Threads that ask on connections of some requests each, by both versions of IP, until stdin ends.
 _ASKING = """
 import http.client, json, sys, threading, time
-stop, failed, servers, counts, lock = threading.Event(), [], set(), {"requests": 0, "connections": 0}, threading.Lock()
+stop, failed, servers, lock, requests = threading.Event(), [], set(), threading.Lock(), 0
+turns = [0] * len(sys.argv[1:]) * 3
 def ask(number, address):
-    turn = 0
+    global requests
     while not stop.is_set():
-        connection = http.client.HTTPConnection(address, 80, timeout=10)
-        turn += 1
+        connection = http.client.HTTPConnection(address, 80, timeout=15)
+        turns[number] += 1
         for step in range(20):
-            path = f"/open/{number}-{turn}-{step}-" + "x" * (step * 37)
+            path = f"/open/{number}-{turns[number]}-{step}-" + "x" * (step * 37)
             try:
                 connection.request("GET", path)
                 answer = connection.getresponse()
@@ -236,7 +238,7 @@ def ask(number, address):
             except Exception as error:
                 good, body = False, repr(error)
             with lock:
-                counts["requests"] += 1
+                requests += 1
                 if good:
                     servers.add(body.split()[0])
                 else:
@@ -245,16 +247,15 @@ def ask(number, address):
                 break
             time.sleep(0.01)
         connection.close()
-        counts["connections"] += 1
 threads = [threading.Thread(target=ask, args=(n, a)) for n, a in enumerate(sys.argv[1:] * 3)]
 for each in threads:
     each.start()
 for line in sys.stdin:
-    print(counts["connections"], flush=True)
+    print(json.dumps(turns), flush=True)
 stop.set()
 for each in threads:
     each.join()
-print(json.dumps({"failed": failed[:10], "servers": sorted(servers), **counts}), flush=True)
+print(json.dumps({"failed": failed[:10], "servers": sorted(servers), "requests": requests}), flush=True)
 """
 
 
@@ -264,20 +265,21 @@ class _Load:
     def __init__(self, site: ServiceSite, client: str, service: str) -> None:
         addresses = [cluster_ip(service, version) for version in (4, 6)]
         argv = [sys.executable, "-c", _ASKING, *addresses]
-        self._process = site.bed.pod(client).spawn(argv, stdin=-1, stdout=-1, text=True)
+        self._process = site.bed.pod(client).spawn(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.goes_on()
 
     def goes_on(self) -> None:
-        """Wait until it has made as many new connections as it has threads."""
-        first, deadline = self._connections(), time.monotonic() + PATIENCE
-        while self._connections() < first + 6:
+        """Wait until each of its threads has begun two connections more: one that was being dialled is over then."""
+        first, deadline = self._turns(), time.monotonic() + PATIENCE
+        while any(now < before + 2 for now, before in zip(self._turns(), first, strict=True)):
             assert time.monotonic() < deadline, "it does not get on"
-            time.sleep(0.05)
+            time.sleep(0.02)
 
-    def _connections(self) -> int:
+    def _turns(self) -> list[int]:
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        found: list[int] = json.loads(self._process.stdout.readline())
+        return found
 
     def end(self) -> dict[str, Any]:
         """What it saw."""

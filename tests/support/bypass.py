@@ -85,16 +85,12 @@ spec:
 WEB, LOCAL, FAR, FAR_LOCAL, SELF = 80, 81, 82, 83, 84
 _BACKENDS = {WEB: "server", LOCAL: "server", FAR: "far", FAR_LOCAL: "far", SELF: "loner"}
 _EVERY = os.environ.get("SPLICEWAY_BYPASS") == "all"
+_SOME: dict[ProxyKind, set[str]] = {
+    "embedded": {"l3-nftables", "bridge", "vxlan", "calico-like", "aws-like"},
+    "envoy": {"bridge", "vxlan"},
+}
 #: Profile and proxy: one of each kind of node, and some with Envoy; or all.
-CHOSEN: list[tuple[str, ProxyKind]] = [
-    (name, proxy)
-    for proxy, some in (
-        ("embedded", {"l3-nftables", "bridge", "vxlan", "calico-like", "aws-like"}),
-        ("envoy", {"bridge", "vxlan"}),
-    )
-    for name in PROFILES
-    if _EVERY or name in some
-]
+CHOSEN = [(name, proxy) for proxy, some in _SOME.items() for name in PROFILES if _EVERY or name in some]
 _ETH_P_ALL = 3
 _SO_RCVBUFFORCE = 33
 
