@@ -1,6 +1,7 @@
 """The hunt: nothing reaches a port with HTTP rules past the proxy, whichever way it is sent.
 
-`make bypass` takes every profile; here there is one of each kind. docs/security.md has the table of ways.
+`make bypass` takes every profile, with both proxies; here there is one of each kind, and some with Envoy.
+docs/security.md has the table of ways.
 """
 
 from __future__ import annotations
@@ -31,9 +32,16 @@ _PORTS = count(41000)
 _ANSWER = re.compile(rb"content-length: (\d+)(?:\r\n[^\r\n]+)*\r\n\r\n(.*)", re.DOTALL | re.IGNORECASE)
 
 
-@pytest.fixture(scope="module", params=CHOSEN)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((name, proxy), id=f"{name}-{proxy}", marks=pytest.mark.envoy if proxy == "envoy" else ())
+        for name, proxy in CHOSEN
+    ],
+)
 def site(request: pytest.FixtureRequest) -> Iterator[Hunt]:
-    with hunt(PROFILES[request.param]) as made:
+    name, proxy = request.param
+    with hunt(PROFILES[name], proxy) as made:
         yield made
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from spliceway.agent.testbed.agentprocess import AgentProcess, start_agent
 from spliceway.agent.testbed.testbed import Testbed
-from support.node import http_status, pod_manifest, python_in, server_manifest
+from support.largebody import echoed
+from support.node import http_status, pod_manifest, server_manifest
 from support.talk import Talk
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(600)]
@@ -31,33 +32,6 @@ spec:
     toPorts:
     - ports: [{port: "80", protocol: TCP}]
       rules: {http: [{method: GET, path: /x}, {method: POST, path: /echo}]}
-"""
-#: One connection: a body that comes back while it is still being sent, with its length and in chunks; digests compared.
-LARGE = """
-import hashlib, http.client, random, socket, sys, threading
-address, size, chunked = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "chunked"
-pieces = [random.Random(number).randbytes(1 << 20) for number in range(4)]
-connection = socket.create_connection((address, 80), 60)
-framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % size
-connection.sendall(b"POST /echo HTTP/1.1\\r\\nHost: echo\\r\\n" + framing + b"\\r\\n\\r\\n")
-sent, received = hashlib.sha256(), hashlib.sha256()
-def send():
-    for number in range(size >> 20):
-        piece = pieces[number % 4]
-        sent.update(piece)
-        connection.sendall(b"%x\\r\\n%b\\r\\n" % (len(piece), piece) if chunked else piece)
-    if chunked:
-        connection.sendall(b"0\\r\\n\\r\\n")
-sender = threading.Thread(target=send)
-sender.start()
-answer = http.client.HTTPResponse(connection, method="POST")
-answer.begin()
-length = 0
-while data := answer.read(1 << 18):
-    received.update(data)
-    length += len(data)
-sender.join()
-print(answer.status, length, sent.digest() == received.digest())
 """
 
 
@@ -85,12 +59,6 @@ class World:
         """Of splicing, since the programs were loaded."""
         found: dict[str, int] = self.agent.client.get("status")["splice"]["counters"]
         return found
-
-    def large(self, size: int, framing: str, version: int) -> str:
-        address = str(self.testbed.pod("server").address(version))
-        done = python_in(self.testbed.pod("client"), LARGE, address, str(size), framing, timeout=300)
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout.strip()
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +115,8 @@ def test_thousands_of_connections_that_send_at_once(world: World, version: int) 
 @pytest.mark.parametrize("version", [4, 6])
 def test_large_bodies_come_back_whole_and_in_order(world: World, version: int, framing: str) -> None:
     size = 32 << 20
-    assert world.large(size, framing, version) == f"200 {size} True"
+    address = str(world.testbed.pod("server").address(version))
+    assert echoed(world.testbed.pod("client"), address, size, framing) == f"200 {size} True"
 
 
 def test_a_tightened_policy_reaches_a_spliced_connection(world: World) -> None:

@@ -12,6 +12,7 @@ import yaml
 from spliceway.agent.testbed.agentprocess import agent_config
 from spliceway.agent.testbed.profiles import Profile
 from spliceway.agent.testbed.testbed import Testbed
+from support.foreign import Foreigner, needs_tcx
 from support.profiled import PROFILES, manifests, services
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
@@ -90,6 +91,34 @@ def test_a_table_of_nftables_that_drops_is_told() -> None:
         (found,) = (one for one in preflight(bed) if one["name"] == "drop-policies")
     assert (found["status"], found["found"]) == ("warn", "nft table inet strict: chain in has the policy drop")
     assert "spliceway1" in found["toDo"]
+
+
+@needs_tcx
+@pytest.mark.parametrize("name", ["l3", "bridge", "aws-like"])
+def test_programs_behind_ours_are_named_with_what_they_may_do_at_pods_devices(name: str) -> None:
+    with (
+        Testbed.up(manifests(), profile=PROFILES[name]) as bed,
+        Foreigner(bed.node.info.netns) as other,
+        Foreigner(bed.node.info.netns, name="cil_from_cont") as cilium,
+    ):
+        first, second = sorted(bed.pod(pod).interface for pod in ("client", "server"))
+        cilium.link(first, "ingress")
+        for device in (first, second, "eth0"):
+            bed.node.run_on_node(["tc", "qdisc", "add", "dev", device, "clsact"])  # the profile may have one
+            other.filter(device, "egress", priority=5)
+        shaping = ["tc", "filter", "add", "dev", first, "ingress", "prio", "7", "protocol", "ip"]
+        shaped = bed.node.run_on_node([*shaping, "u32", "match", "u32", "0", "0", "classid", "1:1"])
+        assert shaped.returncode == 0, shaped.stderr
+        told = [(one["status"], one["found"], one["toDo"]) for one in preflight(bed) if one["name"] == "tc-programs"]
+    mine = [one for one in told if "priority 49152" not in one[1]]  # of the profile
+    assert [one[:2] for one in mine] == [
+        ("warn", f"TCX program cil_from_cont at ingress (Cilium's datapath), pods' devices: {first}"),
+        ("info", "bpf filter other_prog of priority 5 at egress, eth0"),
+        ("info", f"bpf filter other_prog of priority 5 at egress, pods' devices: {first}, {second}"),
+        ("info", f"u32 filter of priority 7 at ingress, pods' devices: {first}"),
+    ]
+    said = ["bpf_redirect_peer", "nothing: ours comes before it", "ask its owner", "tc filter show"]
+    assert [one for one, part in zip(mine, said, strict=True) if part not in one[2]] == []
 
 
 def preflight(bed: Testbed) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 
+from spliceway.agent.configsections import ProxyKind
 from spliceway.agent.testbed import netns
 from spliceway.agent.testbed.linkparts import mac_address
 from spliceway.agent.testbed.node import Pod
@@ -84,8 +85,12 @@ spec:
 WEB, LOCAL, FAR, FAR_LOCAL, SELF = 80, 81, 82, 83, 84
 _BACKENDS = {WEB: "server", LOCAL: "server", FAR: "far", FAR_LOCAL: "far", SELF: "loner"}
 _EVERY = os.environ.get("SPLICEWAY_BYPASS") == "all"
-#: One of each kind of node, or all.
-CHOSEN = [name for name in PROFILES if _EVERY or name in ("l3-nftables", "bridge", "vxlan", "calico-like", "aws-like")]
+_SOME: dict[ProxyKind, set[str]] = {
+    "embedded": {"l3-nftables", "bridge", "vxlan", "calico-like", "aws-like"},
+    "envoy": {"bridge", "vxlan"},
+}
+#: Profile and proxy: one of each kind of node, and some with Envoy; or all.
+CHOSEN = [(name, proxy) for proxy, some in _SOME.items() for name in PROFILES if _EVERY or name in some]
 _ETH_P_ALL = 3
 _SO_RCVBUFFORCE = 33
 
@@ -255,7 +260,7 @@ def _mac(text: str) -> bytes:
 
 
 @contextmanager
-def hunt(profile: Profile, *, programs: bool = True) -> Iterator[Hunt]:
+def hunt(profile: Profile, proxy: ProxyKind = "embedded", *, programs: bool = True) -> Iterator[Hunt]:
     """Build all of it. `programs=False`: no policy at all, to show that a way leads somewhere."""
     near = [pod_manifest(name, {"role": name}) for name in ("client", "walker", "tourist", "buyer", "shopper")]
     near += [server_manifest("server", {"role": "server"}), server_manifest("loner", {"role": "loner"})]
@@ -267,7 +272,7 @@ def hunt(profile: Profile, *, programs: bool = True) -> Iterator[Hunt]:
         one["spec"]["nodeName"] = "node2"
     outside = server_manifest("outside", outside=True, addresses=("10.10.2.5", "fd00:10:2::5"))
     with Testbed.up([*near, far, stranger, outside], profile=profile) as bed, ExitStack() as stack:
-        node = ProxiedNode(bed.node, POLICIES) if programs else None
+        node = ProxiedNode(bed.node, POLICIES, proxy=proxy) if programs else None
         if node:
             stack.callback(node.close)
         if profile.kube_proxy != "none":

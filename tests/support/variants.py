@@ -18,6 +18,8 @@ COSTLY = (
     "tests/integration/test_node_*.py",
     "tests/integration/test_two_nodes*.py",
     "tests/integration/test_bypass.py",
+    "tests/integration/test_services_spliced.py",
+    "tests/integration/test_selftest_broken.py",
     "tests/kernel/test_socket_lb.py",
 )
 

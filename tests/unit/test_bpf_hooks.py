@@ -134,6 +134,34 @@ def test_preflight_names_others(other: Other, by_tcx: bool, status: Status) -> N
     assert check.to_do
 
 
+_WATCHER = "tc_ingress_flow_"
+
+
+@pytest.mark.parametrize(
+    ("other", "by_tcx", "status", "owner", "to_do"),
+    [
+        (Other(TCX, "ingress", "bpf", "some_prog", pods=True), True, Status.INFO, "", "ask its owner"),
+        (Other(TCX, "ingress", "bpf", "some_prog", pods=True), True, Status.INFO, "", "what goes to the proxy"),
+        (Other(CLSACT, "egress", "bpf", "some_prog", 1, pods=True), False, Status.INFO, "", "gets unjudged"),
+        (Other(TCX, "egress", "bpf", "cil_to_containe", pods=True), True, Status.WARN, "Cilium", "switch it off"),
+        (Other(CLSACT, "ingress", "bpf", "calico_tc_main", 9, pods=True), True, Status.WARN, "Calico", "switch it off"),
+        (Other(CLSACT, "ingress", "bpf", _WATCHER, 1, pods=True), True, Status.INFO, "NetObserv", "only looks"),
+        (Other(CLSACT, "ingress", "u32", "", 1, pods=True), True, Status.INFO, "", "tc filter show"),
+        # Where ours can't be in front, that comes first.
+        (Other(TCX, "ingress", "bpf", _WATCHER, pods=True), False, Status.WARN, "NetObserv", "set datapath.tcx"),
+        (Other(CLSACT, "ingress", "u32", "", 1, pods=True), False, Status.FAIL, "", "another priority"),
+    ],
+)
+def test_preflight_says_what_others_may_do_behind_ours_at_pods_devices(
+    other: Other, by_tcx: bool, status: Status, owner: str, to_do: str
+) -> None:
+    (check,) = nodehooks.judge({other: ["lxc1", "lxc2"]}, by_tcx=by_tcx, has_tcx=True)
+    assert (check.name, check.status) == ("tc-programs", status)
+    assert check.found.startswith(f"{other} ({owner}" if owner else f"{other}, pods' devices")
+    assert check.found.endswith(", pods' devices: lxc1, lxc2")
+    assert to_do in check.to_do
+
+
 def test_preflight_without_others_and_with_many() -> None:
     (check,) = nodehooks.judge({}, by_tcx=True, has_tcx=True)
     assert (check.status, "by TCX" in check.found) == (Status.OK, True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,15 +115,15 @@ def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path) -> None
 class _Runs:
     """Stands for the child process: each run takes until others had their turn."""
 
-    def __init__(self, error: str = "") -> None:
+    def __init__(self, error: str = "", checks: tuple[Check, ...] = (_GOOD,)) -> None:
         self.count = 0
-        self._error = error
+        self._error, self._checks = error, checks
 
     async def __call__(self, _settings: DatapathSettings, **_: Any) -> SelfTestReport:
         self.count += 1
         for _turn in range(3):
             await asyncio.sleep(0)
-        return _report(_GOOD, error=self._error, about=identity())
+        return _report(*self._checks, error=self._error, about=identity())
 
 
 @pytest.fixture
@@ -150,6 +152,34 @@ def test_a_run_that_failed_is_made_again(
     for _ in range(2):
         assert asyncio.run(run.load_or_run(settings, tmp_path / "kept")).error == "no BPF"
     assert runs.count == 2
+
+
+def test_a_run_with_a_check_that_did_not_end_is_made_again(
+    tmp_path: Path, settings: DatapathSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = Check("fin", 16, Result.BAD, "not done after 8 s", (Side.CLIENTS,), broken=True)
+    runs = _Runs(checks=(_GOOD, late))
+    monkeypatch.setattr(run, "run", runs)
+    for _ in range(2):
+        report = asyncio.run(run.load_or_run(settings, tmp_path / "kept"))
+        assert (report.clients, report.servers, report.lasts) == (False, True, False)
+    assert runs.count == 2
+
+
+def test_a_lock_that_nobody_lets_go_is_waited_for_no_longer_than_a_run(
+    tmp_path: Path, settings: DatapathSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = _Runs()
+    monkeypatch.setattr(run, "run", runs)
+    monkeypatch.setattr(run, "TIMEOUT", 0.3)
+    directory = tmp_path / "kept"
+    directory.mkdir(mode=0o700)
+    with (directory / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        began = time.monotonic()
+        assert asyncio.run(run.load_or_run(settings, directory)).clients
+        assert time.monotonic() - began >= 0.3
+    assert runs.count == 1
 
 
 def test_without_a_safe_directory_it_runs_every_time(

@@ -72,8 +72,16 @@ def create_bridged_pod(path: Path, plan: PodPlan, node: NodePlan, node_netns: Pa
             ip.link("set", index=index_of(ip, interface), master=index_of(ip, CNI_BRIDGE), state="up")
         command("bridge", "link", "set", "dev", interface, "hairpin", "on")
 
+    def announce() -> None:
+        """As the plugin does: the pod's addresses may have been another one's, whose station neighbours still know."""
+        netns.sysctl("ipv4/conf/eth0/arp_notify", 1)
+        netns.sysctl("ipv6/conf/eth0/ndisc_notify", 1)
+        with netlink(f"pod {plan.key}") as ip:
+            ip.link("set", index=index_of(ip, "eth0"), address=mac_address(f"pod {plan.key}"))
+
     netns.create(path, pod_side)
     netns.call(node_netns, node_side)
+    netns.call(path, announce)
 
 
 def answer_for_gateway(path: Path) -> None:

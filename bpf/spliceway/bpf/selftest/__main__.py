@@ -7,28 +7,22 @@ The process moves itself into namespaces of its own and never comes back: it is 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from spliceway.bpf.errors import DatapathError
-from spliceway.bpf.selftest.checklist import ITEMS, run_all
+from spliceway.bpf.selftest.checklist import ITEMS, Run
 from spliceway.bpf.selftest.identity import identity, make_report
+from spliceway.bpf.selftest.limits import BUILDING, CLOSING, OutOfTimeError, limit
 from spliceway.bpf.selftest.report import Check, Result, SelfTestReport
 from spliceway.bpf.selftest.site import Site
 from spliceway.bpf.selftest.talk import BadError
-
-#: Seconds for the node to be built, of which a busy machine may take many for the compiler, and for the checks.
-_BUILDING, _CHECKING = 120, 30
-
-
-class OutOfTimeError(Exception):
-    """What was to be done took too long."""
 
 
 def main() -> None:
@@ -36,11 +30,18 @@ def main() -> None:
     options = _options()
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no part of the report
-    report = _run(options)
+
+    def step(name: str) -> None:
+        if options.steps:
+            print(name, file=out, flush=True)
+
+    report = _run(options, step)
     asked = options.check or ()
     text = msgspec.json.encode(report).decode() if options.output == "json" else _text(report, asked)
     print(text, file=out, flush=True)
-    sys.exit(0 if _is_well(report, asked) else 1)
+    sys.stderr.flush()
+    # A thread that hangs in a check would keep the interpreter from its orderly end.
+    os._exit(0 if _is_well(report, asked) else 1)
 
 
 def _is_well(report: SelfTestReport, asked: Sequence[str]) -> bool:
@@ -51,36 +52,28 @@ def _is_well(report: SelfTestReport, asked: Sequence[str]) -> bool:
     return known and {check.name for check in report.checks} == set(asked)
 
 
-def _run(options: argparse.Namespace) -> SelfTestReport:
+def _run(options: argparse.Namespace, step: Callable[[str], None]) -> SelfTestReport:
     began, now = time.monotonic(), time.time()
     defines = dict(one.split("=", 1) for one in options.test_define)
-    checks: tuple[Check, ...] = ()
+    checks: list[Check] = []
     error = ""
     try:
-        _limit(_BUILDING, "the node for it was not built")
-        site = Site(options.pods_cgroup, options.proxy_cgroup, options.bpffs, defines, options.program_cache)
+        with limit(BUILDING):
+            site = Site(options.pods_cgroup, options.proxy_cgroup, options.bpffs, defines, options.program_cache)
         try:
-            _limit(_CHECKING, "the checks were not done")
-            checks = tuple(run_all(site, options.check or ()))
+            checks.extend(Run(site, step).all(options.check or ()))
+            step("the end")
         finally:
-            signal.alarm(0)
-            site.close()
-    except (OSError, DatapathError, BadError, OutOfTimeError) as failure:
+            with contextlib.suppress(OutOfTimeError), limit(CLOSING):  # the next run sweeps what is left
+                site.close()
+    except OutOfTimeError as late:
+        error = str(late) if checks else f"the node for it: {late}"
+    except (OSError, DatapathError, BadError) as failure:
         error = f"{type(failure).__name__}: {failure}" if isinstance(failure, OSError) else str(failure)
     if options.check and not error:
         error = "not all checks were asked for"
     seconds = time.monotonic() - began
     return make_report(identity(defines), time=now, seconds=seconds, checks=checks, error=error)
-
-
-def _limit(seconds: int, what: str) -> None:
-    """Raise OutOfTimeError in this thread after `seconds`, whatever it does then."""
-
-    def over(_signal: int, _frame: object) -> None:
-        raise OutOfTimeError(f"{what} after {seconds} s")
-
-    signal.signal(signal.SIGALRM, over)
-    signal.alarm(seconds)
 
 
 def _options() -> argparse.Namespace:
@@ -91,6 +84,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--program-cache", type=Path, help="where compiled programs are kept; none without")
     parser.add_argument("--test-define", action="append", default=[], metavar="NAME=VALUE", help="for tests")
     parser.add_argument("--check", action="append", choices=[item.name for item in ITEMS], help="only this one")
+    parser.add_argument("--steps", action="store_true", help="a line with the name of each step before it begins")
     parser.add_argument("-o", dest="output", choices=("text", "json"), default="text", help="how to print the report")
     return parser.parse_args()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.selftest.checks import ends, memory, order, reading
+from spliceway.bpf.selftest.limits import CHECK, CHECKS, OutOfTimeError, limit
 from spliceway.bpf.selftest.report import Check, Result, Side
 from spliceway.bpf.selftest.site import Site
 from spliceway.bpf.selftest.talk import BadError, KnownError, NotRunError
@@ -51,38 +53,62 @@ ITEMS = (
 _WEIGHT = (Result.OK, Result.NOT_RUN, Result.KNOWN, Result.BAD)
 
 
-def run_all(site: Site, names: Collection[str] = ()) -> Iterator[Check]:
-    """Run every check, or those of these names, for both classes of connections."""
-    for item in ITEMS:
-        if not names or item.name in names:
-            yield run_one(site, item)
+class Run:
+    """One run of the checks. `step` is told each one before it begins: name, class and version of IP."""
 
+    def __init__(self, site: Site, step: Callable[[str], None] = lambda _: None) -> None:
+        self._site, self._step = site, step
+        self._end = time.monotonic() + CHECKS
+        self._hung: dict[Side, str] = {}
+        self._broken: set[str] = set()
 
-def run_one(site: Site, item: Item) -> Check:
-    """Run one check. It never raises: what goes wrong is bad."""
-    began = time.monotonic()
-    found = [(side, version, *_outcome(site, item, side, version)) for side in Side for version in item.versions[side]]
-    worst = max((result for _, _, result, _ in found), key=_WEIGHT.index)
-    texts: dict[str, list[str]] = {}
-    for side, version, result, text in found:
-        if result is worst and text:
-            texts.setdefault(text, []).append(f"{side} IPv{version}")
-    if worst in (Result.OK, Result.KNOWN):
-        told = next(iter(texts))
-    else:
-        told = "; ".join(f"{text} ({', '.join(where)})" for text, where in texts.items())
-    off = tuple(side for side in Side if any(s is side and r is Result.BAD for s, _, r, _ in found))
-    return Check(item.name, item.row, worst, told, off, round(time.monotonic() - began, 3))
+    def all(self, names: Collection[str] = ()) -> Iterator[Check]:
+        """Run every check, or those of these names, for both classes. Raises OutOfTimeError when all take too long."""
+        for item in ITEMS:
+            if not names or item.name in names:
+                yield self._one(item)
 
+    def _one(self, item: Item) -> Check:
+        """Run one check. What goes wrong is bad, whatever it is."""
+        began = time.monotonic()
+        found = [
+            (side, version, *self._outcome(item, side, version)) for side in Side for version in item.versions[side]
+        ]
+        worst = max((result for _, _, result, _ in found), key=_WEIGHT.index)
+        texts: dict[str, list[str]] = {}
+        for side, version, result, text in found:
+            if result is worst and text:
+                texts.setdefault(text, []).append(f"{side} IPv{version}")
+        if worst in (Result.OK, Result.KNOWN):
+            told = next(iter(texts), "")
+        else:
+            told = "; ".join(f"{text} ({', '.join(where)})" for text, where in texts.items())
+        off = tuple(side for side in Side if any(s is side and r is Result.BAD for s, _, r, _ in found))
+        seconds = round(time.monotonic() - began, 3)
+        return Check(item.name, item.row, worst, told, off, seconds, broken=item.name in self._broken)
 
-def _outcome(site: Site, item: Item, side: Side, version: int) -> tuple[Result, str]:
-    try:
-        return Result.OK, item.function(site, side, version)
-    except KnownError as error:
-        return Result.KNOWN, str(error)
-    except NotRunError as error:
-        return Result.NOT_RUN, str(error)
-    except (BadError, DatapathError) as error:
-        return Result.BAD, str(error)
-    except OSError as error:
-        return Result.BAD, f"{type(error).__name__}: {error.strerror or error}"
+    def _outcome(self, item: Item, side: Side, version: int) -> tuple[Result, str]:
+        if side in self._hung:  # the class is out already, and each of them may hang as well
+            return Result.NOT_RUN, f"{self._hung[side]} was not done in time"
+        if (left := self._end - time.monotonic()) <= 0:
+            raise OutOfTimeError(f"the checks were not done after {CHECKS:g} s")
+        self._step(f"{item.name} ({side} IPv{version})")
+        try:
+            with limit(min(CHECK, left)):
+                return Result.OK, item.function(self._site, side, version)
+        except KnownError as error:
+            return Result.KNOWN, str(error)
+        except NotRunError as error:
+            return Result.NOT_RUN, str(error)
+        except OutOfTimeError as error:
+            self._hung[side] = item.name
+            self._broken.add(item.name)
+            return Result.BAD, str(error)
+        except (BadError, DatapathError) as error:
+            return Result.BAD, str(error)
+        except OSError as error:
+            return Result.BAD, f"{type(error).__name__}: {error.strerror or error}"
+        except (Exception, SystemExit) as error:
+            traceback.print_exc()  # a fault of the check's: it proves nothing, and the others go on
+            self._broken.add(item.name)
+            return Result.BAD, f"internal error: {error!r}"

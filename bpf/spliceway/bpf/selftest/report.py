@@ -30,7 +30,8 @@ class Result(StrEnum):
 class Check(msgspec.Struct, frozen=True):
     """One check. `row`: of the list of sockmap's pitfalls in docs/splicing.md; `text`: one sentence of what was seen.
 
-    `switches_off`: the classes for which it was bad, and which are not spliced therefore.
+    `switches_off`: the classes for which it was bad, and which are not spliced therefore. `broken`: it did not come to
+    its end, because it was late or has a fault of its own; a busy machine can be why.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Check(msgspec.Struct, frozen=True):
     text: str
     switches_off: tuple[Side, ...] = ()
     seconds: float = 0.0
+    broken: bool = False
 
 
 class SelfTestReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +62,11 @@ class SelfTestReport(msgspec.Struct, frozen=True, kw_only=True):
     servers: bool = False
     why: str = ""
     error: str = ""
+
+    @property
+    def lasts(self) -> bool:
+        """Whether another run would say the same: it, and each of its checks, came to an end."""
+        return not self.error and not any(check.broken for check in self.checks)
 
     @property
     def summary(self) -> str:

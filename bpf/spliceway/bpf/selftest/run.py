@@ -9,9 +9,11 @@ import os
 import signal
 import sys
 import time
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import IO
 
 import msgspec
 import structlog
@@ -19,14 +21,21 @@ import structlog
 from spliceway.bpf import ownfiles
 from spliceway.bpf.selftest import cache, leftovers
 from spliceway.bpf.selftest.identity import identity, make_report
+from spliceway.bpf.selftest.limits import BUILDING, CHECK, CHECKS, CLOSING
 from spliceway.bpf.selftest.report import SelfTestReport
 from spliceway.bpf.types import DatapathSettings
 
+#: Seconds beyond its own limits that the child is given for each step, and for all of them.
+_GRACE = 10.0
 #: Seconds after which the child is ended, should it not keep to its own limits.
-TIMEOUT = 170.0
+TIMEOUT = BUILDING + CHECKS + CLOSING + _GRACE
+#: Seconds for what was killed to be gone: the kernel may hold on to it for ever.
+_BURIED = 5.0
 #: Seconds between two looks at a lock that another agent holds.
 _LOOK = 0.1
 _LAST_WORDS = 300
+#: Bytes of the longest line, which is the report.
+_LONGEST = 1 << 20
 
 _log = structlog.get_logger(__name__)
 
@@ -36,8 +45,9 @@ async def load_or_run(
 ) -> SelfTestReport:
     """The report that is kept in `directory`, or that of a run which is made now. One at a time.
 
-    A run that didn't come to its end says so in `error`, allows nothing, and is not kept. Without a directory that is
-    safe to keep anything in, every call makes a run.
+    A run that didn't come to its end says so in `error`, and allows nothing; it is not kept, nor is one with a check
+    that didn't. Without a directory that is safe to keep anything in, every call makes a run. It never takes longer
+    than a run of somebody else and its own.
     """
     about = identity(test_defines)
     try:
@@ -49,7 +59,7 @@ async def load_or_run(
         found = cache.load(directory, about)
         if found is None:
             found = await run(settings, test_defines=test_defines)
-            if not found.error:
+            if found.lasts:
                 with contextlib.suppress(OSError):  # no room: the next one runs it again
                     cache.store(directory, found)
     return found
@@ -60,7 +70,7 @@ async def run(
 ) -> SelfTestReport:
     """Run it. Never raises: what keeps it from its end is the report's `error`. `patience` in seconds."""
     began, now = time.monotonic(), time.time()
-    argv = [sys.executable, "-P", "-m", "spliceway.bpf.selftest", "-o", "json"]
+    argv = [sys.executable, "-P", "-m", "spliceway.bpf.selftest", "-o", "json", "--steps"]
     argv += ["--pods-cgroup", str(settings.pods_cgroup), "--proxy-cgroup", str(settings.proxy_cgroup)]
     argv += ["--bpffs", str(settings.bpffs)]
     if settings.program_cache is not None:
@@ -78,30 +88,89 @@ async def run(
 
 async def _child(argv: list[str], patience: float) -> SelfTestReport:
     """Run the child to its end. Raises OSError, or RuntimeError when it has no report."""
-    pipe = asyncio.subprocess.PIPE
-    child = await asyncio.create_subprocess_exec(
-        *argv, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
-    )
+    with os.fdopen(os.memfd_create("self-test's words"), "w+b") as err:  # no pipe, which others could hold open
+        child = await asyncio.create_subprocess_exec(
+            *argv, stdin=DEVNULL, stdout=PIPE, stderr=err, start_new_session=True, limit=_LONGEST
+        )
+        try:
+            async with asyncio.timeout(patience):
+                step, last = await _follow(child)
+                status = await _ended(child)
+        except TimeoutError:
+            raise RuntimeError(f"not done after {patience:g} s") from None
+        finally:
+            if child.returncode is None:
+                await _kill(child)
+        if status < 0 or not last:
+            how = f"by {_signal(-status)}" if status < 0 else f"with status {status}"
+            raise RuntimeError(f"the process ended {how}{_in(step)}: {_last_words(err)}")
+        try:
+            return msgspec.json.decode(last, type=SelfTestReport)
+        except msgspec.MsgspecError as error:
+            raise RuntimeError(f"its report is damaged: {error}: {_last_words(err)}") from None
+
+
+async def _follow(child: Process) -> tuple[str, bytes]:
+    """The step that it began last, and its report; nothing in its place when there is none.
+
+    Raises RuntimeError for a step that does not end.
+    """
+    assert child.stdout is not None
+    step, patience = "", BUILDING + _GRACE
+    while True:
+        try:
+            async with asyncio.timeout(patience):
+                line = await child.stdout.readline()
+        except TimeoutError:
+            raise RuntimeError(f"nothing moves any more{_in(step)}") from None
+        if not line or line.startswith(b"{"):
+            return step, line
+        step, patience = line.decode(errors="replace").strip(), CHECK + CLOSING + _GRACE
+
+
+async def _ended(child: Process) -> int:
+    """Its exit status. Raises RuntimeError when it has said all and stays."""
     try:
-        async with asyncio.timeout(patience):
-            out, err = await child.communicate()
+        async with asyncio.timeout(_GRACE):
+            return await child.wait()
     except TimeoutError:
-        raise RuntimeError(f"not done after {patience:g} s") from None
-    finally:
-        if child.returncode is None:
-            # With all that it has started, the compiler for one: they are in its session.
-            os.killpg(child.pid, signal.SIGKILL)
-            await child.wait()
+        raise RuntimeError("the process does not end") from None
+
+
+async def _kill(child: Process) -> None:
+    """With all that it has started, the compiler for one: they are in its session."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
     try:
-        return msgspec.json.decode(out, type=SelfTestReport)
-    except msgspec.MsgspecError:
-        words = err.decode(errors="replace").strip()[-_LAST_WORDS:]
-        raise RuntimeError(f"the process ended with status {child.returncode}: {words}") from None
+        async with asyncio.timeout(_BURIED):
+            await child.wait()
+    except TimeoutError:
+        _log.error("the self-test's process can't be ended: the kernel holds it", pid=child.pid)
+
+
+def _in(step: str) -> str:
+    return f" in {step}" if step else ", before any check"
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _last_words(err: IO[bytes]) -> str:
+    err.seek(0)
+    return err.read().decode(errors="replace").strip()[-_LAST_WORDS:] or "it said nothing"
 
 
 @asynccontextmanager
 async def _locked(directory: Path) -> AsyncIterator[None]:
-    """Alone in this directory. What holds the lock ends soon, however it ends: the lock goes with its process."""
+    """Alone in this directory. What holds the lock ends soon, however it ends: the lock goes with its process.
+
+    One that was stopped with the lock is waited for no longer than for a run.
+    """
+    deadline = time.monotonic() + TIMEOUT
     descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         while True:
@@ -109,6 +178,9 @@ async def _locked(directory: Path) -> AsyncIterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
+                if time.monotonic() > deadline:
+                    _log.warning("another agent's self-test does not end", lock=str(directory / "lock"))
+                    break
                 await asyncio.sleep(_LOOK)
         yield
     finally:

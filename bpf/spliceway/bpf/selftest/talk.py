@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 STALL = 2.0
 #: Seconds after which what a blocked recv() waits for is sent.
 LATER = 0.0003
+#: Seconds for what is done while another thread waits: it may stall twice.
+_MEANWHILE = 2 * STALL + 1.0
 _CHUNK = 1 << 18
 
 
@@ -93,24 +95,29 @@ def expect_end(sock: socket.socket) -> None:
 
 @contextlib.contextmanager
 def meanwhile(work: Callable[[], None]) -> Iterator[None]:
-    """Do something in another thread, a little after this one has begun to wait. Its errors are raised here."""
+    """Do something in another thread, a little after this one has begun to wait. Its errors are raised here.
+
+    Raises BadError when it does not come to its end.
+    """
     failed: list[Exception] = []
 
     def later() -> None:
         time.sleep(LATER)
         try:
             work()
-        except (BadError, OSError) as error:
+        except Exception as error:
             failed.append(error)
 
-    thread = threading.Thread(target=later)
+    thread = threading.Thread(target=later, daemon=True)  # one that hangs keeps the process from nothing
     thread.start()
     try:
         yield
     finally:
-        thread.join()
+        thread.join(_MEANWHILE)
     if failed:
         raise failed[0]
+    if thread.is_alive():
+        raise BadError(f"what is done meanwhile hangs after {_MEANWHILE:g} s")
 
 
 def pump(source: socket.socket, sink: socket.socket, data: bytes, sent: int = 0) -> None:
