@@ -1,0 +1,71 @@
+"""The whole table of cases on nodes that are built like real ones: real packets, real requests, and what arrives.
+
+`make profiles` takes every profile; here there is one of each kind.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from support.casebed import CaseBed, case_bed
+from support.casenode import CaseNode
+from support.caserequests import requests
+from support.caserounds import Numbers, packets, without_programs
+from support.cases import CaseFile, load_case_files
+from support.profiled import PROFILES
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
+
+FILES = load_case_files()
+_EVERY = os.environ.get("SPLICEWAY_PROFILES") == "all"
+CHOSEN = [name for name in PROFILES if _EVERY or name in os.environ.get("X_P", "l3").split(",")]
+
+
+class Site:
+    """A testbed with the datapath and the proxy on its first node. `bare`: what went wrong before they were there."""
+
+    def __init__(self, bed: CaseBed) -> None:
+        self.bed, self.numbers = bed, Numbers()
+        self.bare = without_programs(bed, self.numbers, FILES)
+        self.packets = self.requests = 0
+        self.node = CaseNode(bed)
+
+
+@pytest.fixture(scope="module", params=CHOSEN)
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    begin = time.monotonic()
+    with case_bed(PROFILES[request.param], FILES) as bed:
+        made = Site(bed)
+        with made.node:
+            yield made
+    seconds = time.monotonic() - begin
+    print(f"\n{request.param}: {made.packets} packets, {made.requests} requests, {seconds:.0f} s")
+
+
+def test_without_our_programs_all_arrives(site: Site) -> None:
+    """But what the profile's own rules forbid: so it is policy that what is denied does not arrive."""
+    assert site.bare == [], "\n".join(site.bare)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_table(site: Site, file: CaseFile) -> None:
+    """Verdict, reason and rule as the table says, and only what may arrive does."""
+    table = site.node.load(file)
+    sent, wrong = packets(site.bed, site.node, site.numbers, file, table)
+    site.packets += sent
+    asked, more = requests(site.bed, site.node, file, table)
+    site.requests += asked
+    assert sent
+    assert wrong + more == [], "\n".join(wrong + more)
+
+
+def test_other_policies_are_noticed(site: Site) -> None:
+    """The table of one file, without its policies: each denial is missed, in the records and on the wires."""
+    file = next(one for one in FILES if one.name == "networkpolicy.yaml")
+    table = site.node.apply(cluster=site.node.cluster)
+    _, wrong = packets(site.bed, site.node, site.numbers, file, table)
+    assert wrong
