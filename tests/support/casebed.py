@@ -2,7 +2,7 @@
 
 Pods of `node1` and `node2` are the files' own, one for each set of addresses that they give a pod. Where others live:
 
-- nodes' addresses: on `eth0` of the first node or the second one; those of nodes that the testbed has not, in the world;
+- nodes' addresses: on `eth0` of the first node or the second one; of nodes that the testbed has not, in the world;
 - addresses of the pods' range that are nobody's here: in pods of `node1` and `node2` that no file knows;
 - all else: in one namespace outside the cluster, to which nodes have a route for each.
 
@@ -149,7 +149,8 @@ def case_bed(profile: Profile, files: Sequence[CaseFile]) -> Iterator[CaseBed]:
     if plan.unmanaged:
         manifests.append(_manifest(UNMANAGED, NODE, plan.unmanaged))
     manifests += [_manifest(STRAY, "node2"), pod_manifest(WORLD, outside=True, addresses=_WORLD)]
-    with Testbed.up(sorted(manifests, key=_node_of), profile=profile) as bed:
+    manifests.sort(key=_node_of)
+    with Testbed.up(manifests, profile=profile) as bed:
         if plan.unmanaged:  # of which its node is never told
             (bed.node.info.manifests / "pods" / f"pod-default_{UNMANAGED}.yaml").unlink()
         made = CaseBed(bed, plan)

@@ -169,13 +169,14 @@ class _NodeEar(_Ear):
 
 
 def _sctp_init(source_port: int, port: int, tag: int) -> bytes:
-    """RFC 4960, 3.3.2; netfilter calls one with a wrong checksum invalid."""
+    """RFC 9260, 3.3.2; netfilter calls one with a wrong checksum invalid."""
     chunk = struct.pack("!BBHIIHHI", 1, 0, 20, tag, 65535, 1, 1, 1)
     ports = struct.pack("!HHI", source_port, port, 0)
-    return ports + struct.pack("<I", _crc32c(ports + bytes(4) + chunk)) + chunk
+    return ports + struct.pack("<I", crc32c(ports + bytes(4) + chunk)) + chunk
 
 
-def _crc32c(data: bytes) -> int:
+def crc32c(data: bytes) -> int:
+    """RFC 9260, appendix A."""
     value = 0xFFFF_FFFF
     for byte in data:
         value ^= byte

@@ -47,7 +47,7 @@ def requests(bed: CaseBed, node: CaseNode, file: CaseFile, table: PolicyTable) -
     return len(cases), wrong
 
 
-def _batch(bed: CaseBed, node: CaseNode, table: PolicyTable, servers: CaseServers, cases: list[Case]) -> Iterator[str]:
+def _batch(bed: CaseBed, node: CaseNode, table: PolicyTable, servers: Upstream, cases: list[Case]) -> Iterator[str]:
     since = len(node.requests)
     with contextlib.ExitStack() as stack:
         answers = []

@@ -104,8 +104,7 @@ def packets(
         since = len(node.flows)
         sent = [_send(bed, case, numbers()) for case in batch]
         total += len(sent)
-        told = [one for one in sent if not silent(bed, one.case)]
-        flows = _by_case(sent, node.wait_flows(since, lambda found, told=told: len(_by_case(told, found)) == len(told)))  # type: ignore[misc]
+        flows = _by_case(sent, _wait_flows(node, since, [one for one in sent if not silent(bed, one.case)]))
         bed.ears.wait(one.arrival for one in sent if _arrives(bed, one.case))
         time.sleep(_MOMENT)
         bed.ears.listen()
@@ -130,6 +129,15 @@ def rounds(cases: Iterable[Case]) -> Iterator[list[Case]]:
 
 def _send(bed: CaseBed, case: Case, number: int) -> Sent:
     return Sent(case, number, bed.send(case.source, first_packet(case, number)))
+
+
+def _wait_flows(node: CaseNode, since: int, told: Sequence[Sent]) -> list[KernelFlow]:
+    """Records behind the first `since`, when each of these has one."""
+
+    def done(flows: list[KernelFlow]) -> bool:
+        return len(flows) >= len(told) and len(_by_case(told, flows)) == len(told)
+
+    return node.wait_flows(since, done)
 
 
 def _by_case(sent: Sequence[Sent], flows: Iterable[KernelFlow]) -> Mapping[Sent, KernelFlow]:

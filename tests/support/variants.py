@@ -18,6 +18,7 @@ COSTLY = (
     "tests/integration/test_node_*.py",
     "tests/integration/test_two_nodes*.py",
     "tests/integration/test_bypass.py",
+    "tests/integration/test_cases_profiles.py",
     "tests/kernel/test_socket_lb.py",
 )
 
