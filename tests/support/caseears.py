@@ -1,8 +1,8 @@
 """What arrives at the ends of the table's connections, and the packets that are known again there.
 
 Each packet has a number in a place that no translation touches: TCP's sequence number, SCTP's initiate tag, the payload
-of the others. In pods and outside an AF_PACKET socket hears what the wire brings; on a node raw sockets hear what has
-passed its INPUT chains, too.
+of the others. What TCP and ping answer has it, too. In pods and outside an AF_PACKET socket hears what the wire brings;
+on a node raw sockets hear what has passed its INPUT chains, too.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from support.cases import Case
 SCTP = 132
 #: Protocols that the table has, by IP version.
 PROTOCOLS = {4: (p.ICMP, p.TCP, p.UDP, SCTP), 6: (p.ICMPV6, p.TCP, p.UDP, SCTP)}
+_ECHO_REPLY = {p.ICMP: 0, p.ICMPV6: 129}
 _MARK = 0x5CA5_0000
 _TOKEN = b"case"
 _ETH_P_ALL, _SO_RCVBUFFORCE = 3, 33
@@ -33,11 +34,12 @@ _BUFFER = 8 << 20
 
 
 class Arrival(NamedTuple):
-    """A packet of the table that got to where its destination lives."""
+    """A packet of the table that got to where its destination lives, or the answer to one."""
 
     destination: IPAddress
     protocol: int
     number: int
+    answer: bool = False
 
 
 def first_packet(case: Case, number: int) -> bytes:
@@ -58,13 +60,20 @@ def first_packet(case: Case, number: int) -> bytes:
     return p.ip(source, destination, case.protocol, body)
 
 
-def number_of(protocol: int, body: bytes) -> int | None:
-    """The number of a packet of ours, by what is behind its IP header."""
-    if protocol in (p.TCP, SCTP):
-        at = 4 if protocol == p.TCP else 16
-        (value,) = struct.unpack_from("!I", body.ljust(20, b"\0"), at)
-        return value & 0xFFFF if value & 0xFFFF_0000 == _MARK else None
-    return int.from_bytes(body[12:16], "big") if body[8:12] == _TOKEN else None
+def number_of(protocol: int, body: bytes) -> tuple[int, bool] | None:
+    """The number of a packet of ours, by what is behind its IP header, and whether it is an answer."""
+    if protocol == p.TCP:
+        sequence, acknowledged = struct.unpack_from("!II", body.ljust(20, b"\0"), 4)
+        return _marked(sequence, False) or _marked(acknowledged - 1, True)
+    if protocol == SCTP:
+        return _marked(struct.unpack_from("!I", body.ljust(20, b"\0"), 16)[0], False)
+    if body[8:12] != _TOKEN:
+        return None
+    return int.from_bytes(body[12:16], "big"), protocol in _ECHO_REPLY and body[0] == _ECHO_REPLY[protocol]
+
+
+def _marked(value: int, answer: bool) -> tuple[int, bool] | None:
+    return (value & 0xFFFF, answer) if value & 0xFFFF_0000 == _MARK else None
 
 
 class Ears:
@@ -136,8 +145,8 @@ class _WireEar(_Ear):
             head, protocol, destination = (packet[0] & 15) * 4, packet[9], ip_address(packet[16:20])
         else:
             head, protocol, destination = 40, packet[6], ip_address(packet[24:40])
-        number = number_of(protocol, packet[head:])
-        return None if number is None else Arrival(destination, protocol, number)
+        found = number_of(protocol, packet[head:])
+        return None if found is None else Arrival(destination, protocol, *found)
 
 
 class _NodeEar(_Ear):
@@ -162,10 +171,10 @@ class _NodeEar(_Ear):
             packet = packet[(packet[0] & 15) * 4 :]
         else:
             index, destination = struct.unpack_from("=i", info[2], 16)[0], ip_address(info[2][:16])
-        number = number_of(self._protocol, packet)
-        if number is None or netns.call(self._place, lambda: socket.if_indextoname(index)) == RECEIVING:
+        found = number_of(self._protocol, packet)
+        if found is None or netns.call(self._place, lambda: socket.if_indextoname(index)) == RECEIVING:
             return None
-        return Arrival(destination, self._protocol, number)
+        return Arrival(destination, self._protocol, *found)
 
 
 def _sctp_init(source_port: int, port: int, tag: int) -> bytes:

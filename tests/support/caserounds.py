@@ -40,6 +40,11 @@ class Sent(NamedTuple):
         """It, where it should get to."""
         return Arrival(self.case.destination, self.case.protocol, self.number)
 
+    @property
+    def answer(self) -> Arrival:
+        """What the other end, or the proxy, answers to TCP and ping."""
+        return Arrival(self.case.source, self.case.protocol, self.number, answer=True)
+
 
 class Numbers:
     """Numbers of packets, each used once on a testbed, and so their source ports."""
@@ -85,13 +90,13 @@ def without_programs(bed: CaseBed, numbers: Numbers, files: Iterable[CaseFile]) 
     wrong = []
     for batch in rounds(wanted.values()):
         sent = [_send(bed, case, numbers()) for case in batch]
-        bed.ears.wait(one.arrival for one in sent if not hidden(bed, one.case))
-        time.sleep(_MOMENT)
-        bed.ears.listen()
+        there = [one for one in sent if not hidden(bed, one.case)]
+        _listen(bed, {*(one.arrival for one in there), *(one.answer for one in there if _answered(one.case))})
         for one in sent:
-            arrived = one.arrival in bed.ears.arrived
-            if arrived == hidden(bed, one.case) or one.left == silent(bed, one.case):
-                wrong.append(f"{_ends(bed, one.case)}: left {one.left}, arrived {arrived}")
+            free = one in there
+            got = one.left, one.arrival in bed.ears.arrived, one.answer in bed.ears.arrived
+            if got != (not silent(bed, one.case), free, free and _answered(one.case)):
+                wrong.append(f"{_ends(bed, one.case)}: left {got[0]}, arrived {got[1]}, answered {got[2]}")
     return wrong
 
 
@@ -105,9 +110,8 @@ def packets(
         sent = [_send(bed, case, numbers()) for case in batch]
         total += len(sent)
         flows = _by_case(sent, _wait_flows(node, since, [one for one in sent if not silent(bed, one.case)]))
-        bed.ears.wait(one.arrival for one in sent if _arrives(bed, one.case))
-        time.sleep(_MOMENT)
-        bed.ears.listen()
+        arrivals = {one.arrival for one in sent if _arrives(bed, one.case)}
+        _listen(bed, arrivals | {one.answer for one in sent if _is_answered(bed, one.case)})
         wrong += [text for one in sent for text in _complaints(bed, table, one, flows.get(one))]
     return total, wrong
 
@@ -160,6 +164,12 @@ def _arrives(bed: CaseBed, case: Case) -> bool:
     return case.expect.verdict == "allow" and not hidden(bed, case)
 
 
+def _is_answered(bed: CaseBed, case: Case) -> bool:
+    """By the other end, or by the proxy, to which every SYN gets that is redirected."""
+    steered = case.expect.verdict == "redirect" and case.protocol == p.TCP and not silent(bed, case)
+    return steered or (_arrives(bed, case) and _answered(case))
+
+
 def _complaints(bed: CaseBed, table: PolicyTable, one: Sent, flow: KernelFlow | None) -> Iterator[str]:
     case, expect = one.case, one.case.expect
     if one.left == silent(bed, case):
@@ -174,6 +184,9 @@ def _complaints(bed: CaseBed, table: PolicyTable, one: Sent, flow: KernelFlow | 
     arrived = one.arrival in bed.ears.arrived
     if arrived != _arrives(bed, case):
         yield f"{case.id}: {_ends(bed, case)}: {'arrived' if arrived else 'did not arrive'}"
+    answered = one.answer in bed.ears.arrived
+    if answered != _is_answered(bed, case):
+        yield f"{case.id}: {_ends(bed, case)}: {'an' if answered else 'no'} answer"
 
 
 def _ends(bed: CaseBed, case: Case) -> str:
@@ -181,6 +194,18 @@ def _ends(bed: CaseBed, case: Case) -> str:
         f"{address} ({bed.home(address).kind} {bed.home(address).node})" for address in (case.source, case.destination)
     ]
     return f"{homes[0]} to {homes[1]}, protocol {case.protocol} port {case.port}"
+
+
+def _answered(case: Case) -> bool:
+    """Whether a host answers it: TCP where nobody listens, too, and pings of whatever code."""
+    return case.protocol == p.TCP or (_icmp(case) and case.port >> 8 == (8 if case.source.version == 4 else 128))
+
+
+def _listen(bed: CaseBed, wanted: Iterable[Arrival]) -> None:
+    """Hear all of these, and what else comes."""
+    bed.ears.wait(wanted)
+    time.sleep(_MOMENT)
+    bed.ears.listen()
 
 
 def _icmp(case: Case) -> bool:

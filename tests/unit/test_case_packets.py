@@ -37,7 +37,7 @@ def test_a_packet_is_known_again() -> None:
     for number, case in enumerate(CASES, 10_000):
         packet = first_packet(case, number)
         head = 20 if case.source.version == 4 else 40
-        assert number_of(case.protocol, packet[head:]) == number
+        assert number_of(case.protocol, packet[head:]) == (number, False)
         assert case.protocol in PROTOCOLS[case.source.version] or case.expect.verdict == "deny"
 
 
