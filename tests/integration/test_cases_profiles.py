@@ -12,7 +12,11 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
+from spliceway.agent.testbed import netns
+from spliceway.agent.testbed.linkparts import command
+from spliceway.policy.verdict import Reason
 from support.casebed import CaseBed, case_bed
+from support.caseears import Arrival, first_packet
 from support.casenode import CaseNode
 from support.caserequests import requests
 from support.caserounds import Numbers, hidden, packets, without_programs
@@ -82,3 +86,25 @@ def test_what_does_not_agree_is_told(site: Site) -> None:
         told = [text for text in wrong if text.startswith(f"{case.id}: ")]
         assert len(told) >= 2, told
         assert any(text.endswith(": arrived") for text in told), told
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_an_unknown_pod_of_the_bridge_is_no_neighbour(site: Site, version: int) -> None:
+    """Nobody has checked who it is: what it says of its station is dropped. In the other tests its station is known."""
+    if not site.bed.profile.bridged:
+        pytest.skip("pods are no neighbours on this profile")
+    file = next(one for one in FILES if one.name == "peers.yaml")
+    site.node.load(file)
+    way = f"entity unmanaged{'' if version == 4 else ' over IPv6'}"
+    case = next(one for one in connections(file).values() if one.name == way and one.source.version == version)
+    place = site.bed.home(case.source).netns
+    netns.call(place, lambda: command("ip", "neigh", "del", str(case.destination), "dev", "eth0"))
+    since, number = len(site.node.flows), site.numbers()
+    try:
+        site.bed.send(case.source, first_packet(case, number))
+        told = site.node.wait_flows(since, lambda flows: any(one.source == case.destination for one in flows))
+        assert {one.reason for one in told if one.source == case.destination} == {Reason.SPOOFED_SOURCE}
+        site.bed.ears.listen()
+        assert Arrival(case.destination, case.protocol, number) not in site.bed.ears.arrived
+    finally:
+        site.bed.introduce()

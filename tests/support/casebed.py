@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from spliceway.agent.testbed import netfilter, netns
-from spliceway.agent.testbed.linkparts import UPLINK, command
+from spliceway.agent.testbed.linkparts import UPLINK, command, mac_address
 from spliceway.agent.testbed.node import Pod
 from spliceway.agent.testbed.plan import CLUSTER_PREFIXES, UNDERLAY_PREFIXES, IPAddress
 from spliceway.agent.testbed.podlinks import CNI_BRIDGE
@@ -121,6 +121,16 @@ class CaseBed:
             return False
         return True
 
+    def introduce(self) -> None:
+        """Have the unmanaged pod of a bridge and the others know each other's stations: what it says of its own is dropped."""
+        if not self.profile.bridged or UNMANAGED not in {pod.name for pod in self.bed.node.pods.values()}:
+            return
+        unmanaged = self.bed.pod(UNMANAGED)
+        others = [pod for pod in self.bed.node.pods.values() if pod is not unmanaged]
+        _ip(unmanaged.netns, [line for pod in others for line in _neighbours(pod)])
+        for pod in others:
+            _ip(pod.netns, _neighbours(unmanaged))
+
     def close(self) -> None:
         """Close all sockets."""
         for mouth in self._mouths.values():
@@ -154,6 +164,7 @@ def case_bed(profile: Profile, files: Sequence[CaseFile]) -> Iterator[CaseBed]:
         if plan.unmanaged:  # of which its node is never told
             (bed.node.info.manifests / "pods" / f"pod-default_{UNMANAGED}.yaml").unlink()
         made = CaseBed(bed, plan)
+        made.introduce()
         try:
             yield made
         finally:
@@ -207,6 +218,11 @@ def _add(addresses: Iterable[IPAddress]) -> list[str]:
 
 def _routes(addresses: Iterable[IPAddress], device: str = UPLINK) -> list[str]:
     return [f"route replace {_host(address)} dev {device}" for address in addresses]
+
+
+def _neighbours(pod: Pod) -> list[str]:
+    station = mac_address(f"pod {pod.key}")
+    return [f"neigh replace {one} lladdr {station} dev {UPLINK} nud permanent" for one in pod.addresses]
 
 
 def _host(address: IPAddress) -> str:
