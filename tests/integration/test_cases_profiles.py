@@ -23,7 +23,7 @@ from support.caserounds import Numbers, hidden, packets, without_programs
 from support.cases import CaseFile, load_case_files
 from support.generated import generated_files
 from support.kernelcases import connections
-from support.profiled import PROFILES
+from support.profiled import DEVICES, PROFILES
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
 
@@ -31,7 +31,7 @@ _EVERY = os.environ.get("SPLICEWAY_PROFILES") == "all"
 #: Those that are least alike; CI takes the first two.
 _KINDS = ("l3-drop", "vxlan", "bridge-nftables", "calico-like-drop", "aws-like")
 _SAMPLE = int(os.environ.get("SPLICEWAY_SAMPLE", "1")) > 1
-CHOSEN = list(PROFILES) if _EVERY else list(_KINDS[:2] if _SAMPLE else _KINDS)
+CHOSEN = [*PROFILES, *DEVICES] if _EVERY else list(_KINDS[:2] if _SAMPLE else _KINDS)
 #: With every profile, policies that a generator made are asked as well.
 FILES = [*load_case_files(), *(generated_files(8, 2, 60) if _EVERY else ())]
 
@@ -49,7 +49,7 @@ class Site:
 @pytest.fixture(scope="module", params=CHOSEN)
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     begin = time.monotonic()
-    with case_bed(PROFILES[request.param], FILES) as bed:
+    with case_bed((PROFILES | DEVICES)[request.param], FILES) as bed:
         made = Site(bed)
         with made.node:
             yield made

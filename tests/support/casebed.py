@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from spliceway.agent.testbed import netfilter, netns
-from spliceway.agent.testbed.linkparts import UPLINK, command, mac_address
+from spliceway.agent.testbed.linkparts import BOND, UPLINK, UPLINK_BRIDGE, command, mac_address
 from spliceway.agent.testbed.node import Pod
 from spliceway.agent.testbed.plan import CLUSTER_PREFIXES, UNDERLAY_PREFIXES, IPAddress
 from spliceway.agent.testbed.podlinks import CNI_BRIDGE
@@ -29,6 +29,7 @@ from spliceway.agent.testbed.profiles import Profile
 from spliceway.agent.testbed.testbed import Testbed
 from support.caseears import Ears
 from support.cases import NODE, POD_CIDRS, CaseFile
+from support.linked import up_or_skip
 from support.node import pod_manifest
 from support.raw import raw_socket
 
@@ -122,7 +123,7 @@ class CaseBed:
         return True
 
     def introduce(self) -> None:
-        """Have the unmanaged pod of a bridge and the others know each other's stations: what it says of its own is dropped."""
+        """Have a bridge's unmanaged pod and the others know each other's stations: what it says of them is dropped."""
         if not self.profile.bridged or UNMANAGED not in {pod.name for pod in self.bed.node.pods.values()}:
             return
         unmanaged = self.bed.pod(UNMANAGED)
@@ -153,14 +154,14 @@ class CaseBed:
 
 @contextmanager
 def case_bed(profile: Profile, files: Sequence[CaseFile]) -> Iterator[CaseBed]:
-    """Build one of this profile for these files."""
+    """Build one of this profile for these files; skip the test where the kernel has not the devices for it."""
     plan = layout(files)
     manifests = [_manifest(_pod_name(number), NODES[_number(one[0]) - 1], one) for number, one in enumerate(plan.pods)]
     if plan.unmanaged:
         manifests.append(_manifest(UNMANAGED, NODE, plan.unmanaged))
     manifests += [_manifest(STRAY, "node2"), pod_manifest(WORLD, outside=True, addresses=_WORLD)]
     manifests.sort(key=_node_of)
-    with Testbed.up(manifests, profile=profile) as bed:
+    with up_or_skip(manifests, profile) as bed:
         if plan.unmanaged:  # of which its node is never told
             (bed.node.info.manifests / "pods" / f"pod-default_{UNMANAGED}.yaml").unlink()
         made = CaseBed(bed, plan)
@@ -180,8 +181,9 @@ def _wire(bed: Testbed, plan: Layout) -> None:
     door = CNI_BRIDGE if bed.profile.bridged else stray.interface
     over = {4: _way_to(first.info.netns, 4), 6: _way_to(first.info.netns, 6)}
     far = [address for address in plan.world if not any(address in prefix for prefix in UNDERLAY_PREFIXES)]
+    uplink = {"bond": BOND, "bridge": UPLINK_BRIDGE, "plain": UPLINK}[bed.profile.uplink]
     for node, other in ((first, second), (second, first)):
-        lines = [*_add(plan.nodes[node.name]), *_routes([*far, *plan.nodes[other.name]])]
+        lines = [*_add(plan.nodes[node.name], uplink), *_routes([*far, *plan.nodes[other.name]], uplink)]
         if node is first:
             lines += [f"route replace {_host(address)} {over[address.version]}" for address in plan.strays]
         else:
@@ -196,15 +198,11 @@ def _wire(bed: Testbed, plan: Layout) -> None:
 
 
 def _way_to(node: Path, version: int) -> str:
-    """How the first node reaches pods of the second one: for strays it is the same."""
+    """How the first node reaches pods of the second one, as `ip` writes it: for strays it is the same."""
     prefix = next(str(one) for one in POD_CIDRS[2:] if one.version == version)
-    words = netns.call(node, lambda: _output("ip", f"-{version}", "route", "show", prefix)).split()
-    way = " ".join(f"{word} {words[words.index(word) + 1]}" for word in ("via", "dev") if word in words)
-    return f"{way} onlink"
-
-
-def _output(*argv: str) -> str:
-    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=10).stdout
+    what = ("ip", f"-{version}", "route", "show", prefix)
+    shown = netns.call(node, lambda: subprocess.run(what, capture_output=True, text=True, check=True, timeout=10))
+    return shown.stdout.strip().removeprefix(prefix)
 
 
 def _ip(place: Path, lines: Sequence[str]) -> None:
@@ -212,8 +210,8 @@ def _ip(place: Path, lines: Sequence[str]) -> None:
     netns.call(place, lambda: command("ip", "-batch", "-", stdin="\n".join(lines) + "\n"))
 
 
-def _add(addresses: Iterable[IPAddress]) -> list[str]:
-    return [f"addr add {_host(one)} dev {UPLINK}{' nodad' if one.version == 6 else ''}" for one in addresses]
+def _add(addresses: Iterable[IPAddress], device: str = UPLINK) -> list[str]:
+    return [f"addr add {_host(one)} dev {device}{' nodad' if one.version == 6 else ''}" for one in addresses]
 
 
 def _routes(addresses: Iterable[IPAddress], device: str = UPLINK) -> list[str]:
