@@ -31,15 +31,10 @@ PROFILES: dict[str, Profile] = {
     "calico-like-drop": Profile("calico-like", "iptables", ("INPUT", "FORWARD")),
     "aws-like": Profile("aws-like", "iptables"),
 }
-#: Nodes of the profile l3 with other devices, for which not every kernel has what they need.
+#: Nodes of the profile l3 with other devices: a kernel may not have what they need.
 DEVICES: dict[str, Profile] = {
-    "l3-bond": Profile(uplink="bond"),
     "l3-uplink-bridge": Profile(uplink="bridge"),
-    "l3-ipip": Profile(tunnel="ipip"),
-    "l3-gre": Profile(tunnel="gre"),
     "l3-gpe": Profile(tunnel="gpe"),
-    "l3-netkit": Profile(pod_link="netkit"),
-    "l3-netkit-l3": Profile(pod_link="netkit-l3"),
 }
 
 
