@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup kernels demo test attack bypass two-nodes services soak revoke rows fuzz edits xds-faults xds-churn proxy-diff torture services-churn bench-services lint bench lock clean
+.PHONY: help setup kernels demo test attack bypass profiles two-nodes services soak revoke rows fuzz edits xds-faults xds-churn proxy-diff torture services-churn bench-services lint bench lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
@@ -18,6 +18,7 @@ help:
 	@echo "make two-nodes  connections between two nodes, each with an agent, on every kind of node and with both proxies"
 	@echo "make bypass  every way past the proxy that is known, on every kind of node and with both proxies"
 	@echo "make services  Services by pods' sockets with HTTP rules and splices, beside kube-proxy, with both proxies"
+	@echo "make profiles  the whole table of cases on every kind of node, with real packets"
 	@echo "make soak    200,000 connections through each proxy while all is restarted, every byte checked; storms of connections"
 	@echo "make revoke  10,000 spliced connections lose their policy, or their listener; upgrades, and agents that die at any step"
 	@echo "make rows    the pitfalls of sockmaps by number, with hundreds of tries where a race decides"
@@ -64,6 +65,9 @@ bypass: setup
 
 services: setup
 	SPLICEWAY_SERVICES=all $(BIN)/python -m pytest tests/integration/test_services_spliced.py --timeout 600 $(ARGS)
+
+profiles: setup
+	SPLICEWAY_PROFILES=all $(BIN)/python -m pytest -s tests/integration/test_cases_profiles.py $(ARGS)
 
 soak: setup
 	SPLICEWAY_SOAK_CONNECTIONS=200000 SPLICEWAY_STORM_PORTS=28232 SPLICEWAY_ECHO_CONNECTIONS=10000 \

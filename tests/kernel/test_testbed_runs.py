@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -187,3 +188,17 @@ def test_the_cli_does_not_end_a_testbed_that_is_in_use(demo_testbed: Testbed) ->
 def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "spliceway.agent", "testbed", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_two_may_take_down_the_same_run() -> None:
+    """The owner's lock goes with the directory: from then on a sweep of somebody else's may be at it as well."""
+    for number in range(10):
+        path = runs.DIRECTORY / f"sw{number:06x}"
+        for name in ("a", "b", "c"):
+            (path / name).mkdir(parents=True)
+            for each in range(200):
+                (path / name / str(each)).touch()
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(runs.tear_down, path.name) for _ in range(2)]:
+                done.result()
+        assert not path.exists()

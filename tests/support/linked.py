@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -125,18 +125,22 @@ def attached(node: KernelNode) -> dict[str, str]:
     return {one.name: one.program for one in devices if one.attached and one.name not in FALLBACKS}
 
 
+def up_or_skip(manifests: Iterable[Mapping[str, Any]], profile: Profile) -> Testbed:
+    """A testbed; skip the test where the kernel has no such devices."""
+    try:
+        return Testbed.up(manifests, profile=profile)
+    except TestbedError as error:
+        if any(word in str(error) for word in _UNKNOWN):
+            pytest.skip(f"this kernel has no such devices: {error}")
+        raise
+
+
 @contextmanager
 def site_of(profile: Profile, **settings: Any) -> Iterator[Site]:
     """Build it; skip the test where the kernel has no such devices."""
     shopper = pod_manifest("shopper", {"role": "shopper"})
     shopper["spec"]["nodeName"] = "node1"
-    try:
-        bed = Testbed.up([*manifests(), shopper], profile=profile)
-    except TestbedError as error:
-        if any(word in str(error) for word in _UNKNOWN):
-            pytest.skip(f"this kernel has no such devices: {error}")
-        raise
-    with bed:
+    with up_or_skip([*manifests(), shopper], profile) as bed:
         node = ProxiedNode(bed.node, POLICIES, **settings)
         with node:
             yield Site(bed, node)

@@ -31,6 +31,11 @@ PROFILES: dict[str, Profile] = {
     "calico-like-drop": Profile("calico-like", "iptables", ("INPUT", "FORWARD")),
     "aws-like": Profile("aws-like", "iptables"),
 }
+#: Nodes of the profile l3 with other devices: a kernel may not have what they need.
+DEVICES: dict[str, Profile] = {
+    "l3-uplink-bridge": Profile(uplink="bridge"),
+    "l3-gpe": Profile(tunnel="gpe"),
+}
 
 
 def manifests() -> list[dict[str, object]]:

@@ -20,7 +20,9 @@ from support.kernel import KernelNode
 
 
 class ProxiedNode(KernelNode):
-    """`KernelNode` whose rule sets have listeners. Policies are set once, at the start."""
+    """`KernelNode` whose rule sets have listeners. Policies are set once, at the start; `serve` is for later ones."""
+
+    resources = ResourceSettings()
 
     def __init__(
         self,
@@ -34,6 +36,7 @@ class ProxiedNode(KernelNode):
         self.kind: ProxyKind = proxy
         #: What the proxy's access log has told.
         self.requests: list[HttpFlow] = []
+        self._ports: dict[int, int] = {}
         try:
             self.apply(*policies)
             self.run(self._start_proxy())
@@ -42,15 +45,30 @@ class ProxiedNode(KernelNode):
             raise
 
     async def _start_proxy(self) -> None:
-        assert self.table is not None
-        state = self.node.info.state
-        ports = {key: self.settings.listener_ports[0] + i for i, key in enumerate(self.table.rule_sets)}
-        self.xds = XdsServer(state / "xds.sock", on_flow=self.requests.append)
+        self.xds = XdsServer(self.node.info.state / "xds.sock", on_flow=self.requests.append)
         await self.xds.start()
-        self.xds.set_snapshot("node1", build_snapshot(self.table.rule_sets, ports, ResourceSettings(), "1"))
+        ports = self._publish()
         self.proxy = self._supervisor()
         await self.proxy.start()
         self._watch = asyncio.create_task(self.proxy.run())
+        await self._steer(ports)
+
+    async def serve(self) -> None:
+        """Have the proxy listen for the rule sets of the table that is live now. Nothing is steered meanwhile."""
+        await self.datapath.set_listeners({})
+        await self._steer(self._publish())
+
+    def _publish(self) -> dict[int, int]:
+        """Tell the proxy; rule set → the port of its listener, which is never another one's."""
+        assert self.table is not None
+        for key in self.table.rule_sets:
+            self._ports.setdefault(key, self.settings.listener_ports[0] + len(self._ports))
+        ports = {key: self._ports[key] for key in self.table.rule_sets}
+        version, previous = str(self.table.revision), self.xds.snapshot("node1")
+        self.xds.set_snapshot("node1", build_snapshot(self.table.rule_sets, ports, self.resources, version, previous))
+        return ports
+
+    async def _steer(self, ports: Mapping[int, int]) -> None:
         await self.xds.wait_acked("node1", 20)
         async with asyncio.timeout(10):
             while not all([await self.datapath.listening(port) for port in ports.values()]):  # noqa: ASYNC110

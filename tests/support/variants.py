@@ -20,6 +20,7 @@ COSTLY = (
     "tests/integration/test_bypass.py",
     "tests/integration/test_services_spliced.py",
     "tests/integration/test_selftest_broken.py",
+    "tests/integration/test_cases_profiles.py",
     "tests/kernel/test_socket_lb.py",
 )
 

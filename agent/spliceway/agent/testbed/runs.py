@@ -111,8 +111,8 @@ def sweep() -> list[str]:
                 continue
             try:
                 lock = _lock(DIRECTORY / run_id)
-            except BlockingIOError:
-                continue  # its owner lives
+            except (BlockingIOError, FileNotFoundError):
+                continue  # its owner lives, or has taken it down meanwhile
             try:
                 tear_down(run_id)
             finally:
@@ -136,9 +136,16 @@ def tear_down(run_id: str) -> None:
     cgroups.remove(cgroup)
     for target in mounts.below(path):
         unmount(target)
-    # The directory goes last: as long as it is there, the next run knows that there may be something to sweep.
+    # The directory goes last: as long as it is there, the next run knows that there may be something to sweep. When the
+    # lock is among what has gone of it, a sweep may take it for a dead run's, and help.
     if path.is_dir():
-        shutil.rmtree(path)
+        shutil.rmtree(path, onerror=_unless_gone)
+
+
+def _unless_gone(function: object, path: str, info: tuple[type[BaseException], BaseException, object]) -> None:
+    """Raises what `rmtree` met, but that something has gone already."""
+    if not isinstance(info[1], FileNotFoundError):
+        raise info[1]
 
 
 def _cgroup(run_id: str) -> Path:
