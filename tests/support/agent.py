@@ -163,6 +163,9 @@ class MemoryDatapath:
     async def set_served(self, addresses: frozenset[IPAddress]) -> None:
         self.served = addresses
 
+    async def set_service_addresses(self, changes: Mapping[IPAddress, bool]) -> None:
+        self.service_addresses.update(changes)
+
     async def set_endpoints(self, endpoints: Sequence[LocalEndpoint]) -> None:
         self.journal.append(f"endpoints {[one.name for one in endpoints]}")
         self._maybe_fail("set_endpoints")

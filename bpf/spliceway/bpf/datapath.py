@@ -41,6 +41,7 @@ from spliceway.bpf.netns import cookie_of
 from spliceway.bpf.podinterfaces import Uncovered, usable
 from spliceway.bpf.revoke import Revoker
 from spliceway.bpf.rows import Attached, pack_endpoint, unpack_endpoint, with_slots
+from spliceway.bpf.servicemarks import SHARE
 from spliceway.bpf.services import Applied, FrontendRow
 from spliceway.bpf.socketlb import SocketLb
 from spliceway.bpf.source import digest, program_names
@@ -247,6 +248,13 @@ class Datapath(KernelViews):
             if self._policy is not None:
                 await self.apply(self._policy)
 
+    async def set_service_addresses(self, changes: Mapping[IPAddress, bool]) -> None:
+        """Services are dialled by these addresses from now on, or (False) not any more: see `servicemarks`."""
+        async with self._lock:
+            self._table.marks.want(changes)
+        if self._table.marks.pending and self._policy is not None:
+            await self.apply(self._policy)
+
     @property
     def limits(self) -> dict[str, int]:
         """How many elements a PolicyTable may bring: endpoints, ipcache, classes, rows, listeners, pairs.
@@ -256,7 +264,7 @@ class Datapath(KernelViews):
         maps, (low, high) = self._maps, self._settings.listener_ports
         return {
             "endpoints": maps.endpoints.max_entries,
-            "ipcache": maps.ipcache.max_entries,
+            "ipcache": maps.ipcache.max_entries - maps.ipcache.max_entries // SHARE,
             "classes": maps.classes.max_entries,
             "rows": maps.policy.max_entries,
             "listeners": min(maps.listeners.max_entries, high - low + 1),
@@ -364,6 +372,7 @@ class Datapath(KernelViews):
                 *node.problems(),
                 *self._upkeep.problems,
                 *self.services.problems,
+                *_unmarked(self._table.marks.left_out),
             ),
             hooks=self._watch.status,
             devices=self._devices.status,
@@ -389,6 +398,12 @@ class Datapath(KernelViews):
         async with self._lock:
             await self.close()
             await leftovers.take_out(await leftovers.find(self._settings), self._settings)
+
+
+def _unmarked(count: int) -> tuple[str, ...]:
+    if not count:
+        return ()
+    return (f"addresses of Services that policies for egress must allow themselves, for want of room: {count}",)
 
 
 async def _links(ipr: AsyncIPRoute) -> dict[str, int]:
