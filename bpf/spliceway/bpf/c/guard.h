@@ -39,12 +39,13 @@ static __always_inline int is_looking(void)
 	return ours && *ours;
 }
 
-// What was allowed once is asked again when policy has changed, and recorded once.
-static __always_inline int is_allowed_still(struct work *w, u32 *known)
+// What was allowed once is asked again when policy has changed, and recorded once. `server`: as it is judged here; to_network judges an address that
+// leaves the node.
+static __always_inline int is_allowed_still(struct work *w, u32 server, u32 *known)
 {
 	w->key.side = SIDE_TRANSLATED;
 	struct ct_value *e = conntrack.lookup(&w->key);
-	*known = e && !ct_expired(e, w->key.protocol, w->now);
+	*known = e && e->peer_identity == server && !ct_expired(e, w->key.protocol, w->now);
 	if (!*known || e->judged != (w->generation << 2 | ALLOW))
 		return 0;
 	e->seen = w->now;
@@ -84,7 +85,7 @@ static __always_inline int judge_dialled(struct bpf_sk_lookup *ctx)
 	w->f.protocol = w->key.protocol;
 	w->f.src_identity = client.identity;
 	w->f.dst_identity = server.identity;
-	if (is_allowed_still(w, &known) && !tunnel)
+	if (is_allowed_still(w, server.identity, &known) && !tunnel)
 		return SK_PASS;
 	decide(&client, &server, w->key.protocol, w->key.remote_port, slot, &w->d);
 	if (tunnel) {

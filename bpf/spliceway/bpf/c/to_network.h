@@ -101,7 +101,7 @@ static __always_inline int from_client(struct __sk_buff *skb, struct work *w, co
 	w->key.side = SIDE_TRANSLATED;
 	e = conntrack.lookup(&w->key);
 	u32 known = e && !syn && !ct_expired(e, w->p.protocol, w->now) && (!e->peer_ifindex || is_sender(skb, e->peer_ifindex));
-	if (known && e->judged == (w->generation << 2 | ALLOW)) {
+	if (known && !is_host(e->peer_identity) && e->judged == (w->generation << 2 | ALLOW)) {
 		e->seen = w->now;
 		e->flags |= CT_REPLIED;		// its answers pass no hook with these ends
 		return pass(HOOK_TO_NETWORK, w, REPLY);
