@@ -1,4 +1,4 @@
-"""Egress policy of pods that dial Services, translated by kube-proxy: the backend decides, whatever the Service's address is."""
+"""Egress policy of pods that dial Services, translated by kube-proxy: the backend decides, whatever was dialled."""
 
 from __future__ import annotations
 
@@ -81,7 +81,12 @@ def external_ip(number: int, version: int) -> str:
 
 def marks(are: bool = True) -> dict[object, bool]:
     numbers = (*BACKENDS, UNSERVED)
-    return {ip_address(make(one, version)): are for one in numbers for version in (4, 6) for make in (cluster_ip, external_ip)}
+    return {
+        ip_address(make(one, version)): are
+        for one in numbers
+        for version in (4, 6)
+        for make in (cluster_ip, external_ip)
+    }
 
 
 class Site:
@@ -152,12 +157,12 @@ def dns(name: str, role: str, code: int) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def translated(site: Site, version: int, *rules: str, masquerade: bool = False) -> Iterator[None]:
+def translated(site: Site, version: int, *rules: str) -> Iterator[None]:
     """Rules before kube-proxy's: «10.96.0.99 udp dport 53 dnat to 10.244.1.3:53»."""
     family = "ip" if version == 4 else "ip6"
     lines = "\n".join(f"{family} daddr {one}" for one in rules)
-    after = "chain after { type nat hook postrouting priority srcnat - 1; ct status dnat masquerade; }" if masquerade else ""
-    table = f"table {family} led {{ chain before {{ type nat hook prerouting priority dstnat - 1; {lines}\n }}\n {after}\n }}"
+    chain = f"chain before {{ type nat hook prerouting priority dstnat - 1; {lines}\n }}"
+    table = f"table {family} led {{ {chain}\n }}"
     place = site.bed.node.info.netns
     netns.call(place, lambda: command("nft", "-f", "-", stdin=table))
     try:
@@ -204,7 +209,9 @@ def test_datagrams_as_to_dns(site: Site, version: int) -> None:
     for name, expected in {"dns": 1, "nodns": "TimeoutError", "fardns": 3, "farnodns": "TimeoutError"}.items():
         backend = site.bed.pod(name).address(version)
         to = f"[{backend}]" if version == 6 else str(backend)
-        with translated(site, version, f"{service} udp dport 53 dnat to {to}:53", f"{service} tcp dport 53 dnat to {to}:53"):
+        with translated(
+            site, version, f"{service} udp dport 53 dnat to {to}:53", f"{service} tcp dport 53 dnat to {to}:53"
+        ):
             seconds = 3.0 if expected in (1, 3) else 0.5
             assert asked(site.bed.node, "client", [service], seconds=seconds) == [expected] * 2, name
 
@@ -244,7 +251,7 @@ def test_a_process_of_the_node(site: Site, version: int) -> None:
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_service_address_that_the_node_has(site: Site, version: int) -> None:
-    """A device like kube-ipvs0: what no Service takes there gets to the node's own sockets, as what is dialled at the node."""
+    """As by kube-ipvs0: what no Service takes there gets to the node's own sockets, as if the node were dialled."""
     service = cluster_ip(UNSERVED, version)
     place = site.bed.node.info.netns
     length = 128 if version == 6 else 32
@@ -278,7 +285,7 @@ def neighbours(site: Site, addresses: list[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def container(site: Site, *, bridge: bool) -> Iterator[dict[int, str]]:
-    """A container of the node that is no pod: at a bridge like docker0, or by a route to its device. Gives its addresses."""
+    """A container of the node that is no pod, at a bridge like docker0 or by a route to its device; its addresses."""
     place = site.bed.node.info.netns
     inside = place.parent / f"{place.name}-container"
     addresses = {4: "172.17.0.2", 6: "fd00:17::2"}
@@ -407,7 +414,7 @@ def test_a_mark_that_goes_and_comes(site: Site, version: int) -> None:
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("server", ["farother", "outside"])
 def test_who_was_not_to_be_reached_does_not_answer(site: Site, server: str, version: int) -> None:
-    """netfilter knows the connection that was denied behind it, and would translate what its server sends."""
+    """Netfilter knows the connection that was denied behind it, and would translate what its server sends."""
     service, pod = cluster_ip(UNSERVED, version), site.bed.pod("client")
     backend = str(site.bed.pod(server).address(version))
     to = f"[{backend}]" if version == 6 else backend
@@ -451,7 +458,9 @@ def test_fragments_go_with_their_flow(site: Site) -> None:
             with (
                 translated(site, version, f"{service} udp dport 7008 dnat to {to}:7008"),
                 netns.call(server.netns, bound) as there,
-                netns.call(site.bed.pod("client").netns, lambda family=family: socket.socket(family, socket.SOCK_DGRAM)) as here,  # type: ignore[misc]
+                netns.call(
+                    site.bed.pod("client").netns, lambda family=family: socket.socket(family, socket.SOCK_DGRAM)
+                ) as here,  # type: ignore[misc]
             ):
                 here.sendto(bytes(6000), (service, 7008))
                 if arrives:

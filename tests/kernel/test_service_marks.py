@@ -53,7 +53,9 @@ def mark(node: KernelNode, *addresses: str, are: bool = True) -> None:
 
 def rows(node: KernelNode, *addresses: str) -> list[tuple[int, bool] | None]:
     """Identity and mark of addresses that have rows of their own."""
-    found = {str(row["prefix"]): (int(str(row["identity"])), bool(row["service"])) for row in node.datapath.dump_ipcache()}
+    found = {
+        str(row["prefix"]): (int(str(row["identity"])), bool(row["service"])) for row in node.datapath.dump_ipcache()
+    }
     return [found.get(f"{one}/{128 if ':' in one else 32}") for one in addresses]
 
 
@@ -110,7 +112,9 @@ def test_what_nobody_translates_is_judged_where_it_leaves(marked: KernelNode, so
         packet = frame(source, service, port, protocol)
         assert why(marked, "from-pod", packet) is None
         here = marked.ifindex(ME)
-        assert why(marked, "to-network", frame(source, service, port, p.TCP), ingress_ifindex=here) is Reason.DEFAULT_DENY
+        assert (
+            why(marked, "to-network", frame(source, service, port, p.TCP), ingress_ifindex=here) is Reason.DEFAULT_DENY
+        )
         answer = p.tcp_frame(service, source, 80, 40010, flags=0x12)
         if protocol == p.UDP:
             answer = frame(service, source, 80, p.UDP, port)

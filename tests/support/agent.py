@@ -134,6 +134,7 @@ class MemoryDatapath:
         self.table: PolicyTable | None = None
         self.listeners: dict[int, int] = {}
         self.services: dict[Frontend, FrontendState] = {}
+        self.service_addresses: dict[IPAddress, bool] = {}
         self.generation = 0
         self.room = dict.fromkeys(("endpoints", "ipcache", "classes", "rows", "listeners", "pairs"), 65_536)
         self.splice: SpliceClasses | None = None

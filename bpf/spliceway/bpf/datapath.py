@@ -41,7 +41,6 @@ from spliceway.bpf.netns import cookie_of
 from spliceway.bpf.podinterfaces import Uncovered, usable
 from spliceway.bpf.revoke import Revoker
 from spliceway.bpf.rows import Attached, pack_endpoint, unpack_endpoint, with_slots
-from spliceway.bpf.servicemarks import SHARE
 from spliceway.bpf.services import Applied, FrontendRow
 from spliceway.bpf.socketlb import SocketLb
 from spliceway.bpf.source import digest, program_names
@@ -86,7 +85,7 @@ class Datapath(KernelViews):
         self._splices = SpliceControl(settings, maps)
         self._hooks = Hooks(settings, maps.root)
         self._watch = HookWatch(self._hooks)
-        self._devices = DeviceWatch(self._hooks, settings.devices, self.endpoint_devices)
+        self._devices = DeviceWatch(self._hooks, settings.devices, self.endpoint_devices, self._on_unjudged)
         self._uncovered = Uncovered()
         self._upkeep = Upkeep(settings, self._hooks, self._splices.set_steering)
         self._pins: frozenset[str] = frozenset()
@@ -255,21 +254,11 @@ class Datapath(KernelViews):
         if self._table.marks.pending and self._policy is not None:
             await self.apply(self._policy)
 
-    @property
-    def limits(self) -> dict[str, int]:
-        """How many elements a PolicyTable may bring: endpoints, ipcache, classes, rows, listeners, pairs.
-
-        While a revision is staged, the keys that go are there together with those that come.
-        """
-        maps, (low, high) = self._maps, self._settings.listener_ports
-        return {
-            "endpoints": maps.endpoints.max_entries,
-            "ipcache": maps.ipcache.max_entries - maps.ipcache.max_entries // SHARE,
-            "classes": maps.classes.max_entries,
-            "rows": maps.policy.max_entries,
-            "listeners": min(maps.listeners.max_entries, high - low + 1),
-            "pairs": maps.pairs.max_entries,
-        }
+    async def _on_unjudged(self, there_are: bool) -> None:
+        """Packets leave where nobody can judge them: then what dials a Service is judged by its address, too."""
+        async with self._lock:
+            self._table.marks.hold(there_are)
+        await self.set_service_addresses({})
 
     async def set_listeners(self, ports: Mapping[int, int]) -> None:
         """Where the proxy listens for each rule set: acknowledged listeners whose sockets are there, no others.
@@ -372,7 +361,7 @@ class Datapath(KernelViews):
                 *node.problems(),
                 *self._upkeep.problems,
                 *self.services.problems,
-                *_unmarked(self._table.marks.left_out),
+                *self._table.marks.problems,
             ),
             hooks=self._watch.status,
             devices=self._devices.status,
@@ -398,12 +387,6 @@ class Datapath(KernelViews):
         async with self._lock:
             await self.close()
             await leftovers.take_out(await leftovers.find(self._settings), self._settings)
-
-
-def _unmarked(count: int) -> tuple[str, ...]:
-    if not count:
-        return ()
-    return (f"addresses of Services that policies for egress must allow themselves, for want of room: {count}",)
 
 
 async def _links(ipr: AsyncIPRoute) -> dict[str, int]:

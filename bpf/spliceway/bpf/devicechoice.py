@@ -120,6 +120,11 @@ def _unreadable(device: Device) -> str:
     return f"its link type ({device.hardware:#x}) is none that can be read: what comes by it is judged at the pods only"
 
 
+def unjudged(choices: Sequence[Choice]) -> list[str]:
+    """Names of devices by which pods' packets leave for a network, and that no program can read."""
+    return [one.device.name for one in choices if one.device.up and one.device.subnet and _unreadable(one.device)]
+
+
 def missing(devices: Sequence[Device], wanted: Wanted) -> list[str]:
     """Names and patterns of the configuration that no device has."""
     if wanted == "auto":

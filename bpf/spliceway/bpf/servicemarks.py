@@ -1,8 +1,9 @@
 """Addresses that Services are dialled by, in `ipcache`: marked beside the identity that they have anyhow. Pure.
 
-What a pod sends there is judged where the Service leads (`c/decide.h`, leads_on). A marked address has a row of its own,
-with the identity of the longest prefix that covers it; so that row changes when such a prefix comes, changes or goes. An
-address that is a pod's, a node's or served by the node keeps its meaning: only what is outside of the cluster is marked.
+What a pod sends there is judged where the Service leads (`c/decide.h`, leads_on). A marked address has a row of its
+own, with the identity of the longest prefix that covers it; so that row changes when such a prefix comes, changes or
+goes. An address that is a pod's, a node's or served by the node keeps its meaning: only what is outside of the cluster
+is marked.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class ServiceMarks:
         self._touched: dict[bytes, IPNetwork] = {}
         self._marked: set[bytes] = set()
         self._left_out: dict[bytes, IPNetwork] = {}
+        self._held = False
 
     def __repr__(self) -> str:
         return f"ServiceMarks(wanted={len(self._wanted)}, touched={len(self._touched)}, left_out={self.left_out})"
@@ -45,6 +47,13 @@ class ServiceMarks:
     def left_out(self) -> int:
         """For how many there was no room."""
         return len(self._left_out)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong, for people."""
+        if not self._left_out:
+            return ()
+        return (f"addresses of Services that egress policies must allow themselves, for want of room: {self.left_out}",)
 
     @property
     def pending(self) -> bool:
@@ -62,6 +71,12 @@ class ServiceMarks:
             else:
                 self._wanted.pop(key, None)
 
+    def hold(self, held: bool) -> None:
+        """Mark none at all, as long as this is so."""
+        if held != self._held:
+            self._held = held
+            self._touched |= self._wanted
+
     def edit(
         self, edits: Edits, table: PolicyTable, trie: Longest, local: Collection[bytes], moved: AbstractSet[bytes]
     ) -> None:
@@ -77,13 +92,13 @@ class ServiceMarks:
         lengths = sorted({*trie.lengths, *map(_bits, edits)} - {_FULL}, reverse=True)
         found: Edits = {}
         self._left_out = {}
+        self._marked -= chosen.keys()
         for key, network in chosen.items():
-            self._marked.discard(key)
             if key in local:
                 continue
             exact = table.ipcache.get(network)
             identity = _covering(key, trie, edits, lengths) if exact is None else exact
-            if key not in self._wanted or not _is_outside(identity):
+            if key not in self._wanted or self._held or not _is_outside(identity):
                 found[key] = None if exact is None else _IDENTITY.pack(exact, 0)
             elif len(self._marked) < self._room:
                 self._marked.add(key)
