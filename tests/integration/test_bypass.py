@@ -183,7 +183,7 @@ def test_notes_that_others_write(site: Hunt, client: str, version: int) -> None:
     assert wanted
     pod.run(["tc", "qdisc", "add", "dev", "eth0", "clsact"])
     try:
-        for note in (index & 0x7FFF, index & 0x7FFF | 0x8000):
+        for note in (index & 0x3FFF, index & 0x3FFF | 0x8000, index & 0x3FFF | 0xC000):
             match = ["u32", "match", "u32", "0", "0", "classid", f"1:{note:x}"]
             done = pod.run(["tc", "filter", "replace", "dev", "eth0", "egress", "prio", "1", "protocol", "all", *match])
             assert done.returncode == 0, done.stderr

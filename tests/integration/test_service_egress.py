@@ -26,13 +26,15 @@ from support.splicebed import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(180)]
 
-#: `client` may reach `plain` at any port and `web` by HTTP rules; `lonely` its own Service, `shut` nothing at all.
+#: `client` may reach `plain` at any port and `web` by HTTP rules, and nobody may reach it; `lonely` may reach its own
+#: Service, `shut` nothing at all.
 POLICIES = """
 apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy
 metadata: {name: client, namespace: default}
 spec:
   endpointSelector: {matchLabels: {role: client}}
+  ingress: [{fromEndpoints: [{matchLabels: {role: nobody}}]}]
   egress:
   - toEndpoints: [{matchLabels: {role: plain}}]
   - toEndpoints: [{matchLabels: {role: web}}]
