@@ -1,4 +1,4 @@
-"""Egress policy and the cluster's DNS by its ClusterIP, with a whole agent and kube-proxy's rules: as policies are written."""
+"""Egress policy and the cluster's DNS by its ClusterIP: a whole agent, kube-proxy's rules, policies as they are written."""
 
 from __future__ import annotations
 
