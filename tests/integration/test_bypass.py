@@ -20,7 +20,7 @@ from spliceway.agent.testbed import netns
 from spliceway.agent.testbed.linkparts import command
 from spliceway.bpf.types import Hook
 from spliceway.policy.verdict import Reason
-from support.bypass import CHOSEN, FAR, POLICIES, WEB, Hunt, Token, cluster_ip, hunt
+from support.bypass import CHOSEN, FAR, KNOWN, POLICIES, WEB, Hunt, Token, cluster_ip, hunt
 from support.bypassdials import DIRECT, Dial, complaints, denied, dials, run
 from support.bypassframes import KERNEL, STEERED, WAYS, Scene
 from support.profiled import PROFILES
@@ -31,9 +31,10 @@ _PORTS = count(41000)
 _ANSWER = re.compile(rb"content-length: (\d+)(?:\r\n[^\r\n]+)*\r\n\r\n(.*)", re.DOTALL | re.IGNORECASE)
 
 
-@pytest.fixture(scope="module", params=CHOSEN)
+@pytest.fixture(scope="module", params=[*CHOSEN, *KNOWN])
 def site(request: pytest.FixtureRequest) -> Iterator[Hunt]:
-    with hunt(PROFILES[request.param]) as made:
+    name, _, known = request.param.partition("+")
+    with hunt(PROFILES[name], known=bool(known)) as made:
         yield made
 
 

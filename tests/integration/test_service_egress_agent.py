@@ -1,4 +1,4 @@
-"""Egress policy and the cluster's DNS by its ClusterIP: a whole agent, kube-proxy's rules, policies as they are written."""
+"""Egress policy and the cluster's DNS by its ClusterIP: a whole agent, kube-proxy's rules, policies as they are."""
 
 from __future__ import annotations
 

@@ -86,6 +86,8 @@ _BACKENDS = {WEB: "server", LOCAL: "server", FAR: "far", FAR_LOCAL: "far", SELF:
 _EVERY = os.environ.get("SPLICEWAY_BYPASS") == "all"
 #: One of each kind of node, or all.
 CHOSEN = [name for name in PROFILES if _EVERY or name in ("l3-nftables", "bridge", "vxlan", "calico-like", "aws-like")]
+#: The same where the agent knows the Services, so that their own addresses are judged by nobody.
+KNOWN = [f"{name}+known" for name in CHOSEN if _EVERY or name in ("l3-nftables", "bridge", "vxlan")]
 _ETH_P_ALL = 3
 _SO_RCVBUFFORCE = 33
 
@@ -164,8 +166,8 @@ class Token:
 class Hunt:
     """A testbed of two nodes; the first one has the datapath and the proxy."""
 
-    def __init__(self, bed: Testbed, node: ProxiedNode | None) -> None:
-        self.bed, self.profile, self._node = bed, bed.profile, node
+    def __init__(self, bed: Testbed, node: ProxiedNode | None, known: bool = False) -> None:
+        self.bed, self.profile, self._node, self.known = bed, bed.profile, node, known
         self.victims = {name: Watch(bed.pod(name).netns) for name in ("server", "far")}
         self._wires: dict[str, socket.socket] = {}
 
@@ -255,8 +257,8 @@ def _mac(text: str) -> bytes:
 
 
 @contextmanager
-def hunt(profile: Profile, *, programs: bool = True) -> Iterator[Hunt]:
-    """Build all of it. `programs=False`: no policy at all, to show that a way leads somewhere."""
+def hunt(profile: Profile, *, programs: bool = True, known: bool = False) -> Iterator[Hunt]:
+    """Build all of it. `programs=False`: no policy at all, to show that a way leads somewhere; `known`: see KNOWN."""
     near = [pod_manifest(name, {"role": name}) for name in ("client", "walker", "tourist", "buyer", "shopper")]
     near += [server_manifest("server", {"role": "server"}), server_manifest("loner", {"role": "loner"})]
     far = server_manifest("far", {"role": "far"})
@@ -272,7 +274,10 @@ def hunt(profile: Profile, *, programs: bool = True) -> Iterator[Hunt]:
             stack.callback(node.close)
         if profile.kube_proxy != "none":
             bed.set_services(_services())
-        made = Hunt(bed, node)
+        if node and known:
+            addresses = [one for service in _services() for one in (*service.cluster_ips, *service.external_ips)]
+            node.run(node.datapath.set_service_addresses(dict.fromkeys(addresses, True)))
+        made = Hunt(bed, node, known)
         try:
             yield made
         finally:
