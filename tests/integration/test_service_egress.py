@@ -13,6 +13,7 @@ from itertools import count
 import pytest
 
 from spliceway.agent.testbed import netns
+from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.linkparts import command
 from spliceway.agent.testbed.services import Service
 from spliceway.agent.testbed.testbed import Testbed
@@ -440,6 +441,31 @@ def test_who_was_not_to_be_reached_does_not_answer(site: Site, server: str, vers
         there.sendto(b"!", (str(pod.address(version)), own))
         with pytest.raises(TimeoutError):
             here.recv(10)
+
+
+def test_somebodys_filter_that_resets_the_note(site: Site) -> None:
+    """A clsact filter behind ours that accepts: the kernel forgets then whose a packet is."""
+    device = next(one.interface for one in site.node.endpoints_now() if one.name == "default/client")
+    place = site.bed.node.info.netns
+    match = ("protocol", "all", "u32", "match", "u32", "0", "0", "classid", "1:0")
+
+    def others() -> None:
+        with contextlib.suppress(TestbedError):  # where ours are filters it is there
+            command("tc", "qdisc", "add", "dev", device, "clsact")
+        command("tc", "filter", "add", "dev", device, "ingress", "prio", "50", *match)
+
+    netns.call(place, others)
+    try:
+        for version in (4, 6):
+            service = cluster_ip(UNSERVED, version)
+            for name, expected in {"fardns": 3, "farnodns": "TimeoutError"}.items():
+                backend = site.bed.pod(name).address(version)
+                to = f"[{backend}]" if version == 6 else str(backend)
+                rules = [f"{service} {kind} dport 53 dnat to {to}:53" for kind in ("udp", "tcp")]
+                with translated(site, version, *rules):
+                    assert asked(site.bed.node, "client", [service], seconds=1.0) == [expected] * 2, name
+    finally:
+        netns.call(place, lambda: command("tc", "filter", "del", "dev", device, "ingress", "prio", "50"))
 
 
 def test_fragments_go_with_their_flow(site: Site) -> None:

@@ -15,7 +15,7 @@ static __always_inline int refused(struct __sk_buff *skb, struct work *w, u32 re
 {
 	int action = drop(HOOK_TO_NETWORK, w, reason);
 
-	if (skb->tc_index & LED_ON)
+	if (is_led_on(skb))
 		remember_translated(w);
 	return action;
 }
@@ -68,7 +68,7 @@ static __always_inline int masqueraded_out(struct __sk_buff *skb, struct work *w
 	if (reason)
 		return drop(HOOK_TO_NETWORK, w, reason);
 	remember_translated(w);
-	if (!known && (skb->tc_index & LED_ON))		// else from_pod has
+	if (!known && is_led_on(skb))		// else from_pod has
 		report(HOOK_TO_NETWORK, &w->f, &w->d);
 	return pass(HOOK_TO_NETWORK, w, w->d.reason);
 }
@@ -118,8 +118,24 @@ static __always_inline int from_client(struct __sk_buff *skb, struct work *w, co
 		return translated(skb, w, cfg, known);
 	}
 	if (is_wrapped(w, &client))
-		return skb->tc_index & LED_ON ? drop(HOOK_TO_NETWORK, w, WRAPPED) : PASS;
+		return is_led_on(skb) ? drop(HOOK_TO_NETWORK, w, WRAPPED) : PASS;
 	return skb->tc_index & SENT_BY_CLIENT ? masqueraded_out(skb, w, known) : PASS;
+}
+
+// Has somebody's filter reset the note of a pod's packet? If it has other ends than those that from_pod has judged, or those of a Service, then the pod
+// is its client: what a server answers is translated in its source. (Pieces are not asked: without their first one they get nowhere.)
+static __always_inline int has_lost_note(struct __sk_buff *skb, struct work *w)
+{
+	struct party sender;
+
+	if (skb->tc_index || w->p.later_fragment || (w->p.protocol != PROTO_TCP && w->p.protocol != PROTO_UDP))
+		return 0;
+	find_party(&w->p.outer.src, w->generation & 1, &sender);
+	if (!sender.netns_cookie)
+		return 0;
+	make_key(w, 1, SIDE_POD);
+	struct ct_value *e = conntrack.lookup(&w->key);
+	return !e || is_deferred(e);
 }
 
 // `network_at`: as for parse_packet. `stays`: it goes to a pod of this node, by a bridge, and is judged there.
@@ -147,13 +163,12 @@ static __always_inline int judge_leaving(struct __sk_buff *skb, u32 network_at, 
 		if (*stays)
 			return PASS;
 	}
-	if (o.from == FROM_ELSEWHERE && !reason && w->p.kind == KIND_ICMP_ERROR && (skb->tc_index & LED_ON))
+	if (o.from == FROM_ELSEWHERE && !reason && w->p.kind == KIND_ICMP_ERROR && is_led_on(skb))
 		return error_led_on(w);
 	if (o.from != FROM_ELSEWHERE || (!reason && w->p.kind != KIND_FLOW))
 		return PASS;
 	u32 client = skb->tc_index & SENT_BY_CLIENT;
-	// Without its note (somebody's filter may reset it) a connection still begins with a SYN.
-	if (!client && (reason || !is_new_syn(&w->p)))
+	if (!client && (reason || (!is_new_syn(&w->p) && !has_lost_note(skb, w))))
 		return PASS;
 	if (!reason)
 		reason = fragment_ports(w);
@@ -168,7 +183,7 @@ static __always_inline int leave_node(struct __sk_buff *skb, u32 network_at)
 	int action = judge_leaving(skb, network_at, &stays);
 
 	if (!stays)
-		set_note(skb, 0);	// where the network is a veth, it would be taken for another node's
+		set_note(skb, skb->tc_index ? HAS_LEFT : 0);	// where the network is a veth, the rest would be taken for another node's
 	return action;
 }
 
