@@ -21,7 +21,7 @@ from spliceway.agent.testbed import netns
 from spliceway.agent.testbed.linkparts import command
 from spliceway.bpf.types import Hook
 from spliceway.policy.verdict import Reason
-from support.bypass import CHOSEN, FAR, POLICIES, WEB, Hunt, Token, cluster_ip, hunt
+from support.bypass import CHOSEN, FAR, KNOWN, POLICIES, WEB, Hunt, Token, cluster_ip, hunt
 from support.bypassdials import DIRECT, Dial, complaints, denied, dials, run
 from support.bypassframes import KERNEL, STEERED, WAYS, Scene
 from support.profiled import PROFILES
@@ -36,12 +36,13 @@ _ANSWER = re.compile(rb"content-length: (\d+)(?:\r\n[^\r\n]+)*\r\n\r\n(.*)", re.
     scope="module",
     params=[
         pytest.param((name, proxy), id=f"{name}-{proxy}", marks=pytest.mark.envoy if proxy == "envoy" else ())
-        for name, proxy in CHOSEN
+        for name, proxy in (*CHOSEN, *KNOWN)
     ],
 )
 def site(request: pytest.FixtureRequest) -> Iterator[Hunt]:
     name, proxy = request.param
-    with hunt(PROFILES[name], proxy) as made:
+    name, _, known = name.partition("+")
+    with hunt(PROFILES[name], proxy, known=bool(known)) as made:
         yield made
 
 
@@ -191,7 +192,7 @@ def test_notes_that_others_write(site: Hunt, client: str, version: int) -> None:
     assert wanted
     pod.run(["tc", "qdisc", "add", "dev", "eth0", "clsact"])
     try:
-        for note in (index & 0x7FFF, index & 0x7FFF | 0x8000):
+        for note in (index & 0x3FFF, index & 0x3FFF | 0x8000, index & 0x3FFF | 0xC000):
             match = ["u32", "match", "u32", "0", "0", "classid", f"1:{note:x}"]
             done = pod.run(["tc", "filter", "replace", "dev", "eth0", "egress", "prio", "1", "protocol", "all", *match])
             assert done.returncode == 0, done.stderr

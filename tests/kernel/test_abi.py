@@ -51,6 +51,7 @@ _CONSTANTS = {
     "FORSAKEN": abi.FORSAKEN,
     "REMAINS": abi.REMAINS,
     "SERVED_BY_NODE": abi.SERVED_BY_NODE,
+    "SERVICE_ADDRESS": abi.SERVICE_ADDRESS,
     "UNREAD_FLOOR": abi.UNREAD_FLOOR,
     "MESSAGE_COST": abi.MESSAGE_COST,
     "HELD_BACK": abi.HELD_BACK,
@@ -136,7 +137,7 @@ def test_every_offset_size_and_number() -> None:
                 continue
             plain = re.sub(r"^(HOOK|LEG|VERDICT|WHY)_", "", word)
             expected[f"(int){word}"] = mirror_enum[plain]
-    expected |= {f"(int){name}": int(value) for name, value in _CONSTANTS.items()}
+    expected |= {f"(long){name}": int(value) for name, value in _CONSTANTS.items()}
     assert dict(zip(expected, compiled(list(expected)), strict=True)) == expected
 
 

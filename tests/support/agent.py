@@ -134,6 +134,7 @@ class MemoryDatapath:
         self.table: PolicyTable | None = None
         self.listeners: dict[int, int] = {}
         self.services: dict[Frontend, FrontendState] = {}
+        self.service_addresses: dict[IPAddress, bool] = {}
         self.generation = 0
         self.room = dict.fromkeys(("endpoints", "ipcache", "classes", "rows", "listeners", "pairs"), 65_536)
         self.splice: SpliceClasses | None = None
@@ -162,6 +163,9 @@ class MemoryDatapath:
 
     async def set_served(self, addresses: frozenset[IPAddress]) -> None:
         self.served = addresses
+
+    async def set_service_addresses(self, changes: Mapping[IPAddress, bool]) -> None:
+        self.service_addresses.update(changes)
 
     async def set_endpoints(self, endpoints: Sequence[LocalEndpoint]) -> None:
         self.journal.append(f"endpoints {[one.name for one in endpoints]}")

@@ -91,6 +91,10 @@ _SOME: dict[ProxyKind, set[str]] = {
 }
 #: Profile and proxy: one of each kind of node, and some with Envoy; or all.
 CHOSEN = [(name, proxy) for proxy, some in _SOME.items() for name in PROFILES if _EVERY or name in some]
+#: The same where the agent knows the Services, so that their own addresses are judged by nobody.
+KNOWN: list[tuple[str, ProxyKind]] = [
+    (f"{name}+known", "embedded") for name in PROFILES if _EVERY or name in ("l3-nftables", "bridge", "vxlan")
+]
 _ETH_P_ALL = 3
 _SO_RCVBUFFORCE = 33
 
@@ -169,8 +173,8 @@ class Token:
 class Hunt:
     """A testbed of two nodes; the first one has the datapath and the proxy."""
 
-    def __init__(self, bed: Testbed, node: ProxiedNode | None) -> None:
-        self.bed, self.profile, self._node = bed, bed.profile, node
+    def __init__(self, bed: Testbed, node: ProxiedNode | None, known: bool = False) -> None:
+        self.bed, self.profile, self._node, self.known = bed, bed.profile, node, known
         self.victims = {name: Watch(bed.pod(name).netns) for name in ("server", "far")}
         self._wires: dict[str, socket.socket] = {}
 
@@ -260,8 +264,10 @@ def _mac(text: str) -> bytes:
 
 
 @contextmanager
-def hunt(profile: Profile, proxy: ProxyKind = "embedded", *, programs: bool = True) -> Iterator[Hunt]:
-    """Build all of it. `programs=False`: no policy at all, to show that a way leads somewhere."""
+def hunt(
+    profile: Profile, proxy: ProxyKind = "embedded", *, programs: bool = True, known: bool = False
+) -> Iterator[Hunt]:
+    """Build all of it. `programs=False`: no policy at all, to show that a way leads somewhere; `known`: see KNOWN."""
     near = [pod_manifest(name, {"role": name}) for name in ("client", "walker", "tourist", "buyer", "shopper")]
     near += [server_manifest("server", {"role": "server"}), server_manifest("loner", {"role": "loner"})]
     far = server_manifest("far", {"role": "far"})
@@ -277,7 +283,10 @@ def hunt(profile: Profile, proxy: ProxyKind = "embedded", *, programs: bool = Tr
             stack.callback(node.close)
         if profile.kube_proxy != "none":
             bed.set_services(_services())
-        made = Hunt(bed, node)
+        if node and known:
+            addresses = [one for service in _services() for one in (*service.cluster_ips, *service.external_ips)]
+            node.run(node.datapath.set_service_addresses(dict.fromkeys(addresses, True)))
+        made = Hunt(bed, node, known)
         try:
             yield made
         finally:

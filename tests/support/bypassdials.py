@@ -96,7 +96,8 @@ def _by_services(hunt: Hunt, version: int) -> Iterator[Dial]:
             ends = denied(hook, Reason.NOT_STEERED) if masqueraded else PROXIED
             yield Dial(f"buyer: {name}", "buyer", *at, backend, ends)
             if kind == "Cluster":  # the proxy has dialled it, and asked the rules for host or world
-                yield Dial(f"shopper: {name}", "shopper", *at, backend, denied(hook, Reason.NOT_STEERED))
+                other = PROXIED if hunt.known and way == "ClusterIP" else denied(hook, Reason.NOT_STEERED)
+                yield Dial(f"shopper: {name}", "shopper", *at, backend, other)
     for way, at in ways(FAR).items():
         yield Dial(f"client: {way} to far", "client", *at, "far", DIRECT)
     # A pod that is its own backend.

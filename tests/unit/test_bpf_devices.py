@@ -11,7 +11,7 @@ from spliceway.agent.cli.summary import _devices, _uncovered
 from spliceway.agent.nodecheck.devices import judge
 from spliceway.agent.nodecheck.model import Status
 from spliceway.bpf import linktable
-from spliceway.bpf.devicechoice import choose, missing
+from spliceway.bpf.devicechoice import choose, missing, unjudged
 from spliceway.bpf.linktable import LOOPBACK, Device, parse_gateway, parse_link, parse_subnet
 from spliceway.bpf.podinterfaces import leads_elsewhere
 
@@ -106,6 +106,33 @@ def test_which_devices_are_taken(name: str) -> None:
     found = choose([device for device, _ in given], "auto", (), leads_out)
     assert {one.device.name: one.program for one in found} == {device.name: program for device, program in given}
     assert all(bool(one.why) is not bool(one.program) for one in found)
+
+
+def test_what_leaves_is_judged_wherever_no_endpoint_is() -> None:
+    """A Service may lead to a container of the node that is no pod; of bonds and bridges one device is enough."""
+    devices = [
+        LO,
+        ETH0,
+        Device(3, "docker0", "bridge", subnet=True),
+        Device(4, "veth1", "veth", master=3, role="bridge", foreign=True),
+        Device(5, "vnet0", "tun", master=3, role="bridge"),
+        Device(6, "veth2", "veth", foreign=True),
+        Device(7, "lxc1", "veth", foreign=True),
+        Device(8, "bond0", "bond"),
+        Device(9, "ens1", master=8, role="bond"),
+        Device(10, "kube-ipvs0", "dummy", subnet=True),
+        Device(11, "spliceway0", "veth", peer=12),
+        Device(12, "tun0", "tun", NONE),
+        Device(40, "br0", "bridge", subnet=True),
+        Device(41, "ib0", hardware=32, subnet=True),
+    ]
+    wanted = {"eth0": "to_network", "veth1": "to_network", "vnet0": "to_network", "veth2": "to_network"}
+    wanted |= {"bond0": "to_network", "tun0": "to_network_l3", "br0": "to_network"}
+    for configured in ("auto", ("eth0",)):
+        found = choose(devices, configured, {7}, leads_out)  # type: ignore[arg-type]
+        assert {one.device.name: one.leaving for one in found if one.leaving} == wanted
+        assert unjudged(found) == ["ib0"]
+    assert unjudged(choose([Device(3, "can0", hardware=280)], "auto", (), leads_out)) == []
 
 
 def test_no_packet_of_a_stack_of_devices_is_judged_twice() -> None:

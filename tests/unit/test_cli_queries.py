@@ -92,6 +92,44 @@ def test_an_answer_repeats_the_query_as_it_came(cluster: Cluster) -> None:
     )
 
 
+SERVICES = """
+apiVersion: v1
+kind: Service
+metadata: {name: both, namespace: shop}
+spec: {clusterIP: 10.96.0.10, externalIPs: [10.240.1.11], ports: [{name: sql, port: 80}, {name: none, port: 81}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: both, namespace: shop, labels: {kubernetes.io/service-name: both}}
+addressType: IPv4
+endpoints: [{addresses: [10.240.1.10]}, {addresses: [10.240.1.11]}]
+ports: [{name: sql, port: 5432}]
+"""
+
+
+def test_a_service_is_answered_for_by_its_backends(cluster: Cluster) -> None:
+    parsed = parse_text(SERVICES, "services.yaml")
+    assert not parsed.errors
+    whole = cluster.with_objects(parsed.objects)
+    found = ask(whole, "shop/four", "10.96.0.10", port=80)
+    assert (found["verdict"], found["reason"], found["service"]) == ("deny", "default-deny", "shop/both")
+    assert [(one["to"], one["port"], one["verdict"]) for one in found["backends"]] == [
+        ("10.240.1.10", 5432, "deny"),
+        ("10.240.1.11", 5432, "deny"),
+    ]
+    found = ask(whole, "shop/web", "10.96.0.10", port=80)
+    assert (found["verdict"], found["reason"], found["egress"]) == ("depends", "service", None)
+    assert [one["verdict"] for one in found["backends"]] == ["allow", "allow"]
+    found = ask(whole, "shop/web", "10.96.0.10", port=81)
+    assert (found["verdict"], found["backends"]) == ("depends", [])
+    for source, destination, protocol in (
+        ("shop/web", "10.96.0.10", "SCTP"),
+        ("203.0.113.9", "10.96.0.10", "TCP"),
+        ("shop/web", "10.240.1.11", "TCP"),
+    ):
+        assert "service" not in ask(whole, source, destination, port=80, protocol=protocol)
+
+
 def test_denials(cluster: Cluster) -> None:
     assert ask(cluster, "203.0.113.9", "shop/db", port=5432) == {
         "verdict": "deny",

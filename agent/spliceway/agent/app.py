@@ -33,6 +33,7 @@ from spliceway.agent.portwatch import PortWatch
 from spliceway.agent.proxylink import ProxyLink
 from spliceway.agent.reconcile import Reconciler
 from spliceway.agent.recorder import Recorder
+from spliceway.agent.serviceaddresses import ServiceAddresses
 from spliceway.agent.servicesync import ServiceSync
 from spliceway.agent.sides import AgentDatapath, ProxyProcess
 from spliceway.agent.sockets import listening_ports
@@ -139,11 +140,12 @@ class Agent:
         self._splicing.use(self._datapath, settings)
         stack.push_async_callback(self._let_go)
         services = ServiceSync(self._datapath, lambda: self._compiler.balance.frontends)
+        addresses = ServiceAddresses()
         translates = config.datapath.socket_lb != "off"
         self._compiler = Compiler(
             config.engine_options(self._datapath.limits),
             self._numbering,
-            on_services=(self._recorder.services.update, *([services.want] if translates else [])),
+            on_services=(self._recorder.services.update, addresses.update, *([services.want] if translates else [])),
         )
         self._metrics = Metrics(self._datapath, self._gauges, self._splicing.status)
         ports = config.proxy.listener_ports
@@ -159,6 +161,7 @@ class Agent:
             observe=self._metrics.reconcile_duration.observe,
             on_table=self._recorder.use,
             services=services if translates else None,
+            addresses=addresses,
         )
         self._proxy.on_answer(self._reconciler.wake)
         self._server.add_services(csds.handlers(self._xds_view, self._server.tcp))

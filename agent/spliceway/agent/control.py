@@ -48,6 +48,9 @@ class DatapathControl(Protocol):
     async def set_served(self, addresses: frozenset[IPAddress]) -> None:
         """Processes of the node answer by these addresses, though their identities are others than the host's."""
 
+    async def set_service_addresses(self, changes: Mapping[IPAddress, bool]) -> None:
+        """Services are dialled by these addresses from now on, or (False) not any more."""
+
     async def swept(self, seconds: float) -> None:
         """Return when connections that may not go on have been ended, or after so many seconds."""
 

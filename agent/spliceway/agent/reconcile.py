@@ -23,6 +23,7 @@ from spliceway.agent.manifests import Key
 from spliceway.agent.pace import RETRY_SECONDS, Pace
 from spliceway.agent.ports import PortAllocator
 from spliceway.agent.readiness import Readiness
+from spliceway.agent.serviceaddresses import ServiceAddresses
 from spliceway.agent.servicesync import NoServices, ServiceSync
 from spliceway.agent.staging import steered
 from spliceway.agent.state import Held
@@ -58,6 +59,7 @@ class Reconciler:
         observe: Callable[[float], None] = lambda _seconds: None,
         on_table: Callable[[PolicyTable], None] = lambda _table: None,
         services: ServiceSync | None = None,
+        addresses: ServiceAddresses | None = None,
     ) -> None:
         """Wire it up.
 
@@ -65,7 +67,7 @@ class Reconciler:
         says whether it has to;
         `taken_over`: the kernel already enforces what an earlier agent left; `observe` gets the seconds from a change
         to its rows being in force; `on_table` is told of each table that comes into force;
-        `services`: None where others translate their addresses.
+        `services`: None where others translate their addresses; `addresses`: those that Services are dialled by.
         """
         self._maker = maker
         self._save = save
@@ -78,6 +80,7 @@ class Reconciler:
         self._observe = observe
         self._on_table = on_table
         self._services = services or NoServices()
+        self._addresses = addresses or ServiceAddresses()
 
         self._readiness = Readiness(ports.ports)
         self._pace = Pace()
@@ -223,6 +226,7 @@ class Reconciler:
         # Listeners before the rows that steer to them, and the old ones until no row does.
         await self._listen(live | steered(target))
         await self._datapath.set_served(intent.served)
+        await self._datapath.set_service_addresses(self._addresses.take())
         await self._apply(intent, target, left)
         await self._balance(desired, join=True)
         await self._attach({e.name: e for e in intent.endpoints})

@@ -31,6 +31,8 @@ HOOKS = 6
 RULE_SET_AUDIT = 0x4000_0000
 #: `ipcache_value.endpoint` of an address that a process of the node answers by: the index that loopback always has.
 SERVED_BY_NODE = 1
+#: The same of an address that Services are dialled by: no interface has this index.
+SERVICE_ADDRESS = 0xFFFF_FFFF
 POLICY_PREFIX_ANY = 72
 POLICY_PREFIX_PROTOCOL = 80
 UNREAD_FLOOR = 81920

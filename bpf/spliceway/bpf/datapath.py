@@ -85,7 +85,7 @@ class Datapath(KernelViews):
         self._splices = SpliceControl(settings, maps)
         self._hooks = Hooks(settings, maps.root)
         self._watch = HookWatch(self._hooks)
-        self._devices = DeviceWatch(self._hooks, settings.devices, self.endpoint_devices)
+        self._devices = DeviceWatch(self._hooks, settings.devices, self.endpoint_devices, self._on_unjudged)
         self._uncovered = Uncovered()
         self._upkeep = Upkeep(settings, self._hooks, self._splices.set_steering)
         self._pins: frozenset[str] = frozenset()
@@ -247,21 +247,18 @@ class Datapath(KernelViews):
             if self._policy is not None:
                 await self.apply(self._policy)
 
-    @property
-    def limits(self) -> dict[str, int]:
-        """How many elements a PolicyTable may bring: endpoints, ipcache, classes, rows, listeners, pairs.
+    async def set_service_addresses(self, changes: Mapping[IPAddress, bool]) -> None:
+        """Services are dialled by these addresses from now on, or (False) not any more: see `servicemarks`."""
+        async with self._lock:
+            self._table.marks.want(changes)
+        if self._table.marks.pending and self._policy is not None:
+            await self.apply(self._policy)
 
-        While a revision is staged, the keys that go are there together with those that come.
-        """
-        maps, (low, high) = self._maps, self._settings.listener_ports
-        return {
-            "endpoints": maps.endpoints.max_entries,
-            "ipcache": maps.ipcache.max_entries,
-            "classes": maps.classes.max_entries,
-            "rows": maps.policy.max_entries,
-            "listeners": min(maps.listeners.max_entries, high - low + 1),
-            "pairs": maps.pairs.max_entries,
-        }
+    async def _on_unjudged(self, there_are: bool) -> None:
+        """Packets leave where nobody can judge them: then what dials a Service is judged by its address, too."""
+        async with self._lock:
+            self._table.marks.hold(there_are)
+        await self.set_service_addresses({})
 
     async def set_listeners(self, ports: Mapping[int, int]) -> None:
         """Where the proxy listens for each rule set: acknowledged listeners whose sockets are there, no others.
@@ -364,6 +361,7 @@ class Datapath(KernelViews):
                 *node.problems(),
                 *self._upkeep.problems,
                 *self.services.problems,
+                *self._table.marks.problems,
             ),
             hooks=self._watch.status,
             devices=self._devices.status,

@@ -31,6 +31,8 @@ _NEVER = {
     "vrf": "its members have its packets",
     "openvswitch": "a port of Open vSwitch's own; its other ports have its packets",
 }
+#: Nothing leaves the node by these: they drop it, repeat it, or hand it to another device.
+_SINKS = frozenset({"dummy", "ifb", "nlmon", "vcan", "vrf"})
 #: One end is a pod's or a container's, unless the node is one itself.
 _PAIRS = frozenset({"veth", "netkit"})
 #: Ports of a bridge by which pods, containers and virtual machines are joined to it, not the network.
@@ -60,8 +62,9 @@ def choose(
     `endpoints`: indexes of those that are endpoints' own; `leads_out`: whether a route with a next hop goes out by an
     interface, asked for bridges and ports of Open vSwitch's own only.
 
-    What leaves is judged whatever is configured: at devices that `auto` takes, and at bridges that lead out. At a
-    second device on the way a packet costs one look more.
+    What leaves is judged whatever is configured, wherever no endpoint is: where a Service leads nobody has looked at
+    before. That is at every device but members of bonds, bridges whose ports have it all, and what nothing leaves by.
+    At a second device on the way a packet costs one look more.
     """
     by_index = {one.ifindex: one for one in devices}
     whys = {
@@ -98,17 +101,28 @@ def _is_left_by(
     by_index: dict[int, Device],
     leads_out: Callable[[int], bool],
 ) -> bool:
-    if _fixed(device, endpoints) or _unreadable(device):
+    if _fixed(device, endpoints) or _unreadable(device) or device.kind in _SINKS:
         return False
     if _is_of_a_bridge(device, by_index) or device.kind == "openvswitch":
         return not why_not or leads_out(device.ifindex)
-    return not why_not or not _auto(device, by_index)
+    return not why_not or _role(device, by_index) not in _BUNDLES
+
+
+def _role(device: Device, by_index: dict[int, Device]) -> str:
+    """The kind of what it is a member or port of, empty for none."""
+    master = by_index.get(device.master)
+    return device.role or (master.kind if master else "")
 
 
 def _unreadable(device: Device) -> str:
     if device.ethernet or device.hardware in _BARE:
         return ""
     return f"its link type ({device.hardware:#x}) is none that can be read: what comes by it is judged at the pods only"
+
+
+def unjudged(choices: Sequence[Choice]) -> list[str]:
+    """Names of devices by which pods' packets leave for a network, and that no program can read."""
+    return [one.device.name for one in choices if one.device.up and one.device.subnet and _unreadable(one.device)]
 
 
 def missing(devices: Sequence[Device], wanted: Wanted) -> list[str]:
@@ -134,8 +148,7 @@ def _listed(device: Device, patterns: tuple[str, ...]) -> str:
 def _auto(device: Device, by_index: dict[int, Device]) -> str:
     if why := _NEVER.get(device.kind):
         return why
-    master = by_index.get(device.master)
-    role = device.role or (master.kind if master else "")
+    master, role = by_index.get(device.master), _role(device, by_index)
     if role in _BUNDLES:
         return f"a member of {master.name if master else 'a bond'}, which has its packets"
     if role == "bridge" and device.kind in _GUESTS:

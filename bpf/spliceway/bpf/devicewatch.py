@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 
 import structlog
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from spliceway.bpf import linktable
-from spliceway.bpf.devicechoice import ENDPOINTS_OWN, NETWORK_PROGRAMS, Choice, Wanted, choose, missing
+from spliceway.bpf.devicechoice import ENDPOINTS_OWN, NETWORK_PROGRAMS, Choice, Wanted, choose, missing, unjudged
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.hookorder import Place
 from spliceway.bpf.hooks import Hooks
@@ -36,8 +36,18 @@ _log = structlog.get_logger(__name__)
 class DeviceWatch:
     """See the module. `start` and `stop` belong to one event loop, in the node's network namespace."""
 
-    def __init__(self, hooks: Hooks, wanted: Wanted, endpoints: Callable[[], Collection[int]]) -> None:
-        """`endpoints`: tells the indexes of those devices that are endpoints'."""
+    def __init__(
+        self,
+        hooks: Hooks,
+        wanted: Wanted,
+        endpoints: Callable[[], Collection[int]],
+        on_unjudged: Callable[[bool], Awaitable[None]],
+    ) -> None:
+        """`endpoints`: tells the indexes of those devices that are endpoints'.
+
+        `on_unjudged` is told when there come to be devices by which packets leave and can't be judged, or no more.
+        """
+        self._on_unjudged, self._unjudged = on_unjudged, False
         self._hooks, self._wanted, self._endpoints = hooks, wanted, endpoints
         self._choices: list[Choice] = []
         self._failed: dict[str, str] = {}
@@ -82,6 +92,7 @@ class DeviceWatch:
     async def begin(self) -> None:
         """Attach to all, and detach from what was one for an earlier agent or configuration. Raises DatapathError."""
         await self._follow(await asyncio.to_thread(self._hooks.of_network))
+        await self._tell()
 
     def start(self) -> None:
         """Follow from now on."""
@@ -104,6 +115,7 @@ class DeviceWatch:
         """Look at all interfaces once, and attach and detach as is right now."""
         try:
             await self._follow()
+            await self._tell()
         except Exception as error:  # a bug, too: whoever stopped would miss each new device from now on
             text = str(error) or repr(error)
             if text != self._failure:
@@ -138,6 +150,14 @@ class DeviceWatch:
                         await self._hooks.take_off(ipr, place)
             for name in self._failed.keys() - wanted.values():
                 del self._failed[name]
+
+    async def _tell(self) -> None:
+        names = unjudged(self._choices)
+        if bool(names) != self._unjudged:
+            await self._on_unjudged(bool(names))
+            self._unjudged = bool(names)
+            if names:
+                _log.warning("what leaves by these can't be judged, so Services' own addresses are", devices=names)
 
     async def _attach(self, ipr: AsyncIPRoute, place: Place, name: str) -> str:
         """Returns why it failed, or nothing."""

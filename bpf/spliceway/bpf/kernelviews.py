@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from spliceway.bpf import views
 from spliceway.bpf.maps import Maps
+from spliceway.bpf.servicemarks import SHARE
 from spliceway.bpf.staging import KernelTable
-from spliceway.bpf.types import CtEntry, ReasonCount, SockEntry, SpliceCounters
+from spliceway.bpf.types import CtEntry, DatapathSettings, ReasonCount, SockEntry, SpliceCounters
 
 
 class KernelViews:
     """The part of `Datapath` that only reads."""
 
     _maps: Maps
+    _settings: DatapathSettings
     _table: KernelTable
 
     def conntrack(self) -> list[CtEntry]:
@@ -45,3 +47,19 @@ class KernelViews:
     def knows_endpoints(self) -> bool:
         """Whether the kernel has endpoints, of this agent or of an earlier one."""
         return next(iter(self._maps.endpoints.keys()), None) is not None
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """How many elements a PolicyTable may bring: endpoints, ipcache, classes, rows, listeners, pairs.
+
+        While a revision is staged, the keys that go are there together with those that come.
+        """
+        maps, (low, high) = self._maps, self._settings.listener_ports
+        return {
+            "endpoints": maps.endpoints.max_entries,
+            "ipcache": maps.ipcache.max_entries - maps.ipcache.max_entries // SHARE,
+            "classes": maps.classes.max_entries,
+            "rows": maps.policy.max_entries,
+            "listeners": min(maps.listeners.max_entries, high - low + 1),
+            "pairs": maps.pairs.max_entries,
+        }

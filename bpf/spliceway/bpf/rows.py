@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import ip_network
 from typing import NamedTuple
@@ -231,6 +231,16 @@ class Longest:
                 if found is not None:
                     return found
         return None
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Lengths of the prefixes that there are, the longest first."""
+        return self._lengths
+
+    @staticmethod
+    def prefix(key: bytes, length: int) -> bytes:
+        """The key of the prefix of this length that covers `key`."""
+        return length.to_bytes(4, "little") + _mask(key[4:], length)
 
 
 def _mask(data: bytes, bits: int) -> bytes:

@@ -38,6 +38,7 @@ from spliceway.bpf.rows import (
     unpack_row,
     with_slots,
 )
+from spliceway.bpf.servicemarks import SHARE, ServiceMarks
 from spliceway.bpf.types import IPAddress
 from spliceway.policy.table import PolicyTable, TableDelta
 
@@ -106,6 +107,7 @@ class KernelTable:
         self._ipcache, self._policy = Longest(self._rows.ipcache), Longest(self._rows.policy)
         self._local = {key for key, value in self._rows.ipcache.items() if value != nobody_there(value)}
         self._unsettled: list[_Staged] = []
+        self.marks = ServiceMarks(maps.ipcache.max_entries // SHARE)
 
     def __repr__(self) -> str:
         rows = f"rows={len(self._rows.policy)}, ipcache={len(self._rows.ipcache)}"
@@ -117,7 +119,9 @@ class KernelTable:
         return self._rows
 
     def apply(self, table: PolicyTable, attached: Mapping[str, Attached], served: Collection[IPAddress] = ()) -> int:
-        """Make `table` live. Returns the generation, which stays when nothing differs. `served`: see `logical_rows`.
+        """Make `table` live, with `marks`. Returns the generation, which stays when nothing differs.
+
+        `served`: see `logical_rows`.
 
         Costs what changed when the table's delta is against the table that was applied last, or it is that one again.
         Raises KernelRefusedError, with the old generation still live.
@@ -134,11 +138,13 @@ class KernelTable:
         for key in self._local - local - edits.ipcache.keys():
             if key in self._rows.ipcache:
                 edits.ipcache[key] = nobody_there(self._rows.ipcache[key])
+        self.marks.edit(edits.ipcache, table, self._ipcache, local, self._local ^ local)
         try:
             self._switch(edits, {one.ifindex: one for one in attached.values()})
         except MapFullError:
             self._applied = last  # nothing was touched
             raise
+        self.marks.done()
         self._local = set(local)
         self._applied = table
         return self.generation

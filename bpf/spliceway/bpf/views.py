@@ -196,7 +196,10 @@ def _protocol(number: int) -> str:
 
 
 def ipcache(maps: Maps, slot: int) -> list[dict[str, object]]:
-    """Prefixes of the live slot with their identities; `endpoint` is the interface index of a local one."""
+    """Prefixes of the live slot with their identities; `endpoint` is the interface index of a local one.
+
+    `service`: Services are dialled by this address.
+    """
     found: list[dict[str, object]] = []
     for raw_key, raw in maps.ipcache.items():
         value = abi.IpcacheValue.from_buffer_copy(raw)
@@ -204,7 +207,8 @@ def ipcache(maps: Maps, slot: int) -> list[dict[str, object]]:
             {
                 "prefix": str(unpack_prefix(raw_key)),
                 "identity": value.identity[slot],
-                "endpoint": value.endpoint[slot] or None,
+                "endpoint": None if value.endpoint[slot] == abi.SERVICE_ADDRESS else value.endpoint[slot] or None,
+                "service": value.endpoint[slot] == abi.SERVICE_ADDRESS,
             }
         )
     return sorted(found, key=lambda row: (":" in str(row["prefix"]), str(row["prefix"])))

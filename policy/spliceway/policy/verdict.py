@@ -62,6 +62,7 @@ class Reason(IntEnum):
     RELATED = 6  # ICMP error about an allowed connection
     CONTROL = 7  # ARP, neighbour discovery
     FROM_PROXY = 8  # the proxy's own leg of a redirected connection
+    SERVICE = 9  # a pod dials a Service: decided where that leads, by the real server
 
     DEFAULT_DENY = 32  # a policy selects the endpoint and no rule allows
     POLICY_DENIED = 33  # a deny rule matches
@@ -82,6 +83,7 @@ class Reason(IntEnum):
     FOREIGN_SOURCE = 48  # a process on the node used an address that is not the node's
     SOURCE_ROUTE = 49  # a source route or a routing header would send the packet somewhere else
     TUNNEL = 50  # a pod sent a tunnel's packet to a node
+    WRAPPED = 51  # IPsec has hidden where a Service led before that could be judged
 
     HTTP_ALLOWED = 64  # a rule matches the request
     HTTP_DENIED = 65  # no rule matches the request

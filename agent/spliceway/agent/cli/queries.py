@@ -11,6 +11,7 @@ from ipaddress import IPv6Address, ip_address
 
 import msgspec
 
+from spliceway.agent.cli.servicequeries import AnswerBackend, Frontends
 from spliceway.policy.evaluate import Connection, Decision, Half
 from spliceway.policy.evaluator import Evaluator
 from spliceway.policy.http import HttpRequest
@@ -65,7 +66,10 @@ class AnswerChange(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Answer(msgspec.Struct, frozen=True, rename="camel"):
-    """What is added to a query. `ingress` and `egress` are null where no pod stands (and for a pod to itself)."""
+    """What is added to a query. `ingress` and `egress` are null where no pod stands (and for a pod to itself).
+
+    `service`: whose address it is; then the answer is that of its `backends`, `depends` where these differ.
+    """
 
     verdict: str
     ingress: str | None
@@ -75,6 +79,8 @@ class Answer(msgspec.Struct, frozen=True, rename="camel"):
     audit: bool | msgspec.UnsetType = msgspec.UNSET
     nearest_miss: str | msgspec.UnsetType = msgspec.UNSET
     changes: tuple[AnswerChange, ...] | msgspec.UnsetType = msgspec.UNSET
+    service: str | msgspec.UnsetType = msgspec.UNSET
+    backends: tuple[AnswerBackend, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class QueryError(Exception):
@@ -85,7 +91,7 @@ class Asker:
     """Answers queries about one cluster. `asked` and `wrong` count; `first_error` says what the first wrong one was."""
 
     def __init__(self, cluster: Cluster) -> None:
-        self._evaluator = Evaluator(cluster)
+        self._evaluator, self._frontends = Evaluator(cluster), Frontends(cluster)
         self._pods = {pod.key: {} for pod in cluster.pods.values()}  # type: dict[str, dict[int, IPAddress]]
         for pod in cluster.pods.values():
             for address in pod.addresses:
@@ -107,6 +113,8 @@ class Asker:
         try:
             query = self._decoder.decode(text)
             decision = self.decide(query)
+            if isinstance(decision, Answer):
+                return b"%b,%b" % (text[:-1].rstrip(), self._encoder.encode(decision)[1:])
         except (QueryError, msgspec.DecodeError, UnicodeError, RecursionError) as error:
             return self._error(text, error)
         kept = self._texts.get(id(decision))
@@ -117,8 +125,8 @@ class Asker:
             kept = self._texts[id(decision)] = (decision, self._encoder.encode(answer(decision))[1:])
         return b"%b,%b" % (text[:-1].rstrip(), kept[1])
 
-    def decide(self, query: Query) -> Decision:
-        """Ask the interpreter. Raises QueryError."""
+    def decide(self, query: Query) -> Decision | Answer:
+        """Ask the interpreter; the answer itself where a Service is dialled. Raises QueryError."""
         source, destination = self._ends(query)
         protocol = _protocol(query.protocol, source.version)
         port = _port(query, protocol)
@@ -127,7 +135,17 @@ class Asker:
             if protocol != Protocol.TCP:
                 raise QueryError("http: only with protocol TCP")
             request = _request(query.http, destination, port)
-        return self._evaluator.evaluate(Connection(source, destination, protocol, port), request)
+        led = self._frontends.of(source, destination, protocol, port)
+        if led is None:
+            return self._evaluator.evaluate(Connection(source, destination, protocol, port), request)
+        asked = [Connection(source, one.address, protocol, one.port) for one in led.backends]
+        answers = [answer(self._evaluator.evaluate(one, request)) for one in asked]
+        one = answers[0] if len(set(answers)) == 1 else Answer("depends", None, None, Reason.SERVICE.label, ())
+        backends = tuple(
+            AnswerBackend(str(to.address), to.port, said.verdict, said.reason)
+            for to, said in zip(led.backends, answers, strict=True)
+        )
+        return msgspec.structs.replace(one, service=led.service, backends=backends)
 
     def _ends(self, query: Query) -> tuple[IPAddress, IPAddress]:
         """Addresses of one family: the first of `from` for which `to` has one too."""

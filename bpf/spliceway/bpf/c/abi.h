@@ -23,6 +23,7 @@ enum reason {
 	RELATED = 6,
 	CONTROL = 7,
 	FROM_PROXY = 8,
+	SERVICE = 9,
 	DEFAULT_DENY = 32,
 	POLICY_DENIED = 33,
 	SPOOFED_SOURCE = 34,
@@ -42,6 +43,7 @@ enum reason {
 	FOREIGN_SOURCE = 48,
 	SOURCE_ROUTE = 49,
 	TUNNEL = 50,
+	WRAPPED = 51,
 	KERNEL_REASONS = 64,
 };
 
@@ -95,10 +97,12 @@ struct ipcache_key {
 // Loopback's ifindex: an address that a process of the node answers by, though its identity is not the node's (the node-local DNS cache, which
 // has that of the cluster's DNS).
 #define SERVED_BY_NODE 1u
+// No interface's index: an address outside that Services are dialled by. Where that leads is judged, and not the address.
+#define SERVICE_ADDRESS 0xffffffffu
 
 struct ipcache_value {
 	u32 identity[2];	// by slot; 0: none
-	u32 endpoint[2];	// ifindex of the local endpoint that has this address, SERVED_BY_NODE, or 0
+	u32 endpoint[2];	// ifindex of the local endpoint that has this address, SERVED_BY_NODE, SERVICE_ADDRESS, or 0
 };
 
 // In rows, pairs, conntrack and splices a rule set that enforces nothing (policies in audit only) has this bit. Its connections pass

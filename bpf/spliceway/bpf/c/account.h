@@ -45,6 +45,8 @@ struct flow {
 	u8 audited;		// a known connection whose verdict has just become an audit
 	u8 unseen;		// in the middle of a connection that nobody has seen begin
 	u8 not_host;		// whatever its address says, its client is not the node itself
+	u8 may_defer;		// its client's own hook asks: what dials a Service may be judged behind the translation
+	u8 deferred;		// and is
 };
 
 static __always_inline void report(u32 hook, const struct flow *f, const struct decision *d)

@@ -32,6 +32,13 @@ static __always_inline int ct_expired(const struct ct_value *e, u8 protocol, u64
 	return now - e->seen > ttl;
 }
 
+// The entry of a pod that dials a Service (leads_on()). It is no verdict on these ends, and stays so whatever becomes of the Service. The reason says
+// it, and no flag: those are written without a lock.
+static __always_inline int is_deferred(const struct ct_value *e)
+{
+	return e->reason == SERVICE;
+}
+
 // `out`: the packet leaves the local end.
 static __always_inline void ct_touch(struct ct_value *e, const struct packet *p, u32 out, u32 length, u64 now)
 {
@@ -78,7 +85,10 @@ static __always_inline void decide_ends(const struct ct_key *k, const struct end
 	find_party(&k->remote, slot, &remote);
 	if (f->not_host)
 		masqueraded(local_is_client ? &k->local : &k->remote, local_is_client ? &local : &remote);
-	if (local_is_client)
+	f->deferred = f->may_defer && local_is_client && leads_on(&local, &remote, k->protocol);
+	if (f->deferred)
+		*d = (struct decision){ .verdict = ALLOW, .reason = SERVICE };
+	else if (local_is_client)
 		decide(&local, &remote, k->protocol, port, slot, d);
 	else
 		decide(&remote, &local, k->protocol, port, slot, d);
@@ -140,17 +150,26 @@ static __always_inline void ct_revalidate(const struct ct_key *k, const struct e
 	u64 judged = e->judged;
 	u8 was = judged & 3;
 
+	if (is_deferred(e)) {
+		u32 ready = !ep || (ep->enforce[generation & 1] & ENFORCE_READY);
+		d->verdict = ready ? ALLOW : DENY;
+		d->reason = ready ? SERVICE : NOT_READY;
+		return;
+	}
 	if (judged >> 2 != generation) {
 		u32 client = e->flags & CT_CLIENT;
 		f->not_host |= e->leg != LEG_DIRECT;
+		// The policy, or the Service, may be younger than the connection.
+		f->may_defer = ep && e->leg == LEG_DIRECT && !(e->flags & CT_UNSEEN);
 		decide_ends(k, ep, client, policy_port(k, client), generation & 1, f, d);
+		f->may_defer = 0;
 		keep_leg(e->leg, e->rule_set, d);
 		f->revoked = was != DENY && d->verdict == DENY;
 		f->audited = e->leg != LEG_UPSTREAM && d->verdict != DENY && denies(d->reason) &&
 			     (was == DENY || e->reason != d->reason || e->rule != d->rule);
-		e->judged = generation << 2 | d->verdict;
-		e->reason = d->reason;
+		e->reason = d->reason;	// first: whoever sees the verdict must know what it is of
 		e->rule = d->rule;
+		e->judged = generation << 2 | d->verdict;
 		return;
 	}
 	d->verdict = was;

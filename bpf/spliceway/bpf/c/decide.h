@@ -9,7 +9,10 @@ struct party {
 	u32 identity;		// as a peer: that of its address
 	u32 policy;
 	u32 enforce;		// ENFORCE_*; ENFORCE_READY is always set for others than local endpoints
+				// LEADS_ON
 };
+
+#define LEADS_ON 0x80u	// an address outside that Services are dialled by
 
 static __always_inline int is_host(u32 identity)
 {
@@ -69,6 +72,10 @@ static __always_inline void find_party(const struct addr *a, u32 slot, struct pa
 		return;
 	p->identity = v->identity[slot];
 	u32 ifindex = v->endpoint[slot];
+	if (ifindex == SERVICE_ADDRESS) {
+		p->enforce |= is_outside(p->identity) ? LEADS_ON : 0;
+		return;
+	}
 	p->ifindex = ifindex;
 	if (!ifindex || ifindex == SERVED_BY_NODE)
 		return;
@@ -80,6 +87,14 @@ static __always_inline void find_party(const struct addr *a, u32 slot, struct pa
 		p->enforce = 0;		// going away
 	p->ifindex = ifindex;
 	p->identity = identity;
+}
+
+// Does this client dial a Service, so that the policy for its egress is asked for where that leads, by the hook that the translated packet meets:
+// at the server, or where it leaves the node? What netfilter does not translate is as it was when it gets there.
+static __always_inline int leads_on(const struct party *client, const struct party *server, u8 protocol)
+{
+	return (server->enforce & LEADS_ON) && (client->enforce & ENFORCE_READY) && (client->enforce & ENFORCE_EGRESS) && client->identity &&
+	       (protocol == PROTO_TCP || protocol == PROTO_UDP);
 }
 
 // One endpoint's policy in one direction. The table is resolved, so the longest match is the answer.

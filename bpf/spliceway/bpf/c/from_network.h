@@ -19,6 +19,26 @@ static __always_inline int is_from_port(const struct __sk_buff *skb, const struc
 	return ep && ep->bridge && ep->bridge == skb->ifindex;
 }
 
+// Is this an answer, of a pod's server outside, that the pod must not get? `w->key` has the pod and the server. To a Service that the pod has dialled:
+// to_network has judged the connection by these ends. Nobody has, if they are the Service's own: then it comes from a host with that address.
+// Returns 0 or the reason to drop it.
+static __always_inline int wrong_answer(struct work *w)
+{
+	w->key.side = SIDE_TRANSLATED;
+	struct ct_value *e = conntrack.lookup(&w->key);
+	if (e && !ct_expired(e, w->key.protocol, w->now)) {
+		ct_revalidate(&w->key, NULL, e, w->generation, &w->f, &w->d);
+		if (w->d.verdict == DENY)
+			return w->d.reason;
+		e->seen = w->now;
+		e->flags |= CT_REPLIED;
+		return 0;
+	}
+	w->key.side = SIDE_POD;
+	e = conntrack.lookup(&w->key);
+	return e && is_deferred(e) && !ct_expired(e, w->key.protocol, w->now) ? UNTRACKED : 0;
+}
+
 // From outside to a local endpoint. What needs no proxy is left to `to_pod`. `network_at`: as for parse_packet.
 static __always_inline int judge_from_network(struct __sk_buff *skb, u32 network_at)
 {
@@ -50,6 +70,10 @@ static __always_inline int judge_from_network(struct __sk_buff *skb, u32 network
 	if (reason)
 		return drop(HOOK_FROM_NETWORK, w, reason);
 	if (w->p.kind == KIND_ICMP_ERROR) {
+		make_quoted_key(w, 0, SIDE_TRANSLATED);
+		reason = wrong_answer(w);
+		if (reason)
+			return drop(HOOK_FROM_NETWORK, w, reason);
 		make_quoted_key(w, 1, SIDE_NETWORK);
 		if (!conntrack.lookup(&w->key))
 			return unanswered_error(skb, w, cfg);
@@ -57,11 +81,18 @@ static __always_inline int judge_from_network(struct __sk_buff *skb, u32 network
 			return drop(HOOK_FROM_NETWORK, w, UNTRACKED);
 		return related(skb, HOOK_FROM_NETWORK, w, cfg, NULL, 1, SIDE_NETWORK);
 	}
-	if (w->p.protocol != PROTO_TCP)
-		return PASS;
-	if (fragment_ports(w))
-		return drop(HOOK_FROM_NETWORK, w, FRAGMENT);
-	return inbound(skb, HOOK_FROM_NETWORK, w, cfg);
+	if (w->p.protocol == PROTO_TCP) {
+		if (fragment_ports(w))
+			return drop(HOOK_FROM_NETWORK, w, FRAGMENT);
+		int action = inbound(skb, HOOK_FROM_NETWORK, w, cfg);
+		if (action != PASS || is_new_syn(&w->p))
+			return action;
+	} else if (w->p.protocol != PROTO_UDP || w->p.later_fragment) {
+		return PASS;	// pieces without their first one get nowhere
+	}
+	make_key(w, 0, SIDE_TRANSLATED);
+	reason = wrong_answer(w);
+	return reason ? drop(HOOK_FROM_NETWORK, w, reason) : PASS;
 }
 
 int from_network(struct __sk_buff *skb)

@@ -17,6 +17,7 @@ static __always_inline int from_pod_new(struct __sk_buff *skb, struct work *w, c
 	u16 port = w->p.icmp ? htons(w->p.icmp) : policy_port(&w->key, client);
 	u32 middle = !mark && w->p.protocol == PROTO_TCP && !is_new_syn(&w->p);
 	w->f.unseen = middle;
+	w->f.may_defer = !mark;
 	decide_new(&w->key, ep, client, port, slot, middle, &w->f, &w->d);
 	if (!mark && w->p.protocol == PROTO_TCP && nobody_to_ask(skb, &w->p, &w->d, is_new_syn(&w->p)))
 		pass_by(&w->d);
@@ -30,9 +31,11 @@ static __always_inline int from_pod_new(struct __sk_buff *skb, struct work *w, c
 	if (!w->p.icmp || w->p.outer.sport)
 		ct_create(&w->key, &w->p, client, w->f.dst_identity, w->generation, w->now, &w->f, &w->d);
 	if (w->d.verdict == ALLOW) {
-		if (!middle)
-			sent_by_client(skb);
-		report(HOOK_FROM_POD, &w->f, &w->d);
+		// What is judged elsewhere is recorded there, and judged whoever has begun it.
+		if (!middle || w->f.deferred)
+			sent_by_client(skb, w->f.deferred);
+		if (!w->f.deferred)
+			report(HOOK_FROM_POD, &w->f, &w->d);
 		return pass(HOOK_FROM_POD, w, w->d.reason);
 	}
 	int reason = steer(skb, &w->p, w->d.rule_set, w->f.leg, 0);
@@ -68,8 +71,12 @@ int from_pod(struct __sk_buff *skb)
 		return drop(HOOK_FROM_POD, w, reason);
 	if (w->p.kind == KIND_NEIGHBOUR)
 		return pass(HOOK_FROM_POD, w, CONTROL);
-	if (w->p.kind == KIND_ICMP_ERROR)
-		return related(skb, HOOK_FROM_POD, w, cfg, ep, 1, SIDE_POD);
+	if (w->p.kind == KIND_ICMP_ERROR) {
+		int action = related(skb, HOOK_FROM_POD, w, cfg, ep, 1, SIDE_POD);
+		if (w->d.reason == SERVICE)
+			sent_by_client(skb, 1);
+		return action;
+	}
 
 	make_key(w, 1, SIDE_POD);
 	struct ct_value *e = conntrack.lookup(&w->key);
@@ -99,8 +106,8 @@ int from_pod(struct __sk_buff *skb)
 		return drop(HOOK_FROM_POD, w, 0);
 	ct_touch(e, &w->p, 1, w->f.length, w->now);
 	if (e->leg == LEG_DIRECT) {
-		if (is_client(e->flags))
-			sent_by_client(skb);
+		if (is_client(e->flags) || is_deferred(e))
+			sent_by_client(skb, is_deferred(e));
 		return pass(HOOK_FROM_POD, w, known_reason(HOOK_FROM_POD, w, ep->netns_cookie));
 	}
 	if (e->flags & CT_TRANSLATED)	// to_pod of the client's device hands it over, with the ends that the proxy knows

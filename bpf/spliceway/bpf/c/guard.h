@@ -32,9 +32,29 @@ static __always_inline void dialled_key(struct bpf_sk_lookup *ctx, struct ct_key
 	key->side = SIDE_POD;
 }
 
-// A pod's connection to a process of the node that from_pod has judged with another destination, since netfilter translated it in between (a Service
-// whose backend is on the node), or not at all. Our programs' own lookups come here, too: what they get is another «nobody», which they take for no
-// socket of the proxy's.
+static __always_inline int is_looking(void)
+{
+	u32 zero = 0, *ours = looking.lookup(&zero);
+
+	return ours && *ours;
+}
+
+// What was allowed once is asked again when policy has changed, and recorded once. `server`: as it is judged here; to_network judges an address that
+// leaves the node.
+static __always_inline int is_allowed_still(struct work *w, u32 server, u32 *known)
+{
+	w->key.side = SIDE_TRANSLATED;
+	struct ct_value *e = conntrack.lookup(&w->key);
+	*known = e && e->peer_identity == server && !ct_expired(e, w->key.protocol, w->now);
+	if (!*known || e->judged != (w->generation << 2 | ALLOW))
+		return 0;
+	e->seen = w->now;
+	e->flags |= CT_REPLIED;
+	return 1;
+}
+
+// A pod's connection to a process of the node that from_pod has seen with another destination, since netfilter translated it in between (a Service
+// whose backend is on the node), or not judged, or not at all.
 static __always_inline int judge_dialled(struct bpf_sk_lookup *ctx)
 {
 	struct work *w = take_work(HOOK_SK_LOOKUP);
@@ -46,18 +66,26 @@ static __always_inline int judge_dialled(struct bpf_sk_lookup *ctx)
 	dialled_key(ctx, &w->key);
 	u32 zero = 0;
 	struct generation *g = generation.lookup(&zero);
-	u32 slot = g ? g->number & 1 : 0;
+	w->generation = g ? g->number : 0;
+	u32 slot = w->generation & 1, known;
 	find_party(&w->key.local, slot, &client);
-	if (!client.netns_cookie)
+	if (!client.netns_cookie || is_looking())
 		return SK_PASS;
 	find_party(&w->key.remote, slot, &server);
 	// By whatever address: a Service's may be the node's own (kube-ipvs0).
 	u32 tunnel = is_tunnel_port(w->key.protocol, w->key.remote_port);
-	u32 nodes = is_nodes(server.identity, server.ifindex);
-	struct ct_value *e = nodes ? conntrack.lookup(&w->key) : NULL;
-	if (e && !ct_expired(e, w->key.protocol, w->now) && (!tunnel || !(e->flags & CT_CLIENT)))
+	struct ct_value *e = conntrack.lookup(&w->key);
+	if (e && !is_deferred(e) && !ct_expired(e, w->key.protocol, w->now) && (!tunnel || !(e->flags & CT_CLIENT)))
 		return SK_PASS;
-	if (!tunnel && !nodes)
+	if (is_outside(server.identity))
+		server.identity = IDENTITY_HOST;
+	if (!tunnel && !is_nodes(server.identity, server.ifindex))
+		return SK_PASS;
+	w->f.t = (struct tuple){ .src = w->key.local, .dst = w->key.remote, .sport = w->key.local_port, .dport = w->key.remote_port };
+	w->f.protocol = w->key.protocol;
+	w->f.src_identity = client.identity;
+	w->f.dst_identity = server.identity;
+	if (is_allowed_still(w, server.identity, &known) && !tunnel)
 		return SK_PASS;
 	decide(&client, &server, w->key.protocol, w->key.remote_port, slot, &w->d);
 	if (tunnel) {
@@ -67,12 +95,16 @@ static __always_inline int judge_dialled(struct bpf_sk_lookup *ctx)
 	// What the proxy sends in a pod's name looks the same, but comes by no pod's device. It may look like coming by a bridge, since for local packets
 	// the device is that which has the address: so there the pod's SYN passes, and to_pod drops the answer (wrong_server).
 	u32 ifindex = ctx->ingress_ifindex;
-	if (w->d.verdict == ALLOW || only_audited(&w->d) || (w->d.verdict == REDIRECT && !endpoints.lookup(&ifindex)))
+	if (only_audited(&w->d))
+		pass_by(&w->d);
+	if (w->d.verdict == ALLOW) {
+		ct_create(&w->key, &w->p, 1, server.identity, w->generation, w->now, &w->f, &w->d);
+		if (!known && (client.enforce & ENFORCE_EGRESS))	// else from_pod has
+			report(HOOK_SK_LOOKUP, &w->f, &w->d);
 		return SK_PASS;
-	w->f.t = (struct tuple){ .src = w->key.local, .dst = w->key.remote, .sport = w->key.local_port, .dport = w->key.remote_port };
-	w->f.protocol = w->key.protocol;
-	w->f.src_identity = client.identity;
-	w->f.dst_identity = server.identity;
+	}
+	if (w->d.verdict == REDIRECT && !endpoints.lookup(&ifindex))
+		return SK_PASS;
 	drop(HOOK_SK_LOOKUP, w, w->d.verdict == REDIRECT ? NOT_STEERED : 0);
 	return SK_DROP;
 }

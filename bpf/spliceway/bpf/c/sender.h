@@ -4,8 +4,10 @@
 // into, and not beyond the node. A pod can write it in its own namespace: from_pod sets it first of all.
 #pragma once
 
-#define SENDER_BITS 0x7fffu	// of the interface index
+#define SENDER_BITS 0x3fffu	// of the interface index
 #define SENT_BY_CLIENT 0x8000u
+#define LED_ON 0x4000u		// it has dialled a Service: nobody has judged yet where that leads
+#define HAS_LEFT LED_ON		// alone: to_network has let it go, here or at a device above
 
 // The interface whose index has these bits: the one that opened a connection last, for indexes that need more.
 BPF_TABLE("array", u32, u32, senders, SENDER_BITS + 1);
@@ -22,14 +24,21 @@ static __always_inline void sent_by(struct __sk_buff *skb)
 	set_note(skb, skb->ifindex & SENDER_BITS);
 }
 
-static __always_inline void sent_by_client(struct __sk_buff *skb)
+static __always_inline void sent_by_client(struct __sk_buff *skb, u32 deferred)
 {
 	u32 ifindex = skb->ifindex, bits = ifindex & SENDER_BITS;
 	u32 *last = senders.lookup(&bits);
 
 	if (last && *last != ifindex)
 		*last = ifindex;
-	set_note(skb, bits | SENT_BY_CLIENT);
+	set_note(skb, bits | SENT_BY_CLIENT | (deferred ? LED_ON : 0));
+}
+
+static __always_inline int is_led_on(struct __sk_buff *skb)
+{
+	u32 both = SENT_BY_CLIENT | LED_ON;
+
+	return (skb->tc_index & both) == both;
 }
 
 // By an entry of SIDE_POD: does its end know itself to be the client? A server must not be taken for one: its answers are not judged.

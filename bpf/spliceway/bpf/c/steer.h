@@ -18,7 +18,18 @@ static __always_inline u32 is_proxy_sock(struct bpf_sock *sk)
 	return mark ? *mark : 0;
 }
 
-static __always_inline struct bpf_sock *lookup_sock(struct __sk_buff *skb, const struct tuple *t, u8 family)
+// 1 while a program of ours looks for a socket: the guard (sk_lookup) runs in between, and must know that no packet is looking.
+BPF_TABLE("percpu_array", u32, u32, looking, 1);
+
+static __always_inline void set_looking(u32 value)
+{
+	u32 zero = 0, *ours = looking.lookup(&zero);
+
+	if (ours)
+		*ours = value;
+}
+
+static __always_inline struct bpf_sock *find_sock(struct __sk_buff *skb, const struct tuple *t, u8 family)
 {
 	struct bpf_sock_tuple tuple = {};
 
@@ -34,6 +45,14 @@ static __always_inline struct bpf_sock *lookup_sock(struct __sk_buff *skb, const
 	tuple.ipv6.sport = t->sport;
 	tuple.ipv6.dport = t->dport;
 	return bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+}
+
+static __always_inline struct bpf_sock *lookup_sock(struct __sk_buff *skb, const struct tuple *t, u8 family)
+{
+	set_looking(1);
+	struct bpf_sock *sk = find_sock(skb, t, family);
+	set_looking(0);
+	return sk;
 }
 
 // The rule set's listener on loopback. The lookup asks as «from nowhere» (address and port zero), which no packet can be: that is how

@@ -170,7 +170,7 @@ static __always_inline int wrong_leg(const struct work *w, const struct ct_value
 	if (e->leg != LEG_DIRECT)
 		return is_bare(p, e) ? 0 : FOREIGN_SOURCE;
 	if (!is_nodes(e->peer_identity, e->peer_ifindex))
-		return is_client(e->flags) ? wrong_server(w, e, o) : FOREIGN_SOURCE;
+		return is_client(e->flags) || is_deferred(e) ? wrong_server(w, e, o) : FOREIGN_SOURCE;
 	return 0;
 }
 
