@@ -229,7 +229,9 @@ def test_a_service_of_the_node_itself(site: Hunt, version: int) -> None:
             site,
             [Dial("client", "client", virtual, 80, "", DIRECT), Dial("tourist", "tourist", virtual, 80, "", refused)],
         )
-        expected = (0, 0) if "INPUT" in site.profile.drop else (200, 200)
+        # Calico's own rules accept what its pods send to the node, before any DROP.
+        dropped = "INPUT" in site.profile.drop and site.profile.name != "calico-like"
+        expected = (0, 0) if dropped else (200, 200)
         assert [one.statuses for one in found] == [expected, (0, 0)]
         reasons = {(one.hook, one.reason) for one in site.flows(before) if one.destination_port == 9080}
         assert expected == (0, 0) or (Hook.SK_LOOKUP, Reason.DEFAULT_DENY) in reasons, reasons
@@ -246,6 +248,7 @@ def _connected(site: Hunt, client: str, server: str, port: int, own: int = 0) ->
         sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
         sock.settimeout(3)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # another connection had the port, by chance
         sock.bind(("", own))
         sock.connect((address, port))
         return sock
