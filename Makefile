@@ -63,7 +63,7 @@ bypass: setup
 	SPLICEWAY_BYPASS=all $(BIN)/python -m pytest tests/integration/test_bypass.py --timeout 600 $(ARGS)
 
 profiles: setup
-	SPLICEWAY_PROFILES=all $(BIN)/python -m pytest -s tests/integration/test_cases_profiles.py --timeout 600 $(ARGS)
+	SPLICEWAY_PROFILES=all $(BIN)/python -m pytest -s tests/integration/test_cases_profiles.py $(ARGS)
 
 soak: setup
 	SPLICEWAY_SOAK_CONNECTIONS=200000 SPLICEWAY_STORM_PORTS=28232 SPLICEWAY_ECHO_CONNECTIONS=10000 \

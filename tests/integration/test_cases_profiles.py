@@ -25,7 +25,7 @@ from support.generated import generated_files
 from support.kernelcases import connections
 from support.profiled import DEVICES, PROFILES
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 
 _EVERY = os.environ.get("SPLICEWAY_PROFILES") == "all"
 #: Those that are least alike; CI takes the first two.
