@@ -444,7 +444,16 @@ def test_who_was_not_to_be_reached_does_not_answer(site: Site, server: str, vers
 
 
 def test_somebodys_filter_that_resets_the_note(site: Site) -> None:
-    """A clsact filter behind ours that accepts: the kernel forgets then whose a packet is."""
+    """A clsact filter behind ours that accepts: the kernel forgets then whose a packet is.
+
+    Until it is noticed, what keeps its source is judged all the same. Then a Service's own address has to be allowed.
+    """
+    watch = site.node.datapath._watch
+
+    async def watched() -> None:
+        watch.start()
+
+    site.node.run(watch.stop())
     device = next(one.interface for one in site.node.endpoints_now() if one.name == "default/client")
     place = site.bed.node.info.netns
     match = ("protocol", "all", "u32", "match", "u32", "0", "0", "classid", "1:0")
@@ -464,8 +473,15 @@ def test_somebodys_filter_that_resets_the_note(site: Site) -> None:
                 rules = [f"{service} {kind} dport 53 dnat to {to}:53" for kind in ("udp", "tcp")]
                 with translated(site, version, *rules):
                     assert asked(site.bed.node, "client", [service], seconds=1.0) == [expected] * 2, name
+        site.node.run(watch.look())
+        assert any("u32 at ingress" in problem for problem in site.node.datapath.status().problems)
+        assert [site.asks("client", cluster_ip(80, version)) for version in (4, 6)] == [DENIED] * 2
     finally:
         netns.call(place, lambda: command("tc", "filter", "del", "dev", device, "ingress", "prio", "50"))
+        site.node.run(watch.look())
+        site.node.run(watched())
+    assert not any("u32" in problem for problem in site.node.datapath.status().problems)
+    assert [site.asks("client", cluster_ip(80, version)) for version in (4, 6)] == [ALLOWED] * 2
 
 
 def test_fragments_go_with_their_flow(site: Site) -> None:

@@ -109,11 +109,11 @@ def test_where_devices_can_not_be_read_nothing_is_marked() -> None:
     marks, trie = ServiceMarks(10), Longest({})
     marks.want({ip_address("10.96.0.1"): True})
     step(marks, trie, {}, dict(WORLD), set())
-    marks.hold(True)
+    marks.hold("devices", ["ib0"])
     assert marks.pending
     step(marks, trie, dict(WORLD), dict(WORLD), set())
     assert len(trie.rows) == 2
-    marks.hold(False)
+    marks.hold("devices", [])
     step(marks, trie, dict(WORLD), dict(WORLD), set())
     assert len(trie.rows) == 3
 

@@ -38,6 +38,7 @@ from spliceway.bpf.layouts import layouts
 from spliceway.bpf.links import attach_links
 from spliceway.bpf.maps import Maps
 from spliceway.bpf.netns import cookie_of
+from spliceway.bpf.notes import resetting
 from spliceway.bpf.podinterfaces import Uncovered, usable
 from spliceway.bpf.revoke import Revoker
 from spliceway.bpf.rows import Attached, pack_endpoint, unpack_endpoint, with_slots
@@ -84,8 +85,9 @@ class Datapath(KernelViews):
         self._lock = asyncio.Lock()
         self._splices = SpliceControl(settings, maps)
         self._hooks = Hooks(settings, maps.root)
-        self._watch = HookWatch(self._hooks)
-        self._devices = DeviceWatch(self._hooks, settings.devices, self.endpoint_devices, self._on_unjudged)
+        self._watch = HookWatch(self._hooks, self._look_for_resets)
+        on_unjudged = partial(self._on_unjudged, "devices")
+        self._devices = DeviceWatch(self._hooks, settings.devices, self.endpoint_devices, on_unjudged)
         self._uncovered = Uncovered()
         self._upkeep = Upkeep(settings, self._hooks, self._splices.set_steering)
         self._pins: frozenset[str] = frozenset()
@@ -254,11 +256,15 @@ class Datapath(KernelViews):
         if self._table.marks.pending and self._policy is not None:
             await self.apply(self._policy)
 
-    async def _on_unjudged(self, there_are: bool) -> None:
-        """Packets leave where nobody can judge them: then what dials a Service is judged by its address, too."""
+    async def _on_unjudged(self, kind: str, who: Sequence[str]) -> None:
+        """These keep packets from being judged where they lead: what dials a Service is judged by its address, too."""
         async with self._lock:
-            self._table.marks.hold(there_are)
+            self._table.marks.hold(kind, who)
         await self.set_service_addresses({})
+
+    async def _look_for_resets(self) -> None:
+        found = await asyncio.to_thread(resetting, list(self._attached.values()))
+        await self._on_unjudged("clsact filters of others", found)
 
     async def set_listeners(self, ports: Mapping[int, int]) -> None:
         """Where the proxy listens for each rule set: acknowledged listeners whose sockets are there, no others.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 
 import structlog
 from pyroute2 import AsyncIPRoute
@@ -41,13 +41,14 @@ class DeviceWatch:
         hooks: Hooks,
         wanted: Wanted,
         endpoints: Callable[[], Collection[int]],
-        on_unjudged: Callable[[bool], Awaitable[None]],
+        on_unjudged: Callable[[Sequence[str]], Awaitable[None]],
     ) -> None:
         """`endpoints`: tells the indexes of those devices that are endpoints'.
 
         `on_unjudged` is told when there come to be devices by which packets leave and can't be judged, or no more.
         """
-        self._on_unjudged, self._unjudged = on_unjudged, False
+        self._on_unjudged = on_unjudged
+        self._unjudged: list[str] = []
         self._hooks, self._wanted, self._endpoints = hooks, wanted, endpoints
         self._choices: list[Choice] = []
         self._failed: dict[str, str] = {}
@@ -153,11 +154,9 @@ class DeviceWatch:
 
     async def _tell(self) -> None:
         names = unjudged(self._choices)
-        if bool(names) != self._unjudged:
-            await self._on_unjudged(bool(names))
-            self._unjudged = bool(names)
-            if names:
-                _log.warning("what leaves by these can't be judged, so Services' own addresses are", devices=names)
+        if names != self._unjudged:
+            await self._on_unjudged(names)
+            self._unjudged = names
 
     async def _attach(self, ipr: AsyncIPRoute, place: Place, name: str) -> str:
         """Returns why it failed, or nothing."""

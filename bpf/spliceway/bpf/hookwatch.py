@@ -11,7 +11,7 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import NamedTuple
 
 import structlog
@@ -44,8 +44,9 @@ class _Trouble(NamedTuple):
 class HookWatch:
     """See the module. `start` and `stop` belong to one event loop."""
 
-    def __init__(self, hooks: Hooks) -> None:
-        self._hooks = hooks
+    def __init__(self, hooks: Hooks, after: Callable[[], Awaitable[None]]) -> None:
+        """`after`: what else is looked at each time."""
+        self._hooks, self._after = hooks, after
         self._contest = Contest()
         self._trouble: dict[Place, _Trouble] = {}
         self._failure = ""
@@ -112,6 +113,7 @@ class HookWatch:
                         self._settle(place, finding)
                     else:
                         await self._mend(place, finding)
+            await self._after()
         except Exception as error:
             # Also a bug: whoever stopped to look would not notice what is taken off from now on.
             text = str(error) or repr(error)

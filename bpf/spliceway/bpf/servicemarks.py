@@ -38,7 +38,7 @@ class ServiceMarks:
         self._touched: dict[bytes, IPNetwork] = {}
         self._marked: set[bytes] = set()
         self._left_out: dict[bytes, IPNetwork] = {}
-        self._held = False
+        self._held: dict[str, tuple[str, ...]] = {}
 
     def __repr__(self) -> str:
         return f"ServiceMarks(wanted={len(self._wanted)}, touched={len(self._touched)}, left_out={self.left_out})"
@@ -51,9 +51,10 @@ class ServiceMarks:
     @property
     def problems(self) -> tuple[str, ...]:
         """What is wrong, for people."""
-        if not self._left_out:
-            return ()
-        return (f"addresses of Services that egress policies must allow themselves, for want of room: {self.left_out}",)
+        who = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in self._held.items())
+        held = f"egress policies must allow Services' own addresses, too, as where they lead can't be judged ({who})"
+        full = f"addresses of Services that egress policies must allow themselves, for want of room: {self.left_out}"
+        return (*([held] if who and self._wanted else []), *([full] if self._left_out else []))
 
     @property
     def pending(self) -> bool:
@@ -71,10 +72,13 @@ class ServiceMarks:
             else:
                 self._wanted.pop(key, None)
 
-    def hold(self, held: bool) -> None:
-        """Mark none at all, as long as this is so."""
-        if held != self._held:
-            self._held = held
+    def hold(self, kind: str, who: Sequence[str]) -> None:
+        """Mark none at all, as long as there are such ones of any kind."""
+        before = bool(self._held)
+        self._held.pop(kind, None)
+        if who:
+            self._held[kind] = tuple(who)
+        if before != bool(self._held):
             self._touched |= self._wanted
 
     def edit(
