@@ -7,171 +7,46 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from ipaddress import ip_address
 from itertools import count
 
 import pytest
 
 from spliceway.agent.testbed import netns
-from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.linkparts import command
-from spliceway.agent.testbed.services import Service
-from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf.types import Hook
 from spliceway.policy.verdict import Reason, Verdict
-from support.node import pod_manifest, server_manifest
-from support.nodedevices import DNS, asked
-from support.profiled import PROFILES, node_address, status
-from support.proxied import ProxiedNode
+from support.nodedevices import asked
+from support.profiled import PROFILES, node_address
+from support.serviceegress import (
+    ALLOWED,
+    BACKENDS,
+    DENIED,
+    MORE,
+    POLICIES,
+    PROXIED,
+    UNSERVED,
+    Site,
+    answered,
+    cluster_ip,
+    container,
+    egress_site,
+    external_ip,
+    listening,
+    somebodys_filter,
+    translated,
+)
 from support.splicebed import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(180)]
 
-#: `client` may reach `plain` at any port and `web` by HTTP rules, and nobody may reach it; `lonely` may reach its own
-#: Service, `shut` nothing at all.
-POLICIES = """
-apiVersion: cilium.io/v2
-kind: CiliumNetworkPolicy
-metadata: {name: client, namespace: default}
-spec:
-  endpointSelector: {matchLabels: {role: client}}
-  ingress: [{fromEndpoints: [{matchLabels: {role: nobody}}]}]
-  egress:
-  - toEndpoints: [{matchLabels: {role: plain}}]
-  - toEndpoints: [{matchLabels: {role: web}}]
-    toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {http: [{method: GET, path: /open}]}}]
----
-apiVersion: cilium.io/v2
-kind: CiliumNetworkPolicy
-metadata: {name: lonely, namespace: default}
-spec:
-  endpointSelector: {matchLabels: {role: lonely}}
-  egress: [{toEndpoints: [{matchLabels: {role: lonely}}]}]
----
-apiVersion: cilium.io/v2
-kind: CiliumNetworkPolicy
-metadata: {name: shut, namespace: default}
-spec:
-  endpointSelector: {matchLabels: {role: shut}}
-  egress: [{}]
----
-"""
-MORE = """
-apiVersion: cilium.io/v2
-kind: CiliumNetworkPolicy
-metadata: {name: more, namespace: default}
-spec:
-  endpointSelector: {matchLabels: {role: client}}
-  egress: [{toCIDR: [172.17.0.0/24, "fd00:17::/64"]}, {toEntities: [host]}]
-"""
-#: The backends of Services, by the last byte of their addresses.
-BACKENDS = {
-    80: "plain", 81: "farplain", 82: "web", 83: "farweb", 84: "other", 85: "farother", 86: "lonely", 87: "shut",
-}  # fmt: skip
-UNSERVED = 99
-ALLOWED, PROXIED, DENIED = (200, 200), (200, 403), (0, 0)
 _PORTS = count(47000)
 CHOSEN = ("l3-iptables", "l3-nftables", "bridge", "vxlan")
 
 
-def cluster_ip(number: int, version: int) -> str:
-    return f"10.96.0.{number}" if version == 4 else f"fd00:96::{number}"
-
-
-def external_ip(number: int, version: int) -> str:
-    return f"10.10.9.{number}" if version == 4 else f"fd00:10:0:9::{number}"
-
-
-def marks(are: bool = True) -> dict[object, bool]:
-    numbers = (*BACKENDS, UNSERVED)
-    return {
-        ip_address(make(one, version)): are
-        for one in numbers
-        for version in (4, 6)
-        for make in (cluster_ip, external_ip)
-    }
-
-
-class Site:
-    """A testbed of two nodes; the first has the datapath, the proxy, and knows what is a Service's address."""
-
-    def __init__(self, bed: Testbed, node: ProxiedNode) -> None:
-        self.bed, self.node = bed, node
-
-    def mark(self, are: bool = True) -> None:
-        self.node.run(self.node.datapath.set_service_addresses(marks(are)))  # type: ignore[arg-type]
-
-    def asks(self, client: str, address: str, port: int = 80) -> tuple[int, int]:
-        pod = self.bed.pod(client)
-        return status(pod, address, port, "/open", timeout=1.5), status(pod, address, port, "/closed", timeout=1.5)
-
-    def connected(self, client: str, address: str, port: int = 80) -> socket.socket:
-        def made() -> socket.socket:
-            sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
-            sock.settimeout(3)
-            sock.connect((address, port))
-            return sock
-
-        return netns.call(self.bed.pod(client).netns, made)
-
-    def verdicts(self, since: int, port: int) -> set[tuple[Hook, Verdict, Reason]]:
-        """What was recorded about connections to a server's port."""
-        self.node.flows_seen()
-        return {(one.hook, one.verdict, one.reason) for one in self.node.flows[since:] if one.destination_port == port}
-
-
 @pytest.fixture(scope="module", params=CHOSEN)
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
-    near = [pod_manifest("client", {"role": "client"})]
-    near += [server_manifest(name, {"role": name}) for name in ("plain", "web", "other", "lonely", "shut")]
-    near.append(dns("dns", "plain", 1))
-    near.append(dns("nodns", "other", 2))
-    far = [server_manifest(f"far{role}", {"role": role}) for role in ("plain", "web", "other")]
-    far.append(dns("fardns", "plain", 3))
-    far.append(dns("farnodns", "other", 4))
-    for where, some in (("node1", near), ("node2", far)):
-        for one in some:
-            one["spec"]["nodeName"] = where
-    outside = server_manifest("outside", outside=True, addresses=("10.10.2.5", "fd00:10:2::5"))
-    with (
-        Testbed.up([*near, *far, outside], profile=PROFILES[request.param]) as bed,
-        ProxiedNode(bed.node, POLICIES) as node,
-    ):
-        bed.set_services(
-            [
-                Service(
-                    f"default/s{number}",
-                    tuple(ip_address(cluster_ip(number, version)) for version in (4, 6)),
-                    80,
-                    80,
-                    (f"default/{backend}",),
-                    external_ips=tuple(ip_address(external_ip(number, version)) for version in (4, 6)),
-                )
-                for number, backend in BACKENDS.items()
-            ]
-        )
-        made = Site(bed, node)
-        made.mark()
+    with egress_site(PROFILES[request.param]) as made:
         yield made
-
-
-def dns(name: str, role: str, code: int) -> dict[str, object]:
-    return pod_manifest(name, {"role": role}, command=[sys.executable, "-c", DNS, str(code), "::"], ports=(53,))
-
-
-@contextlib.contextmanager
-def translated(site: Site, version: int, *rules: str) -> Iterator[None]:
-    """Rules before kube-proxy's: «10.96.0.99 udp dport 53 dnat to 10.244.1.3:53»."""
-    family = "ip" if version == 4 else "ip6"
-    lines = "\n".join(f"{family} daddr {one}" for one in rules)
-    chain = f"chain before {{ type nat hook prerouting priority dstnat - 1; {lines}\n }}"
-    table = f"table {family} led {{ {chain}\n }}"
-    place = site.bed.node.info.netns
-    netns.call(place, lambda: command("nft", "-f", "-", stdin=table))
-    try:
-        yield
-    finally:
-        netns.call(place, lambda: command("nft", "delete", "table", family, "led"))
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -286,53 +161,13 @@ def neighbours(site: Site, addresses: list[str]) -> Iterator[None]:
         netns.call(site.bed.node.info.netns, lambda: each("del"))
 
 
-@contextlib.contextmanager
-def container(site: Site, *, bridge: bool) -> Iterator[dict[int, str]]:
-    """A container of the node that is no pod, at a bridge like docker0 or by a route to its device; its addresses."""
-    place = site.bed.node.info.netns
-    inside = place.parent / f"{place.name}-container"
-    addresses = {4: "172.17.0.2", 6: "fd00:17::2"}
-    netns.create(inside, lambda: None)
-
-    def outer() -> None:
-        holder = "docker0" if bridge else "vethc"
-        if bridge:
-            command("ip", "link", "add", "docker0", "type", "bridge")
-        command("ip", "link", "add", "vethc", "type", "veth", "peer", "name", "ethc")
-        if bridge:
-            command("ip", "link", "set", "vethc", "master", "docker0")
-            command("ip", "link", "set", "docker0", "up")
-        command("ip", "link", "set", "vethc", "up")
-        command("ip", "addr", "add", "172.17.0.1/24", "dev", holder)
-        command("ip", "addr", "add", "fd00:17::1/64", "dev", holder, "nodad")
-        command("nsenter", "--net=/proc/self/ns/net", "ip", "link", "set", "ethc", "netns", str(inside))
-
-    def inner() -> None:
-        command("ip", "link", "set", "lo", "up")
-        command("ip", "addr", "add", "172.17.0.2/24", "dev", "ethc")
-        command("ip", "addr", "add", "fd00:17::2/64", "dev", "ethc", "nodad")
-        command("ip", "link", "set", "ethc", "up")
-        command("ip", "route", "add", "default", "via", "172.17.0.1")
-        command("ip", "-6", "route", "add", "default", "via", "fd00:17::1")
-
-    try:
-        netns.call(place, outer)
-        netns.call(inside, inner)
-        yield addresses
-    finally:
-        netns.call(place, lambda: command("ip", "link", "del", "vethc"))
-        if bridge:
-            netns.call(place, lambda: command("ip", "link", "del", "docker0"))
-        netns.delete(inside)
-
-
 @pytest.mark.parametrize("bridge", [True, False], ids=["bridge", "veth"])
 def test_a_container_that_is_no_pod(site: Site, bridge: bool) -> None:
     """No hook of a pod is in front of it, but what leaves to it is judged."""
     with container(site, bridge=bridge) as addresses:
         site.node.run(site.node.datapath._devices.look())
         place = site.bed.node.info.netns.parent / f"{site.bed.node.info.netns.name}-container"
-        listener = netns.call(place, lambda: _listening(9083))
+        listener = netns.call(place, lambda: listening(9083))
         try:
             for version, address in addresses.items():
                 service = cluster_ip(UNSERVED, version)
@@ -348,23 +183,6 @@ def test_a_container_that_is_no_pod(site: Site, bridge: bool) -> None:
         finally:
             site.node.apply(POLICIES)
             listener.close()
-
-
-def _listening(port: int) -> socket.socket:
-    made = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
-    made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    made.bind(("::", port))
-    made.listen(16)
-    return made
-
-
-def answered(sock: socket.socket, path: str = "/open", seconds: float = 0.7) -> bool:
-    sock.settimeout(seconds)
-    try:
-        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: s\r\n\r\n".encode())
-        return sock.recv(65536).startswith(b"HTTP/1.1 ")
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -444,41 +262,30 @@ def test_who_was_not_to_be_reached_does_not_answer(site: Site, server: str, vers
 
 
 def test_somebodys_filter_that_resets_the_note(site: Site) -> None:
-    """A clsact filter behind ours that accepts: the kernel forgets then whose a packet is.
-
-    Until it is noticed, what keeps its source is judged all the same. Then a Service's own address has to be allowed.
-    """
+    """Until it is noticed, what keeps its source is judged all the same. Then the Service's address must be allowed."""
     watch = site.node.datapath._watch
 
     async def watched() -> None:
         watch.start()
 
     site.node.run(watch.stop())
-    device = next(one.interface for one in site.node.endpoints_now() if one.name == "default/client")
-    place = site.bed.node.info.netns
-    match = ("protocol", "all", "u32", "match", "u32", "0", "0", "classid", "1:0")
-
-    def others() -> None:
-        with contextlib.suppress(TestbedError):  # where ours are filters it is there
-            command("tc", "qdisc", "add", "dev", device, "clsact")
-        command("tc", "filter", "add", "dev", device, "ingress", "prio", "50", *match)
-
-    netns.call(place, others)
     try:
-        for version in (4, 6):
-            service = cluster_ip(UNSERVED, version)
-            for name, expected in {"fardns": 3, "farnodns": "TimeoutError"}.items():
-                backend = site.bed.pod(name).address(version)
-                to = f"[{backend}]" if version == 6 else str(backend)
-                rules = [f"{service} {kind} dport 53 dnat to {to}:53" for kind in ("udp", "tcp")]
-                with translated(site, version, *rules):
-                    assert asked(site.bed.node, "client", [service], seconds=1.0) == [expected] * 2, name
+        with somebodys_filter(site):
+            for version in (4, 6):
+                service = cluster_ip(UNSERVED, version)
+                for name, expected in {"fardns": 3, "farnodns": "TimeoutError"}.items():
+                    backend = site.bed.pod(name).address(version)
+                    to = f"[{backend}]" if version == 6 else str(backend)
+                    rules = [f"{service} {kind} dport 53 dnat to {to}:53" for kind in ("udp", "tcp")]
+                    with translated(site, version, *rules):
+                        assert asked(site.bed.node, "client", [service], seconds=1.0) == [expected] * 2, name
+            site.node.run(watch.look())
+            assert any("u32 at ingress" in problem for problem in site.node.datapath.status().problems)
+            assert [site.asks("client", cluster_ip(80, version)) for version in (4, 6)] == [DENIED] * 2
+            # What is masqueraded can't be told from what the node sends.
+            assert [site.asks("client", external_ip(number, 4)) for number in (84, 85)] == [DENIED] * 2
         site.node.run(watch.look())
-        assert any("u32 at ingress" in problem for problem in site.node.datapath.status().problems)
-        assert [site.asks("client", cluster_ip(80, version)) for version in (4, 6)] == [DENIED] * 2
     finally:
-        netns.call(place, lambda: command("tc", "filter", "del", "dev", device, "ingress", "prio", "50"))
-        site.node.run(watch.look())
         site.node.run(watched())
     assert not any("u32" in problem for problem in site.node.datapath.status().problems)
     assert [site.asks("client", cluster_ip(80, version)) for version in (4, 6)] == [ALLOWED] * 2

@@ -172,7 +172,7 @@ endpoints: [
 
 SERVICE = "{{apiVersion: v1, kind: Service, metadata: {{name: a}}, spec: {{{}}}}}"
 SLICE = "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: a}}, addressType: IPv4, {}}}"
-NO_ADDRESS = "is no address for a Service (unspecified, loopback, link-local or multicast)"
+NO_ADDRESS = "is no address for a Service (unspecified, loopback, link-local, multicast or broadcast)"
 
 
 @pytest.mark.parametrize(

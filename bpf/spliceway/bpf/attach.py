@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -18,6 +20,7 @@ from spliceway.bpf.devicechoice import NETWORK_PROGRAMS
 from spliceway.bpf.errors import DatapathError, KernelRefusedError
 from spliceway.bpf.filters import GONE, Filter, filters
 
+_NO_EGRESS = "it has a qdisc ingress, which has no egress: put clsact in its place"
 INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3  # parents ffff:fff2 and ffff:fff3 of clsact
 _PRIORITY = 1
 #: The second one is there while a filter goes to the front.
@@ -46,7 +49,15 @@ async def attach_tc(ipr: AsyncIPRoute, ifindex: int, parent: int, program: int, 
     except NetlinkError as error:
         if error.code != errno.EEXIST:
             raise KernelRefusedError(f"add clsact to interface {ifindex}", error.code) from error
+        # The older qdisc is in clsact's place, and takes what is meant for its egress for ingress.
+        if parent == EGRESS and "ingress" in [one.get_attr("TCA_KIND") async for one in await _qdiscs(ipr, ifindex)]:
+            raise KernelRefusedError(f"attach {name} to interface {ifindex}", error.code, _NO_EGRESS) from error
     await _replace(ipr, ifindex, parent, program, name, _HANDLE)
+
+
+async def _qdiscs(ipr: AsyncIPRoute, ifindex: int) -> AsyncIterator[Any]:
+    found: AsyncIterator[Any] = await ipr.get_qdiscs(index=ifindex)
+    return found
 
 
 async def move_tc(ipr: AsyncIPRoute, ifindex: int, parent: int, program: int, name: str) -> None:

@@ -256,15 +256,15 @@ class Datapath(KernelViews):
         if self._table.marks.pending and self._policy is not None:
             await self.apply(self._policy)
 
-    async def _on_unjudged(self, kind: str, who: Sequence[str]) -> None:
-        """These keep packets from being judged where they lead: what dials a Service is judged by its address, too."""
+    async def _on_unjudged(self, kind: str, who: Sequence[str]) -> None:  # then Services' own addresses are judged, too
         async with self._lock:
             self._table.marks.hold(kind, who)
         await self.set_service_addresses({})
 
     async def _look_for_resets(self) -> None:
-        found = await asyncio.to_thread(resetting, list(self._attached.values()))
-        await self._on_unjudged("clsact filters of others", found)
+        others = await asyncio.to_thread(resetting, list(self._attached.values()))
+        for kind, who in (("filters", others), ("not attached", self._watch.unjudged)):
+            await self._on_unjudged(kind, who)
 
     async def set_listeners(self, ports: Mapping[int, int]) -> None:
         """Where the proxy listens for each rule set: acknowledged listeners whose sockets are there, no others.

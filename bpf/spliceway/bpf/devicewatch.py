@@ -153,7 +153,7 @@ class DeviceWatch:
                 del self._failed[name]
 
     async def _tell(self) -> None:
-        names = unjudged(self._choices)
+        names = sorted({*unjudged(self._choices), *self._failed})
         if names != self._unjudged:
             await self._on_unjudged(names)
             self._unjudged = names

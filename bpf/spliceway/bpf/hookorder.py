@@ -14,7 +14,9 @@ from typing import NamedTuple
 TCX, CLSACT = "tcx", "clsact"
 #: So often ours goes back to the front of one hook, until it was there in peace for so many seconds.
 ROUNDS, PEACE = 5, 600.0
-_EGRESS = frozenset({"to_pod", "to_network", "to_network_l3"})
+#: What judges packets that leave the node by another device than a pod's.
+LEAVING = frozenset({"to_network", "to_network_l3"})
+_EGRESS = frozenset({"to_pod", *LEAVING})
 
 
 class Place(NamedTuple):

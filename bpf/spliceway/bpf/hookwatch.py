@@ -20,7 +20,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.filters import messages
-from spliceway.bpf.hookorder import CLSACT, Contest, Finding, Place, State, judge, listed
+from spliceway.bpf.hookorder import CLSACT, LEAVING, Contest, Finding, Place, State, judge, listed
 from spliceway.bpf.hooks import Hooks
 from spliceway.bpf.types import HookStatus
 
@@ -49,6 +49,7 @@ class HookWatch:
         self._hooks, self._after = hooks, after
         self._contest = Contest()
         self._trouble: dict[Place, _Trouble] = {}
+        self._tried: dict[Place, float] = {}
         self._failure = ""
         self._put_back, self._moved = 0, 0
         self._last, self._last_time = "", 0.0
@@ -77,6 +78,12 @@ class HookWatch:
         """What can't be mended, one sentence each."""
         failure = (f"hooks of the interfaces can't be looked at: {self._failure}",) if self._failure else ()
         return (*failure, *(one.text for one in self._trouble.values()))
+
+    @property
+    def unjudged(self) -> list[str]:
+        """Where packets leave unseen."""
+        missing = [place for place, one in self._trouble.items() if one.state is State.MISSING]
+        return sorted(self._name(place) for place in missing if place.program in LEAVING)
 
     def start(self) -> None:
         """Look again and again."""
@@ -126,12 +133,18 @@ class HookWatch:
         self._contest.keep(list(places))
         for place in self._trouble.keys() - places.keys():
             del self._trouble[place]
+        for place in self._tried.keys() - places.keys():
+            del self._tried[place]
 
     async def _mend(self, place: Place, finding: Finding) -> None:
         why = ""
         try:
             async with AsyncIPRoute() as ipr:
                 if finding.state is State.MISSING:
+                    now, before = time.monotonic(), self._trouble.get(place)
+                    if before and before.state is State.MISSING and now - self._tried.get(place, 0.0) < INTERVAL / 2:
+                        return  # what did not stay there is tried at leisure, though the kernel tells of each trial
+                    self._tried[place] = now
                     await self._hooks.mend(ipr, place)
                     self._put_back += 1
                     self._done(place, "was taken off and is attached again")

@@ -6,6 +6,7 @@ Sources: Kubernetes API reference (Service v1) and its validation (pkg/apis/core
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Address
 
 from spliceway.policy.fields import DNS_LABEL, Fields, Where, shown
 from spliceway.policy.model import IPAddress
@@ -21,6 +22,7 @@ _LOCAL: Mapping[str, bool] = {"Cluster": False, "Local": True}
 _AFFINITIES: Mapping[str, bool] = {"None": False, "ClientIP": True}
 _PROXIED: Mapping[str, bool] = {"VIP": False, "Proxy": True}
 _NONE = "None"
+_BROADCAST = IPv4Address("255.255.255.255")
 
 #: How long a client stays with its endpoint where a Service does not say, and at most, in seconds.
 AFFINITY_SECONDS = 10800
@@ -119,8 +121,11 @@ def _ingress(status: Fields) -> Iterator[Ingress]:
 def _destination(text: str, where: Where) -> IPAddress:
     """An address of a Service. What means something else to a socket is refused: a frontend would take it away."""
     address = parse_address(text, where)
-    if address.is_unspecified or address.is_loopback or address.is_multicast or address.is_link_local:
-        where.refuse(f"{shown(text)} is no address for a Service (unspecified, loopback, link-local or multicast)")
+    several = address.is_multicast or address == _BROADCAST
+    if address.is_unspecified or address.is_loopback or several or address.is_link_local:
+        where.refuse(
+            f"{shown(text)} is no address for a Service (unspecified, loopback, link-local, multicast or broadcast)"
+        )
     return address
 
 

@@ -104,7 +104,7 @@ LEFT_OUT = (
             *("integration/test_demo.py", "integration/test_proxied_path.py", "integration/test_egress_*"),
             *("integration/test_proxied_profiles.py", "integration/test_testbed_profiles.py"),
             *("integration/test_bypass.py", "integration/test_cases_profiles.py"),
-            *("integration/test_service_egress.py", "integration/test_service_egress_agent.py"),
+            *("integration/test_service_egress*.py", "integration/test_service_attacks.py"),
         ),
         "whole nodes with both proxies: as above, for Envoy and for agents; the guests have no netfilter tools",
     ),

@@ -58,6 +58,16 @@ static __always_inline void peer_identity(const struct addr *a, u32 slot, struct
 		p->identity = v->identity[slot];
 }
 
+// Multicast, broadcast, or of one link: sockets get such packets without being looked for, so that no hook would judge what a Service made of it.
+static __always_inline int reaches_many(const struct addr *a)
+{
+	u32 first = ntohl(is_mapped(a) ? a->w[3] : a->w[0]);
+
+	if (is_mapped(a))
+		return first >> 28 == 0xe || first == 0xffffffff || first >> 16 == 0xa9fe;
+	return first >> 24 == 0xff || first >> 22 == 0xfe80 >> 6;
+}
+
 static __always_inline void find_party(const struct addr *a, u32 slot, struct party *p)
 {
 	struct ipcache_key key = { .prefixlen = 128 };
@@ -73,7 +83,7 @@ static __always_inline void find_party(const struct addr *a, u32 slot, struct pa
 	p->identity = v->identity[slot];
 	u32 ifindex = v->endpoint[slot];
 	if (ifindex == SERVICE_ADDRESS) {
-		p->enforce |= is_outside(p->identity) ? LEADS_ON : 0;
+		p->enforce |= is_outside(p->identity) && !reaches_many(a) ? LEADS_ON : 0;
 		return;
 	}
 	p->ifindex = ifindex;

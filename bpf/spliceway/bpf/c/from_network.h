@@ -19,14 +19,14 @@ static __always_inline int is_from_port(const struct __sk_buff *skb, const struc
 	return ep && ep->bridge && ep->bridge == skb->ifindex;
 }
 
-// Is this an answer, of a pod's server outside, that the pod must not get? `w->key` has the pod and the server. To a Service that the pod has dialled:
+// Is this an answer, of a pod's server outside, that the pod must not get? (A SYN as well: ends that have been refused could meet halfway.) `w->key` has the pod and the server. To a Service that the pod has dialled:
 // to_network has judged the connection by these ends. Nobody has, if they are the Service's own: then it comes from a host with that address.
 // Returns 0 or the reason to drop it.
 static __always_inline int wrong_answer(struct work *w)
 {
 	w->key.side = SIDE_TRANSLATED;
 	struct ct_value *e = conntrack.lookup(&w->key);
-	if (e && !ct_expired(e, w->key.protocol, w->now)) {
+	if (e && !is_host(e->peer_identity) && !ct_expired(e, w->key.protocol, w->now)) {	// else it is of a process of the node (guard.h)
 		ct_revalidate(&w->key, NULL, e, w->generation, &w->f, &w->d);
 		if (w->d.verdict == DENY)
 			return w->d.reason;
@@ -85,7 +85,7 @@ static __always_inline int judge_from_network(struct __sk_buff *skb, u32 network
 		if (fragment_ports(w))
 			return drop(HOOK_FROM_NETWORK, w, FRAGMENT);
 		int action = inbound(skb, HOOK_FROM_NETWORK, w, cfg);
-		if (action != PASS || is_new_syn(&w->p))
+		if (action != PASS)
 			return action;
 	} else if (w->p.protocol != PROTO_UDP || w->p.later_fragment) {
 		return PASS;	// pieces without their first one get nowhere

@@ -103,7 +103,7 @@ static __always_inline int judge_sender(struct __sk_buff *skb, struct work *w)
 }
 
 // At a pod: the egress policy of a pod of this node that is the client under another address. The server's own policy comes after this.
-static __always_inline int masqueraded_sender(struct __sk_buff *skb, struct work *w)
+static __always_inline int masqueraded_sender(struct __sk_buff *skb, struct work *w, u32 known)
 {
 	struct party client;
 
@@ -114,6 +114,8 @@ static __always_inline int masqueraded_sender(struct __sk_buff *skb, struct work
 		return 0;
 	int reason = judge_sender(skb, w);
 	w->f.remote_ifindex = 0;
+	if (!reason && !known && is_led_on(skb))	// else from_pod has
+		report(HOOK_TO_POD, &w->f, &w->d);
 	if (!reason)
 		w->d = (struct decision){};
 	return reason;

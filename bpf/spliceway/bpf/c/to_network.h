@@ -83,6 +83,13 @@ static __always_inline int is_wrapped(const struct work *w, const struct party *
 	return is_host(sender->identity) && (w->p.protocol == PROTO_ESP || nat);
 }
 
+static __always_inline int may_wrap(const struct packet *p)
+{
+	u16 nat = htons(PORT_ESP_IN_UDP);
+
+	return p->protocol == PROTO_UDP ? p->outer.sport == nat || p->outer.dport == nat : p->protocol != PROTO_TCP;
+}
+
 // Of a pod: what from_pod has judged with these ends passes, one look is enough. (Of a Service that nobody translates it has judged nothing.)
 static __always_inline int from_client(struct __sk_buff *skb, struct work *w, const struct config *cfg)
 {
@@ -117,8 +124,11 @@ static __always_inline int from_client(struct __sk_buff *skb, struct work *w, co
 			return drop(HOOK_TO_NETWORK, w, SPOOFED_SOURCE);
 		return translated(skb, w, cfg, known);
 	}
+	// A Service is dialled by TCP or UDP: anything else, from another address, has it inside.
+	if (is_led_on(skb) && (is_wrapped(w, &client) || may_wrap(&w->p)))
+		return drop(HOOK_TO_NETWORK, w, WRAPPED);
 	if (is_wrapped(w, &client))
-		return is_led_on(skb) ? drop(HOOK_TO_NETWORK, w, WRAPPED) : PASS;
+		return PASS;
 	return skb->tc_index & SENT_BY_CLIENT ? masqueraded_out(skb, w, known) : PASS;
 }
 

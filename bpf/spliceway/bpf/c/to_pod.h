@@ -357,11 +357,14 @@ int to_pod(struct __sk_buff *skb)
 		return drop(HOOK_TO_POD, w, NOT_STEERED);
 	}
 	if (o.from == FROM_ELSEWHERE && !(e && e->peer_ifindex)) {
-		reason = masqueraded_sender(skb, w);
+		reason = masqueraded_sender(skb, w, e && !is_new_syn(&w->p));
 		if (reason)
 			return drop(HOOK_TO_POD, w, reason);
 	}
 	u32 syn = is_new_syn(&w->p);
+	// Both ends open at once: the pod would be taken for a server, whose answers nobody judges.
+	if (e && syn && o.from == FROM_ELSEWHERE && is_deferred(e) && !ct_expired(e, w->p.protocol, w->now) && !ct_closing(e))
+		return drop(HOOK_TO_POD, w, TUPLE_CONFLICT);
 	u32 fresh = !e || ct_expired(e, w->p.protocol, w->now) || (syn && ct_closing(e)) ||
 		    (syn && o.from != FROM_PROXY_SOCK && (e->flags & CT_CLIENT));
 	if (!fresh) {
