@@ -119,7 +119,7 @@ class HookWatch:
                     if finding.state is State.GOOD:
                         self._settle(place, finding)
                     else:
-                        await self._mend(place, finding)
+                        await self._mend(place, finding, told=bool(only))
             await self._after()
         except Exception as error:
             # Also a bug: whoever stopped to look would not notice what is taken off from now on.
@@ -136,14 +136,15 @@ class HookWatch:
         for place in self._tried.keys() - places.keys():
             del self._tried[place]
 
-    async def _mend(self, place: Place, finding: Finding) -> None:
+    async def _mend(self, place: Place, finding: Finding, told: bool) -> None:
+        """`told`: by the kernel, which tells of what is done here, too."""
         why = ""
         try:
             async with AsyncIPRoute() as ipr:
                 if finding.state is State.MISSING:
                     now, before = time.monotonic(), self._trouble.get(place)
-                    if before and before.state is State.MISSING and now - self._tried.get(place, 0.0) < INTERVAL / 2:
-                        return  # what did not stay there is tried at leisure, though the kernel tells of each trial
+                    if told and before and before.state is State.MISSING and now - self._tried.get(place, 0) < INTERVAL:
+                        return  # what did not stay is tried at leisure
                     self._tried[place] = now
                     await self._hooks.mend(ipr, place)
                     self._put_back += 1
