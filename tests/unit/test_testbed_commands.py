@@ -11,7 +11,9 @@ import typer
 from typer.testing import CliRunner
 
 from spliceway.agent.cli.common import program
+from spliceway.agent.config import parse_config
 from spliceway.agent.testbed import commands, manifests, runs
+from spliceway.agent.testbed.agentprocess import config_text
 from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.hints import hints
 from spliceway.agent.testbed.plan import make_plan
@@ -109,10 +111,13 @@ def test_exec_reaches_the_run_that_is_named(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- enforcement: audit", "config.yaml: must be one mapping"),
-        ("a: 1\n---\nb: 2", "config.yaml: must be one mapping"),
-        ("", "config.yaml: must be one mapping"),
-        ("a: [", "config.yaml: line 2: not YAML"),
+        ("- enforcement: audit", "config.yaml: is not a mapping of fields"),
+        ("a: 1\n---\nb: 2", "config.yaml: broken YAML: line 2: "),
+        ("", "config.yaml: is not a mapping of fields"),
+        ("a: [", "config.yaml: broken YAML: line 1: "),
+        ("datapath: {socketLb: yes}", "config.yaml: datapath.socketLb: 'yes' is none of auto, off, on"),
+        ("uplinks: [eth0]", "config.yaml: uplinks: unknown field"),
+        ("proxy: {apiType: GRPC}", "config.yaml: proxy.apiType: is for proxy.kind envoy only"),
     ],
 )
 def test_a_configuration_that_is_none_is_refused_before_anything_is_built(
@@ -125,3 +130,13 @@ def test_a_configuration_that_is_none_is_refused_before_anything_is_built(
     )
     assert done.exit_code == 1
     assert message in str(done.exception)
+
+
+@pytest.mark.parametrize("word", ["on", "off", "auto"])
+def test_words_that_are_booleans_of_yaml_1_1_stay_words(word: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"datapath: {{socketLb: {word}}}\nsplice: {{mode: off}}\n")
+    overrides = commands._overrides(file, "envoy")
+    text = config_text({"source": {"directory": "/"}} | overrides)
+    config = parse_config(text, "agent.yaml")
+    assert (config.datapath.socket_lb, config.splice.mode, config.proxy.kind) == (word, "off", "envoy")
