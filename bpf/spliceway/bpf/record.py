@@ -101,7 +101,7 @@ def _mounts() -> list[Path]:
     processes = sorted(int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit())
     for root in (Path("/proc/self"), *(Path("/proc", str(pid)) for pid in processes)):
         try:
-            if (namespace := os.readlink(root / "ns/mnt")) in seen:
+            if (namespace := str((root / "ns/mnt").readlink())) in seen:
                 continue
             lines = (root / "mountinfo").read_text().splitlines()
         except OSError:  # it has ended, or is not ours to look at

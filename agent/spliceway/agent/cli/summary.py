@@ -154,6 +154,7 @@ def warnings(status: Json) -> list[str]:
     splice = status["splice"]
     return [
         *map(printable, status["proxy"]["warnings"]),
+        *(f"datapath: {printable(text)}" for text in status["datapath"].get("warnings", ())),
         *_conflicts(status["services"]),
         *splice_notes(splice),
         *other_owner_notes(splice["counters"]),
