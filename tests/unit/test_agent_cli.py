@@ -317,3 +317,10 @@ def test_cleanup_refuses_a_bpffs_that_is_none(tmp_path: Path, monkeypatch: pytes
     assert errors == f"spliceway: bpffs: {tmp_path}/bpf/spliceway is not on a bpffs: nothing of it is ours\n"
     assert (tmp_path / "bpf/spliceway/v3").is_dir()
     assert not (tmp_path / "state").exists()
+
+
+def test_an_agent_without_its_directory_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text(f"source: {{directory: {tmp_path}/none}}\ncgroups: {{pods: {tmp_path}}}\n")
+    status, _, errors = invoke("agent", "--config", str(file))
+    assert (status, errors) == (1, f"spliceway: {file}: source.directory: {tmp_path}/none is not a directory\n")

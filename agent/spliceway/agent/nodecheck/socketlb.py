@@ -23,6 +23,9 @@ def socket_lb(target: Target) -> Iterator[Check]:
     if not target.configured:
         yield skipped("socket-lb", "no configuration says where the pods' cgroup is", "name it: --config FILE")
         return
+    if not target.settings.pods_cgroup.is_dir():
+        yield skipped("socket-lb", f"{target.settings.pods_cgroup} is not there", "see cgroups: cgroups.pods")
+        return
     try:
         found = foreign_programs(target.settings.bpffs, target.settings.pods_cgroup)
     except (DatapathError, OSError) as error:
