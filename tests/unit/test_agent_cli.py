@@ -24,7 +24,7 @@ from spliceway.agent import log, nodecleanup
 from spliceway.agent.admin import admin_app
 from spliceway.agent.cli import common
 from spliceway.agent.cli.client import AgentClient
-from spliceway.agent.cli.options import flow_pod
+from spliceway.agent.cli.options import flow_pod, flow_service, known_namespace
 from spliceway.agent.cli.render import labels_text
 from spliceway.agent.cli.root import app
 from spliceway.agent.cli.summary import flow_line, policy_rows
@@ -239,28 +239,60 @@ def test_a_filter_that_nothing_can_match_is_a_usage_error(arguments: tuple[str, 
 
 
 class Asked(AgentClient):
-    """Answers as an agent with two pods here and one elsewhere, of which it has a flow."""
+    """Answers as an agent that knows pods and Services, and has a flow of others."""
 
     def get(self, target: str, **query: str | None) -> Any:
-        assert (target, query) == ("endpoints", {})
-        return [{"name": "default/a"}, {"name": "default/b"}, {"name": "other/b"}]
+        assert (target, query) == ("names", {})
+        return {
+            "pods": ["default/a", "default/b", "default/elsewhere", "other/b"],
+            "services": ["default/shop", "other/shop", "other/web"],
+            "namespaces": ["default", "empty", "other"],
+        }
 
     def lines(self, target: str, **query: str | None) -> Iterator[dict[str, Any]]:
         assert target == "flows"
-        yield {"source": {"pod": ""}, "destination": {"pod": "default/far"}}
+        yield {"source": {"pod": ""}, "destination": {"pod": "default/far"}, "services": ["default/gone"]}
 
 
 def test_pods_of_flows_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     agent = Asked(Path("/nowhere"))
-    for name, key in (("a", "default/a"), ("other/b", "other/b"), ("far", "default/far")):
+    for name, key in (
+        ("a", "default/a"),
+        ("other/b", "other/b"),
+        ("far", "default/far"),
+        ("elsewhere", "default/elsewhere"),
+    ):
         assert flow_pod(agent, name, follow=False) == key
     with pytest.raises(WrongUsageError, match="pod b: several namespaces have one: default/b, other/b"):
         flow_pod(agent, "b", follow=True)
     for name, follow in (("default/c", False), ("c", True)):
-        with pytest.raises(WrongUsageError, match=f"pod {name}: there are default/a, default/b, default/far, other/b"):
+        with pytest.raises(
+            WrongUsageError,
+            match=f"pod {name}: there are default/a, default/b, default/elsewhere, default/far, other/b",
+        ):
             flow_pod(agent, name, follow=follow)
     assert flow_pod(agent, "default/c", follow=True) == "default/c"
+    assert flow_pod(agent, "elsewhere", follow=True) == "default/elsewhere"
     assert "in no flow yet" in capsys.readouterr().err
+
+
+def test_services_of_flows_by_name() -> None:
+    agent = Asked(Path("/nowhere"))
+    for name, key in (("web", "other/web"), ("default/shop", "default/shop"), ("gone", "default/gone")):
+        assert flow_service(agent, name, follow=False) == key
+    with pytest.raises(WrongUsageError, match="service shop: several namespaces have one: default/shop, other/shop"):
+        flow_service(agent, "shop", follow=False)
+    there = "there are default/gone, default/shop, other/shop, other/web"
+    with pytest.raises(WrongUsageError, match=f"service default/none: {there}"):
+        flow_service(agent, "default/none", follow=False)
+    assert flow_service(agent, "default/none", follow=True) == "default/none"
+
+
+def test_a_namespace_that_nobody_knows() -> None:
+    agent = Asked(Path("/nowhere"))
+    assert known_namespace(agent, "empty") == "empty"
+    with pytest.raises(WrongUsageError, match="namespace sho: there are default, empty, other"):
+        known_namespace(agent, "sho")
 
 
 @pytest.mark.parametrize("query", ["verdict=drop", "reason=x", "hook=lo", "color=red"])

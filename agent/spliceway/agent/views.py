@@ -115,7 +115,13 @@ class Views:
 
     def asks(self) -> dict[str, Callable[[Query], Awaitable[Any]]]:
         """Path below /v1/ → what reads the agent's own state first, and then takes long."""
-        return {"policy": self.policy, "socks": self.socks, "bpf/lb": self.load_balancer, **self._xds.asks()}
+        return {
+            "policy": self.policy,
+            "socks": self.socks,
+            "bpf/lb": self.load_balancer,
+            "names": self.names,
+            **self._xds.asks(),
+        }
 
     def posts(self) -> dict[str, Callable[[Query, bytes], Awaitable[Any]]]:
         """Path below /v1/ → what answers a body."""
@@ -223,6 +229,13 @@ class Views:
         """Frontends of Services (of `namespace`, or all) with what they lead to, and what has none."""
         _only(query, "namespace")
         return service_rows(self._balance(), query.get("namespace"))
+
+    async def names(self, query: Query) -> dict[str, list[str]]:
+        """What the source knows, whatever node it is of: `pods`, `services` («namespace/name»), `namespaces`."""
+        _only(query)
+        pods, services = self._inventory.names("Pod"), self._inventory.names("Service")
+        namespaces = {*self._inventory.names("Namespace"), *(name.partition("/")[0] for name in (*pods, *services))}
+        return {"pods": sorted(pods), "services": sorted(services), "namespaces": sorted(namespaces)}
 
     async def policy(self, query: Query) -> list[dict[str, Any]]:
         """The policy of every endpoint, or of `endpoint`, with peers, rules and HTTP rules by name.

@@ -213,9 +213,7 @@ def flows(
     ] = None,
     service: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAMESPACE/SERVICE", help="What was dialled, or whose backend.", callback=options.flow_value
-        ),
+        typer.Option(metavar="[NAMESPACE/]SERVICE", help="What was dialled, or whose backend."),
     ] = None,
     output: OutputOption = Output.TABLE,
     socket: SocketOption = None,
@@ -232,7 +230,7 @@ def flows(
         reason=reason,
         hook=hook,
         pod=None if pod is None else options.flow_pod(client, pod, follow=follow),
-        service=service,
+        service=None if service is None else options.flow_service(client, service, follow=follow),
     )
     try:
         for item in lines:
