@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 
 from spliceway.agent.cli.common import program
 from spliceway.agent.config import parse_config
-from spliceway.agent.testbed import commands, manifests, runs
+from spliceway.agent.testbed import commands, linkparts, manifests, runs
 from spliceway.agent.testbed.agentprocess import config_text
 from spliceway.agent.testbed.errors import TestbedError
-from spliceway.agent.testbed.hints import hints
+from spliceway.agent.testbed.hints import hints, places
+from spliceway.agent.testbed.node import Cgroups, NodeInfo
 from spliceway.agent.testbed.plan import make_plan
 
 
@@ -140,3 +141,35 @@ def test_words_that_are_booleans_of_yaml_1_1_stay_words(word: str, tmp_path: Pat
     text = config_text({"source": {"directory": "/"}} | overrides)
     config = parse_config(text, "agent.yaml")
     assert (config.datapath.socket_lb, config.splice.mode, config.proxy.kind) == (word, "off", "envoy")
+
+
+def test_each_nodes_own_places_are_told(tmp_path: Path) -> None:
+    def node(name: str) -> NodeInfo:
+        return NodeInfo(name, 1, (), tmp_path, Cgroups(tmp_path, tmp_path, tmp_path), tmp_path / name)
+
+    one, two = node("node1"), node("node2")
+    assert places([one]) == [f"Edit policies in {one.policies}; logs are in {one.logs}."]
+    told = places([one, two])
+    assert told[1] == f"node2: policies in {two.policies}, logs in {two.logs}"
+    assert "each node's agent reads its own directory" in told[2].lower()
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "Error: Unknown device type.",
+            "wg0: can't make a device of kind wireguard: the kernel needs CONFIG_WIREGUARD",
+        ),
+        ("RTNETLINK answers: Operation not supported", "wg0: can't make a device of kind wireguard: the kernel needs"),
+        ("RTNETLINK answers: File exists", "RTNETLINK answers: File exists"),
+    ],
+)
+def test_a_kind_of_device_that_the_kernel_has_not(said: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_argv: str) -> None:
+        raise TestbedError(said)
+
+    monkeypatch.setattr(linkparts, "command", refuse)
+    with pytest.raises(TestbedError) as caught:
+        linkparts.add_device("wg0", "wireguard")
+    assert str(caught.value).startswith(told)

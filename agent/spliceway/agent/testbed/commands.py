@@ -19,7 +19,7 @@ from spliceway.agent.errors import ConfigError
 from spliceway.agent.testbed import manifests, processes, runs
 from spliceway.agent.testbed.agentprocess import config_text, merged, start_agent, takes_long
 from spliceway.agent.testbed.errors import TestbedError
-from spliceway.agent.testbed.hints import hints
+from spliceway.agent.testbed.hints import hints, places
 from spliceway.agent.testbed.node import NodeInfo, Pod, find_pod
 from spliceway.agent.testbed.plan import make_plan
 from spliceway.agent.testbed.profiles import Chain, KubeProxy, PodLink, Profile, ProfileName, Tunnel, Uplink
@@ -119,8 +119,9 @@ def up(
         raise
     testbed.detach()
     typer.echo(_table([_status(testbed.run_id)]))
-    where = testbed.node.info
-    typer.echo(f"\nEdit policies in {where.policies}; logs are in {where.logs}.")
+    typer.echo("")
+    for sentence in places([node.info for node in testbed.nodes]):
+        typer.echo(sentence)
     several = len(runs.existing()) > 1
     for line in hints(program(), testbed.run_id if several else "", [*plan.pods, *plan.hosts]):
         typer.echo(line)
