@@ -351,6 +351,14 @@ def test_cleanup_refuses_a_bpffs_that_is_none(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "state").exists()
 
 
+def test_a_command_of_a_group_is_told() -> None:
+    status, _, errors = invoke("validate", "policies")
+    assert status == 2
+    assert "There is 'policy validate'." in " ".join(errors.replace("│", " ").split())
+    status, _, errors = invoke("nonsense")
+    assert (status, "There is" in errors) == (2, False)
+
+
 def test_an_agent_without_its_directory_names_the_file(tmp_path: Path) -> None:
     file = tmp_path / "agent.yaml"
     file.write_text(f"source: {{directory: {tmp_path}/none}}\ncgroups: {{pods: {tmp_path}}}\n")

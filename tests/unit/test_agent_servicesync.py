@@ -170,6 +170,27 @@ def test_a_frontend_without_backends_takes_no_room_of_one_that_has_some() -> Non
     run(body)
 
 
+def test_it_is_pending_until_all_is_in_the_kernel() -> None:
+    """Right after a start nothing has failed yet, and nothing is there."""
+
+    async def body() -> None:
+        kernel, wanted = Small(1, 20), {frontend(1): state(1), frontend(2): state(1)}
+        sync = ServiceSync(kernel, lambda: wanted)
+        assert sync.is_pending
+        await sync.leave(everybody)
+        assert sync.is_pending
+        with pytest.raises(DatapathError):
+            await sync.join()
+        assert sync.is_pending
+        kernel.frontends = 2
+        await sync.join()
+        assert not sync.is_pending
+        sync.want({frontend(2): None})
+        assert sync.is_pending
+
+    run(body)
+
+
 def test_a_bad_frontend_is_left_alone() -> None:
     async def body() -> None:
         kernel, wanted = Small(10, 20, bad=frontend(3)), {frontend(number): state(1) for number in range(8)}

@@ -143,6 +143,17 @@ def test_words_that_are_booleans_of_yaml_1_1_stay_words(word: str, tmp_path: Pat
     assert (config.datapath.socket_lb, config.splice.mode, config.proxy.kind) == (word, "off", "envoy")
 
 
+@pytest.mark.parametrize(
+    "more", [["none.yaml"], ["pods.yaml", "--policies", "none"], ["pods.yaml", "--config", "none"]]
+)
+def test_a_path_that_is_not_there_is_wrong_usage(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pods.yaml").write_text("")
+    assert CliRunner().invoke(commands.app, ["up", *more]).exit_code == 2
+
+
 def test_each_nodes_own_places_are_told(tmp_path: Path) -> None:
     def node(name: str) -> NodeInfo:
         return NodeInfo(name, 1, (), tmp_path, Cgroups(tmp_path, tmp_path, tmp_path), tmp_path / name)

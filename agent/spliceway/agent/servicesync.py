@@ -48,6 +48,11 @@ class ServiceSync:
     def __repr__(self) -> str:
         return f"ServiceSync(pending={len(self._pending)}, changes={self.changes}, failures={self.failures})"
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether something is still to be told to the kernel, or to be tried again."""
+        return self._is_due or bool(self._pending)
+
     def want(self, changes: Changes) -> None:
         """These frontends are to be so from now on; None: there is none any more."""
         self._pending.update(
@@ -145,6 +150,8 @@ def _of(state: FrontendState | None) -> str:
 
 class NoServices(ServiceSync):
     """Where others translate."""
+
+    is_pending = False
 
     def __init__(self) -> None:
         self.changes = self.failures = 0

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from spliceway.agent.audit import AuditLog, AuditSummary
 from spliceway.agent.config import Config
 from spliceway.agent.flowlog import FlowLog
-from spliceway.agent.flows import Names
+from spliceway.agent.flows import Names, rfc3339
 from spliceway.agent.inventory import Inventory, Refusal
 from spliceway.agent.jsonable import plain
 from spliceway.agent.metrics import DatapathCounters
@@ -103,7 +103,7 @@ class Views:
         self._xds = xds
         self._warnings = warnings
         self._port_use = port_use
-        self._started = time.time()
+        self._started = time.time_ns()
 
     def routes(self) -> dict[str, Callable[[Query], Any]]:
         """Path below /v1/ → view; they read the agent's own state and must run in its event loop."""
@@ -149,7 +149,7 @@ class Views:
         return {
             "node": self._config.node_name,
             "pid": os.getpid(),
-            "started": self._started,
+            "started": rfc3339(self._started),
             "source": {
                 "directory": self._config.source.directory,
                 "files": self._inventory.files,

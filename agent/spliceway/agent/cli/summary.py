@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 from spliceway.agent.cli.render import address, labels_text
@@ -20,7 +21,10 @@ def summary(status: Json) -> list[tuple[str, str]]:
     attached = ", ".join(datapath["attached"]) or "nothing"
     listeners, clients = _many(len(proxy["listeners"]), "listener"), _many(proxy["clients"], "xDS client")
     return [
-        ("node", f"{status['node']} (agent pid {status['pid']}, up {_duration(time.time() - status['started'])})"),
+        (
+            "node",
+            f"{status['node']} (agent pid {status['pid']}, up {_duration(time.time() - _seconds(status['started']))})",
+        ),
         (
             "source",
             f"{source['directory']}: {_many(source['files'], 'file')}, {_many(source['objects'], 'object')}",
@@ -102,6 +106,11 @@ def _ports(use: Json) -> str:
         f"{use['ports']} for a client and a server{most}; "
         f"{_many(use['open'], 'connection')} to servers, {use['timeWait']} in TIME_WAIT"
     )
+
+
+def _seconds(moment: str) -> float:
+    """Since 1970, of a time in RFC 3339."""
+    return datetime.fromisoformat(moment).timestamp()
 
 
 def problems(status: Json) -> list[str]:

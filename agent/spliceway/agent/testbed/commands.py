@@ -62,10 +62,12 @@ class PodStatus(msgspec.Struct, frozen=True):
 
 @app.command("up")
 def up(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Manifests, or directories of them.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE…", exists=True, help="Manifests, or directories of them.")
+    ],
     policies: Annotated[
         list[Path] | None,
-        typer.Option(help="A directory or file of policies and what they refer to; can be repeated."),
+        typer.Option(exists=True, help="A directory or file of policies and what they refer to; can be repeated."),
     ] = None,
     config: Annotated[
         Path | None,
@@ -91,7 +93,10 @@ def up(
     pod_link: Annotated[PodLink, typer.Option(help="What joins pods to their node.")] = "veth",
     big_tcp: Annotated[bool, typer.Option("--big-tcp", help="Whether pods' devices carry packets of 192 KiB.")] = False,
 ) -> None:
-    """Build virtual nodes from Namespace and Pod manifests and leave them running.
+    """Build virtual nodes from manifests and leave them running.
+
+    Namespaces, Nodes and Pods are built; policies of all kinds, Services, EndpointSlices, Secrets and CiliumCIDRGroups
+    among them are handed to the agents, as those of --policies are.
 
     Exit status 1 when a policy or manifest is refused: what is refused is told, and the testbed stays up without it.
     """
