@@ -135,6 +135,7 @@ def test_what_the_api_refuses(tmp_path: Path) -> None:
             ("flows", {"color": "red"}, "unknown filter color"),
             ("services", {"color": "red"}, "unknown parameter color"),
             ("bpf/lb", {"color": "red"}, "unknown parameter color"),
+            ("names", {"color": "red"}, "unknown parameter color"),
         ):
             with pytest.raises(ClientError, match=message):
                 await site.get(target, **query)

@@ -233,6 +233,26 @@ def test_no_bpffs_and_a_plain_directory(testbed: Testbed, tmp_path: Path) -> Non
     assert (done.returncode, done.stdout) == (0, "Nothing to remove.\n")
 
 
+def test_rules_of_an_agent_with_another_bpffs_stay(testbed: Testbed, tmp_path: Path) -> None:
+    argv = [*_CLI, "cleanup", "--bpffs", str(tmp_path), "--state-dir", str(tmp_path / "none")]
+    kernel = KernelNode(testbed.node)
+    try:
+        attached = traces(testbed)
+        listed = testbed.node.run_on_node(argv)
+        refused = testbed.node.run_on_node([*argv, "--yes"])
+        for told in (listed, refused):
+            assert told.returncode == 1
+            assert f"belongs to the agent of {testbed.node.info.bpffs}: name that with --bpffs" in told.stderr
+        assert traces(testbed) == attached
+    finally:
+        kernel.run(kernel.datapath.close())
+        kernel.loop.stop()
+    forced = testbed.node.run_on_node([*argv, "--yes", "--force"])
+    assert "Removed rule" in forced.stdout
+    assert "not enforced" not in forced.stdout  # the programs are where they were
+    assert cleanup(testbed, "--yes").returncode == 0
+
+
 def crash(kernel: KernelNode) -> None:
     """Leave what an agent leaves that is killed while it puts new programs in place."""
     root = pin_root(kernel.settings)

@@ -286,6 +286,27 @@ def test_too_much_is_refused_whole(node: KernelNode, pods: list[Pod]) -> None:
     assert rows(node) == known
 
 
+def test_a_map_of_another_size_is_told(node: KernelNode, pods: list[Pod]) -> None:
+    """One that is taken over keeps its size: to raise the number in the configuration changes nothing."""
+    assert node.loop.call(node.datapath.status).warnings == ()
+    node.run(node.datapath.close())
+    room = node.settings.max_frontends
+    larger = msgspec.structs.replace(node.settings, max_frontends=room + 1, max_connections=4096)
+    node.datapath = node.run(Datapath.open(larger))
+    try:
+        told = node.loop.call(node.datapath.status).warnings
+        assert [text.split()[0] for text in told] == ["datapath.maxConnections", "datapath.maxFrontends"]
+        assert f"is {room + 1}, but map lb_frontends was made with {room}: `spliceway cleanup` and a start" in told[1]
+        many = {Frontend(IPv4Address("10.97.0.0") + n, 80, Protocol.TCP): state(pods, 4) for n in range(room + 1)}
+        with pytest.raises(
+            MapFullError, match=f"it was made with {room}, {room + 1} are configured: `spliceway cleanup`"
+        ):
+            node.run(node.datapath.set_services(many))
+    finally:
+        node.run(node.datapath.close())
+        node.datapath = node.run(Datapath.open(node.settings))
+
+
 def test_ten_thousand_services(testbed: Testbed, client: Remote, pods: list[Pod]) -> None:
     def wanted(number: int) -> FrontendState:
         first = int(IPv4Address("10.128.0.0")) + number * ENDPOINTS

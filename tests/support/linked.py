@@ -45,7 +45,7 @@ spec:
 #: What the allowed and the forbidden path get.
 PROXIED = (200, 403)
 #: How a kernel, or iproute2, says that it has no such device.
-_UNKNOWN = ("Unknown device type", "Operation not supported", "not supported", "Unknown")
+_UNKNOWN = ("the kernel needs CONFIG_", "Unknown device type", "Operation not supported", "not supported", "Unknown")
 
 #: Modules make them in every network namespace.
 FALLBACKS = frozenset({"tunl0", "sit0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip6gre0", "ip6_vti0", "ip_vti0"})

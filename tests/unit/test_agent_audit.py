@@ -233,7 +233,8 @@ def test_audits_are_one_series() -> None:
 )
 def test_status_says_what_is_enforced(mode: str, count: int, text: str) -> None:
     status = {
-        "node": "n", "pid": 1, "started": 0.0, "source": {"directory": "/d", "files": 0, "objects": 0},
+        "node": "n", "pid": 1, "started": "1970-01-01T00:00:00.000000Z",
+        "source": {"directory": "/d", "files": 0, "objects": 0},
         "policy": {"revision": 1, "rows": 0, "ruleSets": 0, "waiting": {}},
         "enforcement": {"mode": mode, "policies": 7, "policiesInAudit": count},
         "services": {"services": 0, "frontends": 0, "withoutBackends": 0, "conflicts": 0, "leftOut": 0},

@@ -24,7 +24,7 @@ from spliceway.agent import log, nodecleanup
 from spliceway.agent.admin import admin_app
 from spliceway.agent.cli import common
 from spliceway.agent.cli.client import AgentClient
-from spliceway.agent.cli.options import flow_pod
+from spliceway.agent.cli.options import flow_pod, flow_service, known_namespace
 from spliceway.agent.cli.render import labels_text
 from spliceway.agent.cli.root import app
 from spliceway.agent.cli.summary import flow_line, policy_rows
@@ -239,28 +239,60 @@ def test_a_filter_that_nothing_can_match_is_a_usage_error(arguments: tuple[str, 
 
 
 class Asked(AgentClient):
-    """Answers as an agent with two pods here and one elsewhere, of which it has a flow."""
+    """Answers as an agent that knows pods and Services, and has a flow of others."""
 
     def get(self, target: str, **query: str | None) -> Any:
-        assert (target, query) == ("endpoints", {})
-        return [{"name": "default/a"}, {"name": "default/b"}, {"name": "other/b"}]
+        assert (target, query) == ("names", {})
+        return {
+            "pods": ["default/a", "default/b", "default/elsewhere", "other/b"],
+            "services": ["default/shop", "other/shop", "other/web"],
+            "namespaces": ["default", "empty", "other"],
+        }
 
     def lines(self, target: str, **query: str | None) -> Iterator[dict[str, Any]]:
         assert target == "flows"
-        yield {"source": {"pod": ""}, "destination": {"pod": "default/far"}}
+        yield {"source": {"pod": ""}, "destination": {"pod": "default/far"}, "services": ["default/gone"]}
 
 
 def test_pods_of_flows_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     agent = Asked(Path("/nowhere"))
-    for name, key in (("a", "default/a"), ("other/b", "other/b"), ("far", "default/far")):
+    for name, key in (
+        ("a", "default/a"),
+        ("other/b", "other/b"),
+        ("far", "default/far"),
+        ("elsewhere", "default/elsewhere"),
+    ):
         assert flow_pod(agent, name, follow=False) == key
     with pytest.raises(WrongUsageError, match="pod b: several namespaces have one: default/b, other/b"):
         flow_pod(agent, "b", follow=True)
     for name, follow in (("default/c", False), ("c", True)):
-        with pytest.raises(WrongUsageError, match=f"pod {name}: there are default/a, default/b, default/far, other/b"):
+        with pytest.raises(
+            WrongUsageError,
+            match=f"pod {name}: there are default/a, default/b, default/elsewhere, default/far, other/b",
+        ):
             flow_pod(agent, name, follow=follow)
     assert flow_pod(agent, "default/c", follow=True) == "default/c"
+    assert flow_pod(agent, "elsewhere", follow=True) == "default/elsewhere"
     assert "in no flow yet" in capsys.readouterr().err
+
+
+def test_services_of_flows_by_name() -> None:
+    agent = Asked(Path("/nowhere"))
+    for name, key in (("web", "other/web"), ("default/shop", "default/shop"), ("gone", "default/gone")):
+        assert flow_service(agent, name, follow=False) == key
+    with pytest.raises(WrongUsageError, match="service shop: several namespaces have one: default/shop, other/shop"):
+        flow_service(agent, "shop", follow=False)
+    there = "there are default/gone, default/shop, other/shop, other/web"
+    with pytest.raises(WrongUsageError, match=f"service default/none: {there}"):
+        flow_service(agent, "default/none", follow=False)
+    assert flow_service(agent, "default/none", follow=True) == "default/none"
+
+
+def test_a_namespace_that_nobody_knows() -> None:
+    agent = Asked(Path("/nowhere"))
+    assert known_namespace(agent, "empty") == "empty"
+    with pytest.raises(WrongUsageError, match="namespace sho: there are default, empty, other"):
+        known_namespace(agent, "sho")
 
 
 @pytest.mark.parametrize("query", ["verdict=drop", "reason=x", "hook=lo", "color=red"])
@@ -317,3 +349,18 @@ def test_cleanup_refuses_a_bpffs_that_is_none(tmp_path: Path, monkeypatch: pytes
     assert errors == f"spliceway: bpffs: {tmp_path}/bpf/spliceway is not on a bpffs: nothing of it is ours\n"
     assert (tmp_path / "bpf/spliceway/v3").is_dir()
     assert not (tmp_path / "state").exists()
+
+
+def test_a_command_of_a_group_is_told() -> None:
+    status, _, errors = invoke("validate", "policies")
+    assert status == 2
+    assert "There is 'policy validate'." in " ".join(errors.replace("│", " ").split())
+    status, _, errors = invoke("nonsense")
+    assert (status, "There is" in errors) == (2, False)
+
+
+def test_an_agent_without_its_directory_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text(f"source: {{directory: {tmp_path}/none}}\ncgroups: {{pods: {tmp_path}}}\n")
+    status, _, errors = invoke("agent", "--config", str(file))
+    assert (status, errors) == (1, f"spliceway: {file}: source.directory: {tmp_path}/none is not a directory\n")

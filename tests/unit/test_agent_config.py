@@ -154,12 +154,32 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
         ("datapath: {socketLb: true}", "datapath.socketLb: Expected str, got bool"),
         ("datapath: {socketLb: force}", "datapath.socketLb: 'force' is none of auto, off, on"),
         ("datapath: {maxBackends: 0}", "datapath.maxBackends: Expected int >= 1"),
-        ("uplinks: [eth0]", "uplinks: unknown field"),
         ("datapath: {devices: eth0}", "datapath.devices: 'eth0' is none of auto, a list"),
         (
             "datapath: {devices: [eth0, a/b]}",
             "datapath.devices[1]: 'a/b' is not an interface's name (* and ? stand for others)",
         ),
+        (
+            "datapath: {devices: []}",
+            "datapath.devices: names no interface: say auto, or by which packets come from outside",
+        ),
+        (
+            "datapath: {devices: [auto]}",
+            "datapath.devices[0]: auto stands alone (devices: auto), and is no name in a list",
+        ),
+        (
+            "datapath: {devices: [eth0, spliceway0]}",
+            "datapath.devices[1]: spliceway0 is Spliceway's own: by it nothing comes from outside",
+        ),
+        (
+            "datapath: {devices: ['eth[01]']}",
+            "datapath.devices[0]: 'eth[01]' is not an interface's name (* and ? stand for others)",
+        ),
+        ("uplinks: [eth0]", "uplinks: unknown field; datapath.devices is meant?"),
+        ("datapath: {uplinks: [eth0]}", "datapath.uplinks: unknown field; datapath.devices is meant?"),
+        ("datapath: {maxAffinities: 16777217}", "datapath.maxAffinities: Expected int <= 16777216"),
+        ("datapath: {maxConnections: 4294967296}", "datapath.maxConnections: Expected int <= 16777216"),
+        ("datapath: {eventBufferBytes: 2147483648}", "datapath.eventBufferBytes: Expected int <= 1073741824"),
         ("datapath: {devices: [lo]}", "datapath.devices[0]: by lo nothing comes from outside"),
         ("node: {name: Node_1}", "node.name: 'Node_1' is not a node name"),
         ("datapath: {mark: 0}", "datapath.mark: Expected int >= 1"),

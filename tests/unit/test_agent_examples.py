@@ -8,8 +8,28 @@ import msgspec
 from typer.testing import CliRunner
 
 from spliceway.agent.cli.root import app
+from spliceway.agent.config import parse_config
+from spliceway.agent.testbed import manifests
+from spliceway.agent.testbed.plan import make_plan
+from spliceway.agent.testbed.slices import slices_of
 
 KINDS = Path(__file__).parents[2] / "examples" / "kinds"
+SERVICES = KINDS.parent / "services"
+
+
+def test_the_services_are_read_and_lead_to_the_pods() -> None:
+    assert CliRunner().invoke(app, ["policy", "validate", str(SERVICES / "policies")]).exit_code == 0
+    text = f"source: {{directory: /p}}\n{(SERVICES / 'agent.yaml').read_text()}"
+    assert parse_config(text, "agent.yaml").datapath.socket_lb == "on"
+    plan = make_plan(manifests.load([SERVICES / "pods.yaml"]))
+    found = manifests.described(manifests.files(SERVICES / "policies"))
+    named = {str(end) for one in found if one.kind == "EndpointSlice" for end in addresses(one)}
+    assert named == {str(each) for pod in plan.pods if pod.name.startswith("web-") for each in pod.addresses}
+    assert slices_of(found, plan.pods) == {}
+
+
+def addresses(piece: manifests.Manifest) -> list[str]:
+    return [text for end in piece.items("endpoints") for text in end["addresses"]]
 
 
 def test_the_kinds_are_read_and_answered() -> None:

@@ -44,6 +44,7 @@ def test_objects_and_endpoints() -> None:
     )
     assert inventory.endpoints == (endpoint("a", "10.0.0.1"),)
     assert (inventory.files, inventory.objects, inventory.refusals) == (2, 4, ())
+    assert sorted(inventory.names("Pod")) == ["default/a", "default/b"]  # also another node's
 
 
 def test_a_bad_edit_keeps_the_last_good_version() -> None:

@@ -587,7 +587,9 @@ def test_policy_does_not_wait_for_services() -> None:
         await world.step(SERVICE, slice_of("10.240.1.11"), L4)
         status = world.reconciler.status()
         assert (status.revision, status.error) == (1, "")
-        assert status.service_error == "frontends that stay as they were: 1: map lb_frontends is full"
+        frontend = "10.96.0.10:80/TCP of default/web"
+        assert status.service_error == f"frontends that stay as they were: 1 ({frontend}): map lb_frontends is full"
+        assert status.service_pending
         assert status.service_failures == 1
         world.datapath.fail.clear()
         await world.step()

@@ -143,7 +143,10 @@ def test_what_has_no_room_does_not_keep_others_from_changing() -> None:
         wanted = {**wanted, **more}
         sync.want(more)
         await sync.leave(everybody)
-        with pytest.raises(DatapathError, match=r"stay as they were: 11: map lb_.*raise datapath\.max"):
+        with pytest.raises(
+            DatapathError,
+            match=r"stay as they were: 11 \(10\.96\.1\.\d+:80/TCP[^)]*, …\): map lb_.*raise datapath\.max",
+        ):
             await sync.join()
         assert kernel.services == {frontend(n): state(2) if n < 5 else state(1) for n in range(10)}
         assert (kernel.reads, sync.failures) == (1, 1)
@@ -154,12 +157,48 @@ def test_what_has_no_room_does_not_keep_others_from_changing() -> None:
     run(body)
 
 
+def test_a_frontend_without_backends_takes_no_room_of_one_that_has_some() -> None:
+    async def body() -> None:
+        kernel = Small(3, 20)
+        wanted = {frontend(number): state(*([1] if number > 2 else [])) for number in range(6)}
+        sync = ServiceSync(kernel, lambda: wanted)
+        sync.want(wanted)
+        with pytest.raises(DatapathError, match=r"stay as they were: 3 \(10\.96\.1\.0:80/TCP"):
+            await sync.join()
+        assert kernel.services.keys() == {frontend(3), frontend(4), frontend(5)}
+
+    run(body)
+
+
+def test_it_is_pending_until_all_is_in_the_kernel() -> None:
+    """Right after a start nothing has failed yet, and nothing is there."""
+
+    async def body() -> None:
+        kernel, wanted = Small(1, 20), {frontend(1): state(1), frontend(2): state(1)}
+        sync = ServiceSync(kernel, lambda: wanted)
+        assert sync.is_pending
+        await sync.leave(everybody)
+        assert sync.is_pending
+        with pytest.raises(DatapathError):
+            await sync.join()
+        assert sync.is_pending
+        kernel.frontends = 2
+        await sync.join()
+        assert not sync.is_pending
+        sync.want({frontend(2): None})
+        assert sync.is_pending
+
+    run(body)
+
+
 def test_a_bad_frontend_is_left_alone() -> None:
     async def body() -> None:
         kernel, wanted = Small(10, 20, bad=frontend(3)), {frontend(number): state(1) for number in range(8)}
         sync = ServiceSync(kernel, lambda: wanted)
         sync.want(wanted)
-        with pytest.raises(DatapathError, match=r"stay as they were: 1: frontend 10\.96\.1\.3:80/TCP: bad"):
+        with pytest.raises(
+            DatapathError, match=r"stay as they were: 1 \(10\.96\.1\.3:80/TCP[^)]*\): frontend 10\.96\.1\.3:80/TCP: bad"
+        ):
             await sync.join()
         assert kernel.services.keys() == wanted.keys() - {frontend(3)}
 

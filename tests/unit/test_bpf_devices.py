@@ -227,6 +227,10 @@ def test_preflight_names_what_would_be_missed() -> None:
     assert told[1].found == "no interface is called bond0"
     assert told[2].found.startswith("wg0 (wireguard, no Ethernet header) is not in datapath.devices: what comes by it")
     assert [one.status for one in judge([LO], "auto", leads_out)] == [Status.WARN]
+    (own,) = judge(devices, ("eth*", "wg*"), leads_out, [3])
+    assert own.found == "eth0"
+    (own,) = judge(devices, ("eth*",), leads_out, [3])
+    assert own.found == "eth0"
 
 
 def test_rows_of_status() -> None:

@@ -220,11 +220,16 @@ def test_the_family_is_the_first_of_the_client_that_the_server_has(cluster: Clus
         ({"from": "shop/web", "to": "shop/db", "port": 0}, "port: 0 (1 to 65535)"),
         ({"from": "shop/web", "to": "shop/db", "port": 65536}, "port: 65536 (1 to 65535)"),
         ({"from": "shop/web", "to": "shop/db", "port": "80"}, "port: Expected `int | null`, got `str`"),
+        ({"from": "shop/web", "to": "shop/db", "port": 80, "protocl": "UDP"}, "protocl: unknown field"),
+        ({"to": "shop/db", "port": 80}, "from: is required"),
         (
-            {"from": "shop/web", "to": "shop/db", "port": 80, "protocl": "UDP"},
-            "Object contains unknown field `protocl`",
+            {"from": "shop/web", "to": "shop/db", "port": 80, "http": {"headers": {"a": "b", "X-Odd": 5}}},
+            "http.headers[X-Odd]: Expected `str | array`, got `int`",
         ),
-        ({"to": "shop/db", "port": 80}, "Object missing required field `from`"),
+        (
+            {"from": "shop/web", "to": "shop/db", "port": 80, "http": {"headers": {"a": ["b"], "X-Odd": ["c", 5]}}},
+            "http.headers[X-Odd][1]: Expected `str`, got `int`",
+        ),
         ({"from": "shop/web", "to": "shop/db", "port": 80, "protocol": "ANY"}, "protocol: ANY is none of"),
         ({"from": "shop/web", "to": "shop/db", "port": 80, "protocol": 256}, "protocol: 256 is not an IP protocol"),
         ({"from": "shop/web", "to": "shop/db", "port": 80, "protocol": "ICMP"}, "port: ICMP has none"),
@@ -233,7 +238,7 @@ def test_the_family_is_the_first_of_the_client_that_the_server_has(cluster: Clus
         ({"from": "shop/web", "to": "shop/db", "port": 80, "type": 8}, "type, code: only with ICMP"),
         ({"from": "shop/web", "to": "shop/db", "port": 80, "protocol": "UDP", "http": {}}, "http: only with protocol"),
         ({"from": "shop/web", "to": "shop/db", "port": 80, "http": {"path": "/€"}}, "http: /€ has characters beyond"),
-        ({"from": "shop/web", "to": "shop/db", "port": 80, "http": {"header": {}}}, "http: Object contains unknown"),
+        ({"from": "shop/web", "to": "shop/db", "port": 80, "http": {"header": {}}}, "http.header: unknown field"),
     ],
 )
 def test_wrong_queries(cluster: Cluster, query: dict[str, Any], error: str) -> None:

@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 
 from spliceway.agent.cli.splices import other_owner_notes
-from spliceway.agent.nodecheck import kernel, mounts, neighbours, netfilter, owners, rights, routing, runner, tcp, texts
+from spliceway.agent.nodecheck import (
+    kernel,
+    mounts,
+    neighbours,
+    netfilter,
+    owners,
+    rights,
+    routing,
+    runner,
+    socketlb,
+    tcp,
+    texts,
+)
 from spliceway.agent.nodecheck.model import Check, Status, Target, ok, report
 from spliceway.agent.nodecheck.neighbours import Signs
 from spliceway.agent.nodecheck.netfilter import Rules
@@ -317,6 +329,26 @@ def test_a_report_sums_up_by_name() -> None:
 def test_without_a_configuration_the_defaults_are_looked_at() -> None:
     target = runner.target_of(None, bpffs=Path("/b"))
     assert (target.settings.bpffs, target.configured, target.cgroups) == (Path("/b"), False, {})
+
+
+def test_a_directory_of_policies_that_is_not_there_fails(tmp_path: Path) -> None:
+    """No agent starts without it."""
+    target = Target(settings=SETTINGS, configured=True, source=tmp_path / "none")
+    (told,) = mounts.source(target)
+    assert (told.status, told.found) == (Status.FAIL, f"source.directory: {tmp_path}/none is not there")
+    texts_of(told)
+    (tmp_path / "none").mkdir()
+    assert statuses(mounts.source(target)) == ["ok"]
+    assert statuses(mounts.source(runner.target_of(None))) == ["skipped"]
+
+
+def test_without_the_pods_cgroup_nobody_is_looked_for_in_it() -> None:
+    (told,) = socketlb.socket_lb(Target(settings=SETTINGS, configured=True))
+    assert (told.status, told.found, told.to_do) == (
+        Status.SKIPPED,
+        "/c/pods is not there",
+        "see cgroups: cgroups.pods",
+    )
 
 
 @pytest.mark.parametrize(

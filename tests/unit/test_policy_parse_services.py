@@ -179,6 +179,7 @@ NO_ADDRESS = "is no address for a Service (unspecified, loopback, link-local, mu
     ("spec", "message"),
     [
         ("clusterIP: none", "clusterIP: none is not an IP address"),
+        ("clusterIP: 10.96.0.10x, clusterIPs: [10.96.0.10]", "clusterIP: 10.96.0.10x is not an IP address"),
         ("clusterIP: 010.0.0.1", "clusterIP: 010.0.0.1 is not an IP address"),
         (
             "clusterIP: '::ffff:10.0.0.1'",

@@ -11,9 +11,12 @@ import typer
 from typer.testing import CliRunner
 
 from spliceway.agent.cli.common import program
-from spliceway.agent.testbed import commands, manifests, runs
+from spliceway.agent.config import parse_config
+from spliceway.agent.testbed import commands, linkparts, manifests, runs
+from spliceway.agent.testbed.agentprocess import config_text
 from spliceway.agent.testbed.errors import TestbedError
-from spliceway.agent.testbed.hints import hints
+from spliceway.agent.testbed.hints import hints, places
+from spliceway.agent.testbed.node import Cgroups, NodeInfo
 from spliceway.agent.testbed.plan import make_plan
 
 
@@ -109,10 +112,13 @@ def test_exec_reaches_the_run_that_is_named(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- enforcement: audit", "config.yaml: must be one mapping"),
-        ("a: 1\n---\nb: 2", "config.yaml: must be one mapping"),
-        ("", "config.yaml: must be one mapping"),
-        ("a: [", "config.yaml: line 2: not YAML"),
+        ("- enforcement: audit", "config.yaml: is not a mapping of fields"),
+        ("a: 1\n---\nb: 2", "config.yaml: broken YAML: line 2: "),
+        ("", "config.yaml: is not a mapping of fields"),
+        ("a: [", "config.yaml: broken YAML: line 1: "),
+        ("datapath: {socketLb: yes}", "config.yaml: datapath.socketLb: 'yes' is none of auto, off, on"),
+        ("uplinks: [eth0]", "config.yaml: uplinks: unknown field"),
+        ("proxy: {apiType: GRPC}", "config.yaml: proxy.apiType: is for proxy.kind envoy only"),
     ],
 )
 def test_a_configuration_that_is_none_is_refused_before_anything_is_built(
@@ -125,3 +131,56 @@ def test_a_configuration_that_is_none_is_refused_before_anything_is_built(
     )
     assert done.exit_code == 1
     assert message in str(done.exception)
+
+
+@pytest.mark.parametrize("word", ["on", "off", "auto"])
+def test_words_that_are_booleans_of_yaml_1_1_stay_words(word: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"datapath: {{socketLb: {word}}}\nsplice: {{mode: off}}\n")
+    overrides = commands._overrides(file, "envoy")
+    text = config_text({"source": {"directory": "/"}} | overrides)
+    config = parse_config(text, "agent.yaml")
+    assert (config.datapath.socket_lb, config.splice.mode, config.proxy.kind) == (word, "off", "envoy")
+
+
+@pytest.mark.parametrize(
+    "more", [["none.yaml"], ["pods.yaml", "--policies", "none"], ["pods.yaml", "--config", "none"]]
+)
+def test_a_path_that_is_not_there_is_wrong_usage(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pods.yaml").write_text("")
+    assert CliRunner().invoke(commands.app, ["up", *more]).exit_code == 2
+
+
+def test_each_nodes_own_places_are_told(tmp_path: Path) -> None:
+    def node(name: str) -> NodeInfo:
+        return NodeInfo(name, 1, (), tmp_path, Cgroups(tmp_path, tmp_path, tmp_path), tmp_path / name)
+
+    one, two = node("node1"), node("node2")
+    assert places([one]) == [f"Edit policies in {one.policies}; logs are in {one.logs}."]
+    told = places([one, two])
+    assert told[1] == f"node2: policies in {two.policies}, logs in {two.logs}"
+    assert "each node's agent reads its own directory" in told[2].lower()
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "Error: Unknown device type.",
+            "wg0: can't make a device of kind wireguard: the kernel needs CONFIG_WIREGUARD",
+        ),
+        ("RTNETLINK answers: Operation not supported", "wg0: can't make a device of kind wireguard: the kernel needs"),
+        ("RTNETLINK answers: File exists", "RTNETLINK answers: File exists"),
+    ],
+)
+def test_a_kind_of_device_that_the_kernel_has_not(said: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_argv: str) -> None:
+        raise TestbedError(said)
+
+    monkeypatch.setattr(linkparts, "command", refuse)
+    with pytest.raises(TestbedError) as caught:
+        linkparts.add_device("wg0", "wireguard")
+    assert str(caught.value).startswith(told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,11 @@ from spliceway.agent.testbed.netfilter import calico_endpoints, node_rules
 from spliceway.agent.testbed.plan import make_plan
 from spliceway.agent.testbed.profiles import Profile, check
 from spliceway.agent.testbed.services import Service, ports_on, services_of
+from spliceway.agent.testbed.slices import slices_of
 from spliceway.agent.testbed.tunnels import public_key
+from spliceway.policy.documents import Document
+from spliceway.policy.parse import parse_document
+from spliceway.policy.servicemodel import EndpointSlice
 from support.node import pod_manifest
 from support.profiled import CLUSTER_IPS, PROFILES
 
@@ -86,6 +91,55 @@ def test_services_of_manifests() -> None:
         services_of(named)
     with pytest.raises(TestbedError, match="Service a/b: no pod a/c is on a node"):
         ports_on("node1", [Service("a/b", CLUSTER_IPS, 80, 80, ("a/c",))], [])
+
+
+def test_services_described_elsewhere_count_too(tmp_path: Path) -> None:
+    """As below `--policies`; what the agent will refuse is nobody's Service."""
+    plan = make_plan(manifests.load([pod_manifest("near", {"app": "web"})]))
+    file = tmp_path / "services.yaml"
+    bad = {**service(), "metadata": {"name": "bad", "namespace": "default"}, "spec": {"ports": [{"port": "x"}]}}
+    file.write_text(manifests.dump([bad, service(ports=[{"port": 80}])]))
+    (tmp_path / "broken.yaml").write_text("a: [")
+    found = manifests.described([tmp_path / "broken.yaml", file])
+    assert [one.name for one in found] == ["web"]
+    assert [(one.name, one.pods) for one in services_of(plan, found)] == [("default/web", ("default/near",))]
+
+
+def test_slices_as_the_controller_writes_them() -> None:
+    near, far = pod_manifest("near", {"app": "web"}), pod_manifest("far", {"app": "web"})
+    near["spec"]["containers"][0]["ports"] = [{"name": "http", "containerPort": 8080}]
+    far["spec"]["nodeName"], near["spec"]["nodeName"] = "node2", "node1"
+    ports = [{"name": "a", "port": 80, "targetPort": "http"}, {"name": "b", "port": 53, "protocol": "UDP"}]
+    plan = make_plan(manifests.load([near, far, pod_manifest("other"), service(ports=ports)]))
+    made = slices_of(plan.policies, plan.pods)["default_web"]
+    read = [one for each in made for one in parse_document(Document("made", 1, 0, each))]
+    assert all(isinstance(one, EndpointSlice) for one in read)
+    found = {
+        (str(end.addresses[0]), end.node, tuple((port.name, port.port) for port in one.ports))
+        for one in read
+        if isinstance(one, EndpointSlice)
+        for end in one.endpoints
+    }
+    assert found == {
+        ("10.240.1.10", "node1", (("a", 8080), ("b", 53))),
+        ("10.240.2.10", "node2", (("b", 53),)),
+        ("fd00:240:1::10", "node1", (("a", 8080), ("b", 53))),
+        ("fd00:240:2::10", "node2", (("b", 53),)),
+    }
+    own = {**made[0], "metadata": {**made[0]["metadata"], "name": "own"}}
+    assert slices_of(manifests.load([service(ports=ports), own]), plan.pods) == {}
+
+
+def test_two_services_with_one_address() -> None:
+    outside = ip_address("203.0.113.1")
+    both = [
+        ServicePort(
+            f"default/{name}:80/4", ip_address(own), 80, (Backend(ip_address("10.240.1.10"), 80),), external_ip=outside
+        )
+        for name, own in (("a", "10.96.0.1"), ("b", "10.96.0.2"))
+    ]
+    with pytest.raises(TestbedError, match=r"Services default/a and default/b both have 203\.0\.113\.1, TCP port 80"):
+        nftables_rules(both, 4)
 
 
 def test_interfaces_are_named_as_the_model_does() -> None:

@@ -35,6 +35,7 @@ from spliceway.agent.configsections import (
 from spliceway.agent.configtext import field_and_reason, read_mapping
 from spliceway.agent.errors import ConfigError
 from spliceway.bpf.gate import declared_rows
+from spliceway.bpf.steering import RECEIVING, SENDING
 from spliceway.bpf.types import DatapathSettings, SpliceClasses
 from spliceway.policy.budget import Limits
 from spliceway.policy.engine import Options
@@ -219,12 +220,8 @@ def _check(config: Config, file: str) -> None:
     if datapath.program_cache and not Path(datapath.program_cache).is_absolute():
         reason = f"{datapath.program_cache!r} is not an absolute path"
         raise ConfigError(file, "datapath.programCache", reason)
-    for index, device in enumerate(() if datapath.devices == "auto" else datapath.devices):
-        where = f"datapath.devices[{index}]"
-        if not re.fullmatch(r"[^\s/:]{1,15}", device):
-            raise ConfigError(file, where, f"{device!r} is not an interface's name (* and ? stand for others)")
-        if device == "lo":
-            raise ConfigError(file, where, "by lo nothing comes from outside")
+    if datapath.devices != "auto":
+        _check_devices(datapath.devices, file)
     for name in ("include", "exclude"):
         for index, pattern in enumerate(getattr(config.identity.labels, name)):
             if not _LABEL_PATTERN.fullmatch(pattern):
@@ -239,6 +236,23 @@ def _check(config: Config, file: str) -> None:
     _check_xds(config.xds, file)
     if config.debug.listen:
         debug_address(config.debug.listen, file)
+
+
+def _check_devices(devices: tuple[str, ...], file: str) -> None:
+    if not devices:
+        raise ConfigError(
+            file, "datapath.devices", "names no interface: say auto, or by which packets come from outside"
+        )
+    for index, device in enumerate(devices):
+        where = f"datapath.devices[{index}]"
+        if not re.fullmatch(r"[^\s/:\[\]]{1,15}", device):
+            raise ConfigError(file, where, f"{device!r} is not an interface's name (* and ? stand for others)")
+        if device == "lo":
+            raise ConfigError(file, where, "by lo nothing comes from outside")
+        if device == "auto":
+            raise ConfigError(file, where, "auto stands alone (devices: auto), and is no name in a list")
+        if device in (SENDING, RECEIVING):
+            raise ConfigError(file, where, f"{device} is Spliceway's own: by it nothing comes from outside")
 
 
 def _check_splice(config: SpliceConfig, file: str) -> None:

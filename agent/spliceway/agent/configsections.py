@@ -16,7 +16,9 @@ ProxyKind = Literal["embedded", "envoy"]
 SpliceMode = Literal["auto", "force", "off"]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Mark = Annotated[int, Meta(ge=1, le=0xFFFF_FFFF)]
-Positive = Annotated[int, Meta(ge=1)]
+#: Elements of a map: a hash table has 16 bytes for each from the start, an LRU map the whole element.
+MAX_ELEMENTS = 1 << 24
+Elements = Annotated[int, Meta(ge=1, le=MAX_ELEMENTS)]
 
 
 class PortRange:
@@ -152,19 +154,19 @@ class DatapathConfig(Section, frozen=True):
     proxy_mark: Mark = 0x1002
     route_table: Annotated[int, Meta(ge=1, le=0xFFFF_FFFF)] = 2480
     rule_priority: Annotated[int, Meta(ge=1, le=32765)] = 7
-    max_connections: Annotated[int, Meta(ge=1024)] = 262_144
-    max_ipcache: Positive = 524_288
-    max_rows: Positive = 262_144
+    max_connections: Annotated[int, Meta(ge=1024, le=MAX_ELEMENTS)] = 262_144
+    max_ipcache: Elements = 524_288
+    max_rows: Elements = 262_144
     max_endpoints: Annotated[int, Meta(ge=1, le=65_535)] = 1024
-    max_pairs: Positive = 4096
-    event_buffer_bytes: Annotated[int, Meta(ge=4096)] = 4 << 20
+    max_pairs: Elements = 4096
+    event_buffer_bytes: Annotated[int, Meta(ge=4096, le=1 << 30)] = 4 << 20
     program_cache: str | None = None
     tcx: Literal["auto", "off"] = "auto"
     devices: Literal["auto"] | tuple[str, ...] = "auto"
     socket_lb: Literal["auto", "on", "off"] = "off"
-    max_frontends: Positive = 65_536
-    max_backends: Positive = 262_144
-    max_affinities: Positive = 32_768
+    max_frontends: Elements = 65_536
+    max_backends: Elements = 262_144
+    max_affinities: Elements = 32_768
 
 
 class LabelsConfig(Section, frozen=True):

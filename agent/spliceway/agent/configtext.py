@@ -47,6 +47,8 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|false"), list("tf"))
 
 
+#: Fields that there are not, as one might call them → what is meant.
+_MEANT = {"uplinks": "datapath.devices", "interfaces": "datapath.devices", "devices": "datapath.devices"}
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.+?)`(?: - at `\$\.?(?P<at>.*?)`)?")
 _MISSING = re.compile(r"Object missing required field `(?P<field>.+?)`(?: - at `\$\.?(?P<at>.*?)`)?")
 _ENUM = re.compile(r"Invalid enum value (?P<value>'.*')", re.DOTALL)
@@ -58,7 +60,8 @@ def field_and_reason(error: msgspec.ValidationError, kind: type) -> tuple[str, s
     message = str(error)
     for pattern, reason in ((_UNKNOWN, "unknown field"), (_MISSING, "is required")):
         if match := pattern.fullmatch(message):
-            return ".".join(part for part in (match["at"], match["field"]) if part), reason
+            hint = f"; {_MEANT[match['field']]} is meant?" if pattern is _UNKNOWN and match["field"] in _MEANT else ""
+            return ".".join(part for part in (match["at"], match["field"]) if part), reason + hint
     match = _AT.fullmatch(message)
     assert match is not None  # the pattern matches every text
     at, reason = match["at"] or "", match["reason"].replace("`", "")

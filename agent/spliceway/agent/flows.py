@@ -89,7 +89,7 @@ class Names:
         ends = source, destination = ends or self.ends(record)
         by_default = record.reason is Reason.DEFAULT_DENY and not record.reply
         return Flow(
-            time=_rfc3339(self._boot_ns + record.time),
+            time=rfc3339(self._boot_ns + record.time),
             hook=record.hook.label,
             verdict=verdict_label(record.verdict, record.reason),
             reason=record.reason.label,
@@ -111,7 +111,7 @@ class Names:
         """An HTTP verdict with names; a denied one also says what the nearest rule lacked."""
         source, destination = ends or self.ends(record)
         return Flow(
-            time=_rfc3339(record.time),
+            time=rfc3339(record.time),
             hook="proxy",
             verdict=verdict_label(record.verdict, record.reason),
             reason=record.reason.label,
@@ -251,6 +251,7 @@ def _needed(rule: HttpRule) -> list[str]:
     return [header.name for header in rule.headers if header.mismatch is Mismatch.DENY]
 
 
-def _rfc3339(nanoseconds: int) -> str:
+def rfc3339(nanoseconds: int) -> str:
+    """A time since 1970, in UTC."""
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{rest // 1000:06d}Z"

@@ -30,7 +30,7 @@ class ReconcileStatus(msgspec.Struct, frozen=True, rename="camel"):
     `waiting`: rule sets that drop NO_LISTENER or keep an older policy in force, with what the proxy says of each.
     `error`: why the last attempt failed, empty when it did not; `applied`: how often rows were flipped.
     `service_error`: why Services are not all in the kernel as they should be; `service_changes`: how often a frontend
-    was written there or taken out, `service_failures`: how often that failed.
+    was written there or taken out, `service_failures`: how often that failed; `service_pending`: some are on their way.
     """
 
     revision: int
@@ -44,5 +44,6 @@ class ReconcileStatus(msgspec.Struct, frozen=True, rename="camel"):
     failures: int
     applied: int
     service_error: str = ""
+    service_pending: bool = False
     service_changes: int = 0
     service_failures: int = 0

@@ -146,6 +146,10 @@ class Inventory:
         """Everything in force."""
         return Cluster().with_objects(self._files[file].entries[key].item for key, file in self._owners.items())
 
+    def names(self, kind: str) -> list[str]:
+        """Of all objects of a kind that are in force: «namespace/name», or a name alone."""
+        return [name for of, name in self._owners if of == kind]
+
     @property
     def endpoints(self) -> tuple[LocalEndpoint, ...]:
         """This node's pods that are wired. Of two that claim one interface, the first by name has it."""

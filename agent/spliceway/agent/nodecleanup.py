@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -50,6 +50,15 @@ def elsewhere(settings: DatapathSettings) -> bool:
     return leftovers.elsewhere(settings.bpffs)
 
 
+def foreign(settings: DatapathSettings, found: Iterable[Item]) -> str:
+    """Why what was found would take the rules of an agent with another bpffs, or nothing."""
+    shared = any(item.kind in leftovers.SHARED for item in found)
+    if not shared or elsewhere(settings) or not (others := leftovers.strangers(settings.bpffs)):
+        return ""
+    places = " and ".join(str(other) for other in others)
+    return f"what there is belongs to the agent of {places}: name that with --bpffs (and its --state-dir)"
+
+
 async def find(settings: DatapathSettings) -> list[Item]:
     """What there is; of the settings only `bpffs`, `state_dir` and the rule's numbers count.
 
@@ -70,9 +79,9 @@ async def _find(settings: DatapathSettings) -> list[Item]:
 async def remove(settings: DatapathSettings, *, state: bool = False, force: bool = False) -> Cleaned:
     """Remove it; of the state directory only with `state`.
 
-    Raises StateError or DatapathError when an agent runs, or ran in another network namespace, unless `force`: one that
-    runs works on without programs until it restarts, and in the other namespace filters, rules and sysctls stay. Again
-    finds nothing.
+    Raises StateError or DatapathError when an agent runs, ran in another network namespace, or works here with another
+    bpffs, unless `force`: one that runs works on without programs until it restarts, and in the other namespace
+    filters, rules and sysctls stay. Again finds nothing.
     """
     if elsewhere(settings) and not force:
         raise StateError(
@@ -81,6 +90,8 @@ async def remove(settings: DatapathSettings, *, state: bool = False, force: bool
         )
     with contextlib.nullcontext() if force else _alone(settings):
         found = await find(settings)
+        if (why := foreign(settings, found)) and not force:
+            raise StateError(f"nothing was removed: {why}; --force removes it all the same")
         pids = running_pids(settings.state_dir)
         for kind in KINDS:
             if kind in pids.values():

@@ -154,6 +154,7 @@ class Reconciler:
             failures=self._failures,
             applied=self._applies,
             service_error=self._service_error,
+            service_pending=self._services.is_pending,
             service_changes=self._services.changes,
             service_failures=self._services.failures,
         )

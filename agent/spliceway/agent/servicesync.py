@@ -24,6 +24,8 @@ _Known = Callable[[IPAddress], bool]
 _PROTOCOLS = (Protocol.TCP, Protocol.UDP)
 #: How many are tried alone and refused before the rest is left for the next time: maps that are full stay so.
 _REFUSALS = 32
+#: How many of them are named.
+_NAMED = 3
 
 
 class ServiceSync:
@@ -45,6 +47,11 @@ class ServiceSync:
 
     def __repr__(self) -> str:
         return f"ServiceSync(pending={len(self._pending)}, changes={self.changes}, failures={self.failures})"
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether something is still to be told to the kernel, or to be tried again."""
+        return self._is_due or bool(self._pending)
 
     def want(self, changes: Changes) -> None:
         """These frontends are to be so from now on; None: there is none any more."""
@@ -88,7 +95,8 @@ class ServiceSync:
     async def _give_most(self, changes: Changes, given: dict[Frontend, FrontendState]) -> None:
         """Give them all; what is refused for itself does not keep the others. Raises DatapathError for what is left."""
         first: DatapathError | None = None
-        left = refusals = 0
+        left: list[Frontend] = []
+        refusals = 0
         parts = [sorted(changes.items(), key=lambda one: _growth(given.get(one[0]), one[1]))]
         while parts:
             part = parts.pop()
@@ -103,10 +111,13 @@ class ServiceSync:
                     half = len(part) // 2
                     parts += [part[half:], part[:half]]
                 else:
-                    left, refusals = left + len(part), refusals + 1
+                    left += [frontend for frontend, _ in part]
+                    refusals += 1
         if first is not None:
             self.failures += 1
-            raise DatapathError(f"frontends that stay as they were: {left}: {first}")
+            more = ", …" if len(left) > _NAMED else ""
+            named = ", ".join(f"{one}{_of(changes[one])}" for one in left[:_NAMED])
+            raise DatapathError(f"frontends that stay as they were: {len(left)} ({named}{more}): {first}")
 
     async def _give(self, changes: Changes, given: dict[Frontend, FrontendState]) -> None:
         try:
@@ -124,14 +135,23 @@ class ServiceSync:
                 given[frontend] = state
 
 
-def _growth(before: FrontendState | None, after: FrontendState | None) -> tuple[bool, int]:
-    """Sort key: what needs least room comes first, and a new frontend never before what is in use."""
+def _growth(before: FrontendState | None, after: FrontendState | None) -> tuple[bool, bool, int]:
+    """Sort key: what needs least room comes first, and a new frontend never before what is in use.
+
+    New ones without backends come last: they take the room of a frontend, and nobody gets anywhere by them.
+    """
     count = len(after.backends) if after is not None else -1
-    return before is None, count - (len(before.backends) if before is not None else 0)
+    return before is None, before is None and count == 0, count - (len(before.backends) if before is not None else 0)
+
+
+def _of(state: FrontendState | None) -> str:
+    return f" of {state.service}" if state is not None and state.service else ""
 
 
 class NoServices(ServiceSync):
     """Where others translate."""
+
+    is_pending = False
 
     def __init__(self) -> None:
         self.changes = self.failures = 0

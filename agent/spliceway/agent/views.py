@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from spliceway.agent.audit import AuditLog, AuditSummary
 from spliceway.agent.config import Config
 from spliceway.agent.flowlog import FlowLog
-from spliceway.agent.flows import Names
+from spliceway.agent.flows import Names, rfc3339
 from spliceway.agent.inventory import Inventory, Refusal
 from spliceway.agent.jsonable import plain
 from spliceway.agent.metrics import DatapathCounters
@@ -103,7 +103,7 @@ class Views:
         self._xds = xds
         self._warnings = warnings
         self._port_use = port_use
-        self._started = time.time()
+        self._started = time.time_ns()
 
     def routes(self) -> dict[str, Callable[[Query], Any]]:
         """Path below /v1/ → view; they read the agent's own state and must run in its event loop."""
@@ -115,7 +115,13 @@ class Views:
 
     def asks(self) -> dict[str, Callable[[Query], Awaitable[Any]]]:
         """Path below /v1/ → what reads the agent's own state first, and then takes long."""
-        return {"policy": self.policy, "socks": self.socks, "bpf/lb": self.load_balancer, **self._xds.asks()}
+        return {
+            "policy": self.policy,
+            "socks": self.socks,
+            "bpf/lb": self.load_balancer,
+            "names": self.names,
+            **self._xds.asks(),
+        }
 
     def posts(self) -> dict[str, Callable[[Query, bytes], Awaitable[Any]]]:
         """Path below /v1/ → what answers a body."""
@@ -143,7 +149,7 @@ class Views:
         return {
             "node": self._config.node_name,
             "pid": os.getpid(),
-            "started": self._started,
+            "started": rfc3339(self._started),
             "source": {
                 "directory": self._config.source.directory,
                 "files": self._inventory.files,
@@ -223,6 +229,13 @@ class Views:
         """Frontends of Services (of `namespace`, or all) with what they lead to, and what has none."""
         _only(query, "namespace")
         return service_rows(self._balance(), query.get("namespace"))
+
+    async def names(self, query: Query) -> dict[str, list[str]]:
+        """What the source knows, whatever node it is of: `pods`, `services` («namespace/name»), `namespaces`."""
+        _only(query)
+        pods, services = self._inventory.names("Pod"), self._inventory.names("Service")
+        namespaces = {*self._inventory.names("Namespace"), *(name.partition("/")[0] for name in (*pods, *services))}
+        return {"pods": sorted(pods), "services": sorted(services), "namespaces": sorted(namespaces)}
 
     async def policy(self, query: Query) -> list[dict[str, Any]]:
         """The policy of every endpoint, or of `endpoint`, with peers, rules and HTTP rules by name.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pyroute2 import AsyncIPRoute
 
-from spliceway.bpf import abi, diag, leftovers, libbpf, node, record, upgrade, views
+from spliceway.bpf import abi, diag, leftovers, libbpf, mapsizes, node, record, upgrade, views
 from spliceway.bpf.attach import interface_index
 from spliceway.bpf.devicewatch import DeviceWatch
 from spliceway.bpf.endings import end_connections
@@ -72,7 +72,7 @@ class Datapath(KernelViews):
     def __init__(self, settings: DatapathSettings, maps: Maps, programs: tuple[str, ...], *, taken_over: bool) -> None:
         """Use `open`."""
         self._settings, self._maps, self._programs, self._taken_over = settings, maps, programs, taken_over
-        self._table = KernelTable(maps)
+        self._table = KernelTable(maps, mapsizes.configured(settings))
         self._attached: dict[str, Attached] = {}
         self._served: frozenset[IPAddress] = frozenset()
         self._policy: PolicyTable | None = None
@@ -91,6 +91,7 @@ class Datapath(KernelViews):
         self._uncovered = Uncovered()
         self._upkeep = Upkeep(settings, self._hooks, self._splices.set_steering)
         self._pins: frozenset[str] = frozenset()
+        self._sizes: tuple[str, ...] = ()
         self._proxy_map = libbpf.info_of(maps.root / "maps" / "proxy_socks").id
 
     def __repr__(self) -> str:
@@ -112,6 +113,7 @@ class Datapath(KernelViews):
             await install(root, names, wanted, settings.program_cache)
         upgrade.record_layouts(root, shapes)
         self = cls(settings, Maps(root), program_names(names), taken_over=known)
+        self._sizes = mapsizes.differing(root, names)
         record.set_netns(settings.bpffs)
         self._hooks.adopt(self._drain.others)
         await self._upkeep.begin()
@@ -369,6 +371,7 @@ class Datapath(KernelViews):
                 *self.services.problems,
                 *self._table.marks.problems,
             ),
+            warnings=self._sizes,
             hooks=self._watch.status,
             devices=self._devices.status,
             uncovered=self._uncovered.told,

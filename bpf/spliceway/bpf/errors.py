@@ -34,10 +34,17 @@ _SIZES = {
 class MapFullError(KernelRefusedError):
     """A revision doesn't fit. Nothing was written."""
 
-    def __init__(self, name: str, need: int, together: int, room: int) -> None:
-        """`need`: elements of the new revision; `together`: with those that go only after it is live."""
+    def __init__(self, name: str, need: int, together: int, room: int, configured: int | None = None) -> None:
+        """`need`: elements of the new revision; `together`: with those that go only after it is live.
+
+        `configured`: the size that the configuration gives a map that is made now.
+        """
         beside = f", {together} while the old revision is still there" if together > need else ""
         raising = f": raise datapath.{_SIZES[name]}" if name in _SIZES else ""
+        if configured not in (None, room):  # raising alone changes nothing
+            raising = (
+                f": it was made with {room}, {configured} are configured: `spliceway cleanup` and a start make it anew"
+            )
         super().__init__(
             f"map {name}: {need} elements needed{beside}, room for {room}", ENOSPC, f"the map is full{raising}"
         )

@@ -25,6 +25,8 @@ from spliceway.bpf.record import PolicyRule
 from spliceway.bpf.types import DatapathSettings
 
 _TABLE = "nftables: table inet spliceway"
+#: Kinds of which a network namespace has one, whichever bpffs it was made for.
+SHARED = ("filter", "rule", "device", "netfilter")
 
 
 class Leftover(msgspec.Struct, frozen=True):
@@ -70,6 +72,15 @@ def runs(bpffs: Path) -> bool:
 def elsewhere(bpffs: Path) -> bool:
     """Whether the agent ran in another network namespace: its filters, rules and sysctls can't be reached from here."""
     return record.netns(bpffs) not in (None, current_cookie())
+
+
+def strangers(bpffs: Path) -> list[Path]:
+    """Other bpffs whose agents' rules, devices and tables in this network namespace would go with those of this one.
+
+    Those of an agent that runs; and all, where no agent of this bpffs has been in this namespace.
+    """
+    at_home = record.netns(bpffs) == current_cookie()
+    return [other for other in record.others(bpffs) if not at_home or runs(other)]
 
 
 async def find(settings: DatapathSettings) -> list[Leftover]:

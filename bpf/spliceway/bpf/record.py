@@ -78,6 +78,50 @@ def set_netns(bpffs: Path) -> None:
     (top(bpffs) / _NETNS).symlink_to(str(own))
 
 
+def others(bpffs: Path) -> list[Path]:
+    """Other bpffs, or directories on one, whose agents' interfaces and rules are in this network namespace.
+
+    Of each mount that a process sees; paths begin with `/proc/PID/root`, where only another process sees them. root's.
+    """
+    own, known = current_cookie(), {_identity(top(bpffs))}
+    found = []
+    for mount in _mounts():
+        for path in [top(mount), *sorted(mount.glob("*/spliceway")), *sorted(mount.glob("*/*/spliceway"))]:
+            identity = _identity(path)
+            if identity is not None and identity not in known and netns(path.parent) == own:
+                found.append(path.parent)
+            known.add(identity)
+    return found
+
+
+def _mounts() -> list[Path]:
+    """Where each bpffs is mounted, of every mount namespace that a process is in, this process' own first."""
+    seen: set[str] = set()
+    found = []
+    processes = sorted(int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit())
+    for root in (Path("/proc/self"), *(Path("/proc", str(pid)) for pid in processes)):
+        try:
+            if (namespace := str((root / "ns/mnt").readlink())) in seen:
+                continue
+            lines = (root / "mountinfo").read_text().splitlines()
+        except OSError:  # it has ended, or is not ours to look at
+            continue
+        seen.add(namespace)
+        before = Path("/") if root.name == "self" else root / "root"
+        for fields in map(str.split, lines):
+            if fields[fields.index("-") + 1] == "bpf":
+                found.append(before / fields[4].encode().decode("unicode_escape").lstrip("/"))
+    return found
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def on_bpffs(path: Path) -> bool:
     """Whether a path that is there lies on a bpffs."""
     device = path.stat().st_dev

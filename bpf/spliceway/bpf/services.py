@@ -60,8 +60,12 @@ class Applied(msgspec.Struct, frozen=True):
 class ServiceMaps:
     """The load balancer's maps below one pin root. Not for two threads at once."""
 
-    def __init__(self, pin_root: Path) -> None:
-        """Open them, and settle what an interrupted change left. Raises KernelRefusedError: one is missing."""
+    def __init__(self, pin_root: Path, configured: Mapping[str, int] | None = None) -> None:
+        """Open them, and settle what an interrupted change left. Raises KernelRefusedError: one is missing.
+
+        `configured`: sizes for maps that are made now (`mapsizes.py`).
+        """
+        self._configured = configured or {}
         directory = pin_root / "maps"
         self._frontends, self._rows, self._backends, self._connected = (
             BpfMap.open(directory / name, name) for name in ("lb_frontends", "lb_rows", "lb_backends", "lb_connected")
@@ -182,7 +186,8 @@ class ServiceMaps:
             together = self._counts[opened.name] + coming[opened.name]
             if together > opened.max_entries:
                 need = self._counts[opened.name] - going[opened.name]
-                raise MapFullError(opened.name, need, together, opened.max_entries)
+                configured = self._configured.get(opened.name)
+                raise MapFullError(opened.name, need, together, opened.max_entries, configured)
 
     def _count(self, one: BackendSet | None, sign: int) -> None:
         for name, size in _sizes(one).items():

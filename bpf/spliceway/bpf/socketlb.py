@@ -20,6 +20,7 @@ from spliceway.bpf.attach import attach_link
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.links import SOCKET_LB_LINKS
 from spliceway.bpf.maps import SERVICES_LAYOUT
+from spliceway.bpf.mapsizes import configured
 from spliceway.bpf.repeated import Repeated
 from spliceway.bpf.services import Applied, FrontendRow, ServiceMaps
 from spliceway.bpf.types import DatapathSettings, SocketLbStatus
@@ -104,7 +105,7 @@ class SocketLb:
         if self._mode == "off":
             take_off(root)
             return
-        self._maps = ServiceMaps(root)
+        self._maps = ServiceMaps(root, configured(settings))
         self._look()
 
     def start(self) -> None:

@@ -85,9 +85,9 @@ class _Staged(NamedTuple):
 class KernelTable:
     """The live rows and the generation, read from the maps when an earlier agent's state is taken over."""
 
-    def __init__(self, maps: Maps) -> None:
+    def __init__(self, maps: Maps, configured: Mapping[str, int] | None = None) -> None:
         """Read what is live, and settle what an agent that died while it staged has left."""
-        self._maps = maps
+        self._maps, self._configured = maps, configured or {}  # sizes for maps that are made now (`mapsizes.py`)
         self.generation = int.from_bytes(maps.generation.lookup(ZERO) or b"", "little")
         self._applied: PolicyTable | None = None
         slot = self.generation & 1
@@ -163,7 +163,7 @@ class KernelTable:
             (maps.policy, rows.policy, policy),
             (maps.pairs, rows.pairs, pairs),
         ):
-            _check_room(target, before, after)
+            _check_room(target, before, after, self._configured.get(target.name))
         if not (endpoints or classes or ipcache or policy or pairs):
             return
         staged = [
@@ -232,12 +232,12 @@ class KernelTable:
             self._unsettled = self._unsettled[1:]
 
 
-def _check_room(target: BpfMap, before: Rows, edits: Edits) -> None:
+def _check_room(target: BpfMap, before: Rows, edits: Edits, configured: int | None) -> None:
     """While a change is staged, what comes and what goes are there together."""
     new = sum(key not in before for key, value in edits.items() if value is not None)
     gone = sum(value is None for value in edits.values())
     if len(before) + new > target.max_entries:
-        raise MapFullError(target.name, len(before) + new - gone, len(before) + new, target.max_entries)
+        raise MapFullError(target.name, len(before) + new - gone, len(before) + new, target.max_entries, configured)
 
 
 def _differing(rows: Rows, edits: Edits) -> Edits:

@@ -285,7 +285,7 @@ class DatapathStatus(msgspec.Struct, frozen=True):
     """What is loaded and attached. `draining`: other versions' programs that sockets still have.
 
     `devices`: interfaces of the node's; `uncovered`: further ones of pods, whose packets no policy judges, for people.
-    `problems` are sentences for people, empty when all is well.
+    `problems` are sentences for people, empty when all is well; so are `warnings`, of what should be known.
     """
 
     abi: int
@@ -295,6 +295,7 @@ class DatapathStatus(msgspec.Struct, frozen=True):
     attached: tuple[str, ...]
     lost_events: int
     problems: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
     draining: tuple[str, ...] = ()
     hooks: HookStatus = HookStatus()
     devices: tuple[DeviceStatus, ...] = ()

@@ -71,6 +71,8 @@ def _cluster_ips(spec: Fields) -> tuple[bool, tuple[IPAddress, ...]]:
     """Whether it is headless, and its cluster IPs: `clusterIPs`, of which `clusterIP` is the first."""
     one: str = spec.take("clusterIP", str, "")
     listed = list(spec.where.at("clusterIPs").items(spec.take("clusterIPs", list, []), str))
+    if one not in ("", _NONE):
+        parse_address(one, spec.where.at("clusterIP"))
     if one and listed and listed[0][1] != one:
         listed[0][0].refuse(f"{shown(listed[0][1])} is not spec.clusterIP ({shown(one)})")
     if not listed and one:

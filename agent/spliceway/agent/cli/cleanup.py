@@ -66,7 +66,7 @@ def cleanup(
         return
     for item in done.removed:
         typer.echo(f"Removed {item.kind} {item.what}")
-    if any(item.kind != "state" for item in done.removed):
+    if any(item.kind == "pins" for item in done.removed):
         typer.echo("Policy is not enforced on this node any more.")
     if not done.removed:
         typer.echo("Nothing to remove.")
@@ -101,7 +101,7 @@ def _where(settings: DatapathSettings) -> str:
 
 def _agrees(found: Sequence[Item], settings: DatapathSettings, output: Output, *, force: bool) -> bool:
     """Ask, where somebody is there to answer, and where it would be done."""
-    from spliceway.agent.nodecleanup import elsewhere
+    from spliceway.agent.nodecleanup import elsewhere, foreign
     from spliceway.bpf.leftovers import runs
 
     for item in found if output is Output.TABLE else ():
@@ -111,6 +111,8 @@ def _agrees(found: Sequence[Item], settings: DatapathSettings, output: Output, *
         why = "the agent ran in another network namespace, of which nothing is seen from here: run it there, or"
     elif runs(settings.bpffs):
         why = "an agent runs: stop it first, or"
+    elif told := foreign(settings, found):
+        why = f"{told}, or"
     if why and not force:
         typer.echo(f"spliceway: nothing was removed: {why} say --yes --force", err=True)
         return False

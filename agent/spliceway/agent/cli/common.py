@@ -63,6 +63,19 @@ ConfigOption = Annotated[
 class Group(typer.core.TyperGroup):
     """A command group that tells our own errors in one line on stderr, with exit status 1; 2 for wrong usage."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command; where there is none of this name but a group has one, the error tells it."""
+        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+            groups = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+            meant = [
+                f"'{name} {args[0]}'"
+                for name, group in groups.items()
+                if isinstance(group, typer.core.TyperGroup) and args[0] in group.list_commands(ctx)
+            ]
+            if meant:
+                ctx.fail(f"No such command {args[0]!r}. There is {' and '.join(meant)}.")
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
         from spliceway.agent.errors import OWN_ERRORS, WrongUsageError

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
 _STAGES = ("desired", "sent", "acked")
 _LOG_LEVELS = ("debug", "info", "warning", "error")
+#: How many names of what there is a message lists.
+_SHOWN = 40
 #: Asks for more flows than an agent keeps.
 _ALL = str(2**31)
 
@@ -105,27 +108,53 @@ def local_pod(client: AgentClient, name: str) -> str:
 def flow_pod(client: AgentClient, name: str, *, follow: bool) -> str:
     """«namespace/name» of the pod that `name`, with or without namespace, means.
 
-    The agent lists the pods of its node; those of other nodes are known by the flows that it keeps. One that is in
-    neither can still come when flows are followed, if it is named in full. Raises WrongUsageError.
+    The agent lists the pods that its source knows, other nodes' too; those that have gone are in the flows that it
+    keeps. One that is in neither can come when flows are followed, if it is named in full. Raises WrongUsageError.
     """
+    return _of_flows(client, "pod", name, lambda flow: {flow["source"]["pod"], flow["destination"]["pod"]}, follow)
+
+
+def flow_service(client: AgentClient, name: str, *, follow: bool) -> str:
+    """«namespace/name» of the Service that `name`, with or without namespace, means; as `flow_pod`."""
+    return _of_flows(client, "service", name, lambda flow: set(flow["services"]), follow)
+
+
+def _of_flows(
+    client: AgentClient, kind: str, name: str, named: Callable[[dict[str, Any]], set[str]], follow: bool
+) -> str:
+    """`named`: what a flow has of this kind."""
     from spliceway.agent.errors import WrongUsageError
 
-    known = {item["name"] for item in client.get("endpoints")}
-    found = sorted(key for key in known if name in (key, key.partition("/")[2]))
+    known: set[str] = set(client.get("names")[f"{kind}s"])
+    found = _meant(name, known)
     if not found:
-        seen = {
-            end["pod"]
-            for flow in client.lines("flows", last=_ALL)
-            for end in (flow["source"], flow["destination"])
-            if end["pod"]
-        }
-        found = sorted(key for key in seen if name in (key, key.partition("/")[2]))
-        known |= seen
+        known |= {one for flow in client.lines("flows", last=_ALL) for one in named(flow) if one}
+        found = _meant(name, known)
     if len(found) == 1:
-        return str(found[0])
+        return found[0]
     if found:
-        raise WrongUsageError(f"pod {name}: several namespaces have one: {', '.join(found)}")
+        raise WrongUsageError(f"{kind} {name}: several namespaces have one: {', '.join(found)}")
     if follow and "/" in name:
-        typer.echo(f"spliceway: pod {name} is not on this node and in no flow yet; waiting for one", err=True)
+        typer.echo(f"spliceway: {kind} {name} is not known and in no flow yet; waiting for one", err=True)
         return name
-    raise WrongUsageError(f"pod {name}: there are {', '.join(sorted(known)) or 'none'}")
+    raise WrongUsageError(f"{kind} {name}: there are {_listed(known)}")
+
+
+def known_namespace(client: AgentClient, name: str) -> str:
+    """Check that the agent's source knows something of this namespace. Raises WrongUsageError."""
+    from spliceway.agent.errors import WrongUsageError
+
+    known = client.get("names")["namespaces"]
+    if name not in known:
+        raise WrongUsageError(f"namespace {name}: there are {_listed(known)}")
+    return name
+
+
+def _meant(name: str, known: Iterable[str]) -> list[str]:
+    return sorted(key for key in known if name in (key, key.partition("/")[2]))
+
+
+def _listed(names: Iterable[str]) -> str:
+    first = sorted(names)
+    more = f" and {len(first) - _SHOWN} more" if len(first) > _SHOWN else ""
+    return (", ".join(first[:_SHOWN]) or "none") + more

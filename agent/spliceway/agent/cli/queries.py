@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
+from typing import Any
 
 import msgspec
 
@@ -20,6 +21,9 @@ from spliceway.policy.table import RuleRef
 from spliceway.policy.verdict import Protocol, Reason, Verdict
 
 _RULE = re.compile(r"\.(ingress|egress|ingressDeny|egressDeny)\[([0-9]+)\]")
+_FIELD = re.compile(r"Object (contains unknown|missing required) field `(.+)`")
+#: How msgspec writes the place of a header.
+_SOME_HEADER = "http.headers[...]"
 _ICMP = (int(Protocol.ICMP), int(Protocol.ICMPV6))
 _WITH_PORTS = (int(Protocol.TCP), int(Protocol.UDP), int(Protocol.SCTP))
 #: Answers whose text is kept; equal decisions of the evaluator are mostly one object.
@@ -170,14 +174,14 @@ class Asker:
 
     def _error(self, text: bytes, error: Exception) -> bytes:
         self.wrong += 1
-        reason = _reason(error)
-        self.first_error = self.first_error or f"query {self.asked}: {reason}"
         try:
             repeated = msgspec.json.decode(text)
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             repeated = None
         if not isinstance(repeated, dict):
             repeated = {"query": _shown(text.decode(errors="replace"))}
+        reason = _reason(error).replace(_SOME_HEADER, f"http.headers[{_odd_header(repeated)}]")
+        self.first_error = self.first_error or f"query {self.asked}: {reason}"
         return self._encoder.encode({**repeated, "error": reason})
 
 
@@ -308,8 +312,21 @@ def _reason(error: Exception) -> str:
     if isinstance(error, msgspec.DecodeError):
         reason, _, place = text.partition(" - at ")
         field = place.strip("`").removeprefix("$").removeprefix(".")
+        if match := _FIELD.fullmatch(reason):
+            told = "unknown field" if match[1] == "contains unknown" else "is required"
+            return f"{field}.{match[2]}: {told}" if field else f"{match[2]}: {told}"
         return f"{field}: {reason}" if field else reason
     return text
+
+
+def _odd_header(query: dict[str, Any]) -> str:
+    """The first header of a query whose value is neither text nor a list of texts; msgspec does not name it."""
+    http = query.get("http")
+    headers = http.get("headers") if isinstance(http, dict) else None
+    for name, value in headers.items() if isinstance(headers, dict) else ():
+        if not all(isinstance(one, str) for one in (value if isinstance(value, list) else [value])):
+            return _shown(name)
+    return "…"
 
 
 def _shown(text: str) -> str:

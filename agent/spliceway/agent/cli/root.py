@@ -44,10 +44,14 @@ def agent(
 ) -> None:
     """Run the agent on this node until SIGTERM. What it put into the kernel stays in force after it."""
     from spliceway.agent.config import load_config
+    from spliceway.agent.errors import ConfigError
     from spliceway.agent.podcgroup import located
     from spliceway.agent.run import run_agent
 
-    run_agent(located(load_config(config)), log_level=log_level, cleanup=cleanup)
+    found = located(load_config(config))
+    if not found.source.directory.is_dir():
+        raise ConfigError(str(config), "source.directory", f"{found.source.directory} is not a directory")
+    run_agent(found, log_level=log_level, cleanup=cleanup)
 
 
 app.command("cleanup")(cleanup.cleanup)

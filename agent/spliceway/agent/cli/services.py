@@ -30,7 +30,8 @@ def service_list(
     """
     from spliceway.agent.cli.render import emit_full, emit_json, table
 
-    found = agent_client(socket).get("services", namespace=namespace)
+    client = agent_client(socket)
+    found = client.get("services", namespace=None if namespace is None else options.known_namespace(client, namespace))
     if output is ListOutput.JSON:
         emit_json(found)
     elif output is ListOutput.YAML:

@@ -23,7 +23,7 @@ _STATUS_PAUSE = 0.05
 def status(
     wait: Annotated[
         float,
-        typer.Option(min=0, help="Wait so many seconds for an agent with nothing wrong that knows what to splice."),
+        typer.Option(min=0, help="Wait so many seconds for an agent with nothing wrong that is done with its start."),
     ] = 0.0,
     output: OutputOption = Output.TABLE,
     socket: SocketOption = None,
@@ -37,7 +37,8 @@ def status(
     while True:
         client, found = _status(client, socket, deadline)
         wrong = problems(found)
-        if not (wrong or not found["splice"]["decided"]) or time.monotonic() >= deadline:
+        unsettled = not found["splice"]["decided"] or found["policy"].get("servicePending", False)
+        if not (wrong or unsettled) or time.monotonic() >= deadline:
             break
         time.sleep(_STATUS_PAUSE)
     if output is Output.JSON:
@@ -213,9 +214,7 @@ def flows(
     ] = None,
     service: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAMESPACE/SERVICE", help="What was dialled, or whose backend.", callback=options.flow_value
-        ),
+        typer.Option(metavar="[NAMESPACE/]SERVICE", help="What was dialled, or whose backend."),
     ] = None,
     output: OutputOption = Output.TABLE,
     socket: SocketOption = None,
@@ -232,7 +231,7 @@ def flows(
         reason=reason,
         hook=hook,
         pod=None if pod is None else options.flow_pod(client, pod, follow=follow),
-        service=service,
+        service=None if service is None else options.flow_service(client, service, follow=follow),
     )
     try:
         for item in lines:

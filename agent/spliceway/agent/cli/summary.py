@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 from spliceway.agent.cli.render import address, labels_text
@@ -20,7 +21,10 @@ def summary(status: Json) -> list[tuple[str, str]]:
     attached = ", ".join(datapath["attached"]) or "nothing"
     listeners, clients = _many(len(proxy["listeners"]), "listener"), _many(proxy["clients"], "xDS client")
     return [
-        ("node", f"{status['node']} (agent pid {status['pid']}, up {_duration(time.time() - status['started'])})"),
+        (
+            "node",
+            f"{status['node']} (agent pid {status['pid']}, up {_duration(time.time() - _seconds(status['started']))})",
+        ),
         (
             "source",
             f"{source['directory']}: {_many(source['files'], 'file')}, {_many(source['objects'], 'object')}",
@@ -104,6 +108,11 @@ def _ports(use: Json) -> str:
     )
 
 
+def _seconds(moment: str) -> float:
+    """Since 1970, of a time in RFC 3339."""
+    return datetime.fromisoformat(moment).timestamp()
+
+
 def problems(status: Json) -> list[str]:
     """Everything that is not as it should be, one sentence each."""
     policy = status["policy"]
@@ -154,6 +163,7 @@ def warnings(status: Json) -> list[str]:
     splice = status["splice"]
     return [
         *map(printable, status["proxy"]["warnings"]),
+        *(f"datapath: {printable(text)}" for text in status["datapath"].get("warnings", ())),
         *_conflicts(status["services"]),
         *splice_notes(splice),
         *other_owner_notes(splice["counters"]),

@@ -43,11 +43,12 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """What is looked at: the numbers and places of a configuration, or the defaults.
 
     `settings`: with the cgroups only where there is a configuration (`configured`); `fixes`: what `splice.kernelFixes`
-    declares.
+    declares; `source`: where policies come from.
     """
 
     settings: DatapathSettings
     configured: bool
+    source: Path | None = None
     fixes: tuple[str, ...] = ()
     self_test: bool = True
 

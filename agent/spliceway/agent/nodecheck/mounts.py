@@ -1,4 +1,4 @@
-"""Mounts: the cgroup2 hierarchy with the two directories, and the BPF file system."""
+"""Places: the cgroup2 hierarchy with the two directories, the BPF file system, the directory of policies."""
 
 from __future__ import annotations
 
@@ -73,6 +73,17 @@ def judge_bpffs(found: Sequence[Mount], path: Path, *, in_container: bool) -> Ch
         todo = "mount the host's with mountPropagation: Bidirectional, or what is pinned ends with the container"
         return warn("bpffs", f"{path} is the container's own (not a shared mount)", todo)
     return ok("bpffs", f"{path} ({'shared' if on.shared else 'private'})")
+
+
+def source(target: Target) -> Iterator[Check]:
+    """The directory of policies and manifests: an agent does not start without it."""
+    if (path := target.source) is None:
+        yield skipped("source", "no configuration", "name it: --config FILE")
+    elif not path.is_dir():
+        what = "is not a directory" if path.exists() else "is not there"
+        yield fail("source", f"source.directory: {path} {what}", "make it, or correct source.directory")
+    else:
+        yield ok("source", f"source.directory: {path}")
 
 
 def _in_container() -> bool:

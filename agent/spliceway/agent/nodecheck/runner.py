@@ -42,6 +42,7 @@ CHECKS: dict[str, Callable[[Target], Iterator[Check]]] = {
     "cgroup2": mounts.cgroup2,
     "cgroups": mounts.cgroup_directories,
     "bpffs": mounts.bpffs,
+    "source": mounts.source,
     "cgroup-programs": owners.owners,
     "socket-lb": socketlb.socket_lb,
     "tc-programs": hooks.tc_programs,
@@ -79,7 +80,13 @@ def target_of(config: Config | None, *, bpffs: Path | None = None, self_test: bo
     settings = config.datapath_settings()
     if bpffs is not None:
         settings = msgspec.structs.replace(settings, bpffs=bpffs)
-    return Target(settings=settings, configured=True, fixes=config.splice.kernel_fixes, self_test=self_test)
+    return Target(
+        settings=settings,
+        configured=True,
+        source=config.source.directory,
+        fixes=config.splice.kernel_fixes,
+        self_test=self_test,
+    )
 
 
 def _all(target: Target) -> Iterator[Check]:

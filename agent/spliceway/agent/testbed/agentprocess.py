@@ -40,6 +40,11 @@ def agent_config(node: Node, overrides: Mapping[str, Any] | None = None) -> dict
     return merged(config, overrides or {})
 
 
+def config_text(config: Mapping[str, Any]) -> str:
+    """As a file; words that only YAML 1.1 takes for booleans, `on` and `off`, stay text."""
+    return str(yaml.safe_dump(config, sort_keys=False))
+
+
 def start_agent(
     node: Node, overrides: Mapping[str, Any] | None = None, *, timeout: float = START_SECONDS
 ) -> AgentProcess:
@@ -49,7 +54,7 @@ def start_agent(
     """
     config = agent_config(node, overrides)
     path = node.info.directory / "agent.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    path.write_text(config_text(config))
     log = node.info.logs / "agent.log"
     with log.open("ab") as output:
         argv = [sys.executable, "-m", "spliceway.agent", "agent", "--config", str(path)]

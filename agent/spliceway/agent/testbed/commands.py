@@ -12,17 +12,18 @@ import typer
 
 from spliceway.agent.cli.common import program
 from spliceway.agent.cli.summary import refusals
+from spliceway.agent.config import parse_config
 from spliceway.agent.configsections import ProxyKind
+from spliceway.agent.configtext import read_mapping
+from spliceway.agent.errors import ConfigError
 from spliceway.agent.testbed import manifests, processes, runs
-from spliceway.agent.testbed.agentprocess import merged, start_agent, takes_long
+from spliceway.agent.testbed.agentprocess import config_text, merged, start_agent, takes_long
 from spliceway.agent.testbed.errors import TestbedError
-from spliceway.agent.testbed.hints import hints
+from spliceway.agent.testbed.hints import hints, places
 from spliceway.agent.testbed.node import NodeInfo, Pod, find_pod
 from spliceway.agent.testbed.plan import make_plan
 from spliceway.agent.testbed.profiles import Chain, KubeProxy, PodLink, Profile, ProfileName, Tunnel, Uplink
 from spliceway.agent.testbed.testbed import Record, Testbed, load_record
-from spliceway.policy.documents import load_documents
-from spliceway.policy.errors import PolicyError
 
 app = typer.Typer(
     name="testbed",
@@ -34,6 +35,8 @@ app = typer.Typer(
 )
 
 Output = Annotated[Literal["table", "json"], typer.Option("--output", "-o", help="For people or for programs.")]
+#: What the file of --config need not say.
+_OF_EVERY_NODE = {"source": {"directory": "/"}, "node": {"name": "node1"}, "cgroups": {"pods": "/"}}
 RunId = Annotated[str, typer.Option("--run", help="Which testbed, when several are up.")]
 
 
@@ -59,10 +62,12 @@ class PodStatus(msgspec.Struct, frozen=True):
 
 @app.command("up")
 def up(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Manifests, or directories of them.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE…", exists=True, help="Manifests, or directories of them.")
+    ],
     policies: Annotated[
         list[Path] | None,
-        typer.Option(help="A directory or file of policies and what they refer to; can be repeated."),
+        typer.Option(exists=True, help="A directory or file of policies and what they refer to; can be repeated."),
     ] = None,
     config: Annotated[
         Path | None,
@@ -88,13 +93,14 @@ def up(
     pod_link: Annotated[PodLink, typer.Option(help="What joins pods to their node.")] = "veth",
     big_tcp: Annotated[bool, typer.Option("--big-tcp", help="Whether pods' devices carry packets of 192 KiB.")] = False,
 ) -> None:
-    """Build virtual nodes from Namespace and Pod manifests and leave them running.
+    """Build virtual nodes from manifests and leave them running.
+
+    Namespaces, Nodes and Pods are built; policies of all kinds, Services, EndpointSlices, Secrets and CiliumCIDRGroups
+    among them are handed to the agents, as those of --policies are.
 
     Exit status 1 when a policy or manifest is refused: what is refused is told, and the testbed stays up without it.
     """
-    overrides = _overrides(config) if config else {}
-    if proxy is not None:
-        overrides = merged(overrides, {"proxy": {"kind": proxy}})
+    overrides = _overrides(config, proxy) if config else {"proxy": {"kind": proxy}} if proxy is not None else {}
     plan = make_plan(manifests.load(files))
     built = Profile(
         profile,
@@ -118,8 +124,9 @@ def up(
         raise
     testbed.detach()
     typer.echo(_table([_status(testbed.run_id)]))
-    where = testbed.node.info
-    typer.echo(f"\nEdit policies in {where.policies}; logs are in {where.logs}.")
+    typer.echo("")
+    for sentence in places([node.info for node in testbed.nodes]):
+        typer.echo(sentence)
     several = len(runs.existing()) > 1
     for line in hints(program(), testbed.run_id if several else "", [*plan.pods, *plan.hosts]):
         typer.echo(line)
@@ -130,15 +137,16 @@ def up(
         raise typer.Exit(1)
 
 
-def _overrides(file: Path) -> dict[str, Any]:
-    """What a file says of the agent's configuration. The agent judges it. Raises TestbedError."""
+def _overrides(file: Path, proxy: ProxyKind | None) -> dict[str, Any]:
+    """What a file says of the agent's configuration, with the proxy of the command line. Raises ConfigError."""
     try:
-        found = load_documents(file.read_text(), str(file))
-    except (PolicyError, UnicodeDecodeError) as error:
-        raise TestbedError(f"{file}: {error}" if isinstance(error, UnicodeDecodeError) else str(error)) from error
-    if len(found) != 1 or not isinstance(found[0].content, dict):
-        raise TestbedError(f"{file}: must be one mapping, as the configuration of the agent is")
-    return found[0].content
+        found = read_mapping(file.read_text(), str(file))
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(file), "", f"is not UTF-8 (byte {error.start})") from error
+    overrides = merged(found, {"proxy": {"kind": proxy}} if proxy is not None else {})
+    # The agent would say the same of the node's file, which the user has never seen.
+    parse_config(config_text(merged(_OF_EVERY_NODE, overrides)), str(file))
+    return overrides
 
 
 @app.command("exec", context_settings={"allow_interspersed_args": False})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from spliceway.agent.testbed.node import NodeInfo
 from spliceway.agent.testbed.plan import PodPlan
 
 
@@ -20,6 +21,14 @@ def hints(program: str, run: str, pods: Sequence[PodPlan]) -> list[str]:
         lines.append(f"Try:  {program} {shlex.join(['testbed', 'exec', *option, *tried])}")
     lines.append(f"End:  {program} {shlex.join(['testbed', 'down', *([run] if run else [])])}")
     return lines
+
+
+def places(nodes: Sequence[NodeInfo]) -> list[str]:
+    """Where policies and logs are: each node's agent reads its own directory."""
+    if len(nodes) == 1:
+        return [f"Edit policies in {nodes[0].policies}; logs are in {nodes[0].logs}."]
+    lines = [f"{node.name}: policies in {node.policies}, logs in {node.logs}" for node in nodes]
+    return [*lines, "Each node's agent reads its own directory: edit a policy in all of them, as a cluster would."]
 
 
 def _try(pods: Sequence[PodPlan]) -> list[str]:

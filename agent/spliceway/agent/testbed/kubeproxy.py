@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.plan import CLUSTER_PREFIXES, IPAddress
 
 MASQUERADE_MARK = 0x4000
@@ -154,8 +155,9 @@ def _choice(name: str, one: ServicePort, backends: Sequence[Backend]) -> list[st
 
 
 def nftables_rules(services: Iterable[ServicePort], version: int) -> str:
-    """Input of `nft -f -`: the table kube-proxy of one family, made anew."""
+    """Input of `nft -f -`: the table kube-proxy of one family, made anew. Raises TestbedError: two want one address."""
     ours = [one for one in services if one.cluster_ip.version == version]
+    _check_addresses(ours)
     ip = "ip" if version == 4 else "ip6"
     there = [one for one in ours if one.backends]
     chains, portals, ports = [], [], []
@@ -197,6 +199,20 @@ table {ip} kube-proxy {{
   chain nat-postrouting {{ type nat hook postrouting priority 100; jump masquerading; }}
 }}
 """
+
+
+def _check_addresses(services: Iterable[ServicePort]) -> None:
+    """A map of nftables has one element for an address and port."""
+    taken: dict[tuple[object, int], str] = {}
+    for one in services:
+        wanted: list[tuple[object, int]] = [(one.cluster_ip, one.port)]
+        wanted += [(one.external_ip, one.port)] if one.external_ip else []
+        wanted += [("every node", one.node_port)] if one.node_port else []
+        for address, port in wanted:
+            whose, other = one.name.rpartition(":")[0], taken.setdefault((address, port), one.name)
+            if other != one.name:
+                both = f"Services {other.rpartition(':')[0]} and {whose}"
+                raise TestbedError(f"{both} both have {address}, TCP port {port}: --kube-proxy nftables can't do that")
 
 
 def _nft_chains(one: ServicePort, name: str, ip: str) -> list[str]:

@@ -83,6 +83,34 @@ def opened(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
+#: Kind of device → what the kernel needs for it.
+_KINDS = {
+    "bond": "CONFIG_BONDING",
+    "bridge": "CONFIG_BRIDGE",
+    "ipip": "CONFIG_NET_IPIP",
+    "ip6tnl": "CONFIG_IPV6_TUNNEL",
+    "gre": "CONFIG_NET_IPGRE",
+    "vxlan": "CONFIG_VXLAN",
+    "wireguard": "CONFIG_WIREGUARD (Linux 5.6)",
+}
+
+
+def kernel_needs(kind: str) -> str:
+    """What to say of a kind of device that the kernel does not know."""
+    return f"can't make a device of kind {kind}: the kernel needs {_KINDS[kind]}"
+
+
+def add_device(name: str, kind: str, *options: str) -> None:
+    """Make a device with iproute2. Raises TestbedError, with what the kernel needs where it has no such devices."""
+    try:
+        command("ip", "link", "add", name, "type", kind, *options)
+    except TestbedError as error:
+        # «Error: Unknown device type.», «RTNETLINK answers: Operation not supported»
+        if any(words in str(error) for words in ("Unknown device type", "not supported")):
+            raise TestbedError(f"{name}: {kernel_needs(kind)}") from error
+        raise
+
+
 @contextmanager
 def netlink(what: str) -> Iterator[IPRoute]:
     """Netlink socket in the calling thread's namespace; its errors name what was being built."""

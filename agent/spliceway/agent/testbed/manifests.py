@@ -24,6 +24,8 @@ Object = Mapping[str, Any]
 CLUSTER_KINDS = frozenset({"Namespace", "Node", "Pod"})
 #: What else the agent reads: policies and what they refer to. They go to `policies/`, unread.
 POLICY_KINDS = frozenset(kind for _version, kind in READERS) - CLUSTER_KINDS
+#: Of these, what a cluster's controllers and its kube-proxy would look at.
+_OF_SERVICES = frozenset({"Service", "EndpointSlice"})
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -86,6 +88,30 @@ def load(sources: Iterable[Path | Object]) -> list[Manifest]:
         for file in files(source):
             found += [_checked(document, f"{file}[{document.index}]") for document in _documents(file)]
     return found
+
+
+def described(paths: Iterable[Path]) -> list[Manifest]:
+    """Services and EndpointSlices of files that the agent will read, without what it will refuse."""
+    found = []
+    for path in paths:
+        try:
+            documents = load_documents(path.read_text(), str(path))
+        except (PolicyError, OSError, UnicodeDecodeError):
+            continue
+        for document in documents:
+            if not isinstance(document.content, Mapping) or document.content.get("kind") not in _OF_SERVICES:
+                continue
+            found.append(Manifest(document=document.content, where=f"{path}[{document.index}]"))
+    return list(filter(is_sound, found))
+
+
+def is_sound(manifest: Manifest) -> bool:
+    """Whether the agent will take it."""
+    try:
+        parse_document(Document(manifest.where, 1, 0, manifest.document))
+    except PolicyError:
+        return False
+    return True
 
 
 def files(path: Path) -> list[Path]:

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
-from typing import Any
 
 import msgspec
 
 from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.kubeproxy import Backend, ServicePort
+from spliceway.agent.testbed.manifests import Manifest
 from spliceway.agent.testbed.plan import IPAddress, Plan, PodPlan
 
 #: Where ClusterIPs are taken from; nodes have routes for both, as those with a default route.
@@ -64,13 +64,15 @@ def ports_on(node: str, services: Iterable[Service], pods: Sequence[PodPlan]) ->
     return found
 
 
-def services_of(plan: Plan) -> list[Service]:
+def services_of(plan: Plan, further: Iterable[Manifest] = ()) -> list[Service]:
     """The Services among the manifests: with a selector, ClusterIPs, and TCP ports whose targetPort is a number.
+
+    `further`: those that are described elsewhere.
 
     Raises TestbedError with document and field.
     """
     found = []
-    for manifest in plan.policies:
+    for manifest in (*plan.policies, *further):
         if manifest.kind != "Service":
             continue
         spec = manifest.mapping("spec")
@@ -78,7 +80,7 @@ def services_of(plan: Plan) -> list[Service]:
         given = spec.get("clusterIPs") or ([spec["clusterIP"]] if spec.get("clusterIP") else [])
         if not selector or not given or "None" in given:
             continue
-        pods = tuple(pod.key for pod in plan.pods if pod.namespace == manifest.namespace and _has(pod, selector))
+        pods = tuple(pod.key for pod in plan.pods if selected(manifest, pod))
         for index, port in enumerate(manifest.items("spec", "ports")):
             if port.get("protocol", "TCP") != "TCP":
                 continue
@@ -101,6 +103,8 @@ def services_of(plan: Plan) -> list[Service]:
     return found
 
 
-def _has(pod: PodPlan, selector: Mapping[str, Any]) -> bool:
+def selected(service: Manifest, pod: PodPlan) -> bool:
+    """Whether a Service's selector means this pod."""
     labels = pod.document["metadata"].get("labels") or {}
-    return all(labels.get(key) == value for key, value in selector.items())
+    wanted = service.mapping("spec", "selector").items()
+    return pod.namespace == service.namespace and all(labels.get(key) == value for key, value in wanted)

@@ -13,12 +13,13 @@ import msgspec
 
 from spliceway.agent.testbed import build, cgroups, fabric, manifests, netns, resolve, runs, wiring
 from spliceway.agent.testbed.errors import TestbedError
-from spliceway.agent.testbed.manifests import Object
+from spliceway.agent.testbed.manifests import Manifest, Object
 from spliceway.agent.testbed.node import Cgroups, Node, NodeInfo, Pod, find_pod
 from spliceway.agent.testbed.plan import IPAddress, NodePlan, Plan, PodPlan, make_plan, plan_pod
 from spliceway.agent.testbed.profiles import Profile, check
 from spliceway.agent.testbed.rights import missing_rights
 from spliceway.agent.testbed.services import Service, ports_on, services_of
+from spliceway.agent.testbed.slices import slices_of
 from spliceway.agent.testbed.syscalls import mount
 
 
@@ -45,6 +46,7 @@ class Testbed:
         self._pod_plans = {pod.key: pod for pod in (*plan.pods, *plan.hosts)}
         self._processes: list[subprocess.Popen[Any]] = []
         self._cgroup = Path()
+        self._described: tuple[Manifest, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Testbed {self.run_id} nodes={[node.name for node in self.nodes]} hosts={sorted(self.hosts)}>"
@@ -74,7 +76,7 @@ class Testbed:
         runs.sweep()
         testbed = cls(runs.begin(), plan, profile)
         try:
-            testbed._build(plan, files)
+            testbed._build(plan, files, manifests.described(files))
         except BaseException:
             testbed.down()
             raise
@@ -113,6 +115,7 @@ class Testbed:
         self._pod_plans[plan.key] = plan
         pod = self._create_pod(plan)
         self._start([(plan, pod)])
+        self._write_slices()
         self._save()
         return pod
 
@@ -124,6 +127,7 @@ class Testbed:
         wiring.delete_pod(pod.interface, node.info.netns)
         netns.delete(pod.netns)
         plan = self._pod_plans.pop(pod.key)
+        self._write_slices()
         build.forget_pod(
             self.profile, plan, node.info.netns, [one.interface for one in node.pods.values() if one is not pod]
         )
@@ -171,6 +175,7 @@ class Testbed:
         plan = msgspec.structs.replace(plan, document={**plan.document, "metadata": metadata})
         self._pod_plans[pod.key] = plan
         self._write_pod(plan, pod)
+        self._write_slices()
 
     def keep(self) -> None:
         """Leave the testbed up when this process ends; `testbed down` ends it."""
@@ -206,7 +211,7 @@ class Testbed:
         else:
             self.down()
 
-    def _build(self, plan: Plan, policies: Sequence[Path]) -> None:
+    def _build(self, plan: Plan, policies: Sequence[Path], described: Sequence[Manifest]) -> None:
         self._cgroup = cgroups.create(self._run.cgroup())
         place = self._run.netns("fabric")
         wiring.create_fabric(place)
@@ -223,7 +228,9 @@ class Testbed:
             self.hosts[host.key] = self._create_host(host, plan.nodes, place)
         pods = [(pod, self._create_pod(pod)) for pod in plan.pods]
         if self.profile.kube_proxy != "none":
-            self.set_services(services_of(plan))
+            self.set_services(services_of(plan, described))
+        self._described = (*plan.policies, *described)
+        self._write_slices()
         for each in self.nodes:
             for manifest in plan.policies:
                 each.write_policy(
@@ -233,6 +240,12 @@ class Testbed:
                 shutil.copyfile(file, each.info.policies / file.name)
         self._start([*((host, self.hosts[host.key]) for host in plan.hosts), *pods])
         self._save()
+
+    def _write_slices(self) -> None:
+        """As a cluster's controller: what Services with selectors lead to, on every node."""
+        for slug, documents in slices_of(self._described, list(self._pod_plans.values())).items():
+            for node in self.nodes:
+                manifests.write(node.info.manifests / "pods" / f"slices-{slug}.yaml", manifests.dump(documents))
 
     def _create_node(self, plan: NodePlan, fabric: Path) -> Node:
         root = self._cgroup / plan.name

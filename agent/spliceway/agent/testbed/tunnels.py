@@ -13,7 +13,7 @@ from pathlib import Path
 from pyroute2 import WireGuard
 
 from spliceway.agent.testbed import netns
-from spliceway.agent.testbed.linkparts import command
+from spliceway.agent.testbed.linkparts import add_device, command
 from spliceway.agent.testbed.plan import NodePlan
 
 #: Name of the device of each family, beside the number of the other node where each has its own.
@@ -31,13 +31,13 @@ def create(path: Path, kind: str, plan: NodePlan, others: list[NodePlan]) -> Non
 
 def _ipip(plan: NodePlan, others: list[NodePlan]) -> None:
     device = DEVICES["ipip"][0]
-    command("ip", "link", "add", device, "type", "ipip", "local", str(plan.addresses[0]), "ttl", "64")
+    add_device(device, "ipip", "local", str(plan.addresses[0]), "ttl", "64")
     _up(device)
     for other in others:
         _route(other, 0, device, "via", str(other.addresses[0]), "onlink")
         six = f"{DEVICES['ipip'][1]}{other.number}"
         ends = ("local", str(plan.addresses[1]), "remote", str(other.addresses[1]))
-        command("ip", "link", "add", six, "type", "ip6tnl", "mode", "ip6ip6", *ends, "encaplimit", "none")
+        add_device(six, "ip6tnl", "mode", "ip6ip6", *ends, "encaplimit", "none")
         _up(six)
         _route(other, 1, six)
 
@@ -46,7 +46,7 @@ def _gre(plan: NodePlan, others: list[NodePlan]) -> None:
     for other in others:
         device = f"gre{other.number}"
         ends = ("local", str(plan.addresses[0]), "remote", str(other.addresses[0]))
-        command("ip", "link", "add", device, "type", "gre", *ends, "ttl", "64")
+        add_device(device, "gre", *ends, "ttl", "64")
         _up(device)
         for family in (0, 1):
             _route(other, family, device)
@@ -54,7 +54,7 @@ def _gre(plan: NodePlan, others: list[NodePlan]) -> None:
 
 def _gpe(plan: NodePlan, others: list[NodePlan]) -> None:
     device = DEVICES["gpe"][0]
-    command("ip", "link", "add", device, "type", "vxlan", "external", "gpe", "dstport", str(_GPE_PORT))
+    add_device(device, "vxlan", "external", "gpe", "dstport", str(_GPE_PORT))
     _up(device)
     for other in others:
         encap = ("encap", "ip", "id", str(_GPE_ID), "src", str(plan.addresses[0]), "dst", str(other.addresses[0]))
@@ -64,7 +64,7 @@ def _gpe(plan: NodePlan, others: list[NodePlan]) -> None:
 
 def _wireguard(plan: NodePlan, others: list[NodePlan]) -> None:
     device = DEVICES["wireguard"][0]
-    command("ip", "link", "add", device, "type", "wireguard")
+    add_device(device, "wireguard")
     with WireGuard() as guard:
         guard.set(device, private_key=_text(_private(plan.name)), listen_port=_PORT)
         for other in others:

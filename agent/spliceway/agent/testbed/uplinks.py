@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from spliceway.agent.testbed import netns
+from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.linkparts import (
     BOND,
     UPLINK,
     UPLINK_BRIDGE,
     add_address,
     index_of,
+    kernel_needs,
     mac_address,
     netlink,
     opened,
@@ -35,7 +39,12 @@ def create_bond(path: Path, plan: NodePlan, fabric: Path) -> None:
             with opened(fabric) as fd:
                 peer = {"ifname": port, "net_ns_fd": fd}
                 ip.link("add", ifname=SECOND_MEMBER, kind="veth", address=mac_address(f"b {plan.name}"), peer=peer)
-            ip.link("add", ifname=BOND, kind="bond", bond_mode=_ACTIVE_BACKUP, bond_miimon=50)
+            try:
+                ip.link("add", ifname=BOND, kind="bond", bond_mode=_ACTIVE_BACKUP, bond_miimon=50)
+            except NetlinkError as error:
+                if error.code != errno.EOPNOTSUPP:
+                    raise
+                raise TestbedError(f"{BOND}: {kernel_needs('bond')}") from error
             _give_up_addresses(ip)
             for name in (UPLINK, SECOND_MEMBER):
                 index = index_of(ip, name)
