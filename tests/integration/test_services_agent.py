@@ -294,7 +294,8 @@ def test_no_room_is_told_and_keeps_what_there_was(testbed: Testbed, client: Remo
             said = cli(testbed, "status", "--socket", str(agent.socket))
             assert said.returncode == 1
             assert re.search(
-                r"! services: .*stay as they were: 4 \(.*\): map lb_frontends: .*raise datapath\.maxFrontends", said.stdout
+                r"! services: .*stay as they were: 4 \(.*\): map lb_frontends: .*raise datapath\.maxFrontends",
+                said.stdout,
             ), said.stdout
             assert metrics(testbed, agent)["failures_total"] >= 1
             write(testbed, "two")

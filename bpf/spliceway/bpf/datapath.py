@@ -86,8 +86,8 @@ class Datapath(KernelViews):
         self._splices = SpliceControl(settings, maps)
         self._hooks = Hooks(settings, maps.root)
         self._watch = HookWatch(self._hooks, self._look_for_resets)
-        on_unjudged = partial(self._on_unjudged, "devices")
-        self._devices = DeviceWatch(self._hooks, settings.devices, self.endpoint_devices, on_unjudged)
+        tell = partial(self._on_unjudged, "devices")
+        self._devices = DeviceWatch(self._hooks, settings.devices, self.endpoint_devices, tell)
         self._uncovered = Uncovered()
         self._upkeep = Upkeep(settings, self._hooks, self._splices.set_steering)
         self._pins: frozenset[str] = frozenset()
@@ -264,9 +264,8 @@ class Datapath(KernelViews):
         await self.set_service_addresses({})
 
     async def _look_for_resets(self) -> None:
-        others = await asyncio.to_thread(resetting, list(self._attached.values()))
-        for kind, who in (("filters", others), ("not attached", self._watch.unjudged)):
-            await self._on_unjudged(kind, who)
+        await self._on_unjudged("filters", await asyncio.to_thread(resetting, list(self._attached.values())))
+        await self._on_unjudged("not attached", self._watch.unjudged)
 
     async def set_listeners(self, ports: Mapping[int, int]) -> None:
         """Where the proxy listens for each rule set: acknowledged listeners whose sockets are there, no others.
