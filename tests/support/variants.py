@@ -18,6 +18,7 @@ COSTLY = (
     "tests/integration/test_node_*.py",
     "tests/integration/test_two_nodes*.py",
     "tests/integration/test_bypass.py",
+    "tests/integration/test_service_egress.py",
     "tests/integration/test_services_spliced.py",
     "tests/integration/test_selftest_broken.py",
     "tests/integration/test_cases_profiles.py",

@@ -392,6 +392,8 @@ class Datapath(KernelViews):
 
     async def remove(self) -> None:
         """Detach and take out all of it. Traffic flows as if Spliceway had never been there."""
+        await self._watch.stop()  # these two take the lock themselves
+        await self._devices.stop()
         async with self._lock:
             await self.close()
             await leftovers.take_out(await leftovers.find(self._settings), self._settings)
