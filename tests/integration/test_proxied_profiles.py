@@ -17,6 +17,7 @@ from support.profiled import (
     LOCAL_NODE_PORT,
     NODE_PORT,
     PROFILES,
+    TRIED,
     manifests,
     node_address,
     services,
@@ -71,7 +72,7 @@ PROXIED = (200, 403)
 DROPPED = (0, 0)
 
 
-@pytest.fixture(scope="module", params=PROFILES)
+@pytest.fixture(scope="module", params=TRIED)
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     shopper = pod_manifest("shopper", {"role": "shopper"})
     shopper["spec"]["nodeName"] = "node1"

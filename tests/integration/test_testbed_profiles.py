@@ -15,6 +15,7 @@ from support.profiled import (
     LOCAL_NODE_PORT,
     NODE_PORT,
     PROFILES,
+    TRIED,
     manifests,
     node_address,
     services,
@@ -24,7 +25,7 @@ from support.profiled import (
 pytestmark = pytest.mark.kernel
 
 
-@pytest.fixture(scope="module", params=PROFILES)
+@pytest.fixture(scope="module", params=TRIED)
 def bed(request: pytest.FixtureRequest) -> Iterator[Testbed]:
     with Testbed.up(manifests(), profile=PROFILES[request.param]) as testbed:
         yield testbed

@@ -89,11 +89,15 @@ _SOME: dict[ProxyKind, set[str]] = {
     "embedded": {"l3-nftables", "bridge", "vxlan", "calico-like", "aws-like"},
     "envoy": {"bridge", "vxlan"},
 }
+if "SPLICEWAY_SAMPLE" in os.environ:
+    _SOME = {"embedded": {"calico-like"}, "envoy": {"bridge"}}
 #: Profile and proxy: one of each kind of node, and some with Envoy; or all.
 CHOSEN = [(name, proxy) for proxy, some in _SOME.items() for name in PROFILES if _EVERY or name in some]
 #: The same where the agent knows the Services, so that their own addresses are judged by nobody.
 KNOWN: list[tuple[str, ProxyKind]] = [
-    (f"{name}+known", "embedded") for name in PROFILES if _EVERY or name in ("l3-nftables", "bridge", "vxlan")
+    (f"{name}+known", "embedded")
+    for name in PROFILES
+    if _EVERY or name == "l3-nftables" or (name in ("bridge", "vxlan") and "SPLICEWAY_SAMPLE" not in os.environ)
 ]
 _ETH_P_ALL = 3
 _SO_RCVBUFFORCE = 33

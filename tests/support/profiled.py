@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from ipaddress import ip_address
 
 from spliceway.agent.testbed.node import Pod
@@ -36,6 +37,15 @@ DEVICES: dict[str, Profile] = {
     "l3-uplink-bridge": Profile(uplink="bridge"),
     "l3-gpe": Profile(tunnel="gpe"),
 }
+
+
+#: Those of a sample (`SPLICEWAY_SAMPLE`), else all: each takes seconds to be there.
+TRIED = [
+    name
+    for name in PROFILES
+    if "SPLICEWAY_SAMPLE" not in os.environ
+    or name in ("l3-legacy", "l3-nftables", "bridge-drop", "vxlan", "calico-like-drop", "aws-like")
+]
 
 
 def manifests() -> list[dict[str, object]]:

@@ -22,6 +22,10 @@ COSTLY = (
     "tests/integration/test_services_spliced.py",
     "tests/integration/test_selftest_broken.py",
     "tests/integration/test_cases_profiles.py",
+    "tests/integration/test_proxied_path.py",
+    "tests/integration/test_selftest.py",
+    "tests/kernel/test_hook_order.py",
+    "tests/kernel/test_service_marks.py",
     "tests/kernel/test_socket_lb.py",
 )
 
