@@ -443,7 +443,7 @@ def test_a_second_agent_and_a_bad_config_end_with_one_line(world: World) -> None
         ((str(world.node.info.cgroups.pods), "/sys/fs/nothing"), "cgroups.pods: /sys/fs/nothing is not there"),
         (("kind: embedded", "kind: envoy\n  binary: /no/envoy"), "proxy.binary: /no/envoy is not an executable file"),
         ((str(world.node.info.bpffs), "/tmp"), "bpffs: /tmp"),
-        ((str(world.node.info.manifests), "/no/where"), "source.directory /no/where is not a directory"),
+        ((str(world.node.info.manifests), "/no/where"), "source.directory: /no/where is not a directory"),
     ):
         state = ("stateDir: " + str(world.node.info.state), "stateDir: " + str(world.node.info.directory / "other"))
         config.write_text(world.agent.config.read_text().replace(*change).replace(*state))
