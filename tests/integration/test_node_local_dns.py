@@ -17,7 +17,7 @@ from spliceway.agent.testbed.profiles import Profile
 from spliceway.agent.testbed.services import Service
 from spliceway.agent.testbed.testbed import Testbed
 from support.node import pod_manifest
-from support.nodedevices import DNS, add_device, asked, dns_server, remove_device
+from support.nodedevices import DNS, add_device, asked, dns_server, dns_service, remove_device
 from support.splicebed import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
@@ -81,25 +81,6 @@ spec:
   endpointSelector: {matchLabels: {role: host}}
   egress: [{toEntities: [host, world]}]
 """
-SERVICE = """
-apiVersion: v1
-kind: Service
-metadata: {name: kube-dns, namespace: kube-system}
-spec:
-  selector: {k8s-app: kube-dns}
-  clusterIP: 10.96.0.10
-  clusterIPs: [10.96.0.10, "fd00:96::10"]
-  ipFamilies: [IPv4, IPv6]
-  ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53, protocol: TCP}]
-"""
-SLICE = """---
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {{name: kube-dns-{version}, namespace: kube-system, labels: {{kubernetes.io/service-name: kube-dns}}}}
-addressType: IPv{version}
-endpoints: [{{addresses: ["{address}"]}}]
-ports: [{{name: dns, port: 53, protocol: UDP}}, {{name: dns-tcp, port: 53, protocol: TCP}}]
-"""
 PROFILES = {
     "l3": Profile("l3", "iptables"),
     "bridge-drop": Profile("bridge", "iptables", ("INPUT", "FORWARD", "OUTPUT")),
@@ -124,8 +105,7 @@ def bed(request: pytest.FixtureRequest) -> Iterator[Testbed]:
         for name, text in {**ALLOW, "others": OTHERS}.items():
             made.node.write_policy(name, text)
         pod = made.pod("coredns")
-        slices = "".join(SLICE.format(version=version, address=pod.address(version)) for version in (4, 6))
-        made.node.write_policy("kube-dns", SERVICE + slices)
+        made.node.write_policy("kube-dns", dns_service(pod))
         made.set_services([Service("kube-system/kube-dns", tuple(map(ip_address, CLUSTER_IPS)), 53, 53, (pod.key,))])
         yield made
 

@@ -17,7 +17,7 @@ from spliceway.agent.testbed.profiles import Profile
 from spliceway.agent.testbed.services import Service
 from spliceway.agent.testbed.testbed import Testbed
 from support.node import pod_manifest, python_in
-from support.nodedevices import DNS, asked
+from support.nodedevices import DNS, asked, dns_service
 from support.splicebed import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
@@ -45,25 +45,6 @@ spec:
   podSelector: {matchLabels: {role: addressed}}
   policyTypes: [Egress]
   egress: [{to: [{ipBlock: {cidr: 10.96.0.0/12}}, {ipBlock: {cidr: "fd00:96::/64"}}]}]
-"""
-SERVICE = """
-apiVersion: v1
-kind: Service
-metadata: {name: kube-dns, namespace: kube-system}
-spec:
-  selector: {k8s-app: kube-dns}
-  clusterIP: 10.96.0.10
-  clusterIPs: [10.96.0.10, "fd00:96::10"]
-  ipFamilies: [IPv4, IPv6]
-  ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53, protocol: TCP}]
-"""
-SLICE = """---
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {{name: kube-dns-{version}, namespace: kube-system, labels: {{kubernetes.io/service-name: kube-dns}}}}
-addressType: IPv{version}
-endpoints: [{{addresses: ["{address}"]}}]
-ports: [{{name: dns, port: 53, protocol: UDP}}, {{name: dns-tcp, port: 53, protocol: TCP}}]
 """
 #: A query by a raw socket, which no program of the pods' cgroup translates: the response code (argv: address).
 RAW = """
@@ -107,8 +88,7 @@ def agent(bed: Testbed) -> Iterator[AgentProcess]:
 
 def know(bed: Testbed) -> None:
     pod = bed.pod("coredns")
-    slices = "".join(SLICE.format(version=version, address=pod.address(version)) for version in (4, 6))
-    bed.node.write_policy("kube-dns", SERVICE + slices)
+    bed.node.write_policy("kube-dns", dns_service(pod))
 
 
 def _by_udp(bed: Testbed) -> None:

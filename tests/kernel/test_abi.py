@@ -33,6 +33,7 @@ _ENUMS: dict[str, type[IntEnum]] = {
     "reason": Reason,
     "splice_word": SpliceState,
     "splice_why": abi.Why,
+    "judgement": abi.Judgement,
 }
 _STRUCTS = abi.STRUCTS | lbabi.STRUCTS
 _CONSTANTS = {
@@ -75,6 +76,7 @@ _CONSTANTS = {
     "CT_UNSEEN": abi.CtFlag.UNSEEN,
     "NOTE_ENDED": abi.Note.ENDED,
     "NOTE_WHY": abi.Note.WHY,
+    "NOTE_STOP": abi.Note.STOP,
     "SIDE_POD": abi.Side.POD,
     "SIDE_NETWORK": abi.Side.NETWORK,
     "SIDE_TRANSLATED": abi.Side.TRANSLATED,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from itertools import count, product
@@ -11,6 +13,7 @@ import msgspec
 import pytest
 
 from spliceway.agent.testbed.testbed import Testbed
+from spliceway.bpf import abi
 from spliceway.bpf.types import CtEntry, Hook, Leg
 from spliceway.policy.table import ClassKey, EndpointPolicy, PolicyTable, Row, RowKey, RuleSet
 from spliceway.policy.verdict import Direction, Protocol, Reason, Verdict
@@ -311,3 +314,27 @@ def test_what_only_audit_steers_passes_without_a_proxy(
     pass_all(old, p.ACK, 2)
     pass_all(new, p.ACK, 2)
     pass_all(next(_PORTS), p.SYN, 2)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_connection_that_another_processor_saw_later_is_known(
+    node: KernelNode, ends: dict[int, tuple[str, str]], version: int
+) -> None:
+    """This one has looked at the clock before: no time has passed since, and not all of it."""
+    node.run(node.datapath.apply(table(ends, {("allow", "allow"): 80})))
+    client, server = ends[version]
+    sport = next(_PORTS)
+    conntrack = node.datapath._maps.conntrack
+    for packets in range(1, 4):
+        flags = p.ACK if packets > 1 else p.SYN
+        frame = p.tcp_frame(client, server, sport, 80, flags=flags)
+        assert node.judge("from_pod", frame, endpoint=CLIENT) == -1
+        for key, raw in list(conntrack.items()):
+            if abi.CtKey.from_buffer_copy(key).local_port == socket.htons(sport):
+                value = abi.CtValue.from_buffer_copy(raw)
+                assert value.packets == packets, "begun anew"
+                value.seen = time.monotonic_ns() + 1_000_000_000
+                conntrack.update(key, bytes(value))
+                break
+        else:
+            raise AssertionError("no entry")

@@ -11,8 +11,28 @@ from contextlib import contextmanager
 from spliceway.agent.testbed import netns
 from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.linkparts import command
-from spliceway.agent.testbed.node import Node
+from spliceway.agent.testbed.node import Node, Pod
 
+#: The cluster's DNS at 10.96.0.10 and fd00:96::10, and its slice of one pod and IP version.
+_DNS_SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {name: kube-dns, namespace: kube-system}
+spec:
+  selector: {k8s-app: kube-dns}
+  clusterIP: 10.96.0.10
+  clusterIPs: [10.96.0.10, "fd00:96::10"]
+  ipFamilies: [IPv4, IPv6]
+  ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53, protocol: TCP}]
+"""
+_DNS_SLICE = """---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: kube-dns-{version}, namespace: kube-system, labels: {{kubernetes.io/service-name: kube-dns}}}}
+addressType: IPv{version}
+endpoints: [{{addresses: ["{address}"]}}]
+ports: [{{name: dns, port: 53, protocol: UDP}}, {{name: dns-tcp, port: 53, protocol: TCP}}]
+"""
 #: Answers each query of DNS, by UDP and TCP at every address that is given, with a response code (argv: code,
 #: addresses); says «ready» when it listens.
 DNS = """
@@ -127,3 +147,9 @@ def asked(
     done = node.run(pod, [sys.executable, "-c", ASK, str(seconds), json.dumps(questions)], timeout=seconds + 30)
     found: list[int | str] = json.loads(done.stdout)
     return found
+
+
+def dns_service(pod: Pod) -> str:
+    """The documents of the cluster's DNS, which this pod answers."""
+    slices = (_DNS_SLICE.format(version=version, address=pod.address(version)) for version in (4, 6))
+    return _DNS_SERVICE + "".join(slices)

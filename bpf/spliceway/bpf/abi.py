@@ -85,6 +85,17 @@ class Note(IntFlag):
 
     ENDED = 1
     WHY = 2
+    STOP = 4
+
+
+class Judgement(IntEnum):
+    """`enum judgement`: the answer to a question."""
+
+    DENIED = 0
+    MAY_GO_ON = 1
+    NO_QUESTION = 2
+    DENIED_NOW = 3
+    DENIED_BEFORE = 4
 
 
 class Side(IntEnum):

@@ -8,7 +8,7 @@ it out. Runs inside the node's network namespace.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -47,12 +47,11 @@ from spliceway.bpf.socketlb import SocketLb
 from spliceway.bpf.source import digest, program_names
 from spliceway.bpf.splicecontrol import SpliceControl
 from spliceway.bpf.staging import KernelTable
-from spliceway.bpf.sweep import Sweeper, SweepTotals, count_revoked
+from spliceway.bpf.sweep import Sweeper, SweepTotals
 from spliceway.bpf.types import (
     DatapathSettings,
     DatapathStatus,
     IPAddress,
-    KernelFlow,
     LocalEndpoint,
     SpliceClasses,
 )
@@ -78,7 +77,7 @@ class Datapath(KernelViews):
         self._policy: PolicyTable | None = None
         self._listeners: dict[int, int] = views.listeners(maps)
         judge = maps.root / "programs" / "judge"
-        self._revoker = Revoker(partial(count_revoked, judge))
+        self._revoker = Revoker(judge)
         self._events = EventStream(maps, self._revoker.see)
         self._sweeper = Sweeper(maps, judge)
         self._drain = upgrade.Drain(settings.bpffs, maps.root)
@@ -342,12 +341,7 @@ class Datapath(KernelViews):
         """Whether a fourth of what may wait unread is counted, for an endpoint or for the node."""
         return self._splices.pressed()
 
-    # ---- views ----
-
-    async def events(self) -> AsyncIterator[KernelFlow]:
-        """Verdicts as they are made. One consumer."""
-        async for flow in self._events.flows():
-            yield flow
+    # ---- views: see also `KernelViews` ----
 
     def status(self) -> DatapathStatus:
         """What is loaded and attached, and what is wrong."""

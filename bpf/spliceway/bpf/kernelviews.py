@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 from spliceway.bpf import views
+from spliceway.bpf.events import EventStream
 from spliceway.bpf.maps import Maps
 from spliceway.bpf.servicemarks import SHARE
 from spliceway.bpf.staging import KernelTable
-from spliceway.bpf.types import CtEntry, DatapathSettings, ReasonCount, SockEntry, SpliceCounters
+from spliceway.bpf.types import CtEntry, DatapathSettings, KernelFlow, ReasonCount, SockEntry, SpliceCounters
 
 
 class KernelViews:
@@ -15,6 +18,12 @@ class KernelViews:
     _maps: Maps
     _settings: DatapathSettings
     _table: KernelTable
+    _events: EventStream
+
+    async def events(self) -> AsyncIterator[KernelFlow]:
+        """Verdicts as they are made. One consumer."""
+        async for flow in self._events.flows():
+            yield flow
 
     def conntrack(self) -> list[CtEntry]:
         """All connections that the kernel tracks."""

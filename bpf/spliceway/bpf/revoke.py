@@ -6,12 +6,17 @@ next packet of the connection is dropped and reported again.
 
 from __future__ import annotations
 
+import ctypes
+import os
+import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import structlog
 
-from spliceway.bpf import diag
+from spliceway.bpf import abi, diag, libbpf
+from spliceway.bpf.addresses import pack_address
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.types import Hook, KernelFlow, Leg
 from spliceway.policy.verdict import Reason, Verdict
@@ -23,6 +28,7 @@ _REVOKING = frozenset(
 #: Seconds before the same connection is ended again, and how many are remembered.
 _PAUSE = 1.0
 _REMEMBERED = 16_384
+_ETHERNET = bytes(14)
 
 _log = structlog.get_logger(__name__)
 
@@ -44,11 +50,11 @@ def _revokes(flow: KernelFlow) -> bool:
 class Revoker:
     """Ends what the kernel has dropped: each connection once in a while, however many of its packets are dropped."""
 
-    def __init__(self, count: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
-        """`count`: called for what it ends after a packet; the kernel itself counts what a message met."""
+    def __init__(self, program: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        """`program`: where `judge` is pinned."""
         self.ended = 0
         self.failed = 0
-        self._count, self._clock = count, clock
+        self._program, self._clock = program, clock
         self._seen: dict[tuple[object, ...], float] = {}
 
     def see(self, flow: KernelFlow) -> None:
@@ -62,10 +68,28 @@ class Revoker:
             self._seen.clear()
         self._seen[ends] = now
         try:
-            if diag.destroy(*ends):
-                self.ended += 1
-                if flow.hook is not Hook.SK_MSG:
-                    self._count()
+            self._end(flow, ends)
         except (DatapathError, OSError) as error:
             self.failed += 1
             _log.warning("a revoked connection could not be ended", error=str(error))
+
+    def _end(self, flow: KernelFlow, ends: tuple[diag.IPAddress, int, diag.IPAddress, int]) -> None:
+        descriptor = libbpf.open_pin(self._program)
+        try:
+            ask = libbpf.asker(descriptor)
+            stopped = ask(_stop(*ends))
+            ended = diag.destroy(*ends)
+            self.ended += ended
+            # What a message met is counted, and so is what a sweep has stopped before.
+            counts = ended and stopped == abi.Judgement.DENIED and flow.hook is not Hook.SK_MSG
+            if counts or stopped == abi.Judgement.DENIED_NOW:
+                ask(_ETHERNET + bytes(abi.Question(note=abi.Note.ENDED)))
+        finally:
+            os.close(descriptor)
+
+
+def _stop(local: diag.IPAddress, local_port: int, remote: diag.IPAddress, remote_port: int) -> bytes:
+    """The proxy's socket has the pod's peer as its own end, on both legs."""
+    pod, peer = (abi.Addr((ctypes.c_uint8 * 16)(*pack_address(end))) for end in (remote, local))
+    key = abi.SpliceKey(pod=pod, peer=peer, pod_port=socket.htons(remote_port), peer_port=socket.htons(local_port))
+    return _ETHERNET + bytes(abi.Question(key=key, note=abi.Note.STOP))

@@ -3,9 +3,8 @@
 The kernel's programs refuse its next message or packet anyway. A sweep reads the connections that the kernel knows (the
 states of `splices`, and of `conntrack` those that have no state: from outside of the node, or from before an upgrade),
 asks the kernel about each distinct pair of ends once (`question.h`), and ends the proxy's socket of those that it
-denies, by cookie. It writes nothing into the states. A question leaves no trace; after the endings the kernel is asked
-again about each connection that was there to be ended, and counts and records that one's denial. What a message met
-before the sweep is counted and recorded by then.
+denies, by cookie. Before that the kernel revokes their states. Whoever comes first, a message, a packet or the sweep,
+counts and records the denial; the sweep does so after the endings, of each connection that was there to be ended.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -44,6 +43,7 @@ _RULE_SET, _PORT, _LEG = abi.SpliceState.rule_set.offset, abi.SpliceState.port.o
 _COOKIE = abi.SpliceState.sock.offset + ctypes.sizeof(abi.SpliceEnd) * abi.End.PROXY + abi.SpliceEnd.cookie.offset
 _CT_RULE_SET, _CT_LEG, _CT_PROTOCOL = abi.CtValue.rule_set.offset, abi.CtValue.leg.offset, abi.CtKey.protocol.offset
 _NONE, _ETHERNET = bytes(8), bytes(14)
+_STOP = bytes((abi.Note.STOP,))
 _NOT_DIRECT = re.compile(rb"[^\0]")
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class SweepTotals(msgspec.Struct):
 
 
 class Ended(NamedTuple):
-    """What one sweep has ended: connections of clients, and to servers where the proxy had not closed them by then."""
+    """What one sweep has ended: connections of clients, and to servers where the proxy had not closed them before."""
 
     clients: int
     servers: int
@@ -94,13 +94,15 @@ class Sweep:
         self._upstream: list[_Connection] = []
         self._nameless: dict[bytes, _Connection] = {}
         self._ended: list[_Connection] = []
+        self._denied: list[_Connection] = []
         self._looked_at = 0
 
     @property
     def ended(self) -> Ended:
-        """What `run` has ended, also one that failed."""
-        clients = sum(one.leg == Leg.DOWNSTREAM for one in self._ended)
-        return Ended(clients, len(self._ended) - clients)
+        """What `run` has stopped or ended, also one that failed."""
+        over = {one.question: one.leg for one in chain(self._denied, self._ended)}
+        clients = sum(leg == Leg.DOWNSTREAM for leg in over.values())
+        return Ended(clients, len(over) - clients)
 
     def run(self) -> bool:
         """End what may not go on. False when the policy changed meanwhile: then a sweep for that one is due.
@@ -118,7 +120,8 @@ class Sweep:
             try:
                 done = all(self._judge(batch, ask) for batch in _batches(self._connections()))
                 # Clients first. Of most of these the proxy has closed its other end by now.
-                done = done and all(self._end(batch) for batch in _batches(self._upstream)) and self._end_nameless()
+                done = done and all(self._end(batch, ask) for batch in _batches(self._upstream))
+                done = done and self._end_nameless()
             finally:
                 self._note(ask)  # last: who reads the records takes time from the endings
         finally:
@@ -142,16 +145,25 @@ class Sweep:
     def _judge(self, batch: list[_Connection], ask: Callable[[bytes], int]) -> bool:
         lost = [one for one in batch if self._lost(one, ask)]
         self._upstream += (one for one in lost if one.leg != Leg.DOWNSTREAM)
-        return self._end([one for one in lost if one.leg == Leg.DOWNSTREAM])
+        return self._end((one for one in lost if one.leg == Leg.DOWNSTREAM), ask)
 
     def _lost(self, one: _Connection, ask: Callable[[bytes], int]) -> bool:
         self._looked_at += 1
         allowed = self._answers.get(one.kind)
         if allowed is None:
-            allowed = self._answers[one.kind] = ask(_ETHERNET + one.question) != 0
+            allowed = self._answers[one.kind] = ask(_ETHERNET + one.question) != abi.Judgement.DENIED
         return one.revoked or not allowed
 
-    def _end(self, lost: list[_Connection]) -> bool:
+    def _stopped(self, one: _Connection, ask: Callable[[bytes], int]) -> _Connection:
+        if one.revoked or not any(one.cookie):
+            return one
+        answer = ask(_ETHERNET + one.question[:-1] + _STOP)
+        if answer == abi.Judgement.DENIED_NOW:
+            self._denied.append(one)
+        return one._replace(revoked=answer in {abi.Judgement.DENIED_NOW, abi.Judgement.DENIED_BEFORE})
+
+    def _end(self, stopping: Iterable[_Connection], ask: Callable[[bytes], int]) -> bool:
+        lost = [self._stopped(one, ask) for one in stopping]
         # The answers are right only if none of them is from another policy: the slot that was live then gets new rows.
         if self._maps.generation.lookup(ZERO) != self._generation:
             return False
@@ -176,21 +188,11 @@ class Sweep:
         self._totals.ended += len(self._ended) - before
 
     def _note(self, ask: Callable[[bytes], int]) -> None:
-        """Have the kernel count what was ended, and record why: under rows that have come since that might differ."""
+        """Have the kernel count what was denied, and record why: under rows that have come since that might differ."""
         same = self._maps.generation.lookup(ZERO) == self._generation
         note = bytes((abi.Note.ENDED | (abi.Note.WHY if same else 0),))
-        for one in self._ended:
-            if not one.revoked:
-                ask(_ETHERNET + one.question[:-1] + note)
-
-
-def count_revoked(program: Path) -> None:
-    """Have the kernel count a connection that was ended without a question. `program`: where `judge` is pinned."""
-    descriptor = libbpf.open_pin(program)
-    try:
-        libbpf.asker(descriptor)(_ETHERNET + bytes(abi.Question(note=abi.Note.ENDED)))
-    finally:
-        os.close(descriptor)
+        for one in chain(self._denied, (one for one in self._ended if not one.revoked)):
+            ask(_ETHERNET + one.question[:-1] + note)
 
 
 @contextlib.contextmanager

@@ -364,10 +364,10 @@ struct splice_state {
 // the floor for a direction of a connection, two small messages, is not counted: so those cost nothing.
 #define UNREAD_FLOOR 81920u
 
-// getsockopt() by which the proxy asks how many bytes a spliced socket may send now (u32). ENOPROTOOPT: as many as it likes.
 // SO_PRIORITY of the proxy's sockets whose packets netfilter must not track: as a class of traffic control 2480:0 (netfilter.py).
 #define UNTRACKED_PRIORITY 0x24800000u
 
+// getsockopt() by which the proxy asks how many bytes a spliced socket may send now (u32). ENOPROTOOPT: as many as it likes.
 #define SOCKOPT_LEVEL 0x5317
 #define SOCKOPT_ROOM 1
 
@@ -387,6 +387,10 @@ struct unread {
 // known) for this rule set go on? Then, of each that it has ended: what is to be noted.
 #define NOTE_ENDED 1	// it counts as revoked
 #define NOTE_WHY 2	// its denial is counted and recorded
+#define NOTE_STOP 4	// what has a state is judged by that and revoked; without a cookie it is the pod's of now
+
+// The answers; to STOP: no state, may go on, -, and for one that a message or another question has stopped it is counted and recorded by then.
+enum judgement { DENIED, MAY_GO_ON, NO_QUESTION, DENIED_NOW, DENIED_BEFORE };
 
 struct question {
 	struct splice_key key;

@@ -20,6 +20,12 @@ static __always_inline int ct_closing(const struct ct_value *e)
 	return (e->flags & CT_RESET) || (e->flags & (CT_FIN_IN | CT_FIN_OUT)) == (CT_FIN_IN | CT_FIN_OUT);
 }
 
+// Another CPU may have seen the connection after this one looked at the clock: that is no time at all, and not all of it.
+static __always_inline int past(u64 now, u64 seen, u64 ttl)
+{
+	return now > seen && now - seen > ttl;
+}
+
 static __always_inline int ct_expired(const struct ct_value *e, u8 protocol, u64 now)
 {
 	u64 ttl = TTL_ESTABLISHED;
@@ -29,7 +35,7 @@ static __always_inline int ct_expired(const struct ct_value *e, u8 protocol, u64
 		ttl = TTL_DATAGRAM;
 	else if (ct_closing(e))
 		ttl = TTL_CLOSED;
-	return now - e->seen > ttl;
+	return past(now, e->seen, ttl);
 }
 
 // The entry of a pod that dials a Service (leads_on()). It is no verdict on these ends, and stays so whatever becomes of the Service. The reason says

@@ -8,8 +8,7 @@ struct party {
 	u32 ifindex;		// of its veth
 	u32 identity;		// as a peer: that of its address
 	u32 policy;
-	u32 enforce;		// ENFORCE_*; ENFORCE_READY is always set for others than local endpoints
-				// LEADS_ON
+	u32 enforce;		// ENFORCE_*, LEADS_ON; ENFORCE_READY is always set for others than local endpoints
 };
 
 #define LEADS_ON 0x80u	// an address outside that Services are dialled by

@@ -19,8 +19,8 @@ static __always_inline int is_from_port(const struct __sk_buff *skb, const struc
 	return ep && ep->bridge && ep->bridge == skb->ifindex;
 }
 
-// Is this an answer, of a pod's server outside, that the pod must not get? (A SYN as well: ends that have been refused could meet halfway.) `w->key` has the pod and the server. To a Service that the pod has dialled:
-// to_network has judged the connection by these ends. Nobody has, if they are the Service's own: then it comes from a host with that address.
+// Is this an answer, of a pod's server outside, that the pod must not get? (A SYN as well: ends that have been refused could meet halfway.) `w->key`
+// has the pod and the server. To a Service that the pod has dialled: to_network has judged the connection by these ends. Nobody has, if they are the Service's own: then it comes from a host with that address.
 // Returns 0 or the reason to drop it.
 static __always_inline int wrong_answer(struct work *w)
 {

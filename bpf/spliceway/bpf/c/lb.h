@@ -73,7 +73,10 @@ static __always_inline u32 favourite(u64 cookie, u32 set, u32 seconds)
 	struct lb_affinity_key key = { .netns_cookie = cookie, .set = set };
 	struct lb_affinity *found = lb_affinities.lookup(&key);
 
-	return found && bpf_ktime_get_ns() - found->seen <= seconds * 1000000000ull ? found->number : 0;
+	if (!found)
+		return 0;
+	u64 now = bpf_ktime_get_ns();	// another CPU may have come later, and been faster
+	return now <= found->seen || now - found->seen <= seconds * 1000000000ull ? found->number : 0;
 }
 
 static __always_inline void remember(u64 cookie, u32 set, u32 number)

@@ -19,6 +19,12 @@ static __always_inline int swap(struct splice_state *st, u64 from, u64 to)
 	return __sync_val_compare_and_swap(&st->word, from, to) == from;
 }
 
+// Whoever does it first is told so: that one counts it and records it.
+static __always_inline int revoke(struct splice_state *st)
+{
+	return __sync_lock_test_and_set(&st->word, REVOKED) != REVOKED;
+}
+
 static __always_inline u32 remains_end(u64 nonce)
 {
 	return REMAINS | ((u32)nonce & NONCE_PART);

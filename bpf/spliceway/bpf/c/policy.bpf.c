@@ -17,6 +17,7 @@
 #include "inbound.h"
 #include "sender.h"
 #include "from_pod.h"
+#include "origin.h"
 #include "to_pod.h"
 #include "from_network.h"
 #include "to_network.h"

@@ -169,6 +169,13 @@ static __always_inline int still_allowed(struct splice_state *st, const struct s
 		if (st->leg == LEG_UPSTREAM || !denies(d.reason) || before == d.reason)
 			return 1;
 	}
+	if (!allowed) {
+		struct splice_counters *t = totals();
+		if (!revoke(st))
+			return 0;
+		if (t)
+			t->revoked++;
+	}
 	tell(k, st->leg, &pod, &peer, &d, allowed, size, 0);
 	return allowed;
 }
@@ -189,15 +196,9 @@ int splice_message(struct sk_msg_md *msg)
 		count_tcp(size);
 		return SK_PASS;
 	}
+	if (st->word == REVOKED || (st->generation != g->number && !still_allowed(st, &tag->key, g->number, size)))
+		return SK_DROP;
 	struct splice_counters *t = totals();
-	if (st->word == REVOKED)
-		return SK_DROP;
-	if (st->generation != g->number && !still_allowed(st, &tag->key, g->number, size)) {
-		if (t && st->word != REVOKED)
-			t->revoked++;
-		st->word = REVOKED;
-		return SK_DROP;
-	}
 	struct splice_key peer = tag->key;
 	u32 end = peer.end & 1;
 	peer.end = !end;

@@ -167,11 +167,7 @@ static __always_inline int is_tunnel_packet(const struct packet *p)
 // An address by which the node may be meant whatever its identity is: multicast, broadcast, link-local.
 static __always_inline int is_of_the_link(const struct addr *a)
 {
-	u32 first = ntohl(is_mapped(a) ? a->w[3] : a->w[0]);
-
-	if (is_mapped(a))
-		return first >= 0xe0000000 || first >> 16 == 0xa9fe;
-	return first >> 24 == 0xff || first >> 22 == 0xfe80 >> 6;
+	return reaches_many(a) || (is_mapped(a) && ntohl(a->w[3]) >= 0xf0000000);	// 240.0.0.0/4: nobody's, or a broadcast's
 }
 
 // A tunnel from a pod to a node: its end would take what is inside for another node's. Pods may have tunnels among themselves, and to the world.
