@@ -126,10 +126,11 @@ class Churn:
         watch.start()
         try:
             with dialling(clients, seconds, connections / len(clients)) as dialled:
-                begin = time.monotonic()
-                while (now := time.monotonic()) < begin + seconds:
+                due = begin = time.monotonic()
+                while time.monotonic() < begin + seconds:
                     self._write()
-                    time.sleep(max(0.0, 1 / changes - (time.monotonic() - now)))
+                    due += 1 / changes  # one that was late does not put off those that follow
+                    time.sleep(max(0.0, due - time.monotonic()))
                 found = [one for process in dialled for one in answers(process)]
             self._until_acknowledged(len(self._states) - 1)
         finally:

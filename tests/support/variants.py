@@ -24,6 +24,13 @@ COSTLY = (
     "tests/integration/test_cases_profiles.py",
     "tests/integration/test_proxied_path.py",
     "tests/integration/test_selftest.py",
+    "tests/integration/test_attack_*.py",
+    "tests/integration/test_crash_*.py",
+    "tests/integration/test_egress_attack.py",
+    "tests/integration/test_bad_input.py",
+    "tests/integration/test_embedded_headers.py",
+    "tests/integration/test_xds_churn.py",
+    "tests/integration/test_xds_faults.py",
     "tests/kernel/test_hook_order.py",
     "tests/kernel/test_service_marks.py",
     "tests/kernel/test_socket_lb.py",
@@ -38,15 +45,16 @@ def costly(name: str) -> bool:
 def sample(names: Sequence[str], one_in: int) -> list[str]:
     """Of each function's variants (`name[variant]`) one in so many, and one at least, in the order of `names`.
 
-    It begins at another variant for each function. `one_in` should be odd: parameters mostly have two or four values,
+    It begins at another variant for each file, and at the same one for the functions of a file, which share what their
+    variants need: a node takes longer than a test. `one_in` should be odd: parameters mostly have two or four values,
     which an even step would always meet in the same one.
     """
     functions: dict[str, list[str]] = {}
     for name in names:
         functions.setdefault(name.partition("[")[0], []).append(name)
-    kept = {
-        name
-        for number, variants in enumerate(functions.values())
-        for name in variants[number % min(one_in, len(variants)) :: one_in]
-    }
+    files: dict[str, int] = {}
+    kept: set[str] = set()
+    for function, variants in functions.items():
+        number = files.setdefault(function.partition("::")[0], len(files))
+        kept.update(variants[number % min(one_in, len(variants)) :: one_in])
     return [name for name in names if name in kept]

@@ -24,6 +24,6 @@ def test_every_function_and_every_value_is_met() -> None:
     assert sample(names, 1) == names
 
 
-def test_another_beginning_for_each_function() -> None:
-    names = [f"{function}[{number}]" for function in "abc" for number in range(3)]
-    assert sample(names, 5) == ["a[0]", "b[1]", "c[2]"]
+def test_another_beginning_for_each_file_and_the_same_within() -> None:
+    names = [f"{function}[{number}]" for function in ("a.py::f", "a.py::g", "b.py::f", "c.py::f") for number in range(3)]
+    assert sample(names, 5) == ["a.py::f[0]", "a.py::g[0]", "b.py::f[1]", "c.py::f[2]"]
