@@ -15,6 +15,7 @@ from spliceway.agent.flowlog import FlowLog
 from spliceway.agent.flows import Names, rfc3339
 from spliceway.agent.inventory import Inventory, Refusal
 from spliceway.agent.jsonable import plain
+from spliceway.agent.killswitch import KillSwitch
 from spliceway.agent.metrics import DatapathCounters
 from spliceway.agent.policyrows import policy_rows
 from spliceway.agent.provenance import PolicyState, Unapplied, policy_states, unapplied
@@ -78,6 +79,7 @@ class Views:
         balance: Callable[[], Balance],
         names: Callable[[], Names],
         splicing: Splicing,
+        kill_switch: KillSwitch,
         xds: XdsViews,
         warnings: Callable[[], Sequence[str]],
         port_use: Callable[[], PortUse],
@@ -100,6 +102,7 @@ class Views:
         self._balance = balance
         self._names = names
         self._splicing = splicing
+        self._kill_switch = kill_switch
         self._xds = xds
         self._warnings = warnings
         self._port_use = port_use
@@ -163,6 +166,7 @@ class Views:
             },
             "services": service_counts(self._balance()),
             "enforcement": {"mode": self._config.enforcement, "policies": policies, "policiesInAudit": in_audit},
+            "killSwitch": self._kill_switch.status(),
             "datapath": self._datapath.status(),
             "proxy": {
                 "kind": self._config.proxy.kind,

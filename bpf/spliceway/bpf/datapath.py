@@ -323,6 +323,16 @@ class Datapath(KernelViews):
         """Frontends as they are in the kernel, also what an earlier agent left; none where it is switched off."""
         return await self.services.held()
 
+    async def set_disabled(self, disabled: bool) -> None:
+        """The kill switch: while it is on the programs pass everything, and hand on what the proxy has already.
+
+        Off again, everything is judged by its next packet or message, and what may not go on at the proxy is ended.
+        """
+        async with self._lock:
+            self._splices.set_disabled(disabled)
+        if not disabled:
+            self._sweeper.ask(self._policy.revision if self._policy is not None else 0)
+
     async def set_splice(self, classes: SpliceClasses) -> None:
         """Which legs of new connections are spliced. Those that are spliced stay so."""
         self._splices.set_classes(classes)

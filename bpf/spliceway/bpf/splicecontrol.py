@@ -1,6 +1,6 @@
-"""What user space says about splicing: which legs, how much may wait unread, whose sockets not; and looking at readers.
+"""What user space says to the programs as a whole, splicing above all: which legs, how much may wait unread, whose sockets not.
 
-All of it reaches new connections only, but for the limits, which count from the next message on.
+And looking at readers. What is said of splicing reaches new connections only, but for the limits, which count from the next message on.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class SpliceControl:
         """Nothing is written yet."""
         self._settings, self._maps = settings, maps
         self._classes = settings.splice
+        self._disabled = settings.disabled
         self._steering = (0, 0)
         self._seen: dict[bytes, tuple[int, ...]] = {}
 
@@ -46,6 +47,8 @@ class SpliceControl:
             (classes.wanted and classes.clients, abi.ConfigFlag.SPLICE_CLIENTS),
             (classes.wanted and classes.servers, abi.ConfigFlag.SPLICE_SERVERS),
             (not classes.wanted, abi.ConfigFlag.SPLICE_OFF),
+            (settings.audit, abi.ConfigFlag.AUDIT),
+            (self._disabled, abi.ConfigFlag.DISABLED),
         ):
             flags |= flag if on else abi.ConfigFlag(0)
         config = abi.Config(
@@ -72,6 +75,11 @@ class SpliceControl:
     def set_classes(self, classes: SpliceClasses) -> None:
         """Which legs of new connections are spliced."""
         self._classes = classes
+        self.write()
+
+    def set_disabled(self, disabled: bool) -> None:
+        """Whether the kill switch is on."""
+        self._disabled = disabled
         self.write()
 
     def exclude(self, attached: Mapping[str, Attached]) -> None:

@@ -34,7 +34,7 @@ def summary(status: Json) -> list[tuple[str, str]]:
             f"revision {policy['revision']} in force{held_up(status)}, "
             f"{_many(policy['rows'], 'row')}, {_many(policy['ruleSets'], 'rule set')}",
         ),
-        ("enforcement", _enforcement(status["enforcement"])),
+        ("enforcement", _disabled(status) or _enforcement(status["enforcement"])),
         ("services", _services(status["services"])),
         *([("socket-lb", _socket_lb(found))] if (found := datapath.get("socketLb")) else []),
         (
@@ -118,6 +118,7 @@ def problems(status: Json) -> list[str]:
     policy = status["policy"]
     process = status["proxy"]["process"] or {}
     found = [
+        *_kill_switch(status),
         *refusals(status),
         *(f"reconcile: {text}" for text in (policy["error"], policy["endpointError"]) if text),
         *(f"services: {text}" for text in (policy.get("serviceError"),) if text),
@@ -308,6 +309,27 @@ def _enforcement(found: Json) -> str:
     if mode == "audit":
         return f"audit: nothing is denied by any policy ({policies})"
     return f"{mode}: {policies}" + (f", {count} of them in audit" if count else "")
+
+
+def _disabled(status: Json) -> str:
+    """«OFF for 3m07s: the kill switch is on», or empty."""
+    found = status.get("killSwitch") or {}
+    if not found.get("on"):
+        return ""
+    return f"OFF for {_duration(time.time() - found['since'])}: the kill switch is on, nothing is enforced or steered"
+
+
+def _kill_switch(status: Json) -> list[str]:
+    found = status.get("killSwitch") or {}
+    told = []
+    if found.get("on"):
+        why = "; ".join(found["why"]) or "it is being turned off"
+        told.append(f"kill switch: ON, no policy is enforced on this node: {why}")
+    elif found.get("why"):
+        told.append(f"kill switch: is to be on, and is not yet: {'; '.join(found['why'])}")
+    if found.get("error"):
+        told.append(f"kill switch: could not be turned: {found['error']}")
+    return told
 
 
 def _services(found: Json) -> str:
