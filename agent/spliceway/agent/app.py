@@ -170,8 +170,7 @@ class Agent:
             addresses=addresses,
         )
         self._proxy.on_answer(self._reconciler.wake)
-        self._proxy.set_lenient(self._kill_switch.on)
-        self._kill_switch.use(self._disable)
+        self._kill_switch.use(self._datapath, self._proxy)
         self._server.add_services(csds.handlers(self._xds_view, self._server.tcp))
         await self._server.start()
         stack.push_async_callback(self._server.stop)
@@ -262,14 +261,6 @@ class Agent:
         self._dns.complete(changes, self._node.own.dns)
         self._recorder.pods.update(changes.items())
         return Intent(changes, self._inventory.endpoints, self._inventory.held, seen, self._node.own.dns)
-
-    async def _disable(self, on: bool) -> None:
-        """Turn enforcement off, in the kernel first, or on again, there last: what the proxy refuses is the narrower."""
-        if on:
-            await self._datapath.set_disabled(True)
-        self._proxy.set_lenient(on)
-        if not on:
-            await self._datapath.set_disabled(False)
 
     def _on_addresses(self) -> None:
         if self._begun:

@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import inotify_simple
 import msgspec
@@ -46,6 +47,20 @@ class KillSwitchStatus(msgspec.Struct, frozen=True, rename="camel"):
     error: str = ""
 
 
+class SwitchKernel(Protocol):
+    """What it needs of the datapath."""
+
+    async def set_disabled(self, disabled: bool) -> None:
+        """Pass everything from now on, or judge it again. Raises DatapathError."""
+
+
+class SwitchProxy(Protocol):
+    """And of the proxy."""
+
+    def set_lenient(self, on: bool) -> None:
+        """Let every request pass, or ask the rules again. Raises XdsError."""
+
+
 class KillSwitch:
     """See the module. `run` is its life; `annotated` and `status` may be called meanwhile."""
 
@@ -58,7 +73,8 @@ class KillSwitch:
         self._since = time.time() if self._on else 0.0
         self._error = ""
         self._changed = asyncio.Event()
-        self._set: Callable[[bool], Awaitable[None]] | None = None
+        self._kernel: SwitchKernel | None = None
+        self._proxy: SwitchProxy | None = None
 
     def __repr__(self) -> str:
         return f"KillSwitch(on={self._on}, wanted={self.wanted}, error={self._error!r})"
@@ -91,9 +107,10 @@ class KillSwitch:
             self._annotation = said
             self._changed.set()
 
-    def use(self, turn: Callable[[bool], Awaitable[None]]) -> None:
-        """`turn` brings it into kernel and proxy. What the datapath was opened with is there already."""
-        self._set = turn
+    def use(self, kernel: SwitchKernel, proxy: SwitchProxy) -> None:
+        """Whom to tell. The datapath was opened with what is so now, the proxy gets to know it here. Raises XdsError."""
+        self._kernel, self._proxy = kernel, proxy
+        proxy.set_lenient(self._on)
 
     async def run(self) -> None:
         """Follow file and annotation, until cancelled. After `use`."""
@@ -108,12 +125,11 @@ class KillSwitch:
                     await asyncio.wait_for(self._changed.wait(), LOOK_SECONDS)
 
     async def _follow(self) -> None:
-        assert self._set is not None  # `use` came before
         wanted = self.wanted
         if wanted == self._on and not self._error:
             return
         try:
-            await self._set(wanted)
+            await self._turn(wanted)
         except OWN_ERRORS as error:
             if str(error) != self._error:
                 log.error("the kill switch could not be turned, trying again", on=wanted, error=str(error))
@@ -123,6 +139,16 @@ class KillSwitch:
         if wanted != self._on:
             self._on, self._since = wanted, time.time() if wanted else 0.0
             self._tell()
+
+    async def _turn(self, on: bool) -> None:
+        """Off: the kernel goes first, which most of the traffic meets. On: it goes last, once the proxy asks again."""
+        assert self._kernel is not None  # `use` came before
+        assert self._proxy is not None
+        if on:
+            await self._kernel.set_disabled(True)
+        self._proxy.set_lenient(on)
+        if not on:
+            await self._kernel.set_disabled(False)
 
     def _tell(self) -> None:
         if self._on:

@@ -324,14 +324,9 @@ class Datapath(KernelViews):
         return await self.services.held()
 
     async def set_disabled(self, disabled: bool) -> None:
-        """The kill switch: while it is on the programs pass everything, and hand on what the proxy has already.
-
-        Off again, everything is judged by its next packet or message, and what may not go on at the proxy is ended.
-        """
-        async with self._lock:
-            self._splices.set_disabled(disabled)
-        if not disabled:
-            self._sweeper.ask(self._policy.revision if self._policy is not None else 0)
+        """The kill switch: on, programs pass all and hand on what the proxy has; off, all is judged by its next packet."""
+        self._splices.set_disabled(disabled)
+        self._sweeper.ask(self._policy.revision if self._policy is not None else 0)  # on, that ends nothing
 
     async def set_splice(self, classes: SpliceClasses) -> None:
         """Which legs of new connections are spliced. Those that are spliced stay so."""
