@@ -233,7 +233,7 @@ def test_bridges() -> None:
 
 
 def test_neighbours() -> None:
-    assert statuses(neighbours.judge(Signs())) == ["ok"]
+    assert statuses(neighbours.judge(Signs())) == ["ok", "ok"]
     found = list(
         neighbours.judge(
             Signs(
@@ -246,7 +246,7 @@ def test_neighbours() -> None:
             )
         )
     )
-    assert [check.name for check in found] == ["cilium", "calico", "aws-vpc-cni", "istio"]
+    assert [check.name for check in found] == ["cilium", "calico", "aws-vpc-cni", "istio", "policy-kinds"]
     assert "2 cali* interfaces" in found[1].found
     assert found[2].found == "seen; 1 rules at priority 512"
     texts_of(*found)
