@@ -12,7 +12,8 @@ from prometheus_client.registry import Collector
 
 from spliceway.agent.addresses import AddressBook
 from spliceway.agent.audit import AuditLog, AuditSummary
-from spliceway.agent.cli.summary import _http_rule, _socket_lb, audit_notes, audit_rows, summary
+from spliceway.agent.cli.audits import By, audit_groups, audit_notes, audit_rows, group_columns
+from spliceway.agent.cli.summary import _http_rule, _socket_lb, summary
 from spliceway.agent.flowlog import Flow, FlowPeer, HttpPart
 from spliceway.agent.flows import Names
 from spliceway.agent.jsonable import encode, plain

@@ -359,6 +359,7 @@ class Agent:
             names=lambda: self._recorder.names,
             splicing=self._splicing,
             kill_switch=self._kill_switch,
+            isolating=self._compiler.isolating,
             xds=XdsViews(
                 self._xds_view,
                 self._proxy,

@@ -236,31 +236,6 @@ def policy_rows(policies: list[Json]) -> Iterator[tuple[str, ...]]:
             )  # fmt: skip
 
 
-def audit_rows(summary: Json) -> Iterator[tuple[Any, ...]]:
-    """Rows of `spliceway policy audit`."""
-    for item in summary["entries"]:
-        port = f"{item['protocol']} {item['port']}" if item["protocol"] else "(others)"
-        rule = item["rule"] or (
-            f"(rule set {item['ruleSet']})" if item["ruleSet"] else f"({item['direction'] or 'none'})"
-        )
-        request = f"{item['method']} {item['path']}".strip()
-        source, destination = _party(item["source"]), _party(item["destination"])
-        yield item["count"], item["reason"], rule, source, destination, port, request, item["first"], item["last"]
-
-
-def audit_notes(summary: Json) -> list[str]:
-    """What the table of `spliceway policy audit` can't show, one sentence each."""
-    found = [f"{_many(summary['records'], 'record')} since {summary['since']}"]
-    if summary["uncounted"]:
-        found.append(f"! {summary['uncounted']} more records of other pairs: too many to keep apart")
-    found += [
-        f"! {count} records were lost ({place}): some of them may have been audits"
-        for place, count in summary["lost"].items()
-        if count
-    ]
-    return found
-
-
 def flow_line(flow: Json) -> str:
     """One flow as one line: time, ends, verdict, reason, what was asked, rule."""
     if "lost" in flow:
@@ -295,12 +270,6 @@ def _http_rule(rule: Json) -> str:
         # With an action on mismatch it is no condition.
         parts.append(f"({header['mismatch']} {text})" if header["mismatch"] else text)
     return " ".join((*parts, "(audit)") if rule["audit"] else parts)
-
-
-def _party(end: Json) -> str:
-    """Namespace and labels of one end of an audit, and for what is no pod the latest address."""
-    text = labels_text(end["labels"], derived=False) or str(end["identity"])
-    return text if any(label.startswith("k8s:") for label in end["labels"]) else f"{text} ({end['address']})"
 
 
 def _enforcement(found: Json) -> str:
