@@ -56,7 +56,8 @@ def expected(profile: Profile) -> dict[str, list[str]]:
     if profile.name == "calico-like":
         found["calico"] = ["seen: 3 cali* interfaces"]
         found["policy-kinds"] = [
-            "enforced by others, too: Calico: AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy, NetworkPolicy"
+            "enforced by others, too: Calico: AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy, "
+            "NetworkPolicy"
         ]
         found["rp-filter"] = ["rp_filter=1 (strict)"]
         found["marks"] = ["bits 0xf4000"]

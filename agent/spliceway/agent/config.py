@@ -239,7 +239,9 @@ def _check(config: Config, file: str) -> None:
     if not config.policies.kinds:
         raise ConfigError(file, "policies.kinds", "names no kind: say which, or leave it out for all")
     if config.kill_switch.annotation and not _ANNOTATION.fullmatch(config.kill_switch.annotation):
-        raise ConfigError(file, "killSwitch.annotation", f"{config.kill_switch.annotation!r} is not an annotation's key")
+        raise ConfigError(
+            file, "killSwitch.annotation", f"{config.kill_switch.annotation!r} is not an annotation's key"
+        )
     if config.metrics.listen:
         listen_address(config.metrics.listen, file)
     _check_splice(config.splice, file)

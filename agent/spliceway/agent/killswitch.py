@@ -108,7 +108,7 @@ class KillSwitch:
             self._changed.set()
 
     def use(self, kernel: SwitchKernel, proxy: SwitchProxy) -> None:
-        """Whom to tell. The datapath was opened with what is so now, the proxy gets to know it here. Raises XdsError."""
+        """Whom to tell. The datapath was opened with what is so now; the proxy learns it here. Raises XdsError."""
         self._kernel, self._proxy = kernel, proxy
         proxy.set_lenient(self._on)
 
@@ -152,7 +152,9 @@ class KillSwitch:
 
     def _tell(self) -> None:
         if self._on:
-            log.warning("THE KILL SWITCH IS ON: no policy is enforced on this node, nothing is steered", why=self._why())
+            log.warning(
+                "THE KILL SWITCH IS ON: no policy is enforced on this node, nothing is steered", why=self._why()
+            )
         else:
             log.warning("the kill switch is off: policy is in force again")
 

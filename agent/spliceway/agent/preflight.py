@@ -49,7 +49,7 @@ def check(config: Config) -> None:
 
 
 def _check_cilium(config: Config) -> None:
-    """Two datapaths on one pod's device: the one behind may redirect past the other, and both drop what they don't know."""
+    """Two datapaths at one pod's device: one redirects past the other, and each drops what it does not know."""
     if config.policies.beside_cilium:
         return
     if why := cilium_enforces(read_neighbours(config.bpffs)):

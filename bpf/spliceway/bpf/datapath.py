@@ -324,7 +324,7 @@ class Datapath(KernelViews):
         return await self.services.held()
 
     async def set_disabled(self, disabled: bool) -> None:
-        """The kill switch: on, programs pass all and hand on what the proxy has; off, all is judged by its next packet."""
+        """The kill switch: on, programs pass all and hand on what the proxy has; off, next packets are judged."""
         self._splices.set_disabled(disabled)
         self._sweeper.ask(self._policy.revision if self._policy is not None else 0)  # on, that ends nothing
 

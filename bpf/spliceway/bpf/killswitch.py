@@ -1,4 +1,4 @@
-"""The kill switch in the kernel: a flag that every program looks at first. Works without an agent, on what is pinned."""
+"""The kill switch in the kernel: a flag that every program looks at first. It needs no agent, only what is pinned."""
 
 from __future__ import annotations
 

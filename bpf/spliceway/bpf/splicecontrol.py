@@ -1,6 +1,7 @@
-"""What user space says to the programs as a whole, splicing above all: which legs, how much may wait unread, whose sockets not.
+"""What user space says about splicing: which legs, how much may wait unread, whose sockets not; and looking at readers.
 
-And looking at readers. What is said of splicing reaches new connections only, but for the limits, which count from the next message on.
+All of it reaches new connections only, but for the limits, which count from the next message on. What else programs are
+told as a whole (audit, the kill switch) stands in the same map, and counts at once.
 """
 
 from __future__ import annotations

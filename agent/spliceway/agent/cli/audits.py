@@ -49,7 +49,17 @@ def audit_rows(summary: Json) -> Iterator[tuple[Any, ...]]:
             rule = f"({item['direction']}: {policies_text(item)})"
         request = f"{item['method']} {item['path']}".strip()
         source, destination = _party(item["source"]), _party(item["destination"])
-        yield item["count"], item["reason"], rule, source, destination, _port(item), request, item["first"], item["last"]
+        yield (
+            item["count"],
+            item["reason"],
+            rule,
+            source,
+            destination,
+            _port(item),
+            request,
+            item["first"],
+            item["last"],
+        )
 
 
 def audit_notes(summary: Json) -> list[str]:
@@ -67,7 +77,9 @@ def audit_notes(summary: Json) -> list[str]:
 
 def policies_text(item: Json) -> str:
     """Whose an entry is: «NetworkPolicy shop/web, CiliumNetworkPolicy shop/all», or that it is nobody's."""
-    return ", ".join(item.get("policies", ())) or ("(gone)" if item["rule"] or item["ruleSet"] else "(no policy)")
+    return ", ".join(item.get("policies", ())) or (
+        "(gone)" if item["rule"] or item["ruleSet"] or item["reason"] == "default-deny" else "(no policy)"
+    )
 
 
 def _party(end: Json) -> str:

@@ -142,7 +142,9 @@ def policy(
 
 def audit(
     reset: Annotated[bool, typer.Option("--reset", help="Begin to count anew, after showing what there is.")] = False,
-    by: Annotated[By | None, typer.Option("--by", help="Sum up by policies, pairs of workloads, or servers' ports.")] = None,
+    by: Annotated[
+        By | None, typer.Option("--by", help="Sum up by policies, pairs of workloads, or servers' ports.")
+    ] = None,
     output: OutputOption = Output.TABLE,
     socket: SocketOption = None,
 ) -> None:

@@ -10,7 +10,7 @@ from spliceway.bpf.killswitch import left_disabled
 
 
 def kill_switch(target: Target) -> Iterator[Check]:
-    """By its file, and by the programs that are attached. (Of the Node's annotation only an agent knows.)"""
+    """By its file, and by the programs that are attached: of the Node's annotation only an agent knows."""
     file = target.kill_switch
     if file is not None and os.path.lexists(file):
         yield warn("kill-switch", f"{file} is there: no policy is enforced on this node", "spliceway kill-switch off")

@@ -75,19 +75,27 @@ def cilium_enforces(signs: Signs) -> str:
     device = [name for name in signs.devices if name in ("cilium_host", "cilium_net")]
     if "cilium-agent" in signs.programs:
         return "cilium-agent runs"
-    return f"its device {device[0]} and its maps ({min(signs.cilium_maps)}) are there" if device and signs.cilium_maps else ""
+    return (
+        f"its device {device[0]} and its maps ({min(signs.cilium_maps)}) are there"
+        if device and signs.cilium_maps
+        else ""
+    )
 
 
 def _kinds(signs: Signs, kinds: Collection[str]) -> Check:
-    """Which kinds somebody else enforces, too. What both enforce is allowed where both allow it: safe, and twice the work."""
-    calico = bool({"calico-node", "felix"} & set(signs.programs)) or any(name.startswith("cali") for name in signs.devices)
+    """Which kinds somebody else enforces, too: then what passes is what both allow, and each edit must reach both."""
+    calico = bool({"calico-node", "felix"} & set(signs.programs)) or any(
+        name.startswith("cali") for name in signs.devices
+    )
     others = {
         "Calico": (calico, _CALICO_KINDS),
         "Cilium": (bool(cilium_enforces(signs)), _CILIUM_KINDS),
         "the AWS network policy agent": (bool(signs.aws_maps), _AWS_KINDS),
     }
     told = [
-        f"{name}: {', '.join(both)}" for name, (there, its) in others.items() if there and (both := sorted(its & set(kinds)))
+        f"{name}: {', '.join(both)}"
+        for name, (there, its) in others.items()
+        if there and (both := sorted(its & set(kinds)))
     ]
     if not told:
         return ok("policy-kinds", f"ours: {', '.join(kinds)}; nobody else was seen who enforces them")
