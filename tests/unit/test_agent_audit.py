@@ -186,7 +186,7 @@ def test_sums_by_policy_pair_and_port() -> None:
     assert [row[:3] for row in rows[By.PORT]] == [
         (2, server, "TCP 80"), (1, server, "HTTP/1.1 80"), (1, server, "TCP 81"),
     ]  # fmt: skip
-    assert list(audit_rows(told))[0][2] == "CiliumNetworkPolicy shop/web spec.ingressDeny[0]"
+    assert next(iter(audit_rows(told)))[2] == "CiliumNetworkPolicy shop/web spec.ingressDeny[0]"
 
 
 def test_default_deny_is_due_to_the_policies_that_isolate() -> None:
