@@ -3,8 +3,8 @@
 .venv/bin/python tests/bench/simulate_scale.py [--nodes 5000] [--pods 300000] [--churn 100] [--memory 10000,50000]
 
 Objects are real: Pods as a Deployment's are, EndpointSlices, identity slices; their sizes are those of their JSON and
-of their protobuf wire format. Pods come and go by a seeded simulation of roll-outs, second by second. What is measured on
-this machine: decoding, and time and memory of the agent's inventory and engine, each in a process of its own.
+of their protobuf wire format. Pods come and go by a seeded simulation of roll-outs, second by second. What is
+measured on this machine: decoding, and time and memory of the agent's inventory and engine, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def sizes(cluster: Cluster) -> dict[str, tuple[int, int]]:
 
 
 def rollouts(cluster: Cluster, seed: int = 1) -> Iterator[list[tuple[int, int, int]]]:
-    """For each second the pods that are replaced: (workload, old pod, new pod). Roll-outs replace a fourth at a time."""
+    """For each second the pods that are replaced: (workload, old pod, new pod). A roll-out takes a fourth at a time."""
     draw = random.Random(seed)
     members: dict[int, list[int]] = {}
     for number in range(cluster.pods):

@@ -25,7 +25,7 @@ _LISTEN = """
 import socket, sys
 family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
 with socket.socket(family, socket.SOCK_DGRAM) as s:
-    s.bind((sys.argv[1], 9999))
+    s.bind((sys.argv[1], int(sys.argv[2])))
     s.settimeout(10)
     print("ready", flush=True)
     print(s.recvfrom(100)[1][0], flush=True)
@@ -35,9 +35,9 @@ import socket, sys
 family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
 with socket.socket(family, socket.SOCK_DGRAM) as s:
     s.setsockopt(*((socket.IPPROTO_IPV6, 75) if ":" in sys.argv[1] else (socket.IPPROTO_IP, 19)), 1)  # TRANSPARENT
-    s.bind((sys.argv[2], 0))
+    s.bind((sys.argv[3], 0))
     for _ in range(3):
-        s.sendto(b"x", (sys.argv[1], 9999))
+        s.sendto(b"x", (sys.argv[1], int(sys.argv[2])))
 """
 
 
@@ -100,24 +100,25 @@ def test_nothing_is_denied_and_all_of_it_is_told(site: Switched) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_what_is_no_policys_passes_and_is_told(site: Switched, version: int) -> None:
     """Without an agent a pod may send by any address that its network lets it: so it may in audit."""
-    backend = site.testbed.pod("backend")
-    listener = site.testbed.spawn(
-        "backend", ["python", "-c", _LISTEN, str(backend.address(version))], stdout=-1, text=True
-    )
+    backend, port = str(site.testbed.pod("backend").address(version)), str(9990 + version)
+    listener = site.testbed.spawn("backend", ["python", "-c", _LISTEN, backend, port], stdout=-1, text=True)
     assert listener.stdout is not None
     assert listener.stdout.readline() == "ready\n"
-    sent = python_in(site.testbed.pod("intruder"), _SEND, str(backend.address(version)), FOREIGN[version])
+    sent = python_in(site.testbed.pod("intruder"), _SEND, backend, port, FOREIGN[version])
     assert sent.returncode == 0, sent.stderr
     assert listener.communicate(timeout=20)[0].strip() == FOREIGN[version]
 
-    def told() -> bool:
-        return any(
-            one["reason"] == "spoofed-source" and one["source"]["address"] == FOREIGN[version] for one in audits(site)
-        )
+    def spoofed() -> list[dict[str, Any]]:
+        return [one for one in audits(site) if (one["reason"], one["port"]) == ("spoofed-source", int(port))]
 
-    wait_for(told)
-    (entry,) = (one for one in audits(site) if one["source"]["address"] == FOREIGN[version])
-    assert (entry["count"], entry["policies"]) == (1, [])  # told once for three packets
+    wait_for(spoofed)
+    (entry,) = spoofed()
+    assert (entry["count"], entry["policies"], entry["direction"]) == (1, [], "")  # told once for three packets
+    assert entry["source"]["address"] == FOREIGN[version]
+    assert ["intruder" in "".join(entry["source"]["labels"]), "backend" in "".join(entry["destination"]["labels"])] == [
+        True,
+        True,
+    ]
     assert 'reason="spoofed-source",verdict="audit"' in site.metrics()
 
 
