@@ -3,8 +3,8 @@
 .venv/bin/python tests/bench/simulate_scale.py [--nodes 5000] [--pods 300000] [--churn 100] [--memory 10000,50000]
 
 Objects are real: Pods as a Deployment's are, EndpointSlices, identity slices; their sizes are those of their JSON and
-of their protobuf wire format. Pods come and go by a seeded simulation of roll-outs, second by second. What is
-measured on this machine: decoding, and time and memory of the agent's inventory and engine, each in a process of its own.
+of their protobuf wire format. Pods come and go by a seeded simulation of roll-outs, second by second. Measured on
+this machine: decoding, and time and memory of the agent's inventory and engine, each in a process of its own.
 """
 
 from __future__ import annotations
