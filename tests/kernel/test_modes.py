@@ -106,7 +106,7 @@ def test_where_nothing_is_loaded_there_is_nothing_to_turn(bed: Testbed) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_node_in_audit_drops_nothing_and_tells_it_once(bed: Testbed, version: int) -> None:
-    """Not even what enforcing rows deny, as an agent finds them that begins in audit; nor pods that it does not know."""
+    """Not even what rows deny that an agent finds when it begins in audit; nor pods that it does not know."""
     foreign = {4: "198.18.0.7", 6: "fd00:bad::7"}[version]
     client, server = (str(bed.pod(name).address(version)) for name in ("intruder", "server"))
     with KernelNode(bed.node, audit=True) as node:
