@@ -224,6 +224,9 @@ class MemoryDatapath:
         self._maybe_fail("set_disabled")
         self.disabled = disabled
 
+    def is_disabled(self) -> bool:
+        return self.disabled
+
     async def set_splice(self, classes: SpliceClasses) -> None:
         self._maybe_fail("set_splice")
         self.splice = classes

@@ -25,12 +25,17 @@ class Sides:
     def __init__(self) -> None:
         self.told: list[str] = []
         self.fails = 0
+        self.disabled = False
+
+    def is_disabled(self) -> bool:
+        return self.disabled
 
     async def set_disabled(self, disabled: bool) -> None:
         if self.fails:
             self.fails -= 1
             raise DatapathError("no such map")
         self.told.append(f"kernel {disabled}")
+        self.disabled = disabled
 
     def set_lenient(self, on: bool) -> None:
         self.told.append(f"proxy {on}")
@@ -39,6 +44,7 @@ class Sides:
 def switched(file: Path | None, body: Callable[[KillSwitch, Sides], Awaitable[None]], *, was_on: bool = False) -> None:
     async def start() -> None:
         switch, sides = KillSwitch(KillSwitchConfig(file=file), was_on=was_on), Sides()
+        sides.disabled = switch.on  # what the datapath was opened with
         switch.use(sides, sides)
         task = asyncio.create_task(switch.run())
         try:
@@ -143,6 +149,22 @@ def test_what_fails_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.
         sides.fails = 0
         await until(lambda: switch.on)
         assert switch.status().error == ""
+
+    switched(file, body)
+
+
+def test_what_others_turn_in_the_kernel_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the agent would tell that policy is enforced, and it would not be."""
+    monkeypatch.setattr(killswitch, "LOOK_SECONDS", 0.05)
+    file = tmp_path / "disabled"
+
+    async def body(switch: KillSwitch, sides: Sides) -> None:
+        sides.disabled = True
+        await until(lambda: not sides.disabled)
+        file.touch()
+        await until(lambda: switch.on)
+        sides.disabled = False
+        await until(lambda: sides.disabled)
 
     switched(file, body)
 

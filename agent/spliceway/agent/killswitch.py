@@ -53,6 +53,9 @@ class SwitchKernel(Protocol):
     async def set_disabled(self, disabled: bool) -> None:
         """Pass everything from now on, or judge it again. Raises DatapathError."""
 
+    def is_disabled(self) -> bool:
+        """Whether everything passes, as the kernel has it: others may write it, too. Raises DatapathError."""
+
 
 class SwitchProxy(Protocol):
     """And of the proxy."""
@@ -125,10 +128,15 @@ class KillSwitch:
                     await asyncio.wait_for(self._changed.wait(), LOOK_SECONDS)
 
     async def _follow(self) -> None:
+        assert self._kernel is not None  # `use` came before
         wanted = self.wanted
-        if wanted == self._on and not self._error:
-            return
         try:
+            drifted = self._kernel.is_disabled() != self._on
+            if wanted == self._on and not (self._error or drifted):
+                return
+            if wanted == self._on and drifted:
+                # `spliceway kill-switch` with another file than this agent's, say: what is told here must be true.
+                log.warning("somebody else has turned the kill switch in the kernel: it is put back", on=wanted)
             await self._turn(wanted)
         except OWN_ERRORS as error:
             if str(error) != self._error:

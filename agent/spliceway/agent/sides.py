@@ -26,6 +26,9 @@ class AgentDatapath(DatapathControl, DatapathViews, SpliceKernel, Protocol):
     async def set_disabled(self, disabled: bool) -> None:
         """Pass everything from now on, or (False) judge it again."""
 
+    def is_disabled(self) -> bool:
+        """Whether everything passes, as the kernel has it."""
+
     def events(self) -> AsyncIterator[KernelFlow]:
         """Verdicts from the ring buffer."""
 

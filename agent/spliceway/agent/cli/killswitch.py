@@ -87,7 +87,7 @@ def kill_switch(
         why = "; ".join(said["why"]) if said else "the kernel's programs still pass everything"
         raise AgentError(f"the kill switch is still on: {why}")
     if turn is Turn.ON and not on and said is not None:
-        raise AgentError(f"the agent has not turned off enforcement: {said['error'] or 'it looks at another file?'}")
+        raise AgentError(f"the agent has not turned off enforcement: {said['error'] or 'it looks at ' + said['file']}")
 
 
 def _write(file: Path, *, on: bool) -> None:
