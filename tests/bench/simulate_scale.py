@@ -16,7 +16,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import deque
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -30,6 +30,7 @@ from support.scaleobjects import (
     NAMESPACES,
     endpoint_slice,
     identity_entry,
+    identity_object,
     identity_slice,
     metadata_only,
     pod,
@@ -39,9 +40,11 @@ from support.scaleobjects import (
 
 #: How long an operator waits for more before it writes a slice, in seconds.
 WINDOW = 1.0
+#: How long after a new pod the old one is gone, in seconds.
+GRACE = 30
 ZONES = 3
 HUBS_OF_A_ZONE = 2
-SECONDS = 120
+SECONDS = 240
 WATCH_ENVELOPE = len(b'{"type":"MODIFIED","object":}\n')
 
 
@@ -80,6 +83,7 @@ def sizes(cluster: Cluster) -> dict[str, tuple[int, int]]:
         "Pod": [encoded(one) for one in chosen],
         "Pod, metadata only": [encoded(metadata_only(one)) for one in chosen],
         "EndpointSlice of 100": [encoded(endpoint_slice(number, 100, cluster.nodes)) for number in range(20)],
+        "object for one pod": [encoded(identity_object(one)) for one in chosen],
         "identity entry": [encoded(identity_entry(one)) for one in chosen],
     }
     for length in (100, 300, 1000):
@@ -116,35 +120,29 @@ def rollouts(cluster: Cluster, seed: int = 1) -> Iterator[list[tuple[int, int, i
 
 
 class Slices:
-    """Who is in which slice: those of one identity side by side; free places are filled first."""
+    """Who is in which slice: those of one identity side by side, so that a roll-out touches few."""
 
     def __init__(self, cluster: Cluster, length: int) -> None:
-        self.length = length
-        self._of: dict[int, int] = {}
-        self._used: Counter[int] = Counter()
-        self._open: list[int] = []
         by_workload = sorted(range(cluster.pods), key=lambda number: (number % cluster.workloads, number))
-        for place, number in enumerate(by_workload):
-            self._of[number] = place // length
-            self._used[place // length] += 1
+        self._of = {number: place // length for place, number in enumerate(by_workload)}
 
-    def replace(self, old: int, new: int) -> set[int]:
-        """The new pod takes the place of the old one, in its identity's slice. Slices that are written."""
+    def replace(self, old: int, new: int) -> int:
+        """The new pod goes to the slice of the old one, which has its identity; which that is."""
         self._of[new] = self._of.pop(old)
-        return {self._of[new]}
-
-    def __len__(self) -> int:
-        return len(self._used)
+        return self._of[new]
 
 
 def slice_writes(cluster: Cluster, length: int) -> float:
-    """Slices that are written a second, when an operator gathers changes for WINDOW."""
+    """Slices that are written a second, when an operator gathers changes for WINDOW.
+
+    A slice is written when a pod comes, and again when the old one is gone, GRACE later.
+    """
     slices, written = Slices(cluster, length), 0
+    leaving: deque[set[int]] = deque(set() for _ in range(GRACE))
     for second in rollouts(cluster):
-        touched: set[int] = set()
-        for _workload, old, new in second:
-            touched |= slices.replace(old, new)
-        written += len(touched)
+        touched = {slices.replace(old, new) for _workload, old, new in second}
+        leaving.append(touched)
+        written += len(touched | leaving.popleft())
     return written / SECONDS / WINDOW
 
 
@@ -165,11 +163,11 @@ def ways(cluster: Cluster, size: dict[str, tuple[int, int]]) -> list[Way]:
                 "has no addresses" if "metadata" in kind else "",
             )
         )  # fmt: skip
-    entry_json, entry_proto = size["identity entry"]
+    own, entry_proto = size["object for one pod"][0], size["identity entry"][1]
     found.append(
         Way(
-            "an object for each pod (CiliumEndpoint-like), JSON", cluster.pods, cluster.pods * entry_json,
-            cluster.churn * 2, cluster.churn * 2 * (entry_json + WATCH_ENVELOPE), cluster.nodes,
+            "an object for each pod (CiliumEndpoint-like), JSON", cluster.pods, cluster.pods * own,
+            cluster.churn * 2, cluster.churn * 2 * (own + WATCH_ENVELOPE), cluster.nodes,
         )
     )  # fmt: skip
     for length in (100, 300, 1000):

@@ -258,6 +258,29 @@ def identity_entry(whole: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def identity_object(whole: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as an object of its own, owned by the Pod."""
+    metadata = whole["metadata"]
+    kept = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
+    managed = {
+        "manager": "spliceway", "operation": "Update", "apiVersion": "spliceway.io/v1alpha1", "time": metadata["creationTimestamp"],
+        "fieldsType": "FieldsV1",
+        "fieldsV1": {"f:metadata": {"f:ownerReferences": {".": {}, f'k:{{"uid":"{metadata["uid"]}"}}': {}}}, "f:spec": {".": {}, "f:identity": {}, "f:ips": {}}},
+    }  # fmt: skip
+    owner = {"apiVersion": "v1", "kind": "Pod", "name": metadata["name"], "uid": metadata["uid"]}
+    entry = identity_entry(whole)
+    return {
+        "apiVersion": "spliceway.io/v1alpha1",
+        "kind": "PodIdentity",
+        "metadata": {
+            **{name: metadata[name] for name in kept},
+            "ownerReferences": [owner],
+            "managedFields": [managed],
+        },
+        "spec": {"ips": entry["ips"], "identity": entry["identity"]},
+    }
+
+
 def identity_slice(number: int, length: int) -> dict[str, Any]:
     """A slice of so many pods (thirty of each workload), with the labels of their identities once each."""
     first = number * length
