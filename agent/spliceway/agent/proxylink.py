@@ -126,9 +126,13 @@ class ProxyLink:
         """
         if on == self._lenient:
             return
-        self._lenient = on
-        if self._snapshot is not None:
-            self.publish(self._wanted, self._ports)
+        before, self._lenient = self._lenient, on
+        try:
+            if self._snapshot is not None:
+                self.publish(self._wanted, self._ports)
+        except BaseException:
+            self._lenient = before
+            raise
 
     @property
     def unfit(self) -> dict[str, str]:
