@@ -76,7 +76,9 @@ def test_on_and_off(bed: Testbed, node: KernelNode, version: int) -> None:
 def test_pods_that_no_table_knows_and_packets_of_nobody_pass(bed: Testbed, node: KernelNode, version: int) -> None:
     foreign = {4: "198.18.0.7", 6: "fd00:bad::7"}[version]
     server = str(bed.pod("server").address(version))
-    frames = {"source": datagram(foreign, server), "cut": datagram(foreign, server)[:30]}
+    whole = datagram(foreign, server)
+    odd = whole[:14] + bytes([0x54 if version == 4 else 0x50]) + whole[15:]  # IP version 5
+    frames = {"source": whole, "malformed": odd}
     assert ask(bed, "client", version) == 0  # not ready
     assert [node.judge("from_pod", frame, endpoint="default/client") for frame in frames.values()] == [DROP, DROP]
     node.run(node.datapath.set_disabled(True))
