@@ -9,8 +9,7 @@ from spliceway.agent.config import Config, listen_address
 from spliceway.agent.envoy import EnvoySettings
 from spliceway.agent.envoyprocess import find_envoy
 from spliceway.agent.errors import AgentError
-from spliceway.agent.nodecheck.neighbours import cilium_enforces
-from spliceway.agent.nodecheck.neighbours import read as read_neighbours
+from spliceway.agent.nodecheck.neighbours import cilium_at_work
 from spliceway.agent.proxysupervisor import PROXY_STATE
 from spliceway.proxy.model import ProxySettings
 from spliceway.xds.resources.settings import BootstrapSettings, ResourceSettings
@@ -52,7 +51,7 @@ def _check_cilium(config: Config) -> None:
     """Two datapaths at one pod's device: one redirects past the other, and each drops what it does not know."""
     if config.policies.beside_cilium:
         return
-    if why := cilium_enforces(read_neighbours(config.bpffs)):
+    if why := cilium_at_work(config.bpffs):
         raise AgentError(
             f"Cilium enforces policy on this node: {why}. Take it out first, or leave the node to it; "
             "policies.besideCilium: true starts all the same"

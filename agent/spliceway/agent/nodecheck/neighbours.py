@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def read(bpffs: Path) -> Signs:
     return Signs(
         devices=_devices(),
         cni=_quietly(_CNI),
-        cilium_maps=[name for name in _quietly(bpffs / "tc/globals") if name.startswith("cilium")],
+        cilium_maps=_cilium_maps(bpffs),
         aws_maps=_quietly(bpffs / "globals/aws/maps"),
         cilium_socket=Path("/var/run/cilium").is_dir(),
         istio_in_cni=any(b"istio-cni" in _content(_CNI / name) for name in _quietly(_CNI)),
@@ -65,6 +66,12 @@ def judge(signs: Signs, kinds: Collection[str] = PoliciesConfig().kinds) -> Iter
     found = [*_flannel(signs), *_cilium(signs), *_calico(signs), *_aws(signs), *_istio(signs)]
     yield from found or [ok("neighbours", "no flannel, Cilium, Calico, AWS VPC CNI or Istio was seen")]
     yield _kinds(signs, kinds)
+
+
+def cilium_at_work(bpffs: Path) -> str:
+    """`cilium_enforces`, of this network namespace and bpffs; cheap, and needs no event loop."""
+    devices = [name for _, name in socket.if_nameindex()]
+    return cilium_enforces(Signs(devices=devices, cilium_maps=_cilium_maps(bpffs), programs=set(_programs())))
 
 
 def cilium_enforces(signs: Signs) -> str:
@@ -152,6 +159,10 @@ def _istio(signs: Signs) -> Iterator[Check]:
         # Its redirection happens in the pod, behind the veth: what arrives here is the mesh's own traffic.
         todo = "HTTP rules see the mesh's encrypted traffic: leave pods of the mesh without them, or out of the mesh"
         yield warn("istio", f"seen: {', '.join(seen)}", todo)
+
+
+def _cilium_maps(bpffs: Path) -> list[str]:
+    return [name for name in _quietly(bpffs / "tc/globals") if name.startswith("cilium")]
 
 
 def _programs() -> Iterable[str]:
