@@ -172,17 +172,29 @@ def test_without_an_agent(site: Switched) -> None:
         passes(site)
         assert {talk.ask(ALLOWED) for talk in held} == {"200"}
         assert {talk.ask(PRIVATE) for talk in held} == {"403"}
-        assert killswitch.is_on(site.node.info.bpffs)
-        status = site.start()
-        assert status["killSwitch"]["on"]
-        passes(site)
-        wait_for(lambda: {talk.ask(PRIVATE) for talk in held} == {"200"})
-        site.agent.kill()
         assert site.turn("off")["on"] is False
         enforced(site)
-        assert not killswitch.is_on(site.node.info.bpffs)
         assert {talk.ask(ALLOWED) for talk in held} == {"200"}
     assert site.start()["killSwitch"]["on"] is False
+
+
+def test_an_agent_that_dies_while_it_is_on(site: Switched) -> None:
+    """Its proxy asks nothing, so that only the next agent turns the switch off: then requests are judged at once."""
+    site.turn("on")
+    passes(site)
+    assert site.agent is not None
+    site.agent.kill()
+    site.turn("off", status=1)
+    assert killswitch.is_on(site.node.info.bpffs)
+    passes(site)
+    streams = [Stream(site, "frontend", "api", version, PRIVATE) for version in VERSIONS]
+    assert site.start()["killSwitch"]["on"] in (True, False)  # until the Node was seen and the proxy has confirmed
+    wait_for(lambda: not site.status()["killSwitch"]["on"])
+    enforced(site)
+    for stream in streams:
+        told = stream.stop()
+        assert set(told) == {200, 403}
+        assert 200 not in told[told.index(403) :]
 
 
 def test_there_at_boot() -> None:

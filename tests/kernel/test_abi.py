@@ -49,6 +49,7 @@ _CONSTANTS = {
     "CONFIG_SPLICE_OFF": abi.ConfigFlag.SPLICE_OFF,
     "CONFIG_AUDIT": abi.ConfigFlag.AUDIT,
     "CONFIG_DISABLED": abi.ConfigFlag.DISABLED,
+    "CONFIG_LENIENT": abi.ConfigFlag.LENIENT,
     "SOCKOPT_LEVEL": abi.SOCKOPT_LEVEL,
     "SOCKOPT_ROOM": abi.SOCKOPT_ROOM,
     "FORSAKEN": abi.FORSAKEN,

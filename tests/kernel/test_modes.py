@@ -10,6 +10,7 @@ import pytest
 
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf import killswitch
+from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.types import Hook
 from spliceway.policy.verdict import Reason, Verdict
 from support.kernel import KernelNode
@@ -99,6 +100,20 @@ def test_the_flag_is_turned_without_the_datapath(bed: Testbed, node: KernelNode)
     killswitch.turn(bpffs, False)
     assert config.lookup(bytes(4)) == before
     assert ask(bed, "intruder", 4) == 0
+
+
+def test_what_an_agent_has_turned_on_only_an_agent_turns_off(bed: Testbed, node: KernelNode) -> None:
+    """Its proxy asks no rules then, and nobody else can tell it to: steering to it would be a hole."""
+    node.apply(POLICY)
+    node.run(node.datapath.set_disabled(True))
+    with pytest.raises(DatapathError, match="only an agent can tell it"):
+        killswitch.turn(bed.node.info.bpffs, False)
+    assert killswitch.is_on(bed.node.info.bpffs)
+    assert killswitch.turn(bed.node.info.bpffs, True)
+    node.run(node.datapath.set_disabled(False))
+    killswitch.turn(bed.node.info.bpffs, True)
+    killswitch.turn(bed.node.info.bpffs, False)
+    assert not killswitch.is_on(bed.node.info.bpffs)
 
 
 def test_where_nothing_is_loaded_there_is_nothing_to_turn(bed: Testbed) -> None:

@@ -73,7 +73,7 @@ class Switched:
 
     def annotate_node(self, annotations: Mapping[str, str]) -> None:
         """Give the Node object these annotations, and no others."""
-        for path in sorted(self.node.info.manifests.glob("*.yaml")):
+        for path in sorted(self.node.info.manifests.rglob("*.yaml")):
             documents = list(yaml.safe_load_all(path.read_text()))
             nodes = [
                 one for one in documents if one["kind"] == "Node" and one["metadata"]["name"] == self.node.info.name
@@ -119,7 +119,7 @@ import http.client, sys, time
 while True:
     connection = http.client.HTTPConnection(sys.argv[1], 80, timeout=1)
     try:
-        connection.request("GET", "/")
+        connection.request("GET", sys.argv[2])
         print(connection.getresponse().status, flush=True)
     except OSError:
         print(0, flush=True)
@@ -127,9 +127,9 @@ while True:
     time.sleep(0.01)
 """
 
-    def __init__(self, site: Switched, client: str, server: str, version: int) -> None:
+    def __init__(self, site: Switched, client: str, server: str, version: int, path: str = "/") -> None:
         address = str(site.testbed.pod(server).address(version))
-        argv = [sys.executable, "-c", self._CODE, address]
+        argv = [sys.executable, "-c", self._CODE, address, path]
         self._process = site.testbed.spawn(client, argv, stdout=subprocess.PIPE, text=True)
 
     def stop(self) -> list[int]:

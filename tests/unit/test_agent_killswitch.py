@@ -26,6 +26,8 @@ class Sides:
         self.told: list[str] = []
         self.fails = 0
         self.disabled = False
+        self.confirmed = True
+        self.runs = True
 
     def is_disabled(self) -> bool:
         return self.disabled
@@ -45,7 +47,7 @@ def switched(file: Path | None, body: Callable[[KillSwitch, Sides], Awaitable[No
     async def start() -> None:
         switch, sides = KillSwitch(KillSwitchConfig(file=file), was_on=was_on), Sides()
         sides.disabled = switch.on  # what the datapath was opened with
-        switch.use(sides, sides)
+        switch.use(sides, sides, lambda: sides.runs)
         task = asyncio.create_task(switch.run())
         try:
             await body(switch, sides)
@@ -149,6 +151,30 @@ def test_what_fails_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.
         sides.fails = 0
         await until(lambda: switch.on)
         assert switch.status().error == ""
+
+    switched(file, body)
+
+
+def test_the_kernel_steers_again_only_when_the_proxy_asks_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or when there is none, which lets nothing pass."""
+    monkeypatch.setattr(killswitch, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(killswitch, "CONFIRM_SECONDS", 0.05)
+    file = tmp_path / "disabled"
+
+    async def body(switch: KillSwitch, sides: Sides) -> None:
+        for back in ("confirmed", "runs"):
+            file.touch()
+            await until(lambda: switch.on)
+            sides.confirmed = False
+            file.unlink()
+            await until(lambda: "not confirmed" in switch.status().error)
+            assert (switch.on, sides.disabled) == (True, True)
+            setattr(sides, back, back == "confirmed")
+            await until(lambda: not switch.on)
+            assert (sides.disabled, switch.status().error) == (False, "")
+            sides.runs = True
 
     switched(file, body)
 

@@ -170,7 +170,7 @@ class Agent:
             addresses=addresses,
         )
         self._proxy.on_answer(self._reconciler.wake)
-        self._kill_switch.use(self._datapath, self._proxy)
+        self._kill_switch.use(self._datapath, self._proxy, lambda: self._supervisor.status().running)
         self._server.add_services(csds.handlers(self._xds_view, self._server.tcp))
         await self._server.start()
         stack.push_async_callback(self._server.stop)

@@ -19,11 +19,14 @@ import msgspec
 import structlog
 
 from spliceway.agent.configsections import KillSwitchConfig
-from spliceway.agent.errors import OWN_ERRORS
+from spliceway.agent.errors import OWN_ERRORS, AgentError
 
 #: How often the file is looked for in any case, in seconds: a mount over its directory tells nobody, and what failed is
 #: tried again.
 LOOK_SECONDS = 1.0
+#: How long the proxy may take at once to confirm that it asks its rules again, and the pause between two looks.
+CONFIRM_SECONDS = 2.0
+CONFIRM_PAUSE = 0.005
 
 _F = inotify_simple.flags
 _MASK = (
@@ -61,7 +64,11 @@ class SwitchProxy(Protocol):
     """And of the proxy."""
 
     def set_lenient(self, on: bool) -> None:
-        """Let every request pass, or ask the rules again. Raises XdsError."""
+        """Let every request pass, or ask the rules again. Returns before the proxy has answered. Raises XdsError."""
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether it has answered to the latest."""
 
 
 class KillSwitch:
@@ -78,6 +85,7 @@ class KillSwitch:
         self._changed = asyncio.Event()
         self._kernel: SwitchKernel | None = None
         self._proxy: SwitchProxy | None = None
+        self._proxy_runs: Callable[[], bool] = lambda: True
 
     def __repr__(self) -> str:
         return f"KillSwitch(on={self._on}, wanted={self.wanted}, error={self._error!r})"
@@ -110,9 +118,12 @@ class KillSwitch:
             self._annotation = said
             self._changed.set()
 
-    def use(self, kernel: SwitchKernel, proxy: SwitchProxy) -> None:
-        """Whom to tell. The datapath was opened with what is so now; the proxy learns it here. Raises XdsError."""
-        self._kernel, self._proxy = kernel, proxy
+    def use(self, kernel: SwitchKernel, proxy: SwitchProxy, proxy_runs: Callable[[], bool]) -> None:
+        """Whom to tell, and whether there is a proxy process at all.
+
+        The datapath was opened with what is so now; the proxy learns it here. Raises XdsError.
+        """
+        self._kernel, self._proxy, self._proxy_runs = kernel, proxy, proxy_runs
         proxy.set_lenient(self._on)
 
     async def run(self) -> None:
@@ -149,14 +160,21 @@ class KillSwitch:
             self._tell()
 
     async def _turn(self, on: bool) -> None:
-        """Off: the kernel goes first, which most of the traffic meets. On: it goes last, once the proxy asks again."""
+        """On: the kernel goes first, which most of the traffic meets. Off: last, once the proxy asks its rules again."""
         assert self._kernel is not None  # `use` came before
         assert self._proxy is not None
         if on:
             await self._kernel.set_disabled(True)
         self._proxy.set_lenient(on)
-        if not on:
-            await self._kernel.set_disabled(False)
+        if on:
+            return
+        # What is steered to a proxy that still lets everything pass would go past its rules.
+        deadline = time.monotonic() + CONFIRM_SECONDS
+        while self._proxy_runs() and not self._proxy.confirmed:
+            if time.monotonic() > deadline:
+                raise AgentError("the proxy has not confirmed yet that it asks its rules again")
+            await asyncio.sleep(CONFIRM_PAUSE)
+        await self._kernel.set_disabled(False)
 
     def _tell(self) -> None:
         if self._on:

@@ -135,6 +135,13 @@ class ProxyLink:
             raise
 
     @property
+    def confirmed(self) -> bool:
+        """Whether a proxy is connected that has answered to everything as it is served. False before the first of it."""
+        if self._snapshot is None or not self.clients:
+            return False
+        return all(self.acceptance(rule_set) is not Acceptance.WAITING for rule_set in self._served)
+
+    @property
     def unfit(self) -> dict[str, str]:
         """Rule sets that the proxy can't be asked for, by name, with the reason."""
         return {self._wanted[key].name: answer.message for key, answer in self._unfit.items()}

@@ -60,6 +60,7 @@ class ConfigFlag(IntFlag):
     SPLICE_OFF = 4
     AUDIT = 8
     DISABLED = 16
+    LENIENT = 32
 
 
 class Enforce(IntFlag):

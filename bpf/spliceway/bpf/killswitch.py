@@ -31,7 +31,8 @@ def turn(bpffs: Path, on: bool) -> list[Path]:
     """Set or clear the flag for the programs of every version that are pinned there; returns their roots.
 
     An agent that runs writes what it thinks itself a moment later. Raises DatapathError for a directory that is not on
-    a bpffs, and for programs that don't know the flag.
+    a bpffs, for programs that don't know the flag, and for clearing what an agent has set: the proxy was told then to let
+    every request pass, and only an agent can tell it otherwise.
     """
     top = record.top(bpffs)
     if top.exists() and not record.on_bpffs(top):
@@ -44,6 +45,11 @@ def turn(bpffs: Path, on: bool) -> list[Path]:
         opened = _open(path)
         try:
             value = _value(opened)
+            if not on and value.flags & abi.ConfigFlag.LENIENT:
+                raise DatapathError(
+                    "the proxy was told by an agent to let every request pass, and only an agent can tell it to ask its "
+                    "rules again: everything passes until one runs, which turns the switch off by itself"
+                )
             value.flags = value.flags | _FLAG if on else value.flags & ~_FLAG
             opened.update(ZERO, bytes(value))
         finally:

@@ -49,7 +49,7 @@ class SpliceControl:
             (classes.wanted and classes.servers, abi.ConfigFlag.SPLICE_SERVERS),
             (not classes.wanted, abi.ConfigFlag.SPLICE_OFF),
             (settings.audit, abi.ConfigFlag.AUDIT),
-            (self._disabled, abi.ConfigFlag.DISABLED),
+            (self._disabled, abi.ConfigFlag.DISABLED | abi.ConfigFlag.LENIENT),
         ):
             flags |= flag if on else abi.ConfigFlag(0)
         config = abi.Config(
