@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -137,7 +138,7 @@ def test_the_annotation_of_the_node(site: Switched) -> None:
     wait_for(lambda: site.status()["killSwitch"]["on"])
     passes(site)
     told = site.node.run_on_node(
-        ["python", "-m", "spliceway.agent", "kill-switch", "off", "--config", str(site.config)], timeout=60
+        [sys.executable, "-m", "spliceway.agent", "kill-switch", "off", "--config", str(site.config)], timeout=60
     )
     assert told.returncode == 1
     assert f"the Node has the annotation {KEY}: true" in told.stderr

@@ -160,7 +160,7 @@ class KillSwitch:
             self._tell()
 
     async def _turn(self, on: bool) -> None:
-        """On: the kernel goes first, which most of the traffic meets. Off: last, once the proxy asks its rules again."""
+        """On: the kernel goes first, which most of the traffic meets. Off: last, once the proxy asks rules again."""
         assert self._kernel is not None  # `use` came before
         assert self._proxy is not None
         if on:

@@ -136,7 +136,7 @@ class ProxyLink:
 
     @property
     def confirmed(self) -> bool:
-        """Whether a proxy is connected that has answered to everything as it is served. False before the first of it."""
+        """Whether a proxy is connected that has answered to all that is served now. False before anything is."""
         if self._snapshot is None or not self.clients:
             return False
         return all(self.acceptance(rule_set) is not Acceptance.WAITING for rule_set in self._served)

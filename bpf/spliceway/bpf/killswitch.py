@@ -31,8 +31,8 @@ def turn(bpffs: Path, on: bool) -> list[Path]:
     """Set or clear the flag for the programs of every version that are pinned there; returns their roots.
 
     An agent that runs writes what it thinks itself a moment later. Raises DatapathError for a directory that is not on
-    a bpffs, for programs that don't know the flag, and for clearing what an agent has set: the proxy was told then to let
-    every request pass, and only an agent can tell it otherwise.
+    a bpffs, for programs that don't know the flag, and for clearing what an agent has set: the proxy was told then to
+    let every request pass, and only an agent can tell it otherwise.
     """
     top = record.top(bpffs)
     if top.exists() and not record.on_bpffs(top):
@@ -47,7 +47,7 @@ def turn(bpffs: Path, on: bool) -> list[Path]:
             value = _value(opened)
             if not on and value.flags & abi.ConfigFlag.LENIENT:
                 raise DatapathError(
-                    "the proxy was told by an agent to let every request pass, and only an agent can tell it to ask its "
+                    "the proxy was told by an agent to let every request pass, and only an agent can tell it to ask "
                     "rules again: everything passes until one runs, which turns the switch off by itself"
                 )
             value.flags = value.flags | _FLAG if on else value.flags & ~_FLAG
