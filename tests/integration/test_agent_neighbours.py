@@ -23,7 +23,7 @@ def cilium(bed: Testbed, *, device: bool = True, maps: bool = True) -> Iterator[
     """Its device, and something of its own where it pins its maps."""
     pins = bed.node.info.bpffs / "tc" / "globals"
     if device:
-        made = bed.node.run_on_node(["ip", "link", "add", "cilium_host", "type", "dummy"])
+        made = bed.node.run_on_node(["ip", "link", "add", "cilium_host", "type", "veth", "peer", "name", "cilium_net"])
         assert made.returncode == 0, made.stderr
     if maps:
         pins.mkdir(parents=True)

@@ -34,7 +34,7 @@ _MANAGED = {
         "f:securityContext": {}, "f:serviceAccount": {}, "f:serviceAccountName": {}, "f:terminationGracePeriodSeconds": {},
     },
 }  # fmt: skip
-_STATUS_MANAGED = {
+_STATUS_MANAGED: dict[str, Any] = {
     "f:status": {
         "f:conditions": {
             f'k:{{"type":"{name}"}}': {".": {}, "f:lastProbeTime": {}, "f:lastTransitionTime": {}, "f:status": {}, "f:type": {}}
