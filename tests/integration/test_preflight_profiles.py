@@ -39,6 +39,8 @@ def expected(profile: Profile) -> dict[str, list[str]]:
         "rp-filter": ["nowhere strict"],
         "tc-programs": ["nobody else has programs or filters"],
         "neighbours": ["no flannel, Cilium, Calico, AWS VPC CNI or Istio was seen"],
+        "policy-kinds": ["nobody else was seen who enforces them"],
+        "kill-switch": ["off: "],
         "rules": ["are free"],
         "route-table": ["is free"],
         "forwarding": ["ip_forward is 1", "forwarding is 1"],
@@ -53,6 +55,10 @@ def expected(profile: Profile) -> dict[str, list[str]]:
         found["flannel"] = ["seen: flannel-v6.1, flannel.1"]
     if profile.name == "calico-like":
         found["calico"] = ["seen: 3 cali* interfaces"]
+        found["policy-kinds"] = [
+            "enforced by others, too: Calico: AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy, "
+            "NetworkPolicy"
+        ]
         found["rp-filter"] = ["rp_filter=1 (strict)"]
         found["marks"] = ["bits 0xf4000"]
     if profile.name == "aws-like":

@@ -138,6 +138,7 @@ class MemoryDatapath:
         self.generation = 0
         self.room = dict.fromkeys(("endpoints", "ipcache", "classes", "rows", "listeners", "pairs"), 65_536)
         self.splice: SpliceClasses | None = None
+        self.disabled = False
         self.unread = 0
         self.is_pressed = False
         self.fail: dict[str, str] = {}
@@ -217,6 +218,14 @@ class MemoryDatapath:
             )
             for key, state in self.services.items()
         ]
+
+    async def set_disabled(self, disabled: bool) -> None:
+        self.journal.append(f"disabled {disabled}")
+        self._maybe_fail("set_disabled")
+        self.disabled = disabled
+
+    def is_disabled(self) -> bool:
+        return self.disabled
 
     async def set_splice(self, classes: SpliceClasses) -> None:
         self._maybe_fail("set_splice")

@@ -45,6 +45,7 @@ admin: {{socket: {directory}/agent.sock}}
 
     async def open(self, settings: DatapathSettings) -> MemoryDatapath:
         self.datapath.splice = settings.splice
+        self.datapath.disabled = settings.disabled
         return self.datapath
 
     def make_proxy(self, _config: Config, on_exit: Callable[[str], None]) -> MemoryProxyProcess:

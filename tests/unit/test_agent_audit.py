@@ -11,8 +11,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.registry import Collector
 
 from spliceway.agent.addresses import AddressBook
-from spliceway.agent.audit import AuditLog, AuditSummary
-from spliceway.agent.cli.summary import _http_rule, _socket_lb, audit_notes, audit_rows, summary
+from spliceway.agent.audit import AuditEntry, AuditLog, AuditSummary
+from spliceway.agent.blame import Blamer
+from spliceway.agent.cli.audits import By, audit_groups, audit_notes, audit_rows, group_columns
+from spliceway.agent.cli.summary import _http_rule, _socket_lb, summary
 from spliceway.agent.flowlog import Flow, FlowPeer, HttpPart
 from spliceway.agent.flows import Names
 from spliceway.agent.jsonable import encode, plain
@@ -22,6 +24,7 @@ from spliceway.agent.verdicts import verdict_label, with_audit
 from spliceway.bpf.portuse import PortUse
 from spliceway.bpf.types import Hook, KernelFlow, Leg, ReasonCount, SocketLbStatus
 from spliceway.policy.compile import compile_table
+from spliceway.policy.engine import Engine, Options
 from spliceway.policy.lookup import identify
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.rulesets import NO_VALUE
@@ -156,6 +159,63 @@ def test_the_table_for_people() -> None:
         "! 1 more records of other pairs: too many to keep apart",
         "! 3 records were lost (kernel): some of them may have been audits",
     ]
+
+
+def test_sums_by_policy_pair_and_port() -> None:
+    log = AuditLog()
+    for second in (1, 2):
+        log.add(flow(second, rule="CiliumNetworkPolicy shop/web spec.ingressDeny[0]"), "ingress")
+    log.add(flow(3, port=81), "ingress")
+    log.add(flow(4, path="/a"), "")
+
+    def blame(entry: AuditEntry) -> tuple[str, ...]:
+        return ("CiliumNetworkPolicy shop/web",) if entry.rule or entry.rule_set else ()
+
+    told = shown(log.summary({}, blame))
+    rows = {by: list(audit_groups(told, by)) for by in By}
+    assert all(len(row) == len(group_columns(by)) for by in By for row in rows[by])
+    client, server = "shop: k8s:app=n256", "shop: k8s:app=n300"
+    first, last = "2026-01-01T00:00:01.000000Z", "2026-01-01T00:00:04.000000Z"
+    third = "2026-01-01T00:00:03.000000Z"
+    both = "default-deny, http-denied"
+    assert rows[By.POLICY] == [
+        (3, "CiliumNetworkPolicy shop/web", client, server, "HTTP/1.1 80; TCP 80", both, first, last),
+        (1, "(gone)", client, server, "TCP 81", "default-deny", third, third),
+    ]
+    assert [row[:3] for row in rows[By.PAIR]] == [(4, client, server)]
+    assert [row[:3] for row in rows[By.PORT]] == [
+        (2, server, "TCP 80"), (1, server, "HTTP/1.1 80"), (1, server, "TCP 81"),
+    ]  # fmt: skip
+    assert next(iter(audit_rows(told)))[2] == "CiliumNetworkPolicy shop/web spec.ingressDeny[0]"
+
+
+def test_default_deny_is_due_to_the_policies_that_isolate() -> None:
+    """In audit as well; of other policies and the other direction none."""
+    other = policy("other", "client", 80)
+    cluster = cluster_of(pod("client", "10.240.1.10"), pod("server", "10.240.1.11"), POLICY, other)
+    engine = Engine(Options(node=NODE), Numbering())
+    table = engine.apply((*cluster.pods.values(), *cluster.policies.values()), revision=1)
+    log = AuditLog()
+    log.add(flow(1), "ingress")
+    log.add(flow(2), "egress")
+    (ingress, egress) = sorted(log.summary({}).entries, key=lambda entry: entry.direction, reverse=True)
+    blame = Blamer(table, engine.isolating)
+    server = msgspec.structs.replace(ingress.destination, pod="default/server")
+    assert blame(msgspec.structs.replace(ingress, destination=server)) == ("CiliumNetworkPolicy default/web",)
+    assert blame(msgspec.structs.replace(ingress, destination=server, reason="spoofed-source")) == ()
+    assert blame(msgspec.structs.replace(egress, source=server)) == ()
+    assert blame(ingress) == ()  # a pod that is not of this node
+
+
+def test_requests_are_due_to_the_policies_of_their_rule_set() -> None:
+    text = policy("web", "server", 80, http=["/a"])
+    cluster = cluster_of(pod("client", "10.240.1.10"), pod("server", "10.240.1.11"), text)
+    table = compile_table(cluster, node=NODE, numbering=Numbering(), revision=1)
+    (rule_set,) = table.rule_sets.values()
+    log = AuditLog()
+    log.add(msgspec.structs.replace(flow(1, path="/b"), rule_set=rule_set.name), "")
+    (entry,) = log.summary({}, Blamer(table, lambda _pod, _direction: ())).entries
+    assert entry.policies == ("CiliumNetworkPolicy default/web",)
 
 
 def names() -> tuple[Names, KernelFlow]:

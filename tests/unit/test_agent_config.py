@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from spliceway.agent.config import debug_address, load_config, parse_config
-from spliceway.agent.configsections import LabelsConfig, PortRange, SpliceLimitsConfig, XdsConfig, XdsTlsConfig
+from spliceway.agent.configsections import (
+    KillSwitchConfig,
+    LabelsConfig,
+    PoliciesConfig,
+    PortRange,
+    SpliceLimitsConfig,
+    XdsConfig,
+    XdsTlsConfig,
+)
 from spliceway.agent.errors import ConfigError
 from spliceway.agent.preflight import envoy_settings, proxy_settings, resource_settings, xds_tcp
 from spliceway.agent.splicelimits import node_limits
@@ -68,12 +76,19 @@ datapath:
 metrics: {listen: "[::1]:9000"}
 flows: {bufferSize: 10}
 enforcement: audit
+killSwitch: {file: /host/etc/spliceway/disabled, annotation: example.org/off}
+policies: {kinds: [NetworkPolicy, CiliumNetworkPolicy], besideCilium: true}
 identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
 """,
         "agent.yaml",
     )
     assert config.node_name == "node1"
     assert config.enforcement == "audit"
+    assert config.datapath_settings().audit
+    assert config.kill_switch == KillSwitchConfig(
+        file=Path("/host/etc/spliceway/disabled"), annotation="example.org/off"
+    )
+    assert config.policies == PoliciesConfig(kinds=("NetworkPolicy", "CiliumNetworkPolicy"), beside_cilium=True)
     assert config.datapath.tcx == "off"
     assert config.identity.labels == LabelsConfig(include=("app", "*.example.org/*"), exclude=())
     assert config.proxy.listener_ports == PortRange(24000, 24099)
@@ -143,6 +158,14 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
         ("datapath: {programCache: here}", "datapath.programCache: 'here' is not an absolute path"),
         ("splice: {selfTestDir: here}", "splice.selfTestDir: 'here' is not an absolute path"),
         ("splice: {mode: true}", "splice.mode: Expected str, got bool"),
+        ("killSwitch: {file: disabled}", "killSwitch.file: 'disabled' is not an absolute path"),
+        ("killSwitch: {annotation: a b}", "killSwitch.annotation: 'a b' is not an annotation's key"),
+        ("policies: {kinds: []}", "policies.kinds: names no kind: say which, or leave it out for all"),
+        (
+            "policies: {kinds: [NetworkPolicy, Ingress]}",
+            "policies.kinds[1]: 'Ingress' is none of AdminNetworkPolicy, BaselineAdminNetworkPolicy, "
+            "CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, ClusterNetworkPolicy, NetworkPolicy",
+        ),
         ("enforcement: off", "enforcement: 'off' is none of audit, enforce"),
         ("identity: {labels: {only: [a]}}", "identity.labels.only: unknown field"),
         ("identity: {labels: {include: app}}", "identity.labels.include: Expected array, got str"),

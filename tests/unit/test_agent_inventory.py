@@ -300,3 +300,41 @@ def test_policies_in_audit_are_counted() -> None:
     assert inventory.policies == (2, 0)
     inventory.feed((FileRemoved("p"), FileRemoved("q")))
     assert inventory.policies == (0, 0)
+
+
+def test_kinds_that_are_left_to_others_are_not_even_looked_at() -> None:
+    """Neither objects nor refusals come of them, in Lists either, nor what an earlier agent held of them."""
+    bad = BAD.replace("name: web", "name: bad")
+    k8s = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: plain, namespace: default}
+spec: {podSelector: {}}
+"""
+    listed = "apiVersion: v1\nkind: List\nitems:\n" + "".join(
+        "- " + text.strip().replace("\n", "\n  ") + "\n" for text in (bad, k8s.replace("plain", "listed"), NS)
+    )
+    held = fed(FileChanged("p.yaml", GOOD), FileChanged("p.yaml", BAD)).held
+    assert held.documents
+    inventory = Inventory("node1", held, ("NetworkPolicy",))
+    assert inventory.objects == 0
+    inventory.feed((FileChanged("p.yaml", GOOD + "---" + bad + "---" + k8s), FileChanged("list.yaml", listed)))
+    assert sorted(inventory.cluster.policies) == [
+        ("NetworkPolicy", "default/listed"),
+        ("NetworkPolicy", "default/plain"),
+    ]
+    assert (inventory.policies, inventory.refusals, inventory.objects) == ((2, 0), (), 3)
+    broken = Inventory("node1", None, ("CiliumNetworkPolicy",))
+    broken.feed((FileChanged("list.yaml", listed),))
+    assert [refusal.document for refusal in broken.refusals] == ["CiliumNetworkPolicy default/bad"]
+
+
+def test_an_annotation_of_an_object_in_force() -> None:
+    node = "apiVersion: v1\nkind: Node\nmetadata: {name: node1, annotations: {a/b: 'true'}}\n"
+    inventory = fed(FileChanged("n.yaml", node))
+    assert inventory.annotation(("Node", "node1"), "a/b") == "true"
+    assert inventory.annotation(("Node", "node1"), "c") is None
+    assert inventory.annotation(("Node", "node2"), "a/b") is None
+    inventory.feed((FileRemoved("n.yaml"),))
+    assert inventory.annotation(("Node", "node1"), "a/b") is None
+    assert fed(FileChanged("n.yaml", NS)).annotation(("Namespace", "default"), "a") is None

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from spliceway.agent.control import Acceptance, Answer
-from spliceway.agent.proxylink import ProxyLink
+from spliceway.agent.proxylink import ProxyLink, lenient
 from spliceway.policy.table import HeaderMatch, HttpRule, RuleSet
 from spliceway.xds.debug.dump import dump_snapshot
 from spliceway.xds.debug.status import ClientStatus, ResourceStatus, TypeStatus
@@ -78,6 +78,40 @@ def event(kind: EventKind, *, node: str = "node1", error: str = "", names: tuple
         time=0.0, kind=kind, node=node, cluster="spliceway", stream="s", protocol="delta", type="RDS", version="2",
         resources=names, count=len(names), error=error,
     )  # fmt: skip
+
+
+def test_lenient_asks_nothing_and_changes_routes_alone() -> None:
+    """So that connections stay: a changed listener drains them. Off again, all is as it was."""
+
+    def body(link: ProxyLink, server: Server) -> None:
+        both = msgspec.structs.replace(GOOD, also=OTHER)
+        link.publish({1: both, 2: OTHER}, {1: 23000, 2: 23001})
+
+        def dumped(short: str) -> dict[str, object]:
+            assert server.snapshot is not None
+            return {one["name"]: one["resource"] for one in dump_snapshot(server.snapshot, [short])}
+
+        listeners, routes = dumped("LDS"), dumped("RDS")
+        link.set_lenient(True)
+        assert dumped("LDS") == listeners
+        assert all(dumped("RDS")[name] != route for name, route in routes.items())
+        assert (link.served, link.wanted) == ({1: both, 2: OTHER},) * 2
+        link.publish({1: both, 2: OTHER}, {1: 23000, 2: 23001})
+        assert all(dumped("RDS")[name] != route for name, route in routes.items())
+        link.set_lenient(False)
+        assert dumped("RDS") == routes
+
+    linked(body)
+
+
+def test_what_is_lenient_would_ask_what_all_of_it_asks() -> None:
+    rules = (HttpRule(1, path="/a"), HttpRule(3, path="/c"))
+    mixed = msgspec.structs.replace(GOOD, audit=rules, also=OTHER)
+    found = lenient(mixed)
+    assert (found.id, found.name, found.rules, found.audit) == (1, GOOD.name, None, rules)
+    assert found.also is not None
+    assert (found.also.rules, found.also.audit) == (None, OTHER.rules)
+    assert lenient(found) == found
 
 
 def test_an_unfit_rule_set_keeps_nobody_else_from_coming() -> None:

@@ -11,6 +11,7 @@ import pytest
 from spliceway.agent.cli.splices import other_owner_notes
 from spliceway.agent.nodecheck import (
     kernel,
+    killswitch,
     mounts,
     neighbours,
     netfilter,
@@ -233,7 +234,7 @@ def test_bridges() -> None:
 
 
 def test_neighbours() -> None:
-    assert statuses(neighbours.judge(Signs())) == ["ok"]
+    assert statuses(neighbours.judge(Signs())) == ["ok", "ok"]
     found = list(
         neighbours.judge(
             Signs(
@@ -246,10 +247,65 @@ def test_neighbours() -> None:
             )
         )
     )
-    assert [check.name for check in found] == ["cilium", "calico", "aws-vpc-cni", "istio"]
+    assert [check.name for check in found] == ["cilium", "calico", "aws-vpc-cni", "istio", "policy-kinds"]
     assert "2 cali* interfaces" in found[1].found
     assert found[2].found == "seen; 1 rules at priority 512"
     texts_of(*found)
+
+
+@pytest.mark.parametrize(
+    ("signs", "active"),
+    [
+        (Signs(programs=["cilium-agent"]), True),
+        (Signs(devices=["cilium_host", "cilium_net"], cilium_maps=["cilium_ipcache"]), True),  # its agent restarts
+        (Signs(devices=["cilium_host"]), False),  # what is left of one that was taken out
+        (Signs(cilium_maps=["cilium_ipcache"], cilium_socket=True), False),
+        (Signs(), False),
+    ],
+)
+def test_cilium_at_work_is_told_from_what_is_left_of_it(signs: Signs, active: bool) -> None:
+    assert bool(neighbours.cilium_enforces(signs)) == active
+    for check in neighbours.judge(signs):
+        assert ("does not start beside it" in check.to_do) == (active and check.name == "cilium")
+
+
+@pytest.mark.parametrize(
+    ("signs", "kinds", "found", "todo"),
+    [
+        (
+            Signs(aws_maps=["global_aws_conntrack_map"]),
+            ("NetworkPolicy", "CiliumNetworkPolicy"),
+            "enforced by others, too: the AWS network policy agent: NetworkPolicy",
+            "policies.kinds: [CiliumNetworkPolicy]",
+        ),
+        (
+            Signs(programs=["calico-node"], aws_maps=["m"]),
+            ("NetworkPolicy", "AdminNetworkPolicy", "CiliumNetworkPolicy"),
+            "Calico: AdminNetworkPolicy, NetworkPolicy; the AWS network policy agent: NetworkPolicy",
+            "policies.kinds: [CiliumNetworkPolicy]",
+        ),
+        (Signs(devices=["cali1"]), ("CiliumNetworkPolicy",), "ours: CiliumNetworkPolicy; nobody else", ""),
+    ],
+)
+def test_kinds_that_others_enforce(signs: Signs, kinds: tuple[str, ...], found: str, todo: str) -> None:
+    check = list(neighbours.judge(signs, kinds))[-1]
+    assert (check.name, check.status) == ("policy-kinds", Status.INFO if todo else Status.OK)
+    assert found in check.found
+    assert todo in check.to_do
+    texts_of(check)
+
+
+def test_the_kill_switch_is_told(tmp_path: Path) -> None:
+    settings = DatapathSettings(
+        bpffs=tmp_path, state_dir=Path("/s"), pods_cgroup=Path("/c/pods"), proxy_cgroup=Path("/c/proxy")
+    )
+    file = tmp_path / "disabled"
+    target = Target(settings=settings, configured=True, kill_switch=file)
+    assert statuses(killswitch.kill_switch(target)) == ["ok"]
+    file.touch()
+    (check,) = killswitch.kill_switch(target)
+    assert (check.status, check.to_do) == (Status.WARN, "spliceway kill-switch off")
+    texts_of(check)
 
 
 def test_tcp_settings() -> None:

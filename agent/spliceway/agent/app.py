@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+import msgspec
 import structlog
 
 from spliceway.agent import preflight
@@ -25,6 +26,7 @@ from spliceway.agent.errors import OWN_ERRORS
 from spliceway.agent.hostaddresses import OwnNode
 from spliceway.agent.intent import Intent
 from spliceway.agent.inventory import Inventory, Refusal
+from spliceway.agent.killswitch import KillSwitch
 from spliceway.agent.listening import HttpServer, tcp_listener, unix_listener
 from spliceway.agent.metrics import Gauges, Metrics
 from spliceway.agent.nodelocaldns import NodeLocalDns
@@ -44,6 +46,7 @@ from spliceway.agent.views import Views
 from spliceway.agent.xdsevents import XdsEvents
 from spliceway.agent.xdsjson import clients_refused
 from spliceway.agent.xdsviews import XdsViews, xds_counts, xds_warnings
+from spliceway.bpf.killswitch import left_disabled
 from spliceway.bpf.types import DatapathSettings
 from spliceway.policy.numbering import Numbering
 from spliceway.xds.debug import csds
@@ -133,9 +136,12 @@ class Agent:
         self._proxy = ProxyLink(self._server, node, preflight.resource_settings(config), config.envoy_extra())
         self._xds_view = ServerView(self._server)
         self._supervisor = self._make_proxy(config, self._on_proxy_exit)
-        self._inventory = Inventory(config.node_name, state.held)
+        self._inventory = Inventory(config.node_name, state.held, config.policies.kinds)
+        self._kill_switch = KillSwitch(config.kill_switch, was_on=left_disabled(config.bpffs))
         self._splicing = Splicing(config.splice, self._evidence)
-        settings = self._splicing.settings(config.datapath_settings())
+        # Before anything is attached: with the switch on, this start changes no traffic.
+        base = msgspec.structs.replace(config.datapath_settings(), disabled=self._kill_switch.on)
+        settings = self._splicing.settings(base)
         self._datapath = await self._open_datapath(settings)
         self._splicing.use(self._datapath, settings)
         stack.push_async_callback(self._let_go)
@@ -164,6 +170,7 @@ class Agent:
             addresses=addresses,
         )
         self._proxy.on_answer(self._reconciler.wake)
+        self._kill_switch.use(self._datapath, self._proxy, lambda: self._supervisor.status().running)
         self._server.add_services(csds.handlers(self._xds_view, self._server.tcp))
         await self._server.start()
         stack.push_async_callback(self._server.stop)
@@ -193,6 +200,7 @@ class Agent:
             async with asyncio.TaskGroup() as group:
                 serving = group.create_task(admin.serve_on(listener), name="admin")
                 group.create_task(self._until(stop, admin, serving), name="stop")
+                group.create_task(self._kill_switch.run(), name="kill switch")
                 group.create_task(self._watch(source), name="source")
                 group.create_task(self._reconciler.run(), name="reconcile")
                 group.create_task(self._supervisor.run(), name="proxy")
@@ -233,6 +241,9 @@ class Agent:
                 if text not in now:
                     log.info("no longer refused", document=text)
             refused = now
+            if self._inventory.synced:
+                key = self.config.kill_switch.annotation
+                self._kill_switch.annotated(self._inventory.annotation(("Node", self.config.node_name), key))
             # Before the first good look nothing is known: an empty cluster would take every policy away.
             if self._inventory.synced and (changed or not self._begun):
                 if not self._begun and not self._inventory.endpoints and self._datapath.knows_endpoints():
@@ -328,6 +339,7 @@ class Agent:
             audit_records=self._recorder.audit.total,
             not_applied={state: states.count(state) for state in ("refused", "waiting")},
             port_use=self._port_watch.use,
+            disabled=self._kill_switch.on,
         )
 
     def _views(self) -> Views:
@@ -346,6 +358,8 @@ class Agent:
             balance=lambda: self._compiler.balance,
             names=lambda: self._recorder.names,
             splicing=self._splicing,
+            kill_switch=self._kill_switch,
+            isolating=self._compiler.isolating,
             xds=XdsViews(
                 self._xds_view,
                 self._proxy,

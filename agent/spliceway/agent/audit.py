@@ -7,6 +7,7 @@ it began to look. So every record that is an audit is counted here as it comes.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -36,6 +37,8 @@ class AuditEntry(msgspec.Struct, frozen=True, rename="camel"):
 
     `rule` is empty where no rule made it (default deny). `protocol` empty: the rest of a pair with many different
     destinations, with port 0. `method` and `path` (without query) of HTTP, as is `nearest_miss`, the latest one.
+    `policies`: whose rule it is, or those that would deny by default, or the rule set's; as they are now, none where it
+    is no policy's (spoofed sources).
     """
 
     direction: str
@@ -52,6 +55,11 @@ class AuditEntry(msgspec.Struct, frozen=True, rename="camel"):
     first: str
     last: str
     nearest_miss: str = ""
+    policies: tuple[str, ...] = ()
+
+
+#: Titles of the policies that an entry is due to.
+Blame = Callable[[AuditEntry], tuple[str, ...]]
 
 
 class AuditSummary(msgspec.Struct, frozen=True, rename="camel"):
@@ -133,11 +141,10 @@ class AuditLog:
         details[detail].add(flow)
         self._records += 1
 
-    def summary(self, lost: dict[str, int]) -> AuditSummary:
-        """What there is. `lost`: records lost since the start of the agent, by place."""
-        entries = [
-            _entry(pair, detail, found) for pair, details in self._pairs.items() for detail, found in details.items()
-        ]
+    def summary(self, lost: dict[str, int], blame: Blame = lambda _entry: ()) -> AuditSummary:
+        """What there is. `lost`: records lost since the start of the agent, by place; `blame`: whose each is."""
+        found = [_entry(pair, detail, one) for pair, details in self._pairs.items() for detail, one in details.items()]
+        entries = [msgspec.structs.replace(entry, policies=blame(entry)) for entry in found]
         return AuditSummary(
             since=self._since,
             records=self._records,
@@ -146,9 +153,9 @@ class AuditLog:
             entries=sorted(entries, key=lambda entry: (-entry.count, entry.first, entry.rule)),
         )
 
-    def reset(self, lost: dict[str, int]) -> AuditSummary:
+    def reset(self, lost: dict[str, int], blame: Blame = lambda _entry: ()) -> AuditSummary:
         """Begin anew; returns what there was."""
-        told = self.summary(lost)
+        told = self.summary(lost, blame)
         self._pairs.clear()
         self._entries = 0
         self._since = _now()

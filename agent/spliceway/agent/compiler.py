@@ -16,6 +16,7 @@ from spliceway.policy.loadbalancing import Changes as ServiceChanges
 from spliceway.policy.loadbalancing import LoadBalancing
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.table import PolicyTable
+from spliceway.policy.verdict import Direction
 
 log = structlog.get_logger(__name__)
 
@@ -88,6 +89,10 @@ class Compiler:
     def hopeful(self) -> bool:
         """Whether policies that were refused may have room by now: `apply` tries them, also without changes."""
         return self._engine.hopeful
+
+    def isolating(self, endpoint: str, direction: Direction) -> tuple[Key, ...]:
+        """Policies by which what nothing allows is denied to an endpoint, in audit or not."""
+        return self._engine.isolating(endpoint, direction)
 
     def settle(self, table: PolicyTable) -> None:
         """Forget numbers that this table does not use: it is in force everywhere."""

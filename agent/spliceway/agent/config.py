@@ -22,8 +22,10 @@ from spliceway.agent.configsections import (
     EnvoyConfig,
     FlowsConfig,
     IdentityConfig,
+    KillSwitchConfig,
     MetricsConfig,
     NodeConfig,
+    PoliciesConfig,
     PortRange,
     ProxyConfig,
     ProxyKind,
@@ -48,6 +50,7 @@ from spliceway.xds.resources.reading import FieldError
 MAX_CONFIG_BYTES = 256 << 10
 
 _LABEL_PATTERN = re.compile(r"(?:[a-z0-9*][-a-z0-9.*]{0,252}/)?[A-Za-z0-9*][-A-Za-z0-9_.*]{0,62}")
+_ANNOTATION = re.compile(r"(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
@@ -70,6 +73,8 @@ class Config(Section, frozen=True):
     flows: FlowsConfig = FlowsConfig()
     identity: IdentityConfig = IdentityConfig()
     enforcement: Literal["enforce", "audit"] = "enforce"
+    kill_switch: KillSwitchConfig = KillSwitchConfig()
+    policies: PoliciesConfig = PoliciesConfig()
 
     @property
     def node_name(self) -> str:
@@ -94,6 +99,7 @@ class Config(Section, frozen=True):
             listener_ports=(ports.first, ports.last),
             splice=SpliceClasses(clients=False, servers=False, wanted=self.splice.mode != "off"),
             unspliced_ports=frozenset(self.splice.exclude_ports),
+            audit=self.enforcement == "audit",
             **(msgspec.structs.asdict(self.datapath) | {"program_cache": self._program_cache}),
         )
 
@@ -230,6 +236,12 @@ def _check(config: Config, file: str) -> None:
     if config.cgroups.pods == config.cgroups.proxy:
         raise ConfigError(file, "cgroups.proxy", "is the same as cgroups.pods")
     config.envoy_extra(file)
+    if not config.policies.kinds:
+        raise ConfigError(file, "policies.kinds", "names no kind: say which, or leave it out for all")
+    if config.kill_switch.annotation and not _ANNOTATION.fullmatch(config.kill_switch.annotation):
+        raise ConfigError(
+            file, "killSwitch.annotation", f"{config.kill_switch.annotation!r} is not an annotation's key"
+        )
     if config.metrics.listen:
         listen_address(config.metrics.listen, file)
     _check_splice(config.splice, file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from msgspec import Meta, Struct, field
 
@@ -14,6 +14,14 @@ from spliceway.proxy.model import Seconds
 
 ProxyKind = Literal["embedded", "envoy"]
 SpliceMode = Literal["auto", "force", "off"]
+PolicyKind = Literal[
+    "CiliumNetworkPolicy",
+    "CiliumClusterwideNetworkPolicy",
+    "NetworkPolicy",
+    "ClusterNetworkPolicy",
+    "AdminNetworkPolicy",
+    "BaselineAdminNetworkPolicy",
+]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Mark = Annotated[int, Meta(ge=1, le=0xFFFF_FFFF)]
 #: Elements of a map: a hash table has 16 bytes for each from the start, an LRU map the whole element.
@@ -211,6 +219,26 @@ class XdsConfig(Section, frozen=True):
     tls: XdsTlsConfig | None = None
     insecure: bool = False
     unsafe_envoy: Literal["refuse", "warn"] = "refuse"
+
+
+class KillSwitchConfig(Section, frozen=True):
+    """What turns enforcement and steering off: `file` on the node, or `annotation` of its Node object with «true».
+
+    Null, and empty: not looked at.
+    """
+
+    file: Path | None = Path("/etc/spliceway/disabled")
+    annotation: str = "spliceway.io/disabled"
+
+
+class PoliciesConfig(Section, frozen=True):
+    """`kinds`: which kinds of policies are enforced here; others are left to whoever else enforces them, unread.
+
+    `beside_cilium`: start though Cilium is active on the node.
+    """
+
+    kinds: tuple[PolicyKind, ...] = get_args(PolicyKind)
+    beside_cilium: bool = False
 
 
 class DebugConfig(Section, frozen=True):

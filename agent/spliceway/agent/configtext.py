@@ -74,7 +74,9 @@ def _choices(at: str, kind: type) -> tuple[Any, ...]:
     """Values that the field with this path may have, a field of literals, or of those and a list."""
     found: Any = msgspec.inspect.type_info(kind)
     for part in at.split("."):
-        found = {field.encode_name: field.type for field in found.fields}[part]
+        name, item, _ = part.partition("[")
+        found = {field.encode_name: field.type for field in found.fields}[name]
+        found = found.item_type if item else found
     if isinstance(found, msgspec.inspect.UnionType):
         words = [value for one in found.types for value in getattr(one, "values", ())]
         return (*words, "a list")

@@ -178,8 +178,9 @@ class Names:
         return ""
 
     def _peer(self, address: IPAddress, port: int, identity: int, pod: str) -> FlowPeer:
-        labels = self._table.identities.get(identity, ()) if self._table else ()
-        return FlowPeer(str(address), port, identity, pod, labels)
+        number = identity or self._identity(address)  # what was dropped at once has not been looked at
+        labels = self._table.identities.get(number, ()) if self._table else ()
+        return FlowPeer(str(address), port, number, pod, labels)
 
     def _rule(self, number: int) -> RuleRef | None:
         for table in (self._table, self._before):

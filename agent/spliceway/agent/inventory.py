@@ -9,13 +9,13 @@ held in memory only: after a restart a refused one is missing, and header matche
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from spliceway.agent.endpoints import INTERFACE
-from spliceway.agent.manifests import Entry, Key, Said, read_documents, read_text
+from spliceway.agent.manifests import POLICY_KINDS, Entry, Key, Said, read_documents, read_text
 from spliceway.agent.sources.events import Batch, FileChanged, FileRefused, FileRemoved, SourceEvent, SourceLost
 from spliceway.agent.state import Held
 from spliceway.bpf.types import LocalEndpoint
@@ -62,10 +62,13 @@ class Inventory:
     A batch costs what its files hold, whatever else there is.
     """
 
-    def __init__(self, node: str, held: Held | None = None) -> None:
-        """`node`: whose pods are local; `held`: what the last agent held."""
+    def __init__(
+        self, node: str, held: Held | None = None, kinds: Collection[str] = tuple(sorted(POLICY_KINDS))
+    ) -> None:
+        """`node`: whose pods are local; `held`: what the last agent held; `kinds`: of the policies that are read."""
         held = held or Held()
         self._node = node
+        self._left_out = POLICY_KINDS - set(kinds)
         self._files: dict[str, _File] = {}
         self._owners: dict[Key, str] = {}
         self._rivals: dict[Key, set[str]] = {}  # other files that have an object, too
@@ -78,7 +81,7 @@ class Inventory:
         self._restored_owners = held.owners
         for file, contents in held.documents.items():
             documents = (Document(file, index, 1, content) for index, content in enumerate(contents, start=1))
-            said = read_documents(documents, node).entries
+            said = read_documents(documents, node, self._left_out).entries
             self._files[file] = _file(said, frozenset(said))
         self._settle(dict.fromkeys(self._files, _NOTHING))
 
@@ -88,7 +91,7 @@ class Inventory:
     def read(self, batch: Batch) -> dict[str, Said]:
         """Take the files of a batch apart: what takes long of `feed`, and may run in a thread."""
         return {
-            event.file: read_text(event.text, event.file, self._node)
+            event.file: read_text(event.text, event.file, self._node, self._left_out)
             for event in batch
             if isinstance(event, FileChanged)
         }
@@ -145,6 +148,13 @@ class Inventory:
     def cluster(self) -> Cluster:
         """Everything in force."""
         return Cluster().with_objects(self._files[file].entries[key].item for key, file in self._owners.items())
+
+    def annotation(self, key: Key, name: str) -> object:
+        """The value of an annotation of an object that is in force; None where there is none."""
+        file = self._owners.get(key)
+        document = self._files[file].entries[key].document() if file is not None else None
+        annotations = ((document or {}).get("metadata") or {}).get("annotations")
+        return annotations.get(name) if isinstance(annotations, Mapping) else None
 
     def names(self, kind: str) -> list[str]:
         """Of all objects of a kind that are in force: «namespace/name», or a name alone."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import marshal
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, get_args
 
 import msgspec
 
+from spliceway.agent.configsections import PolicyKind
 from spliceway.agent.endpoints import local_endpoint
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.documents import Document, load_documents
@@ -31,6 +32,10 @@ CLUSTERWIDE = frozenset(
         "BaselineAdminNetworkPolicy",
     )
 )
+
+
+#: Kinds of policies: those that `policies.kinds` may leave to others.
+POLICY_KINDS: frozenset[str] = frozenset(get_args(PolicyKind))
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -61,20 +66,23 @@ class Said(msgspec.Struct, frozen=True):
     broken: PolicyError | None = None
 
 
-def read_text(text: str, file: str, node: str) -> Said:
-    """Take a file apart. `node`: whose pods are local."""
+def read_text(text: str, file: str, node: str, left_out: Collection[str] = ()) -> Said:
+    """Take a file apart. `node`: whose pods are local; `left_out`: kinds that are not looked at, good or bad."""
     try:
         documents = load_documents(text, file)
     except PolicyError as error:
         return Said(broken=error)
-    return read_documents(documents, node)
+    return read_documents(documents, node, left_out)
 
 
-def read_documents(documents: Iterable[Document], node: str) -> Said:
+def read_documents(documents: Iterable[Document], node: str, left_out: Collection[str] = ()) -> Said:
     """Take documents of one file apart."""
     said: dict[Key, Entry] = {}
     refused: list[tuple[PolicyError, tuple[Key, ...]]] = []
-    for document in documents:
+    for each in documents:
+        document = _without(each, left_out) if left_out else each
+        if document is None:
+            continue
         try:
             entries = _entries(document, node)
             for kind, name in entries:
@@ -100,6 +108,18 @@ def _entries(document: Document, node: str) -> dict[Key, Entry]:
             errors = annotation_errors(item, content["metadata"].get("annotations"))
         entries[object_key(item)] = Entry(item, packed, wired.endpoint if wired else None, errors)
     return entries
+
+
+def _without(document: Document, left_out: Collection[str]) -> Document | None:
+    """The document, or what is left of a List, without objects of these kinds; None when it is one."""
+    content = document.content
+    if content.get("kind") in left_out:
+        return None
+    items = content.get("items")
+    if content.get("kind") != "List" or not isinstance(items, list):
+        return document
+    kept = [item for item in items if not (isinstance(item, Mapping) and item.get("kind") in left_out)]
+    return msgspec.structs.replace(document, content={**content, "items": kept}) if len(kept) < len(items) else document
 
 
 def _meant(content: Any) -> list[Key]:

@@ -75,6 +75,7 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     not_applied: Mapping[str, int]
     audit_records: int
     port_use: PortUse
+    disabled: bool = False
 
 
 class Metrics:
@@ -162,6 +163,7 @@ class _Collector(Collector):
             ("spliceway_policy_wanted_revision", "Revision of the policy as the source says it.", now.wanted_revision),
             ("spliceway_kernel_generation", "Generation of the rows in the kernel.", now.generation),
             ("spliceway_refused_documents", "Documents that are not in force as written.", now.refused_documents),
+            ("spliceway_enforcement_disabled", "Whether the kill switch is on.", int(now.disabled)),
             ("spliceway_policies", "Policies as the source says them.", now.policies),
             ("spliceway_policies_in_audit", "Policies that are not enforced.", now.policies_in_audit),
             ("spliceway_endpoints", "Local endpoints.", now.endpoints),

@@ -9,6 +9,7 @@ from spliceway.agent.config import Config, listen_address
 from spliceway.agent.envoy import EnvoySettings
 from spliceway.agent.envoyprocess import find_envoy
 from spliceway.agent.errors import AgentError
+from spliceway.agent.nodecheck.neighbours import cilium_at_work
 from spliceway.agent.proxysupervisor import PROXY_STATE
 from spliceway.proxy.model import ProxySettings
 from spliceway.xds.resources.settings import BootstrapSettings, ResourceSettings
@@ -28,6 +29,7 @@ def check(config: Config) -> None:
     Makes the proxy's cgroup when only that is missing.
     """
     _check_rights()
+    _check_cilium(config)
     sockets = (proxy_admin_socket(config), handover_socket(config))
     for field, path in (("admin.socket", config.admin.socket), *(("stateDir", each) for each in sockets)):
         if len(os.fsencode(path)) > MAX_SOCKET_PATH:
@@ -42,6 +44,17 @@ def check(config: Config) -> None:
     if pods == proxy or pods in proxy.parents or proxy in pods.parents:
         raise AgentError(
             f"cgroups: {pods} and {proxy} must not contain one another: whose is a socket that is in both?"
+        )
+
+
+def _check_cilium(config: Config) -> None:
+    """Two datapaths at one pod's device: one redirects past the other, and each drops what it does not know."""
+    if config.policies.beside_cilium:
+        return
+    if why := cilium_at_work(config.bpffs):
+        raise AgentError(
+            f"Cilium enforces policy on this node: {why}. Take it out first, or leave the node to it; "
+            "policies.besideCilium: true starts all the same"
         )
 
 

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import msgspec
 import structlog
 
 from spliceway.agent.control import Acceptance, Answer
@@ -69,6 +70,8 @@ class ProxyLink:
         self._others: tuple[Answer, ...] = ()
         self._served: dict[int, RuleSet] = {}
         self._wanted: Mapping[int, RuleSet] = {}
+        self._ports: Mapping[int, int] = {}
+        self._lenient = False
         self._unfit: dict[int, Answer] = {}
         self._on_answer: Callable[[], None] = lambda: None
         self.nacks = 0
@@ -105,15 +108,38 @@ class ProxyLink:
         self._count += 1
         version = f"{self._boot}-{self._count}"
         fit_ports = {key: ports[key] for key in fit}
-        snapshot = build_snapshot(fit, fit_ports, self._settings, version, self._snapshot, self._extra)
+        asked = {key: lenient(rule_set) for key, rule_set in fit.items()} if self._lenient else fit
+        snapshot = build_snapshot(asked, fit_ports, self._settings, version, self._snapshot, self._extra)
         self._server.set_snapshot(self.node, snapshot)
-        self._snapshot, self._served, self._wanted = snapshot, fit, dict(rule_sets)
+        self._snapshot, self._served, self._wanted, self._ports = snapshot, fit, dict(rule_sets), dict(ports)
         told = {answer.message for answer in self._unfit.values()}
         self._unfit = {key: Answer(Acceptance.REFUSED, message=reason) for key, reason in reasons.items()}
         self._looked = float("-inf")
         for key, reason in reasons.items():
             if reason not in told:
                 log.error("the proxy can't be asked for a rule set", rule_set=rule_sets[key].name, reason=reason)
+
+    def set_lenient(self, on: bool) -> None:
+        """Let every request pass from now on, or (False) ask the rules again; what was published stays so otherwise.
+
+        It changes routes alone, so that live connections see it at their next request. Raises XdsError.
+        """
+        if on == self._lenient:
+            return
+        before, self._lenient = self._lenient, on
+        try:
+            if self._snapshot is not None:
+                self.publish(self._wanted, self._ports)
+        except BaseException:
+            self._lenient = before
+            raise
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether a proxy is connected that has answered to all that is served now. False before anything is."""
+        if self._snapshot is None or not self.clients:
+            return False
+        return all(self.acceptance(rule_set) is not Acceptance.WAITING for rule_set in self._served)
 
     @property
     def unfit(self) -> dict[str, str]:
@@ -189,6 +215,13 @@ class ProxyLink:
             return Answer(Acceptance.WAITING, status.type, name, "not acknowledged yet")
         taken = status.type == "LDS" and _PORT_TAKEN in resource.error.lower()
         return Answer(Acceptance.PORT_TAKEN if taken else Acceptance.REFUSED, status.type, name, resource.error)
+
+
+def lenient(rule_set: RuleSet) -> RuleSet:
+    """The rule set that enforces nothing, and reports what it would refuse if all of it were enforced."""
+    would_ask = rule_set.rules if rule_set.audit is None else rule_set.audit
+    also = lenient(rule_set.also) if rule_set.also is not None else None
+    return msgspec.structs.replace(rule_set, rules=None, audit=would_ask, also=also)
 
 
 def _worst(*answers: Answer) -> Answer:

@@ -23,6 +23,12 @@ class AgentDatapath(DatapathControl, DatapathViews, SpliceKernel, Protocol):
     def proxy_map(self) -> int:
         """Id of the map that knows the proxy's sockets."""
 
+    async def set_disabled(self, disabled: bool) -> None:
+        """Pass everything from now on, or (False) judge it again."""
+
+    def is_disabled(self) -> bool:
+        """Whether everything passes, as the kernel has it."""
+
     def events(self) -> AsyncIterator[KernelFlow]:
         """Verdicts from the ring buffer."""
 

@@ -10,11 +10,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from spliceway.agent.audit import AuditLog, AuditSummary
+from spliceway.agent.blame import Blamer, Isolating
 from spliceway.agent.config import Config
 from spliceway.agent.flowlog import FlowLog
 from spliceway.agent.flows import Names, rfc3339
 from spliceway.agent.inventory import Inventory, Refusal
 from spliceway.agent.jsonable import plain
+from spliceway.agent.killswitch import KillSwitch
 from spliceway.agent.metrics import DatapathCounters
 from spliceway.agent.policyrows import policy_rows
 from spliceway.agent.provenance import PolicyState, Unapplied, policy_states, unapplied
@@ -78,6 +80,8 @@ class Views:
         balance: Callable[[], Balance],
         names: Callable[[], Names],
         splicing: Splicing,
+        kill_switch: KillSwitch,
+        isolating: Isolating,
         xds: XdsViews,
         warnings: Callable[[], Sequence[str]],
         port_use: Callable[[], PortUse],
@@ -100,6 +104,8 @@ class Views:
         self._balance = balance
         self._names = names
         self._splicing = splicing
+        self._kill_switch = kill_switch
+        self._isolating = isolating
         self._xds = xds
         self._warnings = warnings
         self._port_use = port_use
@@ -140,7 +146,7 @@ class Views:
 
     def resets(self) -> dict[str, Callable[[], Any]]:
         """Path below /v1/ → what begins anew, and answers what there was."""
-        return {"audit": lambda: self._audit.reset(self._lost())}
+        return {"audit": lambda: self._audit.reset(self._lost(), Blamer(self._reconciler.table, self._isolating))}
 
     def status(self, query: Query) -> dict[str, Any]:
         """Everything a person wants to see first."""
@@ -163,6 +169,7 @@ class Views:
             },
             "services": service_counts(self._balance()),
             "enforcement": {"mode": self._config.enforcement, "policies": policies, "policiesInAudit": in_audit},
+            "killSwitch": self._kill_switch.status(),
             "datapath": self._datapath.status(),
             "proxy": {
                 "kind": self._config.proxy.kind,
@@ -279,7 +286,7 @@ class Views:
     def audit(self, query: Query) -> AuditSummary:
         """What policies in audit mode would deny."""
         _only(query)
-        return self._audit.summary(self._lost())
+        return self._audit.summary(self._lost(), Blamer(self._reconciler.table, self._isolating))
 
     def not_applied(self) -> list[PolicyState]:
         """Policies that the proxy has refused or not acknowledged."""

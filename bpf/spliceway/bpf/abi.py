@@ -58,6 +58,9 @@ class ConfigFlag(IntFlag):
     SPLICE_CLIENTS = 1
     SPLICE_SERVERS = 2
     SPLICE_OFF = 4
+    AUDIT = 8
+    DISABLED = 16
+    LENIENT = 32
 
 
 class Enforce(IntFlag):

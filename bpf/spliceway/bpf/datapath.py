@@ -323,6 +323,11 @@ class Datapath(KernelViews):
         """Frontends as they are in the kernel, also what an earlier agent left; none where it is switched off."""
         return await self.services.held()
 
+    async def set_disabled(self, disabled: bool) -> None:
+        """The kill switch: on, programs pass all and hand on what the proxy has; off, next packets are judged."""
+        self._splices.set_disabled(disabled)
+        self._sweeper.ask(self._policy.revision if self._policy is not None else 0)  # on, that ends nothing
+
     async def set_splice(self, classes: SpliceClasses) -> None:
         """Which legs of new connections are spliced. Those that are spliced stay so."""
         self._splices.set_classes(classes)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from spliceway.bpf import views
+from spliceway.bpf import abi, views
 from spliceway.bpf.events import EventStream
-from spliceway.bpf.maps import Maps
+from spliceway.bpf.maps import ZERO, Maps
 from spliceway.bpf.servicemarks import SHARE
 from spliceway.bpf.staging import KernelTable
 from spliceway.bpf.types import CtEntry, DatapathSettings, KernelFlow, ReasonCount, SockEntry, SpliceCounters
@@ -48,6 +48,11 @@ class KernelViews:
     def dump_ipcache(self) -> list[dict[str, object]]:
         """Prefixes and identities as they are in the kernel."""
         return views.ipcache(self._maps, self._table.generation & 1)
+
+    def is_disabled(self) -> bool:
+        """Whether the programs pass everything (the kill switch). Others may have written it: `killswitch.turn`."""
+        raw = self._maps.config.lookup(ZERO)
+        return raw is not None and bool(abi.Config.from_buffer_copy(raw).flags & abi.ConfigFlag.DISABLED)
 
     def endpoint_devices(self) -> set[int]:
         """Indexes of the endpoints' devices, also of those that only an earlier agent knows."""

@@ -1,6 +1,7 @@
 """What user space says about splicing: which legs, how much may wait unread, whose sockets not; and looking at readers.
 
-All of it reaches new connections only, but for the limits, which count from the next message on.
+All of it reaches new connections only, but for the limits, which count from the next message on. What else programs are
+told as a whole (audit, the kill switch) stands in the same map, and counts at once.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class SpliceControl:
         """Nothing is written yet."""
         self._settings, self._maps = settings, maps
         self._classes = settings.splice
+        self._disabled = settings.disabled
         self._steering = (0, 0)
         self._seen: dict[bytes, tuple[int, ...]] = {}
 
@@ -46,6 +48,8 @@ class SpliceControl:
             (classes.wanted and classes.clients, abi.ConfigFlag.SPLICE_CLIENTS),
             (classes.wanted and classes.servers, abi.ConfigFlag.SPLICE_SERVERS),
             (not classes.wanted, abi.ConfigFlag.SPLICE_OFF),
+            (settings.audit, abi.ConfigFlag.AUDIT),
+            (self._disabled, abi.ConfigFlag.DISABLED | abi.ConfigFlag.LENIENT),
         ):
             flags |= flag if on else abi.ConfigFlag(0)
         config = abi.Config(
@@ -72,6 +76,11 @@ class SpliceControl:
     def set_classes(self, classes: SpliceClasses) -> None:
         """Which legs of new connections are spliced."""
         self._classes = classes
+        self.write()
+
+    def set_disabled(self, disabled: bool) -> None:
+        """Whether the kill switch is on."""
+        self._disabled = disabled
         self.write()
 
     def exclude(self, attached: Mapping[str, Attached]) -> None:

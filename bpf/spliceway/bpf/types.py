@@ -115,6 +115,8 @@ class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_affinities: int = 32_768
     event_buffer_bytes: int = 4 << 20
     tcx: Literal["auto", "off"] = "auto"
+    audit: bool = False
+    disabled: bool = False
 
 
 class LocalEndpoint(msgspec.Struct, frozen=True):

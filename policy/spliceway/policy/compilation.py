@@ -160,6 +160,11 @@ class Compilation:
         self._flush_classes()
         self._flush_pairs()
 
+    def isolating(self, endpoint: str, direction: Direction) -> tuple[tuple[str, str], ...]:
+        """Keys of the policies that deny a local endpoint by default what nothing allows in this direction."""
+        unit = self._unit_of.get(endpoint)
+        return self._specs.isolating(unit.specs, direction) if unit is not None else ()
+
     def in_use(self, retired: Retired) -> bool:
         """Whether a number that was retired is in use again."""
         match retired:

@@ -32,6 +32,7 @@ from spliceway.policy.numbering import Numbering
 from spliceway.policy.sharing import SharedMap, differing
 from spliceway.policy.store import Store
 from spliceway.policy.table import IPNetwork, PolicyTable, TableDelta
+from spliceway.policy.verdict import Direction
 
 #: Pairs of rule sets when no limit is given: each is a listener of its own.
 _MAX_PAIRS = 1024
@@ -96,6 +97,13 @@ class Engine:
     def refused_pairs(self) -> frozenset[tuple[int, int]]:
         """Pairs of rule sets for which there was no room: what would meet both is denied (no-listener)."""
         return self._compilation.refused_pairs
+
+    def isolating(self, endpoint: str, direction: Direction) -> tuple[_Key, ...]:
+        """Policies (kind, name) by which what nothing allows is denied to an endpoint, in audit or not.
+
+        As of the objects now; it may be asked while `apply` runs in another thread.
+        """
+        return self._compilation.isolating(endpoint, direction)
 
     def sizes(self) -> dict[str, int]:
         """Entries that the objects need now, by the names of Limits."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from spliceway.policy.labels import Selector
 from spliceway.policy.labelsets import PortName
@@ -10,6 +10,7 @@ from spliceway.policy.model import NetworkPolicy, ServicePeer
 from spliceway.policy.programs import names_of_specs
 from spliceway.policy.selectors import Facts, SelectorIndex
 from spliceway.policy.terms import SpecTerms, policy_terms
+from spliceway.policy.verdict import Direction
 
 
 class SpecEntry:
@@ -64,6 +65,11 @@ class Specs:
     def terms(self, key: tuple[str, str]) -> list[SpecTerms]:
         """Terms of a policy's specifications."""
         return [entry.terms for entry in self._entries.get(key, ())]
+
+    def isolating(self, entries: Collection[SpecEntry], direction: Direction) -> tuple[tuple[str, str], ...]:
+        """Keys of the policies of which one of these specifications denies by default in a direction, in order."""
+        wanted = {id(entry) for entry in entries if entry.terms.spec.default_deny[direction]}
+        return tuple(sorted(key for key, own in list(self._entries.items()) if any(id(one) in wanted for one in own)))
 
     def __iter__(self) -> Iterator[SpecEntry]:
         for entries in self._entries.values():

@@ -44,6 +44,7 @@ RUN = (
     "kernel/test_parse.py",
     "kernel/test_service_marks.py",
     "kernel/test_halves.py",
+    "kernel/test_modes.py",
     "integration/test_other_owners.py",
     "integration/test_older_connections.py",
 )

@@ -21,8 +21,10 @@ TIMEOUT = 30.0
 class AgentClient:
     """Asks one agent. Every method raises ClientError when it can't be reached or refuses."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, timeout: float = TIMEOUT) -> None:
+        """`timeout`: longest wait for an answer, in seconds."""
         self.path = path
+        self._timeout = timeout
 
     def __repr__(self) -> str:
         return f"AgentClient({str(self.path)!r})"
@@ -49,7 +51,7 @@ class AgentClient:
 
     def lines(self, target: str, **query: str | None) -> Iterator[dict[str, Any]]:
         """Answer to GET /v1/`target` as JSON lines, each as it comes; ends when the agent ends."""
-        with self._ask("GET", _with_query(target, query), timeout=None) as answer:
+        with self._ask("GET", _with_query(target, query), endless=True) as answer:
             try:
                 while line := answer.readline():
                     yield msgspec.json.decode(line)
@@ -57,9 +59,9 @@ class AgentClient:
                 return  # the agent ended in mid-stream: so does this
 
     def _ask(
-        self, method: str, target: str, body: bytes | None = None, timeout: float | None = TIMEOUT
+        self, method: str, target: str, body: bytes | None = None, *, endless: bool = False
     ) -> http.client.HTTPResponse:
-        connection = _UnixConnection(self.path, timeout)
+        connection = _UnixConnection(self.path, None if endless else self._timeout)
         try:
             connection.request(method, target, body, {"Connection": "close"})
             answer = connection.getresponse()

@@ -10,6 +10,7 @@ import typer
 from spliceway.agent.cli import (
     cleanup,
     evaluate,
+    killswitch,
     lazy,
     preflight,
     proxy,
@@ -55,6 +56,7 @@ def agent(
 
 
 app.command("cleanup")(cleanup.cleanup)
+app.command("kill-switch")(killswitch.kill_switch)
 app.command("preflight")(preflight.preflight)
 app.command("proxy")(proxy.proxy)
 app.command("status")(show.status)

@@ -11,6 +11,7 @@ import msgspec
 import typer
 
 from spliceway.agent.cli import options
+from spliceway.agent.cli.audits import By
 from spliceway.agent.cli.common import Output, OutputOption, SocketOption, agent_client, program
 
 if TYPE_CHECKING:
@@ -141,17 +142,22 @@ def policy(
 
 def audit(
     reset: Annotated[bool, typer.Option("--reset", help="Begin to count anew, after showing what there is.")] = False,
+    by: Annotated[
+        By | None, typer.Option("--by", help="Sum up by policies, pairs of workloads, or servers' ports.")
+    ] = None,
     output: OutputOption = Output.TABLE,
     socket: SocketOption = None,
 ) -> None:
-    """Show what policies in audit mode would deny, summed by rule and pair: nothing of it was denied."""
+    """Show what would be denied without audit mode, summed by rule, pair and port: nothing of it was denied."""
+    from spliceway.agent.cli.audits import COLUMNS, audit_groups, audit_notes, audit_rows, group_columns
     from spliceway.agent.cli.render import emit
-    from spliceway.agent.cli.summary import audit_notes, audit_rows
 
     client = agent_client(socket)
     found = client.delete("audit") if reset else client.get("audit")
-    columns = ("COUNT", "REASON", "RULE", "FROM", "TO", "PORT", "REQUEST", "FIRST", "LAST")
-    emit(found, output, columns, audit_rows(found))
+    if by is None:
+        emit(found, output, COLUMNS, audit_rows(found))
+    else:
+        emit(found, output, group_columns(by), audit_groups(found, by))
     for note in audit_notes(found) if output is Output.TABLE else ():
         typer.echo(note, err=True)
 

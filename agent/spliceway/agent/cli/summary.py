@@ -34,7 +34,7 @@ def summary(status: Json) -> list[tuple[str, str]]:
             f"revision {policy['revision']} in force{held_up(status)}, "
             f"{_many(policy['rows'], 'row')}, {_many(policy['ruleSets'], 'rule set')}",
         ),
-        ("enforcement", _enforcement(status["enforcement"])),
+        ("enforcement", _disabled(status) or _enforcement(status["enforcement"])),
         ("services", _services(status["services"])),
         *([("socket-lb", _socket_lb(found))] if (found := datapath.get("socketLb")) else []),
         (
@@ -118,6 +118,7 @@ def problems(status: Json) -> list[str]:
     policy = status["policy"]
     process = status["proxy"]["process"] or {}
     found = [
+        *_kill_switch(status),
         *refusals(status),
         *(f"reconcile: {text}" for text in (policy["error"], policy["endpointError"]) if text),
         *(f"services: {text}" for text in (policy.get("serviceError"),) if text),
@@ -235,31 +236,6 @@ def policy_rows(policies: list[Json]) -> Iterator[tuple[str, ...]]:
             )  # fmt: skip
 
 
-def audit_rows(summary: Json) -> Iterator[tuple[Any, ...]]:
-    """Rows of `spliceway policy audit`."""
-    for item in summary["entries"]:
-        port = f"{item['protocol']} {item['port']}" if item["protocol"] else "(others)"
-        rule = item["rule"] or (
-            f"(rule set {item['ruleSet']})" if item["ruleSet"] else f"({item['direction'] or 'none'})"
-        )
-        request = f"{item['method']} {item['path']}".strip()
-        source, destination = _party(item["source"]), _party(item["destination"])
-        yield item["count"], item["reason"], rule, source, destination, port, request, item["first"], item["last"]
-
-
-def audit_notes(summary: Json) -> list[str]:
-    """What the table of `spliceway policy audit` can't show, one sentence each."""
-    found = [f"{_many(summary['records'], 'record')} since {summary['since']}"]
-    if summary["uncounted"]:
-        found.append(f"! {summary['uncounted']} more records of other pairs: too many to keep apart")
-    found += [
-        f"! {count} records were lost ({place}): some of them may have been audits"
-        for place, count in summary["lost"].items()
-        if count
-    ]
-    return found
-
-
 def flow_line(flow: Json) -> str:
     """One flow as one line: time, ends, verdict, reason, what was asked, rule."""
     if "lost" in flow:
@@ -296,18 +272,33 @@ def _http_rule(rule: Json) -> str:
     return " ".join((*parts, "(audit)") if rule["audit"] else parts)
 
 
-def _party(end: Json) -> str:
-    """Namespace and labels of one end of an audit, and for what is no pod the latest address."""
-    text = labels_text(end["labels"], derived=False) or str(end["identity"])
-    return text if any(label.startswith("k8s:") for label in end["labels"]) else f"{text} ({end['address']})"
-
-
 def _enforcement(found: Json) -> str:
     mode, count = found["mode"], found["policiesInAudit"]
     policies = f"{found['policies']} {'policy' if found['policies'] == 1 else 'policies'}"
     if mode == "audit":
         return f"audit: nothing is denied by any policy ({policies})"
     return f"{mode}: {policies}" + (f", {count} of them in audit" if count else "")
+
+
+def _disabled(status: Json) -> str:
+    """«OFF for 3m07s: the kill switch is on», or empty."""
+    found = status.get("killSwitch") or {}
+    if not found.get("on"):
+        return ""
+    return f"OFF for {_duration(time.time() - found['since'])}: the kill switch is on, nothing is enforced or steered"
+
+
+def _kill_switch(status: Json) -> list[str]:
+    found = status.get("killSwitch") or {}
+    told = []
+    if found.get("on"):
+        why = "; ".join(found["why"]) or "it is being turned off"
+        told.append(f"kill switch: ON, no policy is enforced on this node: {why}")
+    elif found.get("why"):
+        told.append(f"kill switch: is to be on, and is not yet: {'; '.join(found['why'])}")
+    if found.get("error"):
+        told.append(f"kill switch: could not be turned: {found['error']}")
+    return told
 
 
 def _services(found: Json) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from spliceway.agent.configsections import KillSwitchConfig, PoliciesConfig
 from spliceway.bpf.types import DatapathSettings
 
 
@@ -43,7 +44,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """What is looked at: the numbers and places of a configuration, or the defaults.
 
     `settings`: with the cgroups only where there is a configuration (`configured`); `fixes`: what `splice.kernelFixes`
-    declares; `source`: where policies come from.
+    declares; `source`: where policies come from; `kill_switch`: the file that turns enforcement off; `kinds`: which
+    kinds of policies are enforced here.
     """
 
     settings: DatapathSettings
@@ -51,6 +53,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     source: Path | None = None
     fixes: tuple[str, ...] = ()
     self_test: bool = True
+    kill_switch: Path | None = KillSwitchConfig().file
+    kinds: tuple[str, ...] = PoliciesConfig().kinds
 
     @property
     def cgroups(self) -> dict[str, Path]:

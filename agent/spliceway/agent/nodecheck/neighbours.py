@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
+from spliceway.agent.configsections import PoliciesConfig
 from spliceway.agent.nodecheck import devices
 from spliceway.agent.nodecheck.model import Check, Target, info, ok, warn
 from spliceway.agent.nodecheck.reading import Unreadable, names
@@ -17,6 +19,10 @@ from spliceway.agent.nodecheck.routing import read as read_rules
 #: Priority of the AWS VPC CNI's rules «to all pods: main».
 _AWS_TO_POD = 512
 _CNI = Path("/etc/cni/net.d")
+#: Which of our kinds they enforce.
+_CALICO_KINDS = frozenset({"NetworkPolicy", "AdminNetworkPolicy", "BaselineAdminNetworkPolicy", "ClusterNetworkPolicy"})
+_CILIUM_KINDS = frozenset({"NetworkPolicy", "CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy"})
+_AWS_KINDS = frozenset({"NetworkPolicy", "ClusterNetworkPolicy"})
 
 
 class Signs(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,19 +32,19 @@ class Signs(msgspec.Struct, frozen=True, kw_only=True):
     cni: Collection[str] = ()
     cilium_maps: Collection[str] = ()
     cilium_socket: bool = False
+    aws_maps: Collection[str] = ()
     istio_in_cni: bool = False
     programs: Collection[str] = ()
     rules: Collection[Rule] = ()
 
 
-def neighbours(_target: Target) -> Iterator[Check]:
+def neighbours(target: Target) -> Iterator[Check]:
     """One result for each that is there."""
-    yield from judge(read())
+    yield from judge(read(target.settings.bpffs), target.kinds)
 
 
-def read() -> Signs:
+def read(bpffs: Path) -> Signs:
     """Look for them."""
-    pins = Path("/sys/fs/bpf/tc/globals")
     try:
         rules = asyncio.run(read_rules(0))[0]
     except OSError:
@@ -46,7 +52,8 @@ def read() -> Signs:
     return Signs(
         devices=_devices(),
         cni=_quietly(_CNI),
-        cilium_maps=[name for name in _quietly(pins) if name.startswith("cilium")],
+        cilium_maps=_cilium_maps(bpffs),
+        aws_maps=_quietly(bpffs / "globals/aws/maps"),
         cilium_socket=Path("/var/run/cilium").is_dir(),
         istio_in_cni=any(b"istio-cni" in _content(_CNI / name) for name in _quietly(_CNI)),
         programs=set(_programs()),
@@ -54,10 +61,54 @@ def read() -> Signs:
     )
 
 
-def judge(signs: Signs) -> Iterator[Check]:
-    """From what was seen."""
+def judge(signs: Signs, kinds: Collection[str] = PoliciesConfig().kinds) -> Iterator[Check]:
+    """From what was seen. `kinds`: of the policies that are enforced here."""
     found = [*_flannel(signs), *_cilium(signs), *_calico(signs), *_aws(signs), *_istio(signs)]
     yield from found or [ok("neighbours", "no flannel, Cilium, Calico, AWS VPC CNI or Istio was seen")]
+    yield _kinds(signs, kinds)
+
+
+def cilium_at_work(bpffs: Path) -> str:
+    """`cilium_enforces`, of this network namespace and bpffs; cheap, and needs no event loop."""
+    devices = [name for _, name in socket.if_nameindex()]
+    return cilium_enforces(Signs(devices=devices, cilium_maps=_cilium_maps(bpffs), programs=set(_programs())))
+
+
+def cilium_enforces(signs: Signs) -> str:
+    """What says that Cilium's datapath is at work on this node; empty where nothing does.
+
+    What is left of one that was taken out (a directory, a device, a map) is none; an agent that restarts is one.
+    """
+    device = [name for name in signs.devices if name in ("cilium_host", "cilium_net")]
+    if "cilium-agent" in signs.programs:
+        return "cilium-agent runs"
+    return (
+        f"its device {device[0]} and its maps ({min(signs.cilium_maps)}) are there"
+        if device and signs.cilium_maps
+        else ""
+    )
+
+
+def _kinds(signs: Signs, kinds: Collection[str]) -> Check:
+    """Which kinds somebody else enforces, too: then what passes is what both allow, and each edit must reach both."""
+    calico = bool({"calico-node", "felix"} & set(signs.programs)) or any(
+        name.startswith("cali") for name in signs.devices
+    )
+    others = {
+        "Calico": (calico, _CALICO_KINDS),
+        "Cilium": (bool(cilium_enforces(signs)), _CILIUM_KINDS),
+        "the AWS network policy agent": (bool(signs.aws_maps), _AWS_KINDS),
+    }
+    told = [
+        f"{name}: {', '.join(both)}"
+        for name, (there, its) in others.items()
+        if there and (both := sorted(its & set(kinds)))
+    ]
+    if not told:
+        return ok("policy-kinds", f"ours: {', '.join(kinds)}; nobody else was seen who enforces them")
+    left = [kind for kind in kinds if not any(there and kind in its for there, its in others.values())]
+    todo = f"choose one for each: policies.kinds: [{', '.join(left)}] leaves them to the others"
+    return info("policy-kinds", f"enforced by others, too: {'; '.join(told)}", todo)
 
 
 def _flannel(signs: Signs) -> Iterator[Check]:
@@ -75,7 +126,9 @@ def _cilium(signs: Signs) -> Iterator[Check]:
     seen += ["/var/run/cilium"] if signs.cilium_socket else []
     seen += ["cilium-agent"] if "cilium-agent" in signs.programs else []
     if seen:
-        todo = "two datapaths must not enforce one node's policy: take Cilium out, or run it without policy enforcement"
+        todo = "two datapaths must not enforce one node's policy: take Cilium out"
+        if cilium_enforces(signs):
+            todo += "; the agent does not start beside it, unless policies.besideCilium is true"
         yield warn("cilium", f"seen: {', '.join(seen)}", todo)
 
 
@@ -106,6 +159,10 @@ def _istio(signs: Signs) -> Iterator[Check]:
         # Its redirection happens in the pod, behind the veth: what arrives here is the mesh's own traffic.
         todo = "HTTP rules see the mesh's encrypted traffic: leave pods of the mesh without them, or out of the mesh"
         yield warn("istio", f"seen: {', '.join(seen)}", todo)
+
+
+def _cilium_maps(bpffs: Path) -> list[str]:
+    return [name for name in _quietly(bpffs / "tc/globals") if name.startswith("cilium")]
 
 
 def _programs() -> Iterable[str]:

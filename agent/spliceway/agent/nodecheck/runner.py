@@ -13,6 +13,7 @@ from spliceway.agent.nodecheck import (
     drops,
     hooks,
     kernel,
+    killswitch,
     mounts,
     neighbours,
     netfilter,
@@ -32,6 +33,7 @@ from spliceway.bpf.types import DatapathSettings
 CHECKS: dict[str, Callable[[Target], Iterator[Check]]] = {
     "user": rights.user,
     "agent": rights.agent_runs,
+    "kill-switch": killswitch.kill_switch,
     "kernel-release": kernel.release,
     "kernel-config": kernel.config,
     "measure": kernel.measured,
@@ -86,6 +88,8 @@ def target_of(config: Config | None, *, bpffs: Path | None = None, self_test: bo
         source=config.source.directory,
         fixes=config.splice.kernel_fixes,
         self_test=self_test,
+        kill_switch=config.kill_switch.file,
+        kinds=config.policies.kinds,
     )
 
 

@@ -61,6 +61,9 @@ struct generation {
 #define CONFIG_SPLICE_CLIENTS 1u	// legs between clients and the proxy
 #define CONFIG_SPLICE_SERVERS 2u	// legs between the proxy and servers: sockets that a pod has accepted
 #define CONFIG_SPLICE_OFF 4u		// somebody wants it so; otherwise what is not spliced is not safe on this kernel
+#define CONFIG_AUDIT 8u			// what would be dropped is told and passes (work.h)
+#define CONFIG_DISABLED 16u		// the kill switch is on (disabled.h)
+#define CONFIG_LENIENT 32u		// for user space: the proxy was told to let every request pass
 
 struct config {
 	u64 node_cookie;	// network namespace cookie of the node

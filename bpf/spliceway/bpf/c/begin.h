@@ -15,6 +15,11 @@ static __always_inline int waits_to_leave(const struct work *w, u64 netns_cookie
 	return st && (w->p.payload || st->word != SPLICED) && must_wait(st, &key);
 }
 
+static __always_inline int is_bare_reset(const struct packet *p)
+{
+	return (p->tcp_flags & TCP_RST) && !p->payload;
+}
+
 #define BPF_F_PSEUDO_HEADER 0x10
 #define TCP_SEQUENCE_AT 4
 #define TCP_CHECKSUM_AT 16

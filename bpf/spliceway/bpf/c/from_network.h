@@ -49,9 +49,11 @@ static __always_inline int judge_from_network(struct __sk_buff *skb, u32 network
 
 	if (!w)
 		return DROP;
-	begin(skb, w);
+	begin(skb, w, cfg);
 	if (!cfg || is_tagged(skb))
 		return PASS;
+	if (w->mode & CONFIG_DISABLED)
+		return from_network_disabled(skb, w, cfg, network_at);
 	int reason = read_packet_at(skb, w, network_at);
 	if (reason == UNSUPPORTED_PROTOCOL || w->p.kind == KIND_NEIGHBOUR)
 		return PASS;	// the link's business; it reaches no endpoint by routing

@@ -57,8 +57,10 @@ int from_pod(struct __sk_buff *skb)
 
 	if (!w)
 		return DROP;
-	begin(skb, w);
+	begin(skb, w, cfg);
 	sent_by(skb);
+	if (w->mode & CONFIG_DISABLED)
+		return from_pod_disabled(skb, w, cfg, ep);
 	if (!cfg || !ep)
 		return drop(HOOK_FROM_POD, w, NO_ENDPOINT);
 	int reason = read_packet(skb, w);

@@ -55,13 +55,16 @@ static __always_inline int is_allowed_still(struct work *w, u32 server, u32 *kno
 
 // A pod's connection to a process of the node that from_pod has seen with another destination, since netfilter translated it in between (a Service
 // whose backend is on the node), or not judged, or not at all.
-static __always_inline int judge_dialled(struct bpf_sk_lookup *ctx)
+static __always_inline int judge_dialled(struct bpf_sk_lookup *ctx, const struct config *cfg)
 {
 	struct work *w = take_work(HOOK_SK_LOOKUP);
 	struct party client, server;
 
 	if (!w)
 		return SK_DROP;
+	if (cfg->flags & CONFIG_DISABLED)
+		return SK_PASS;
+	w->mode = cfg->flags;
 	w->now = bpf_ktime_get_ns();
 	dialled_key(ctx, &w->key);
 	u32 zero = 0;
@@ -105,8 +108,7 @@ static __always_inline int judge_dialled(struct bpf_sk_lookup *ctx)
 	}
 	if (w->d.verdict == REDIRECT && !endpoints.lookup(&ifindex))
 		return SK_PASS;
-	drop(HOOK_SK_LOOKUP, w, w->d.verdict == REDIRECT ? NOT_STEERED : 0);
-	return SK_DROP;
+	return drop(HOOK_SK_LOOKUP, w, w->d.verdict == REDIRECT ? NOT_STEERED : 0) == PASS ? SK_PASS : SK_DROP;
 }
 
 // Steered packets carry their socket and never come here, so whatever arrives at a listener's port dialled it directly.
@@ -118,14 +120,14 @@ int guard(struct bpf_sk_lookup *ctx)
 	if (!cfg || is_own_lookup(ctx))
 		return SK_PASS;
 	if (ctx->protocol != PROTO_TCP)
-		return judge_dialled(ctx);
+		return judge_dialled(ctx, cfg);
 	// What is steered carries its socket. But a proxy's socket in TIME_WAIT hands a new SYN to whoever listens on the port (TCP_TW_SYN in
 	// tcp_v4_rcv): a wildcard listener of the node, say. When nobody is found, the kernel acknowledges, the client resets the old socket,
 	// and its SYN comes again, to the proxy.
 	if (ctx->ingress_ifindex == cfg->delivery)
 		return SK_DROP;
 	if (ctx->local_port < cfg->first_port || ctx->local_port > cfg->last_port)
-		return judge_dialled(ctx);
+		return judge_dialled(ctx, cfg);
 	count(HOOK_SK_LOOKUP, DENY, NOT_FOR_LISTENERS, 0);
 	return SK_DROP;
 }

@@ -64,13 +64,13 @@ int steered(struct __sk_buff *skb)
 	u32 hook = h.decided >> 4;
 	if (hook > HOOK_FROM_NETWORK && hook != HOOK_TO_NETWORK)
 		return DROP;
-	begin(skb, w);
+	begin(skb, w, cfg);
+	w->f.leg = h.decided & 15;
 	int reason = read_packet(skb, w);
 	if (reason)
 		return drop(hook, w, reason);
 	if (w->p.protocol != PROTO_TCP || w->p.kind != KIND_FLOW)
 		return PASS;	// an ICMP error about a connection of the proxy: the kernel finds its socket
-	w->f.leg = h.decided & 15;
 	reason = steer(skb, &w->p, h.rule_set, w->f.leg, 1);
 	return reason ? drop(hook, w, reason) : PASS;
 }

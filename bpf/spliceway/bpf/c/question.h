@@ -11,9 +11,12 @@ int judge(struct __sk_buff *skb)
 	u32 zero = 0;
 	struct generation *g = generation.lookup(&zero);
 	struct splice_state *st = NULL;
+	struct config *cfg = config.lookup(&zero);
 
 	if (!g || bpf_skb_load_bytes(skb, 14, &q, sizeof(q)))
 		return NO_QUESTION;
+	if (cfg && (cfg->flags & CONFIG_DISABLED) && !(q.note & (NOTE_ENDED | NOTE_WHY)))
+		return MAY_GO_ON;
 	if (q.note & NOTE_STOP) {
 		find_party(&q.key.pod, g->number & 1, &pod);
 		if (!q.key.netns_cookie)

@@ -158,9 +158,11 @@ static __always_inline int judge_leaving(struct __sk_buff *skb, u32 network_at, 
 
 	if (!w)
 		return DROP;
-	begin(skb, w);
+	begin(skb, w, cfg);
 	if (!cfg)
 		return PASS;
+	if (w->mode & CONFIG_DISABLED)
+		return to_network_disabled(skb, w, cfg, network_at);
 	int reason = read_packet_at(skb, w, network_at);
 	find_origin(skb, &w->p, &o);
 	w->f.leg = o.from == FROM_PROXY_SOCK ? LEG_UPSTREAM : LEG_DIRECT;

@@ -17,11 +17,6 @@ static __always_inline int is_translated_back(const struct work *w, const struct
 	return is_host(client.identity);
 }
 
-static __always_inline int is_bare_reset(const struct packet *p)
-{
-	return (p->tcp_flags & TCP_RST) && !p->payload;
-}
-
 #define TCP_FLAGS_AT 12		// with the header's length, 16 bits
 
 // What of the proxy's may not go on to its client becomes the reset that the client waits for: the one that comes later would be behind a hole.
@@ -264,7 +259,9 @@ int to_pod(struct __sk_buff *skb)
 
 	if (!w)
 		return DROP;
-	begin(skb, w);
+	begin(skb, w, cfg);
+	if (w->mode & CONFIG_DISABLED)
+		return to_pod_disabled(skb, w, cfg, ep);
 	if (!cfg || !ep)
 		return drop(HOOK_TO_POD, w, NO_ENDPOINT);
 	int reason = read_packet(skb, w);

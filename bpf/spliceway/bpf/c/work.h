@@ -6,6 +6,19 @@
 #define DROP 2		// TC_ACT_SHOT
 #define TAKEN 4		// TC_ACT_STOLEN: dropped, but its sender counts it as sent (a socket that sees its packets refused gives up soon)
 
+// What the node would have dropped were it not in audit: told once in TOLD_AGAIN for each of these, whatever comes of it.
+struct told {
+	struct addr src;
+	struct addr dst;
+	u16 dport;
+	u8 protocol;
+	u8 reason;
+};
+
+#define TOLD_AGAIN 10000000000ull	// ns
+
+BPF_TABLE("lru_hash", struct told, u64, told_lately, 4096);
+
 struct work {
 	struct packet p;
 	struct ct_key key;
@@ -13,7 +26,9 @@ struct work {
 	struct decision d;
 	u64 generation;
 	u64 now;
+	u32 mode;			// CONFIG_*
 	struct splice_state state;	// one that is being made, see begin_splice(): not cleared for every packet
+	struct told told;		// nor this
 };
 
 // One for each program and CPU: it would not fit the stack, and no program interrupts itself.
@@ -28,12 +43,48 @@ static __always_inline struct work *take_work(u32 hook)
 	return w;
 }
 
+// Reasons to drop what the proxy has, or is about to have: passed on, it would break that connection, or go past the proxy.
+static __always_inline int is_of_the_proxy(u32 reason)
+{
+	return (reason >= NOT_STEERED && reason <= TUPLE_CONFLICT) || reason == NOT_FOR_LISTENERS;
+}
+
+static __always_inline int is_news(struct work *w)
+{
+	struct told *t = &w->told;
+
+	t->src = w->f.t.src;
+	t->dst = w->f.t.dst;
+	t->dport = w->f.t.dport;
+	t->protocol = w->f.protocol;
+	t->reason = w->d.reason;
+	u64 now = bpf_ktime_get_ns(), *last = told_lately.lookup(t);
+	if (last && now - *last < TOLD_AGAIN)
+		return 0;
+	told_lately.update(t, &now);
+	return 1;
+}
+
+// In audit (of the node, not of a policy) this passes as it would without us, and is told. It gets no entry: it has no verdict.
+static __always_inline int only_told(u32 hook, struct work *w)
+{
+	if (!(w->mode & CONFIG_AUDIT) || w->f.leg != LEG_DIRECT || is_of_the_proxy(w->d.reason))
+		return 0;
+	w->d.verdict = ALLOW;
+	count(hook, ALLOW, w->d.reason, w->f.length);
+	if (is_news(w))
+		report(hook, &w->f, &w->d);
+	return 1;
+}
+
 static __always_inline int drop(u32 hook, struct work *w, u32 reason)
 {
 	if (reason) {
 		w->d.verdict = DENY;
 		w->d.reason = reason;
 	}
+	if (only_told(hook, w))
+		return PASS;
 	count(hook, DENY, w->d.reason, w->f.length);
 	report(hook, &w->f, &w->d);
 	return DROP;
@@ -56,7 +107,7 @@ static __always_inline u32 known_reason(u32 hook, struct work *w, u64 netns_cook
 	return w->f.reply || denies(w->d.reason) ? REPLY : w->d.reason;
 }
 
-static __always_inline void begin(struct __sk_buff *skb, struct work *w)
+static __always_inline void begin(struct __sk_buff *skb, struct work *w, const struct config *cfg)
 {
 	u32 zero = 0;
 	struct generation *g = generation.lookup(&zero);
@@ -64,6 +115,7 @@ static __always_inline void begin(struct __sk_buff *skb, struct work *w)
 	w->generation = g ? g->number : 0;
 	w->now = bpf_ktime_get_ns();
 	w->f.length = skb->len;
+	w->mode = cfg ? cfg->flags : 0;
 }
 
 // Reads the packet, whose network header is at `offset`. Returns 0 or the reason to drop it.
