@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from spliceway.agent.audit import AuditLog, AuditSummary
+from spliceway.agent.cni.side import CniSide
 from spliceway.agent.config import Config
 from spliceway.agent.flowlog import FlowLog
 from spliceway.agent.flows import Names, rfc3339
@@ -66,6 +67,7 @@ class Views:
         *,
         config: Config,
         inventory: Inventory,
+        cni: CniSide,
         reconciler: Reconciler,
         datapath: DatapathViews,
         proxy: ProxyLink,
@@ -88,6 +90,7 @@ class Views:
         """
         self._config = config
         self._inventory = inventory
+        self._cni = cni
         self._reconciler = reconciler
         self._datapath = datapath
         self._proxy = proxy
@@ -162,6 +165,7 @@ class Views:
                 "notApplied": self.not_applied(),
             },
             "services": service_counts(self._balance()),
+            "cni": self._cni.status(),
             "enforcement": {"mode": self._config.enforcement, "policies": policies, "policiesInAudit": in_audit},
             "datapath": self._datapath.status(),
             "proxy": {
@@ -189,7 +193,7 @@ class Views:
         """Local endpoints with identity and which directions a policy covers."""
         _only(query)
         table = self._reconciler.table
-        wired = {endpoint.name: endpoint for endpoint in self._inventory.endpoints}
+        wired = {endpoint.name: endpoint for endpoint in self._cni.endpoints}
         names = wired.keys() | (table.endpoints.keys() if table else set())
         found = []
         for name in sorted(names):
