@@ -91,13 +91,13 @@ class Search:
         content = self._look(number, path) if number not in self._skip else None
         for own in content.devices if content else ():
             has = any(index == own.ifindex and each in pod.addresses for index, each in content.addresses)
-            if not has and not trusted:
+            if not has and (not trusted or not own.foreign):
                 continue
             try:
                 device = other_end(own, self._devices, path)
             except OSError:
                 return  # it is going
-            if device is not None or has:
+            if device is not None or trusted:
                 yield _End(number, path, device, has)
 
     def _look(self, number: int, path: Path) -> Inside | None:
