@@ -142,7 +142,15 @@ def test_errors_of_the_agent_are_printed_as_they_are(plugin: Path, place: Path, 
 )
 def test_answers_that_nobody_should_give_let_no_pod_start(plugin: Path, place: Path, answer: bytes) -> None:
     with agent(place, says(answer)):
-        assert code(call(plugin, conf(place))) == 11
+        assert code(call(plugin, conf(place, timeout=0.5))) == 11
+
+
+def test_an_agent_that_ends_in_the_middle_is_followed_by_the_next(plugin: Path, place: Path) -> None:
+    turns = iter([b"", b"\0\0", pack_answer(None)])
+    with agent(place, lambda one: one.sendall(next(turns))) as asked:
+        assert call(plugin, conf(place)).returncode == 0
+    assert len(asked) == 3
+    assert len(set(asked)) == 1
 
 
 def test_without_an_agent_it_waits_for_one_and_then_says_try_again(plugin: Path, place: Path) -> None:

@@ -447,6 +447,13 @@ static void need(const char *variable)
 
 // ---- talking to the agent; each gives NULL, or why it failed ----
 
+static const char ENDED[] = "the agent ended meanwhile";
+
+static const char *broken(void)
+{
+    return errno == ECONNRESET || errno == EPIPE ? ENDED : strerror(errno);
+}
+
 static const char *await(int agent, short events, int64_t deadline)
 {
     for (;;) {
@@ -497,7 +504,7 @@ static const char *send_all(int agent, const void *data, size_t size, int64_t de
             continue;
         }
         if (done < 0)
-            return strerror(errno);
+            return broken();
         at += done;
         size -= (size_t)done;
     }
@@ -518,9 +525,9 @@ static const char *receive_all(int agent, void *data, size_t size, int64_t deadl
             continue;
         }
         if (got < 0)
-            return strerror(errno);
+            return broken();
         if (!got)
-            return "the agent ended meanwhile";
+            return ENDED;
         at += got;
         size -= (size_t)got;
     }
@@ -533,24 +540,38 @@ static void put_length(unsigned char *at, size_t length)
         at[i] = (unsigned char)(length >> (8 * i));
 }
 
-static const char *ask(const struct config *config, bool patient, size_t variables, size_t size, bool *failed, size_t *told)
+static const char *ask_once(int agent, size_t variables, size_t size, int64_t deadline, bool *failed, size_t *told)
 {
     unsigned char head[16] = "SPLCNI1\n", back[8];
-    int64_t deadline = now() + config->timeout;
     const char *why;
-    int agent = -1;
 
     put_length(head + 8, variables);
     put_length(head + 12, size);
-    if ((why = dial(config, patient, deadline, &agent)) || (why = send_all(agent, head, sizeof(head), deadline)) ||
-        (why = send_all(agent, environment, variables, deadline)) || (why = send_all(agent, document, size, deadline)) ||
-        (why = receive_all(agent, back, sizeof(back), deadline)))
+    if ((why = send_all(agent, head, sizeof(head), deadline)) || (why = send_all(agent, environment, variables, deadline)) ||
+        (why = send_all(agent, document, size, deadline)) || (why = receive_all(agent, back, sizeof(back), deadline)))
         return why;
     *told = back[4] | (size_t)back[5] << 8 | (size_t)back[6] << 16 | (size_t)back[7] << 24;
     if (back[0] > 1 || back[1] || back[2] || back[3] || *told > MAX_ANSWER)
         return "the answer of the agent can't be understood";
     *failed = back[0];
     return receive_all(agent, answer, *told, deadline);
+}
+
+// An agent that ends is followed by another one, which is asked again: nothing of this is worse for being done twice.
+static const char *ask(const struct config *config, bool patient, size_t variables, size_t size, bool *failed, size_t *told)
+{
+    int64_t deadline = now() + config->timeout;
+    const char *why;
+    int agent = -1;
+
+    for (;;) {
+        if (!(why = dial(config, patient, deadline, &agent)))
+            why = ask_once(agent, variables, size, deadline, failed, told);
+        if (why != ENDED || !patient || now() + RETRY_MS >= deadline)
+            return why;
+        close(agent);
+        poll(NULL, 0, RETRY_MS);
+    }
 }
 
 static void print_versions(void)
