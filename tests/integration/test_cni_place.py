@@ -203,8 +203,7 @@ def test_it_is_taken_out_without_a_configuration(node: Node) -> None:
     node.write("05-lone.conf", lone)
     node.place.look()
     assert {path.name for path in placed(node.state)} == {"05-lone-spliceway.conflist", "10-a.conflist"}
-    node.place.end()
-    assert len(take_out(node.state)) == 2
+    assert len(node.place.leave()) == 2
     node.place.look()  # nobody puts it back
     assert not placed(node.state)
     assert sorted(path.name for path in node.confs.iterdir()) == ["05-lone.conf", "10-a.conflist"]

@@ -63,6 +63,11 @@ def test_addresses_without_an_interface_are_the_pods() -> None:
     assert addresses_of(read_conf(conf(prevResult=told)).prev_result, "eth0") == (ip_address("10.1.2.3"),)
 
 
+def test_addresses_at_the_nodes_end_are_the_pods() -> None:
+    told = {"interfaces": [{"name": "cali1"}], "ips": [{"address": "10.1.2.3/32", "interface": 0}]}
+    assert addresses_of(read_conf(conf(prevResult=told)).prev_result, "eth0") == (ip_address("10.1.2.3"),)
+
+
 @pytest.mark.parametrize(
     "told",
     [
@@ -75,7 +80,7 @@ def test_addresses_without_an_interface_are_the_pods() -> None:
         {"ips": [{"address": "0.0.0.0/0"}]},
         {"ips": [{"address": "127.0.0.1/8"}]},
         {"ips": [{"address": "ff02::1/64"}]},
-        {"ips": [{"address": "10.1.2.3/24", "interface": 0}], "interfaces": [{"name": "veth0"}]},
+        {"ips": [{"address": "10.1.2.3/24", "interface": 0}], "interfaces": [{"name": "net1", "sandbox": "/a"}]},
     ],
 )
 def test_a_result_without_a_pods_address_is_refused(told: Any) -> None:

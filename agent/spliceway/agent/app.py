@@ -248,7 +248,7 @@ class Agent:
             if self._inventory.synced and (changed or not self._begun):
                 if not self._begun:
                     await self._cni.prepare()
-                if not self._begun and not self._cni.endpoints and self._datapath.knows_endpoints():
+                if not self._begun and self._cni.is_blank and self._datapath.knows_endpoints():
                     # A directory that is not mounted yet looks like this. Detaching all pods would cut them off.
                     log.warning("the source has no pods, but the kernel has: what is in force stays until it has some")
                     continue

@@ -142,7 +142,7 @@ def addresses_of(result: Result | None, interface: str) -> tuple[IPAddress, ...]
             if not 0 <= one.interface < len(interfaces):
                 raise CniError(BAD_CONFIG, f"prevResult.ips: there is no interface {one.interface}")
             of = interfaces[one.interface]
-            if not of.sandbox or of.name != interface:
+            if of.sandbox and of.name != interface:  # some plugins give the node's end in place of the pod's
                 continue
         if address.is_unspecified or address.is_loopback or address.is_multicast:
             raise CniError(BAD_CONFIG, f"prevResult.ips: {address} can't be a pod's")

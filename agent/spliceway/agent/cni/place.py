@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -61,7 +62,7 @@ class Place:
         self._config = config
         self._state_dir = state_dir
         self._puts: deque[float] = deque(maxlen=QUICK)
-        self._ended = False
+        self._lock, self._left = threading.Lock(), False
         self.chain = Chain(problem="not looked yet")
 
     def __repr__(self) -> str:
@@ -85,7 +86,9 @@ class Place:
         source = build.binary(self._state_dir)
         target = self._config.bin_dir / build.NAME
         try:
-            places = Places(str(self._config.conf_dir), str(self._config.bin_dir))
+            places, before = Places(str(self._config.conf_dir), str(self._config.bin_dir)), _places(self._state_dir)
+            if before is not None and before.conf_dir != places.conf_dir:
+                take_out(self._state_dir)
             write_atomic(self._state_dir / RECORD, msgspec.json.encode(places))
             target.parent.mkdir(parents=True, exist_ok=True)
             data = source.read_bytes()
@@ -98,9 +101,8 @@ class Place:
 
     def look(self) -> None:
         """Look at the chain, and put the plugin there where it is missing. Blocks."""
-        if self._ended:
-            return
-        chain = self._look()
+        with self._lock:
+            chain = self.chain if self._left else self._look()
         if chain != self.chain:
             (log.warning if chain.problem else log.info)("CNI chain", file=chain.file, problem=chain.problem)
         self.chain = chain
@@ -141,25 +143,26 @@ class Place:
             return ""
         return f"somebody else takes the plugin out again and again; it is put back every {SLOW:g} s"
 
-    def end(self) -> None:
-        """Put it nowhere from now on."""
-        self._ended = True
+    def leave(self) -> list[Path]:
+        """Take it out, and put it nowhere from now on. Blocks. Raises AgentError."""
+        with self._lock:
+            self._left = True
+            return take_out(self._state_dir)
 
     async def run(self) -> None:
         """Keep it there, until cancelled."""
         while True:
             try:
+                # Watch before looking: what changes between the two is seen by the watch, also a directory in its place.
                 with _watching(self._config.conf_dir) as told:
-                    while self._config.conf_dir.is_dir():
-                        await asyncio.to_thread(self.look)
-                        with contextlib.suppress(TimeoutError):
-                            async with asyncio.timeout(SLOW / 4 if self.chain.problem else INTERVAL):
-                                await told.wait()
-                                await asyncio.sleep(SETTLE)
-                        told.clear()
+                    await asyncio.to_thread(self.look)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(SLOW / 4 if self.chain.problem else INTERVAL):
+                            await told.wait()
+                            await asyncio.sleep(SETTLE)
             except OSError:
                 await asyncio.to_thread(self.look)
-            await asyncio.sleep(ABSENT)
+                await asyncio.sleep(ABSENT)
 
 
 def placed(state_dir: Path) -> list[Path]:

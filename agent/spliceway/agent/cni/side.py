@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
 import msgspec
 
@@ -52,10 +53,14 @@ class CniSide(Protocol):
     def endpoints(self) -> tuple[LocalEndpoint, ...]:
         """This node's pods that are wired."""
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether the source may be one that is not there yet: it has nothing that the kernel should know of."""
+
     def passed(self) -> None:
         """A pass of reconciliation has ended."""
 
-    def tasks(self) -> Mapping[str, Awaitable[None]]:
+    def tasks(self) -> Mapping[str, Coroutine[Any, Any, None]]:
         """What must run, by name."""
 
     async def leave(self) -> None:
@@ -68,14 +73,16 @@ class CniSide(Protocol):
 class NoCni:
     """Pods say themselves how they are wired, or are in no way."""
 
-    def __init__(self, inventory: Inventory) -> None:
+    def __init__(self, inventory: Inventory, state_dir: Path) -> None:
         self._inventory = inventory
+        self._state_dir = state_dir
 
     def use(self, force: Force, attached: Callable[[LocalEndpoint], bool], submit: Callable[[], int]) -> None:
         """Nobody is wired."""
 
     async def start(self, stack: contextlib.ExitStack | contextlib.AsyncExitStack) -> None:
-        """Nothing listens."""
+        """Nothing listens; what an agent before put into the chain would wait for that."""
+        await asyncio.to_thread(take_out, self._state_dir)
 
     async def prepare(self) -> None:
         """Nothing is looked for."""
@@ -92,10 +99,15 @@ class NoCni:
         """Those of the source."""
         return self._inventory.endpoints
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether it has no pods."""
+        return not self._inventory.endpoints
+
     def passed(self) -> None:
         """Nobody waits for it."""
 
-    def tasks(self) -> Mapping[str, Awaitable[None]]:
+    def tasks(self) -> Mapping[str, Coroutine[Any, Any, None]]:
         """None."""
         return {}
 
@@ -123,7 +135,12 @@ class Cni(PodNetwork):
         self._server = CniServer(stack.enter_context(unix_listener(socket, "cni.socket")), self.answer)
         stack.callback(socket.unlink, missing_ok=True)
 
-    def tasks(self) -> Mapping[str, Awaitable[None]]:
+    @property
+    def is_blank(self) -> bool:
+        """Whether it has no objects: pods are wired and taken back by runtimes, and none may be left."""
+        return not self._inventory.objects
+
+    def tasks(self) -> Mapping[str, Coroutine[Any, Any, None]]:
         """What must run, by name."""
         return {"cni": self._server.run(), "cni chain": self._placing(), "wirings": self.watch()}
 
@@ -133,8 +150,7 @@ class Cni(PodNetwork):
 
     async def leave(self) -> None:
         """Take the plugin out of the chain: nobody will answer it any more. Raises AgentError."""
-        self._place.end()
-        await asyncio.to_thread(take_out, self._config.state_dir)
+        await asyncio.to_thread(self._place.leave)
 
     def status(self) -> CniStatus:
         """Where things are now."""
@@ -144,4 +160,4 @@ class Cni(PodNetwork):
 
 def cni_side(config: Config, inventory: Inventory) -> CniSide:
     """As the configuration says."""
-    return Cni(config, inventory) if config.cni.enabled else NoCni(inventory)
+    return Cni(config, inventory) if config.cni.enabled else NoCni(inventory, config.state_dir)
