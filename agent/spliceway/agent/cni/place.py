@@ -153,7 +153,7 @@ class Place:
         """Keep it there, until cancelled."""
         while True:
             try:
-                # Watch before looking: what changes between the two is seen by the watch, also a directory in its place.
+                # Watch before looking: what changes between the two is seen. Each time anew: it may be another one.
                 with _watching(self._config.conf_dir) as told:
                     await asyncio.to_thread(self.look)
                     with contextlib.suppress(TimeoutError):
