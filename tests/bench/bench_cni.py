@@ -86,8 +86,8 @@ def adds(site: CniNode, rounds: int) -> None:
                 taken.setdefault(f"{command} chain {label}", []).append(whole)
             pod.gone()
             site.forget(name)
-    for name, seconds in sorted({**taken, **own}.items()):
-        print(f"{name:24} {quantiles(seconds)}")
+    for name, each in sorted({**taken, **own}.items()):
+        print(f"{name:24} {quantiles(each)}")
 
 
 def main() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from spliceway.agent.testbed import netns
-from support.cninode import CniNode, bridge, cni_node, wait
+from support.cninode import CniNode, CniPod, bridge, cni_node, wait
 from support.libcni import PluginError
 
 pytestmark = pytest.mark.kernel
@@ -33,6 +35,7 @@ spec:
 """
 ROUNDS = int(os.environ.get("SPLICEWAY_CNI_ROUNDS", "25"))
 TRY_AGAIN = 11
+SERVER: list[CniPod] = []
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,7 @@ def _site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CniNode]:
     with cni_node(tmp_path_factory.mktemp("cni")) as site:
         site.policy("all", POLICIES)
         site.start()
+        SERVER.append(site.serve("server", {"app": "server"}))
         yield site
 
 
@@ -51,9 +55,9 @@ def site(_site: CniNode) -> CniNode:
     return _site
 
 
-def targets(site: CniNode) -> list[str]:
-    server = site.node.pod("server")
-    return [str(server.address(version)) for version in (4, 6)]
+def targets(_site: CniNode) -> list[str]:
+    """Addresses of the pod that serves."""
+    return [SERVER[-1].address(version) for version in (4, 6)]
 
 
 def test_the_result_is_that_of_the_plugin_before(site: CniNode) -> None:
@@ -62,7 +66,7 @@ def test_the_result_is_that_of_the_plugin_before(site: CniNode) -> None:
     conf, before = site.runtime.conf(), {}
     args = pod.args
     for plugin in conf["plugins"]:
-        env = site.runtime._environment("ADD", pod.container, pod.netns, "eth0", args)
+        env = site.runtime.environment("ADD", pod.container, pod.netns, "eth0", args)
         result = site.runtime.call(conf, plugin, env, before or None)
         if plugin["type"] == "spliceway-cni":
             assert result == before
@@ -101,14 +105,17 @@ def test_check_and_delete_say_what_is(site: CniNode) -> None:
     four, six = pod.address(4), pod.address(6)
     assert any("app=good" in label for label in site.identity(four)), site.identity(four)
     assert any("app=good" in label for label in site.identity(six))
-    assert site.status()["wired"] == 1
+    assert site.status()["wired"] == 2
     pod.delete()
     assert not site.identity(four)
     assert not site.identity(six)
     pod.delete()  # again: nothing is there, and that is no error
-    with pytest.raises(PluginError):
-        pod.check()
-    assert site.status()["wired"] == 0
+    conf = site.runtime.conf()
+    env = site.runtime.environment("CHECK", pod.container, pod.netns, "eth0", pod.args)
+    with pytest.raises(PluginError) as caught:  # the bridge has taken the interface away by now
+        site.runtime.call(conf, conf["plugins"][-1], env, pod.result)
+    assert caught.value.code in (4, 102)
+    assert site.status()["wired"] == 1
 
 
 def test_a_pod_that_the_source_does_not_know_does_not_start_until_it_does(site: CniNode) -> None:
@@ -248,7 +255,7 @@ def test_a_namespace_that_vanishes_without_a_word_leaves_nothing(site: CniNode) 
 
 
 def test_without_another_end_on_the_node_a_pod_does_not_start(site: CniNode) -> None:
-    """A namespace with a dummy for eth0: nothing of it passes a device of the node."""
+    """A namespace with a bridge for eth0: nothing of it passes a device of the node."""
     site.describe("odd", {"app": "good"})
     pod = site.sandbox("odd")
     conf = site.runtime.conf()
@@ -259,11 +266,9 @@ def test_without_another_end_on_the_node_a_pod_does_not_start(site: CniNode) -> 
         "ips": [{"address": "10.240.1.210/25", "interface": 0}],
     }
 
-    def dummy() -> None:
-        os.system("ip link add eth0 type dummy && ip link set eth0 up")
-
-    netns.call(pod.netns, dummy)
-    env = site.runtime._environment("ADD", pod.container, pod.netns, "eth0", pod.args)
+    made = ["ip", "link", "add", "eth0", "type", "bridge"]
+    netns.call(pod.netns, lambda: subprocess.run(made, check=True, timeout=10))
+    env = site.runtime.environment("ADD", pod.container, pod.netns, "eth0", pod.args)
     with pytest.raises(PluginError) as caught:
         site.runtime.call(conf, ours, env, result)
     assert caught.value.code == 100
@@ -294,7 +299,7 @@ def test_many_at_once(site: CniNode) -> None:
     assert not failed, failed[:2]
     for number in range(12):
         site.forget(f"many-{number}")
-    assert site.status()["wired"] == 0
+    assert site.status()["wired"] == 1
 
 
 def test_cleanup_takes_the_plugin_out_of_the_chain(site: CniNode) -> None:
@@ -302,7 +307,7 @@ def test_cleanup_takes_the_plugin_out_of_the_chain(site: CniNode) -> None:
     site.agent.stop()
     before = site.runtime.conf()
     done = site.node.run_on_node(
-        ["python", "-m", "spliceway.agent", "cleanup", "--config", str(site.agent.config), "--yes"], timeout=60
+        [sys.executable, "-m", "spliceway.agent", "cleanup", "--config", str(site.agent.config), "--yes"], timeout=60
     )
     assert done.returncode == 0, done.stderr
     assert "Removed cni" in done.stdout

@@ -6,18 +6,20 @@ import contextlib
 import itertools
 import json
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
-from spliceway.agent.testbed import manifests, netns
+from spliceway.agent.testbed import cgroups, manifests, netns, processes
 from spliceway.agent.testbed.agentprocess import AgentProcess, start_agent
 from spliceway.agent.testbed.linkparts import quiet_ipv6
 from spliceway.agent.testbed.testbed import Testbed
 from support.libcni import Runtime, arguments
-from support.node import server_manifest
+from support.node import SERVER, pod_manifest
 
 #: Debian's containernetworking-plugins.
 DEBIAN = Path("/usr/lib/cni")
@@ -90,7 +92,7 @@ class CniPod:
 
 
 class CniNode:
-    """The node, the runtime, and an agent when it is started. The testbed's `server` serves HTTP and lets all in."""
+    """The node, the runtime, and an agent when it is started."""
 
     def __init__(self, testbed: Testbed, directory: Path, **cni: Any) -> None:
         self.testbed, self.node = testbed, testbed.node
@@ -111,6 +113,7 @@ class CniNode:
         self._state = directory / "ipam"
         self._containers = itertools.count(1)
         self._pods: list[CniPod] = []
+        self._servers: list[subprocess.Popen[Any]] = []
         self.write_conf(bridge(self._state))
 
     def write_conf(self, conf: Mapping[str, Any], name: str = "10-pods.conflist") -> None:
@@ -145,6 +148,17 @@ class CniNode:
             "status": status,
         }
         manifests.write(self._file(namespace, name), manifests.dump([document]))
+
+    def serve(self, name: str, labels: Mapping[str, str]) -> CniPod:
+        """A pod that serves HTTP on TCP 80, both families."""
+        self.describe(name, labels)
+        pod = self.sandbox(name)
+        pod.add()
+        cgroup = cgroups.create(self.node.info.cgroups.pods / f"default_{name}")
+        argv = [sys.executable, *SERVER[1:], "--name", name]
+        self._servers.append(processes.spawn(pod.netns, cgroup, argv, processes.environment()))
+        wait(lambda: 80 in netns.call(pod.netns, netns.listening_ports), 20.0)
+        return pod
 
     def describe_far(self, name: str, labels: Mapping[str, str], address: str) -> None:
         """A Pod object of another node."""
@@ -184,6 +198,9 @@ class CniNode:
         """End everything."""
         if self.agent is not None and self.agent.process.poll() is None:
             self.agent.stop()
+        for server in self._servers:
+            server.kill()
+            server.wait(10)
         for pod in self._pods:
             netns.delete(pod.netns)
 
@@ -193,8 +210,8 @@ class CniNode:
 
 @contextlib.contextmanager
 def cni_node(directory: Path, **cni: Any) -> Iterator[CniNode]:
-    """A node with the pod `server`, without an agent yet."""
-    with Testbed.up([server_manifest("server", {"app": "server"})]) as testbed:
+    """A node without an agent yet; the pod `idle` is none of the chain's."""
+    with Testbed.up([pod_manifest("idle")]) as testbed:
         site = CniNode(testbed, directory, **cni)
         try:
             yield site

@@ -83,7 +83,7 @@ def with_plugin(name: str, text: str, plugin: Mapping[str, Any]) -> Wanted:
         if len(plugins) == len(others) + 1 and plugins[0]["type"] != NAME and plugin in plugins:
             return Wanted(name, text)
         return Wanted(name, _dump({**found, "plugins": [*others, dict(plugin)]}))
-    head = {key: found[key] for key in ("cniVersion", "name") if key in found}
+    head: dict[str, Any] = {key: found[key] for key in ("cniVersion", "name") if key in found}
     inner = {key: value for key, value in found.items() if key not in ("cniVersion", "name")}
     return Wanted(f"{PurePath(name).stem}{_OURS}", _dump({**head, "plugins": [inner, dict(plugin)]}), name)
 

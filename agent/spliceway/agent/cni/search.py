@@ -89,7 +89,9 @@ class Search:
     def _ends(self, number: int, path: Path, pod: Pod, trusted: bool) -> Iterator[_End]:
         """Interfaces by which the pod may be reached; `trusted`: its processes are in that namespace."""
         content = self._look(number, path) if number not in self._skip else None
-        for own in content.devices if content else ():
+        if content is None:
+            return
+        for own in content.devices:
             has = any(index == own.ifindex and each in pod.addresses for index, each in content.addresses)
             if not has and (not trusted or not own.foreign):
                 continue
