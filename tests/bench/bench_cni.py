@@ -73,7 +73,7 @@ def adds(site: CniNode, rounds: int) -> None:
                 result, whole = runtime.results.get((pod.container, "eth0")), 0.0
                 plugins = conf["plugins"] if command == "ADD" else list(reversed(conf["plugins"]))
                 for plugin in plugins:
-                    env = runtime._environment(command, pod.container, pod.netns, "eth0", pod.args)
+                    env = runtime.environment(command, pod.container, pod.netns, "eth0", pod.args)
                     began = time.perf_counter()
                     told = runtime.call(conf, plugin, env, result)
                     seconds = time.perf_counter() - began

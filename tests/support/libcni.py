@@ -72,7 +72,7 @@ class Runtime:
         """ADD for all plugins. Raises PluginError."""
         conf, result = self.conf(), None
         for plugin in conf["plugins"]:
-            env = self._environment("ADD", container, place, interface, args)
+            env = self.environment("ADD", container, place, interface, args)
             result = self.call(conf, plugin, env, result)
         assert isinstance(result, dict)
         self.results[container, interface] = result
@@ -82,13 +82,13 @@ class Runtime:
         """CHECK for all plugins. Raises PluginError."""
         conf, result = self.conf(), self.results[container, interface]
         for plugin in conf["plugins"]:
-            self.call(conf, plugin, self._environment("CHECK", container, place, interface, args), result)
+            self.call(conf, plugin, self.environment("CHECK", container, place, interface, args), result)
 
     def delete(self, container: str, place: Path | None, args: str, interface: str = "eth0") -> None:
         """DEL for all plugins, backwards. Raises PluginError, and then those in front were not asked."""
         conf, result = self.conf(), self.results.get((container, interface))
         for plugin in reversed(conf["plugins"]):
-            self.call(conf, plugin, self._environment("DEL", container, place, interface, args), result)
+            self.call(conf, plugin, self.environment("DEL", container, place, interface, args), result)
         self.results.pop((container, interface), None)
 
     def call(
@@ -118,7 +118,8 @@ class Runtime:
         """The binary of that name."""
         return next(path for path in (directory / plugin for directory in self.bin_dirs) if path.is_file())
 
-    def _environment(
+    def environment(
         self, command: str, container: str, place: Path | None, interface: str, args: str
     ) -> dict[str, str]:
+        """The variables of one call, with where plugins are found."""
         return environment(command, container, place, interface, args, ":".join(map(str, self.bin_dirs)))
