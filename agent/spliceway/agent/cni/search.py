@@ -64,7 +64,8 @@ class Search:
                 places = {
                     number: path
                     for uid in claim.uids
-                    for number, path in _inodes(_namespaces(cgroups[uid]) if uid in cgroups else ())
+                    for cgroup in cgroups.get(uid, ())
+                    for number, path in _inodes(_namespaces(cgroup))
                 }
             else:
                 places = everywhere = everywhere if everywhere is not None else self._everywhere()
@@ -127,10 +128,13 @@ def _inodes(paths: Iterable[Path]) -> Iterator[tuple[int, Path]]:
             continue  # it went meanwhile
 
 
-def _pod_cgroups(root: Path, uids: set[str]) -> dict[str, Path]:
-    """The cgroups of pods by uid: `pod<uid>`, or with the systemd driver `kubepods-burstable-pod<uid>.slice`."""
+def _pod_cgroups(root: Path, uids: set[str]) -> dict[str, list[Path]]:
+    """The cgroups of pods by uid: `pod<uid>`, or with the systemd driver `kubepods-burstable-pod<uid>.slice`.
+
+    Several, where an empty one is left of another driver.
+    """
     wanted = {f"pod{form}": uid for uid in uids for form in (uid, uid.replace("-", "_"))}
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     level = [root]
     for _ in range(_DEPTH if wanted else 0):
         below: list[Path] = []
@@ -145,7 +149,7 @@ def _pod_cgroups(root: Path, uids: set[str]) -> dict[str, Path]:
                 if uid is None:
                     below.append(path)
                 else:
-                    found[uid] = path
+                    found.setdefault(uid, []).append(path)
         level = below
     return found
 

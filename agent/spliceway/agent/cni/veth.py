@@ -19,7 +19,8 @@ from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.linktable import Device
 from spliceway.bpf.netns import call_in
 
-OWN = Path("/proc/self/ns/net")
+#: The node's, where the agent is.
+OWN = Path("/proc/thread-self/ns/net")
 
 
 class Inside(NamedTuple):
