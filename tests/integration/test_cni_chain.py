@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -36,6 +38,9 @@ spec:
 ROUNDS = int(os.environ.get("SPLICEWAY_CNI_ROUNDS", "25"))
 TRY_AGAIN = 11
 SERVER: list[CniPod] = []
+#: The bridge's, and where a process of the node listens.
+GATEWAYS, NODE_PORT = ("10.240.1.129", "fd00:240:1::1:1"), 8080
+ANY: dict[str, Any] = {"family": socket.AF_INET6, "dualstack_ipv6": True, "backlog": 4096}
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +48,9 @@ def _site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CniNode]:
     with cni_node(tmp_path_factory.mktemp("cni")) as site:
         site.policy("all", POLICIES)
         site.start()
-        SERVER.append(site.serve("server", {"app": "server"}))
-        yield site
+        SERVER[:] = [site.serve("server", {"app": "server"})]
+        with netns.call(site.node.info.netns, lambda: socket.create_server(("::", NODE_PORT), **ANY)):
+            yield site
 
 
 @pytest.fixture
@@ -56,8 +62,13 @@ def site(_site: CniNode) -> CniNode:
 
 
 def targets(_site: CniNode) -> list[str]:
-    """Addresses of the pod that serves."""
-    return [SERVER[-1].address(version) for version in (4, 6)]
+    """Addresses of the pod that lets in whom it knows."""
+    return [SERVER[0].address(version) for version in (4, 6)]
+
+
+def everybody(site: CniNode) -> list[tuple[str, int]]:
+    """And those of the node, which lets in all: what keeps a pod out there is its own policy."""
+    return [*((address, 80) for address in targets(site)), *((address, NODE_PORT) for address in GATEWAYS)]
 
 
 def test_the_result_is_that_of_the_plugin_before(site: CniNode) -> None:
@@ -86,15 +97,31 @@ def test_a_pod_that_dials_at_once_is_judged_by_its_policy(site: CniNode) -> None
             site.describe(name, {"app": label})
             pod = site.sandbox(name)
             pod.add()
-            for address in targets(site):
+            for address, port in everybody(site):
                 seconds = 0.05 if label == "bad" else 2.0
-                if pod.dials(address, seconds=seconds) is (label == "bad"):
+                if pod.dials(address, port, seconds) is (label == "bad"):
                     wrong.append((name, address))
             pod.delete()
             pod.gone()
             site.forget(name)
-    assert not leaked, f"{len(leaked)} of {2 * ROUNDS} got out: {leaked[:4]}"
-    assert not denied, f"{len(denied)} of {2 * ROUNDS} were kept: {denied[:4]}"
+    assert not leaked, f"{len(leaked)} of {4 * ROUNDS} got out: {leaked[:4]}"
+    assert not denied, f"{len(denied)} of {4 * ROUNDS} were kept: {denied[:4]}"
+
+
+def test_without_the_plugin_the_first_packet_is_judged_by_nobody(site: CniNode) -> None:
+    """What the test above would see: the same pod, by the same chain but for its last plugin, reaches the node."""
+    site.describe("early", {"app": "bad"})
+    pod = site.sandbox("early")
+    conf, result = site.runtime.conf(), None
+    for plugin in conf["plugins"][:-1]:
+        env = site.runtime.environment("ADD", pod.container, pod.netns, "eth0", pod.args)
+        result = site.runtime.call(conf, plugin, env, result)
+    assert result is not None
+    pod.result = site.runtime.results[pod.container, "eth0"] = result
+    assert all(pod.dials(address, NODE_PORT, 2.0) for address in GATEWAYS)
+    pod.delete()
+    pod.gone()
+    site.forget("early")
 
 
 def test_check_and_delete_say_what_is(site: CniNode) -> None:
@@ -105,7 +132,7 @@ def test_check_and_delete_say_what_is(site: CniNode) -> None:
     four, six = pod.address(4), pod.address(6)
     assert any("app=good" in label for label in site.identity(four)), site.identity(four)
     assert any("app=good" in label for label in site.identity(six))
-    assert site.status()["wired"] == 2
+    assert site.status()["wired"] == len(SERVER) + 1
     pod.delete()
     assert not site.identity(four)
     assert not site.identity(six)
@@ -115,7 +142,7 @@ def test_check_and_delete_say_what_is(site: CniNode) -> None:
     with pytest.raises(PluginError) as caught:  # the bridge has taken the interface away by now
         site.runtime.call(conf, conf["plugins"][-1], env, pod.result)
     assert caught.value.code in (4, 102)
-    assert site.status()["wired"] == 1
+    assert site.status()["wired"] == len(SERVER)
 
 
 def test_a_pod_that_the_source_does_not_know_does_not_start_until_it_does(site: CniNode) -> None:
@@ -299,7 +326,7 @@ def test_many_at_once(site: CniNode) -> None:
     assert not failed, failed[:2]
     for number in range(12):
         site.forget(f"many-{number}")
-    assert site.status()["wired"] == 1
+    assert site.status()["wired"] == len(SERVER)
 
 
 def test_cleanup_takes_the_plugin_out_of_the_chain(site: CniNode) -> None:
