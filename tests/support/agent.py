@@ -168,6 +168,9 @@ class MemoryDatapath:
     async def set_service_addresses(self, changes: Mapping[IPAddress, bool]) -> None:
         self.service_addresses.update(changes)
 
+    def has_endpoint(self, endpoint: LocalEndpoint) -> bool:
+        return endpoint in self.endpoints
+
     async def set_endpoints(self, endpoints: Sequence[LocalEndpoint]) -> None:
         self.journal.append(f"endpoints {[one.name for one in endpoints]}")
         self._maybe_fail("set_endpoints")

@@ -190,7 +190,7 @@ def test_what_rtnetlink_says() -> None:
     info = attribute(1, b"vxlan\0") + attribute(4, b"bridge\0")
     body = struct.pack("=BxHiII", 0, 1, 7, 0x1043, 0) + attribute(3, b"flannel.1\0") + attribute(5, number(2))
     body += attribute(10, number(4)) + attribute(18 | 0x8000, info) + attribute(37, number(0))
-    assert parse_link(body) == Device(7, "flannel.1", "vxlan", 1, 4, "bridge", True, 2, True)
+    assert parse_link(body) == Device(7, "flannel.1", "vxlan", 1, 4, "bridge", True, 2, True, peer_netns=0)
     bare = struct.pack("=BxHiII", 0, NONE, 8, 0, 0) + attribute(3, b"tun0\0")
     assert parse_link(bare) == Device(8, "tun0", "", NONE, up=False)
 

@@ -18,6 +18,7 @@ import structlog
 
 from spliceway.agent import preflight
 from spliceway.agent.admin import admin_app, debug_app, debug_listener, metrics_app, proxy_metrics
+from spliceway.agent.cni.side import cni_side
 from spliceway.agent.compiler import Compiler
 from spliceway.agent.config import Config, listen_address
 from spliceway.agent.control import ListeningPorts
@@ -136,8 +137,13 @@ class Agent:
         self._proxy = ProxyLink(self._server, node, preflight.resource_settings(config), config.envoy_extra())
         self._xds_view = ServerView(self._server)
         self._supervisor = self._make_proxy(config, self._on_proxy_exit)
+<<<<<<< HEAD
         self._inventory = Inventory(config.node_name, state.held, config.policies.kinds)
         self._kill_switch = KillSwitch(config.kill_switch, was_on=left_disabled(config.bpffs))
+=======
+        self._inventory = Inventory(config.node_name, state.held)
+        self._cni = cni_side(config, self._inventory)
+>>>>>>> cni
         self._splicing = Splicing(config.splice, self._evidence)
         # Before anything is attached: with the switch on, this start changes no traffic.
         base = msgspec.structs.replace(config.datapath_settings(), disabled=self._kill_switch.on)
@@ -168,7 +174,9 @@ class Agent:
             on_table=self._recorder.use,
             services=services if translates else None,
             addresses=addresses,
+            on_pass=self._cni.passed,
         )
+        self._cni.use(self._reconciler, self._datapath.has_endpoint, self._resubmit)
         self._proxy.on_answer(self._reconciler.wake)
         self._kill_switch.use(self._datapath, self._proxy, lambda: self._supervisor.status().running)
         self._server.add_services(csds.handlers(self._xds_view, self._server.tcp))
@@ -195,12 +203,17 @@ class Agent:
         apps = {"metrics": metrics_app(self._metrics.registry, of_proxy), "debug": debug_app(debug)}
         listener = stack.enter_context(unix_listener(config.admin.socket))
         stack.callback(config.admin.socket.unlink, missing_ok=True)
+        await self._cni.start(stack)
         log.info("agent started", node=config.node_name, taken_over=self._datapath.status().taken_over)
         try:
             async with asyncio.TaskGroup() as group:
                 serving = group.create_task(admin.serve_on(listener), name="admin")
+<<<<<<< HEAD
                 group.create_task(self._until(stop, admin, serving), name="stop")
                 group.create_task(self._kill_switch.run(), name="kill switch")
+=======
+                group.create_task(self._until(stop, admin, serving, cleanup=cleanup), name="stop")
+>>>>>>> cni
                 group.create_task(self._watch(source), name="source")
                 group.create_task(self._reconciler.run(), name="reconcile")
                 group.create_task(self._supervisor.run(), name="proxy")
@@ -211,14 +224,20 @@ class Agent:
                 group.create_task(self._recorder.sample(self._supervisor, self._server), name="access log share")
                 group.create_task(self._watch_links(), name="interfaces")
                 group.create_task(self._node.watch(self._on_addresses), name="addresses")
+                for name, task in self._cni.tasks().items():
+                    group.create_task(task, name=name)
                 for name, bound in listeners.items():
                     group.create_task(HttpServer(apps[name]).serve_on(bound), name=name)
         except* _Stopped:
             self._leave_nothing = cleanup
             log.info("agent stopped", left="nothing" if cleanup else "kernel state and proxy stay in force")
 
-    async def _until(self, stop: asyncio.Event, admin: HttpServer, serving: asyncio.Task[None]) -> None:
+    async def _until(
+        self, stop: asyncio.Event, admin: HttpServer, serving: asyncio.Task[None], *, cleanup: bool
+    ) -> None:
         await stop.wait()
+        if cleanup:
+            await self._cni.leave()
         # Followers read what they still have, and requests are answered, before the rest ends.
         self._recorder.flows.close()
         self._xds_events.close()
@@ -246,25 +265,31 @@ class Agent:
                 self._kill_switch.annotated(self._inventory.annotation(("Node", self.config.node_name), key))
             # Before the first good look nothing is known: an empty cluster would take every policy away.
             if self._inventory.synced and (changed or not self._begun):
-                if not self._begun and not self._inventory.endpoints and self._datapath.knows_endpoints():
+                if not self._begun:
+                    await self._cni.prepare()
+                if not self._begun and self._cni.is_blank and self._datapath.knows_endpoints():
                     # A directory that is not mounted yet looks like this. Detaching all pods would cut them off.
                     log.warning("the source has no pods, but the kernel has: what is in force stays until it has some")
                     continue
                 if not self._begun:
                     await self._node.look()
+                    self._cni.open()
                 self._begun = True
                 self._reconciler.submit(self._intent(seen))
 
     def _intent(self, seen: float) -> Intent:
-        changes = dict(self._inventory.changes())
+        changes = self._cni.changes()
         self._node.complete(changes)
         self._dns.complete(changes, self._node.own.dns)
         self._recorder.pods.update(changes.items())
-        return Intent(changes, self._inventory.endpoints, self._inventory.held, seen, self._node.own.dns)
+        return Intent(changes, self._cni.endpoints, self._inventory.held, seen, self._node.own.dns)
+
+    def _resubmit(self) -> int:
+        return self._reconciler.submit(self._intent(time.monotonic()))
 
     def _on_addresses(self) -> None:
         if self._begun:
-            self._reconciler.submit(self._intent(time.monotonic()))
+            self._resubmit()
 
     async def _watch_links(self) -> None:
         while True:
@@ -323,7 +348,7 @@ class Agent:
             service_changes=policy.service_changes,
             service_failures=policy.service_failures,
             refused_documents=len(self._refusals()),
-            endpoints=len(self._inventory.endpoints),
+            endpoints=len(self._cni.endpoints),
             rule_sets=policy.rule_sets,
             waiting_rule_sets=len(policy.waiting),
             xds_clients=clients,
@@ -346,6 +371,7 @@ class Agent:
         return Views(
             config=self.config,
             inventory=self._inventory,
+            cni=self._cni,
             reconciler=self._reconciler,
             datapath=self._datapath,
             proxy=self._proxy,

@@ -17,6 +17,7 @@ import msgspec
 from spliceway.agent.configsections import (
     AdminConfig,
     CgroupsConfig,
+    CniConfig,
     DatapathConfig,
     DebugConfig,
     EnvoyConfig,
@@ -51,6 +52,7 @@ MAX_CONFIG_BYTES = 256 << 10
 
 _LABEL_PATTERN = re.compile(r"(?:[a-z0-9*][-a-z0-9.*]{0,252}/)?[A-Za-z0-9*][-A-Za-z0-9_.*]{0,62}")
 _ANNOTATION = re.compile(r"(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
@@ -72,6 +74,7 @@ class Config(Section, frozen=True):
     debug: DebugConfig = DebugConfig()
     flows: FlowsConfig = FlowsConfig()
     identity: IdentityConfig = IdentityConfig()
+    cni: CniConfig = CniConfig()
     enforcement: Literal["enforce", "audit"] = "enforce"
     kill_switch: KillSwitchConfig = KillSwitchConfig()
     policies: PoliciesConfig = PoliciesConfig()
@@ -244,6 +247,7 @@ def _check(config: Config, file: str) -> None:
         )
     if config.metrics.listen:
         listen_address(config.metrics.listen, file)
+    _check_cni(config.cni, file)
     _check_splice(config.splice, file)
     _check_xds(config.xds, file)
     if config.debug.listen:
@@ -265,6 +269,14 @@ def _check_devices(devices: tuple[str, ...], file: str) -> None:
             raise ConfigError(file, where, "auto stands alone (devices: auto), and is no name in a list")
         if device in (SENDING, RECEIVING):
             raise ConfigError(file, where, f"{device} is Spliceway's own: by it nothing comes from outside")
+
+
+def _check_cni(config: CniConfig, file: str) -> None:
+    if len(str(config.socket).encode()) > 107:
+        raise ConfigError(file, "cni.socket", "is longer than the 107 bytes that a Unix socket's path may have")
+    for index, namespace in enumerate(config.exempt_namespaces):
+        if not _NAMESPACE.fullmatch(namespace):
+            raise ConfigError(file, f"cni.exemptNamespaces[{index}]", f"{namespace!r} is not a namespace's name")
 
 
 def _check_splice(config: SpliceConfig, file: str) -> None:

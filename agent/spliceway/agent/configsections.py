@@ -247,6 +247,21 @@ class DebugConfig(Section, frozen=True):
     listen: str = ""
 
 
+class CniConfig(Section, frozen=True):
+    """The plugin at the end of the node's CNI chain (docs/cni.md). `timeout`: seconds that a pod's start may wait.
+
+    `on_failure`: what becomes of pods for which the agent does nothing in time; those in `exempt_namespaces` start.
+    """
+
+    enabled: bool = False
+    socket: Path = Path("/run/spliceway/cni.sock")
+    conf_dir: Path = Path("/etc/cni/net.d")
+    bin_dir: Path = Path("/opt/cni/bin")
+    timeout: Annotated[float, Meta(ge=1, le=600)] = 15.0
+    on_failure: Literal["fail", "allow"] = "fail"
+    exempt_namespaces: tuple[str, ...] = ("kube-system",)
+
+
 class FlowsConfig(Section, frozen=True):
     """`buffer_size`: how many of the latest flows the agent remembers."""
 

@@ -42,6 +42,9 @@ class DatapathControl(Protocol):
     def knows_endpoints(self) -> bool:
         """Whether the kernel has endpoints, also those of an earlier agent."""
 
+    def has_endpoint(self, endpoint: LocalEndpoint) -> bool:
+        """Whether this endpoint is attached, as it is."""
+
     async def set_endpoints(self, endpoints: Sequence[LocalEndpoint]) -> None:
         """Attach to these endpoints and to no others. What is in no table yet drops NOT_READY."""
 

@@ -1,7 +1,8 @@
 """Which veth is whose: local endpoints from the annotations of this node's Pods. Pure.
 
 A directory source can't ask a container runtime, so whoever wires a pod writes down where it is: the host side of its
-veth in `spliceway.io/interface`, its network namespace in `spliceway.io/netns`.
+veth in `spliceway.io/interface`, its network namespace in `spliceway.io/netns`. A pod without them makes a claim: by
+what it is known when its runtime wires it (`cni`).
 """
 
 from __future__ import annotations
@@ -20,30 +21,43 @@ from spliceway.policy.model import Pod
 
 INTERFACE = "spliceway.io/interface"
 NETNS = "spliceway.io/netns"
+#: The kubelet's, at the object that stands for a static pod: the uid that runtimes know that pod by.
+_STATIC_UID = "kubernetes.io/config.hash"
 #: dev_valid_name() of the kernel: no slash, colon or white space, at most 15 bytes, not «.» or «..».
 _INTERFACE = re.compile(r"(?!\.{1,2}$)[!-.0-9;-~]{1,15}")
 
 
-class Wired(msgspec.Struct, frozen=True):
-    """The endpoint of a pod, and what is wrong with annotations that it can do without."""
+class Claim(msgspec.Struct, frozen=True):
+    """A pod of this node that its runtime wires: the uids that it is known by, and what of it may be spliced."""
 
-    endpoint: LocalEndpoint
+    uids: tuple[str, ...] = ()
+    splice: bool = True
+    unspliced_ports: frozenset[int] = frozenset()
+
+
+class Wired(msgspec.Struct, frozen=True):
+    """The endpoint of a pod, or its claim to one, and what is wrong with annotations that it can do without."""
+
+    endpoint: LocalEndpoint | None
     errors: tuple[PolicyError, ...] = ()
+    claim: Claim | None = None
 
 
 def local_endpoint(pod: Pod, document: Mapping[str, Any], node: str) -> Wired | None:
-    """The endpoint of a pod, None when it is on another node, in the host's network, or not wired (yet).
+    """The endpoint of a pod, None when it is on another node, in the host's network, or has no address yet.
 
     `document` is the manifest of the pod, already parsed into `pod`. Raises PolicyError for a bad annotation that says
     where it is.
     """
-    if pod.node != node or pod.host_network or not pod.addresses:
+    if pod.node != node or pod.host_network:
         return None
     annotations = document["metadata"].get("annotations") or {}
     if not isinstance(annotations, Mapping):
         raise PolicyError(pod.file, f"Pod {pod.key}", "metadata.annotations", "is not a mapping")
     interface, netns = annotations.get(INTERFACE), annotations.get(NETNS)
     if interface is None and netns is None:
+        return _claimed(pod, document["metadata"].get("uid"), annotations)
+    if not pod.addresses:
         return None
     if not isinstance(interface, str) or not _INTERFACE.fullmatch(interface):
         raise _refused(pod, INTERFACE, f"{interface!r} is not an interface name")
@@ -59,6 +73,12 @@ def local_endpoint(pod: Pod, document: Mapping[str, Any], node: str) -> Wired | 
         unspliced_ports=wish.ports,
     )
     return Wired(endpoint, wish.errors)
+
+
+def _claimed(pod: Pod, uid: object, annotations: Mapping[str, Any]) -> Wired:
+    wish = opt_out(pod, annotations)
+    uids = tuple(one for one in (uid, annotations.get(_STATIC_UID)) if one and isinstance(one, str))
+    return Wired(None, wish.errors, Claim(uids, wish.splice, wish.ports))
 
 
 def _refused(pod: Pod, annotation: str, reason: str) -> PolicyError:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from spliceway.agent.endpoints import INTERFACE
+from spliceway.agent.endpoints import INTERFACE, Claim
 from spliceway.agent.manifests import POLICY_KINDS, Entry, Key, Said, read_documents, read_text
 from spliceway.agent.sources.events import Batch, FileChanged, FileRefused, FileRemoved, SourceEvent, SourceLost
 from spliceway.agent.state import Held
@@ -73,6 +73,7 @@ class Inventory:
         self._owners: dict[Key, str] = {}
         self._rivals: dict[Key, set[str]] = {}  # other files that have an object, too
         self._wired: dict[str, LocalEndpoint] = {}
+        self._claims: dict[str, Claim] = {}
         self._in_audit: set[Key] = set()
         self._policies = 0
         self._changes: dict[Key, Object | None] = {}
@@ -166,6 +167,11 @@ class Inventory:
         return self._endpoints
 
     @property
+    def claims(self) -> Mapping[str, Claim]:
+        """This node's pods that say nothing of their wiring, by «namespace/name»."""
+        return self._claims
+
+    @property
     def refusals(self) -> tuple[Refusal, ...]:
         """What is not in force as written, by file."""
         lost = (Refusal("", "", "", self._lost, kept=bool(self._owners)),) if self._lost else ()
@@ -243,10 +249,13 @@ class Inventory:
 
     def _put(self, key: Key, was: Entry | None, now: Entry | None) -> bool:
         old, new = was.item if was else None, now.item if now else None
-        if (was and was.endpoint) != (now and now.endpoint):
+        if _of_node(was) != _of_node(now):
             self._wired.pop(key[1], None)
+            self._claims.pop(key[1], None)
             if now and now.endpoint:
                 self._wired[key[1]] = now.endpoint
+            if now and now.claim:
+                self._claims[key[1]] = now.claim
         elif old == new:
             return False
         self._changes[key] = new
@@ -291,12 +300,17 @@ def _file(entries: dict[Key, Entry], held: frozenset[Key], refusals: tuple[Refus
     return _File(entries, held, refusals, tuple(key for key, entry in entries.items() if entry.errors))
 
 
+def _of_node(entry: Entry | None) -> tuple[LocalEndpoint | None, Claim | None]:
+    """What of an entry counts on its own node only."""
+    return (entry.endpoint, entry.claim) if entry else (None, None)
+
+
 def _differing(old: Mapping[Key, Entry], new: Mapping[Key, Entry]) -> Iterable[Key]:
     """Objects that one of the two does not have, or has differently."""
     yield from (key for key in old if key not in new)
     for key, entry in new.items():
         was = old.get(key)
-        if was is not entry and (was is None or was.item != entry.item or was.endpoint != entry.endpoint):
+        if was is not entry and (was is None or was.item != entry.item or _of_node(was) != _of_node(entry)):
             yield key
 
 

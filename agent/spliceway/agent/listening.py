@@ -39,20 +39,20 @@ class HttpServer(uvicorn.Server):
         self.should_exit = True
 
 
-def unix_listener(path: Path) -> socket.socket:
+def unix_listener(path: Path, field: str = "admin.socket") -> socket.socket:
     """Make a listening Unix socket of mode 0600. The caller owns the node's lock, so a socket that is there is stale.
 
-    Raises AgentError.
+    `field`: where the path is configured. Raises AgentError.
     """
     # sockaddr_un has 108 bytes, one of them for the final NUL.
     if len(os.fsencode(path)) > 107:
-        raise AgentError(f"admin.socket {path} is longer than the 107 bytes that a Unix socket's path may have")
+        raise AgentError(f"{field} {path} is longer than the 107 bytes that a Unix socket's path may have")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISSOCK(path.lstat().st_mode):
-                raise AgentError(f"admin.socket {path} is there and is not a socket")
+                raise AgentError(f"{field} {path} is there and is not a socket")
             path.unlink()
         # fchmod on the unbound socket sets the mode that bind() gives the file: it is never open to others.
         os.fchmod(listener.fileno(), 0o600)
@@ -61,7 +61,7 @@ def unix_listener(path: Path) -> socket.socket:
         listener.listen(128)
     except OSError as error:
         listener.close()
-        raise AgentError(f"admin.socket {path} can't be made: {error.strerror}") from error
+        raise AgentError(f"{field} {path} can't be made: {error.strerror}") from error
     except AgentError:
         listener.close()
         raise

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import msgspec
 
 from spliceway.agent.configsections import PolicyKind
-from spliceway.agent.endpoints import local_endpoint
+from spliceway.agent.endpoints import Claim, local_endpoint
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.documents import Document, load_documents
 from spliceway.policy.errors import PolicyError
@@ -49,6 +49,7 @@ class Entry(msgspec.Struct, frozen=True):
     packed: bytes
     endpoint: LocalEndpoint | None = None
     errors: tuple[PolicyError, ...] = ()
+    claim: Claim | None = None
 
     def document(self) -> dict[str, Any] | None:
         """The document, None where it is not kept."""
@@ -106,7 +107,8 @@ def _entries(document: Document, node: str) -> dict[Key, Entry]:
         errors = wired.errors if wired else ()
         if isinstance(item, Node):
             errors = annotation_errors(item, content["metadata"].get("annotations"))
-        entries[object_key(item)] = Entry(item, packed, wired.endpoint if wired else None, errors)
+        endpoint, claim = (wired.endpoint, wired.claim) if wired else (None, None)
+        entries[object_key(item)] = Entry(item, packed, endpoint, errors, claim)
     return entries
 
 

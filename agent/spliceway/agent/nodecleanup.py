@@ -1,11 +1,13 @@
 """Removing all that any agent left on this node (`spliceway cleanup`). Needs no agent and no configuration.
 
-The proxy goes first: that resets its connections while the kernel still keeps what belongs to them; without it a
-connection could go on with a hole in it, where spliced bytes were. Then `bpf/leftovers` takes out the kernel's part.
+The CNI plugin leaves the node's chain first: without an agent to answer it no pod could start. Then the proxy goes:
+that resets its connections while the kernel still keeps what belongs to them; without it a connection could go on with
+a hole in it, where spliced bytes were. Then `bpf/leftovers` takes out the kernel's part.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
@@ -13,6 +15,8 @@ from pathlib import Path
 
 import msgspec
 
+from spliceway.agent.cni import build, place
+from spliceway.agent.cni.wirings import FILE as WIRINGS
 from spliceway.agent.errors import StateError
 from spliceway.agent.proxysupervisor import KINDS, end_kind, running_pids
 from spliceway.agent.state import StateStore
@@ -22,11 +26,11 @@ from spliceway.bpf.types import DatapathSettings
 #: How long a proxy has to end by itself, in seconds.
 GRACE = 1.0
 #: Files of the state directory besides those that go with the proxy, and the lock, which an agent may be waiting for.
-_STATE = ("state.json", ".state.json.new", "xds.sock", *(f"{kind}.log" for kind in KINDS))
+_STATE = ("state.json", ".state.json.new", "xds.sock", WIRINGS, place.RECORD, *(f"{kind}.log" for kind in KINDS))
 
 
 class Item(msgspec.Struct, frozen=True):
-    """One thing. `kind`: proxy, link, filter, clsact, rule, sysctl, pins, state."""
+    """One thing. `kind`: cni, proxy, link, filter, clsact, rule, sysctl, pins, state."""
 
     kind: str
     what: str
@@ -71,7 +75,8 @@ async def find(settings: DatapathSettings) -> list[Item]:
 
 
 async def _find(settings: DatapathSettings) -> list[Item]:
-    found = [Item("proxy", f"{kind}, pid {pid}") for pid, kind in running_pids(settings.state_dir).items()]
+    found = [Item("cni", str(path)) for path in await asyncio.to_thread(place.placed, settings.state_dir)]
+    found += [Item("proxy", f"{kind}, pid {pid}") for pid, kind in running_pids(settings.state_dir).items()]
     found += [Item(one.kind, one.what) for one in await leftovers.find(settings)]
     return [*found, *(Item("state", str(path)) for path in _state_files(settings.state_dir))]
 
@@ -92,11 +97,12 @@ async def remove(settings: DatapathSettings, *, state: bool = False, force: bool
         found = await find(settings)
         if (why := foreign(settings, found)) and not force:
             raise StateError(f"nothing was removed: {why}; --force removes it all the same")
+        gone = {Item("cni", str(path)) for path in await asyncio.to_thread(place.take_out, settings.state_dir)}
         pids = running_pids(settings.state_dir)
         for kind in KINDS:
             if kind in pids.values():
                 await end_kind(settings.state_dir, kind, GRACE)
-        gone = {Item("proxy", f"{kind}, pid {pid}") for pid, kind in pids.items()}
+        gone |= {Item("proxy", f"{kind}, pid {pid}") for pid, kind in pids.items()}
         taken = await leftovers.take_out(await leftovers.find(settings), settings)
         gone |= {Item(one.kind, one.what) for one in taken}
         for path in _state_files(settings.state_dir) if state else ():
@@ -118,4 +124,5 @@ def _alone(settings: DatapathSettings) -> Iterator[None]:
 
 def _state_files(directory: Path) -> list[Path]:
     kept = [directory / name for name in _STATE if os.path.lexists(directory / name)]
-    return [*kept, *sorted((directory / "programs").glob("*.programs"))]
+    built = sorted(directory.glob(f"{build.NAME}-*"))
+    return [*kept, *built, *sorted((directory / "programs").glob("*.programs"))]

@@ -60,6 +60,7 @@ class Reconciler:
         on_table: Callable[[PolicyTable], None] = lambda _table: None,
         services: ServiceSync | None = None,
         addresses: ServiceAddresses | None = None,
+        on_pass: Callable[[], None] = lambda: None,
     ) -> None:
         """Wire it up.
 
@@ -67,7 +68,8 @@ class Reconciler:
         says whether it has to;
         `taken_over`: the kernel already enforces what an earlier agent left; `observe` gets the seconds from a change
         to its rows being in force; `on_table` is told of each table that comes into force;
-        `services`: None where others translate their addresses; `addresses`: those that Services are dialled by.
+        `services`: None where others translate their addresses; `addresses`: those that Services are dialled by;
+        `on_pass` is told when a pass has ended, however.
         """
         self._maker = maker
         self._save = save
@@ -81,6 +83,7 @@ class Reconciler:
         self._on_table = on_table
         self._services = services or NoServices()
         self._addresses = addresses or ServiceAddresses()
+        self._on_pass = on_pass
 
         self._readiness = Readiness(ports.ports)
         self._pace = Pace()
@@ -96,6 +99,7 @@ class Reconciler:
         self._listeners: dict[int, int] | None = None
         self._attached: tuple[LocalEndpoint, ...] = ()
         self._moved = False
+        self._submitted = self._reached = 0
         self._generation = 0
         self._revision = 0
         self._applies = 0
@@ -108,11 +112,16 @@ class Reconciler:
     def __repr__(self) -> str:
         return f"Reconciler({self._tables!r}, error={self._error!r})"
 
-    def submit(self, intent: Intent) -> None:
-        """Want this from now on, too; of an intent that was not begun with yet only the changes are kept."""
+    def submit(self, intent: Intent) -> int:
+        """Want this from now on, too; of an intent that was not begun with yet only the changes are kept.
+
+        Returns its number: when `reached` is that or more, it is in force.
+        """
         self._intent = intent
+        self._submitted += 1
         self._changes.update(intent.changes)
         self._pace.look()
+        return self._submitted
 
     def wake(self) -> None:
         """Look again, soon: the proxy answered."""
@@ -127,6 +136,11 @@ class Reconciler:
     def table(self) -> PolicyTable | None:
         """The table in force, None before the first."""
         return self._tables.applied
+
+    @property
+    def reached(self) -> int:
+        """The number of the last intent that is in force; endpoints that can't be attached are no part of that."""
+        return self._reached
 
     @property
     def ports(self) -> dict[int, int]:
@@ -176,8 +190,10 @@ class Reconciler:
             self._pace.idle()
             return
         self._pace.begin()
+        asked = self._submitted
         try:
-            await self._pass(self._intent)
+            if await self._pass(self._intent):
+                self._reached = asked
         except OWN_ERRORS as error:
             self._error = self._failed("reconcile failed, the last policy stays in force", str(error))
         except Exception as error:
@@ -190,6 +206,7 @@ class Reconciler:
                 self._pace.went_well()
         finally:
             self._pace.end()
+            self._on_pass()
 
     def _failed(self, what: str, error: str) -> str:
         """Count, log and plan the next attempt; returns `error`."""
@@ -197,16 +214,17 @@ class Reconciler:
         log.error(what, error=error, retry_seconds=self._pace.failed())
         return error
 
-    async def _pass(self, intent: Intent) -> None:
+    async def _pass(self, intent: Intent) -> bool:
         try:
-            await self._bring(intent)
+            return await self._bring(intent)
         except Exception:
             # Nobody is sent to a backend that has gone, whatever else can't be done.
             if self._tables.applied is not None:
                 await self._balance(self._tables.applied, join=False)
             raise
 
-    async def _bring(self, intent: Intent) -> None:
+    async def _bring(self, intent: Intent) -> bool:
+        """Whether the intent is in force, but for policies that wait for their listeners."""
         desired = await self._table_of()
         applied = self._tables.applied
         live = steered(applied) if applied else frozenset()
@@ -222,7 +240,7 @@ class Reconciler:
         pending = self._pending(desired, loop_time)
         if pending and applied is None and self._taken_over:
             # What an earlier agent left goes on, its tables are unknown here; where nothing was left, everything drops.
-            return
+            return False
         target, left = self._tables.target(pending | self._readiness.refused & steered(desired))
         # Listeners before the rows that steer to them, and the old ones until no row does.
         await self._listen(live | steered(target))
@@ -233,6 +251,7 @@ class Reconciler:
         await self._attach({e.name: e for e in intent.endpoints})
         if target is desired:
             await self._remove(intent, desired)
+        return True
 
     def endpoints_moved(self, intent: Intent) -> None:
         """Attach anew, also what is wanted as before: a veth is another one under its old name."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from spliceway.agent.audit import AuditLog, AuditSummary
 from spliceway.agent.blame import Blamer, Isolating
+from spliceway.agent.cni.side import CniSide
 from spliceway.agent.config import Config
 from spliceway.agent.flowlog import FlowLog
 from spliceway.agent.flows import Names, rfc3339
@@ -68,6 +69,7 @@ class Views:
         *,
         config: Config,
         inventory: Inventory,
+        cni: CniSide,
         reconciler: Reconciler,
         datapath: DatapathViews,
         proxy: ProxyLink,
@@ -92,6 +94,7 @@ class Views:
         """
         self._config = config
         self._inventory = inventory
+        self._cni = cni
         self._reconciler = reconciler
         self._datapath = datapath
         self._proxy = proxy
@@ -168,6 +171,7 @@ class Views:
                 "notApplied": self.not_applied(),
             },
             "services": service_counts(self._balance()),
+            "cni": self._cni.status(),
             "enforcement": {"mode": self._config.enforcement, "policies": policies, "policiesInAudit": in_audit},
             "killSwitch": self._kill_switch.status(),
             "datapath": self._datapath.status(),
@@ -196,7 +200,7 @@ class Views:
         """Local endpoints with identity and which directions a policy covers."""
         _only(query)
         table = self._reconciler.table
-        wired = {endpoint.name: endpoint for endpoint in self._inventory.endpoints}
+        wired = {endpoint.name: endpoint for endpoint in self._cni.endpoints}
         names = wired.keys() | (table.endpoints.keys() if table else set())
         found = []
         for name in sorted(names):

@@ -168,6 +168,11 @@ class Datapath(KernelViews):
         if failures:
             raise DatapathError("; ".join(failures))
 
+    def has_endpoint(self, endpoint: LocalEndpoint) -> bool:
+        """Whether this endpoint is attached, with this device and these addresses."""
+        found = self._attached.get(endpoint.name)
+        return found is not None and found.is_of(endpoint)
+
     async def _attach(self, ipr: AsyncIPRoute, endpoint: LocalEndpoint) -> Attached:
         for version in (4, 6):
             if sum(address.version == version for address in endpoint.addresses) > 1:

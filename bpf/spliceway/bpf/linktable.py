@@ -11,17 +11,22 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
 from typing import NamedTuple
 
 from spliceway.bpf.filters import attributes, messages, text
+from spliceway.bpf.types import IPAddress
 
 #: ARPHRD_…: what stands in front of a packet's IP header.
 ETHERNET, LOOPBACK = 1, 772
 _GETLINK, _NEWLINK, _GETADDR, _NEWADDR, _GETROUTE, _NEWROUTE = 18, 16, 22, 20, 26, 24
-_ERROR, _DONE, _DUMP = 2, 3, 0x301  # NLM_F_REQUEST | NLM_F_DUMP
+_GETNSID, _NEWNSID, _NETNSA_NSID, _NETNSA_FD = 90, 88, 1, 3
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_ERROR, _DONE, _REQUEST, _DUMP = 2, 3, 0x1, 0x301  # NLM_F_REQUEST, with NLM_F_DUMP
 _HEADER = struct.Struct("=IHHII")
 _IFINFO, _IFADDR, _RTMSG = struct.Struct("=BxHiII"), struct.Struct("=BBBBI"), struct.Struct("=BBBBBBBBI")
-_ATTRIBUTE, _NUMBER = struct.Struct("=HH"), struct.Struct("=I")
+_ATTRIBUTE, _NUMBER, _SIGNED = struct.Struct("=HH"), struct.Struct("=I"), struct.Struct("=i")
 _IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_EXT_MASK, _IFLA_LINK_NETNSID = 3, 5, 10, 18, 29, 37
 _INFO_KIND, _INFO_SLAVE_KIND = 1, 4
 _SKIP_STATS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
@@ -38,7 +43,8 @@ class Device(NamedTuple):
     """An interface. `kind`: as `ip -d link` says it (vxlan), empty for hardware; `hardware`: a number ARPHRD_… of it.
 
     `master`: index of the bond or bridge that it is a member of, 0: none; `role`: kind of that membership. `peer`:
-    index of the other end of a veth, or of the device below; `foreign`: that one is in another network namespace.
+    index of the other end of a veth, or of the device below; `foreign`: that one is in another network namespace, and
+    `peer_netns` is this namespace's number for it (see `number_of`), -1: none.
     `subnet`: whether it has an address of a network that others are in, too, and no link-local one.
     """
 
@@ -52,6 +58,7 @@ class Device(NamedTuple):
     peer: int = 0
     foreign: bool = False
     subnet: bool = False
+    peer_netns: int = -1
 
     @property
     def ethernet(self) -> bool:
@@ -65,6 +72,35 @@ def devices() -> list[Device]:
     links = [parse_link(body) for body in _dump(_GETLINK, _NEWLINK, _IFINFO.pack(0, 0, 0, 0, 0) + mask)]
     subnets = {index for body in _dump(_GETADDR, _NEWADDR, _IFADDR.pack(0, 0, 0, 0, 0)) for index in parse_subnet(body)}
     return [one._replace(subnet=one.ifindex in subnets) for one in links]
+
+
+def own_addresses() -> list[tuple[int, IPAddress]]:
+    """All addresses, each with the index of the interface that has it. Raises OSError."""
+    found = []
+    for body in _dump(_GETADDR, _NEWADDR, _IFADDR.pack(0, 0, 0, 0, 0)):
+        index, told = _IFADDR.unpack_from(body)[4], dict(attributes(body[_IFADDR.size :]))
+        if data := told.get(_IFA_LOCAL) or told.get(_IFA_ADDRESS):
+            found.append((index, ip_address(data)))
+    return found
+
+
+def number_of(netns: Path) -> int:
+    """This namespace's number for another one, as links name it; -1: it has none. Raises OSError."""
+    descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as netlink:
+            body = bytes(4) + _ATTRIBUTE.pack(8, _NETNSA_FD) + _NUMBER.pack(descriptor)
+            netlink.send(_HEADER.pack(_HEADER.size + len(body), _GETNSID, _REQUEST, 1, 0) + body)
+            for kind, content in messages(netlink.recv(1 << 16)):
+                if kind == _NEWNSID:
+                    told = dict(attributes(content[4:])).get(_NETNSA_NSID)
+                    return int(_SIGNED.unpack_from(told)[0]) if told else -1
+                if kind == _ERROR:
+                    number = -int(_SIGNED.unpack_from(content)[0])
+                    raise OSError(number, os.strerror(number))
+    finally:
+        os.close(descriptor)
+    return -1
 
 
 def leads_out(ifindex: int) -> bool:
@@ -91,6 +127,7 @@ def parse_link(body: bytes) -> Device:
         bool(flags & _IFF_UP),
         _number(found.get(_IFLA_LINK)),
         _IFLA_LINK_NETNSID in found,
+        peer_netns=int(_SIGNED.unpack_from(found[_IFLA_LINK_NETNSID])[0]) if _IFLA_LINK_NETNSID in found else -1,
     )
 
 

@@ -36,6 +36,7 @@ def summary(status: Json) -> list[tuple[str, str]]:
         ),
         ("enforcement", _disabled(status) or _enforcement(status["enforcement"])),
         ("services", _services(status["services"])),
+        *(("cni", text) for text in _cni(status.get("cni", {}))),
         *([("socket-lb", _socket_lb(found))] if (found := datapath.get("socketLb")) else []),
         (
             "kernel",
@@ -124,6 +125,7 @@ def problems(status: Json) -> list[str]:
         *(f"services: {text}" for text in (policy.get("serviceError"),) if text),
         *_rule_sets(status),
         *(f"datapath: {text}" for text in status["datapath"]["problems"]),
+        *_cni_problems(status.get("cni", {})),
         *(f"proxy: {text}" for text in process.get("problems", ())),
         *(f"proxy: refused {_about(other)}" for other in status["proxy"]["refused"]),
     ]
@@ -305,6 +307,21 @@ def _services(found: Json) -> str:
     """«12 Services, 30 frontends (2 without backends)»."""
     without = f" ({found['withoutBackends']} without backends)" if found["withoutBackends"] else ""
     return f"{_many(found['services'], 'Service')}, {_many(found['frontends'], 'frontend')}{without}"
+
+
+def _cni(found: Json) -> list[str]:
+    if not found.get("enabled"):
+        return []
+    file = found["chain"]["file"]
+    there = f", {found['found']} of them found" if found["found"] else ""
+    return [f"{_many(found['wired'], 'pod')} wired{there}; plugin in {file or 'no chain'}"]
+
+
+def _cni_problems(found: Json) -> list[str]:
+    if not found.get("enabled"):
+        return []
+    problem = found["chain"]["problem"]
+    return [*([f"cni: {problem}"] if problem else []), *(f"cni: no policy covers {text}" for text in found["without"])]
 
 
 def _socket_lb(found: Json) -> str:

@@ -1,0 +1,212 @@
+"""The plugin's place on the node: in the first configuration, whoever writes that, and out of it again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spliceway.agent.cni import build, place
+from spliceway.agent.cni.place import Place, placed, take_out
+from spliceway.agent.configsections import CniConfig
+from support.agent import run, until
+
+BASE: dict[str, Any] = {"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "calico", "mtu": 1450}]}
+
+
+class Node:
+    """Directories of a node."""
+
+    def __init__(self, root: Path) -> None:
+        self.confs, self.bins, self.state = root / "net.d", root / "bin", root / "state"
+        self.confs.mkdir()
+        self.state.mkdir()
+        self.config = CniConfig(enabled=True, conf_dir=self.confs, bin_dir=self.bins, socket=root / "cni.sock")
+        self.place = Place(self.config, self.state)
+
+    def write(self, name: str, conf: Any = BASE) -> Path:
+        path = self.confs / name
+        path.write_text(conf if isinstance(conf, str) else json.dumps(conf))
+        return path
+
+    def types(self, name: str) -> list[str]:
+        return [each["type"] for each in json.loads((self.confs / name).read_text())["plugins"]]
+
+    @property
+    def first(self) -> str:
+        return min(path.name for path in self.confs.iterdir() if path.suffix in (".conf", ".conflist"))
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiled once for all of these."""
+    with pytest.MonkeyPatch.context() as patch:
+        directory = tmp_path_factory.mktemp("built")
+        build.build(directory)
+        patch.setattr(build, "INSIDE", directory)
+        yield
+
+
+def running(node: Node, body: Callable[[], Awaitable[None]]) -> None:
+    """While the plugin is kept in its place."""
+
+    async def start() -> None:
+        task = asyncio.create_task(node.place.run())
+        try:
+            await body()
+        finally:
+            task.cancel()
+
+    run(start, 60.0)
+
+
+def test_the_binary_is_there_whole_or_not_and_tells_its_version(node: Node) -> None:
+    node.place.install()
+    binary = node.bins / "spliceway-cni"
+    before = binary.stat()
+    assert before.st_mode & 0o777 == 0o755
+    assert subprocess.check_output([binary, "--version"], text=True) == f"spliceway-cni {build.version()}\n"
+    node.place.install()
+    assert binary.stat().st_ino == before.st_ino  # the same is not written again
+    binary.write_bytes(b"an older one")
+    node.place.install()
+    assert subprocess.check_output([binary, "--version"])
+    assert [path.name for path in node.bins.iterdir()] == ["spliceway-cni"]
+
+
+def test_a_binary_that_is_running_can_be_replaced(node: Node) -> None:
+    node.place.install()
+    binary = node.bins / "spliceway-cni"
+    with subprocess.Popen(
+        [binary], stdin=subprocess.PIPE, env={"CNI_COMMAND": "GC"}, stdout=subprocess.PIPE
+    ) as running:
+        binary.chmod(0o644)
+        node.place.install()
+        assert os.access(binary, os.X_OK)
+        running.communicate()
+
+
+def test_only_the_first_that_can_be_read_gets_it(node: Node) -> None:
+    node.write("05-broken.conflist", "{")
+    first, second = node.write("10-calico.conflist"), node.write("20-other.conflist")
+    first.chmod(0o640)
+    os.chown(first, 1234, 4321)
+    before = second.read_text()
+    node.place.look()
+    assert node.place.chain.file == str(first)
+    assert node.types(first.name) == ["calico", "spliceway-cni"]
+    status = first.stat()
+    assert (status.st_mode & 0o777, status.st_uid, status.st_gid) == (0o640, 1234, 4321)
+    assert second.read_text() == before
+    inode = status.st_ino
+    node.place.look()
+    assert first.stat().st_ino == inode
+    assert node.place.chain.put == 1
+
+
+def test_nothing_is_there_yet(node: Node) -> None:
+    node.place.look()
+    assert "no network configuration" in node.place.chain.problem
+    node.write("05-broken.conflist", "{")
+    node.place.look()
+    assert "05-broken.conflist" in node.place.chain.problem
+
+
+def test_a_link_is_followed(node: Node, tmp_path: Path) -> None:
+    real = tmp_path / "real.conflist"
+    real.write_text(json.dumps(BASE))
+    (node.confs / "10-a.conflist").symlink_to(real)
+    node.place.look()
+    assert (node.confs / "10-a.conflist").is_symlink()
+    assert node.types("10-a.conflist") == ["calico", "spliceway-cni"]
+
+
+def test_a_lone_conf_is_followed_as_it_changes_and_goes(node: Node) -> None:
+    conf = {"cniVersion": "0.4.0", "name": "net", "type": "bridge", "mtu": 1400}
+    node.write("10-net.conf", conf)
+    before = (node.confs / "10-net.conf").read_bytes()
+    node.place.look()
+    assert node.first == "10-net-spliceway.conflist"
+    assert node.types(node.first) == ["bridge", "spliceway-cni"]
+    assert (node.confs / "10-net.conf").read_bytes() == before
+    node.write("10-net.conf", {**conf, "mtu": 9000})
+    node.place.look()
+    assert json.loads((node.confs / node.first).read_text())["plugins"][0]["mtu"] == 9000
+    (node.confs / "10-net.conf").unlink()
+    node.write("10-net.conflist")
+    node.place.look()
+    assert node.first == "10-net.conflist"
+    assert node.types("10-net.conflist") == ["calico", "spliceway-cni"]
+
+
+def test_it_comes_back_when_the_base_writes_its_configuration_anew(node: Node) -> None:
+    async def body() -> None:
+        node.write("10-calico.conflist")
+        await until(lambda: node.types("10-calico.conflist")[-1] == "spliceway-cni")
+        beside = node.write("new.tmp", {**BASE, "plugins": [{"type": "calico", "mtu": 9000}]})
+        beside.rename(node.confs / "10-calico.conflist")
+        await until(lambda: node.types("10-calico.conflist") == ["calico", "spliceway-cni"])
+        node.write("00-first.conflist")
+        await until(lambda: node.types("00-first.conflist")[-1] == "spliceway-cni")
+        assert node.place.chain.file.endswith("00-first.conflist")
+
+    running(node, body)
+
+
+def test_a_directory_that_comes_later_is_found(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place, "ABSENT", 0.05)
+    node.confs.rmdir()
+
+    async def body() -> None:
+        await until(lambda: "can't" in node.place.chain.problem or "No such file" in node.place.chain.problem)
+        node.confs.mkdir()
+        node.write("10-a.conflist")
+        await until(lambda: node.place.chain.file)
+
+    running(node, body)
+
+
+def test_a_fight_is_not_fought(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody takes it out whenever it is put in: after a few times it waits, and says why; then it tries again."""
+    monkeypatch.setattr(place, "SETTLE", 0.01)
+    monkeypatch.setattr(place, "SLOW", 2.0)
+
+    async def body() -> None:
+        for _ in range(place.QUICK):
+            node.write("10-a.conflist")
+            await until(lambda: node.types("10-a.conflist")[-1] == "spliceway-cni")
+        node.write("10-a.conflist")
+        await until(lambda: node.place.chain.problem)
+        assert "again and again" in node.place.chain.problem
+        assert node.types("10-a.conflist") == ["calico"]
+        assert node.place.chain.put == place.QUICK
+        await until(lambda: node.types("10-a.conflist")[-1] == "spliceway-cni", 10.0)
+
+    running(node, body)
+
+
+def test_it_is_taken_out_without_a_configuration(node: Node) -> None:
+    node.place.install()
+    listed, lone = node.write("10-a.conflist"), {"cniVersion": "0.4.0", "name": "n", "type": "x"}
+    node.place.look()
+    node.write("05-lone.conf", lone)
+    node.place.look()
+    assert {path.name for path in placed(node.state)} == {"05-lone-spliceway.conflist", "10-a.conflist"}
+    assert len(node.place.leave()) == 2
+    node.place.look()  # nobody puts it back
+    assert not placed(node.state)
+    assert sorted(path.name for path in node.confs.iterdir()) == ["05-lone.conf", "10-a.conflist"]
+    assert json.loads(listed.read_text()) == BASE
+    assert (node.bins / "spliceway-cni").exists()  # runtimes may still have pods to end
+    assert take_out(node.state) == []
