@@ -25,5 +25,7 @@ def test_every_function_and_every_value_is_met() -> None:
 
 
 def test_another_beginning_for_each_file_and_the_same_within() -> None:
-    names = [f"{function}[{number}]" for function in ("a.py::f", "a.py::g", "b.py::f", "c.py::f") for number in range(3)]
+    names = [
+        f"{function}[{number}]" for function in ("a.py::f", "a.py::g", "b.py::f", "c.py::f") for number in range(3)
+    ]
     assert sample(names, 5) == ["a.py::f[0]", "a.py::g[0]", "b.py::f[1]", "c.py::f[2]"]

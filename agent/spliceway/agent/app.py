@@ -137,13 +137,9 @@ class Agent:
         self._proxy = ProxyLink(self._server, node, preflight.resource_settings(config), config.envoy_extra())
         self._xds_view = ServerView(self._server)
         self._supervisor = self._make_proxy(config, self._on_proxy_exit)
-<<<<<<< HEAD
         self._inventory = Inventory(config.node_name, state.held, config.policies.kinds)
         self._kill_switch = KillSwitch(config.kill_switch, was_on=left_disabled(config.bpffs))
-=======
-        self._inventory = Inventory(config.node_name, state.held)
         self._cni = cni_side(config, self._inventory)
->>>>>>> cni
         self._splicing = Splicing(config.splice, self._evidence)
         # Before anything is attached: with the switch on, this start changes no traffic.
         base = msgspec.structs.replace(config.datapath_settings(), disabled=self._kill_switch.on)
@@ -208,12 +204,8 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 serving = group.create_task(admin.serve_on(listener), name="admin")
-<<<<<<< HEAD
-                group.create_task(self._until(stop, admin, serving), name="stop")
-                group.create_task(self._kill_switch.run(), name="kill switch")
-=======
                 group.create_task(self._until(stop, admin, serving, cleanup=cleanup), name="stop")
->>>>>>> cni
+                group.create_task(self._kill_switch.run(), name="kill switch")
                 group.create_task(self._watch(source), name="source")
                 group.create_task(self._reconciler.run(), name="reconcile")
                 group.create_task(self._supervisor.run(), name="proxy")
