@@ -5,8 +5,9 @@ revisions, `resources` what is served, `api` and `writes` what a request means, 
 the wire and its faults. It knows nothing of the agent.
 
 Sources: kubernetes.io/docs/reference/using-api/api-concepts; k8s.io/apiserver pkg/endpoints/handlers,
-pkg/storage/cacher, pkg/storage/etcd3. Where it is simpler: objects have no schemas (nothing is pruned, defaulted or validated beyond their
-metadata), lists are atomic for server-side apply, and namespaces go at once with all that is in them.
+pkg/storage/cacher, pkg/storage/etcd3. Where it is simpler: objects have no schemas (nothing is pruned, defaulted or
+validated beyond their metadata), lists are atomic for server-side apply, and namespaces go at once with all that is in
+them.
 """
 
 from support.kubeapi.control import KubeApi

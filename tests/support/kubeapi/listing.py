@@ -129,7 +129,12 @@ def listed(store: Store, served: Served, options: Options) -> bytes:
             metadata["remainingItemCount"] = len(names) - limit
         names = names[:limit]
     head = {"kind": f"{served.kind}List", "apiVersion": served.api_version, "metadata": metadata}
-    return b"".join(_body(msgspec.json.encode(head), (objects[name].text(served.api_version) for name in names)))
+    return b"".join(
+        _body(
+            msgspec.json.encode(head),
+            (objects[name].text(served.api_version if served.custom else "") for name in names),
+        )
+    )
 
 
 def _body(head: bytes, items: Iterator[bytes]) -> Iterator[bytes]:

@@ -30,15 +30,17 @@ class Item:
         self._texts: dict[str, bytes] = {}
 
     def text(self, api_version: str) -> bytes:
-        """Its JSON, served in this version."""
+        """Its JSON, served in this version; without its kind where that is empty, as in lists of built-in ones."""
         found = self._texts.get(api_version)
         if found is None:
-            found = self._texts[api_version] = msgspec.json.encode({**self.content, "apiVersion": api_version})
+            content = {key: value for key, value in self.content.items() if key not in ("apiVersion", "kind")}
+            kind = {"kind": self.content["kind"], "apiVersion": api_version} if api_version else {}
+            found = self._texts[api_version] = msgspec.json.encode({**kind, **content})
         return found
 
 
 class Change(msgspec.Struct, frozen=True):
-    """One write: `before` and `after` are None where there was, or is, nothing. `last`: the last state of a deleted one."""
+    """One write: `before` and `after` are None where there was, or is, nothing; `last` is how a deleted one ended."""
 
     revision: int
     resource: Resource
