@@ -28,6 +28,7 @@ from spliceway.agent.inventory import Inventory, Refusal
 from spliceway.agent.listening import HttpServer, tcp_listener, unix_listener
 from spliceway.agent.metrics import Gauges, Metrics
 from spliceway.agent.nodelocaldns import NodeLocalDns
+from spliceway.agent.podaddresses import PodAddresses
 from spliceway.agent.ports import PortAllocator
 from spliceway.agent.portwatch import PortWatch
 from spliceway.agent.proxylink import ProxyLink
@@ -37,7 +38,8 @@ from spliceway.agent.serviceaddresses import ServiceAddresses
 from spliceway.agent.servicesync import ServiceSync
 from spliceway.agent.sides import AgentDatapath, ProxyProcess
 from spliceway.agent.sockets import listening_ports
-from spliceway.agent.sources.directory import DirectorySource
+from spliceway.agent.sources.choice import Source, make_source
+from spliceway.agent.sourceviews import SourceCollector
 from spliceway.agent.splicing import Evidence, Splicing
 from spliceway.agent.state import AgentState, Held, StateStore
 from spliceway.agent.views import Views
@@ -115,7 +117,7 @@ class Agent:
         self, stack: contextlib.AsyncExitStack, state: AgentState, stop: asyncio.Event, *, cleanup: bool
     ) -> None:
         config = self.config
-        source = stack.enter_context(DirectorySource(config.source.directory))
+        self._source = source = stack.enter_context(make_source(config))
         listeners = {}
         if config.metrics.listen:
             listeners["metrics"] = stack.enter_context(tcp_listener(*listen_address(config.metrics.listen, "agent")))
@@ -134,6 +136,7 @@ class Agent:
         self._xds_view = ServerView(self._server)
         self._supervisor = self._make_proxy(config, self._on_proxy_exit)
         self._inventory = Inventory(config.node_name, state.held)
+        self._pod_addresses = PodAddresses(self._inventory.entry)
         self._splicing = Splicing(config.splice, self._evidence)
         settings = self._splicing.settings(config.datapath_settings())
         self._datapath = await self._open_datapath(settings)
@@ -148,6 +151,7 @@ class Agent:
             on_services=(self._recorder.services.update, addresses.update, *([services.want] if translates else [])),
         )
         self._metrics = Metrics(self._datapath, self._gauges, self._splicing.status)
+        self._metrics.registry.register(SourceCollector(source.status))
         ports = config.proxy.listener_ports
         self._reconciler = Reconciler(
             maker=self._compiler,
@@ -218,7 +222,7 @@ class Agent:
         await asyncio.wait({serving}, timeout=DRAIN_SECONDS)
         raise _Stopped
 
-    async def _watch(self, source: DirectorySource) -> None:
+    async def _watch(self, source: Source) -> None:
         refused: tuple[str, ...] = ()
         async for batch in source.batches():
             seen = time.monotonic()
@@ -246,10 +250,12 @@ class Agent:
 
     def _intent(self, seen: float) -> Intent:
         changes = dict(self._inventory.changes())
+        self._pod_addresses.complete(changes)
         self._node.complete(changes)
         self._dns.complete(changes, self._node.own.dns)
         self._recorder.pods.update(changes.items())
-        return Intent(changes, self._inventory.endpoints, self._inventory.held, seen, self._node.own.dns)
+        endpoints = self._pod_addresses.endpoints(self._inventory.endpoints)
+        return Intent(changes, endpoints, self._inventory.held, seen, self._node.own.dns)
 
     def _on_addresses(self) -> None:
         if self._begun:
@@ -363,8 +369,10 @@ class Agent:
                     clients_refused(self._server.rejections(), time.time()),
                 ),
                 *self._port_watch.warnings(),
+                *self._source.warnings(),
             ),
             port_use=lambda: self._port_watch.use,
+            source=self._source.status,
         )
 
     def _refusals(self) -> tuple[Refusal, ...]:

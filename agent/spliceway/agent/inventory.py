@@ -15,8 +15,17 @@ from typing import Any
 import msgspec
 
 from spliceway.agent.endpoints import INTERFACE
-from spliceway.agent.manifests import Entry, Key, Said, read_documents, read_text
-from spliceway.agent.sources.events import Batch, FileChanged, FileRefused, FileRemoved, SourceEvent, SourceLost
+from spliceway.agent.manifests import Entry, Key, Said, Shared, read_documents, read_object, read_text
+from spliceway.agent.sources.events import (
+    Batch,
+    FileChanged,
+    FileEvent,
+    FileRefused,
+    FileRemoved,
+    MoreToCome,
+    ObjectChanged,
+    SourceLost,
+)
 from spliceway.agent.state import Held
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.documents import Document
@@ -75,6 +84,9 @@ class Inventory:
         self._changes: dict[Key, Object | None] = {}
         self._lost = ""
         self._synced = False
+        self._seen: set[str] | None = set()  # files of the first look, until it is whole
+        self._special: set[str] = set()  # files of which more is to be told than their objects
+        self._shared = Shared()
         self._restored_owners = held.owners
         for file, contents in held.documents.items():
             documents = (Document(file, index, 1, content) for index, content in enumerate(contents, start=1))
@@ -87,22 +99,27 @@ class Inventory:
 
     def read(self, batch: Batch) -> dict[str, Said]:
         """Take the files of a batch apart: what takes long of `feed`, and may run in a thread."""
-        return {
-            event.file: read_text(event.text, event.file, self._node)
-            for event in batch
-            if isinstance(event, FileChanged)
-        }
+        said = {}
+        for event in batch:
+            if isinstance(event, FileChanged):
+                said[event.file] = read_text(event.text, event.file, self._node)
+            elif isinstance(event, ObjectChanged):
+                said[event.file] = read_object(event.content, event.file, self._node, self._shared)
+        return said
 
     def feed(self, batch: Batch, read: Mapping[str, Said] | None = None) -> bool:
         """Take in one change (`read`: its files). False when objects, refusals and what is held are as they were."""
         said = self.read(batch) if read is None else read
-        before = {event.file: self._file(event) for event in batch if not isinstance(event, SourceLost)}
+        before = {event.file: self._files.get(event.file, _NOTHING) for event in batch if isinstance(event, FileEvent)}
         told = (self._refusals, self._held, self._lost)
-        if not self._synced and not any(isinstance(event, SourceLost) and event.reason for event in batch):
-            # The first look names every file that is there: what an earlier agent held of others is gone.
-            for file in self._files.keys() - before.keys():
-                before[file] = self._files.pop(file)
-            self._synced = True
+        if self._seen is not None:
+            self._seen.update(before)
+            lost = any(isinstance(event, SourceLost) and event.reason for event in batch)
+            if not lost and not any(isinstance(event, MoreToCome) for event in batch):
+                # The first look names every file that is there: what an earlier agent held of others is gone.
+                for file in self._files.keys() - self._seen:
+                    before[file] = self._files.pop(file)
+                self._synced, self._seen = True, None
         for event in batch:
             match event:
                 case FileRemoved(file=file):
@@ -111,7 +128,7 @@ class Inventory:
                     self._keep(file, PolicyError(file, "", "", reason))
                 case SourceLost(reason=reason):
                     self._lost = reason
-                case FileChanged(file=file):
+                case FileChanged(file=file) | ObjectChanged(file=file):
                     self._change(file, said[file])
         changed = self._settle(before)
         return changed or told != (self._refusals, self._held, self._lost)
@@ -166,13 +183,14 @@ class Inventory:
         """What a restart must not lose."""
         return self._held
 
+    def entry(self, key: Key) -> Entry | None:
+        """An object that is in force, as it was read."""
+        owner = self._owners.get(key)
+        return None if owner is None else self._files[owner].entries[key]
+
     def file_of(self, key: Key) -> str:
         """The file that an object is in force of; empty when it is not."""
         return self._owners.get(key, "")
-
-    def _file(self, event: SourceEvent) -> _File:
-        assert not isinstance(event, SourceLost)
-        return self._files.get(event.file, _NOTHING)
 
     def _change(self, file: str, said: Said) -> None:
         if said.broken is not None:
@@ -200,6 +218,12 @@ class Inventory:
             new = self._files.get(file, _NOTHING).entries
             for key in _differing(old.entries, new):
                 claims.setdefault(key, set()).update((file,) if key in new else ())
+        for file in before:
+            one = self._files.get(file, _NOTHING)
+            if one.held or one.refusals or one.odd:
+                self._special.add(file)
+            else:
+                self._special.discard(file)
         changed = False
         for key in sorted(claims):
             owner = self._owners.get(key)
@@ -237,7 +261,7 @@ class Inventory:
             self._wired.pop(key[1], None)
             if now and now.endpoint:
                 self._wired[key[1]] = now.endpoint
-        elif old == new:
+        elif old == new and (was and was.rank) == (now and now.rank):
             return False
         self._changes[key] = new
         self._policies += isinstance(new, NetworkPolicy) - isinstance(old, NetworkPolicy)
@@ -256,7 +280,8 @@ class Inventory:
             if owner is not endpoint:
                 doubled.append((name, owner.name))
         self._endpoints = tuple(sorted(wired.values(), key=lambda endpoint: endpoint.name))
-        found = [refusal for file in sorted(self._files) for refusal in self._files[file].refusals]
+        special = {file: self._files[file] for file in sorted(self._special)}
+        found = [refusal for one in special.values() for refusal in one.refusals]
         for kind, name in sorted(self._rivals):
             reason = f"is already in {self._owners[kind, name]}, which stays"
             found += [Refusal(file, f"{kind} {name}", "", reason, False) for file in sorted(self._rivals[kind, name])]
@@ -264,13 +289,13 @@ class Inventory:
             reason = f"{self._wired[name].interface} is already that of {owner_name}"
             field = f"metadata.annotations[{INTERFACE}]"
             found.append(Refusal(self._owners["Pod", name], f"Pod {name}", field, reason, False))
-        for file, one in sorted(self._files.items()):
+        for file, one in special.items():
             own = (key for key in one.odd if self._owners.get(key) == file)
             found += [_refusal(error, kept=False) for key in own for error in one.entries[key].errors]
         self._refusals = tuple(found)
         documents: dict[str, tuple[dict[str, Any], ...]] = {}
-        for file in sorted(self._files):
-            held = [self._files[file].entries[key].document() for key in sorted(self._files[file].held)]
+        for file, one in special.items():
+            held = [one.entries[key].document() for key in sorted(one.held)]
             if kept := tuple(document for document in held if document is not None):
                 documents[file] = kept
         owners = {f"{kind} {name}": self._owners[kind, name] for kind, name in sorted(self._rivals)}
@@ -286,8 +311,13 @@ def _differing(old: Mapping[Key, Entry], new: Mapping[Key, Entry]) -> Iterable[K
     yield from (key for key in old if key not in new)
     for key, entry in new.items():
         was = old.get(key)
-        if was is not entry and (was is None or was.item != entry.item or was.endpoint != entry.endpoint):
+        if was is not entry and (was is None or _said(was) != _said(entry)):
             yield key
+
+
+def _said(entry: Entry) -> tuple[object, ...]:
+    """What of it matters to others."""
+    return entry.item, entry.endpoint, entry.rank
 
 
 def _refusal(error: PolicyError, *, kept: bool) -> Refusal:
