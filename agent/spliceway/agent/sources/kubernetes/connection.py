@@ -91,12 +91,16 @@ class Connection:
         return bytes(body)
 
     async def stream(self, path: str, query: Mapping[str, str], idle: float) -> AsyncIterator[bytes]:
-        """The answer to GET in pieces, as they come; `idle` seconds without any end it. Raises ApiFailure."""
+        """The answer to GET in pieces, as they come, the first an empty one: the server has begun to answer.
+
+        `idle` seconds without any end it. Raises ApiFailure.
+        """
         timeout = httpx2.Timeout(CONNECT_SECONDS, read=idle)
         try:
             async with self._client.stream("GET", path, params=dict(query), timeout=timeout) as answer:
                 if answer.status_code != 200:
                     raise await _refusal(answer)
+                yield b""
                 async for piece in answer.aiter_raw():
                     yield piece
         except httpx2.ReadTimeout as error:

@@ -12,7 +12,6 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Literal
 
 import msgspec
 import structlog
@@ -20,6 +19,7 @@ import structlog
 from spliceway.agent.sources.events import FileEvent, FileRefused, FileRemoved
 from spliceway.agent.sources.kubernetes.connection import MAX_BYTES, ApiFailure, Connection
 from spliceway.agent.sources.kubernetes.discovery import Discovery
+from spliceway.agent.sources.kubernetes.figures import Figures, State, Timing
 from spliceway.agent.sources.kubernetes.objects import (
     Listed,
     Read,
@@ -30,7 +30,6 @@ from spliceway.agent.sources.kubernetes.objects import (
 )
 from spliceway.agent.sources.kubernetes.resources import Resource
 
-State = Literal["waiting", "listed", "absent", "refused"]
 #: Takes events; waits while there are too many already.
 Sink = Callable[[Sequence[FileEvent]], Awaitable[None]]
 
@@ -47,40 +46,6 @@ _EVENT, _LIST, _STATUS = (msgspec.json.Decoder(kind) for kind in (WatchEvent, Li
 _BAD = (msgspec.MsgspecError, RecursionError)
 
 log = structlog.get_logger(__name__)
-
-
-class Timing(msgspec.Struct, frozen=True):
-    """Seconds. `watch`: how long a watch shall last; `idle`: without a byte it is ended (bookmarks come each minute).
-
-    `retry`: the first pause after a failure, and the longest; `again`: between looks for kinds that are not served;
-    `gone`: so long a kind must be away until its objects are; `lost`: so long failures are nobody's business.
-    """
-
-    watch: tuple[float, float] = (300.0, 600.0)
-    idle: float = 150.0
-    first_idle: float = 60.0
-    retry: tuple[float, float] = (0.25, 10.0)
-    again: float = 60.0
-    gone: float = 10.0
-    lost: float = 5.0
-    page: int = 500
-
-
-class Figures(msgspec.Struct, frozen=True, rename="camel"):
-    """How one kind does. `lists`: looks at all; `watches`: how often a watch began; `heard`: time of the last answer.
-
-    `state`: `waiting` for the first look, `listed`, `absent` (not served), `refused` (by RBAC, and never listed).
-    """
-
-    kind: str
-    state: State
-    objects: int
-    lists: int
-    watches: int
-    failures: int
-    heard: float
-    error: str
-    essential: bool
 
 
 class Reflector:
@@ -186,6 +151,7 @@ class Reflector:
         now = self._now()
         self._away_since = self._away_since or now
         if self.state == "absent":
+            self._answered("absent")
             return self._timing.again * random.uniform(0.8, 1.2)
         # Objects go only when it is certain: a server that has just begun, or lost its CRDs for a moment, is not.
         if not await self._discovery.settled() or (self._known and now - self._away_since < self._timing.gone):
@@ -241,12 +207,16 @@ class Reflector:
         return pause * random.uniform(0.5, 1.0)
 
     def _well(self, state: State) -> None:
-        """The server has answered as it should."""
+        """The server has said what it should."""
+        self._tries = self._refusals = 0
+        self._answered(state)
+
+    def _answered(self, state: State) -> None:
+        """The server answers; what, is still to come."""
         if self.failing_since is not None and self._now() - self.failing_since > self._timing.lost:
             log.info("the API server can be read again", resource=self.resource.plural)
         changed = self.state != state or bool(self.error)
         self.state, self.error, self.failing_since = state, "", None
-        self._tries = self._refusals = 0
         self._heard = time.time()
         if changed:
             self._on_state(self)
@@ -323,6 +293,9 @@ class Reflector:
         pieces = self._connection.stream(self.resource.path(self._version), query, idle)
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
+                self._heard = time.time()
+                if not piece and self._seen is None:
+                    self._answered("listed")  # there may be nothing to say for a long time
                 if b"\n" not in piece:
                     rest += piece
                     if len(rest) > MAX_BYTES:

@@ -21,7 +21,8 @@ from spliceway.agent.errors import SourceError
 from spliceway.agent.sources.events import Batch, FileEvent, MoreToCome, SourceEvent, SourceLost
 from spliceway.agent.sources.kubernetes.connection import Connection
 from spliceway.agent.sources.kubernetes.discovery import Discovery
-from spliceway.agent.sources.kubernetes.reflector import Figures, Reflector, Timing
+from spliceway.agent.sources.kubernetes.figures import Figures, Timing
+from spliceway.agent.sources.kubernetes.reflector import Reflector
 from spliceway.agent.sources.kubernetes.resources import RESOURCES
 
 #: Quiet time after an event before a batch is made, and the longest that a stream of events can put it off, in seconds.
