@@ -1,7 +1,7 @@
 """Memory and time of a source of many pods: what a process has before the first look, after it, and at most.
 
-The parts of the agent that hold objects run in a process of their own, on the API server's double in another one: source,
-inventory, names of flows, compiler. What the kernel and the proxy have is not in it.
+The parts of the agent that hold objects (source, inventory, names of flows, compiler) run in a process, on the API
+server's double in another one. What the kernel and the proxy have is not in it.
 
     python tests/bench/bench_kubernetes.py --pods 100000
 """
@@ -77,7 +77,7 @@ async def measured(kubeconfig: Path, server: Connection, pods: int, changes: int
     before, most, begin, cpu = _rss(), 0.0, time.monotonic(), time.process_time()
     result: dict[str, Any] = {"pods": pods, "beforeMiB": round(before)}
     took: list[float] = []
-    sent, left = 0.0, changes
+    sent, left, revision = 0.0, changes, 0
     with KubernetesSource(NODE, kubeconfig=kubeconfig) as source:
         async for batch in source.batches():
             inventory.feed(batch, await asyncio.to_thread(inventory.read, batch))
@@ -87,8 +87,8 @@ async def measured(kubeconfig: Path, server: Connection, pods: int, changes: int
             found = dict(inventory.changes())
             addresses.complete(found)
             recorder.pods.update(found.items())
-            table = compiler.make(found)
-            compiler.settle(table)
+            revision += 1
+            compiler.settle(compiler.apply(found, revision))
             most = max(most, _rss())
             if "lookSeconds" not in result:
                 assert len(inventory.names("Pod")) == pods

@@ -1,4 +1,4 @@
-"""A real agent on a virtual node, fed by the API server's double: whatever happens to that, the kernel has what it says.
+"""A real agent on a virtual node, fed by the API server's double: the kernel has what that says, come what may.
 
 The double changes at random (pods, namespaces, policies of every kind), while watches are dropped and cut, history is
 compacted, and the server is restarted. Whenever it is quiet, the rows in the pinned maps are those of a table that

@@ -1,4 +1,4 @@
-"""A cluster in the API server's double that changes at random: pods of other nodes, namespaces, policies of all kinds."""
+"""A cluster in the API server's double that changes at random: pods of other nodes, namespaces, policies."""
 
 from __future__ import annotations
 
