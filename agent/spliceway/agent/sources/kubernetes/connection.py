@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx2
 import msgspec
+import yaml
 from lightkube.config.client_adapter import user_auth, verify_cluster
 from lightkube.config.kubeconfig import KubeConfig, SingleConfig
 from lightkube.config.models import User
@@ -145,7 +146,7 @@ def _configuration(kubeconfig: Path | None, context: str) -> SingleConfig:
                 f"source.kubernetes: {error} is not in the environment: the agent is not in a pod (name a kubeconfig)"
             ) from error
         raise SourceError(f"source.kubernetes.kubeconfig: {kubeconfig} has no {error}") from error
-    except (LightkubeError, OSError, ValueError, TypeError, msgspec.MsgspecError) as error:
+    except (LightkubeError, OSError, ValueError, TypeError, msgspec.MsgspecError, yaml.YAMLError) as error:
         where = "kubeconfig" if kubeconfig else "the service account"
         raise SourceError(f"source.kubernetes: {where}: {_why(error)}") from error
     assert chosen is not None  # only with a default

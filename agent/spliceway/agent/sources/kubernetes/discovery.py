@@ -32,12 +32,12 @@ class Discovery:
         self._answers: dict[str, tuple[float, frozenset[str]]] = {}
         self._lock = asyncio.Lock()
 
-    async def version(self, resource: Resource) -> str | None:
-        """The version to read a kind in; None: it is not served. Raises ApiFailure."""
+    async def version(self, resource: Resource, *, fresh: bool = False) -> str | None:
+        """The version to read a kind in; None: it is not served. `fresh`: asked now. Raises ApiFailure."""
         if resource.built_in:
             return resource.versions[0]
         for version in resource.versions:
-            if resource.plural in await self._plurals(f"/apis/{resource.group}/{version}"):
+            if resource.plural in await self._plurals(f"/apis/{resource.group}/{version}", 0.0 if fresh else _FRESH):
                 return version
         return None
 
@@ -52,11 +52,11 @@ class Discovery:
             return failure.code in (401, 403, 404)
         return True
 
-    async def _plurals(self, path: str) -> frozenset[str]:
+    async def _plurals(self, path: str, age: float) -> frozenset[str]:
         async with self._lock:
             now = asyncio.get_running_loop().time()
             found = self._answers.get(path)
-            if found is None or now - found[0] > _FRESH:
+            if found is None or now - found[0] > age:
                 found = self._answers[path] = (now, await self._ask(path))
             return found[1]
 

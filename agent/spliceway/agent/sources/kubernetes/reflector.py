@@ -156,6 +156,9 @@ class Reflector:
         # Objects go only when it is certain: a server that has just begun, or lost its CRDs for a moment, is not.
         if not await self._discovery.settled() or (self._known and now - self._away_since < self._timing.gone):
             return min(1.0, self._timing.gone)
+        # What was asked before the server was ready says nothing.
+        if await self._discovery.version(self.resource, fresh=True) is not None:
+            return 0.0
         if self._known:
             log.warning("a kind is not served any more: its objects are gone", kind=self.resource.kind)
         removed = [FileRemoved(file) for file in self._known]
