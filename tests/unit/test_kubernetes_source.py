@@ -185,6 +185,21 @@ def test_a_silent_server_is_left(tmp_path: Path) -> None:
     follow(tmp_path, body, pod("a", "10.0.0.1"), timing=msgspec.structs.replace(QUICK, idle=0.3))
 
 
+def test_a_server_that_takes_no_notice_of_watch_list(tmp_path: Path) -> None:
+    """Older ones pass over what they do not know, and wait for changes."""
+
+    async def main() -> None:
+        with KubeApi() as api:
+            api.put(pod("a", "10.0.0.1"))
+            api.faults(stalled=True)
+            timing = msgspec.structs.replace(QUICK, first_idle=0.2)
+            async with followed(api.kubeconfig(tmp_path / "kubeconfig"), timing) as it:
+                await until(lambda: it.inventory.synced, 10)
+                assert it.names() == ["default/a"]
+
+    run(main, 60)
+
+
 def test_bookmarks_keep_the_place(tmp_path: Path) -> None:
     async def body(api: KubeApi, it: Followed) -> None:
         await ask(api.put, *(policy(f"p{n}") for n in range(20)))

@@ -7,10 +7,11 @@ what a watch brings is decoded by `objects`, not into models of everything.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import httpx2
@@ -84,28 +85,37 @@ class Connection:
     async def get(self, path: str, query: Mapping[str, str] | None = None) -> bytes:
         """The answer to GET. Raises ApiFailure."""
         body = bytearray()
-        async with contextlib.aclosing(self.stream(path, query or {}, ANSWER_SECONDS)) as pieces:
+        async with contextlib.aclosing(self.stream(path, query or {}, lambda: ANSWER_SECONDS)) as pieces:
             async for piece in pieces:
                 body += piece
                 if len(body) > MAX_BYTES:
                     raise ApiFailure(0, "", f"an answer of more than {MAX_BYTES} bytes ({path})")
         return bytes(body)
 
-    async def stream(self, path: str, query: Mapping[str, str], idle: float) -> AsyncIterator[bytes]:
+    async def stream(self, path: str, query: Mapping[str, str], idle: Callable[[], float]) -> AsyncIterator[bytes]:
         """The answer to GET in pieces, as they come, the first an empty one: the server has begun to answer.
 
-        `idle` seconds without any end it. Raises ApiFailure.
+        So many seconds of `idle`, which is asked each time, without any end it. Raises ApiFailure.
         """
-        timeout = httpx2.Timeout(CONNECT_SECONDS, read=idle)
+        timeout = httpx2.Timeout(CONNECT_SECONDS, read=None)
         try:
-            async with self._client.stream("GET", path, params=dict(query), timeout=timeout) as answer:
+            request = self._client.build_request("GET", path, params=dict(query), timeout=timeout)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                answer = await self._client.send(request, stream=True)
+            async with contextlib.aclosing(answer):
                 if answer.status_code != 200:
-                    raise await _refusal(answer)
+                    async with asyncio.timeout(ANSWER_SECONDS):
+                        raise await _refusal(answer)
                 yield b""
-                async for piece in answer.aiter_raw():
+                pieces = answer.aiter_raw()
+                while True:
+                    async with asyncio.timeout(idle()):
+                        piece = await anext(pieces, b"")
+                    if not piece:
+                        return
                     yield piece
-        except httpx2.ReadTimeout as error:
-            raise ApiFailure(0, "Idle", f"{self.server} was silent for {idle:g} s") from error
+        except TimeoutError as error:
+            raise ApiFailure(0, "Idle", f"{self.server} was silent for too long") from error
         except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, LightkubeError, OSError) as error:
             raise ApiFailure(0, "", f"{self.server}: {_why(error)}") from error
 

@@ -250,13 +250,11 @@ class Reflector:
             "timeoutSeconds": str(int(random.uniform(*self._timing.watch))),
             "resourceVersion": self._revision,
         }
-        idle = self._timing.idle
         if not self._revision:
             query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
             self._begin()
-            idle = self._timing.first_idle
         self._watches += 1
-        lines = self._lines(query, idle)
+        lines = self._lines(query)
         async with contextlib.aclosing(lines):
             async for line in lines:
                 try:
@@ -291,9 +289,9 @@ class Reflector:
         self._revision = revision or self._revision
         self._well("listed")
 
-    async def _lines(self, query: dict[str, str], idle: float) -> AsyncIterator[bytes]:
+    async def _lines(self, query: dict[str, str]) -> AsyncIterator[bytes]:
         rest = bytearray()
-        pieces = self._connection.stream(self.resource.path(self._version), query, idle)
+        pieces = self._connection.stream(self.resource.path(self._version), query, self._patience)
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 self._heard = time.time()
@@ -311,6 +309,10 @@ class Reflector:
                         yield line
         if rest:
             raise ApiFailure(0, "", f"{self.resource.plural}: the watch ended in the middle of a line")
+
+    def _patience(self) -> float:
+        """Seconds without a byte that a watch may have: in its first look there is always something to say."""
+        return self._timing.idle if self._seen is None else self._timing.first_idle
 
     def _take(self, raw: msgspec.Raw, *, gone: bool = False) -> str:
         """Take in one object; the revision. What is as it was known is passed over."""
