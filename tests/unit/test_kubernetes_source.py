@@ -15,13 +15,13 @@ from spliceway.agent.errors import SourceError
 from spliceway.agent.sources.events import MoreToCome, SourceLost
 from spliceway.agent.sources.kubernetes.connection import Connection
 from spliceway.agent.sources.kubernetes.figures import Timing
-from spliceway.agent.sources.kubernetes.resources import NOT_WATCHED, RESOURCES
+from spliceway.agent.sources.kubernetes.resources import NOT_WATCHED, RESOURCES, rights
 from spliceway.policy.model import NetworkPolicy, Pod
 from spliceway.policy.parse import READERS
 from support.agent import run, until
 from support.certificates import Authority
 from support.kubeapi import KubeApi, Rule, crd
-from support.kubesource import CILIUM, QUICK, Followed, ask, followed, fresh, pod, policy
+from support.kubesource import CILIUM, CRDS, QUICK, Followed, ask, followed, fresh, pod, policy
 
 Body = Callable[[KubeApi, Followed], Awaitable[None]]
 
@@ -312,6 +312,24 @@ def test_a_refusal_that_others_can_do_without(tmp_path: Path) -> None:
                 await ask(api.rights, lambda rights: rights.allow("agent", [*everything, Rule(api_groups=("",))]))
                 await until(lambda: it.figures("Service").state == "listed")
                 assert not it.source.warnings()
+
+    run(main, 60)
+
+
+def test_the_rights_are_enough_and_no_more(tmp_path: Path) -> None:
+    rules = msgspec.convert(rights(), list[Rule])
+
+    async def main() -> None:
+        with KubeApi() as api:
+            api.put(*CRDS, pod("a", "10.0.0.1"))
+            api.rights(lambda one: one.token("secret", "agent"))
+            api.rights(lambda one: one.allow("agent", rules))
+            for watch_list in (True, False):
+                api.watch_list(watch_list)
+                async with followed(api.kubeconfig(tmp_path / "kubeconfig", token="secret")) as it:
+                    await until(lambda it=it: it.inventory.synced, 10)  # type: ignore[misc]
+                    assert {it.figures(one.kind).state for one in RESOURCES} == {"listed"}
+            assert await ask(api.rights, lambda one: one.refused) == []
 
     run(main, 60)
 

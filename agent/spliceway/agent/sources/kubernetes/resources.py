@@ -72,3 +72,14 @@ def _resources() -> tuple[Resource, ...]:
 
 
 RESOURCES = _resources()
+
+
+def rights() -> tuple[dict[str, tuple[str, ...]], ...]:
+    """The rules of a ClusterRole that the source needs, by API group."""
+    groups: dict[str, list[str]] = {}
+    for one in RESOURCES:
+        groups.setdefault(one.group, []).append(one.plural)
+    return tuple(
+        {"apiGroups": (group,), "resources": tuple(sorted(plurals)), "verbs": ("list", "watch")}
+        for group, plurals in sorted(groups.items())
+    )
