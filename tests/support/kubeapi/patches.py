@@ -99,7 +99,7 @@ def applied(content: Json, text: bytes, manager: str, *, force: bool) -> Json:
             message = f'Apply failed with {len(clash)} conflict: conflict with "{entry["manager"]}": {where}'
             raise ApiError(409, "Conflict", message)
         others.append({**entry, "fieldsV1": _tree(theirs - clash)})
-    result = merged(result, wanted)
+    result = {**merged(result, wanted)}
     own = {
         "manager": manager,
         "operation": "Apply",

@@ -74,6 +74,7 @@ class Server:
         server.close()
         for transport in list(self._connections.values()):
             transport.abort() if abrupt else transport.close()
+        await asyncio.sleep(0)  # what was accepted a moment ago begins, and is one of them
         tasks = list(self._connections)
         for task in tasks:
             task.cancel()

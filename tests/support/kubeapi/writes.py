@@ -96,7 +96,7 @@ class Writes:
             if not manager:
                 raise bad_request('PatchOptions.meta.k8s.io "" is invalid: fieldManager: Required value')
             if old is None and not status:
-                content = {
+                content: Json = {
                     "apiVersion": served.api_version,
                     "kind": served.kind,
                     "metadata": {"name": name[1], **({"namespace": name[0]} if name[0] else {})},

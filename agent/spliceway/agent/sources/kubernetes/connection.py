@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 
 import httpx2
@@ -92,7 +92,9 @@ class Connection:
                     raise ApiFailure(0, "", f"an answer of more than {MAX_BYTES} bytes ({path})")
         return bytes(body)
 
-    async def stream(self, path: str, query: Mapping[str, str], idle: Callable[[], float]) -> AsyncIterator[bytes]:
+    async def stream(
+        self, path: str, query: Mapping[str, str], idle: Callable[[], float]
+    ) -> AsyncGenerator[bytes, None]:
         """The answer to GET in pieces, as they come, the first an empty one: the server has begun to answer.
 
         So many seconds of `idle`, which is asked each time, without any end it. Raises ApiFailure.

@@ -145,7 +145,7 @@ class Status(msgspec.Struct, rename="camel"):
     message: str = ""
 
 
-_POD, _NODE, _HEAD = (msgspec.json.Decoder(kind) for kind in (_Pod, _Node, _Head))
+_POD, _NODE, _HEAD = msgspec.json.Decoder(_Pod), msgspec.json.Decoder(_Node), msgspec.json.Decoder(_Head)
 _ANY, _ANNOTATIONS = msgspec.json.Decoder(Json), msgspec.json.Decoder(dict[str, str] | None)
 
 

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 import msgspec
 import structlog
@@ -42,7 +42,8 @@ _NOT_HANDED_ON = 0
 #: Refusals of a watch after which all is looked at again.
 _PATIENCE = 3
 
-_EVENT, _LIST, _STATUS = (msgspec.json.Decoder(kind) for kind in (WatchEvent, Listed, Status))
+_EVENT, _LIST = msgspec.json.Decoder(WatchEvent), msgspec.json.Decoder(Listed)
+_STATUS = msgspec.json.Decoder(Status)
 _BAD = (msgspec.MsgspecError, RecursionError)
 
 log = structlog.get_logger(__name__)
@@ -289,7 +290,7 @@ class Reflector:
         self._revision = revision or self._revision
         self._well("listed")
 
-    async def _lines(self, query: dict[str, str]) -> AsyncIterator[bytes]:
+    async def _lines(self, query: dict[str, str]) -> AsyncGenerator[bytes | bytearray, None]:
         rest = bytearray()
         pieces = self._connection.stream(self.resource.path(self._version), query, self._patience)
         async with contextlib.aclosing(pieces):
