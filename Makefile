@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup kernels demo test attack bypass profiles two-nodes services soak revoke rows fuzz edits xds-faults xds-churn proxy-diff torture services-churn bench-services lint bench lock clean
+.PHONY: help setup kernels demo test attack bypass profiles two-nodes services soak revoke rows fuzz edits xds-faults xds-churn proxy-diff torture services-churn kube bench-services lint bench lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
@@ -29,6 +29,7 @@ help:
 	@echo "make torture   HTTP that nobody should send, a thousand ends of connections, and a minute of fuzzing each way"
 	@echo "make proxy-diff  10,000 odd requests to the embedded proxy and to Envoy, side by side"
 	@echo "make services-churn  endpoints of a Service come and go for a minute while pods dial it, every connection judged"
+	@echo "make kube    a hundred rounds of changes in a cluster whose API server is restarted and forgets, an agent beside it"
 	@echo "make kernels  self-test and kernel tests on Debian's 6.1 and 6.12 kernels, emulated side by side (needs qemu-system-x86; an hour or more)"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   compare the data paths; ARGS=… for spliceway bench"
@@ -100,6 +101,9 @@ proxy-diff: setup
 
 services-churn: setup
 	SPLICEWAY_SERVICES_CHURN_SECONDS=60 $(BIN)/python -m pytest -s tests/integration/test_services_churn.py $(ARGS)
+
+kube: setup
+	SPLICEWAY_KUBE_ROUNDS=100 $(BIN)/python -m pytest -s tests/integration/test_kubernetes_agent.py --timeout 3600 $(ARGS)
 
 kernels: setup
 	scripts/kernels $(ARGS)

@@ -22,7 +22,8 @@ MakeProxy = Callable[[Config, Callable[[str], None]], MemoryProxyProcess]
 class Site:
     """Directories, configuration and memory sides of one agent."""
 
-    def __init__(self, directory: Path, extra: str = "") -> None:
+    def __init__(self, directory: Path, extra: str = "", source: str = "") -> None:
+        """`source`: YAML of another one than the directory."""
         self.source = directory / "manifests"
         self.source.mkdir(exist_ok=True)
         self.config: Config = parse_config(
@@ -31,7 +32,7 @@ node: {{name: {NODE}}}
 stateDir: {directory}/state
 bpffs: {directory}
 cgroups: {{pods: {directory}/pods, proxy: {directory}/proxy}}
-source: {{directory: {self.source}}}
+source: {source or f"{{directory: {self.source}}}"}
 admin: {{socket: {directory}/agent.sock}}
 {extra}
 """,

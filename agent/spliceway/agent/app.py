@@ -40,7 +40,8 @@ from spliceway.agent.serviceaddresses import ServiceAddresses
 from spliceway.agent.servicesync import ServiceSync
 from spliceway.agent.sides import AgentDatapath, ProxyProcess
 from spliceway.agent.sockets import listening_ports
-from spliceway.agent.sources.directory import DirectorySource
+from spliceway.agent.sources.choice import Source, make_source
+from spliceway.agent.sourceviews import SourceCollector
 from spliceway.agent.splicing import Evidence, Splicing
 from spliceway.agent.state import AgentState, Held, StateStore
 from spliceway.agent.views import Views
@@ -119,7 +120,7 @@ class Agent:
         self, stack: contextlib.AsyncExitStack, state: AgentState, stop: asyncio.Event, *, cleanup: bool
     ) -> None:
         config = self.config
-        source = stack.enter_context(DirectorySource(config.source.directory))
+        self._source = source = stack.enter_context(make_source(config))
         listeners = {}
         if config.metrics.listen:
             listeners["metrics"] = stack.enter_context(tcp_listener(*listen_address(config.metrics.listen, "agent")))
@@ -156,6 +157,7 @@ class Agent:
             on_services=(self._recorder.services.update, addresses.update, *([services.want] if translates else [])),
         )
         self._metrics = Metrics(self._datapath, self._gauges, self._splicing.status)
+        self._metrics.registry.register(SourceCollector(source.status))
         ports = config.proxy.listener_ports
         self._reconciler = Reconciler(
             maker=self._compiler,
@@ -237,7 +239,7 @@ class Agent:
         await asyncio.wait({serving}, timeout=DRAIN_SECONDS)
         raise _Stopped
 
-    async def _watch(self, source: DirectorySource) -> None:
+    async def _watch(self, source: Source) -> None:
         refused: tuple[str, ...] = ()
         async for batch in source.batches():
             seen = time.monotonic()
@@ -395,8 +397,10 @@ class Agent:
                     clients_refused(self._server.rejections(), time.time()),
                 ),
                 *self._port_watch.warnings(),
+                *self._source.warnings(),
             ),
             port_use=lambda: self._port_watch.use,
+            source=self._source.status,
         )
 
     def _refusals(self) -> tuple[Refusal, ...]:

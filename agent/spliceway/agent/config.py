@@ -208,6 +208,7 @@ def _is_there(raw: Any, where: str) -> bool:
 def _check(config: Config, file: str) -> None:
     """Refuse what types can't: relations between fields."""
     datapath = config.datapath
+    _check_source(config.source, file)
     if not _NAME.fullmatch(config.node_name):
         raise ConfigError(file, "node.name", f"{config.node_name!r} is not a node name")
     if datapath.mark & ~datapath.mark_mask:
@@ -252,6 +253,13 @@ def _check(config: Config, file: str) -> None:
     _check_xds(config.xds, file)
     if config.debug.listen:
         debug_address(config.debug.listen, file)
+
+
+def _check_source(source: SourceConfig, file: str) -> None:
+    if (source.directory is None) is (source.kubernetes is None):
+        raise ConfigError(file, "source", "needs exactly one of directory, kubernetes")
+    if source.kubernetes and source.kubernetes.context and source.kubernetes.kubeconfig is None:
+        raise ConfigError(file, "source.kubernetes.context", "is one of a kubeconfig's, and there is none")
 
 
 def _check_devices(devices: tuple[str, ...], file: str) -> None:

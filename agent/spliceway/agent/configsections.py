@@ -81,10 +81,18 @@ class CgroupsConfig(Section, frozen=True):
     proxy: Path = Path("/sys/fs/cgroup/spliceway.slice")
 
 
-class SourceConfig(Section, frozen=True):
-    """Where policies and manifests come from."""
+class KubernetesConfig(Section, frozen=True):
+    """The API server: of a kubeconfig and one of its contexts (empty: the current one); None: of the agent's pod."""
 
-    directory: Path
+    kubeconfig: Path | None = None
+    context: str = ""
+
+
+class SourceConfig(Section, frozen=True):
+    """Where policies and manifests come from: exactly one of the two."""
+
+    directory: Path | None = None
+    kubernetes: KubernetesConfig | None = None
 
 
 class AdminConfig(Section, frozen=True):

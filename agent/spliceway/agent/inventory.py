@@ -9,14 +9,24 @@ held in memory only: after a restart a refused one is missing, and header matche
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from spliceway.agent.endpoints import INTERFACE, Claim
-from spliceway.agent.manifests import POLICY_KINDS, Entry, Key, Said, read_documents, read_text
-from spliceway.agent.sources.events import Batch, FileChanged, FileRefused, FileRemoved, SourceEvent, SourceLost
+from spliceway.agent.manifests import POLICY_KINDS, Entry, Key, Said, Shared, read_documents, read_object, read_text
+from spliceway.agent.podaddresses import PodAddresses
+from spliceway.agent.sources.events import (
+    Batch,
+    FileChanged,
+    FileEvent,
+    FileRefused,
+    FileRemoved,
+    MoreToCome,
+    ObjectChanged,
+    SourceLost,
+)
 from spliceway.agent.state import Held
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.documents import Document
@@ -47,13 +57,35 @@ class _File(msgspec.Struct, frozen=True):
     `odd`: entries of which a part is refused.
     """
 
-    entries: dict[Key, Entry] = {}
+    entries: Mapping[Key, Entry] = {}
     held: frozenset[Key] = frozenset()
     refusals: tuple[Refusal, ...] = ()
     odd: tuple[Key, ...] = ()
 
 
 _NOTHING = _File()
+_NONE: frozenset[Key] = frozenset()
+
+
+class _One(Mapping[Key, Entry]):
+    """The entry of a file that has one, in a third of a dict's memory: a cluster has a file for each object."""
+
+    __slots__ = ("_entry", "_key")
+
+    def __init__(self, key: Key, entry: Entry) -> None:
+        self._key = key
+        self._entry = entry
+
+    def __getitem__(self, key: Key) -> Entry:
+        if key != self._key:
+            raise KeyError(key)
+        return self._entry
+
+    def __iter__(self) -> Iterator[Key]:
+        yield self._key
+
+    def __len__(self) -> int:
+        return 1
 
 
 class Inventory:
@@ -79,6 +111,10 @@ class Inventory:
         self._changes: dict[Key, Object | None] = {}
         self._lost = ""
         self._synced = False
+        self._seen: set[str] | None = set()  # files of the first look, until it is whole
+        self._special: set[str] = set()  # files of which more is to be told than their objects
+        self._shared = Shared()
+        self._addresses = PodAddresses(self.entry)
         self._restored_owners = held.owners
         for file, contents in held.documents.items():
             documents = (Document(file, index, 1, content) for index, content in enumerate(contents, start=1))
@@ -91,22 +127,27 @@ class Inventory:
 
     def read(self, batch: Batch) -> dict[str, Said]:
         """Take the files of a batch apart: what takes long of `feed`, and may run in a thread."""
-        return {
-            event.file: read_text(event.text, event.file, self._node, self._left_out)
-            for event in batch
-            if isinstance(event, FileChanged)
-        }
+        said = {}
+        for event in batch:
+            if isinstance(event, FileChanged):
+                said[event.file] = read_text(event.text, event.file, self._node, self._left_out)
+            elif isinstance(event, ObjectChanged):
+                said[event.file] = read_object(event.content, event.file, self._node, self._shared, self._left_out)
+        return said
 
     def feed(self, batch: Batch, read: Mapping[str, Said] | None = None) -> bool:
         """Take in one change (`read`: its files). False when objects, refusals and what is held are as they were."""
         said = self.read(batch) if read is None else read
-        before = {event.file: self._file(event) for event in batch if not isinstance(event, SourceLost)}
+        before = {event.file: self._files.get(event.file, _NOTHING) for event in batch if isinstance(event, FileEvent)}
         told = (self._refusals, self._held, self._lost)
-        if not self._synced and not any(isinstance(event, SourceLost) and event.reason for event in batch):
-            # The first look names every file that is there: what an earlier agent held of others is gone.
-            for file in self._files.keys() - before.keys():
-                before[file] = self._files.pop(file)
-            self._synced = True
+        if self._seen is not None:
+            self._seen.update(before)
+            lost = any(isinstance(event, SourceLost) and event.reason for event in batch)
+            if not lost and not any(isinstance(event, MoreToCome) for event in batch):
+                # The first look names every file that is there: what an earlier agent held of others is gone.
+                for file in self._files.keys() - self._seen:
+                    before[file] = self._files.pop(file)
+                self._synced, self._seen = True, None
         for event in batch:
             match event:
                 case FileRemoved(file=file):
@@ -115,14 +156,15 @@ class Inventory:
                     self._keep(file, PolicyError(file, "", "", reason))
                 case SourceLost(reason=reason):
                     self._lost = reason
-                case FileChanged(file=file):
+                case FileChanged(file=file) | ObjectChanged(file=file):
                     self._change(file, said[file])
         changed = self._settle(before)
         return changed or told != (self._refusals, self._held, self._lost)
 
     def changes(self) -> Changes:
-        """What changed since this was asked last; at first everything."""
+        """What changed since this was asked last; at first everything. Each address is one pod's (`podaddresses`)."""
         taken, self._changes = self._changes, {}
+        self._addresses.complete(taken)
         return taken
 
     @property
@@ -164,7 +206,7 @@ class Inventory:
     @property
     def endpoints(self) -> tuple[LocalEndpoint, ...]:
         """This node's pods that are wired. Of two that claim one interface, the first by name has it."""
-        return self._endpoints
+        return self._addresses.endpoints(self._endpoints)
 
     @property
     def claims(self) -> Mapping[str, Claim]:
@@ -182,13 +224,14 @@ class Inventory:
         """What a restart must not lose."""
         return self._held
 
+    def entry(self, key: Key) -> Entry | None:
+        """An object that is in force, as it was read."""
+        owner = self._owners.get(key)
+        return None if owner is None else self._files[owner].entries[key]
+
     def file_of(self, key: Key) -> str:
         """The file that an object is in force of; empty when it is not."""
         return self._owners.get(key, "")
-
-    def _file(self, event: SourceEvent) -> _File:
-        assert not isinstance(event, SourceLost)
-        return self._files.get(event.file, _NOTHING)
 
     def _change(self, file: str, said: Said) -> None:
         if said.broken is not None:
@@ -216,6 +259,12 @@ class Inventory:
             new = self._files.get(file, _NOTHING).entries
             for key in _differing(old.entries, new):
                 claims.setdefault(key, set()).update((file,) if key in new else ())
+        for file in before:
+            one = self._files.get(file, _NOTHING)
+            if one.held or one.refusals or one.odd:
+                self._special.add(file)
+            else:
+                self._special.discard(file)
         changed = False
         for key in sorted(claims):
             owner = self._owners.get(key)
@@ -256,7 +305,7 @@ class Inventory:
                 self._wired[key[1]] = now.endpoint
             if now and now.claim:
                 self._claims[key[1]] = now.claim
-        elif old == new:
+        elif old == new and (was and was.rank) == (now and now.rank):
             return False
         self._changes[key] = new
         self._policies += isinstance(new, NetworkPolicy) - isinstance(old, NetworkPolicy)
@@ -275,7 +324,8 @@ class Inventory:
             if owner is not endpoint:
                 doubled.append((name, owner.name))
         self._endpoints = tuple(sorted(wired.values(), key=lambda endpoint: endpoint.name))
-        found = [refusal for file in sorted(self._files) for refusal in self._files[file].refusals]
+        special = {file: self._files[file] for file in sorted(self._special)}
+        found = [refusal for one in special.values() for refusal in one.refusals]
         for kind, name in sorted(self._rivals):
             reason = f"is already in {self._owners[kind, name]}, which stays"
             found += [Refusal(file, f"{kind} {name}", "", reason, False) for file in sorted(self._rivals[kind, name])]
@@ -283,21 +333,25 @@ class Inventory:
             reason = f"{self._wired[name].interface} is already that of {owner_name}"
             field = f"metadata.annotations[{INTERFACE}]"
             found.append(Refusal(self._owners["Pod", name], f"Pod {name}", field, reason, False))
-        for file, one in sorted(self._files.items()):
+        for file, one in special.items():
             own = (key for key in one.odd if self._owners.get(key) == file)
             found += [_refusal(error, kept=False) for key in own for error in one.entries[key].errors]
         self._refusals = tuple(found)
         documents: dict[str, tuple[dict[str, Any], ...]] = {}
-        for file in sorted(self._files):
-            held = [self._files[file].entries[key].document() for key in sorted(self._files[file].held)]
+        for file, one in special.items():
+            held = [one.entries[key].document() for key in sorted(one.held)]
             if kept := tuple(document for document in held if document is not None):
                 documents[file] = kept
         owners = {f"{kind} {name}": self._owners[kind, name] for kind, name in sorted(self._rivals)}
         self._held = Held(documents=documents, owners=owners)
 
 
-def _file(entries: dict[Key, Entry], held: frozenset[Key], refusals: tuple[Refusal, ...] = ()) -> _File:
-    return _File(entries, held, refusals, tuple(key for key, entry in entries.items() if entry.errors))
+def _file(entries: Mapping[Key, Entry], held: frozenset[Key], refusals: tuple[Refusal, ...] = ()) -> _File:
+    odd = tuple(key for key, entry in entries.items() if entry.errors)
+    if len(entries) == 1:
+        ((key, entry),) = entries.items()
+        entries = _One(key, entry)
+    return _File(entries, held or _NONE, refusals, odd)
 
 
 def _of_node(entry: Entry | None) -> tuple[LocalEndpoint | None, Claim | None]:
@@ -310,8 +364,13 @@ def _differing(old: Mapping[Key, Entry], new: Mapping[Key, Entry]) -> Iterable[K
     yield from (key for key in old if key not in new)
     for key, entry in new.items():
         was = old.get(key)
-        if was is not entry and (was is None or was.item != entry.item or _of_node(was) != _of_node(entry)):
+        if was is not entry and (was is None or _said(was) != _said(entry)):
             yield key
+
+
+def _said(entry: Entry) -> tuple[object, ...]:
+    """What of it matters to others."""
+    return entry.item, entry.endpoint, entry.claim, entry.rank
 
 
 def _refusal(error: PolicyError, *, kept: bool) -> Refusal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import marshal
 from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
 from typing import Any, get_args
 
 import msgspec
@@ -13,7 +14,7 @@ from spliceway.agent.endpoints import Claim, local_endpoint
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.documents import Document, load_documents
 from spliceway.policy.errors import PolicyError
-from spliceway.policy.model import Node, Object, Pod, Secret, object_key
+from spliceway.policy.model import EndpointSlice, Node, Object, Pod, Secret, object_key
 from spliceway.policy.parse import parse_document
 from spliceway.policy.parse_objects import annotation_errors
 
@@ -42,7 +43,7 @@ class Entry(msgspec.Struct, frozen=True):
     """One good object, and the document it came in (an item, when that was a List), packed: a cluster has many.
 
     The document of a Secret is not kept: what is held is written to disk, and a Secret must not be. `errors`: what is
-    refused of it and leaves the rest in force.
+    refused of it and leaves the rest in force. `rank`: of two pods with one address, the one with more has it.
     """
 
     item: Object
@@ -50,6 +51,7 @@ class Entry(msgspec.Struct, frozen=True):
     endpoint: LocalEndpoint | None = None
     errors: tuple[PolicyError, ...] = ()
     claim: Claim | None = None
+    rank: int = 0
 
     def document(self) -> dict[str, Any] | None:
         """The document, None where it is not kept."""
@@ -96,6 +98,47 @@ def read_documents(documents: Iterable[Document], node: str, left_out: Collectio
     return Said(said, tuple(refused))
 
 
+def read_object(
+    content: Mapping[str, Any], file: str, node: str, shared: Shared, left_out: Collection[str] = ()
+) -> Said:
+    """Take one object of a cluster apart. What many have alike is kept once, in `shared`."""
+    said = read_documents((Document(file, 1, 1, content),), node, left_out)
+    if len(said.entries) != 1:
+        return said
+    ((key, entry),) = said.entries.items()
+    item, packed = entry.item, entry.packed
+    if isinstance(item, Pod):
+        item = shared.pod(item)
+    # A cluster has many of these, and its API server refuses what is wrong with them: they need not survive a restart.
+    if isinstance(item, EndpointSlice) or (isinstance(item, Pod) and item.node != node):
+        packed = b""
+    return Said({key: msgspec.structs.replace(entry, item=item, packed=packed)})
+
+
+class Shared:
+    """Values that many pods have alike, each kept once. When there are too many it forgets them: equal is enough."""
+
+    def __init__(self, most: int = 50_000) -> None:
+        self._most = most
+        self._values: dict[Any, Any] = {}
+
+    def pod(self, pod: Pod) -> Pod:
+        """An equal pod."""
+        return msgspec.structs.replace(
+            pod,
+            namespace=self._one(pod.namespace, pod.namespace),
+            labels=self._one(frozenset(pod.labels.items()), pod.labels),
+            node=self._one(pod.node, pod.node),
+            service_account=self._one(pod.service_account, pod.service_account),
+            ports=self._one(pod.ports, pod.ports),
+        )
+
+    def _one(self, key: Any, value: Any) -> Any:
+        if len(self._values) >= self._most:
+            self._values.clear()
+        return self._values.setdefault(key, value)
+
+
 def _entries(document: Document, node: str) -> dict[Key, Entry]:
     items = parse_document(document)
     is_list = document.content.get("kind") == "List"
@@ -108,7 +151,8 @@ def _entries(document: Document, node: str) -> dict[Key, Entry]:
         if isinstance(item, Node):
             errors = annotation_errors(item, content["metadata"].get("annotations"))
         endpoint, claim = (wired.endpoint, wired.claim) if wired else (None, None)
-        entries[object_key(item)] = Entry(item, packed, endpoint, errors, claim)
+        rank = _rank(content["metadata"]) if isinstance(item, Pod) else 0
+        entries[object_key(item)] = Entry(item, packed, endpoint, errors, claim, rank)
     return entries
 
 
@@ -122,6 +166,19 @@ def _without(document: Document, left_out: Collection[str]) -> Document | None:
         return document
     kept = [item for item in items if not (isinstance(item, Mapping) and item.get("kind") in left_out)]
     return msgspec.structs.replace(document, content={**content, "items": kept}) if len(kept) < len(items) else document
+
+
+def _rank(metadata: Mapping[str, Any]) -> int:
+    """Who has an address that two pods claim: one that stays before one that is being deleted, then the younger one.
+
+    Seconds since 1970, and one bit above them. 0: nothing is known of its age.
+    """
+    created = metadata.get("creationTimestamp")
+    try:
+        age = int(datetime.fromisoformat(created).timestamp()) if isinstance(created, str) else 0
+    except (ValueError, OverflowError, OSError):
+        return 0
+    return age if metadata.get("deletionTimestamp") or not age else age | 1 << 40
 
 
 def _meant(content: Any) -> list[Key]:

@@ -24,6 +24,8 @@ from spliceway.agent.provenance import PolicyState, Unapplied, policy_states, un
 from spliceway.agent.proxylink import ProxyLink
 from spliceway.agent.reconcile import Reconciler
 from spliceway.agent.serviceviews import service_counts, service_rows
+from spliceway.agent.sources.kubernetes.source import SourceStatus
+from spliceway.agent.sourceviews import source_place
 from spliceway.agent.splicing import Splicing
 from spliceway.agent.verdicts import with_audit
 from spliceway.agent.xdsviews import XdsViews
@@ -87,6 +89,7 @@ class Views:
         xds: XdsViews,
         warnings: Callable[[], Sequence[str]],
         port_use: Callable[[], PortUse],
+        source: Callable[[], SourceStatus | None],
     ) -> None:
         """What is a function is asked anew for each answer: `lost` are records by place, `refused_pairs` a count.
 
@@ -112,6 +115,7 @@ class Views:
         self._xds = xds
         self._warnings = warnings
         self._port_use = port_use
+        self._source = source
         self._started = time.time_ns()
 
     def routes(self) -> dict[str, Callable[[Query], Any]]:
@@ -160,7 +164,7 @@ class Views:
             "pid": os.getpid(),
             "started": rfc3339(self._started),
             "source": {
-                "directory": self._config.source.directory,
+                **source_place(self._config.source, self._source()),
                 "files": self._inventory.files,
                 "objects": self._inventory.objects,
                 "refusals": self._refusals(),

@@ -50,8 +50,8 @@ def agent(
     from spliceway.agent.run import run_agent
 
     found = located(load_config(config))
-    if not found.source.directory.is_dir():
-        raise ConfigError(str(config), "source.directory", f"{found.source.directory} is not a directory")
+    if (directory := found.source.directory) and not directory.is_dir():
+        raise ConfigError(str(config), "source.directory", f"{directory} is not a directory")
     run_agent(found, log_level=log_level, cleanup=cleanup)
 
 

@@ -41,15 +41,16 @@ def read(path: Path) -> Inventory:
     """Read a directory (or file) once. Raises SourceError."""
     from spliceway.agent.errors import SourceError
     from spliceway.agent.inventory import Inventory
-    from spliceway.agent.sources.events import SourceLost
+    from spliceway.agent.sources.events import FileEvent, SourceEvent
     from spliceway.agent.sources.scan import Tree
 
+    events: list[SourceEvent]
     try:
         if path.is_dir():
             events = Tree(path).changes()
         else:
             found = Tree(path.absolute().parent).changes()
-            events = [event for event in found if not isinstance(event, SourceLost) and event.file == path.name]
+            events = [event for event in found if isinstance(event, FileEvent) and event.file == path.name]
     except OSError as error:
         raise SourceError(f"{path} can't be read: {error.strerror}") from error
     if not events and not path.is_dir():

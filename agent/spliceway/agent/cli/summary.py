@@ -27,7 +27,7 @@ def summary(status: Json) -> list[tuple[str, str]]:
         ),
         (
             "source",
-            f"{source['directory']}: {_many(source['files'], 'file')}, {_many(source['objects'], 'object')}",
+            f"{_place(source)}, {_many(source['objects'], 'object')}",
         ),
         (
             "policy",
@@ -56,6 +56,19 @@ def summary(status: Json) -> list[tuple[str, str]]:
         ("self-test", self_test_line(splice)),
         ("flows", f"{status['flows']['published']} seen, {datapath['lostEvents']} lost by the kernel's buffer"),
     ]
+
+
+def _place(source: Json) -> str:
+    """«/etc/manifests: 3 files», «kubernetes https://10.0.0.1: 9 kinds listed, 3 not served; WHAT FAILS»."""
+    if (found := source.get("kubernetes")) is None:
+        return f"{source['directory']}: {_many(source['files'], 'file')}"
+    states = [one["state"] for one in found["resources"]]
+    text = f"kubernetes {found['server']}: {_many(states.count('listed'), 'kind')} listed"
+    for state, told in (("absent", "not served"), ("waiting", "not seen yet"), ("refused", "refused")):
+        if count := states.count(state):
+            text += f", {count} {told}"
+    errors = [one["error"] for one in found["resources"] if one["error"]]
+    return printable(text + (f"; {errors[0]}" if errors else ""))
 
 
 def _hooks(hooks: Json) -> str:

@@ -78,7 +78,10 @@ def judge_bpffs(found: Sequence[Mount], path: Path, *, in_container: bool) -> Ch
 def source(target: Target) -> Iterator[Check]:
     """The directory of policies and manifests: an agent does not start without it."""
     if (path := target.source) is None:
-        yield skipped("source", "no configuration", "name it: --config FILE")
+        if target.configured:
+            yield skipped("source", "source.kubernetes: the agent itself asks the API server, and status tells")
+        else:
+            yield skipped("source", "no configuration", "name it: --config FILE")
     elif not path.is_dir():
         what = "is not a directory" if path.exists() else "is not there"
         yield fail("source", f"source.directory: {path} {what}", "make it, or correct source.directory")

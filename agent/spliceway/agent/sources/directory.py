@@ -89,6 +89,13 @@ class DirectorySource:
             if batch := self._look():
                 yield batch
 
+    def status(self) -> None:
+        """Its refusals say all."""
+
+    def warnings(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
     async def _settle(self) -> None:
         """Wait until the writer seems done: events of one `mv` or `cp` come close together."""
         deadline = asyncio.get_running_loop().time() + SETTLE_LIMIT_SECONDS

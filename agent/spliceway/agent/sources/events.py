@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 
 
@@ -10,6 +13,16 @@ class FileChanged(msgspec.Struct, frozen=True):
 
     file: str
     text: str
+
+
+class ObjectChanged(msgspec.Struct, frozen=True):
+    """One object appeared or is another: what a file with it alone would say, as plain values of JSON.
+
+    `file` is a name for it that no other object has, such as `kubernetes:Pod/default/web`.
+    """
+
+    file: str
+    content: Mapping[str, Any]
 
 
 class FileRemoved(msgspec.Struct, frozen=True):
@@ -31,5 +44,11 @@ class SourceLost(msgspec.Struct, frozen=True):
     reason: str
 
 
-SourceEvent = FileChanged | FileRemoved | FileRefused | SourceLost
+class MoreToCome(msgspec.Struct, frozen=True):
+    """This batch is only a part of the first look: nothing of it counts before the rest is there."""
+
+
+SourceEvent = FileChanged | ObjectChanged | FileRemoved | FileRefused | SourceLost | MoreToCome
+#: Events that are about one file.
+FileEvent = FileChanged | ObjectChanged | FileRemoved | FileRefused
 Batch = tuple[SourceEvent, ...]

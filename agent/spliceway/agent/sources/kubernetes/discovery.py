@@ -1,0 +1,72 @@
+"""Which kinds the server has: CustomResourceDefinitions come and go."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from spliceway.agent.sources.kubernetes.connection import ApiFailure, Connection
+from spliceway.agent.sources.kubernetes.resources import Resource
+
+#: Seconds that an answer is good for: several kinds of one group ask at once.
+_FRESH = 1.0
+
+
+class _Named(msgspec.Struct):
+    name: str
+
+
+class _Resources(msgspec.Struct):
+    resources: list[_Named] = []
+
+
+_RESOURCES = msgspec.json.Decoder(_Resources)
+
+
+class Discovery:
+    """Asks when it is asked."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._answers: dict[str, tuple[float, frozenset[str]]] = {}
+        self._lock = asyncio.Lock()
+
+    async def version(self, resource: Resource, *, fresh: bool = False) -> str | None:
+        """The version to read a kind in; None: it is not served. `fresh`: asked now. Raises ApiFailure."""
+        if resource.built_in:
+            return resource.versions[0]
+        for version in resource.versions:
+            if resource.plural in await self._plurals(f"/apis/{resource.group}/{version}", 0.0 if fresh else _FRESH):
+                return version
+        return None
+
+    async def settled(self) -> bool:
+        """Whether the server has seen all definitions: one that has just started says 404 of kinds that it will have.
+
+        Its readiness says so (crd-informer-synced). Where we may not ask, it counts as ready.
+        """
+        try:
+            await self._connection.get("/readyz")
+        except ApiFailure as failure:
+            return failure.code in (401, 403, 404)
+        return True
+
+    async def _plurals(self, path: str, age: float) -> frozenset[str]:
+        async with self._lock:
+            now = asyncio.get_running_loop().time()
+            found = self._answers.get(path)
+            if found is None or now - found[0] > age:
+                found = self._answers[path] = (now, await self._ask(path))
+            return found[1]
+
+    async def _ask(self, path: str) -> frozenset[str]:
+        try:
+            answer = _RESOURCES.decode(await self._connection.get(path))
+        except ApiFailure as failure:
+            if failure.code == 404:
+                return frozenset()
+            raise
+        except msgspec.MsgspecError as error:
+            raise ApiFailure(0, "", f"{path}: not what an API server answers: {error}") from error
+        return frozenset(one.name for one in answer.resources)
