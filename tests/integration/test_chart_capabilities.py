@@ -1,4 +1,4 @@
-"""The capabilities that the chart names are enough for all that an agent does, and without one of them something says so."""
+"""The capabilities that the chart names are enough for all that an agent does; where one is missing, that is told."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def preflight(testbed: Testbed, *without: str) -> subprocess.CompletedProcess[st
 
 def rights(done: subprocess.CompletedProcess[str]) -> list[tuple[str, str]]:
     """(status, found) of the capabilities' rows."""
-    return [(each["status"], each["found"]) for each in json.loads(done.stdout)["checks"] if each["name"] == "capabilities"]
+    return [
+        (each["status"], each["found"]) for each in json.loads(done.stdout)["checks"] if each["name"] == "capabilities"
+    ]
 
 
 def test_with_them_everything_works(testbed: Testbed) -> None:

@@ -1,6 +1,6 @@
-"""The image's root with the chart's mounts and capabilities and nothing else: an agent in it works, and leaves its proxy behind.
+"""The image's root with the chart's mounts and capabilities: an agent in it works, and leaves its proxy behind.
 
-Long: `make image` makes the root and says where it is. What a container engine adds (seccomp, an image's layers) is not here.
+Long: `make image` makes the root and says where it is. What a container engine adds (seccomp, layers) is not here.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def test_preflight_agent_upgrade_and_cleanup(testbed: Testbed, helm: Helm) -> No
         assert not said["datapath"]["problems"], said["datapath"]
         proxy = said["proxy"]["pid"]
         # It is in the node's cgroup namespace, out of which it could be moved, and in the proxy's cgroup.
-        assert os.readlink(f"/proc/{proxy}/ns/cgroup") == os.readlink("/proc/1/ns/cgroup")
+        assert Path(f"/proc/{proxy}/ns/cgroup").readlink() == Path("/proc/1/ns/cgroup").readlink()
         assert str(proxy) in (testbed.node.info.cgroups.proxy / "cgroup.procs").read_text().split()
         told = made.run(["status"])
         assert "revision" in told.stdout + told.stderr

@@ -1,4 +1,4 @@
-"""A container of the chart without a container engine: the image's root, read-only, with the chart's mounts and capabilities.
+"""A container of the chart without an engine: the image's root, read-only, with the chart's mounts and capabilities.
 
 What a runtime does is done by unshare, mount, pivot_root and setpriv. The places of a node are those of a virtual node.
 """

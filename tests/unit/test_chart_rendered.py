@@ -1,4 +1,4 @@
-"""The chart as Helm renders it: what a Kubernetes API server would take, and what the agent takes for its configuration."""
+"""The chart as Helm renders it: an API server would take its objects, and the agent its configuration."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ MATRIX: dict[str, dict[str, Any]] = {
         }
     },
     "ipv6": {"metrics": {"enabled": True, "address": "[::]"}},
-    "sysctls": {"sysctls": {"net.core.rmem_max": 4194304, "net.ipv4.tcp_mem": "1 2 3"}, "preflight": {"selfTest": True}},
+    "sysctls": {
+        "sysctls": {"net.core.rmem_max": 4194304, "net.ipv4.tcp_mem": "1 2 3"},
+        "preflight": {"selfTest": True},
+    },
     "bare": {"preflight": {"enabled": False}, "crds": {"install": False}, "uninstallGuard": False},
     "own account": {"rbac": {"create": False}, "serviceAccount": {"name": "mine"}},
     "uninstall": {"uninstall": True},
@@ -154,7 +157,9 @@ def test_no_container_is_privileged_and_every_root_is_read_only(helm: Helm) -> N
                 assert context["capabilities"]["drop"] == ["ALL"]
                 assert context["seccompProfile"] == {"type": "RuntimeDefault"}
                 # The API server allows this in containers that are privileged, and in no other.
-                assert all(mount.get("mountPropagation") != "Bidirectional" for mount in container.get("volumeMounts", ()))
+                assert all(
+                    mount.get("mountPropagation") != "Bidirectional" for mount in container.get("volumeMounts", ())
+                )
 
 
 def test_every_mount_has_its_volume_and_nothing_hides_another(helm: Helm) -> None:

@@ -27,8 +27,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown log level": ({"agent": {"logLevel": "loud"}}, "logLevel"),
     "memory in words": ({"agent": {"resources": {"limits": {"memory": "much"}}}}, "memory"),
     "configuration as text": ({"agent": {"config": "splice: {}"}}, "config"),
-    "enforcement in two places": ({"agent": {"config": {"enforcement": "enforce"}}}, "agent.config.enforcement: is not set"),
-    "a source of one's own": ({"agent": {"config": {"source": {"directory": "/x"}}}}, "agent.config.source: is not set"),
+    "enforcement in two places": (
+        {"agent": {"config": {"enforcement": "enforce"}}},
+        "agent.config.enforcement: is not set",
+    ),
+    "a source of one's own": (
+        {"agent": {"config": {"source": {"directory": "/x"}}}},
+        "agent.config.source: is not set",
+    ),
     "the node for all": ({"agent": {"config": {"node": {"name": "n"}}}}, "agent.config.node: is not set"),
     "the proxy in two places": ({"agent": {"config": {"proxy": {"kind": "envoy"}}}}, "agent.config.proxy.kind: is not"),
     "metrics in two places": (

@@ -62,8 +62,9 @@ def texts_of(*checks: Check) -> None:
 
 def test_mounts_are_parsed_and_the_one_below_a_path_is_found() -> None:
     found = texts.mounts(MOUNTINFO.strip() + "\ngarbage\n")
-    assert [each.kind for each in found] == ["proc", "tmpfs", "cgroup2", "cgroup", "bpf", "bpf", "bpf"]
-    assert [each.shared for each in found] == [False, False, True, True, True, False, False]
+    assert [each.kind for each in found] == ["proc", "tmpfs", "cgroup2", "cgroup", "bpf", "bpf", "bpf", "bpf"]
+    assert [each.shared for each in found] == [False, False, True, True, True, False, False, False]
+    assert [each.path for each in found if each.follows] == [Path("/run/followed")]
     assert found[5].path == Path("/run/node 1/bpf")
     on = texts.mount_of(found, Path("/sys/fs/bpf/spliceway/v3"))
     assert on is not None
@@ -77,6 +78,7 @@ def test_mounts_are_parsed_and_the_one_below_a_path_is_found() -> None:
         ("/sys/fs/bpf", True, Status.OK),
         ("/run/node 1/bpf", False, Status.OK),
         ("/run/node 1/bpf", True, Status.WARN),
+        ("/run/followed", True, Status.OK),
         ("/run/readonly", False, Status.FAIL),
         ("/proc", False, Status.FAIL),
     ],
