@@ -15,61 +15,66 @@ from support.helm import CHART
 ALERTS = CHART / "files/alerts.yaml"
 #: Alert → series that make it fire, and one value of them that doesn't; labels besides `node`.
 _FIRES: dict[str, tuple[dict[str, str], dict[str, str], dict[str, str]]] = {
-    "SplicewayProxyDown": ({"spliceway_proxy_running": "0x60"}, {"spliceway_proxy_running": "1x60"}, {}),
-    "SplicewayAgentMissing": (
-        {"up{job='spliceway-system/spliceway'}": "0x60", "spliceway_policy_revision": "1x60"},
-        {"up{job='spliceway-system/spliceway'}": "1x60", "spliceway_policy_revision": "1x60"},
+    "SplicewayEnforcementDisabled": (
+        {"spliceway_enforcement_disabled": "1x120"},
+        {"spliceway_enforcement_disabled": "0x120"},
         {},
+    ),
+    "SplicewayAgentDown": (
+        {"up{job='spliceway-system/spliceway'}": "0x120", "spliceway_policy_revision": "1x120"},
+        {"up{job='spliceway-system/spliceway'}": "1x120", "spliceway_policy_revision": "1x120"},
+        {"job": "spliceway-system/spliceway"},
     ),
     "SplicewayPolicyNotInForce": (
-        {"spliceway_policy_revision": "6x60", "spliceway_policy_wanted_revision": "7x60"},
-        {"spliceway_policy_revision": "7x60", "spliceway_policy_wanted_revision": "7x60"},
+        {"spliceway_policy_revision": "6x120", "spliceway_policy_wanted_revision": "7x120"},
+        {"spliceway_policy_revision": "7x120", "spliceway_policy_wanted_revision": "7x120"},
         {},
     ),
-    "SplicewayReconcileFails": (
-        {"spliceway_reconcile_failures_total": "0+1x60"},
-        {"spliceway_reconcile_failures_total": "3x60"},
+    "SplicewayReconcileFailing": (
+        {"spliceway_reconcile_failures_total": "0+1x120"},
+        {"spliceway_reconcile_failures_total": "3x120"},
         {},
     ),
     "SplicewayDocumentsRefused": (
-        {"spliceway_refused_documents": "2x60"},
-        {"spliceway_refused_documents": "0x60"},
+        {"spliceway_refused_documents": "2x120"},
+        {"spliceway_refused_documents": "0x120"},
         {},
     ),
-    "SplicewayPoliciesRefusedByProxy": (
-        {"spliceway_policies_not_applied{state='refused'}": "1x60"},
-        {"spliceway_policies_not_applied{state='waiting'}": "1x60"},
+    "SplicewayPoliciesNotApplied": (
+        {"spliceway_policies_not_applied{state='refused'}": "1x120"},
+        {"spliceway_policies_not_applied{state='refused'}": "0x120"},
         {"state": "refused"},
     ),
-    "SplicewayHooksNotFirst": (
-        {"spliceway_hook_problems{problem='behind'}": "1x60"},
-        {"spliceway_hook_problems{problem='behind'}": "0x60"},
-        {"problem": "behind"},
-    ),
-    "SplicewayDevicesFailed": (
-        {"spliceway_devices{state='failed'}": "1x60"},
-        {"spliceway_devices{state='attached'}": "1x60"},
-        {"state": "failed"},
+    "SplicewayProxyDown": ({"spliceway_proxy_running": "0x120"}, {"spliceway_proxy_running": "1x120"}, {}),
+    "SplicewayProxyRestarts": (
+        {"spliceway_proxy_worker_restarts_total": "0+1x120"},
+        {"spliceway_proxy_worker_restarts_total": "2x120", "spliceway_proxy_restarts_total": "9x120"},
+        {},
     ),
     "SplicewayDatapathProblems": (
-        {"spliceway_datapath_problems": "1x60"},
-        {"spliceway_datapath_problems": "0x60"},
+        {"spliceway_datapath_problems": "1x120"},
+        {"spliceway_datapath_problems": "0x120"},
         {},
     ),
-    "SplicewayUncoveredPods": ({"spliceway_uncovered_pods": "1x60"}, {"spliceway_uncovered_pods": "0x60"}, {}),
-    "SplicewayProxyWorkersDie": (
-        {"spliceway_proxy_worker_restarts_total": "0+1x60"},
-        {"spliceway_proxy_worker_restarts_total": "2x60"},
-        {},
+    "SplicewayHooksUnattached": (
+        {"spliceway_devices{state='failed'}": "1x120", "spliceway_hook_problems{problem='behind'}": "0x120"},
+        {"spliceway_devices{state='attached'}": "1x120", "spliceway_hook_problems{problem='behind'}": "0x120"},
+        {"state": "failed"},
     ),
-    "SplicewayEventsLost": (
-        {"spliceway_lost_events_total{where='kernel'}": "0+6000x60"},
-        {"spliceway_lost_events_total{where='kernel'}": "0+6x60"},
+    "SplicewayUncoveredPods": ({"spliceway_uncovered_pods": "1x120"}, {"spliceway_uncovered_pods": "0x120"}, {}),
+    "SplicewayRecordsLost": (
+        {"spliceway_lost_events_total{where='kernel'}": "0+1x120"},
+        {"spliceway_lost_events_total{where='kernel'}": "7x120"},
         {"where": "kernel"},
     ),
-    "SplicewayPortsRunOut": (
-        {"spliceway_upstream_ports_used": "90x60", "spliceway_upstream_ports": "100x60"},
-        {"spliceway_upstream_ports_used": "70x60", "spliceway_upstream_ports": "100x60"},
+    "SplicewayUpstreamPortsUsed": (
+        {"spliceway_upstream_ports_used": "90x120", "spliceway_upstream_ports": "100x120"},
+        {"spliceway_upstream_ports_used": "80x120", "spliceway_upstream_ports": "100x120"},
+        {},
+    ),
+    "SplicewaySelfTestIncomplete": (
+        {"spliceway_splice_self_test_complete": "0x120"},
+        {"spliceway_splice_self_test_complete": "1x120"},
         {},
     ),
 }
@@ -116,13 +121,9 @@ def test_each_fires_when_it_should_and_else_not(promtool: str, tmp_path: Path) -
     for rule in rules():
         name = rule["alert"]
         bad, good, labels = _FIRES[name]
-        own = {
-            **rule["labels"],
-            **({"job": "spliceway-system/spliceway"} if "Missing" in name else {"node": "n1"}),
-            **labels,
-        }
+        own = {**rule["labels"], "node": "n1", **labels}
         for values, fires in ((bad, True), (good, False)):
-            one = {"eval_time": "50m", "alertname": name}
+            one = {"eval_time": "65m", "alertname": name}
             if fires:
                 notes = {key: filled(text) for key, text in rule["annotations"].items()}
                 one["exp_alerts"] = [{"exp_labels": own, "exp_annotations": notes}]
@@ -135,16 +136,17 @@ def test_each_fires_when_it_should_and_else_not(promtool: str, tmp_path: Path) -
 
 def filled(text: str) -> str:
     """An annotation as the cases above make it."""
-    for what, value in (("$labels.node", "n1"), ("$labels.problem", "behind"), ("$value | humanizePercentage", "90%")):
+    cases = {"$labels.node": "n1", "$labels.state": "refused", "$labels.where": "kernel"}
+    for what, value in cases.items():
         text = text.replace(f"{{{{ {what} }}}}", value)
-    return text.replace("{{ $value }}", "2")
+    return text.replace("{{ $value }}", "90" if "towards one server" in text else "2")
 
 
 def test_an_agent_that_was_never_there_is_missing(promtool: str, tmp_path: Path) -> None:
-    (rule,) = [each for each in rules() if each["alert"] == "SplicewayAgentMissing"]
+    (rule,) = [each for each in rules() if each["alert"] == "SplicewayAgentDown"]
     alert = {"exp_labels": rule["labels"], "exp_annotations": rule["annotations"]}
-    case = {"eval_time": "50m", "alertname": rule["alert"], "exp_alerts": [alert]}
-    test = {"interval": "1m", "input_series": series({"up{job='other'}": "1x60"}), "alert_rule_test": [case]}
+    case = {"eval_time": "65m", "alertname": rule["alert"], "exp_alerts": [alert]}
+    test = {"interval": "1m", "input_series": series({"up{job='other'}": "1x120"}), "alert_rule_test": [case]}
     path = tmp_path / "test.yaml"
     path.write_text(yaml.safe_dump({"rule_files": [str(ALERTS)], "tests": [test]}))
     done = asked([promtool, "test", "rules", str(path)])
