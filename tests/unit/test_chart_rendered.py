@@ -51,6 +51,7 @@ MATRIX: dict[str, dict[str, Any]] = {
         "nodeSelector": {"pool": "web"},
         "architectures": ["arm64"],
         "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "10%"}},
+        "priorityClassName": "",
         "podAnnotations": {"a": "b"},
         "podLabels": {"c": "d"},
         "seLinuxOptions": {"type": "spc_t"},
