@@ -45,6 +45,7 @@ MOUNTINFO = r"""
 31 24 0:28 / /sys/fs/bpf rw,nosuid shared:11 - bpf bpf rw,mode=700
 32 24 0:29 / /run/node\0401/bpf rw - bpf bpf rw
 33 24 0:30 / /run/readonly ro - bpf bpf ro
+34 24 0:28 / /run/followed rw master:11 - bpf bpf rw
 """
 
 
