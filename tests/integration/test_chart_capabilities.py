@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 import yaml
 
 from spliceway.agent.nodecheck.rights import NEEDED
+from spliceway.agent.proxyprocess import ProcessHandle, end, identify, save_identity, spawn
 from spliceway.agent.testbed.agentprocess import agent_config, start_agent
 from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.testbed import Testbed
@@ -74,16 +77,15 @@ def test_with_them_everything_works(testbed: Testbed) -> None:
             assert http_status(testbed, "frontend", "api", "/private", version=version) == 403
         status = agent.client.get("status")
         assert status["datapath"]["problems"] == []
-        assert status["proxy"]["problems"] == []
-        assert status["splice"]["error"] == "" if "error" in status["splice"] else True
-        pid = status["proxy"]["pid"]
+        assert status["proxy"]["process"]["problems"] == []
+        pid = status["proxy"]["process"]["pid"]
     finally:
         agent.stop()
     # An agent with other rights, as one that was started by hand, and then the chart's again: the proxy stays.
     for wrap in ([], limited()):
         agent = start_agent(testbed.node, wrap=wrap)
         try:
-            assert agent.client.get("status")["proxy"]["pid"] == pid
+            assert agent.client.get("status")["proxy"]["process"]["pid"] == pid
         finally:
             agent.stop()
     assert rights(preflight(testbed)) == [("ok", ", ".join(NAMES))]
@@ -112,16 +114,24 @@ def test_without_these_an_agent_does_not_start_and_says_why(testbed: Testbed, na
         start_agent(testbed.node, wrap=limited(name))
 
 
-def test_without_sys_ptrace_the_proxy_of_an_agent_with_more_rights_is_not_known_again(testbed: Testbed) -> None:
-    agent = start_agent(testbed.node)
-    pid = agent.client.get("status")["proxy"]["pid"]
-    agent.stop()
-    code = (
-        "import pathlib, sys; from spliceway.agent.proxyprocess import running;"
-        "print(running(pathlib.Path(sys.argv[1])) is not None)"
-    )
-    state = str(testbed.node.info.state / "embedded.json")
-    for without, known in (((), "True"), (("CAP_SYS_PTRACE",), "False")):
-        done = testbed.node.run_on_node([*limited(*without), sys.executable, "-c", code, state])
-        assert done.stdout.strip() == known, done.stderr
-    assert Path(f"/proc/{pid}").exists()
+def test_without_sys_ptrace_a_proxy_that_has_more_rights_is_not_known_again(testbed: Testbed, tmp_path: Path) -> None:
+    binary = Path("/bin/sleep").resolve()
+    pid = spawn([str(binary), "60"], tmp_path / "log", None)
+    proxy = ProcessHandle(pid)
+    try:
+        # It becomes that program after a shell has raised its limits.
+        while Path(f"/proc/{pid}/exe").readlink() != binary:
+            os.sched_yield()
+        identity = identify(pid, binary, "1", "", "embedded")
+        assert identity is not None
+        save_identity(tmp_path / "embedded.json", identity)
+        code = (
+            "import pathlib, sys; from spliceway.agent.proxyprocess import running;"
+            "print(running(pathlib.Path(sys.argv[1])) is not None)"
+        )
+        for without, known in (((), "True"), (("CAP_SYS_PTRACE",), "False")):
+            command = [*limited(*without), sys.executable, "-c", code, str(tmp_path / "embedded.json")]
+            done = testbed.node.run_on_node(command)
+            assert done.stdout.strip() == known, done.stderr
+    finally:
+        asyncio.run(end(proxy, 5.0))
