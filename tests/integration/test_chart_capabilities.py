@@ -66,8 +66,11 @@ def rights(done: subprocess.CompletedProcess[str]) -> list[tuple[str, str]]:
     ]
 
 
-def test_with_them_everything_works(testbed: Testbed) -> None:
-    agent = start_agent(testbed.node, wrap=limited())
+def test_with_them_everything_works(testbed: Testbed, tmp_path: Path) -> None:
+    # A cache of its own: what the compiler may see of the kernel is a matter of rights, too (/proc/kallsyms).
+    cache = tmp_path / "programs"
+    cache.mkdir(mode=0o700)
+    agent = start_agent(testbed.node, {"datapath": {"programCache": str(cache)}}, wrap=limited())
     try:
         mask = re.search(r"^CapEff:\t(\w+)$", Path(f"/proc/{agent.process.pid}/status").read_text(), flags=re.M)
         assert mask is not None
@@ -83,7 +86,9 @@ def test_with_them_everything_works(testbed: Testbed) -> None:
         agent.stop()
     # An agent with other rights, as one that was started by hand, and then the chart's again: the proxy stays.
     for wrap in ([], limited()):
-        agent = start_agent(testbed.node, wrap=wrap)
+        agent = start_agent(
+            testbed.node, {"datapath": {"programCache": str(cache)}, "splice": {"mode": "off"}}, wrap=wrap
+        )
         try:
             assert agent.client.get("status")["proxy"]["process"]["pid"] == pid
         finally:
