@@ -2,12 +2,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup kernels demo test attack bypass profiles two-nodes services soak revoke rows fuzz edits xds-faults xds-churn proxy-diff torture services-churn kube bench-services lint bench lock clean
+.PHONY: help setup chart image kernels demo test attack bypass profiles two-nodes services soak revoke rows fuzz edits xds-faults xds-churn proxy-diff torture services-churn kube bench-services lint bench lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
 NODE_CLIENT := tests/clients/grpc-js-xds
 UV ?= uv
+IMAGE_ROOT ?= /var/tmp/spliceway-image
 ARGS ?=
 
 help:
@@ -31,6 +32,8 @@ help:
 	@echo "make services-churn  endpoints of a Service come and go for a minute while pods dial it, every connection judged"
 	@echo "make kube    a hundred rounds of changes in a cluster whose API server is restarted and forgets, an agent beside it"
 	@echo "make kernels  self-test and kernel tests on Debian's 6.1 and 6.12 kernels, emulated side by side (needs qemu-system-x86; an hour or more)"
+	@echo "make chart   the Helm chart: rendered, linted, validated for each version of Kubernetes, its alerts tested"
+	@echo "make image   the image's root by the Dockerfile's steps, and an agent in it with the chart's rights; IMAGE_ROOT=directory"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   compare the data paths; ARGS=… for spliceway bench"
 	@echo "make bench-services  Services by socket LB and by kube-proxy's iptables, with 1 to 10,000 of them"
@@ -107,6 +110,14 @@ kube: setup
 
 kernels: setup
 	scripts/kernels $(ARGS)
+
+chart: setup
+	$(BIN)/python -m pytest tests/unit/test_chart_*.py tests/unit/test_image_*.py $(ARGS)
+
+# Made once: remove the directory for a new one. BIND: further directories that the steps may read, as a local index of packages.
+image: setup
+	[[ -e $(IMAGE_ROOT) ]] || scripts/image-root $(IMAGE_ROOT) $(addprefix --bind ,$(BIND))
+	SPLICEWAY_IMAGE_ROOT=$(IMAGE_ROOT) $(BIN)/python -m pytest -s tests/integration/test_image_root.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check

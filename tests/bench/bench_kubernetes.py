@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from spliceway.agent.compiler import Compiler
 from spliceway.agent.inventory import Inventory
-from spliceway.agent.podaddresses import PodAddresses
 from spliceway.agent.recorder import Recorder
 from spliceway.agent.sources.kubernetes.source import KubernetesSource
 from spliceway.policy.engine import Options
@@ -71,7 +70,6 @@ def serve(control: Connection, pods: int, pages: bool) -> None:
 async def measured(kubeconfig: Path, server: Connection, pods: int, changes: int) -> dict[str, Any]:
     """The figures; sizes in MiB, times in seconds."""
     inventory, recorder = Inventory(NODE), Recorder(8192)
-    addresses = PodAddresses(inventory.entry)
     compiler = Compiler(Options(node=NODE), Numbering())
     gc.collect()
     before, most, begin, cpu = _rss(), 0.0, time.monotonic(), time.process_time()
@@ -85,7 +83,7 @@ async def measured(kubeconfig: Path, server: Connection, pods: int, changes: int
             if not inventory.synced:
                 continue
             found = dict(inventory.changes())
-            addresses.complete(found)
+
             recorder.pods.update(found.items())
             revision += 1
             compiler.settle(compiler.apply(found, revision))

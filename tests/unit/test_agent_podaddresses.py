@@ -117,4 +117,6 @@ def test_endpoints_lose_it_too() -> None:
     found = world.inventory._addresses.endpoints(wired)
     assert [(one.name, one.addresses) for one in found] == [("default/a", (C,)), ("default/b", (A,))]
     world.feed(has("a", A, created=OLD))
-    assert [one.name for one in world.inventory._addresses.endpoints([LocalEndpoint("default/a", "a", Path("/a"), (A,))])] == []
+    assert [
+        one.name for one in world.inventory._addresses.endpoints([LocalEndpoint("default/a", "a", Path("/a"), (A,))])
+    ] == []

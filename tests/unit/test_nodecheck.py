@@ -46,6 +46,7 @@ MOUNTINFO = r"""
 31 24 0:28 / /sys/fs/bpf rw,nosuid shared:11 - bpf bpf rw,mode=700
 32 24 0:29 / /run/node\0401/bpf rw - bpf bpf rw
 33 24 0:30 / /run/readonly ro - bpf bpf ro
+34 24 0:28 / /run/followed rw master:11 - bpf bpf rw
 """
 
 
@@ -63,8 +64,9 @@ def texts_of(*checks: Check) -> None:
 
 def test_mounts_are_parsed_and_the_one_below_a_path_is_found() -> None:
     found = texts.mounts(MOUNTINFO.strip() + "\ngarbage\n")
-    assert [each.kind for each in found] == ["proc", "tmpfs", "cgroup2", "cgroup", "bpf", "bpf", "bpf"]
-    assert [each.shared for each in found] == [False, False, True, True, True, False, False]
+    assert [each.kind for each in found] == ["proc", "tmpfs", "cgroup2", "cgroup", "bpf", "bpf", "bpf", "bpf"]
+    assert [each.shared for each in found] == [False, False, True, True, True, False, False, False]
+    assert [each.path for each in found if each.follows] == [Path("/run/followed")]
     assert found[5].path == Path("/run/node 1/bpf")
     on = texts.mount_of(found, Path("/sys/fs/bpf/spliceway/v3"))
     assert on is not None
@@ -78,6 +80,7 @@ def test_mounts_are_parsed_and_the_one_below_a_path_is_found() -> None:
         ("/sys/fs/bpf", True, Status.OK),
         ("/run/node 1/bpf", False, Status.OK),
         ("/run/node 1/bpf", True, Status.WARN),
+        ("/run/followed", True, Status.OK),
         ("/run/readonly", False, Status.FAIL),
         ("/proc", False, Status.FAIL),
     ],

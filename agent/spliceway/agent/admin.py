@@ -117,6 +117,22 @@ def proxy_metrics(ask: Callable[[], Awaitable[bytes]]) -> Route:
     return Route("/metrics/proxy", get, methods=["GET"])
 
 
+def health_routes(why_not_ready: Callable[[], str]) -> tuple[Route, ...]:
+    """`/healthz`: 200 while the event loop turns. `/readyz`: 503 with the reason until there is none.
+
+    Neither reads kernel maps: probes come every few seconds.
+    """
+
+    async def alive(_request: Request) -> Response:
+        return Response("ok\n", media_type="text/plain")
+
+    async def ready(_request: Request) -> Response:
+        why = why_not_ready()
+        return Response(f"{why or 'ok'}\n", status_code=503 if why else 200, media_type="text/plain")
+
+    return Route("/healthz", alive, methods=["GET"]), Route("/readyz", ready, methods=["GET"])
+
+
 def metrics_app(registry: CollectorRegistry, *routes: BaseRoute) -> ASGIApp:
     """Only `/metrics` and these, for a Prometheus that comes over TCP."""
 

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from spliceway.agent import preflight
-from spliceway.agent.admin import admin_app, debug_app, debug_listener, metrics_app, proxy_metrics
+from spliceway.agent.admin import admin_app, debug_app, debug_listener, health_routes, metrics_app, proxy_metrics
 from spliceway.agent.cni.side import cni_side
 from spliceway.agent.compiler import Compiler
 from spliceway.agent.config import Config, listen_address
@@ -198,7 +198,8 @@ class Agent:
                 routes=(*debug, of_proxy),
             )
         )
-        apps = {"metrics": metrics_app(self._metrics.registry, of_proxy), "debug": debug_app(debug)}
+        health = health_routes(lambda: "" if self._reconciler.status().revision else "no policy is in force yet")
+        apps = {"metrics": metrics_app(self._metrics.registry, of_proxy, *health), "debug": debug_app(debug)}
         listener = stack.enter_context(unix_listener(config.admin.socket))
         stack.callback(config.admin.socket.unlink, missing_ok=True)
         await self._cni.start(stack)

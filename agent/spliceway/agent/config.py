@@ -6,6 +6,7 @@ Every field and the reason for its default is in docs/configuration.md.
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import socket
 from collections.abc import Mapping
@@ -49,6 +50,8 @@ from spliceway.xds.resources.reading import FieldError
 
 #: A configuration file has a few dozen lines; more than this is the wrong file.
 MAX_CONFIG_BYTES = 256 << 10
+#: Environment variable with the node's name: one configuration serves all nodes, and only the API server knows a pod's.
+NODE_NAME = "SPLICEWAY_NODE_NAME"
 
 _LABEL_PATTERN = re.compile(r"(?:[a-z0-9*][-a-z0-9.*]{0,252}/)?[A-Za-z0-9*][-A-Za-z0-9_.*]{0,62}")
 _ANNOTATION = re.compile(r"(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
@@ -81,8 +84,8 @@ class Config(Section, frozen=True):
 
     @property
     def node_name(self) -> str:
-        """The configured name, or the host's (lower case, as Kubernetes does)."""
-        return self.node.name or socket.gethostname().lower()
+        """The configured name, what the environment says, or the host's (lower case, as Kubernetes does)."""
+        return self.node.name or os.environ.get(NODE_NAME) or socket.gethostname().lower()
 
     @property
     def pods_cgroup(self) -> Path:

@@ -94,8 +94,9 @@ LEFT_OUT = (
             *("integration/test_endpoint_life.py", "integration/test_preflight*.py", "integration/test_cleanup*.py"),
             *("integration/test_selftest*.py", "integration/test_splice_modes.py", "integration/test_upgrade*.py"),
             *("integration/test_hooks.py", "integration/test_services_*.py", "integration/test_revoked_records.py"),
-            *("integration/test_host_addresses.py", "integration/test_node_*.py"),
+            *("integration/test_host_addresses.py", "integration/test_node_*.py", "integration/test_chart_*.py"),
             *("integration/test_two_nodes*.py", "integration/test_kubernetes_*.py", "integration/test_cni_*"),
+            "integration/test_image_root.py",
         ),
         "each test starts agents, and each agent compiles the programs anew, in emulation about two minutes a time; "
         "what an agent asks of the kernel is in the files that run",

@@ -63,16 +63,16 @@ def bpffs(target: Target) -> Iterator[Check]:
 
 
 def judge_bpffs(found: Sequence[Mount], path: Path, *, in_container: bool) -> Check:
-    """From all mounts. In a container a mount that is not shared goes with it, and all verdicts with it."""
+    """From all mounts. A file system that a container has mounted itself goes with it, and all verdicts with it."""
     on = mount_of(list(found), path)
     if on is None or on.kind != "bpf":
         return fail("bpffs", f"{path} is not on a bpffs", f"mount -t bpf bpf {path}")
     if on.read_only:
         return fail("bpffs", f"{path} is read-only", f"mount -o remount,rw {on.path}")
-    if in_container and not on.shared:
-        todo = "mount the host's with mountPropagation: Bidirectional, or what is pinned ends with the container"
-        return warn("bpffs", f"{path} is the container's own (not a shared mount)", todo)
-    return ok("bpffs", f"{path} ({'shared' if on.shared else 'private'})")
+    if in_container and not (on.shared or on.follows):
+        todo = "mount the host's with mountPropagation: HostToContainer, or what is pinned ends with the container"
+        return warn("bpffs", f"{path} may be the container's own (its mount follows none of the host's)", todo)
+    return ok("bpffs", f"{path} ({'shared' if on.shared else 'of the host' if on.follows else 'private'})")
 
 
 def source(target: Target) -> Iterator[Check]:

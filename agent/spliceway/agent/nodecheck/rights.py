@@ -11,14 +11,14 @@ from spliceway.agent.nodecheck import texts
 from spliceway.agent.nodecheck.model import Check, Status, Target, fail, info, ok, skipped, warn
 from spliceway.agent.nodecheck.reading import Unreadable, output, text
 
-#: capability(7): name, number, what it is needed for. CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON.
-_NEEDED = (
+#: capability(7): name, number, what for; the chart names the same. CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON.
+NEEDED = (
     ("CAP_NET_ADMIN", 12, "filters, routes, transparent sockets", Status.FAIL),
     ("CAP_SYS_ADMIN", 21, "entering pods' network namespaces", Status.FAIL),
     ("CAP_BPF", 39, "programs and maps", Status.FAIL),
     ("CAP_PERFMON", 38, "measuring what a reader has not read yet, which splicing needs", Status.WARN),
     ("CAP_NET_RAW", 13, "telling pods that were behind of the end of their connections", Status.WARN),
-    ("CAP_KILL", 5, "ending the proxy when it runs as another user", Status.WARN),
+    ("CAP_SYS_PTRACE", 19, "knowing again a proxy with other rights; from a container, its cgroup", Status.WARN),
 )
 _SYS_ADMIN = 1 << 21
 #: Files that an embedded worker or Envoy wants: two for each connection through it.
@@ -42,13 +42,13 @@ def capabilities(_target: Target) -> Iterator[Check]:
 def judge_capabilities(mask: int) -> Iterator[Check]:
     """From the effective set. One result for all that are there, one for each that is missing."""
     missing = []
-    for name, number, purpose, status in _NEEDED:
+    for name, number, purpose, status in NEEDED:
         includes = name in ("CAP_BPF", "CAP_PERFMON") and mask & _SYS_ADMIN
         if not (mask >> number & 1 or includes):
             missing.append(name)
             yield Check("capabilities", status, f"no {name}: {purpose}", f"add {name} to the agent's securityContext")
     if not missing:
-        yield ok("capabilities", ", ".join(name for name, *_ in _NEEDED))
+        yield ok("capabilities", ", ".join(name for name, *_ in NEEDED))
 
 
 def lockdown(_target: Target) -> Iterator[Check]:

@@ -11,7 +11,10 @@ _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 class Mount(msgspec.Struct, frozen=True):
-    """One mount (proc_pid_mountinfo(5)). `shared`: in a peer group, so that other namespaces see what is in it."""
+    """One mount (proc_pid_mountinfo(5)). `shared`: in a peer group, so that other namespaces see what is in it.
+
+    `follows`: what is mounted in another namespace appears here, too; so this one came from there.
+    """
 
     path: Path
     root: str
@@ -20,6 +23,7 @@ class Mount(msgspec.Struct, frozen=True):
     shared: bool
     read_only: bool
     options: tuple[str, ...] = ()
+    follows: bool = False
 
 
 def mounts(mountinfo: str) -> list[Mount]:
@@ -39,6 +43,7 @@ def mounts(mountinfo: str) -> list[Mount]:
                 shared=any(each.startswith("shared:") for each in fields[6:]),
                 read_only="ro" in fields[5].split(","),
                 options=tuple(after[2].split(",")),
+                follows=any(each.startswith("master:") for each in fields[6:]),
             )
         )
     return found

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +46,23 @@ def config_text(config: Mapping[str, Any]) -> str:
 
 
 def start_agent(
-    node: Node, overrides: Mapping[str, Any] | None = None, *, timeout: float = START_SECONDS
+    node: Node,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    timeout: float = START_SECONDS,
+    wrap: Sequence[str] = (),
 ) -> AgentProcess:
     """Write the configuration, start `spliceway agent` on the node and wait until its policies are in force.
 
-    Raises TestbedError with the end of its log when it ends or takes longer than `timeout` seconds.
+    `wrap`: a command in front of it, which becomes the agent, as setpriv(1) does. Raises TestbedError with the end of
+    its log when it ends or takes longer than `timeout` seconds.
     """
     config = agent_config(node, overrides)
     path = node.info.directory / "agent.yaml"
     path.write_text(config_text(config))
     log = node.info.logs / "agent.log"
     with log.open("ab") as output:
-        argv = [sys.executable, "-m", "spliceway.agent", "agent", "--config", str(path)]
+        argv = [*wrap, sys.executable, "-m", "spliceway.agent", "agent", "--config", str(path)]
         process = node.spawn_on_node(argv, "agent", stdout=output, stderr=output)
     agent = AgentProcess(process, path, log, Path(config["admin"]["socket"]))
     try:

@@ -4,6 +4,10 @@
 // running kernel, from its BTF. Without MEASURED nobody can look.
 #pragma once
 
+// BCC makes this a macro for bpf_probe_read, which these programs may not call, where it finds no addresses in /proc/kallsyms: without CAP_SYSLOG the
+// kernel shows none. The helper itself is there since Linux 5.5.
+#undef bpf_probe_read_kernel
+
 #define PSOCK_TAG 4u		// SK_USER_DATA_PSOCK
 #define TAG_BITS 7ull
 #define SEND_SHUTDOWN 2

@@ -1,0 +1,174 @@
+{{- define "spliceway.name" -}}
+{{ .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "spliceway.labels" -}}
+{{ include "spliceway.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
+{{- define "spliceway.selector" -}}
+app.kubernetes.io/name: spliceway
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "spliceway.serviceAccount" -}}
+{{ .Values.serviceAccount.name | default (include "spliceway.name" .) }}
+{{- end }}
+
+{{- define "spliceway.image" -}}
+{{- $image := .Values.image -}}
+{{- if $image.digest -}}
+{{ $image.repository }}@{{ $image.digest }}
+{{- else -}}
+{{ $image.repository }}:{{ $image.tag | default .Chart.AppVersion }}{{ if eq .Values.proxy.kind "envoy" }}-envoy{{ end }}
+{{- end -}}
+{{- end }}
+
+{{/* What a schema can't say in words that help. */}}
+{{- define "spliceway.check" -}}
+{{- if eq .Values.mode "istio" -}}
+{{- fail "mode: istio is not there yet: this version knows sidecar-free only" -}}
+{{- end -}}
+{{- if .Values.proxy.daemonSet -}}
+{{- fail "proxy.daemonSet: a DaemonSet of the proxy's own is not there yet: the agent starts the proxy" -}}
+{{- end -}}
+{{- if and .Values.metrics.podMonitor.enabled (not .Values.metrics.enabled) -}}
+{{- fail "metrics.podMonitor.enabled needs metrics.enabled: without it metrics are on the loopback device only" -}}
+{{- end -}}
+{{- if and (not .Values.rbac.create) (not .Values.serviceAccount.name) -}}
+{{- fail "rbac.create is false: serviceAccount.name must name the account that the agent shall have" -}}
+{{- end -}}
+{{- range $field, $value := dict "enforcement" "enforcement" "node" "the downward API (spec.nodeName)" "source" "the chart" "stateDir" "agent.stateDirectory" "bpffs" "the chart" "admin" "the chart" "killSwitch" "killSwitch" "cni" "cni" -}}
+{{- if hasKey $.Values.agent.config $field -}}
+{{- fail (printf "agent.config.%s: is not set there, but by %s" $field $value) -}}
+{{- end -}}
+{{- end -}}
+{{- range $path, $value := dict "proxy.kind" "proxy.kind" "metrics.listen" "metrics.enabled, metrics.address and metrics.port" "cgroups.proxy" "the chart" -}}
+{{- $parts := splitList "." $path -}}
+{{- $section := index $.Values.agent.config (first $parts) -}}
+{{- if and (kindIs "map" $section) (hasKey $section (last $parts)) -}}
+{{- fail (printf "agent.config.%s: is not set there, but by %s" $path $value) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* The agent's own YAML: what the pod is made for, and agent.config merged into it. */}}
+{{- define "spliceway.config" -}}
+{{- $made := dict
+  "source" (dict "kubernetes" dict)
+  "enforcement" .Values.enforcement
+  "stateDir" .Values.agent.stateDirectory
+  "proxy" (dict "kind" .Values.proxy.kind)
+  "metrics" (dict "listen" (printf "%s:%d" (.Values.metrics.enabled | ternary .Values.metrics.address "127.0.0.1") (int .Values.metrics.port)))
+  "killSwitch" (dict "file" "/host/etc/spliceway/disabled" "annotation" .Values.killSwitch.annotation)
+-}}
+{{- if .Values.cni.enabled -}}
+{{- $_ := set $made "cni" (dict "enabled" true "confDir" "/host/etc/cni/net.d" "binDir" "/host/opt/cni/bin" "timeout" .Values.cni.timeout "onFailure" .Values.cni.onFailure "exemptNamespaces" .Values.cni.exemptNamespaces) -}}
+{{- end -}}
+{{- toYaml (mustMergeOverwrite (deepCopy .Values.agent.config) $made) -}}
+{{- end }}
+
+{{/*
+Named capabilities in place of `privileged`; preflight says what each is for. Root, since bpffs, cgroups and /run/netns are root's.
+AppArmor's default profile forbids mounts, and writing sysctls of the network, which the agent does.
+*/}}
+{{- define "spliceway.securityContext" -}}
+runAsUser: 0
+runAsGroup: 0
+runAsNonRoot: false
+privileged: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+  add: [BPF, NET_ADMIN, NET_RAW, PERFMON, SYS_ADMIN, SYS_PTRACE]
+seccompProfile: {type: RuntimeDefault}
+appArmorProfile: {type: Unconfined}
+{{- with .Values.seLinuxOptions }}
+seLinuxOptions: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "spliceway.mounts" -}}
+- {name: config, mountPath: /etc/spliceway, readOnly: true}
+- {name: tmp, mountPath: /tmp}
+- {name: state, mountPath: {{ .Values.agent.stateDirectory }}}
+- {name: run, mountPath: /run/spliceway}
+- {name: bpffs, mountPath: /sys/fs/bpf, mountPropagation: HostToContainer}
+- {name: cgroup, mountPath: /sys/fs/cgroup, mountPropagation: HostToContainer}
+- {name: netns, mountPath: /run/netns, readOnly: true, mountPropagation: HostToContainer}
+- {name: xtables-lock, mountPath: /run/xtables.lock}
+- {name: kill-switch, mountPath: /host/etc/spliceway}
+{{- if .Values.cni.enabled }}
+- {name: cni-conf, mountPath: /host/etc/cni/net.d}
+- {name: cni-bin, mountPath: /host/opt/cni/bin}
+{{- end }}
+{{- end }}
+
+{{- define "spliceway.volumes" -}}
+- name: config
+  configMap: {name: {{ include "spliceway.name" . }}}
+# The root is read-only; nothing of this is kept.
+- name: tmp
+  emptyDir: {sizeLimit: 256Mi}
+- name: state
+  hostPath: {path: {{ .Values.agent.stateDirectory }}, type: DirectoryOrCreate}
+# The admin socket, which the command line on the node uses, too; results of the self-test.
+- name: run
+  hostPath: {path: /run/spliceway, type: DirectoryOrCreate}
+# What is pinned there outlives the pod, since it is the node's file system.
+- name: bpffs
+  hostPath: {path: /sys/fs/bpf, type: Directory}
+# The whole hierarchy: programs are attached to the pods' cgroup, and the proxy has its own at the top.
+- name: cgroup
+  hostPath: {path: /sys/fs/cgroup, type: Directory}
+# Namespaces of pods, also of those to come.
+- name: netns
+  hostPath: {path: /run/netns, type: DirectoryOrCreate}
+# One lock for all who use iptables on this node.
+- name: xtables-lock
+  hostPath: {path: /run/xtables.lock, type: FileOrCreate}
+- name: kill-switch
+  hostPath: {path: {{ .Values.killSwitch.hostDirectory }}, type: DirectoryOrCreate}
+{{- if .Values.cni.enabled }}
+- name: cni-conf
+  hostPath: {path: {{ .Values.cni.confDir }}, type: DirectoryOrCreate}
+- name: cni-bin
+  hostPath: {path: {{ .Values.cni.binDir }}, type: DirectoryOrCreate}
+{{- end }}
+{{- end }}
+
+{{- define "spliceway.env" -}}
+- name: SPLICEWAY_NODE_NAME
+  valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
+{{- end }}
+
+{{/* What every pod that touches a node has. */}}
+{{- define "spliceway.pod" -}}
+serviceAccountName: {{ include "spliceway.serviceAccount" . }}
+# Interfaces, routes and pods' veths are the node's.
+hostNetwork: true
+# The proxy outlives the agent's pod, so that no connection breaks at an upgrade: in a PID namespace of the pod's own it would be killed
+# with it. It is also how the agent finds the node's cgroup namespace, and programs of others.
+hostPID: true
+# Nothing is looked up by name.
+dnsPolicy: Default
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+tolerations: {{- toYaml .Values.tolerations | nindent 2 }}
+nodeSelector:
+  kubernetes.io/os: linux
+  {{- with .Values.nodeSelector }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+affinity:
+  nodeAffinity:
+    requiredDuringSchedulingIgnoredDuringExecution:
+      nodeSelectorTerms:
+        - matchExpressions:
+            - {key: kubernetes.io/arch, operator: In, values: {{ toJson .Values.architectures }}}
+volumes: {{- include "spliceway.volumes" . | nindent 2 }}
+{{- end }}

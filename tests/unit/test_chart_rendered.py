@@ -1,0 +1,268 @@
+"""The chart as Helm renders it: an API server would take its objects, and the agent its configuration."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import msgspec
+import pytest
+import yaml
+
+from spliceway.agent.config import NODE_NAME, Config, parse_config
+from spliceway.agent.configsections import SourceConfig
+from support.helm import CHART, NAMESPACE, Helm, one
+
+#: Those with a schema, of which the oldest is the chart's kubeVersion.
+VERSIONS = ("1.31", "1.32", "1.33", "1.34", "1.35", "1.36")
+MATRIX: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "enforce": {"enforcement": "enforce"},
+    "envoy": {"proxy": {"kind": "envoy"}},
+    "cni": {"cni": {"enabled": True, "exemptNamespaces": ["kube-system", "istio-system"]}},
+    "metrics": {
+        "metrics": {
+            "enabled": True,
+            "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+            "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
+        }
+    },
+    "ipv6": {"metrics": {"enabled": True, "address": "[::]"}},
+    "sysctls": {
+        "sysctls": {"net.core.rmem_max": 4194304, "net.ipv4.tcp_mem": "1 2 3"},
+        "preflight": {"selfTest": True},
+    },
+    "bare": {"preflight": {"enabled": False}, "crds": {"install": False}, "uninstallGuard": False},
+    "own account": {"rbac": {"create": False}, "serviceAccount": {"name": "mine"}},
+    "uninstall": {"uninstall": True},
+    "places": {
+        "image": {"repository": "registry.example:5000/x/spliceway", "digest": "sha256:" + "0" * 64},
+        "imagePullSecrets": [{"name": "pull"}],
+        "agent": {
+            "stateDirectory": "/srv/spliceway",
+            "logLevel": "debug",
+            "config": {"splice": {"mode": "off"}, "proxy": {"workers": 2}, "datapath": {"devices": ["eth*"]}},
+            "extraEnv": [{"name": "TZ", "value": "UTC"}],
+        },
+        "nodeSelector": {"pool": "web"},
+        "architectures": ["arm64"],
+        "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "10%"}},
+        "priorityClassName": "",
+        "podAnnotations": {"a": "b"},
+        "podLabels": {"c": "d"},
+        "seLinuxOptions": {"type": "spc_t"},
+        "tolerations": [{"key": "x", "operator": "Exists", "effect": "NoSchedule"}],
+    },
+}
+#: Fields of the configuration that the chart writes and that an agent may not know yet.
+_COMING = ("killSwitch", "cni")
+
+
+@pytest.fixture(scope="module")
+def helm() -> Iterator[Helm]:
+    with Helm() as asked:
+        yield asked
+
+
+@functools.cache
+def _taken(text: str) -> None:
+    """By every version; most objects are the same with most values."""
+    for version in VERSIONS:
+        assert kubernetes_validate.validate(json.loads(text), version, strict=True) == version
+
+
+def agent_yaml(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load(one(objects, "ConfigMap")["data"]["agent.yaml"])
+    return config
+
+
+def pod_spec(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    spec: dict[str, Any] = one(objects, "DaemonSet")["spec"]["template"]["spec"]
+    return spec
+
+
+@pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
+def test_helm_lints_it(helm: Helm, values: dict[str, Any]) -> None:
+    for version in (f"v{VERSIONS[0]}.0", f"v{VERSIONS[-1]}.0"):
+        found = helm.lint(values, version)
+        assert found["errors"] == []
+        assert [each["error"] for each in found["messages"]] == ["icon is recommended"]
+
+
+@pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
+def test_every_version_of_kubernetes_would_take_it(helm: Helm, values: dict[str, Any]) -> None:
+    objects = helm.render(values)
+    of_operator = [each for each in objects if each["apiVersion"] == "monitoring.coreos.com/v1"]
+    assert len(of_operator) == (2 if "podMonitor" in values.get("metrics", {}) else 0)
+    for each in objects:
+        if each not in of_operator:
+            _taken(json.dumps(each))
+
+
+def test_a_wrong_object_would_be_found(helm: Helm) -> None:
+    daemon_set = one(helm.render(), "DaemonSet")
+    daemon_set["spec"]["template"]["spec"]["containers"][0]["securtyContext"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(daemon_set, VERSIONS[0], strict=True)
+
+
+@pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
+def test_the_agent_takes_its_configuration(helm: Helm, values: dict[str, Any]) -> None:
+    config = agent_yaml(helm.render(values))
+    known = {each.encode_name for each in msgspec.structs.fields(Config)}
+    for name in _COMING:
+        if name not in known:
+            config.pop(name, None)
+    assert config["source"] == {"kubernetes": {}}
+    if "kubernetes" not in SourceConfig.__struct_fields__:
+        config["source"] = {"directory": "/"}
+    parsed = parse_config(yaml.safe_dump(config), "agent.yaml")
+    assert parsed.enforcement == values.get("enforcement", "audit")
+    assert parsed.proxy.kind == values.get("proxy", {}).get("kind", "embedded")
+    own = values.get("agent", {}).get("config", {})
+    assert parsed.proxy.workers == own.get("proxy", {}).get("workers", 0)
+    assert parsed.splice.mode == own.get("splice", {}).get("mode", "auto")
+
+
+def test_probes_ask_where_the_agent_listens(helm: Helm) -> None:
+    for values in ({}, {"metrics": {"enabled": True, "port": 12345}}):
+        objects = helm.render(values)
+        listen = agent_yaml(objects)["metrics"]["listen"]
+        (agent,) = pod_spec(objects)["containers"]
+        (port,) = agent["ports"]
+        assert int(listen.rpartition(":")[2]) == port["containerPort"] == port["hostPort"]
+        assert listen.startswith("0.0.0.0:" if values else "127.0.0.1:")
+        for probe, path in (("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
+            assert agent[probe]["httpGet"] == {"path": path, "port": port["name"], "host": "127.0.0.1"}
+
+
+def test_each_pod_knows_its_node_and_changes_with_the_configuration(helm: Helm) -> None:
+    checksums = set()
+    for mode in ("audit", "enforce"):
+        objects = helm.render({"enforcement": mode})
+        template = one(objects, "DaemonSet")["spec"]["template"]
+        checksums.add(template["metadata"]["annotations"]["checksum/config"])
+        for container in (*template["spec"]["containers"], *template["spec"]["initContainers"]):
+            node = {"name": NODE_NAME, "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
+            assert node in container["env"]
+    assert len(checksums) == 2
+
+
+def test_no_container_is_privileged_and_every_root_is_read_only(helm: Helm) -> None:
+    for values in MATRIX.values():
+        for each in helm.render(values):
+            spec = each.get("spec", {})
+            spec = spec if each["kind"] == "Pod" else spec.get("template", {}).get("spec", {})
+            for container in (*spec.get("initContainers", ()), *spec.get("containers", ())):
+                context = container["securityContext"]
+                assert not context.get("privileged", False)
+                assert context["readOnlyRootFilesystem"]
+                assert context["capabilities"]["drop"] == ["ALL"]
+                assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+                # The API server allows this in containers that are privileged, and in no other.
+                assert all(
+                    mount.get("mountPropagation") != "Bidirectional" for mount in container.get("volumeMounts", ())
+                )
+
+
+def test_every_mount_has_its_volume_and_nothing_hides_another(helm: Helm) -> None:
+    for values in MATRIX.values():
+        spec = pod_spec(helm.render(values))
+        volumes = [each["name"] for each in spec["volumes"]]
+        for container in (*spec.get("initContainers", ()), *spec["containers"]):
+            mounts = container.get("volumeMounts", ())
+            paths = [Path(each["mountPath"]) for each in mounts]
+            assert {each["name"] for each in mounts} <= set(volumes)
+            assert len(set(paths)) == len(paths)
+            assert not [one for one in paths for other in paths if other in one.parents]
+
+
+def test_with_uninstall_nodes_are_cleaned_before_the_release_goes(helm: Helm) -> None:
+    guard = "spliceway-first-set-uninstall-true"
+    assert one(helm.render(), "Job", guard)["metadata"]["annotations"]["helm.sh/hook"] == "pre-delete"
+    objects = helm.render({"uninstall": True})
+    assert not [each for each in objects if each["kind"] == "Job"]
+    spec = pod_spec(objects)
+    (cleanup,) = spec["initContainers"]
+    assert cleanup["args"][0] == "cleanup"
+    assert "--yes" in cleanup["args"]
+    assert spec["containers"][0]["command"] == ["sleep", "infinity"]
+    assert "uninstall spliceway" in helm.notes({"uninstall": True})
+    assert "policy audit" in helm.notes()
+    assert "policy audit" not in helm.notes({"enforcement": "enforce"})
+
+
+def test_definitions_stay_when_the_release_goes(helm: Helm) -> None:
+    found = [each for each in helm.render() if each["kind"] == "CustomResourceDefinition"]
+    assert [each["metadata"]["name"] for each in found] == [
+        "clusterpolicystatuses.spliceway.io",
+        "policystatuses.spliceway.io",
+    ]
+    assert all(each["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"} for each in found)
+    assert [each["spec"]["scope"] for each in found] == ["Cluster", "Namespaced"]
+    assert not [each for each in helm.render({"crds": {"install": False}}) if each["kind"] == found[0]["kind"]]
+
+
+STATUS: dict[str, Any] = {
+    "apiVersion": "spliceway.io/v1alpha1",
+    "kind": "PolicyStatus",
+    "metadata": {"name": "ciliumnetworkpolicy-web"},
+    "spec": {"policy": {"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "name": "web"}},
+    "status": {
+        "observedGeneration": 3,
+        "revision": 17,
+        "nodes": {"desired": 3, "applied": 2},
+        "conditions": [
+            {
+                "type": kind,
+                "status": value,
+                "lastTransitionTime": "2026-11-22T12:00:00Z",
+                "reason": "UnknownField",
+                "message": "spec.ingress[0].toPort: unknown field",
+            }
+            for kind, value in (("Valid", "False"), ("Applied", "Unknown"), ("Refused", "True"))
+        ],
+    },
+}
+_WRONG = {
+    "no policy": lambda status: status["spec"].pop("policy"),
+    "a condition of another type": lambda status: status["status"]["conditions"][0].update(type="Ready"),
+    "a condition with a boolean": lambda status: status["status"]["conditions"][0].update(status=True),
+    "no reason": lambda status: status["status"]["conditions"][0].pop("reason"),
+    "a reason with blanks": lambda status: status["status"]["conditions"][0].update(reason="not known"),
+    "fewer than no nodes": lambda status: status["status"]["nodes"].update(applied=-1),
+}
+
+
+def definitions() -> dict[str, Any]:
+    """Kind → schema."""
+    found = [yaml.safe_load(path.read_text())["spec"] for path in sorted((CHART / "files").glob("crd-*.yaml"))]
+    return {each["names"]["kind"]: each["versions"][0]["schema"]["openAPIV3Schema"] for each in found}
+
+
+def test_a_status_is_what_the_definitions_describe() -> None:
+    assert set(definitions()) == {"PolicyStatus", "ClusterPolicyStatus"}
+    for schema in definitions().values():
+        jsonschema.validate(STATUS, schema)
+
+
+@pytest.mark.parametrize("change", _WRONG.values(), ids=_WRONG)
+def test_a_wrong_status_is_refused(change: Any) -> None:
+    status = deepcopy(STATUS)
+    change(status)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(status, definitions()["PolicyStatus"])
+
+
+def test_everything_is_in_the_releases_namespace(helm: Helm) -> None:
+    clusterwide = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
+    for each in helm.render(MATRIX["metrics"]):
+        assert ("namespace" in each["metadata"]) == (each["kind"] not in clusterwide)
+        assert each["metadata"].get("namespace", NAMESPACE) == NAMESPACE
+        assert each["metadata"]["labels"]["app.kubernetes.io/instance"] == "spliceway"

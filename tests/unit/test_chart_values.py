@@ -1,0 +1,102 @@
+"""Bad values are refused before anything is sent to a cluster, with the field's name; every good one is explained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from support.helm import CHART, Helm, HelmError
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown value": ({"enforcment": "enforce"}, "enforcment"),
+    "unknown mode": ({"mode": "sidecar"}, "mode"),
+    "a mode that is not there yet": ({"mode": "istio"}, "mode: istio is not there yet"),
+    "unknown enforcement": ({"enforcement": "permissive"}, "enforcement"),
+    "enforcement as a boolean": ({"enforcement": True}, "enforcement"),
+    "unknown proxy": ({"proxy": {"kind": "nginx"}}, "kind"),
+    "a DaemonSet that is not there yet": ({"proxy": {"daemonSet": True}}, "proxy.daemonSet: a DaemonSet"),
+    "a short digest": ({"image": {"digest": "sha256:abc"}}, "digest"),
+    "a tag with a colon": ({"image": {"tag": "a:b"}}, "tag"),
+    "unknown pull policy": ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
+    "a relative directory": ({"agent": {"stateDirectory": "var/lib"}}, "stateDirectory"),
+    "the root directory": ({"agent": {"stateDirectory": "/"}}, "stateDirectory"),
+    "unknown log level": ({"agent": {"logLevel": "loud"}}, "logLevel"),
+    "memory in words": ({"agent": {"resources": {"limits": {"memory": "much"}}}}, "memory"),
+    "configuration as text": ({"agent": {"config": "splice: {}"}}, "config"),
+    "enforcement in two places": (
+        {"agent": {"config": {"enforcement": "enforce"}}},
+        "agent.config.enforcement: is not set",
+    ),
+    "a source of one's own": (
+        {"agent": {"config": {"source": {"directory": "/x"}}}},
+        "agent.config.source: is not set",
+    ),
+    "the node for all": ({"agent": {"config": {"node": {"name": "n"}}}}, "agent.config.node: is not set"),
+    "the proxy in two places": ({"agent": {"config": {"proxy": {"kind": "envoy"}}}}, "agent.config.proxy.kind: is not"),
+    "metrics in two places": (
+        {"agent": {"config": {"metrics": {"listen": "0.0.0.0:1"}}}},
+        "agent.config.metrics.listen: is not",
+    ),
+    "a port of root's": ({"metrics": {"port": 80}}, "port"),
+    "a port as text": ({"metrics": {"port": "9969"}}, "port"),
+    "a name to listen on": ({"metrics": {"address": "localhost"}}, "address"),
+    "a monitor of what can't be reached": ({"metrics": {"podMonitor": {"enabled": True}}}, "needs metrics.enabled"),
+    "a sysctl that nothing asks for": ({"sysctls": {"kernel.panic": 1}}, "kernel.panic"),
+    "forwarding off": ({"sysctls": {"net.ipv4.ip_forward": 0}}, "ip_forward"),
+    "no account": ({"rbac": {"create": False}}, "serviceAccount.name must name"),
+    "an architecture without an image": ({"architectures": ["s390x"]}, "architectures"),
+    "no architecture": ({"architectures": []}, "architectures"),
+    "nothing unavailable": ({"updateStrategy": {"rollingUpdate": {"maxUnavailable": 0}}}, "maxUnavailable"),
+    "a namespace that can't be": ({"cni": {"exemptNamespaces": ["Kube_System"]}}, "exemptNamespaces"),
+    "labels that are no text": ({"podLabels": {"a": 1}}, "podLabels"),
+    "unknown toleration": ({"tolerations": [{"key": "a", "effect": "Never"}]}, "tolerations"),
+}
+
+
+@pytest.fixture(scope="module")
+def helm() -> Iterator[Helm]:
+    with Helm() as asked:
+        yield asked
+
+
+@pytest.mark.parametrize(("values", "told"), REFUSED.values(), ids=REFUSED)
+def test_bad_values_are_refused_by_name(helm: Helm, values: dict[str, Any], told: str) -> None:
+    with pytest.raises(HelmError) as refused:
+        helm.render(values)
+    assert told in str(refused.value)
+
+
+def test_after_a_refusal_good_values_are_taken(helm: Helm) -> None:
+    with pytest.raises(HelmError):
+        helm.render({"x": 1})
+    assert helm.render({"enforcement": "enforce"})
+
+
+def test_every_value_is_in_the_schema_and_has_a_comment() -> None:
+    text = (CHART / "values.yaml").read_text()
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert (set(schema["properties"]) - {"global"}) == set(yaml.safe_load(text))
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if line and not line.startswith((" ", "#", "-")):
+            key = line.partition(":")[0]
+            inside = next((each for each in lines[number + 1 :] if each.strip()), "")
+            before = lines[:number][::-1]
+            above = next((each for each in before if each.startswith("#") or not each), "")
+            assert above.startswith("#") or inside.lstrip().startswith("#"), f"{key} is not explained"
+
+
+def test_objects_of_the_schema_are_closed() -> None:
+    def walk(schema: dict[str, Any], path: str) -> None:
+        if schema.get("type") == "object" and path not in ("global", "agent.config", "agent.extraEnv[]"):
+            assert "additionalProperties" in schema, path
+        for name, inner in schema.get("properties", {}).items():
+            walk(inner, f"{path}.{name}".lstrip("."))
+        if "items" in schema:
+            walk(schema["items"], f"{path}[]")
+
+    walk(json.loads((CHART / "values.schema.json").read_text()), "")
