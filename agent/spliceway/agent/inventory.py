@@ -72,6 +72,7 @@ class Inventory:
         self._files: dict[str, _File] = {}
         self._owners: dict[Key, str] = {}
         self._rivals: dict[Key, set[str]] = {}  # other files that have an object, too
+        self._notable: set[str] = set()  # files of which something is refused or held: there are few
         self._wired: dict[str, LocalEndpoint] = {}
         self._in_audit: set[Key] = set()
         self._policies = 0
@@ -207,7 +208,9 @@ class Inventory:
         """Take in that these files were different: owners, changes, endpoints and what is said of them."""
         claims: dict[Key, set[str]] = {}
         for file, old in before.items():
-            new = self._files.get(file, _NOTHING).entries
+            now = self._files.get(file, _NOTHING)
+            (self._notable.add if now.refusals or now.held or now.odd else self._notable.discard)(file)
+            new = now.entries
             for key in _differing(old.entries, new):
                 claims.setdefault(key, set()).update((file,) if key in new else ())
         changed = False
@@ -266,7 +269,8 @@ class Inventory:
             if owner is not endpoint:
                 doubled.append((name, owner.name))
         self._endpoints = tuple(sorted(wired.values(), key=lambda endpoint: endpoint.name))
-        found = [refusal for file in sorted(self._files) for refusal in self._files[file].refusals]
+        notable = sorted(self._notable)
+        found = [refusal for file in notable for refusal in self._files[file].refusals]
         for kind, name in sorted(self._rivals):
             reason = f"is already in {self._owners[kind, name]}, which stays"
             found += [Refusal(file, f"{kind} {name}", "", reason, False) for file in sorted(self._rivals[kind, name])]
@@ -274,12 +278,13 @@ class Inventory:
             reason = f"{self._wired[name].interface} is already that of {owner_name}"
             field = f"metadata.annotations[{INTERFACE}]"
             found.append(Refusal(self._owners["Pod", name], f"Pod {name}", field, reason, False))
-        for file, one in sorted(self._files.items()):
+        for file in notable:
+            one = self._files[file]
             own = (key for key in one.odd if self._owners.get(key) == file)
             found += [_refusal(error, kept=False) for key in own for error in one.entries[key].errors]
         self._refusals = tuple(found)
         documents: dict[str, tuple[dict[str, Any], ...]] = {}
-        for file in sorted(self._files):
+        for file in notable:
             held = [self._files[file].entries[key].document() for key in sorted(self._files[file].held)]
             if kept := tuple(document for document in held if document is not None):
                 documents[file] = kept
