@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -327,6 +329,52 @@ def test_many_at_once(site: CniNode) -> None:
     for number in range(12):
         site.forget(f"many-{number}")
     assert site.status()["wired"] == len(SERVER)
+
+
+def test_nonsense_at_the_socket_harms_nobody(site: CniNode) -> None:
+    assert site.socket.stat().st_mode & 0o777 == 0o600
+    chance, opened = random.Random(3), []
+    for size in (0, 1, 15, 16, 17, 100, 5000):
+        for head in (b"", b"SPLCNI1\n", b"SPLCNI1\n" + b"\xff" * 8, b"SPLCNI1\n" + b"\x10\0\0\0\x10\0\0\0"):
+            one = socket.socket(socket.AF_UNIX)
+            one.connect(str(site.socket))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                one.sendall(head + chance.randbytes(size))
+            opened.append(one)  # and nobody hangs up
+    site.runtime.call(*asks(site, "STATUS"), None)
+    site.describe("calm", {"app": "good"})
+    pod = site.sandbox("calm")
+    pod.add()
+    pod.delete()
+    site.forget("calm")
+    for one in opened:
+        one.close()
+
+
+def test_garbage_collection_takes_back_what_is_not_valid_any_more(site: CniNode) -> None:
+    site.describe("kept", {"app": "good"})
+    site.describe("stale", {"app": "good"})
+    kept, stale = site.sandbox("kept"), site.sandbox("stale")
+    kept.add()
+    stale.add()
+    conf, plugin, env = asks(site, "GC")
+    valid = [{"containerID": one.container, "ifname": "eth0"} for one in (*SERVER, kept)]
+    site.runtime.call(conf, {**plugin, "cni.dev/valid-attachments": valid}, env, None)
+    assert site.status()["wired"] == len(SERVER) + 1
+    assert site.identity(kept.address())
+    assert not site.identity(stale.address())
+    site.runtime.call(conf, plugin, env, None)  # without a list nothing is taken back
+    kept.check()
+    kept.delete()
+    stale.delete()
+    site.forget("kept")
+    site.forget("stale")
+
+
+def asks(site: CniNode, command: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """What a runtime asks our plugin about no pod in particular."""
+    conf = site.runtime.conf()
+    return conf, conf["plugins"][-1], {"CNI_COMMAND": command, "CNI_PATH": "/opt/cni/bin"}
 
 
 def test_cleanup_takes_the_plugin_out_of_the_chain(site: CniNode) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -10,11 +11,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from spliceway.agent.cni import build, place
 from spliceway.agent.cni.place import Place, placed, take_out
+from spliceway.agent.cni.side import NoCni
 from spliceway.agent.configsections import CniConfig
+from spliceway.agent.inventory import Inventory
 from support.agent import run, until
 
 BASE: dict[str, Any] = {"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "calico", "mtu": 1450}]}
@@ -210,3 +214,26 @@ def test_it_is_taken_out_without_a_configuration(node: Node) -> None:
     assert json.loads(listed.read_text()) == BASE
     assert (node.bins / "spliceway-cni").exists()  # runtimes may still have pods to end
     assert take_out(node.state) == []
+
+
+def test_an_agent_without_it_takes_out_what_one_with_it_put_there(node: Node) -> None:
+    node.place.install()
+    node.write("10-a.conflist")
+    node.place.look()
+
+    async def body() -> None:
+        with contextlib.ExitStack() as stack:
+            await NoCni(Inventory("node1"), node.state).start(stack)
+
+    run(body)
+    assert node.types("10-a.conflist") == ["calico"]
+
+
+def test_another_directory_leaves_nothing_in_the_old_one(node: Node, tmp_path: Path) -> None:
+    node.place.install()
+    node.write("10-a.conflist")
+    node.place.look()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    Place(msgspec.structs.replace(node.config, conf_dir=elsewhere), node.state).install()
+    assert node.types("10-a.conflist") == ["calico"]

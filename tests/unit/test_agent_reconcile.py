@@ -631,3 +631,25 @@ def test_backends_leave_though_the_pods_have_no_room() -> None:
 
     limits = Limits(endpoints=10, ipcache=100, classes=100, rows=30, listeners=10, pairs=10)
     world_test(body, translates=True, limits=limits)
+
+
+def test_an_intent_is_reached_when_the_kernel_has_it_and_before_anything_is_cleaned_up() -> None:
+    async def body() -> None:
+        world = World()
+        world.want(L4)
+        assert world.reconciler.reached == 0
+        world.datapath.fail["apply"] = "no"
+        await world.step()
+        assert world.reconciler.reached == 0
+        del world.datapath.fail["apply"]
+        await world.step()
+        assert world.reconciler.reached == 1
+        empty = Intent({}, (), Held(), 0.0)
+        assert world.reconciler.submit(empty) == 2
+        assert world.reconciler.submit(empty) == 3
+        world.save_error = "the disk is full"
+        await world.step()
+        assert world.datapath.endpoints == ()
+        assert world.reconciler.reached == 3
+
+    run(body)

@@ -69,7 +69,7 @@ class Reconciler:
         `taken_over`: the kernel already enforces what an earlier agent left; `observe` gets the seconds from a change
         to its rows being in force; `on_table` is told of each table that comes into force;
         `services`: None where others translate their addresses; `addresses`: those that Services are dialled by;
-        `on_pass` is told when a pass has ended, however.
+        `on_pass` is told when an intent is in force, and when a pass has ended, however.
         """
         self._maker = maker
         self._save = save
@@ -139,7 +139,10 @@ class Reconciler:
 
     @property
     def reached(self) -> int:
-        """The number of the last intent that is in force; endpoints that can't be attached are no part of that."""
+        """The number of the last intent that is in force, but for policies that wait for their listeners.
+
+        Endpoints that can't be attached are no part of it.
+        """
         return self._reached
 
     @property
@@ -192,8 +195,7 @@ class Reconciler:
         self._pace.begin()
         asked = self._submitted
         try:
-            if await self._pass(self._intent):
-                self._reached = asked
+            await self._pass(self._intent, asked)
         except OWN_ERRORS as error:
             self._error = self._failed("reconcile failed, the last policy stays in force", str(error))
         except Exception as error:
@@ -214,17 +216,16 @@ class Reconciler:
         log.error(what, error=error, retry_seconds=self._pace.failed())
         return error
 
-    async def _pass(self, intent: Intent) -> bool:
+    async def _pass(self, intent: Intent, number: int) -> None:
         try:
-            return await self._bring(intent)
+            await self._bring(intent, number)
         except Exception:
             # Nobody is sent to a backend that has gone, whatever else can't be done.
             if self._tables.applied is not None:
                 await self._balance(self._tables.applied, join=False)
             raise
 
-    async def _bring(self, intent: Intent) -> bool:
-        """Whether the intent is in force, but for policies that wait for their listeners."""
+    async def _bring(self, intent: Intent, number: int) -> None:
         desired = await self._table_of()
         applied = self._tables.applied
         live = steered(applied) if applied else frozenset()
@@ -240,7 +241,7 @@ class Reconciler:
         pending = self._pending(desired, loop_time)
         if pending and applied is None and self._taken_over:
             # What an earlier agent left goes on, its tables are unknown here; where nothing was left, everything drops.
-            return False
+            return
         target, left = self._tables.target(pending | self._readiness.refused & steered(desired))
         # Listeners before the rows that steer to them, and the old ones until no row does.
         await self._listen(live | steered(target))
@@ -249,9 +250,10 @@ class Reconciler:
         await self._apply(intent, target, left)
         await self._balance(desired, join=True)
         await self._attach({e.name: e for e in intent.endpoints})
+        self._reached = number  # pods that wait need not wait for what is cleaned up
+        self._on_pass()
         if target is desired:
             await self._remove(intent, desired)
-        return True
 
     def endpoints_moved(self, intent: Intent) -> None:
         """Attach anew, also what is wanted as before: a veth is another one under its old name."""

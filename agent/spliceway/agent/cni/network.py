@@ -190,16 +190,17 @@ class PodNetwork:
         number = await asyncio.to_thread(_inode, container.netns)
         if not await self._changed.until(lambda: self._submit is not None, deadline):
             raise CniError(TRY_AGAIN, "the agent does not know the cluster yet")
-        await self._release([(container, number)])
-        # Also what a DEL before this one released, which the kernel may still know.
-        if not await self._changed.until(lambda: self._force.reached >= self._released, deadline):
-            raise CniError(TRY_AGAIN, f"the kernel still knows {container.pod or container.id}")
+        await self._release([(container, number)], deadline)
 
-    async def _release(self, containers: list[tuple[Container, int]]) -> None:
+    async def _release(self, containers: list[tuple[Container, int]], deadline: float) -> None:
+        """Take these back, and return when the kernel knows none of them."""
         gone = [one for one in (self._wirings.release(*each) for each in containers) if one is not None]
         if gone:
             self._released = self._resubmit()
         await self._save()
+        # Also what was released before this, which the kernel may still know.
+        if not await self._changed.until(lambda: self._force.reached >= self._released, deadline):
+            raise CniError(TRY_AGAIN, "the kernel still knows a pod that goes (spliceway status says why)")
 
     async def _check(self, question: Question, deadline: float) -> None:
         container = read_container(question)
@@ -214,13 +215,16 @@ class PodNetwork:
         if not await self._changed.until(lambda: self._in_force(known, 0), min(deadline, _soon())):
             raise CniError(NOT_IN_FORCE, self._why_not(known))
 
-    async def _gc(self, question: Question, _deadline: float) -> None:
+    async def _gc(self, question: Question, deadline: float) -> None:
         valid = read_conf(question.document).valid
         if valid is None:
             return
+        if not await self._changed.until(lambda: self._submit is not None, deadline):
+            raise CniError(TRY_AGAIN, "the agent does not know the cluster yet")
         keep = {(one.container, one.interface) for one in valid}
         stale = [one for one in self._wirings.all.values() if one.container and (one.container, one.inner) not in keep]
-        await self._release([(Container(one.container, one.inner, None, one.pod, one.uid), 0) for one in stale])
+        gone = [(Container(one.container, one.inner, None, one.pod, one.uid), 0) for one in stale]
+        await self._release(gone, deadline)
 
     async def _status(self, _question: Question, _deadline: float) -> None:
         if self._submit is None or not self._force.reached:
