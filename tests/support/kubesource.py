@@ -77,6 +77,8 @@ async def followed(kubeconfig: Path, timing: Timing = QUICK, **options: Any) -> 
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+    await source.ended()
+    await asyncio.sleep(0.01)  # what was closed is told to be
 
 
 async def ask(call: Callable[..., T], *arguments: Any, **options: Any) -> T:

@@ -102,6 +102,11 @@ class KubernetesSource:
         if self._main is not None:
             self._main.cancel()
 
+    async def ended(self) -> None:
+        """Wait until all connections are closed, after it was left."""
+        if self._main is not None:
+            await asyncio.wait((self._main,))
+
     async def batches(self) -> AsyncIterator[Batch]:
         """Every change; parts of the first look come with `MoreToCome`. Ends never."""
         self._main = asyncio.create_task(self._follow(), name="kubernetes")
