@@ -9,7 +9,7 @@ held in memory only: after a restart a refused one is missing, and header matche
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -56,13 +56,35 @@ class _File(msgspec.Struct, frozen=True):
     `odd`: entries of which a part is refused.
     """
 
-    entries: dict[Key, Entry] = {}
+    entries: Mapping[Key, Entry] = {}
     held: frozenset[Key] = frozenset()
     refusals: tuple[Refusal, ...] = ()
     odd: tuple[Key, ...] = ()
 
 
 _NOTHING = _File()
+_NONE: frozenset[Key] = frozenset()
+
+
+class _One(Mapping[Key, Entry]):
+    """The entry of a file that has one, in a third of a dict's memory: a cluster has a file for each object."""
+
+    __slots__ = ("_entry", "_key")
+
+    def __init__(self, key: Key, entry: Entry) -> None:
+        self._key = key
+        self._entry = entry
+
+    def __getitem__(self, key: Key) -> Entry:
+        if key != self._key:
+            raise KeyError(key)
+        return self._entry
+
+    def __iter__(self) -> Iterator[Key]:
+        yield self._key
+
+    def __len__(self) -> int:
+        return 1
 
 
 class Inventory:
@@ -302,8 +324,12 @@ class Inventory:
         self._held = Held(documents=documents, owners=owners)
 
 
-def _file(entries: dict[Key, Entry], held: frozenset[Key], refusals: tuple[Refusal, ...] = ()) -> _File:
-    return _File(entries, held, refusals, tuple(key for key, entry in entries.items() if entry.errors))
+def _file(entries: Mapping[Key, Entry], held: frozenset[Key], refusals: tuple[Refusal, ...] = ()) -> _File:
+    odd = tuple(key for key, entry in entries.items() if entry.errors)
+    if len(entries) == 1:
+        ((key, entry),) = entries.items()
+        entries = _One(key, entry)
+    return _File(entries, held or _NONE, refusals, odd)
 
 
 def _differing(old: Mapping[Key, Entry], new: Mapping[Key, Entry]) -> Iterable[Key]:

@@ -5,6 +5,7 @@ A policy here is already validated; every rule knows the field path it was writt
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import Any
@@ -57,8 +58,8 @@ class Pod(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> str:
-        """«namespace/name»."""
-        return f"{self.namespace}/{self.name}"
+        """«namespace/name». Many tables have it, and a cluster has many pods: equal ones are the same."""
+        return sys.intern(f"{self.namespace}/{self.name}")
 
 
 class Node(msgspec.Struct, frozen=True):

@@ -15,9 +15,11 @@ V = TypeVar("V")
 
 def host_prefix(address: IPAddress) -> IPNetwork:
     """The /32 or /128 of an address."""
-    if isinstance(address, IPv4Address):
-        return IPv4Network((int(address), 32))
-    return IPv6Network((int(address), 128))
+    prefix = IPv4Network((int(address), 32)) if isinstance(address, IPv4Address) else IPv6Network((int(address), 128))
+    # For single addresses the constructor makes a function `hosts`, twice as large as the rest. There is one for each
+    # pod of a cluster, and nobody asks for hosts.
+    vars(prefix).pop("hosts", None)
+    return prefix
 
 
 @lru_cache(maxsize=1 << 16)

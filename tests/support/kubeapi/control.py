@@ -211,6 +211,10 @@ class KubeApi:
             for task in tasks:
                 task.cancel()
             self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            # Handshakes of TLS that nobody ends any more have no task.
+            for transport in list(getattr(self._loop, "_transports", {}).values()):
+                transport.abort()
+            self._loop.run_until_complete(asyncio.sleep(0.01))
             self._loop.close()
 
     def _do(self, call: Callable[[], T]) -> T:
