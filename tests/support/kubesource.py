@@ -66,7 +66,7 @@ class Followed:
 
 
 @contextlib.asynccontextmanager
-async def followed(kubeconfig: Path, timing: Timing = QUICK, **options: Any) -> AsyncIterator[Followed]:
+async def followed(kubeconfig: Path | None, timing: Timing = QUICK, **options: Any) -> AsyncIterator[Followed]:
     """A source while it is followed."""
     with KubernetesSource(NODE, kubeconfig=kubeconfig, timing=timing, **options) as source:
         it = Followed(source)

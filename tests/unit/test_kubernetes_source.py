@@ -13,6 +13,7 @@ import pytest
 
 from spliceway.agent.errors import SourceError
 from spliceway.agent.sources.events import MoreToCome, SourceLost
+from spliceway.agent.sources.kubernetes import connection
 from spliceway.agent.sources.kubernetes.connection import Connection
 from spliceway.agent.sources.kubernetes.figures import Timing
 from spliceway.agent.sources.kubernetes.resources import NOT_WATCHED, RESOURCES, rights
@@ -390,6 +391,36 @@ def test_tls_and_who_signed(tmp_path: Path) -> None:
             async with followed(api.kubeconfig(tmp_path / "bad", ca=other.path)) as it:
                 await until(lambda: "certificate" in it.source.status().lost.lower(), 10)
                 assert not it.inventory.synced
+
+    run(main, 60)
+
+
+def test_in_a_pod_it_is_the_service_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kubelet mounts it: a token that it replaces, and who signed the server's certificate."""
+    authority = Authority(tmp_path / "ca")
+    pair = authority.issue("server", "kubernetes", "IP:127.0.0.1")
+    account = tmp_path / "serviceaccount"
+    account.mkdir()
+    for name, text in (("token", "first"), ("namespace", "spliceway"), ("ca.crt", authority.path.read_text())):
+        (account / name).write_text(text)
+    read = connection.KubeConfig.from_service_account
+    monkeypatch.setattr(connection.KubeConfig, "from_service_account", lambda: read(account))
+
+    async def main() -> None:
+        with KubeApi(tls=pair) as api:
+            api.put(pod("a", "10.0.0.1"))
+            api.rights(lambda rights: rights.token("first"))
+            monkeypatch.setenv("KUBERNETES_SERVICE_HOST", api.host)
+            monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(api.port))
+            async with followed(None) as it:
+                await until(lambda: it.inventory.synced, 10)
+                await ask(api.rights, lambda rights: rights.revoke("first"))
+                await ask(api.rights, lambda rights: rights.token("second"))
+                (account / "token").write_text("second")
+                await ask(api.drop_watches)
+                await ask(api.put, pod("b", "10.0.0.2"))
+                await until(lambda: it.names() == ["default/a", "default/b"])
+                assert not it.source.status().lost
 
     run(main, 60)
 

@@ -340,6 +340,8 @@ def test_a_directory_of_policies_that_is_not_there_fails(tmp_path: Path) -> None
     (tmp_path / "none").mkdir()
     assert statuses(mounts.source(target)) == ["ok"]
     assert statuses(mounts.source(runner.target_of(None))) == ["skipped"]
+    (told,) = mounts.source(Target(settings=SETTINGS, configured=True))
+    assert (told.status, "source.kubernetes" in told.found) == (Status.SKIPPED, True)
 
 
 def test_without_the_pods_cgroup_nobody_is_looked_for_in_it() -> None:
