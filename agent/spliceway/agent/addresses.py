@@ -26,7 +26,9 @@ class AddressBook:
             if kind != "Pod":
                 continue
             before = self._addresses.pop(key, ())
-            after = tuple(dict.fromkeys(item.addresses)) if isinstance(item, Pod) else ()
+            after = item.addresses if isinstance(item, Pod) else ()
+            if len(after) > 1:
+                after = tuple(dict.fromkeys(after))
             for address in before:
                 rest = tuple(other for other in self._pods[address] if other != key)
                 if rest:

@@ -30,6 +30,7 @@ class Metadata(msgspec.Struct, rename="camel"):
     creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
     resource_version: str = ""
+    uid: str | None = None
 
 
 class _Port(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -184,7 +185,7 @@ class Reader:
         spec, status = pod.spec, pod.status
         own = spec.node_name == self._node
         content: Json = {
-            "metadata": _metadata(pod.metadata, annotations=own),
+            "metadata": _metadata(pod.metadata, whole=own),
             "spec": _there(
                 nodeName=spec.node_name,
                 hostNetwork=spec.host_network,
@@ -202,7 +203,7 @@ class Reader:
         node = _NODE.decode(raw)
         addresses = [{"type": one.type, "address": one.address} for one in node.status.addresses or ()]
         content: Json = {
-            "metadata": _metadata(node.metadata, annotations=True),
+            "metadata": _metadata(node.metadata, whole=True),
             "spec": _there(podCIDR=node.spec.pod_cidr, podCIDRs=node.spec.pod_cidrs),
             "status": {"addresses": addresses},
         }
@@ -245,7 +246,8 @@ class _Bookmark(msgspec.Struct):
 _HEAD_OF_BOOKMARK = msgspec.json.Decoder(_Bookmark)
 
 
-def _metadata(metadata: Metadata, *, annotations: bool) -> Json:
+def _metadata(metadata: Metadata, *, whole: bool) -> Json:
+    """`whole`: also what only matters on the object's own node."""
     found = _there(
         name=metadata.name,
         namespace=metadata.namespace or None,
@@ -253,7 +255,9 @@ def _metadata(metadata: Metadata, *, annotations: bool) -> Json:
         creationTimestamp=metadata.creation_timestamp,
         deletionTimestamp=metadata.deletion_timestamp,
     )
-    if annotations and (told := _ANNOTATIONS.decode(metadata.annotations)):
+    if whole and metadata.uid:
+        found["uid"] = metadata.uid
+    if whole and (told := _ANNOTATIONS.decode(metadata.annotations)):
         found["annotations"] = {key: value for key, value in told.items() if key not in _ECHOES}
     return found
 
