@@ -43,10 +43,9 @@ from spliceway.agent.sockets import listening_ports
 from spliceway.agent.sources.choice import Source, make_source
 from spliceway.agent.sourceviews import SourceCollector
 from spliceway.agent.splicing import Evidence, Splicing
-from spliceway.agent.state import AgentState, Held, StateStore
+from spliceway.agent.state import AgentState, Saver, StateStore
 from spliceway.agent.views import Views
 from spliceway.agent.xdsevents import XdsEvents
-from spliceway.agent.xdsjson import clients_refused
 from spliceway.agent.xdsviews import XdsViews, xds_counts, xds_warnings
 from spliceway.bpf.killswitch import left_disabled
 from spliceway.bpf.types import DatapathSettings
@@ -97,7 +96,6 @@ class Agent:
         self._xds_events = XdsEvents()
         self._port_watch = PortWatch()
         self._numbering = Numbering()
-        self._saved: object = None
         self._node = OwnNode(config.node_name)
         self._dns = NodeLocalDns()
         self._begun = False  # the source was good enough to go by
@@ -159,10 +157,11 @@ class Agent:
         self._metrics = Metrics(self._datapath, self._gauges, self._splicing.status)
         self._metrics.registry.register(SourceCollector(source.status))
         ports = config.proxy.listener_ports
+        saver = Saver(self._store, config.node_name, self._numbering, lambda: self._compiler.given)
         self._reconciler = Reconciler(
             maker=self._compiler,
-            save=self._save,
-            unsaved=self._unsaved,
+            save=saver.save,
+            unsaved=saver.unsaved,
             ports=PortAllocator(ports.first, ports.last, assigned=state.ports, freed=state.freed),
             datapath=self._datapath,
             proxy=self._proxy,
@@ -298,26 +297,6 @@ class Agent:
                 log.info("an endpoint's interface was made anew")
                 self._reconciler.endpoints_moved(self._intent(time.monotonic()))
 
-    def _to_save(self, ports: PortAllocator, held: Held) -> object:
-        return self._compiler.given, ports.ports, ports.freed, held
-
-    def _unsaved(self, ports: PortAllocator, held: Held) -> bool:
-        # Most changes of pods bring no number: then all the others need not be looked at.
-        return self._to_save(ports, held) != self._saved
-
-    def _save(self, ports: PortAllocator, held: Held) -> None:
-        now = self._to_save(ports, held)
-        self._store.save(
-            AgentState(
-                node=self.config.node_name,
-                numbering=self._numbering.to_dict(),
-                ports=ports.ports,
-                freed=ports.freed,
-                held=held,
-            )
-        )
-        self._saved = now
-
     def _on_xds_event(self, event: XdsEvent) -> None:
         self._xds_events.add(event)
         self._metrics.xds_event(event)
@@ -392,11 +371,7 @@ class Agent:
                 rejections=self._server.rejections,
             ),
             warnings=lambda: (
-                *xds_warnings(
-                    self.config.xds,
-                    self._server.status(resources=False),
-                    clients_refused(self._server.rejections(), time.time()),
-                ),
+                *xds_warnings(self.config.xds, self._server, time.time()),
                 *self._port_watch.warnings(),
                 *self._source.warnings(),
             ),

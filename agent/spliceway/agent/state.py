@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from spliceway.agent.errors import StateError
+from spliceway.agent.ports import PortAllocator
+from spliceway.policy.numbering import Numbering
 
 #: Raised when a field changes its meaning; an agent refuses the state of a newer one.
 STATE_VERSION = 1
@@ -127,6 +129,37 @@ class StateStore:
         """Forget everything."""
         self.path.unlink(missing_ok=True)
         self._last = None
+
+
+class Saver:
+    """Saves what an agent must not lose, when it changed."""
+
+    def __init__(self, store: StateStore, node: str, numbering: Numbering, given: Callable[[], int]) -> None:
+        """`given`: how many numbers were given."""
+        self._store, self._node, self._numbering, self._given = store, node, numbering, given
+        self._saved: object = None
+
+    def _to_save(self, ports: PortAllocator, held: Held) -> object:
+        return self._given(), ports.ports, ports.freed, held
+
+    def unsaved(self, ports: PortAllocator, held: Held) -> bool:
+        """Whether there is anything new."""
+        # Most changes of pods bring no number: then all the others need not be looked at.
+        return self._to_save(ports, held) != self._saved
+
+    def save(self, ports: PortAllocator, held: Held) -> None:
+        """Write all of it. Raises StateError."""
+        now = self._to_save(ports, held)
+        self._store.save(
+            AgentState(
+                node=self._node,
+                numbering=self._numbering.to_dict(),
+                ports=ports.ports,
+                freed=ports.freed,
+                held=held,
+            )
+        )
+        self._saved = now
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:

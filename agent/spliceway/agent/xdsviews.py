@@ -25,6 +25,7 @@ from spliceway.xds.debug.view import STAGES, DebugView, Stage
 from spliceway.xds.protocol.snapshot import Snapshot
 from spliceway.xds.protocol.typeurls import ROUTE, TYPES
 from spliceway.xds.server.events import XdsEvent
+from spliceway.xds.server.server import XdsServer
 
 Query = dict[str, str]
 
@@ -161,9 +162,10 @@ def xds_counts(
     return streams, late
 
 
-def xds_warnings(config: XdsConfig, clients: Iterable[ClientStatus], refused: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What should be known of the server and its clients, one sentence each. `refused`: of `clients_refused`."""
+def xds_warnings(config: XdsConfig, server: XdsServer, now: float) -> list[str]:
+    """What should be known of the server and its clients, one sentence each. `now`: as for `clients_refused`."""
     found = []
+    clients, refused = server.status(resources=False), clients_refused(server.rejections(), now)
     if config.listen and config.insecure:
         found.append(f"xDS is served in plain TCP on {config.listen}: whoever can connect reads every policy")
     found += [f"xDS client {one.client.node}: {one.client.warning}" for one in clients if one.client.warning]

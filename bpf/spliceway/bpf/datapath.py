@@ -29,7 +29,6 @@ from spliceway.bpf.install import (
     defines,
     install,
     loaded_digest,
-    measuring,
     missing_pins,
     pins,
 )
@@ -47,7 +46,7 @@ from spliceway.bpf.socketlb import SocketLb
 from spliceway.bpf.source import digest, program_names
 from spliceway.bpf.splicecontrol import SpliceControl
 from spliceway.bpf.staging import KernelTable
-from spliceway.bpf.sweep import Sweeper, SweepTotals
+from spliceway.bpf.sweep import Sweeper
 from spliceway.bpf.types import (
     DatapathSettings,
     DatapathStatus,
@@ -302,15 +301,6 @@ class Datapath(KernelViews):
         return before != port
 
     @property
-    def sweeps(self) -> SweepTotals:
-        """What became of connections that a change of policy or listeners ended."""
-        return self._sweeper.totals
-
-    async def swept(self, seconds: float) -> None:
-        """Return when connections that may not go on have been ended, or after so many seconds."""
-        await self._sweeper.done(seconds)
-
-    @property
     def proxy_map(self) -> int:
         """Id of the map that knows the proxy's sockets: another one when that map is made anew."""
         return self._proxy_map
@@ -336,20 +326,6 @@ class Datapath(KernelViews):
     async def set_splice(self, classes: SpliceClasses) -> None:
         """Which legs of new connections are spliced. Those that are spliced stay so."""
         self._splices.set_classes(classes)
-
-    @property
-    def measured(self) -> str:
-        """Empty when the programs can see what a reader has not read, else why not."""
-        return measuring()[1]
-
-    async def measure(self) -> int:
-        """Look at all readers that were behind; returns how many spliced bytes wait unread on the node."""
-        await asyncio.to_thread(self._splices.measure)
-        return self._splices.unread()
-
-    def pressed(self) -> bool:
-        """Whether a fourth of what may wait unread is counted, for an endpoint or for the node."""
-        return self._splices.pressed()
 
     # ---- views: see also `KernelViews` ----
 

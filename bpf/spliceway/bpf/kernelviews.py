@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from spliceway.bpf import abi, views
 from spliceway.bpf.events import EventStream
+from spliceway.bpf.install import measuring
 from spliceway.bpf.maps import ZERO, Maps
 from spliceway.bpf.servicemarks import SHARE
+from spliceway.bpf.splicecontrol import SpliceControl
 from spliceway.bpf.staging import KernelTable
+from spliceway.bpf.sweep import Sweeper, SweepTotals
 from spliceway.bpf.types import CtEntry, DatapathSettings, KernelFlow, ReasonCount, SockEntry, SpliceCounters
 
 
@@ -19,6 +23,8 @@ class KernelViews:
     _settings: DatapathSettings
     _table: KernelTable
     _events: EventStream
+    _splices: SpliceControl
+    _sweeper: Sweeper
 
     async def events(self) -> AsyncIterator[KernelFlow]:
         """Verdicts as they are made. One consumer."""
@@ -53,6 +59,29 @@ class KernelViews:
         """Whether the programs pass everything (the kill switch). Others may have written it: `killswitch.turn`."""
         raw = self._maps.config.lookup(ZERO)
         return raw is not None and bool(abi.Config.from_buffer_copy(raw).flags & abi.ConfigFlag.DISABLED)
+
+    @property
+    def sweeps(self) -> SweepTotals:
+        """What became of connections that a change of policy or listeners ended."""
+        return self._sweeper.totals
+
+    async def swept(self, seconds: float) -> None:
+        """Return when connections that may not go on have been ended, or after so many seconds."""
+        await self._sweeper.done(seconds)
+
+    @property
+    def measured(self) -> str:
+        """Empty when the programs can see what a reader has not read, else why not."""
+        return measuring()[1]
+
+    async def measure(self) -> int:
+        """Look at all readers that were behind; returns how many spliced bytes wait unread on the node."""
+        await asyncio.to_thread(self._splices.measure)
+        return self._splices.unread()
+
+    def pressed(self) -> bool:
+        """Whether a fourth of what may wait unread is counted, for an endpoint or for the node."""
+        return self._splices.pressed()
 
     def endpoint_devices(self) -> set[int]:
         """Indexes of the endpoints' devices, also of those that only an earlier agent knows."""
