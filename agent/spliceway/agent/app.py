@@ -135,7 +135,7 @@ class Agent:
         node = NodeKey(config.node_name, preflight.PROXY_CLUSTER)
         self._proxy = ProxyLink(self._server, node, preflight.resource_settings(config), config.envoy_extra())
         self._xds_view = ServerView(self._server)
-        self._supervisor = self._make_proxy(config, self._on_proxy_exit)
+        self._supervisor = self._make_proxy(config, lambda _how: self._reconciler.proxy_gone())
         self._inventory = Inventory(config.node_name, state.held, config.policies.kinds)
         self._kill_switch = KillSwitch(config.kill_switch, was_on=left_disabled(config.bpffs))
         self._cni = cni_side(config, self._inventory)
@@ -301,9 +301,6 @@ class Agent:
         self._xds_events.add(event)
         self._metrics.xds_event(event)
         self._proxy.on_event(event)
-
-    def _on_proxy_exit(self, _how: str) -> None:
-        self._reconciler.proxy_gone()
 
     def _gauges(self) -> Gauges:
         policy = self._reconciler.status()

@@ -82,8 +82,8 @@ class Server:
             # With TLS an end in good order waits for the client's, and for half a minute at most.
             _done, left = await asyncio.wait(tasks, timeout=1.0)
             for task in left:
-                if (transport := self._connections.get(task)) is not None:
-                    transport.abort()
+                if task in self._connections:
+                    self._connections[task].abort()
         await asyncio.gather(*tasks, return_exceptions=True)
         await server.wait_closed()
 
