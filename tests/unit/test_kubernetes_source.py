@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 from pathlib import Path
@@ -17,6 +18,7 @@ from spliceway.agent.sources.kubernetes import connection
 from spliceway.agent.sources.kubernetes.connection import Connection
 from spliceway.agent.sources.kubernetes.figures import Timing
 from spliceway.agent.sources.kubernetes.resources import NOT_WATCHED, RESOURCES, rights
+from spliceway.agent.sourceviews import SourceCollector
 from spliceway.policy.model import NetworkPolicy, Pod
 from spliceway.policy.parse import READERS
 from support.agent import run, until
@@ -423,6 +425,18 @@ def test_in_a_pod_it_is_the_service_account(tmp_path: Path, monkeypatch: pytest.
                 assert not it.source.status().lost
 
     run(main, 60)
+
+
+def test_its_metrics_are_those_that_are_documented(tmp_path: Path) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+
+    async def body(_api: KubeApi, it: Followed) -> None:
+        families = list(SourceCollector(it.source.status).collect())
+        found = {one.name + ("_total" if one.type == "counter" else "") for one in families}
+        assert found == set(re.findall(r"`(spliceway_source_\w+)`", document))
+        assert {label for one in families for sample in one.samples for label in sample.labels} == {"kind"}
+
+    follow(tmp_path, body, pod("a", "10.0.0.1"))
 
 
 def test_a_busy_server_is_given_time(tmp_path: Path) -> None:
