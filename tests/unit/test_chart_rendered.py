@@ -38,7 +38,7 @@ MATRIX: dict[str, dict[str, Any]] = {
         "sysctls": {"net.core.rmem_max": 4194304, "net.ipv4.tcp_mem": "1 2 3"},
         "preflight": {"selfTest": True},
     },
-    "bare": {"preflight": {"enabled": False}, "crds": {"install": False}, "uninstallGuard": False},
+    "bare": {"preflight": {"enabled": False}, "crds": {"install": True}, "uninstallGuard": False},
     "own account": {"rbac": {"create": False}, "serviceAccount": {"name": "mine"}},
     "uninstall": {"uninstall": True},
     "places": {
@@ -199,14 +199,14 @@ def test_with_uninstall_nodes_are_cleaned_before_the_release_goes(helm: Helm) ->
 
 
 def test_definitions_stay_when_the_release_goes(helm: Helm) -> None:
-    found = [each for each in helm.render() if each["kind"] == "CustomResourceDefinition"]
+    found = [each for each in helm.render({"crds": {"install": True}}) if each["kind"] == "CustomResourceDefinition"]
     assert [each["metadata"]["name"] for each in found] == [
         "clusterpolicystatuses.spliceway.io",
         "policystatuses.spliceway.io",
     ]
     assert all(each["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"} for each in found)
     assert [each["spec"]["scope"] for each in found] == ["Cluster", "Namespaced"]
-    assert not [each for each in helm.render({"crds": {"install": False}}) if each["kind"] == found[0]["kind"]]
+    assert not [each for each in helm.render() if each["kind"] == found[0]["kind"]]
 
 
 STATUS: dict[str, Any] = {

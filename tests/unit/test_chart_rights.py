@@ -53,8 +53,11 @@ def test_what_is_read_is_what_policy_knows(helm: Helm) -> None:
         assert found == wanted
 
 
-def test_what_is_written_is_status_events_and_one_lease(helm: Helm) -> None:
-    objects = helm.render()
+def test_nothing_is_written_but_status_events_and_one_lease(helm: Helm) -> None:
+    for values in ({}, {"cni": {"enabled": True}}):
+        assert {verb for *_, verb in rules(helm.render(values))} == {"get", "list", "watch"}
+        assert not [each for each in helm.render(values) if each["kind"] in ("Role", "RoleBinding")]
+    objects = helm.render({"crds": {"install": True}})
     written = {each for each in rules(objects) if each[2] not in ("get", "list", "watch")}
     assert {(group, resource) for group, resource, _ in written} == {
         ("", "events"),
@@ -66,14 +69,12 @@ def test_what_is_written_is_status_events_and_one_lease(helm: Helm) -> None:
         ),
     }
     assert {resource for _, resource, _ in rules(objects, "Role")} == {"leases"}
-    with_cni = rules(helm.render({"cni": {"enabled": True}}))
-    assert with_cni - rules(objects) == {("", "nodes", "patch")}
-    everything = rules(objects) | rules(objects, "Role") | with_cni
+    everything = rules(objects) | rules(objects, "Role")
     assert not {each for each in everything if "*" in each or each[1] in ("secrets", "pods/exec")}
 
 
 def test_bindings_are_of_the_account_that_the_pods_have(helm: Helm) -> None:
-    objects = helm.render({"serviceAccount": {"name": "mine"}})
+    objects = helm.render({"serviceAccount": {"name": "mine"}, "crds": {"install": True}})
     account = one(objects, "ServiceAccount", "mine")["metadata"]
     for kind in ("ClusterRoleBinding", "RoleBinding"):
         subject = {"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}
