@@ -11,25 +11,16 @@ import pytest
 import yaml
 
 from spliceway.agent.nodecheck.rights import NEEDED
-from spliceway.policy.parse import READERS
+from spliceway.agent.sources.kubernetes.resources import rights
 from support.helm import CHART, Helm, one
 
 ROOT = Path(__file__).parents[2]
-#: Not by these rights: a Secret is a Secret (docs/install.md).
-_NOT_GIVEN = {("v1", "Secret")}
-#: A metric of the kill switch, which docs/metrics.md describes.
-_COMING = "`spliceway_enforcement_disabled`"
 
 
 @pytest.fixture(scope="module")
 def helm() -> Iterator[Helm]:
     with Helm() as asked:
         yield asked
-
-
-def plural(kind: str) -> str:
-    name = kind.lower()
-    return re.sub("y$", "ie", name) + "s"
 
 
 def rules(objects: list[dict[str, Any]], kind: str = "ClusterRole") -> set[tuple[str, str, str]]:
@@ -43,19 +34,20 @@ def rules(objects: list[dict[str, Any]], kind: str = "ClusterRole") -> set[tuple
     }
 
 
-def test_what_is_read_is_what_policy_knows(helm: Helm) -> None:
+def test_what_is_read_is_what_the_source_asks_for(helm: Helm) -> None:
     wanted = {
-        (version.rpartition("/")[0], plural(kind)) for version, kind in READERS if (version, kind) not in _NOT_GIVEN
+        (group, resource, verb)
+        for rule in rights()
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
     }
-    given = rules(helm.render())
-    for asked in ("list", "watch"):
-        found = {(group, resource) for group, resource, verb in given if verb == asked and group != "spliceway.io"}
-        assert found == wanted
+    assert rules(helm.render()) == wanted
 
 
 def test_nothing_is_written_but_status_events_and_one_lease(helm: Helm) -> None:
     for values in ({}, {"cni": {"enabled": True}}):
-        assert {verb for *_, verb in rules(helm.render(values))} == {"get", "list", "watch"}
+        assert {verb for *_, verb in rules(helm.render(values))} == {"list", "watch"}
         assert not [each for each in helm.render(values) if each["kind"] in ("Role", "RoleBinding")]
     objects = helm.render({"crds": {"install": True}})
     written = {each for each in rules(objects) if each[2] not in ("get", "list", "watch")}
@@ -92,8 +84,7 @@ def test_capabilities_are_those_that_preflight_asks_for(helm: Helm) -> None:
 
 
 def test_alerts_ask_for_metrics_that_there_are() -> None:
-    docs = [path for path in (ROOT / "docs/cli.md", ROOT / "docs/metrics.md") if path.exists()]
-    documented = "".join(path.read_text() for path in docs) + ("" if len(docs) == 2 else _COMING)
+    documented = (ROOT / "docs/metrics.md").read_text()
     alerts = yaml.safe_load((CHART / "files/alerts.yaml").read_text())
     (group,) = alerts["groups"]
     names = set()
