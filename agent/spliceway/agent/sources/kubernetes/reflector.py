@@ -60,11 +60,15 @@ class Reflector:
         sink: Sink,
         *,
         node: str,
+        wired: bool,
         timing: Timing,
         whole: Callable[[], bool],
         on_state: Callable[[Reflector], None],
     ) -> None:
-        """`whole`: whether a look must be handed on in one piece; `on_state`: called when its state is another one."""
+        """`node`, `wired`: see `Reader`; `whole`: whether a look must be handed on in one piece.
+
+        `on_state`: called when its state is another one.
+        """
         self.resource = resource
         self.state: State = "waiting"
         self.error = ""
@@ -81,7 +85,8 @@ class Reflector:
         self._held: list[FileEvent] = []
         self._revision = ""
         self._version = resource.versions[0]
-        self._reader = Reader(resource.kind, resource.api_version(self._version), node)
+        self._wired = wired
+        self._reader = self._new_reader()
         self._no_watch_list_until = 0.0
         self._away_since: float | None = None
         self._woken = asyncio.Event()
@@ -139,7 +144,7 @@ class Reflector:
         self._away_since = None
         if version != self._version:
             self._version, self._revision = version, ""
-            self._reader = Reader(self.resource.kind, self.resource.api_version(version), self._node)
+            self._reader = self._new_reader()
         begun, watches = self._now(), self._watches
         if not self._revision and self._now() < self._no_watch_list_until:
             await self._list()
@@ -147,6 +152,10 @@ class Reflector:
         # A server that ends every watch at once must not be asked without end.
         short = self._watches > watches and self._now() - begun < 1.0
         return self._backoff() if short else 0.0
+
+    def _new_reader(self) -> Reader:
+        api_version = self.resource.api_version(self._version)
+        return Reader(self.resource.kind, api_version, self._node, wired=self._wired)
 
     async def _not_served(self) -> float:
         now = self._now()

@@ -54,13 +54,18 @@ class KubernetesSource:
         kubeconfig: Path | None = None,
         context: str = "",
         kinds: Collection[str] | None = None,
+        wired: bool = False,
         timing: Timing | None = None,
     ) -> None:
-        """`node`: whose pods are read in full; `kubeconfig` None: the pod's service account; `kinds` None: all."""
+        """`node`: whose pods are read in full; `kubeconfig` None: the pod's service account; `kinds` None: all.
+
+        `wired`: runtimes say how this node's pods are wired, and annotations do not count.
+        """
         self._node = node
         self._kubeconfig = kubeconfig
         self._context = context
         self._kinds = kinds
+        self._wired = wired
         self._timing = timing or Timing()
         self._reflectors: tuple[Reflector, ...] = ()
         self._connection: Connection | None = None
@@ -86,6 +91,7 @@ class KubernetesSource:
                 discovery,
                 self._take_in,
                 node=self._node,
+                wired=self._wired,
                 timing=self._timing,
                 whole=lambda: self._begun,
                 on_state=self._on_state,
