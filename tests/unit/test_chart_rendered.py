@@ -105,6 +105,20 @@ def test_every_version_of_kubernetes_would_take_it(helm: Helm, values: dict[str,
             _taken(json.dumps(each))
 
 
+@pytest.mark.parametrize("uninstall", [False, True])
+@pytest.mark.parametrize("enabled", [False, True])
+def test_the_chain_can_be_left_when_the_plugin_is_off_again(helm: Helm, enabled: bool, uninstall: bool) -> None:
+    """Nobody answers a plugin that stays in the chain: then no pod of the node starts any more."""
+    spec = pod_spec(helm.render({"cni": {"enabled": enabled}, "uninstall": uninstall}))
+    volumes = {each["name"]: each["hostPath"]["path"] for each in spec["volumes"] if "hostPath" in each}
+    assert volumes["cni-conf"] == "/etc/cni/net.d"
+    (container,) = (each for each in spec["initContainers" if uninstall else "containers"] if each.get("volumeMounts"))
+    mounts = {each["name"]: each for each in container["volumeMounts"]}
+    assert mounts["cni-conf"]["mountPath"] == "/host/etc/cni/net.d"
+    assert not mounts["cni-conf"].get("readOnly")
+    assert ("cni-bin" in mounts) is enabled
+
+
 def test_a_wrong_object_would_be_found(helm: Helm) -> None:
     daemon_set = one(helm.render(), "DaemonSet")
     daemon_set["spec"]["template"]["spec"]["containers"][0]["securtyContext"] = {}
