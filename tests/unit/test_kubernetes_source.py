@@ -153,6 +153,28 @@ def test_a_list_whose_pages_expire_begins_anew(tmp_path: Path) -> None:
     run(main, 60)
 
 
+def test_an_answer_that_is_no_list_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something between us and the server may answer 200 with a text of its own."""
+    get = Connection.get
+    answers: list[bytes] = [b'{"kind": "Status", "metadata": {}, "status": "Failure"}', b'{"metadata": {}, "items": null}']
+
+    async def other(self: Connection, path: str, query: Any = None) -> bytes:
+        return answers.pop() if query and "ciliumnetworkpolicies" in path and answers else await get(self, path, query)
+
+    async def body(api: KubeApi, it: Followed) -> None:
+        monkeypatch.setattr(Connection, "get", other)
+        await ask(api.stop, abrupt=True)
+        await ask(api.put, policy("more"))
+        await ask(api.compact)
+        await ask(api.start)
+        await until(lambda: not answers)
+        await until(lambda: it.names("CiliumNetworkPolicy") == ["default/more", "default/web"])
+        removed = [event for batch in it.batches for event in batch if type(event).__name__ == "FileRemoved"]
+        assert not removed
+
+    follow(tmp_path, body, CILIUM, policy("web"), watch_list=False)
+
+
 def test_with_the_server_gone_everything_stays(tmp_path: Path) -> None:
     async def body(api: KubeApi, it: Followed) -> None:
         await ask(api.stop, abrupt=True)
