@@ -14,7 +14,8 @@ import pytest
 from spliceway.agent.errors import SourceError
 from spliceway.agent.sources.events import MoreToCome, SourceLost
 from spliceway.agent.sources.kubernetes import connection
-from spliceway.agent.sources.kubernetes.connection import Connection
+from spliceway.agent.sources.kubernetes.connection import ApiFailure, Connection
+from spliceway.agent.sources.kubernetes.discovery import Discovery
 from spliceway.agent.sources.kubernetes.figures import Timing
 from spliceway.agent.sources.kubernetes.resources import NOT_WATCHED, RESOURCES, rights
 from spliceway.policy.model import NetworkPolicy, Pod
@@ -270,6 +271,33 @@ def test_a_kind_that_is_away_for_a_moment_keeps_its_objects(tmp_path: Path) -> N
         assert not removed
 
     follow(tmp_path, body, CILIUM, policy("web"))
+
+
+def test_a_kind_is_gone_only_when_it_is_away_without_a_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A moment before an outage and one after it are two moments, however long it was."""
+    plurals, said = Discovery._ask, ["there"]
+
+    async def other(self: Discovery, path: str) -> frozenset[str]:
+        if path == "/apis/cilium.io/v2" and said[-1] == "away":
+            return frozenset()
+        if path == "/apis/cilium.io/v2" and said[-1] == "down":
+            raise ApiFailure(503, "ServiceUnavailable", "not now")
+        return await plurals(self, path)
+
+    async def body(api: KubeApi, it: Followed) -> None:
+        monkeypatch.setattr(Discovery, "_ask", other)
+        for each in ("away", "down", "away"):
+            said.append(each)
+            await asyncio.sleep(1.1)  # what discovery remembers is old by then
+            await ask(api.drop_watches)
+            await asyncio.sleep(0.5)
+        said.append("there")
+        await until(lambda: not it.figures("CiliumNetworkPolicy").error)
+        removed = [event for batch in it.batches for event in batch if type(event).__name__ == "FileRemoved"]
+        assert not removed
+
+    timing = msgspec.structs.replace(QUICK, gone=2.5)
+    follow(tmp_path, body, CILIUM, policy("web"), timing=timing)
 
 
 def test_the_first_version_that_is_served_is_read(tmp_path: Path) -> None:

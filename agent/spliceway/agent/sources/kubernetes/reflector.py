@@ -164,7 +164,10 @@ class Reflector:
             self._answered("absent")
             return self._timing.again * random.uniform(0.8, 1.2)
         # Objects go only when it is certain: a server that has just begun, or lost its CRDs for a moment, is not.
-        if not await self._discovery.settled() or (self._known and now - self._away_since < self._timing.gone):
+        if not await self._discovery.settled():
+            self._away_since = None
+            return min(1.0, self._timing.gone)
+        if self._known and now - self._away_since < self._timing.gone:
             return min(1.0, self._timing.gone)
         # What was asked before the server was ready says nothing.
         if await self._discovery.version(self.resource, fresh=True) is not None:
@@ -180,6 +183,7 @@ class Reflector:
     def _failed(self, failure: ApiFailure) -> float:
         """Take in a failure; seconds to wait."""
         looking, self._seen = self._seen is not None, None
+        self._away_since = None  # nobody has said meanwhile that it is not served
         # What was not handed on is not known yet; it may have been, in an older version.
         self._known.update((event.file, _NOT_HANDED_ON) for event in self._held)
         self._held = []
