@@ -367,6 +367,41 @@ def test_a_refusal_that_others_can_do_without(tmp_path: Path) -> None:
     run(main, 60)
 
 
+@pytest.mark.parametrize("watch_list", [True, False], ids=["watch-list", "pages"])
+def test_a_moments_failure_makes_no_cluster_without_services(tmp_path: Path, watch_list: bool) -> None:
+    """An agent that starts would take them out of the kernel, and put them back a moment later."""
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "default"}}
+    service["spec"] = {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}
+
+    async def main() -> None:
+        with KubeApi() as api:
+            api.put(pod("a", "10.0.0.1"), service)
+            api.watch_list(watch_list)
+            api.faults(refuse={"services": (500, 0)})
+            async with followed(api.kubeconfig(tmp_path / "kubeconfig")) as it:
+                await until(lambda: it.figures("Service").error and it.figures("Pod").state == "listed", 10)
+                await asyncio.sleep(2)  # longer than the source takes to look whether all is there
+                assert not it.inventory.synced
+                await ask(api.faults, refuse={})
+                await until(lambda: it.inventory.synced, 10)
+                assert it.names("Service") == ["default/web"]
+
+    run(main, 60)
+
+
+def test_what_others_can_do_without_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    async def main() -> None:
+        with KubeApi() as api:
+            api.put(pod("a", "10.0.0.1"))
+            api.faults(refuse={"services": (500, 0)})
+            timing = msgspec.structs.replace(QUICK, without=1.0)
+            async with followed(api.kubeconfig(tmp_path / "kubeconfig"), timing) as it:
+                await until(lambda: it.inventory.synced, 10)
+                assert it.names() == ["default/a"]
+
+    run(main, 60)
+
+
 def test_the_rights_are_enough_and_no_more(tmp_path: Path) -> None:
     rules = msgspec.convert(rights(), list[Rule])
 

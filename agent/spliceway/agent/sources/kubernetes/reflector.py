@@ -115,8 +115,13 @@ class Reflector:
 
     @property
     def is_resolved(self) -> bool:
-        """Whether nobody needs to wait for it: it was seen, is not served, or others can do without it for now."""
-        return self.state in ("listed", "absent") or (not self.resource.essential and bool(self.error))
+        """Whether nobody needs to wait for it: it was seen, is not served, or may not be read and others can do so."""
+        return self.state in ("listed", "absent") or (not self.resource.essential and self.state == "refused")
+
+    @property
+    def is_dispensable(self) -> bool:
+        """Whether others can do without it for now, should it fail for longer."""
+        return self.is_resolved or (not self.resource.essential and bool(self.error))
 
     async def run(self) -> None:
         """Look and follow, until cancelled."""
