@@ -157,7 +157,7 @@ def test_a_list_whose_pages_expire_begins_anew(tmp_path: Path) -> None:
 def test_an_answer_that_is_no_list_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Something between us and the server may answer 200 with a text of its own."""
     get = Connection.get
-    answers: list[bytes] = [b'{"kind": "Status", "metadata": {}, "status": "Failure"}', b'{"metadata": {}, "items": null}']
+    answers = [b'{"kind": "Status", "metadata": {}, "status": "Failure"}', b'{"metadata": {}, "items": null}']
 
     async def other(self: Connection, path: str, query: Any = None) -> bytes:
         return answers.pop() if query and "ciliumnetworkpolicies" in path and answers else await get(self, path, query)

@@ -21,8 +21,8 @@ from spliceway.policy.model import Pod
 
 INTERFACE = "spliceway.io/interface"
 NETNS = "spliceway.io/netns"
-#: The kubelet's, both alike, at the object that stands for a static pod: the uid that runtimes know that pod by. One alone
-#: anybody may write at a pod that runs; what has the second one runs as a static pod or not at all.
+#: The kubelet's, both alike, at the object that stands for a static pod: the uid that runtimes know that pod by.
+#: Anybody may write the first one at a pod that runs; what has the second one runs as a static pod or not at all.
 _STATIC_UID, _MIRROR = "kubernetes.io/config.hash", "kubernetes.io/config.mirror"
 #: dev_valid_name() of the kernel: no slash, colon or white space, at most 15 bytes, not «.» or «..».
 _INTERFACE = re.compile(r"(?!\.{1,2}$)[!-.0-9;-~]{1,15}")

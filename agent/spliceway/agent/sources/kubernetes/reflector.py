@@ -377,7 +377,7 @@ class Reflector:
     async def _end(self, revision: str) -> None:
         """All was seen: what was not is gone. Raises ApiFailure."""
         assert self._seen is not None
-        if not revision:  # every list and every bookmark has one: this is something else, and says nothing of what is there
+        if not revision:  # every list and every bookmark has one: this is something else, and tells of nothing
             raise ApiFailure(0, "", f"{self.resource.plural}: not what an API server answers: no resourceVersion")
         seen, self._seen = self._seen, None
         removed = [file for file in self._known if file not in seen]
