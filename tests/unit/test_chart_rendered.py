@@ -14,7 +14,9 @@ import kubernetes_validate
 import msgspec
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from spliceway.agent.cli.root import app
 from spliceway.agent.config import NODE_NAME, Config, parse_config
 from spliceway.agent.configsections import SourceConfig
 from support.helm import CHART, NAMESPACE, Helm, one
@@ -117,6 +119,26 @@ def test_the_chain_can_be_left_when_the_plugin_is_off_again(helm: Helm, enabled:
     assert mounts["cni-conf"]["mountPath"] == "/host/etc/cni/net.d"
     assert not mounts["cni-conf"].get("readOnly")
     assert ("cni-bin" in mounts) is enabled
+
+
+def test_the_kill_switch_in_the_pod_is_the_nodes(helm: Helm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`spliceway kill-switch on` as operations.md has it: what it writes is what the agent watches, on the node."""
+    objects = helm.render()
+    spec = pod_spec(objects)
+    (container,) = spec["containers"]
+    config = next(each["value"] for each in container["env"] if each["name"] == "SPLICEWAY_CONFIG")
+    mounts = {each["mountPath"]: each for each in container["volumeMounts"]}
+    assert str(Path(config).parent) in mounts
+    file = Path(agent_yaml(objects)["killSwitch"]["file"])
+    assert not mounts[str(file.parent)].get("readOnly")
+    monkeypatch.setenv("SPLICEWAY_NODE_NAME", "node1")
+    written = tmp_path / "agent.yaml"
+    text = one(objects, "ConfigMap")["data"]["agent.yaml"]
+    written.write_text(text.replace(str(file), str(tmp_path / "node" / "disabled")))
+    monkeypatch.setenv("SPLICEWAY_CONFIG", str(written))
+    told = CliRunner().invoke(app, ["kill-switch", "status", "-o", "json", "--bpffs", str(tmp_path)])
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.stdout)["file"] == str(tmp_path / "node" / "disabled")
 
 
 def test_a_wrong_object_would_be_found(helm: Helm) -> None:

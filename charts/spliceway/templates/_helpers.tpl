@@ -144,6 +144,9 @@ seLinuxOptions: {{- toYaml . | nindent 2 }}
 {{- define "spliceway.env" -}}
 - name: SPLICEWAY_NODE_NAME
   valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
+{{- /* For commands in the pod: the kill switch's file is the node's, and has another path here. */}}
+- name: SPLICEWAY_CONFIG
+  value: /etc/spliceway/agent.yaml
 {{- end }}
 
 {{/* What every pod that touches a node has. */}}
