@@ -14,7 +14,9 @@ import kubernetes_validate
 import msgspec
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from spliceway.agent.cli.root import app
 from spliceway.agent.config import NODE_NAME, Config, parse_config
 from spliceway.agent.configsections import SourceConfig
 from support.helm import CHART, NAMESPACE, Helm, one
@@ -103,6 +105,40 @@ def test_every_version_of_kubernetes_would_take_it(helm: Helm, values: dict[str,
     for each in objects:
         if each not in of_operator:
             _taken(json.dumps(each))
+
+
+@pytest.mark.parametrize("uninstall", [False, True])
+@pytest.mark.parametrize("enabled", [False, True])
+def test_the_chain_can_be_left_when_the_plugin_is_off_again(helm: Helm, enabled: bool, uninstall: bool) -> None:
+    """Nobody answers a plugin that stays in the chain: then no pod of the node starts any more."""
+    spec = pod_spec(helm.render({"cni": {"enabled": enabled}, "uninstall": uninstall}))
+    volumes = {each["name"]: each["hostPath"]["path"] for each in spec["volumes"] if "hostPath" in each}
+    assert volumes["cni-conf"] == "/etc/cni/net.d"
+    (container,) = (each for each in spec["initContainers" if uninstall else "containers"] if each.get("volumeMounts"))
+    mounts = {each["name"]: each for each in container["volumeMounts"]}
+    assert mounts["cni-conf"]["mountPath"] == "/host/etc/cni/net.d"
+    assert not mounts["cni-conf"].get("readOnly")
+    assert ("cni-bin" in mounts) is enabled
+
+
+def test_the_kill_switch_in_the_pod_is_the_nodes(helm: Helm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`spliceway kill-switch on` as operations.md has it: what it writes is what the agent watches, on the node."""
+    objects = helm.render()
+    spec = pod_spec(objects)
+    (container,) = spec["containers"]
+    config = next(each["value"] for each in container["env"] if each["name"] == "SPLICEWAY_CONFIG")
+    mounts = {each["mountPath"]: each for each in container["volumeMounts"]}
+    assert str(Path(config).parent) in mounts
+    file = Path(agent_yaml(objects)["killSwitch"]["file"])
+    assert not mounts[str(file.parent)].get("readOnly")
+    monkeypatch.setenv("SPLICEWAY_NODE_NAME", "node1")
+    written = tmp_path / "agent.yaml"
+    text = one(objects, "ConfigMap")["data"]["agent.yaml"]
+    written.write_text(text.replace(str(file), str(tmp_path / "node" / "disabled")))
+    monkeypatch.setenv("SPLICEWAY_CONFIG", str(written))
+    told = CliRunner().invoke(app, ["kill-switch", "status", "-o", "json", "--bpffs", str(tmp_path)])
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.stdout)["file"] == str(tmp_path / "node" / "disabled")
 
 
 def test_a_wrong_object_would_be_found(helm: Helm) -> None:

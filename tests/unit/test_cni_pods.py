@@ -141,8 +141,16 @@ def test_a_pod_of_the_same_name_that_was_there_before_is_another_one(site: Site)
 
 
 def test_a_static_pod_is_known_by_the_uid_that_the_kubelet_gave_it(site: Site) -> None:
-    site.say("web", manifest("web", uid="mirror", more='kubernetes.io/config.hash: "u1"'))
+    static = 'kubernetes.io/config.hash: "u1", kubernetes.io/config.mirror: "u1"'
+    site.say("web", manifest("web", uid="mirror", more=static))
     assert site.pods.known(wiring())
+
+
+def test_nobody_is_known_by_a_uid_that_he_says_himself(site: Site) -> None:
+    """Otherwise pods could be found where another one's processes are."""
+    for more in ('kubernetes.io/config.hash: "u2"', 'kubernetes.io/config.hash: "u2", kubernetes.io/config.mirror: x'):
+        site.say("web", manifest("web", more=more))
+        assert site.inventory.claims["default/web"].uids == ("u1",)
 
 
 def test_pods_that_say_how_they_are_wired_are_left_alone(site: Site) -> None:

@@ -21,6 +21,18 @@ def read(kind: str, content: dict[str, Any], api_version: str = "v1") -> dict[st
     return Reader(kind, api_version, NODE).read(msgspec.json.encode(content)).content
 
 
+def test_no_pod_says_how_it_is_wired_where_runtimes_do() -> None:
+    """Otherwise whoever may make a pod could take another one's interface, and leave its own without a policy."""
+    content = real_pod(NODE)
+    content["metadata"]["annotations"] |= {"spliceway.io/interface": "lxcvictim", "spliceway.io/netns": "/run/netns/v"}
+    for wired in (False, True):
+        reader = Reader("Pod", "v1", NODE, wired=wired)
+        inventory = Inventory(NODE)
+        inventory.feed((reader.read(msgspec.json.encode(content)).event,))
+        assert [one.interface for one in inventory.endpoints] == ([] if wired else ["lxcvictim"])
+        assert list(inventory.claims) == (["shop/web-0"] if wired else [])
+
+
 def real_pod(node: str = "other") -> dict[str, Any]:
     """As a server gives it in a list: without its kind, with what nobody here needs."""
     return {

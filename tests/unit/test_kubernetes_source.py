@@ -15,7 +15,8 @@ import pytest
 from spliceway.agent.errors import SourceError
 from spliceway.agent.sources.events import MoreToCome, SourceLost
 from spliceway.agent.sources.kubernetes import connection
-from spliceway.agent.sources.kubernetes.connection import Connection
+from spliceway.agent.sources.kubernetes.connection import ApiFailure, Connection
+from spliceway.agent.sources.kubernetes.discovery import Discovery
 from spliceway.agent.sources.kubernetes.figures import Timing
 from spliceway.agent.sources.kubernetes.resources import NOT_WATCHED, RESOURCES, rights
 from spliceway.agent.sourceviews import SourceCollector
@@ -155,6 +156,28 @@ def test_a_list_whose_pages_expire_begins_anew(tmp_path: Path) -> None:
     run(main, 60)
 
 
+def test_an_answer_that_is_no_list_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something between us and the server may answer 200 with a text of its own."""
+    get = Connection.get
+    answers = [b'{"kind": "Status", "metadata": {}, "status": "Failure"}', b'{"metadata": {}, "items": null}']
+
+    async def other(self: Connection, path: str, query: Any = None) -> bytes:
+        return answers.pop() if query and "ciliumnetworkpolicies" in path and answers else await get(self, path, query)
+
+    async def body(api: KubeApi, it: Followed) -> None:
+        monkeypatch.setattr(Connection, "get", other)
+        await ask(api.stop, abrupt=True)
+        await ask(api.put, policy("more"))
+        await ask(api.compact)
+        await ask(api.start)
+        await until(lambda: not answers)
+        await until(lambda: it.names("CiliumNetworkPolicy") == ["default/more", "default/web"])
+        removed = [event for batch in it.batches for event in batch if type(event).__name__ == "FileRemoved"]
+        assert not removed
+
+    follow(tmp_path, body, CILIUM, policy("web"), watch_list=False)
+
+
 def test_with_the_server_gone_everything_stays(tmp_path: Path) -> None:
     async def body(api: KubeApi, it: Followed) -> None:
         await ask(api.stop, abrupt=True)
@@ -252,6 +275,33 @@ def test_a_kind_that_is_away_for_a_moment_keeps_its_objects(tmp_path: Path) -> N
     follow(tmp_path, body, CILIUM, policy("web"))
 
 
+def test_a_kind_is_gone_only_when_it_is_away_without_a_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A moment before an outage and one after it are two moments, however long it was."""
+    plurals, said = Discovery._ask, ["there"]
+
+    async def other(self: Discovery, path: str) -> frozenset[str]:
+        if path == "/apis/cilium.io/v2" and said[-1] == "away":
+            return frozenset()
+        if path == "/apis/cilium.io/v2" and said[-1] == "down":
+            raise ApiFailure(503, "ServiceUnavailable", "not now")
+        return await plurals(self, path)
+
+    async def body(api: KubeApi, it: Followed) -> None:
+        monkeypatch.setattr(Discovery, "_ask", other)
+        for each in ("away", "down", "away"):
+            said.append(each)
+            await asyncio.sleep(1.1)  # what discovery remembers is old by then
+            await ask(api.drop_watches)
+            await asyncio.sleep(0.5)
+        said.append("there")
+        await until(lambda: not it.figures("CiliumNetworkPolicy").error)
+        removed = [event for batch in it.batches for event in batch if type(event).__name__ == "FileRemoved"]
+        assert not removed
+
+    timing = msgspec.structs.replace(QUICK, gone=2.5)
+    follow(tmp_path, body, CILIUM, policy("web"), timing=timing)
+
+
 def test_the_first_version_that_is_served_is_read(tmp_path: Path) -> None:
     group = {"apiVersion": "cilium.io/v2alpha1", "kind": "CiliumCIDRGroup", "metadata": {"name": "g"}}
     group["spec"] = {"externalCIDRs": ["192.0.2.0/24"]}
@@ -315,6 +365,41 @@ def test_a_refusal_that_others_can_do_without(tmp_path: Path) -> None:
                 await ask(api.rights, lambda rights: rights.allow("agent", [*everything, Rule(api_groups=("",))]))
                 await until(lambda: it.figures("Service").state == "listed")
                 assert not it.source.warnings()
+
+    run(main, 60)
+
+
+@pytest.mark.parametrize("watch_list", [True, False], ids=["watch-list", "pages"])
+def test_a_moments_failure_makes_no_cluster_without_services(tmp_path: Path, watch_list: bool) -> None:
+    """An agent that starts would take them out of the kernel, and put them back a moment later."""
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "default"}}
+    service["spec"] = {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}
+
+    async def main() -> None:
+        with KubeApi() as api:
+            api.put(pod("a", "10.0.0.1"), service)
+            api.watch_list(watch_list)
+            api.faults(refuse={"services": (500, 0)})
+            async with followed(api.kubeconfig(tmp_path / "kubeconfig")) as it:
+                await until(lambda: it.figures("Service").error and it.figures("Pod").state == "listed", 10)
+                await asyncio.sleep(2)  # longer than the source takes to look whether all is there
+                assert not it.inventory.synced
+                await ask(api.faults, refuse={})
+                await until(lambda: it.inventory.synced, 10)
+                assert it.names("Service") == ["default/web"]
+
+    run(main, 60)
+
+
+def test_what_others_can_do_without_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    async def main() -> None:
+        with KubeApi() as api:
+            api.put(pod("a", "10.0.0.1"))
+            api.faults(refuse={"services": (500, 0)})
+            timing = msgspec.structs.replace(QUICK, without=1.0)
+            async with followed(api.kubeconfig(tmp_path / "kubeconfig"), timing) as it:
+                await until(lambda: it.inventory.synced, 10)
+                assert it.names() == ["default/a"]
 
     run(main, 60)
 

@@ -21,8 +21,9 @@ from spliceway.policy.model import Pod
 
 INTERFACE = "spliceway.io/interface"
 NETNS = "spliceway.io/netns"
-#: The kubelet's, at the object that stands for a static pod: the uid that runtimes know that pod by.
-_STATIC_UID = "kubernetes.io/config.hash"
+#: The kubelet's, both alike, at the object that stands for a static pod: the uid that runtimes know that pod by.
+#: Anybody may write the first one at a pod that runs; what has the second one runs as a static pod or not at all.
+_STATIC_UID, _MIRROR = "kubernetes.io/config.hash", "kubernetes.io/config.mirror"
 #: dev_valid_name() of the kernel: no slash, colon or white space, at most 15 bytes, not «.» or «..».
 _INTERFACE = re.compile(r"(?!\.{1,2}$)[!-.0-9;-~]{1,15}")
 
@@ -77,7 +78,9 @@ def local_endpoint(pod: Pod, document: Mapping[str, Any], node: str) -> Wired | 
 
 def _claimed(pod: Pod, uid: object, annotations: Mapping[str, Any]) -> Wired:
     wish = opt_out(pod, annotations)
-    uids = tuple(one for one in (uid, annotations.get(_STATIC_UID)) if one and isinstance(one, str))
+    static = annotations.get(_STATIC_UID)
+    static = static if static == annotations.get(_MIRROR) else None
+    uids = tuple(one for one in (uid, static) if one and isinstance(one, str))
     return Wired(None, wish.errors, Claim(uids, wish.splice, wish.ports))
 
 

@@ -101,8 +101,9 @@ seLinuxOptions: {{- toYaml . | nindent 2 }}
 - {name: netns, mountPath: /run/netns, readOnly: true, mountPropagation: HostToContainer}
 - {name: xtables-lock, mountPath: /run/xtables.lock}
 - {name: kill-switch, mountPath: /host/etc/spliceway}
-{{- if .Values.cni.enabled }}
+{{- /* Also without the plugin: one that was enabled before must be taken out of the chain, or no pod starts. */}}
 - {name: cni-conf, mountPath: /host/etc/cni/net.d}
+{{- if .Values.cni.enabled }}
 - {name: cni-bin, mountPath: /host/opt/cni/bin}
 {{- end }}
 {{- end }}
@@ -132,9 +133,9 @@ seLinuxOptions: {{- toYaml . | nindent 2 }}
   hostPath: {path: /run/xtables.lock, type: FileOrCreate}
 - name: kill-switch
   hostPath: {path: {{ .Values.killSwitch.hostDirectory }}, type: DirectoryOrCreate}
-{{- if .Values.cni.enabled }}
 - name: cni-conf
   hostPath: {path: {{ .Values.cni.confDir }}, type: DirectoryOrCreate}
+{{- if .Values.cni.enabled }}
 - name: cni-bin
   hostPath: {path: {{ .Values.cni.binDir }}, type: DirectoryOrCreate}
 {{- end }}
@@ -143,6 +144,9 @@ seLinuxOptions: {{- toYaml . | nindent 2 }}
 {{- define "spliceway.env" -}}
 - name: SPLICEWAY_NODE_NAME
   valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
+{{- /* For commands in the pod: the kill switch's file is the node's, and has another path here. */}}
+- name: SPLICEWAY_CONFIG
+  value: /etc/spliceway/agent.yaml
 {{- end }}
 
 {{/* What every pod that touches a node has. */}}

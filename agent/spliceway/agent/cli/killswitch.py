@@ -49,7 +49,14 @@ def kill_switch(
     turn: Annotated[Turn, typer.Argument(help="Turn it on or off, or show how it is.")],
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", exists=True, dir_okay=False, help="The agent's configuration; needs none."),
+        typer.Option(
+            "--config",
+            "-c",
+            envvar="SPLICEWAY_CONFIG",
+            exists=True,
+            dir_okay=False,
+            help="The agent's configuration; needs none.",
+        ),
     ] = None,
     file: Annotated[Path | None, typer.Option("--file", help="The file, in place of the configuration's.")] = None,
     bpffs: Annotated[Path | None, typer.Option("--bpffs", help="In place of the configuration's.")] = None,

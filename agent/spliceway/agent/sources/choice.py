@@ -37,4 +37,9 @@ def make_source(config: Config) -> Source:
         return DirectorySource(config.source.directory)
     kubernetes = config.source.kubernetes
     assert kubernetes is not None  # exactly one is there: `parse_config` has seen to it
-    return KubernetesSource(config.node_name, kubeconfig=kubernetes.kubeconfig, context=kubernetes.context)
+    return KubernetesSource(
+        config.node_name,
+        kubeconfig=kubernetes.kubeconfig,
+        context=kubernetes.context,
+        wired=config.cni.enabled,
+    )

@@ -18,7 +18,7 @@ class _Named(msgspec.Struct):
 
 
 class _Resources(msgspec.Struct):
-    resources: list[_Named] = []
+    resources: list[_Named]
 
 
 _RESOURCES = msgspec.json.Decoder(_Resources)

@@ -14,6 +14,7 @@ class Timing(msgspec.Struct, frozen=True):
 
     `retry`: the first pause after a failure, and the longest; `again`: between looks for kinds that are not served;
     `gone`: so long a kind must be away until its objects are; `lost`: so long failures are nobody's business.
+    `without`: so long a first look waits for kinds that fail and that it can do without.
     """
 
     watch: tuple[float, float] = (300.0, 600.0)
@@ -23,6 +24,7 @@ class Timing(msgspec.Struct, frozen=True):
     again: float = 60.0
     gone: float = 10.0
     lost: float = 5.0
+    without: float = 30.0
     page: int = 500
 
 

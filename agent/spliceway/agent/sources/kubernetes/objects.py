@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from spliceway.agent.endpoints import INTERFACE, NETNS
 from spliceway.agent.sources.events import ObjectChanged
 
 Json = dict[str, Any]
@@ -151,12 +152,16 @@ _ANY, _ANNOTATIONS = msgspec.json.Decoder(Json), msgspec.json.Decoder(dict[str, 
 
 
 class Reader:
-    """Reads objects of one kind. `node`: whose pods are read with their annotations."""
+    """Reads objects of one kind. `node`: whose pods are read with their annotations.
 
-    def __init__(self, kind: str, api_version: str, node: str) -> None:
+    `wired`: runtimes say how pods are wired. Then no pod says it itself: whoever may make one could name any interface.
+    """
+
+    def __init__(self, kind: str, api_version: str, node: str, *, wired: bool = False) -> None:
         self._head: Json = {"apiVersion": api_version, "kind": kind}
         self._kind = kind
         self._node = node
+        self._left_out = (*_ECHOES, INTERFACE, NETNS) if wired and kind == "Pod" else _ECHOES
         readers: dict[str, Callable[[bytes | msgspec.Raw], tuple[Metadata, Json]]] = {
             "Pod": self._pod,
             "Node": self._of_node,
@@ -185,7 +190,7 @@ class Reader:
         spec, status = pod.spec, pod.status
         own = spec.node_name == self._node
         content: Json = {
-            "metadata": _metadata(pod.metadata, whole=own),
+            "metadata": _metadata(pod.metadata, self._left_out, whole=own),
             "spec": _there(
                 nodeName=spec.node_name,
                 hostNetwork=spec.host_network,
@@ -203,7 +208,7 @@ class Reader:
         node = _NODE.decode(raw)
         addresses = [{"type": one.type, "address": one.address} for one in node.status.addresses or ()]
         content: Json = {
-            "metadata": _metadata(node.metadata, whole=True),
+            "metadata": _metadata(node.metadata, self._left_out, whole=True),
             "spec": _there(podCIDR=node.spec.pod_cidr, podCIDRs=node.spec.pod_cidrs),
             "status": {"addresses": addresses},
         }
@@ -246,8 +251,8 @@ class _Bookmark(msgspec.Struct):
 _HEAD_OF_BOOKMARK = msgspec.json.Decoder(_Bookmark)
 
 
-def _metadata(metadata: Metadata, *, whole: bool) -> Json:
-    """`whole`: also what only matters on the object's own node."""
+def _metadata(metadata: Metadata, left_out: tuple[str, ...], *, whole: bool) -> Json:
+    """`whole`: also what only matters on the object's own node, annotations but for those that are left out."""
     found = _there(
         name=metadata.name,
         namespace=metadata.namespace or None,
@@ -258,7 +263,7 @@ def _metadata(metadata: Metadata, *, whole: bool) -> Json:
     if whole and metadata.uid:
         found["uid"] = metadata.uid
     if whole and (told := _ANNOTATIONS.decode(metadata.annotations)):
-        found["annotations"] = {key: value for key, value in told.items() if key not in _ECHOES}
+        found["annotations"] = {key: value for key, value in told.items() if key not in left_out}
     return found
 
 

@@ -60,11 +60,15 @@ class Reflector:
         sink: Sink,
         *,
         node: str,
+        wired: bool,
         timing: Timing,
         whole: Callable[[], bool],
         on_state: Callable[[Reflector], None],
     ) -> None:
-        """`whole`: whether a look must be handed on in one piece; `on_state`: called when its state is another one."""
+        """`node`, `wired`: see `Reader`; `whole`: whether a look must be handed on in one piece.
+
+        `on_state`: called when its state is another one.
+        """
         self.resource = resource
         self.state: State = "waiting"
         self.error = ""
@@ -81,7 +85,8 @@ class Reflector:
         self._held: list[FileEvent] = []
         self._revision = ""
         self._version = resource.versions[0]
-        self._reader = Reader(resource.kind, resource.api_version(self._version), node)
+        self._wired = wired
+        self._reader = self._new_reader()
         self._no_watch_list_until = 0.0
         self._away_since: float | None = None
         self._woken = asyncio.Event()
@@ -110,8 +115,13 @@ class Reflector:
 
     @property
     def is_resolved(self) -> bool:
-        """Whether nobody needs to wait for it: it was seen, is not served, or others can do without it for now."""
-        return self.state in ("listed", "absent") or (not self.resource.essential and bool(self.error))
+        """Whether nobody needs to wait for it: it was seen, is not served, or may not be read and others can do so."""
+        return self.state in ("listed", "absent") or (not self.resource.essential and self.state == "refused")
+
+    @property
+    def is_dispensable(self) -> bool:
+        """Whether others can do without it for now, should it fail for longer."""
+        return self.is_resolved or (not self.resource.essential and bool(self.error))
 
     async def run(self) -> None:
         """Look and follow, until cancelled."""
@@ -139,7 +149,7 @@ class Reflector:
         self._away_since = None
         if version != self._version:
             self._version, self._revision = version, ""
-            self._reader = Reader(self.resource.kind, self.resource.api_version(version), self._node)
+            self._reader = self._new_reader()
         begun, watches = self._now(), self._watches
         if not self._revision and self._now() < self._no_watch_list_until:
             await self._list()
@@ -148,6 +158,10 @@ class Reflector:
         short = self._watches > watches and self._now() - begun < 1.0
         return self._backoff() if short else 0.0
 
+    def _new_reader(self) -> Reader:
+        api_version = self.resource.api_version(self._version)
+        return Reader(self.resource.kind, api_version, self._node, wired=self._wired)
+
     async def _not_served(self) -> float:
         now = self._now()
         self._away_since = self._away_since or now
@@ -155,7 +169,10 @@ class Reflector:
             self._answered("absent")
             return self._timing.again * random.uniform(0.8, 1.2)
         # Objects go only when it is certain: a server that has just begun, or lost its CRDs for a moment, is not.
-        if not await self._discovery.settled() or (self._known and now - self._away_since < self._timing.gone):
+        if not await self._discovery.settled():
+            self._away_since = None
+            return min(1.0, self._timing.gone)
+        if self._known and now - self._away_since < self._timing.gone:
             return min(1.0, self._timing.gone)
         # What was asked before the server was ready says nothing.
         if await self._discovery.version(self.resource, fresh=True) is not None:
@@ -171,6 +188,7 @@ class Reflector:
     def _failed(self, failure: ApiFailure) -> float:
         """Take in a failure; seconds to wait."""
         looking, self._seen = self._seen is not None, None
+        self._away_since = None  # nobody has said meanwhile that it is not served
         # What was not handed on is not known yet; it may have been, in an older version.
         self._known.update((event.file, _NOT_HANDED_ON) for event in self._held)
         self._held = []
@@ -357,8 +375,10 @@ class Reflector:
             await self._sink(held)
 
     async def _end(self, revision: str) -> None:
-        """All was seen: what was not is gone."""
+        """All was seen: what was not is gone. Raises ApiFailure."""
         assert self._seen is not None
+        if not revision:  # every list and every bookmark has one: this is something else, and tells of nothing
+            raise ApiFailure(0, "", f"{self.resource.plural}: not what an API server answers: no resourceVersion")
         seen, self._seen = self._seen, None
         removed = [file for file in self._known if file not in seen]
         for file in removed:

@@ -54,13 +54,18 @@ class KubernetesSource:
         kubeconfig: Path | None = None,
         context: str = "",
         kinds: Collection[str] | None = None,
+        wired: bool = False,
         timing: Timing | None = None,
     ) -> None:
-        """`node`: whose pods are read in full; `kubeconfig` None: the pod's service account; `kinds` None: all."""
+        """`node`: whose pods are read in full; `kubeconfig` None: the pod's service account; `kinds` None: all.
+
+        `wired`: runtimes say how this node's pods are wired, and annotations do not count.
+        """
         self._node = node
         self._kubeconfig = kubeconfig
         self._context = context
         self._kinds = kinds
+        self._wired = wired
         self._timing = timing or Timing()
         self._reflectors: tuple[Reflector, ...] = ()
         self._connection: Connection | None = None
@@ -68,6 +73,7 @@ class KubernetesSource:
         self._room = asyncio.Event()
         self._changed = asyncio.Event()
         self._begun = False
+        self._waiting_since: float | None = None  # for nothing but kinds that fail, and that others can do without
         self._lost = ""
         self._failing_since: float | None = None
         self._main: asyncio.Task[None] | None = None
@@ -86,6 +92,7 @@ class KubernetesSource:
                 discovery,
                 self._take_in,
                 node=self._node,
+                wired=self._wired,
                 timing=self._timing,
                 whole=lambda: self._begun,
                 on_state=self._on_state,
@@ -191,7 +198,7 @@ class KubernetesSource:
                 log.warning("the source is lost: what is in force stays", reason=self._lost)
             else:
                 log.info("the source is there again")
-        begins = not self._begun and all(one.is_resolved for one in self._reflectors)
+        begins = not self._begun and self._is_whole()
         found += self._pending.values()
         self._pending = {}
         self._room.set()
@@ -202,6 +209,21 @@ class KubernetesSource:
         elif not self._begun and found:
             found.append(MoreToCome())
         return tuple(found)
+
+    def _is_whole(self) -> bool:
+        """Whether all that is to be waited for was seen.
+
+        A moment's failure must not make a cluster without Services: what the kernel has of them would go.
+        """
+        if all(one.is_resolved for one in self._reflectors):
+            return True
+        if not all(one.is_dispensable for one in self._reflectors):
+            self._waiting_since = None
+            return False
+        now = asyncio.get_running_loop().time()
+        if self._waiting_since is None:
+            self._waiting_since = now
+        return now - self._waiting_since > self._timing.without
 
     def _why_lost(self) -> str:
         """Why the source can't be read: an essential kind that fails for longer than a moment."""
