@@ -122,9 +122,13 @@ class CniNode:
 
     def start(self, **overrides: Any) -> AgentProcess:
         """An agent; returns when its policy is in force and the plugin is in the chain."""
-        self.agent = start_agent(self.node, {"cni": {**self.cni, **overrides}, "splice": {"mode": "off"}})
+        self.agent = start_agent(self.node, {**self.config(), "cni": {**self.cni, **overrides}})
         self.wait_chained()
         return self.agent
+
+    def config(self) -> dict[str, Any]:
+        """What else the agent's configuration has."""
+        return {"splice": {"mode": "off"}}
 
     def wait_chained(self, seconds: float = 20.0) -> None:
         """Return when the plugin is in the chain."""
@@ -154,11 +158,15 @@ class CniNode:
         self.describe(name, labels)
         pod = self.sandbox(name)
         pod.add()
-        cgroup = cgroups.create(self.node.info.cgroups.pods / f"default_{name}")
-        argv = [sys.executable, *SERVER[1:], "--name", name]
+        self.listen(pod)
+        return pod
+
+    def listen(self, pod: CniPod) -> None:
+        """Serve HTTP on TCP 80 in a pod, in a cgroup as the kubelet names it."""
+        cgroup = cgroups.create(self.node.info.cgroups.pods / f"pod{pod.uid or pod.name}")
+        argv = [sys.executable, *SERVER[1:], "--name", pod.name]
         self._servers.append(processes.spawn(pod.netns, cgroup, argv, processes.environment()))
         wait(lambda: 80 in netns.call(pod.netns, netns.listening_ports), 20.0)
-        return pod
 
     def describe_far(self, name: str, labels: Mapping[str, str], address: str) -> None:
         """A Pod object of another node."""

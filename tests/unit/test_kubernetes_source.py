@@ -13,16 +13,20 @@ import msgspec
 import pytest
 
 from spliceway.agent.errors import SourceError
+from spliceway.agent.inventory import Inventory
+from spliceway.agent.sources.choice import make_source
 from spliceway.agent.sources.events import MoreToCome, SourceLost
 from spliceway.agent.sources.kubernetes import connection
 from spliceway.agent.sources.kubernetes.connection import ApiFailure, Connection
 from spliceway.agent.sources.kubernetes.discovery import Discovery
 from spliceway.agent.sources.kubernetes.figures import Timing
 from spliceway.agent.sources.kubernetes.resources import NOT_WATCHED, RESOURCES, rights
+from spliceway.agent.sources.kubernetes.source import KubernetesSource
 from spliceway.agent.sourceviews import SourceCollector
 from spliceway.policy.model import NetworkPolicy, Pod
 from spliceway.policy.parse import READERS
 from support.agent import run, until
+from support.agentsite import Site
 from support.certificates import Authority
 from support.kubeapi import KubeApi, Rule, crd
 from support.kubesource import CILIUM, CRDS, QUICK, Followed, ask, followed, fresh, pod, policy
@@ -557,3 +561,29 @@ def test_a_kubeconfig_that_cannot_be(tmp_path: Path, text: str, reason: str) -> 
 def test_outside_of_a_pod_there_is_no_service_account() -> None:
     with pytest.raises(SourceError, match=r"source\.kubernetes"):
         Connection(None, "")
+
+
+def test_kinds_that_are_left_to_others_are_not_asked_for(tmp_path: Path) -> None:
+    async def main() -> None:
+        with KubeApi() as api:
+            api.put(*CRDS, policy("web"), pod("one", "10.0.0.1"))
+            kinds = "policies: {kinds: [CiliumNetworkPolicy]}"
+            kubeconfig = api.kubeconfig(tmp_path / "kubeconfig")
+            config = Site(tmp_path, kinds, f"{{kubernetes: {{kubeconfig: {kubeconfig}}}}}").config
+            with make_source(config) as source:
+                inventory = Inventory(config.node_name, kinds=config.policies.kinds)
+                async for batch in source.batches():
+                    inventory.feed(batch)
+                    if inventory.synced:
+                        break
+                status = source.status()
+            assert isinstance(source, KubernetesSource)
+            await source.ended()
+            assert status is not None
+            left = {"Pod", "Namespace", "Node", "Service", "EndpointSlice", "CiliumCIDRGroup", "CiliumNetworkPolicy"}
+            assert {one.kind for one in status.resources} == left
+            assert inventory.names("CiliumNetworkPolicy") == ["default/web"]
+            assert not [path for _method, path, _query in api.requests if path.endswith("/networkpolicies")]
+            assert not [path for _method, path, _query in api.requests if path.endswith("adminnetworkpolicies")]
+
+    run(main, 60)

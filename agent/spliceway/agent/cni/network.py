@@ -36,7 +36,7 @@ from spliceway.agent.cni.wirings import Wiring, Wirings
 from spliceway.agent.errors import OWN_ERRORS
 from spliceway.agent.inventory import Inventory
 from spliceway.agent.manifests import Key
-from spliceway.bpf import linktable
+from spliceway.bpf import linktable, neighbours
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.model import Object
 from spliceway.policy.table import PolicyTable
@@ -176,6 +176,12 @@ class PodNetwork:
         number = self._resubmit()
         if not await self._changed.until(lambda: self._in_force(wiring, number), deadline):
             raise CniError(TRY_AGAIN if self._force.reached < number else NOT_IN_FORCE, self._why_not(wiring))
+        # What the node's proxy answers goes by the node's own table, and pods tell each other alone where they are:
+        # the address may have been a pod's whose station is gone.
+        try:
+            await asyncio.to_thread(neighbours.forget, wiring.addresses)
+        except OSError as error:
+            log.warning("the node may look for a pod where the last one was", pod=wiring.pod, error=str(error))
 
     async def _wiring(self, question: Question, container: Container) -> Wiring:
         """As the runtime and the kernel say it."""

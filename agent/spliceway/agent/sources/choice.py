@@ -7,8 +7,10 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from spliceway.agent.config import Config
+from spliceway.agent.manifests import POLICY_KINDS
 from spliceway.agent.sources.directory import DirectorySource
 from spliceway.agent.sources.events import Batch
+from spliceway.agent.sources.kubernetes.resources import RESOURCES
 from spliceway.agent.sources.kubernetes.source import KubernetesSource, SourceStatus
 
 
@@ -37,9 +39,12 @@ def make_source(config: Config) -> Source:
         return DirectorySource(config.source.directory)
     kubernetes = config.source.kubernetes
     assert kubernetes is not None  # exactly one is there: `parse_config` has seen to it
+    # What is left to others is not even asked for: it needs no right to be read.
+    kinds = {one.kind for one in RESOURCES} - (POLICY_KINDS - set(config.policies.kinds))
     return KubernetesSource(
         config.node_name,
         kubeconfig=kubernetes.kubeconfig,
         context=kubernetes.context,
+        kinds=kinds,
         wired=config.cni.enabled,
     )
