@@ -11,14 +11,12 @@ from typing import Any
 
 import jsonschema
 import kubernetes_validate
-import msgspec
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from spliceway.agent.cli.root import app
-from spliceway.agent.config import NODE_NAME, Config, parse_config
-from spliceway.agent.configsections import SourceConfig
+from spliceway.agent.config import NODE_NAME, parse_config
 from support.helm import CHART, NAMESPACE, Helm, one
 
 #: Those with a schema, of which the oldest is the chart's kubeVersion.
@@ -27,7 +25,8 @@ MATRIX: dict[str, dict[str, Any]] = {
     "defaults": {},
     "enforce": {"enforcement": "enforce"},
     "envoy": {"proxy": {"kind": "envoy"}},
-    "cni": {"cni": {"enabled": True, "exemptNamespaces": ["kube-system", "istio-system"]}},
+    "cni": {"cni": {"exemptNamespaces": ["kube-system", "istio-system"]}},
+    "no cni": {"cni": {"enabled": False}},
     "metrics": {
         "metrics": {
             "enabled": True,
@@ -62,8 +61,6 @@ MATRIX: dict[str, dict[str, Any]] = {
         "tolerations": [{"key": "x", "operator": "Exists", "effect": "NoSchedule"}],
     },
 }
-#: Fields of the configuration that the chart writes and that an agent may not know yet.
-_COMING = ("killSwitch", "cni")
 
 
 @pytest.fixture(scope="module")
@@ -151,15 +148,12 @@ def test_a_wrong_object_would_be_found(helm: Helm) -> None:
 @pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
 def test_the_agent_takes_its_configuration(helm: Helm, values: dict[str, Any]) -> None:
     config = agent_yaml(helm.render(values))
-    known = {each.encode_name for each in msgspec.structs.fields(Config)}
-    for name in _COMING:
-        if name not in known:
-            config.pop(name, None)
     assert config["source"] == {"kubernetes": {}}
-    if "kubernetes" not in SourceConfig.__struct_fields__:
-        config["source"] = {"directory": "/"}
     parsed = parse_config(yaml.safe_dump(config), "agent.yaml")
     assert parsed.enforcement == values.get("enforcement", "audit")
+    assert parsed.cni.enabled is values.get("cni", {}).get("enabled", True)
+    if parsed.cni.enabled:
+        assert parsed.cni.on_failure == ("fail" if parsed.enforcement == "enforce" else "allow")
     assert parsed.proxy.kind == values.get("proxy", {}).get("kind", "embedded")
     own = values.get("agent", {}).get("config", {})
     assert parsed.proxy.workers == own.get("proxy", {}).get("workers", 0)

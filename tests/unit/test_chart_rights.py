@@ -46,7 +46,7 @@ def test_what_is_read_is_what_the_source_asks_for(helm: Helm) -> None:
 
 
 def test_nothing_is_written_but_status_events_and_one_lease(helm: Helm) -> None:
-    for values in ({}, {"cni": {"enabled": True}}):
+    for values in ({}, {"cni": {"enabled": False}}):
         assert {verb for *_, verb in rules(helm.render(values))} == {"list", "watch"}
         assert not [each for each in helm.render(values) if each["kind"] in ("Role", "RoleBinding")]
     objects = helm.render({"crds": {"install": True}})
