@@ -41,5 +41,5 @@ def make_source(config: Config) -> Source:
         config.node_name,
         kubeconfig=kubernetes.kubeconfig,
         context=kubernetes.context,
-        wired=config.cni.enabled,
+        wired=config.cni.enabled or not kubernetes.pod_annotations,
     )
