@@ -26,7 +26,7 @@ Body = Callable[[Site, KubeApi], Awaitable[None]]
 
 def site_of(tmp_path: Path, api: KubeApi) -> Site:
     kubeconfig = api.kubeconfig(tmp_path / "kubeconfig")
-    return Site(tmp_path, source=f"{{kubernetes: {{kubeconfig: {kubeconfig}}}}}")
+    return Site(tmp_path, source=f"{{kubernetes: {{kubeconfig: {kubeconfig}, podAnnotations: true}}}}")
 
 
 def with_agent(tmp_path: Path, body: Body, *objects: Any) -> None:

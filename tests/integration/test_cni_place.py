@@ -216,6 +216,21 @@ def test_it_is_taken_out_without_a_configuration(node: Node) -> None:
     assert take_out(node.state) == []
 
 
+def test_cleanup_on_the_node_takes_out_what_an_agent_in_a_container_put_there(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its directories were mounted below another one, which is not there on the node."""
+    monkeypatch.setattr(place, "_MOUNTED", tmp_path / "host")
+    node.place.install()
+    node.write("10-a.conflist")
+    node.place.look()
+    written = place.Places(str(tmp_path / "host" / node.confs.relative_to("/")), str(node.bins))
+    (node.state / place.RECORD).write_bytes(msgspec.json.encode(written))
+    assert [path.name for path in placed(node.state)] == ["10-a.conflist"]
+    take_out(node.state)
+    assert node.types("10-a.conflist") == ["calico"]
+
+
 def test_an_agent_without_it_takes_out_what_one_with_it_put_there(node: Node) -> None:
     node.place.install()
     node.write("10-a.conflist")

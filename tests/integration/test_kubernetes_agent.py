@@ -67,7 +67,7 @@ class Site:
         self.crowd = Crowd(api, self.random, pods=PODS, policies=POLICIES)
         # An empty directory is no source beside the other.
         overrides = {
-            "source": {"directory": None, "kubernetes": {"kubeconfig": str(kubeconfig)}},
+            "source": {"directory": None, "kubernetes": {"kubeconfig": str(kubeconfig), "podAnnotations": True}},
             "splice": {"mode": "off"},
         }
         self._overrides = overrides

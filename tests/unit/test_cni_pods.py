@@ -8,9 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from spliceway.agent.cli.summary import _cni_problems
 from spliceway.agent.cni import wirings as wirings_module
 from spliceway.agent.cni.netconf import Container
 from spliceway.agent.cni.pods import WiredPods
+from spliceway.agent.cni.side import NoCni
 from spliceway.agent.cni.veth import HostSide
 from spliceway.agent.cni.wirings import Wiring, Wirings
 from spliceway.agent.inventory import Inventory
@@ -159,6 +161,23 @@ def test_pods_that_say_how_they_are_wired_are_left_alone(site: Site) -> None:
     assert site.addresses("web") == (FOUR,)
     assert not site.pods.unwired()
     assert [one.interface for one in site.inventory.endpoints] == ["lxc1"]
+
+
+def test_a_cluster_whose_pods_nobody_wires_is_told(site: Site, tmp_path: Path) -> None:
+    side = NoCni(site.inventory, tmp_path, cluster=True)
+    site.say("new", manifest("new"))
+    site.say("far", manifest("far", node="node2", ips=(SIX,)))
+    assert problems_of(side) == []
+    site.say("web", manifest("web", ips=(FOUR,)))
+    (told,) = problems_of(side)
+    assert told.startswith("cni: no policy covers 1 pods of this node: cni.enabled is false")
+    assert problems_of(NoCni(site.inventory, tmp_path)) == [], (
+        "a directory's pods say it themselves, or are none of ours"
+    )
+
+
+def problems_of(side: NoCni) -> list[str]:
+    return _cni_problems(msgspec.to_builtins(side.status()))
 
 
 def test_pods_in_the_hosts_network_are_left_alone(site: Site) -> None:

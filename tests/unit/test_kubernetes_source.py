@@ -160,6 +160,29 @@ def test_a_list_whose_pages_expire_begins_anew(tmp_path: Path) -> None:
     run(main, 60)
 
 
+def test_a_look_that_never_ends_well_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """History is forgotten faster than all of it can be read, say."""
+    get, expires = Connection.get, [True]
+
+    async def other(self: Connection, path: str, query: Any = None) -> bytes:
+        if query and path.endswith("/pods") and expires[0]:
+            raise ApiFailure(410, "Expired", "too old")
+        return await get(self, path, query)
+
+    async def body(api: KubeApi, it: Followed) -> None:
+        monkeypatch.setattr(Connection, "get", other)
+        await ask(api.stop, abrupt=True)
+        await ask(api.put, pod("b", "10.0.0.2"))
+        await ask(api.compact)
+        await ask(api.start)
+        await until(lambda: "pods: 410 Expired" in it.source.status().lost, 10)
+        assert it.names() == ["default/a"], "what is in force stays"
+        expires[0] = False
+        await until(lambda: not it.source.status().lost and it.names() == ["default/a", "default/b"], 10)
+
+    follow(tmp_path, body, pod("a", "10.0.0.1"), watch_list=False)
+
+
 def test_an_answer_that_is_no_list_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Something between us and the server may answer 200 with a text of its own."""
     get = Connection.get

@@ -82,10 +82,14 @@ class CgroupsConfig(Section, frozen=True):
 
 
 class KubernetesConfig(Section, frozen=True):
-    """The API server: of a kubeconfig and one of its contexts (empty: the current one); None: of the agent's pod."""
+    """The API server: of a kubeconfig and one of its contexts (empty: the current one); None: of the agent's pod.
+
+    `pod_annotations`: pods may say how they are wired. Whoever may make pods can then name any interface of the node.
+    """
 
     kubeconfig: Path | None = None
     context: str = ""
+    pod_annotations: bool = False
 
 
 class SourceConfig(Section, frozen=True):

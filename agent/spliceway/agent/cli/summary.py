@@ -331,7 +331,7 @@ def _cni(found: Json) -> list[str]:
 
 
 def _cni_problems(found: Json) -> list[str]:
-    if not found.get("enabled"):
+    if not found:
         return []
     problem = found["chain"]["problem"]
     return [*([f"cni: {problem}"] if problem else []), *(f"cni: no policy covers {text}" for text in found["without"])]

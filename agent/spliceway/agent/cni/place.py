@@ -27,6 +27,8 @@ from spliceway.agent.state import write_atomic
 
 #: What was put where, in the state directory: `spliceway cleanup` needs no configuration.
 RECORD = "cni.json"
+#: Where the chart's pods have directories of the node.
+_MOUNTED = Path("/host")
 #: So many times in PEACE seconds the plugin is put back at once, then every SLOW seconds.
 QUICK, PEACE, SLOW = 5, 600.0, 60.0
 #: Seconds after an event before the directory is looked at; between two looks without one; while it is not there.
@@ -171,7 +173,7 @@ def placed(state_dir: Path) -> list[Path]:
     if places is None:
         return []
     found = []
-    directory = Path(places.conf_dir)
+    directory = _here(Path(places.conf_dir))
     for name in _names(directory) if directory.is_dir() else ():
         if not name.endswith(conflist.SUFFIXES):
             continue
@@ -198,6 +200,13 @@ def take_out(state_dir: Path) -> list[Path]:
         except (OSError, conflist.BadConfError) as error:
             raise AgentError(f"{path}: the CNI plugin can't be taken out: {error}") from error
     return found
+
+
+def _here(directory: Path) -> Path:
+    """A directory by its path of now: an agent in a container wrote down where the node's is mounted there."""
+    if not directory.is_dir() and directory.is_relative_to(_MOUNTED):
+        return Path("/") / directory.relative_to(_MOUNTED)
+    return directory
 
 
 def _places(state_dir: Path) -> Places | None:

@@ -18,7 +18,7 @@ from spliceway.agent.inventory import Inventory
 from spliceway.agent.listening import unix_listener
 from spliceway.agent.manifests import Key
 from spliceway.bpf.types import LocalEndpoint
-from spliceway.policy.model import Object
+from spliceway.policy.model import Object, Pod
 
 
 class CniStatus(msgspec.Struct, frozen=True, rename="camel"):
@@ -73,7 +73,9 @@ class CniSide(Protocol):
 class NoCni:
     """Pods say themselves how they are wired, or are in no way."""
 
-    def __init__(self, inventory: Inventory, state_dir: Path) -> None:
+    def __init__(self, inventory: Inventory, state_dir: Path, *, cluster: bool = False) -> None:
+        """`cluster`: the source is a cluster's, whose pods say nothing of their wiring."""
+        self._cluster = cluster
         self._inventory = inventory
         self._state_dir = state_dir
 
@@ -115,8 +117,11 @@ class NoCni:
         """Nothing is there to be taken out."""
 
     def status(self) -> CniStatus:
-        """Off."""
-        return CniStatus()
+        """Off. Pods of a cluster that nobody has wired for us pass by every policy: that must not go unsaid."""
+        pods = (self._inventory.entry(("Pod", name)) for name in self._inventory.claims) if self._cluster else ()
+        count = sum(isinstance(one.item, Pod) and bool(one.item.addresses) for one in pods if one is not None)
+        why = f"{count} pods of this node: cni.enabled is false, and nothing else says how they are wired"
+        return CniStatus(without=(why,) if count else ())
 
 
 class Cni(PodNetwork):
@@ -160,4 +165,6 @@ class Cni(PodNetwork):
 
 def cni_side(config: Config, inventory: Inventory) -> CniSide:
     """As the configuration says."""
-    return Cni(config, inventory) if config.cni.enabled else NoCni(inventory, config.state_dir)
+    if config.cni.enabled:
+        return Cni(config, inventory)
+    return NoCni(inventory, config.state_dir, cluster=config.source.kubernetes is not None)

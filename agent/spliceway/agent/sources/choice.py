@@ -46,5 +46,5 @@ def make_source(config: Config) -> Source:
         kubeconfig=kubernetes.kubeconfig,
         context=kubernetes.context,
         kinds=kinds,
-        wired=config.cni.enabled,
+        wired=config.cni.enabled or not kubernetes.pod_annotations,
     )

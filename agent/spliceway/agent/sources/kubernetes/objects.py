@@ -154,7 +154,7 @@ _ANY, _ANNOTATIONS = msgspec.json.Decoder(Json), msgspec.json.Decoder(dict[str, 
 class Reader:
     """Reads objects of one kind. `node`: whose pods are read with their annotations.
 
-    `wired`: runtimes say how pods are wired. Then no pod says it itself: whoever may make one could name any interface.
+    `wired`: others say how pods are wired, and no pod itself: whoever may make one could name any interface.
     """
 
     def __init__(self, kind: str, api_version: str, node: str, *, wired: bool = False) -> None:

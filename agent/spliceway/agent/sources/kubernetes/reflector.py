@@ -195,7 +195,8 @@ class Reflector:
         if failure.is_expired:
             self._revision = ""
             self._refusals = 0
-            return self._backoff() if self._tries else self._count()
+            if not self._tries:  # once is no failure; where it does not end, that must be told
+                return self._count()
         by_watch = looking and self._now() >= self._no_watch_list_until
         if by_watch and (failure.code in (400, 422) or failure.reason == "Idle"):
             # It says so, or it has taken no notice of what it does not know and waits for changes.

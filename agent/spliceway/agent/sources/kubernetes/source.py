@@ -59,7 +59,7 @@ class KubernetesSource:
     ) -> None:
         """`node`: whose pods are read in full; `kubeconfig` None: the pod's service account; `kinds` None: all.
 
-        `wired`: runtimes say how this node's pods are wired, and annotations do not count.
+        `wired`: others say how this node's pods are wired, and annotations do not count.
         """
         self._node = node
         self._kubeconfig = kubeconfig
