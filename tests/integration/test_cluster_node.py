@@ -420,6 +420,28 @@ def test_what_went_while_no_agent_was_there_is_forgotten(site: ClusterNode) -> N
     ended(site, pod)
 
 
+def test_a_pod_that_was_there_before_is_found_by_its_uid(site: ClusterNode) -> None:
+    """One that need not wait for an agent: it is known by the cgroup that the kubelet has made for it."""
+    assert site.agent is not None
+    site.policy("dns", POLICIES.split("---")[1].replace("default", "kube-system"))
+    settled(site)
+    site.agent.kill()
+    pod = site.pod("dns", {"app": "bad"}, namespace="kube-system")
+    site.listen(pod)
+    site.report(pod)
+    site.start()
+    status = site.status()
+    assert (status["wired"], status["found"], status["without"]) == (len(PODS) + 1, 1, [])
+    judged(pod, "bad")
+    known_as(site, pod, "bad")
+    pod.delete()
+    for version in VERSIONS:
+        assert not site.identity(pod.address(version))
+    pod.gone()
+    site.forget("dns", "kube-system")
+    site.api.drop("cilium.io/v2", "CiliumNetworkPolicy", "kube-system/bad")
+
+
 # ---- switches ----
 
 
