@@ -16,7 +16,7 @@ import pytest
 
 from spliceway.agent.errors import ClientError
 from spliceway.agent.testbed import netns
-from support.clusternode import STATIC, Asking, ClusterNode, ask, cluster_node
+from support.clusternode import MIRROR, STATIC, Asking, ClusterNode, ask, cluster_node
 from support.cninode import CniPod, bridge, wait
 from support.libcni import PluginError
 
@@ -261,7 +261,7 @@ def test_a_pod_of_the_same_name_waits_for_its_own_object(site: ClusterNode) -> N
     old = site.pod("web-0", {"app": "good"})
     site.report(old)
     judged(old, "good")
-    site.create("static", {"app": "good"}, annotations={STATIC: "0" * 32})
+    site.create("static", {"app": "good"}, annotations={STATIC: "0" * 32, MIRROR: "0" * 32})
     settled(site)
     site.api.faults(stalled=True)  # what the agent sees stays as it is
     try:
@@ -283,7 +283,7 @@ def test_a_pod_of_the_same_name_waits_for_its_own_object(site: ClusterNode) -> N
     for pod, uid in ((new, None), (static, "1" * 32)):
         pod.delete()
         if uid:
-            site.create("static", {"app": "bad"}, annotations={STATIC: uid})
+            site.create("static", {"app": "bad"}, annotations={STATIC: uid, MIRROR: uid})
         added_at_last(pod)
         judged(pod, "bad")
         known_as(site, pod, "bad")
@@ -517,7 +517,7 @@ def test_static_pods_have_the_addresses_of_their_wirings(site: ClusterNode) -> N
     """The runtime knows them by the hash of their manifest, the API server by the uid of the object beside it."""
     for turn, app in enumerate(("bad", "good")):
         digest = uuid.uuid4().hex
-        annotations: Mapping[str, str] = {STATIC: digest, "kubernetes.io/config.mirror": digest}
+        annotations: Mapping[str, str] = {STATIC: digest, MIRROR: digest}
         name = f"static-{turn}"
         pod = site.sandbox(name, uid=digest)
         late = threading.Timer(0.5, lambda: site.create(name, {"app": app}, annotations=annotations))  # noqa: B023

@@ -26,7 +26,7 @@ from support.kubesource import CRDS
 from support.node import pod_manifest
 
 #: The kubelet's, at the object that stands for a static pod.
-STATIC = "kubernetes.io/config.hash"
+STATIC, MIRROR = "kubernetes.io/config.hash", "kubernetes.io/config.mirror"
 #: When the first pod was made, seconds since 1970; each further one is a second younger.
 _BORN = 1_780_000_000
 
