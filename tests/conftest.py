@@ -13,7 +13,7 @@ import pytest
 from spliceway.agent.testbed.rights import missing_rights
 from spliceway.agent.testbed.testbed import Testbed
 from support.node import demo_manifests
-from support.variants import costly, sample
+from support.variants import costly, long, sample
 
 #: CI sets it: there a kernel test that can't run is a failure.
 REQUIRE_KERNEL = os.environ.get("SPLICEWAY_REQUIRE_KERNEL") == "1"
@@ -32,10 +32,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave a sample of what -k and -m have left."""
+    """Leave a sample of what -k and -m have left; what takes long comes first."""
     _leave(config, items, [item.nodeid for item in items], config.getoption("--variants"))
     if SAMPLE > 1:
         _leave(config, items, [item.nodeid for item in items if costly(item.nodeid)], SAMPLE)
+    items.sort(key=lambda item: not long(item.nodeid))
 
 
 def _leave(config: pytest.Config, items: list[pytest.Item], names: list[str], one_in: int) -> None:

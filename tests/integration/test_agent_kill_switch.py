@@ -194,7 +194,9 @@ def test_an_agent_that_dies_while_it_is_on(site: Switched) -> None:
     enforced(site)
     for stream in streams:
         told = stream.stop()
-        assert set(told) == {200, 403}
+        # One request may have been on a connection of its own in that moment: it passed no proxy, and ends.
+        assert {200, 403} <= set(told) <= {0, 200, 403}
+        assert told.count(0) <= 1
         assert 200 not in told[told.index(403) :]
 
 

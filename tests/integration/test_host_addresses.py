@@ -155,7 +155,7 @@ def test_other_nodes_have_tunnels_and_bridges(site: Site) -> None:
     assert {address: found.get(address) for address in told} == dict.fromkeys(told, REMOTE_NODE)
     own = {"l3": [], "vxlan": ["10.240.1.0", "10.240.1.1", "fd00:240:1::", "fd00:240:1::1"]}[bed.profile.name]
     hosts = {address for address in found if found[address] == HOST}
-    assert hosts - {"10.10.255.255"} == {"10.10.0.2", "fd00:10::2", *own}, "and the broadcast address"
+    assert hosts - {"10.10.255.255", "10.240.1.255"} == {"10.10.0.2", "fd00:10::2", *own}, "and broadcast addresses"
     for version in (4, 6):
         server = bed.pod("server").address(version)
         probe = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-m", "3"]

@@ -36,10 +36,38 @@ COSTLY = (
     "tests/kernel/test_socket_lb.py",
 )
 
+#: Files that take minutes: they begin first, so that nobody waits for one of them at the end.
+LONG = (
+    "tests/kernel/test_hook_order.py",
+    "tests/kernel/test_socket_lb*.py",
+    "tests/kernel/test_progcache.py",
+    "tests/kernel/test_abi.py",
+    "tests/kernel/test_deltas.py",
+    "tests/integration/test_splice_upgrade.py",
+    "tests/integration/test_service*_*.py",
+    "tests/integration/test_selftest*.py",
+    "tests/integration/test_agent_kill_switch.py",
+    "tests/integration/test_cluster_node.py",
+    "tests/integration/test_cni_chain.py",
+    "tests/integration/test_chart_capabilities.py",
+    "tests/integration/test_soak.py",
+    "tests/integration/test_crash_agent.py",
+    "tests/integration/test_hooks.py",
+)
+
 
 def costly(name: str) -> bool:
     """Whether a test's id is of a file in COSTLY."""
-    return any(fnmatchcase(name.partition("::")[0], pattern) for pattern in COSTLY)
+    return _is_of(name, COSTLY)
+
+
+def long(name: str) -> bool:
+    """Whether a test's id is of a file in LONG."""
+    return _is_of(name, LONG)
+
+
+def _is_of(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name.partition("::")[0], pattern) for pattern in patterns)
 
 
 def sample(names: Sequence[str], one_in: int) -> list[str]:
