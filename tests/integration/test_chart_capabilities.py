@@ -19,30 +19,18 @@ from spliceway.agent.proxyprocess import ProcessHandle, end, identify, save_iden
 from spliceway.agent.testbed.agentprocess import agent_config, start_agent
 from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.testbed import Testbed
-from support.node import http_status, pod_manifest, server_manifest
+from support.node import API_POLICY, http_status, pod_manifest, server_manifest
 
 pytestmark = pytest.mark.kernel
 
 NAMES = tuple(name for name, *_ in NEEDED)
-POLICY = """
-apiVersion: cilium.io/v2
-kind: CiliumNetworkPolicy
-metadata: {name: api-http, namespace: default}
-spec:
-  endpointSelector: {matchLabels: {role: api}}
-  ingress:
-  - fromEndpoints: [{matchLabels: {role: frontend}}]
-    toPorts:
-    - ports: [{port: "80", protocol: TCP}]
-      rules: {http: [{method: GET, path: /articles/.*}]}
-"""
 
 
 @pytest.fixture(scope="module")
 def testbed() -> Iterator[Testbed]:
     pods = [pod_manifest("frontend", {"role": "frontend"}), server_manifest("api", {"role": "api"})]
     with Testbed.up(pods) as made:
-        made.node.write_policy("api", POLICY)
+        made.node.write_policy("api", API_POLICY)
         yield made
 
 

@@ -25,7 +25,7 @@ from spliceway.agent.testbed.agentprocess import AgentProcess
 from spliceway.agent.testbed.testbed import Testbed
 from support.container import Container
 from support.helm import Helm, one
-from support.node import http_status, pod_manifest, server_manifest
+from support.node import API_POLICY, http_status, pod_manifest, server_manifest
 
 ROOT = os.environ.get("SPLICEWAY_IMAGE_ROOT", "")
 pytestmark = [
@@ -34,18 +34,6 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 
-POLICY = """
-apiVersion: cilium.io/v2
-kind: CiliumNetworkPolicy
-metadata: {name: api-http, namespace: default}
-spec:
-  endpointSelector: {matchLabels: {role: api}}
-  ingress:
-  - fromEndpoints: [{matchLabels: {role: frontend}}]
-    toPorts:
-    - ports: [{port: "80", protocol: TCP}]
-      rules: {http: [{method: GET, path: /articles/.*}]}
-"""
 _IN_CONTAINER = Path("/sys/fs/cgroup")
 
 
@@ -53,7 +41,7 @@ _IN_CONTAINER = Path("/sys/fs/cgroup")
 def testbed() -> Iterator[Testbed]:
     pods = [pod_manifest("frontend", {"role": "frontend"}), server_manifest("api", {"role": "api"})]
     with Testbed.up([*pods, pod_manifest("intruder", {"role": "intruder"})]) as made:
-        made.node.write_policy("api", POLICY)
+        made.node.write_policy("api", API_POLICY)
         yield made
 
 

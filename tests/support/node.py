@@ -14,6 +14,20 @@ from spliceway.agent.testbed.testbed import Testbed
 #: Command of a pod that serves HTTP on TCP 80, both families (see `spliceway.agent.testbed.server`).
 SERVER = ("python", "-m", "spliceway.agent.testbed.server", "--port", "80")
 
+#: `role: frontend` may ask `role: api` for articles, and for nothing else.
+API_POLICY = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: api-http, namespace: default}
+spec:
+  endpointSelector: {matchLabels: {role: api}}
+  ingress:
+  - fromEndpoints: [{matchLabels: {role: frontend}}]
+    toPorts:
+    - ports: [{port: "80", protocol: TCP}]
+      rules: {http: [{method: GET, path: /articles/.*}]}
+"""
+
 
 def pod_manifest(
     name: str,
