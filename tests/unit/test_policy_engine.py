@@ -23,9 +23,8 @@ EXAMPLES = int(os.environ.get("SPLICEWAY_ENGINE_EXAMPLES", "60"))
 PROTOCOLS = (Protocol.TCP, Protocol.TCP, Protocol.UDP, Protocol.SCTP, Protocol.ICMP, 47)
 
 
-def meaning(table: PolicyTable) -> dict[str, Any]:
-    """A table without numbers: what each stands for in its place."""
-    subjects = {policy.policy_id: table.identities[policy.identity] for policy in table.endpoints.values()}
+def contents(table: PolicyTable) -> dict[int, Any]:
+    """What each rule set asks, without numbers."""
 
     def rules_of(found: tuple[Any, ...] | None) -> Any:
         return (
@@ -38,7 +37,13 @@ def meaning(table: PolicyTable) -> dict[str, Any]:
         also = content(rule_set.also) if rule_set.also is not None else None
         return rule_set.name, rules_of(rule_set.rules), rules_of(rule_set.audit), also
 
-    sets = {number: content(rule_set) for number, rule_set in table.rule_sets.items()}
+    return {number: content(rule_set) for number, rule_set in table.rule_sets.items()}
+
+
+def meaning(table: PolicyTable) -> dict[str, Any]:
+    """A table without numbers: what each stands for in its place."""
+    subjects = {policy.policy_id: table.identities[policy.identity] for policy in table.endpoints.values()}
+    sets = contents(table)
     rows: dict[Any, set[Any]] = {}
     for key, row in table.rows.items():
         told = (key[3:], row.verdict, row.reason, table.rules.get(row.rule), sets.get(row.rule_set))
