@@ -20,6 +20,7 @@ from spliceway.agent.sources.kubernetes import connection
 from spliceway.agent.sources.kubernetes.connection import ApiFailure, Connection
 from spliceway.agent.sources.kubernetes.discovery import Discovery
 from spliceway.agent.sources.kubernetes.figures import Timing
+from spliceway.agent.sources.kubernetes.kinds import FILE
 from spliceway.agent.sources.kubernetes.resources import NOT_WATCHED, RESOURCES, rights
 from spliceway.agent.sources.kubernetes.source import KubernetesSource
 from spliceway.agent.sourceviews import SourceCollector
@@ -327,6 +328,62 @@ def test_a_kind_is_gone_only_when_it_is_away_without_a_break(tmp_path: Path, mon
 
     timing = msgspec.structs.replace(QUICK, gone=2.5)
     follow(tmp_path, body, CILIUM, policy("web"), timing=timing)
+
+
+DEFINITION = "ciliumnetworkpolicies.cilium.io"
+
+
+def test_at_a_start_a_kind_that_had_objects_may_be_away_for_a_moment(tmp_path: Path) -> None:
+    """One whose definition is made anew, say: an agent that takes over would take its policies out of the kernel."""
+    timing = msgspec.structs.replace(QUICK, gone=2.0)
+
+    async def main() -> None:
+        with KubeApi() as api:
+            place = api.kubeconfig(tmp_path / "kubeconfig")
+            api.put(CILIUM, policy("web"), pod("a", "10.0.0.1"))
+            async with followed(place, timing, state_dir=tmp_path) as it:
+                await until(lambda: it.inventory.synced, 10)
+            stored = api.get("cilium.io/v2", "CiliumNetworkPolicy", "default/web")
+            assert stored is not None
+            await ask(api.drop, "apiextensions.k8s.io/v1", "CustomResourceDefinition", DEFINITION)
+            async with followed(place, timing, state_dir=tmp_path) as it:
+                await until(lambda: it.figures("Pod").state == "listed", 10)
+                await asyncio.sleep(0.5)
+                assert not it.inventory.synced
+                await ask(api.put, CILIUM, stored)
+                await until(lambda: it.inventory.synced, 10)
+                assert it.names("CiliumNetworkPolicy") == ["default/web"]
+
+    run(main, 60)
+
+
+def test_at_a_start_a_kind_that_had_objects_and_stays_away_is_gone(tmp_path: Path) -> None:
+    """And the next agent does not wait for it. One without objects is nobody's business at any time."""
+    timing = msgspec.structs.replace(QUICK, gone=2.0)
+
+    async def starts(place: Path) -> float:
+        began = asyncio.get_running_loop().time()
+        async with followed(place, timing, state_dir=tmp_path) as it:
+            await until(lambda: it.inventory.synced, 10)
+            assert it.names() == ["default/a"]
+            return asyncio.get_running_loop().time() - began
+
+    async def main() -> None:
+        with KubeApi() as api:
+            place = api.kubeconfig(tmp_path / "kubeconfig")
+            api.put(CILIUM, pod("a", "10.0.0.1"))
+            assert await starts(place) < timing.gone
+            await ask(api.drop, "apiextensions.k8s.io/v1", "CustomResourceDefinition", DEFINITION)
+            assert await starts(place) < timing.gone
+            await ask(api.put, CILIUM, policy("web"))
+            assert await starts(place) < timing.gone
+            await ask(api.drop, "apiextensions.k8s.io/v1", "CustomResourceDefinition", DEFINITION)
+            assert await starts(place) > timing.gone
+            assert await starts(place) < timing.gone
+            (tmp_path / FILE).write_text("{")  # nobody knows: any kind may have had some
+            assert await starts(place) > timing.gone
+
+    run(main, 60)
 
 
 def test_the_first_version_that_is_served_is_read(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from spliceway.agent.cni import build, place
 from spliceway.agent.cni.wirings import FILE as WIRINGS
 from spliceway.agent.errors import StateError
 from spliceway.agent.proxysupervisor import KINDS, end_kind, running_pids
+from spliceway.agent.sources.kubernetes.kinds import FILE as SEEN_KINDS
 from spliceway.agent.state import StateStore
 from spliceway.bpf import leftovers
 from spliceway.bpf.types import DatapathSettings
@@ -26,7 +27,10 @@ from spliceway.bpf.types import DatapathSettings
 #: How long a proxy has to end by itself, in seconds.
 GRACE = 1.0
 #: Files of the state directory besides those that go with the proxy, and the lock, which an agent may be waiting for.
-_STATE = ("state.json", ".state.json.new", "xds.sock", WIRINGS, place.RECORD, *(f"{kind}.log" for kind in KINDS))
+_STATE = (
+    *("state.json", ".state.json.new", "xds.sock", WIRINGS, SEEN_KINDS, place.RECORD),
+    *(f"{kind}.log" for kind in KINDS),
+)
 
 
 class Item(msgspec.Struct, frozen=True):

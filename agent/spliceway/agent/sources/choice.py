@@ -47,4 +47,5 @@ def make_source(config: Config) -> Source:
         context=kubernetes.context,
         kinds=kinds,
         wired=config.cni.enabled or not kubernetes.pod_annotations,
+        state_dir=config.state_dir,
     )

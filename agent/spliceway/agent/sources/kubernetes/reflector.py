@@ -89,6 +89,7 @@ class Reflector:
         self._reader = self._new_reader()
         self._no_watch_list_until = 0.0
         self._away_since: float | None = None
+        self._had_objects = False  # those of an earlier agent may be in force
         self._woken = asyncio.Event()
         self._unreachable = False
         self._tries = self._refusals = 0
@@ -97,6 +98,10 @@ class Reflector:
 
     def __repr__(self) -> str:
         return f"Reflector({self.resource.kind}, {self.state}, objects={len(self._known)}, error={self.error!r})"
+
+    def expect(self) -> None:
+        """There were objects when an agent ran here last: that they are gone is believed as late as if it ran on."""
+        self._had_objects = True
 
     @property
     def figures(self) -> Figures:
@@ -172,12 +177,12 @@ class Reflector:
         if not await self._discovery.settled():
             self._away_since = None
             return min(1.0, self._timing.gone)
-        if self._known and now - self._away_since < self._timing.gone:
+        if (self._known or self._had_objects) and now - self._away_since < self._timing.gone:
             return min(1.0, self._timing.gone)
         # What was asked before the server was ready says nothing.
         if await self._discovery.version(self.resource, fresh=True) is not None:
             return 0.0
-        if self._known:
+        if self._known or self._had_objects:
             log.warning("a kind is not served any more: its objects are gone", kind=self.resource.kind)
         removed = [FileRemoved(file) for file in self._known]
         self._known, self._revision = {}, ""
@@ -239,6 +244,7 @@ class Reflector:
         if self.failing_since is not None and self._now() - self.failing_since > self._timing.lost:
             log.info("the API server can be read again", resource=self.resource.plural)
         changed = self.state != state or bool(self.error)
+        self._had_objects = False
         self.state, self.error, self.failing_since = state, "", None
         self._heard = time.time()
         if changed:

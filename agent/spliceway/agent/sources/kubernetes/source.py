@@ -22,6 +22,7 @@ from spliceway.agent.sources.events import Batch, FileEvent, MoreToCome, SourceE
 from spliceway.agent.sources.kubernetes.connection import Connection
 from spliceway.agent.sources.kubernetes.discovery import Discovery
 from spliceway.agent.sources.kubernetes.figures import Figures, Timing
+from spliceway.agent.sources.kubernetes.kinds import Kinds
 from spliceway.agent.sources.kubernetes.reflector import Reflector
 from spliceway.agent.sources.kubernetes.resources import RESOURCES
 
@@ -56,10 +57,12 @@ class KubernetesSource:
         kinds: Collection[str] | None = None,
         wired: bool = False,
         timing: Timing | None = None,
+        state_dir: Path | None = None,
     ) -> None:
         """`node`: whose pods are read in full; `kubeconfig` None: the pod's service account; `kinds` None: all.
 
-        `wired`: others say how this node's pods are wired, and annotations do not count.
+        `wired`: others say how this node's pods are wired, and annotations do not count. `state_dir`: where is written
+        down which kinds have objects, for the next agent.
         """
         self._node = node
         self._kubeconfig = kubeconfig
@@ -67,6 +70,8 @@ class KubernetesSource:
         self._kinds = kinds
         self._wired = wired
         self._timing = timing or Timing()
+        self._state_dir = state_dir
+        self._had: Kinds | None = None
         self._reflectors: tuple[Reflector, ...] = ()
         self._connection: Connection | None = None
         self._pending: dict[str, FileEvent] = {}
@@ -100,6 +105,12 @@ class KubernetesSource:
             for resource in RESOURCES
             if self._kinds is None or resource.kind in self._kinds
         )
+        if self._state_dir is not None:
+            self._had = Kinds(self._state_dir, {one.resource.kind for one in self._reflectors})
+            had = self._had.load()
+            for one in self._reflectors:
+                if one.resource.kind in had:
+                    one.expect()
         self._room.set()
         return self
 
@@ -128,7 +139,18 @@ class KubernetesSource:
             await self._settle()
             begun = self._begun
             if (batch := self._take()) or self._begun is not begun:
+                await self._note()
                 yield batch
+
+    async def _note(self) -> None:
+        """Write down which kinds have objects, when they are others than before."""
+        if self._had is None or not self._begun:
+            return
+        kinds = frozenset(
+            one.resource.kind for one in self._reflectors if one.figures.objects and not one.resource.built_in
+        )
+        if self._had.differ(kinds):
+            await asyncio.to_thread(self._had.save, kinds)
 
     def status(self) -> SourceStatus:
         """As it is now."""
