@@ -98,7 +98,7 @@ class CniNode:
         self.testbed, self.node = testbed, testbed.node
         self.conf_dir, self.bin_dir = directory / "net.d", directory / "bin"
         for each in (self.conf_dir, self.bin_dir):
-            each.mkdir()
+            each.mkdir(exist_ok=True)
         self.socket = self.node.info.state / "cni.sock"
         self.cni = {
             "enabled": True,
@@ -110,11 +110,13 @@ class CniNode:
         }
         self.runtime = Runtime(self.node.info.netns, self.conf_dir, (self.bin_dir, DEBIAN))
         self.agent: AgentProcess | None = None
+        self.how: dict[str, Any] = {}  # for `start_agent`
         self._state = directory / "ipam"
         self._containers = itertools.count(1)
         self._pods: list[CniPod] = []
         self._servers: list[subprocess.Popen[Any]] = []
-        self.write_conf(bridge(self._state))
+        if not any(self.conf_dir.iterdir()):  # a node that has booted again has it
+            self.write_conf(bridge(self._state))
 
     def write_conf(self, conf: Mapping[str, Any], name: str = "10-pods.conflist") -> None:
         """As the base CNI's installer does."""
@@ -122,7 +124,7 @@ class CniNode:
 
     def start(self, **overrides: Any) -> AgentProcess:
         """An agent; returns when its policy is in force and the plugin is in the chain."""
-        self.agent = start_agent(self.node, {**self.config(), "cni": {**self.cni, **overrides}})
+        self.agent = start_agent(self.node, {**self.config(), "cni": {**self.cni, **overrides}}, **self.how)
         self.wait_chained()
         return self.agent
 

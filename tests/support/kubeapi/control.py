@@ -36,14 +36,18 @@ class KubeApi:
         tls: tuple[Path, Path] | None = None,
         bookmark_seconds: float = 60.0,
         enter: Callable[[], None] | None = None,
+        stored: KubeApi | None = None,
     ) -> None:
-        """`tls`: certificate and key; `enter`: called in the server's thread first (to enter a network namespace)."""
+        """`tls`: certificate and key; `enter`: called in the server's thread first (to enter a network namespace).
+
+        `stored`: one that has ended, and whose objects this one has.
+        """
         self.host, self.port = host, port
         self._tls = tls
         self._bookmark_seconds = bookmark_seconds
         self._enter = enter
         self._loop = asyncio.new_event_loop()
-        self._api = Api()
+        self._api = stored._api if stored is not None else Api()
         self._server: Server | None = None
         self._faults = Faults()
         self._thread = threading.Thread(target=self._live, name="kubeapi", daemon=True)

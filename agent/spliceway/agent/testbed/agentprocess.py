@@ -51,10 +51,12 @@ def start_agent(
     *,
     timeout: float = START_SECONDS,
     wrap: Sequence[str] = (),
+    module: Sequence[str] = ("spliceway.agent",),
 ) -> AgentProcess:
     """Write the configuration, start `spliceway agent` on the node and wait until its policies are in force.
 
-    `wrap`: a command in front of it, which becomes the agent, as setpriv(1) does. Raises TestbedError with the end of
+    `wrap`: a command in front of it, which becomes the agent, as setpriv(1) does; `module`: what is run as `spliceway`,
+    with arguments of its own. Raises TestbedError with the end of
     its log when it ends or takes longer than `timeout` seconds.
     """
     config = agent_config(node, overrides)
@@ -62,7 +64,7 @@ def start_agent(
     path.write_text(config_text(config))
     log = node.info.logs / "agent.log"
     with log.open("ab") as output:
-        argv = [*wrap, sys.executable, "-m", "spliceway.agent", "agent", "--config", str(path)]
+        argv = [*wrap, sys.executable, "-m", *module, "agent", "--config", str(path)]
         process = node.spawn_on_node(argv, "agent", stdout=output, stderr=output)
     agent = AgentProcess(process, path, log, Path(config["admin"]["socket"]))
     try:

@@ -1,0 +1,255 @@
+"""A node of a cluster through its whole life: it boots, loses power, and boots again with what was on its disk.
+
+On disk are the agent's state and the CNI directories. All else goes with the power: namespaces, devices, bpffs,
+cgroups, processes, sockets, and which addresses the base CNI has given. The API server's objects stay: they are another
+machine's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spliceway.agent.errors import ClientError
+from spliceway.agent.testbed import netns
+from spliceway.agent.testbed.testbed import Testbed
+from support.clusternode import ClusterNode
+from support.cninode import CniPod, wait
+from support.kubeapi import KubeApi
+from support.libcni import PluginError
+from support.lifeprober import NONE, Way
+from support.node import pod_manifest
+
+#: A machine outside the node, whose addresses are those of pods elsewhere.
+FAR = {4: "10.10.1.5", 6: "fd00:10:1::5"}
+#: The bridge's, and where a process of the node listens.
+GATEWAYS, NODE_PORT = {4: "10.240.1.129", 6: "fd00:240:1::1:1"}, 8080
+ARTICLE, PRIVATE = "/articles/1", "/private"
+VERSIONS = (4, 6)
+TRY_AGAIN = 11
+#: The source tries again after 10 seconds at most.
+LIMIT = 40.0
+#: `api` lets in `good` alone, and that for articles alone, `db` lets in `good`; `bad` may dial nobody.
+POLICIES = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: api, namespace: default}
+spec:
+  endpointSelector: {matchLabels: {app: api}}
+  ingress:
+  - fromEndpoints: [{matchLabels: {app: good}}]
+    toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {http: [{method: GET, path: "/articles/.*"}]}}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db, namespace: default}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  policyTypes: [Ingress]
+  ingress: [{from: [{podSelector: {matchLabels: {app: good}}}], ports: [{port: 80}]}]
+---
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: bad, namespace: default}
+spec:
+  endpointSelector: {matchLabels: {app: bad}}
+  egress: [{toEndpoints: [{matchLabels: {app: nobody}}]}]
+"""
+_TESTS = Path(__file__).resolve().parents[1]
+
+
+class LifeNode:
+    """See the module. `site` is the node of this boot, `pods` those that are there all the time, by name."""
+
+    def __init__(self, directory: Path) -> None:
+        self._disk, self._volatile = directory / "disk", directory / "run"
+        self.state = self._disk / "state"
+        self.logs = directory / "logs"
+        for each in (self._disk, self.logs):
+            each.mkdir()
+        self.boots = 0
+        self.pods: dict[str, CniPod] = {}
+        self.source: Path | None = None
+        self._api: KubeApi | None = None
+        self._on = contextlib.ExitStack()
+
+    def boot(self) -> None:
+        """Power on; no agent, and no pods."""
+        self.boots += 1
+        for each in (self._volatile, self._disk / "ipam"):
+            shutil.rmtree(each, ignore_errors=True)
+        self._volatile.mkdir()
+        far = pod_manifest("far", outside=True, addresses=tuple(FAR.values()))
+        self.testbed = self._on.enter_context(Testbed.up([pod_manifest("idle"), far]))
+        place = self.testbed.node.info.netns
+        before = self._api
+        self._api = self._on.enter_context(
+            KubeApi(
+                enter=lambda: netns.enter(place), port=before.port if before else 0, stored=before, bookmark_seconds=2.0
+            )
+        )
+        old = self.site if before else None
+        cni = {"socket": str(self._volatile / "cni.sock"), "timeout": 3}
+        self.site = ClusterNode(self.testbed, self._disk, self._api, **cni)
+        if old is not None:
+            self.site._born = old._born  # who is younger is still told by it
+        self.site.overrides = {
+            "stateDir": str(self.state),
+            "admin": {"socket": str(self._volatile / "agent.sock")},
+            "splice": {"mode": "auto"},
+        }
+        self.boot_id = str(uuid.uuid4())
+        self._on.callback(self._keep_log, self.boots)
+        self._on.callback(self.site.close)
+
+    def listen(self) -> None:
+        """A process of the node serves at all of its addresses."""
+        options: dict[str, Any] = {"family": socket.AF_INET6, "dualstack_ipv6": True, "backlog": 4096}
+        place = self.testbed.node.info.netns
+        self._on.enter_context(netns.call(place, lambda: socket.create_server(("::", NODE_PORT), **options)))
+
+    def power_off(self) -> None:
+        """At once, as by pulling the plug."""
+        if (agent := self.site.agent) is not None and agent.process.poll() is None:
+            agent.kill()
+        self._on.close()
+        self.pods.clear()
+
+    def close(self) -> None:
+        """End everything."""
+        self._on.close()
+
+    def _keep_log(self, boot: int) -> None:
+        file = self.testbed.node.info.logs / "agent.log"
+        if file.exists():
+            shutil.copy(file, self.logs / f"agent-{boot}.log")
+
+    def start_agent(self) -> None:
+        """Of the package at `source`, or this one; returns when all is in force."""
+        search = [str(self.source / name) for name in PACKAGES] if self.source else []
+        here = [str(Path(each).resolve()) for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
+        path = os.pathsep.join([*search, str(_TESTS), *here])
+        self.site.how = {"wrap": ("env", f"PYTHONPATH={path}"), "module": ("support.lifeagent", self.boot_id)}
+        self.site.start()
+
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """An agent starts meanwhile; it answers when this begins, and all is in force when it has ended."""
+        failed: list[BaseException] = []
+
+        def start() -> None:
+            try:
+                self.start_agent()
+            except BaseException as error:
+                failed.append(error)
+
+        admin = self._volatile / "agent.sock"
+        admin.unlink(missing_ok=True)
+        thread = threading.Thread(target=start)
+        thread.start()
+        try:
+            wait(lambda: admin.exists() or failed, 60.0)
+            yield
+        finally:
+            thread.join()
+        if failed:
+            raise failed[0]
+
+    @property
+    def pid(self) -> int:
+        """The agent's."""
+        assert self.site.agent is not None
+        return self.site.agent.process.pid
+
+    # ---- pods ----
+
+    def add(self, name: str, labels: Mapping[str, str], *, uid: str = "", **options: Any) -> CniPod:
+        """A pod that stays: object (unless `uid` says that there is one), sandbox, address reported."""
+        site = self.site
+        pod = site.sandbox(name, uid=uid, **options) if uid else site.pod(name, labels, **options)
+        if uid:
+            added_at_last(pod)
+        self.pods[name] = pod
+        site.report(pod)
+        return pod
+
+    def ways(self, names: Sequence[str] = ("good", "other", "bad")) -> list[list[Way]]:
+        """What the policies say, by pod and IP version."""
+        found = []
+        for version in VERSIONS:
+            api, db = (self.pods[name].address(version) for name in ("api", "db"))
+            for name in names:
+                rights = [("db", db, "/", 200), ("api", api, ARTICLE, 200), ("private", api, PRIVATE, 403)]
+                if name != "good":
+                    rights = [(*one[:3], NONE) for one in rights[:2]]
+                ways = [self.way(name, f"{name}→{what} v{version}", *rest) for what, *rest in rights]
+                if name == "bad":
+                    gateway = (GATEWAYS[version], "/", NONE, NODE_PORT)
+                    ways.append(self.way(name, f"bad→node v{version}", *gateway))
+                found.append(ways)
+        return found
+
+    def way(self, pod: str | CniPod, name: str, address: str, path: str, right: int, port: int = 80) -> Way:
+        """From a pod, or from `far`."""
+        if isinstance(pod, CniPod):
+            place = pod.netns
+        else:
+            place = self.testbed.hosts["default/far"].netns if pod == "far" else self.pods[pod].netns
+        return Way(name, place, address, path, right, port)
+
+    def far(self, name: str, labels: Mapping[str, str], namespace: str = "default") -> dict[str, Any]:
+        """The object of a pod elsewhere that has the addresses of `far`; it is in the double already."""
+        metadata = {"name": name, "namespace": namespace, "labels": dict(labels), "uid": str(uuid.uuid4())}
+        born = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(next(self.site._born)))
+        document = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {**metadata, "creationTimestamp": born},
+            "spec": {"nodeName": "elsewhere"},
+            "status": {"phase": "Running", "podIPs": [{"ip": one} for one in FAR.values()]},
+        }
+        self.site.api.put(document)
+        return document
+
+    def answers(self) -> bool:
+        """Whether an agent is there."""
+        try:
+            return bool(self.site.told())
+        except (ClientError, AssertionError):
+            return False
+
+
+#: Directories of the packages.
+PACKAGES = ("agent", "policy", "bpf", "xds", "proxy")
+
+
+def added_at_last(pod: CniPod) -> int:
+    """As a kubelet does: it tries again until it works; how often it was told to."""
+    deadline, tries = time.monotonic() + LIMIT, 0
+    while True:
+        try:
+            pod.add()
+        except PluginError as error:
+            if error.code != TRY_AGAIN or time.monotonic() > deadline:
+                raise
+            tries += 1
+            pod.delete()
+        else:
+            return tries
+
+
+def died(site: ClusterNode, *pods: CniPod) -> None:
+    """Sandboxes and objects go."""
+    for pod in pods:
+        pod.delete()
+        pod.gone()
+        if site.api.get("v1", "Pod", f"{pod.namespace}/{pod.name}") is not None:
+            site.forget(pod.name, pod.namespace)

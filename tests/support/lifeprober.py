@@ -1,0 +1,288 @@
+"""Requests without end by every way that is allowed or denied, each on a new connection, and what became of them.
+
+What must not pass is looked for at its goal, too: whoever begins a connection there has his address on the list.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spliceway.agent.testbed import netns
+
+#: How long an allowed request may take, and how long it is waited for one that must not come, in seconds.
+PATIENCE, IN_VAIN = 6.0, 0.25
+#: What a request has come to, besides a status: no connection, and a connection without an answer.
+NONE, CONNECTED = 0, 1
+_ETH_P_ALL, _SO_TIMESTAMPNS, _OUTGOING = 3, 35, 4
+
+
+class Way(NamedTuple):
+    """From a pod's namespace to an address: what is right there. `right` NONE: nothing may get through."""
+
+    name: str
+    place: Path
+    address: str
+    path: str
+    right: int
+    port: int = 80
+
+
+class Wrong(NamedTuple):
+    """A verdict that was not right. Times are of time.time()."""
+
+    way: str
+    began: float
+    ended: float
+    found: int
+    right: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether more got through than may: the worst that can be."""
+        return self.found in (CONNECTED, 200) and self.right != 200
+
+
+class Window(NamedTuple):
+    """A time in which allowed requests may fail, since it is documented."""
+
+    why: str
+    began: float
+    ended: float
+
+
+def ask(way: Way) -> int:
+    """One GET on a new connection from the calling thread's namespace."""
+    seconds = IN_VAIN if way.right == NONE else PATIENCE
+    connection = http.client.HTTPConnection(way.address, way.port, timeout=seconds)
+    try:
+        try:
+            connection.connect()
+        except OSError:
+            return NONE
+        try:
+            connection.request("GET", way.path)
+            return connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return CONNECTED
+    finally:
+        connection.close()
+
+
+class Prober:
+    """Threads, one for each list of ways, that ask one way after another. Everything may be read at any time."""
+
+    def __init__(self, *, pace: float = 0.03) -> None:
+        """`pace`: seconds from an answer to the next question."""
+        self.counts: Counter[str] = Counter()
+        self.wrong: list[Wrong] = []
+        self.windows: list[Window] = []
+        self.slowest: dict[str, float] = {}
+        self.phase = ""
+        self._pace = pace
+        self._running: list[tuple[threading.Event, threading.Thread]] = []
+
+    def add(self, ways: Sequence[Way]) -> Callable[[], None]:
+        """Begin with these, all of one place. Call what is given to end them."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self._run, args=(list(ways), stop), daemon=True)
+        thread.start()
+        self._running.append((stop, thread))
+
+        def end() -> None:
+            stop.set()
+            thread.join(2 * PATIENCE)
+
+        return end
+
+    def end(self) -> None:
+        """End all."""
+        running, self._running = self._running, []
+        for stop, _ in running:
+            stop.set()
+        for _, thread in running:
+            thread.join(2 * PATIENCE)
+
+    @contextmanager
+    def window(self, why: str, after: float = 0.0) -> Iterator[None]:
+        """Allowed requests may fail meanwhile, and `after` seconds later."""
+        began = time.time()
+        try:
+            yield
+        finally:
+            self.windows.append(Window(why, began, time.time() + after))
+
+    def note(self, way: Way, began: float, found: int) -> None:
+        """What became of one request."""
+        ended = time.time()
+        self.counts[f"{self.phase}: {'allowed' if way.right == 200 else 'denied'}"] += 1
+        if found != way.right:
+            self.wrong.append(Wrong(f"{self.phase}: {way.name}", began, ended, found, way.right))
+        elif way.right != NONE:
+            self.slowest[self.phase] = max(self.slowest.get(self.phase, 0.0), ended - began)
+
+    def faults(self) -> list[Wrong]:
+        """What got through that may not; and what did not though it may, at a time when that is not documented."""
+        return [one for one in self.wrong if one.passed or not self._excused(one)]
+
+    def _excused(self, one: Wrong) -> bool:
+        return any(each.began <= one.ended and one.began <= each.ended for each in self.windows)
+
+    def _run(self, ways: list[Way], stop: threading.Event) -> None:
+        netns.enter(ways[0].place)
+        while not stop.is_set():
+            for way in ways:
+                began = time.time()
+                found = ask(way)
+                if stop.is_set():
+                    return  # its place may be gone
+                self.note(way, began, found)
+                stop.wait(self._pace)
+
+
+class Arrivals:
+    """Who begins TCP connections at a pod, as its own interface sees it, but for some; kernel's times.
+
+    Each is (time, address); `fine`: addresses whose connections may come all the time.
+    """
+
+    def __init__(self, place: Path, fine: Collection[str] = ()) -> None:
+        self.found: list[tuple[float, str]] = []
+        self.count = 0
+        self._fine = {ip_address(one).packed for one in fine}
+        self._place = place
+        self._stop = threading.Event()
+        ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(ready,), daemon=True)
+        self._thread.start()
+        assert ready.wait(10)
+
+    def end(self) -> None:
+        """No longer."""
+        self._stop.set()
+        self._thread.join(5)
+
+    def _run(self, ready: threading.Event) -> None:
+        netns.enter(self._place)
+        with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL)) as wire:
+            wire.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+            wire.settimeout(0.2)
+            ready.set()
+            while not self._stop.is_set():
+                try:
+                    packet, control, _flags, link = wire.recvmsg(128, 64)
+                except TimeoutError:
+                    continue
+                source = None if link[2] == _OUTGOING else _begins(packet)
+                if source is not None:
+                    self.count += 1
+                    if source not in self._fine:
+                        seconds, nanoseconds = struct.unpack("=qq", control[0][2][:16])
+                        self.found.append((seconds + nanoseconds / 1e9, str(ip_address(source))))
+
+
+def _begins(packet: bytes) -> bytes | None:
+    """The source of a SYN."""
+    version = packet[0] >> 4 if packet else 0
+    if version == 4 and packet[9] == 6:
+        source, at = packet[12:16], (packet[0] & 15) * 4
+    elif version == 6 and packet[6] == 6:
+        source, at = packet[8:24], 40
+    else:
+        return None
+    return source if len(packet) > at + 13 and packet[at + 13] & 0x12 == 0x02 else None
+
+
+class Holders:
+    """Who had an address when, by name of its app: for arrivals from addresses that go from hand to hand."""
+
+    def __init__(self) -> None:
+        self._had: dict[str, list[tuple[float, float, str]]] = {}
+
+    def put(self, address: str, began: float, ended: float, app: str) -> None:
+        """It had it then, and nobody else."""
+        self._had.setdefault(address, []).append((began, ended, app))
+
+    def holes(self, arrivals: Sequence[tuple[float, str]], welcome: Collection[str]) -> list[tuple[float, str, str]]:
+        """Arrivals from an address that no app of `welcome` had then."""
+        found = []
+        for when, address in arrivals:
+            apps = [app for began, ended, app in self._had.get(address, ()) if began <= when <= ended]
+            if not any(app in welcome for app in apps):
+                found.append((when, address, ", ".join(apps) or "nobody"))
+        return found
+
+
+class Talk:
+    """A connection that asks again and again, as long as it lives. `answers`: how many it has had; `end`: why it ended.
+
+    `announced`: the last answer said that the connection closes, as HTTP has it for a server that goes.
+    """
+
+    def __init__(self, way: Way, *, pace: float = 0.05) -> None:
+        self.way = way
+        self.answers = 0
+        self.end = ""
+        self.ended = 0.0
+        self.wrong: list[int] = []
+        self.announced = False
+        self._pace = pace
+        self._stop = threading.Event()
+        self._first = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        assert self._first.wait(10), way
+        assert not self.end, (way, self.end)
+
+    @property
+    def lives(self) -> bool:
+        """Whether it is still there."""
+        return not self.end
+
+    def stop(self) -> None:
+        """It is not needed any more."""
+        self._stop.set()
+        self._thread.join(2 * PATIENCE)
+
+    def _run(self) -> None:
+        netns.enter(self.way.place)
+        connection = http.client.HTTPConnection(self.way.address, self.way.port, timeout=PATIENCE)
+        try:
+            while not self._stop.is_set():
+                if self.answers and connection.sock is None:
+                    self.announced = True
+                    raise ConnectionError("closed, as the last answer said")
+                connection.request("GET", self.way.path)
+                answer = connection.getresponse()
+                answer.read()
+                if answer.status != self.way.right:
+                    self.wrong.append(answer.status)
+                self.answers += 1
+                self._first.set()
+                self._stop.wait(self._pace)
+        except (OSError, http.client.HTTPException) as error:
+            self.end, self.ended = f"{type(error).__name__}: {error}", time.time()
+        finally:
+            self._first.set()
+            connection.close()
+
+
+def memory(pid: int) -> tuple[int, int]:
+    """Bytes of a process's own memory, and its descriptors."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(status["RssAnon"].split()[0]) * 1024, len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def told(counts: Mapping[str, Any]) -> str:
+    """In one line."""
+    return ", ".join(f"{key} {value}" for key, value in counts.items())
