@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import statistics
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ from typing import Any
 import pytest
 
 from spliceway.agent.testbed import netns
-from support.cninode import wait
+from support.clusternode import MIRROR, STATIC
+from support.cninode import CniPod, wait
 from support.libcni import PluginError
-from support.lifenode import LIMIT, POLICIES, TRY_AGAIN, VERSIONS, LifeNode, added_at_last, died
-from support.lifeprober import NONE, Arrivals, Prober, ask, memory
+from support.lifechurn import Churn
+from support.lifenode import FAR, LIMIT, POLICIES, TRY_AGAIN, VERSIONS, LifeNode, added_at_last, died
+from support.lifeprober import NONE, Arrivals, Prober, Way, ask, memory
 
 #: Seconds that the API server is away, and that the cluster churns.
 AWAY = int(os.environ.get("SPLICEWAY_LIFE_AWAY", "20"))
@@ -71,6 +75,17 @@ class Story:
         for one in self.arrivals:
             one.end()
 
+    def ask(self, way: Way) -> None:
+        """Once, now."""
+        began = time.time()
+        self.prober.note(way, began, netns.call(way.place, lambda: ask(way)))
+
+    def judge(self, pod: CniPod, app: str) -> None:
+        """Whether what a pod asks from now on is judged as its label wants it."""
+        for ways in self.life.ways([app], {app: pod}):
+            for way in ways:
+                self.ask(way)
+
     def right_so_far(self) -> None:
         """No verdict was wrong."""
         assert not self.prober.faults(), self.prober.faults()[:20]
@@ -92,7 +107,7 @@ def test_a_nodes_life(story: Story) -> None:
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: print(json.dumps(story.figures), flush=True))
         begins(story)
-        parts = {"away": away}
+        parts = {"away": away, "reboot": reboot, "churn": churn}
         for name, tell in parts.items():
             if name in PARTS:
                 tell(story)
@@ -140,19 +155,11 @@ def begins(story: Story) -> None:
     story.note(next_start_after_server=round(time.monotonic() - began, 2))
     pod.delete()
     added_at_last(pod)
-    for way in life.ways(["good", "bad"])[1::2]:
-        for one in way:
-            found = ask_from(pod, one)
-            story.prober.note(one, time.time(), found)
+    story.judge(pod, "bad")
     died(site, pod)
     for each in life.pods.values():
         if each.name != "db":  # its result is one of the chain before
             each.check()
-
-
-def ask_from(pod: Any, way: Any) -> int:
-    """What becomes of a way when it begins in that pod."""
-    return netns.call(pod.netns, lambda: ask(way))
 
 
 def settled(story: Story) -> None:
@@ -212,9 +219,7 @@ def away(story: Story) -> None:
     while time.monotonic() - began < AWAY:
         samples.append(memory(life.pid))
         if len(samples) % 30 == 1:
-            for way in life.ways(["bad"]):
-                for one in way:
-                    prober.note(one, time.time(), ask_from(young, one))
+            story.judge(young, "bad")
         if len(samples) % 600 == 0:
             story.note(seconds=round(time.monotonic() - began), memory=samples[-1][0], descriptors=samples[-1][1])
             story.right_so_far()
@@ -231,10 +236,8 @@ def away(story: Story) -> None:
     after = {"guest": 200, "visitor": NONE, "far": NONE}
     for way in before:
         now = way._replace(right=after[way.name.split("→")[0]])
-        prober.note(now, time.time(), netns.call(now.place, lambda now=now: ask(now)))
-    for ways in life.ways(["good"]):
-        for one in ways:
-            prober.note(one, time.time(), ask_from(unseen, one))
+        story.ask(now)
+    story.judge(unseen, "good")
     early, late = samples[len(samples) // 4], samples[-1]
     story.note(
         seconds=AWAY,
@@ -250,3 +253,113 @@ def away(story: Story) -> None:
     site.api.drop("networking.k8s.io/v1", "NetworkPolicy", "default/guests")
     site.api.drop("v1", "Pod", "default/far-other")
     settled(story)
+
+
+def numbers(story: Story) -> dict[str, Any]:
+    """What things are called in the kernel, as the state on disk has it."""
+    numbering = json.loads((story.life.state / "state.json").read_text())["numbering"]
+    return {kind: pool["numbers"] for kind, pool in numbering.items() if isinstance(pool, dict) and "numbers" in pool}
+
+
+def reboot(story: Story) -> None:
+    """Power fails. Afterwards the same pods get each other's addresses."""
+    life = story.life
+    story.part("reboot")
+    story.rest()
+    settled(story)
+    before, called = {name: pod.address() for name, pod in life.pods.items()}, numbers(story)
+    uids = {name: pod.uid for name, pod in life.pods.items()}
+    life.power_off()
+    assert json.loads((life.state / "wirings.json").read_text())["wirings"]
+    life.boot()
+    site = life.site
+    # Static pods of what is exempt come first, without an agent, and all others wait for it.
+    digest = uuid.uuid4().hex
+    site.create("dns", {"app": "bad"}, namespace="kube-system", annotations={STATIC: digest, MIRROR: digest})
+    static = site.sandbox("dns", namespace="kube-system", uid=digest)
+    static.add()
+    site.listen(static)
+    site.report(static)
+    assert static.address() == before["db"]
+    waits = site.sandbox("other", uid=uids["other"])
+    with pytest.raises(PluginError) as told:
+        waits.add()
+    assert told.value.code == TRY_AGAIN
+    began = time.monotonic()
+    life.start_agent()
+    story.note(boot_to_in_force=round(time.monotonic() - began, 2))
+    status = site.status()
+    assert (status["wired"], status["found"]) == (1, 1), status  # of all others it is said that they are not wired
+    assert {one.split(":")[0] for one in status["without"]} == {f"default/{name}" for name in before if name != "db"}
+    for name, address in before.items():
+        assert name == "db" or not site.identity(address), "nobody has this address yet"
+    assert any("k8s:io.kubernetes.pod.namespace=kube-system" in one for one in site.identity(before["db"]))
+    waits.delete()
+    life.listen()
+    for name in ("other", "api", "db", "good", "bad"):
+        pod = site.sandbox(name, uid=uids[name])
+        added_at_last(pod)
+        life.pods[name] = pod
+        if name in ("api", "db"):
+            site.listen(pod)
+        elif "db" in life.pods:
+            story.judge(pod, name)  # from its first packet on
+    now_theirs = [life.pods[name].address() for name in ("other", "api", "db")]
+    assert now_theirs == [before[name] for name in ("good", "other", "bad")]
+    story.judge(life.pods["other"], "other")
+    for name, pod in life.pods.items():
+        site.report(pod)
+        for version in VERSIONS:
+            assert f"k8s:app={name}" in site.identity(pod.address(version))
+    story.probe()
+    settled(story)
+    assert site.status()["without"] == []
+    now = numbers(story)
+    for kind, pool in called.items():
+        changed = {name: number for name, number in pool.items() if name in now[kind] and now[kind][name] != number}
+        assert not changed, (kind, changed)
+    story.note(numbers_kept=sum(len(pool) for pool in called.values()))
+    static.delete()
+    static.gone()
+    site.forget("dns", "kube-system")
+
+
+def churn(story: Story) -> None:
+    """The cluster changes without end, and addresses go from hand to hand."""
+    life, prober = story.life, story.prober
+    story.part("churn")
+    site = life.site
+    began, used = memory(life.pid), processor(life.pid)
+    with Churn(life, prober, seed=8) as run:
+        time.sleep(CHURN)
+    caught_up = time.monotonic()
+    settled(story)
+    story.note(
+        seconds=CHURN,
+        elsewhere=run.elsewhere,
+        on_this_node=len(run.added),
+        refused_at_first=run.refused,
+        add_median=round(statistics.median(run.added), 3),
+        add_most=round(max(run.added), 3),
+        addresses_handed_on=run.handed,
+        connections_ended=run.ended,
+        settled=round(time.monotonic() - caught_up, 2),
+        processor_seconds=round(processor(life.pid) - used, 1),
+        memory_begins=began[0],
+        memory_ends=memory(life.pid)[0],
+        descriptors=(began[1], memory(life.pid)[1]),
+        slowest_allowed=round(prober.slowest.get("churn", 0.0), 2),
+    )
+    arrived = [one for each in story.arrivals for one in each.found]
+    welcome = {pod.address(version) for pod in life.pods.values() for version in VERSIONS}
+    assert not [one for one in arrived if one[1] in welcome]
+    holes = run.holders.holes([one for one in arrived if one[1] not in FAR.values()], ["good"])
+    assert not holes, holes[:20]
+    assert len(run.added) > CHURN / 2
+    assert site.status()["wired"] == len(life.pods)
+
+
+def processor(pid: int) -> float:
+    """Seconds of processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -71,7 +71,7 @@ class LifeNode:
 
     def __init__(self, directory: Path) -> None:
         self._disk, self._volatile = directory / "disk", directory / "run"
-        self.state = self._disk / "state"
+        self.state, self.ipam = self._disk / "state", self._disk / "ipam"
         self.logs = directory / "logs"
         for each in (self._disk, self.logs):
             each.mkdir()
@@ -84,7 +84,7 @@ class LifeNode:
     def boot(self) -> None:
         """Power on; no agent, and no pods."""
         self.boots += 1
-        for each in (self._volatile, self._disk / "ipam"):
+        for each in (self._volatile, self.ipam):
             shutil.rmtree(each, ignore_errors=True)
         self._volatile.mkdir()
         far = pod_manifest("far", outside=True, addresses=tuple(FAR.values()))
@@ -181,19 +181,22 @@ class LifeNode:
         site.report(pod)
         return pod
 
-    def ways(self, names: Sequence[str] = ("good", "other", "bad")) -> list[list[Way]]:
-        """What the policies say, by pod and IP version."""
+    def ways(
+        self, names: Sequence[str] = ("good", "other", "bad"), pods: Mapping[str, CniPod] | None = None
+    ) -> list[list[Way]]:
+        """What the policies say, by pod and IP version. `pods`: those that ask in place of the usual ones."""
         found = []
         for version in VERSIONS:
             api, db = (self.pods[name].address(version) for name in ("api", "db"))
             for name in names:
-                rights = [("db", db, "/", 200), ("api", api, ARTICLE, 200), ("private", api, PRIVATE, 403)]
+                rights: list[Any] = [("db", db, "/", 200), ("api", api, ARTICLE, 200), ("private", api, PRIVATE, 403)]
                 if name != "good":
                     rights = [(*one[:3], NONE) for one in rights[:2]]
-                ways = [self.way(name, f"{name}→{what} v{version}", *rest) for what, *rest in rights]
+                asks = (pods or self.pods)[name]
+                ways = [self.way(asks, f"{name}→{what} v{version}", *rest) for what, *rest in rights]
                 if name == "bad":
                     gateway = (GATEWAYS[version], "/", NONE, NODE_PORT)
-                    ways.append(self.way(name, f"bad→node v{version}", *gateway))
+                    ways.append(self.way(asks, f"bad→node v{version}", *gateway))
                 found.append(ways)
         return found
 
