@@ -6,25 +6,41 @@ import contextlib
 import json
 import os
 import statistics
+import sys
 import time
 import uuid
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from spliceway.agent.configsections import LabelsConfig
+from spliceway.agent.hostaddresses import own_addresses
 from spliceway.agent.testbed import netns
+from spliceway.bpf.abi import ABI_VERSION
+from spliceway.policy.engine import Engine, Options, objects
+from spliceway.policy.labelfilter import LabelFilter
+from spliceway.policy.numbering import Numbering
 from support.clusternode import MIRROR, STATIC
-from support.cninode import CniPod, wait
+from support.cninode import CniPod, bridge, wait
+from support.kernel import NamespaceLoop
+from support.kerneltable import differences, kernel_says, table_says
+from support.kubecrowd import cluster_in
 from support.libcni import PluginError
 from support.lifechurn import Churn
+from support.lifeleft import pinned, sockets, there, traces
+from support.lifenamespace import NAME, STAYS, Shop
 from support.lifenode import FAR, LIMIT, POLICIES, TRY_AGAIN, VERSIONS, LifeNode, added_at_last, died
-from support.lifeprober import NONE, Arrivals, Prober, Way, ask, memory
+from support.lifeprober import NONE, Arrivals, Prober, Talk, Way, ask, memory
+from support.lifeversion import other_version
 
 #: Seconds that the API server is away, and that the cluster churns.
 AWAY = int(os.environ.get("SPLICEWAY_LIFE_AWAY", "20"))
 CHURN = int(os.environ.get("SPLICEWAY_LIFE_CHURN", "15"))
+#: Namespaces that are deleted.
+SHOPS = int(os.environ.get("SPLICEWAY_LIFE_NAMESPACES", "4"))
 #: Parts of the story, for trying one of them: the first is always told.
 PARTS = os.environ.get("SPLICEWAY_LIFE_PARTS", "away reboot churn namespace upgrade end").split()
 
@@ -104,15 +120,16 @@ def story(tmp_path: Path) -> Iterator[Story]:
 def test_a_nodes_life(story: Story) -> None:
     life = story.life
     life.boot()
+    life.first = traces(life)
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: print(json.dumps(story.figures), flush=True))
         begins(story)
-        parts = {"away": away, "reboot": reboot, "churn": churn}
+        parts = {"away": away, "reboot": reboot, "churn": churn, "namespace": namespace, "upgrade": upgrade}
         for name, tell in parts.items():
             if name in PARTS:
                 tell(story)
                 story.right_so_far()
-        story.rest()
+        ends(story)
     story.right_so_far()
     print(story.prober.counts)
 
@@ -272,6 +289,7 @@ def reboot(story: Story) -> None:
     life.power_off()
     assert json.loads((life.state / "wirings.json").read_text())["wirings"]
     life.boot()
+    life.first = traces(life)
     site = life.site
     # Static pods of what is exempt come first, without an agent, and all others wait for it.
     digest = uuid.uuid4().hex
@@ -357,6 +375,155 @@ def churn(story: Story) -> None:
     assert not holes, holes[:20]
     assert len(run.added) > CHURN / 2
     assert site.status()["wired"] == len(life.pods)
+
+
+def namespace(story: Story) -> None:
+    """A namespace is deleted, in several orders."""
+    life = story.life
+    story.part("namespace")
+    site = life.site
+    site.policy("shop", STAYS)
+    for seed in range(SHOPS):
+        shop = Shop(life, story.prober, seed)
+        settled(story)
+        addresses = [pod.address(version) for pod in shop.pods.values() for version in VERSIONS]
+        told = shop.goes()
+        settled(story)
+        assert site.agent is not None
+        left = [one["name"] for one in site.agent.client.get("endpoints") if one["name"].startswith(f"{NAME}/")]
+        assert not left, told
+        assert not [one for one in addresses if site.identity(one)], told
+        assert site.status()["wired"] == len(life.pods)
+        story.right_so_far()
+    site.api.drop("networking.k8s.io/v1", "NetworkPolicy", "default/shop")
+    story.note(deleted=SHOPS)
+
+
+def upgrade(story: Story) -> None:
+    """Agents of another version come and go: asked to end, or killed. The last is of this one."""
+    life, site = story.life, story.life.site
+    story.part("upgrade")
+    life.add("plain", {"app": "good"}, annotations={"spliceway.io/splice": "false"})
+    life.far("far-good", {"app": "good"})
+    settled(story)
+    other = other_version(life.directory / "other")
+    called = numbers(story)
+    talks: list[Talk] = []
+    starts = []
+    for how, source in (("term", None), ("term", other), ("kill", None), ("kill", other), ("term", None)):
+        begun = talked(life)
+        wait(lambda begun=begun: all(talk.answers > 3 for talk in begun))
+        if source is None and not talks:
+            spliced(story)
+        talks += begun
+        same = source == life.source
+        assert site.agent is not None
+        site.agent.stop() if how == "term" else site.agent.kill()
+        time.sleep(0.5)
+        life.source = source
+        began = time.monotonic()
+        life.start_agent()
+        starts.append(round(time.monotonic() - began, 1))
+        counts = [talk.answers for talk in begun]
+        time.sleep(1.0)
+        for talk, count in zip(begun, counts, strict=True):
+            # What goes through the proxy is told to come again when that is of another version, and all else stays.
+            told_to_close = talk.announced and not same and "api" in talk.way.name
+            assert (talk.lives and talk.answers > count) or told_to_close, (how, source, talk.way, talk.end)
+        assert not [talk.wrong for talk in talks if talk.wrong]
+        assert all(talk.lives or talk.announced for talk in talks), [talk.end for talk in talks]
+        assert site.told()["datapath"]["takenOver"]
+        assert numbers(story) == called
+        story.right_so_far()
+    story.note(
+        agents=len(starts),
+        slowest_start=max(starts),
+        connections=len(talks),
+        told_to_close=sum(talk.announced for talk in talks),
+        went_on=sum(talk.lives for talk in talks),
+        slowest_allowed=round(story.prober.slowest.get("upgrade", 0.0), 2),
+    )
+    for talk in talks:
+        talk.stop()
+    versions = site.node.info.bpffs / "spliceway"
+    wait(lambda: [path.name for path in versions.glob("v*")] == [f"v{ABI_VERSION}"], LIMIT)
+    died(site, life.pods.pop("plain"))
+    site.api.drop("v1", "Pod", "default/far-good")
+    settled(story)
+
+
+def talked(life: LifeNode) -> list[Talk]:
+    """Connections for long, of each kind: spliced, at one end, not, and without a proxy."""
+    found = []
+    for version in VERSIONS:
+        api, db = (life.pods[name].address(version) for name in ("api", "db"))
+        found += [life.talk(name, f"{name}→api v{version}", api) for name in ("good", "plain", "far")]
+        found += [life.talk(name, f"{name}→db v{version}", db, "/") for name in ("good", "far")]
+    return found
+
+
+def spliced(story: Story) -> None:
+    """Those that are to be are, and no others."""
+    agent = story.life.site.agent
+    assert agent is not None
+    found = agent.client.get("socks")
+    at = {
+        name: {one["state"] for one in found if one["endpointPod"] == f"default/{name}"} for name in ("good", "plain")
+    }
+    assert "spliced" in at["good"], found
+    assert "spliced" not in at["plain"], found
+
+
+def ends(story: Story) -> None:
+    """All goes: pods, policies, the agent. Nothing is left behind."""
+    life, site = story.life, story.life.site
+    story.part("end")
+    settled(story)
+    in_step(story)
+    story.rest()
+    for name in list(life.pods):
+        died(site, life.pods.pop(name))
+    for kind in (("cilium.io/v2", "CiliumNetworkPolicy"), ("networking.k8s.io/v1", "NetworkPolicy")):
+        for one in site.api.all(*kind):
+            site.api.drop(*kind, f"{one['metadata']['namespace']}/{one['metadata']['name']}")
+    settled(story)
+    in_step(story)
+    ours = pinned(life)
+    assert {kind for kind, _ in ours} >= {"prog", "map"}
+    assert ours <= there()
+    assert site.agent is not None
+    assert site.agent.stop() == 0
+    info = life.testbed.node.info
+    places = ("--bpffs", str(info.bpffs), "--state-dir", str(life.state))
+    argv = [sys.executable, "-m", "spliceway.agent", "cleanup", "--yes", "--state", *places, "-o", "json"]
+    done = life.testbed.node.run_on_node(argv, timeout=60)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    said = json.loads(done.stdout)
+    assert not said["kept"], said["kept"]
+    wait(lambda: not ours & there(), LIMIT)
+    left = traces(life) - life.first
+    assert not left, left
+    assert not life.first - traces(life)
+    assert not sockets(life, life.directory)
+    assert [path.name for path in life.state.iterdir() if path.name != "agent.lock"] == []
+    (conflist,) = site.conf_dir.iterdir()
+    assert json.loads(conflist.read_text()) == bridge(life.ipam)
+    story.note(removed=len(said["removed"]), programs_maps_links=len(ours))
+
+
+def in_step(story: Story) -> None:
+    """The kernel's rows are those of what the API server has, and of nothing that was."""
+    life, site = story.life, story.life.site
+    loop = NamespaceLoop(life.testbed.node.info.netns)
+    try:
+        cluster = cluster_in(site.api, site.node.name, loop.run(own_addresses()))
+    finally:
+        loop.stop()
+    options = Options(node=site.node.name, labels=LabelFilter(LabelsConfig().include, LabelsConfig().exclude))
+    table = Engine(options, Numbering()).apply(objects(cluster), revision=1)
+    wired = {f"{pod.namespace}/{pod.name}": ip_address(pod.address()) for pod in life.pods.values()}
+    wanted, found = table_says(table, wired), kernel_says(site.node.info.bpffs)
+    assert found == wanted, differences(found, wanted)
 
 
 def processor(pid: int) -> float:

@@ -125,7 +125,7 @@ class Churn:
             self._known(f"k8s:io.kubernetes.pod.namespace={namespace}")
             ways = self._far_ways(welcome)
             if welcome:
-                talks = [Talk(way) for way in ways if way.right == 200]
+                talks = [life.talk("far", way.name, way.address, way.path) for way in ways if way.right == 200]
             else:
                 self._judge_talks(talks)
             for way in ways:
@@ -187,6 +187,9 @@ class Churn:
             self._judge(pod, app)
         if order > 0.8:  # removed by force: the sandbox is there longer than its object
             site.forget(name)
+            if app != "good":
+                time.sleep(self._random.uniform(0.0, 0.5))
+                self._judge(pod, app)
         pod.delete()
         for version in FAR:
             self.holders.put(pod.address(version), has, time.time(), app)

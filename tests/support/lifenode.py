@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from spliceway.agent.errors import ClientError
-from spliceway.agent.testbed import netns
+from spliceway.agent.testbed import cgroups, netns
 from spliceway.agent.testbed.testbed import Testbed
 from support.clusternode import ClusterNode
 from support.cninode import CniPod, wait
 from support.kubeapi import KubeApi
 from support.libcni import PluginError
-from support.lifeprober import NONE, Way
+from support.lifeprober import NONE, Talk, Way
 from support.node import pod_manifest
 
 #: A machine outside the node, whose addresses are those of pods elsewhere.
@@ -35,6 +35,8 @@ GATEWAYS, NODE_PORT = {4: "10.240.1.129", 6: "fd00:240:1::1:1"}, 8080
 ARTICLE, PRIVATE = "/articles/1", "/private"
 VERSIONS = (4, 6)
 TRY_AGAIN = 11
+#: Programs of another version are compiled first; on a busy machine that alone takes two minutes.
+START_SECONDS = 300.0
 #: The source tries again after 10 seconds at most.
 LIMIT = 40.0
 #: `api` lets in `good` alone, and that for articles alone, `db` lets in `good`; `bad` may dial nobody.
@@ -70,6 +72,7 @@ class LifeNode:
     """See the module. `site` is the node of this boot, `pods` those that are there all the time, by name."""
 
     def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self._disk, self._volatile = directory / "disk", directory / "run"
         self.state, self.ipam = self._disk / "state", self._disk / "ipam"
         self.logs = directory / "logs"
@@ -78,6 +81,7 @@ class LifeNode:
         self.boots = 0
         self.pods: dict[str, CniPod] = {}
         self.source: Path | None = None
+        self.first: set[str] = set()  # what the node had before there was an agent
         self._api: KubeApi | None = None
         self._on = contextlib.ExitStack()
 
@@ -137,7 +141,8 @@ class LifeNode:
         search = [str(self.source / name) for name in PACKAGES] if self.source else []
         here = [str(Path(each).resolve()) for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
         path = os.pathsep.join([*search, str(_TESTS), *here])
-        self.site.how = {"wrap": ("env", f"PYTHONPATH={path}"), "module": ("support.lifeagent", self.boot_id)}
+        wrap, module = ("env", f"PYTHONPATH={path}"), ("support.lifeagent", self.boot_id)
+        self.site.how = {"wrap": wrap, "module": module, "timeout": START_SECONDS}
         self.site.start()
 
     @contextlib.contextmanager
@@ -207,6 +212,15 @@ class LifeNode:
         else:
             place = self.testbed.hosts["default/far"].netns if pod == "far" else self.pods[pod].netns
         return Way(name, place, address, path, right, port)
+
+    def talk(self, pod: str, name: str, address: str, path: str = ARTICLE) -> Talk:
+        """A connection for long, from one of `pods` or from `far`."""
+        site = self.site
+        if pod == "far":
+            cgroup = self.testbed.hosts["default/far"].cgroup
+        else:
+            cgroup = cgroups.create(site.node.info.cgroups.pods / f"pod{self.pods[pod].uid}")
+        return Talk(self.way(pod, name, address, path, 200), cgroup)
 
     def far(self, name: str, labels: Mapping[str, str], namespace: str = "default") -> dict[str, Any]:
         """The object of a pod elsewhere that has the addresses of `far`; it is in the double already."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import http.client
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -17,7 +19,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spliceway.agent.testbed import netns
+from spliceway.agent.testbed import netns, processes
 
 #: How long an allowed request may take, and how long it is waited for one that must not come, in seconds.
 PATIENCE, IN_VAIN = 6.0, 0.25
@@ -229,20 +231,18 @@ class Talk:
     `announced`: the last answer said that the connection closes, as HTTP has it for a server that goes.
     """
 
-    def __init__(self, way: Way, *, pace: float = 0.05) -> None:
+    def __init__(self, way: Way, cgroup: Path) -> None:
+        """`cgroup`: the asking pod's, without which nothing of it is spliced."""
         self.way = way
         self.answers = 0
         self.end = ""
-        self.ended = 0.0
         self.wrong: list[int] = []
         self.announced = False
-        self._pace = pace
-        self._stop = threading.Event()
-        self._first = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        argv = [sys.executable, "-c", _TALK, way.address, str(way.port), way.path]
+        environment = processes.environment()
+        self._process = processes.spawn(way.place, cgroup, argv, environment, stdout=subprocess.PIPE, text=True)
+        self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
-        assert self._first.wait(10), way
-        assert not self.end, (way, self.end)
 
     @property
     def lives(self) -> bool:
@@ -251,30 +251,41 @@ class Talk:
 
     def stop(self) -> None:
         """It is not needed any more."""
-        self._stop.set()
-        self._thread.join(2 * PATIENCE)
+        self._process.kill()
+        self._thread.join(PATIENCE)
+        self._process.wait(PATIENCE)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
-    def _run(self) -> None:
-        netns.enter(self.way.place)
-        connection = http.client.HTTPConnection(self.way.address, self.way.port, timeout=PATIENCE)
-        try:
-            while not self._stop.is_set():
-                if self.answers and connection.sock is None:
-                    self.announced = True
-                    raise ConnectionError("closed, as the last answer said")
-                connection.request("GET", self.way.path)
-                answer = connection.getresponse()
-                answer.read()
-                if answer.status != self.way.right:
-                    self.wrong.append(answer.status)
-                self.answers += 1
-                self._first.set()
-                self._stop.wait(self._pace)
-        except (OSError, http.client.HTTPException) as error:
-            self.end, self.ended = f"{type(error).__name__}: {error}", time.time()
-        finally:
-            self._first.set()
-            connection.close()
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if not line.strip().isdigit():
+                self.announced = line.startswith("closed")
+                self.end = line.strip()
+                return
+            if int(line) != self.way.right:
+                self.wrong.append(int(line))
+            self.answers += 1
+        self.end = self.end or "stopped"
+
+
+_TALK = """
+import http.client, sys, time
+address, port, path = sys.argv[1:]
+connection = http.client.HTTPConnection(address, int(port), timeout=6)
+try:
+    connection.connect()
+    while connection.sock is not None:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        answer.read()
+        print(answer.status, flush=True)
+        time.sleep(0.05)
+    print("closed, as the last answer said", flush=True)
+except (OSError, http.client.HTTPException) as error:
+    print(repr(error), flush=True)
+"""
 
 
 def memory(pid: int) -> tuple[int, int]:
