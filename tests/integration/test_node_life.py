@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import statistics
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -493,10 +492,8 @@ def ends(story: Story) -> None:
     assert ours <= there()
     assert site.agent is not None
     assert site.agent.stop() == 0
-    info = life.testbed.node.info
-    places = ("--bpffs", str(info.bpffs), "--state-dir", str(life.state))
-    argv = [sys.executable, "-m", "spliceway.agent", "cleanup", "--yes", "--state", *places, "-o", "json"]
-    done = life.testbed.node.run_on_node(argv, timeout=60)
+    places = ("--bpffs", str(life.testbed.node.info.bpffs), "--state-dir", str(life.state))
+    done = life.command("cleanup", "--yes", "--state", *places, "-o", "json")
     assert (done.returncode, done.stderr) == (0, ""), done
     said = json.loads(done.stdout)
     assert not said["kept"], said["kept"]

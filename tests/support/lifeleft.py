@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import ctypes
 import os
 import re
-import subprocess
 from pathlib import Path
 
 from spliceway.agent.testbed import netns, processes
@@ -26,7 +25,6 @@ def traces(life: LifeNode) -> set[str]:
         "for version in -4 -6; do ip $version rule; ip $version route show table all; done; ip -o link; "
         "cat /proc/sys/net/ipv4/tcp_tw_reuse /proc/sys/net/ipv4/tcp_early_demux; nft list ruleset; "
         f"find {node.info.bpffs} {node.info.cgroups.agent} {node.info.cgroups.proxy} -type d; "
-        f"bpftool cgroup tree {node.info.cgroups.pods.parent} | grep -v ^/; "
         f"cat {node.info.cgroups.agent}/cgroup.procs {node.info.cgroups.proxy}/cgroup.procs | sed 's/^/process /'"
     )
     done = processes.run(node.info.netns, node.info.cgroups.pods, ["sh", "-c", script], os.environ, 30.0)
@@ -54,8 +52,9 @@ def there() -> set[tuple[str, int]]:
     """Kind and number of all that the kernel has."""
     found = set()
     for kind in ("prog", "map", "link"):
-        done = subprocess.run(["bpftool", "-j", kind, "show"], capture_output=True, text=True, check=True)
-        found |= {(kind, one["id"]) for one in json.loads(done.stdout)}
+        following, number = getattr(libbpf.library(), f"bpf_{kind}_get_next_id"), ctypes.c_uint32(0)
+        while following(number, ctypes.byref(number)) >= 0:
+            found.add((kind, number.value))
     return found
 
 

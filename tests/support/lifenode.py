@@ -11,6 +11,8 @@ import contextlib
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -138,12 +140,20 @@ class LifeNode:
 
     def start_agent(self) -> None:
         """Of the package at `source`, or this one; returns when all is in force."""
-        search = [str(self.source / name) for name in PACKAGES] if self.source else []
-        here = [str(Path(each).resolve()) for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
-        path = os.pathsep.join([*search, str(_TESTS), *here])
-        wrap, module = ("env", f"PYTHONPATH={path}"), ("support.lifeagent", self.boot_id)
+        wrap, module = ("env", f"PYTHONPATH={self._path()}"), ("support.lifeagent", self.boot_id)
         self.site.how = {"wrap": wrap, "module": module, "timeout": START_SECONDS}
         self.site.start()
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`spliceway` on the node."""
+        argv = [sys.executable, "-m", "support.lifeagent", self.boot_id, *arguments]
+        argv = ["env", f"PYTHONPATH={self._path()}", *argv]
+        return self.testbed.node.run_on_node(argv, timeout=60)
+
+    def _path(self) -> str:
+        search = [str(self.source / name) for name in PACKAGES] if self.source else []
+        here = [str(Path(each).resolve()) for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
+        return os.pathsep.join([*search, str(_TESTS), *here])
 
     @contextlib.contextmanager
     def starting(self) -> Iterator[None]:
