@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup chart image kernels demo test attack bypass profiles two-nodes services soak revoke rows fuzz edits xds-faults xds-churn proxy-diff torture services-churn kube bench-services lint bench lock clean
+.PHONY: help setup chart image kernels demo test attack bypass profiles two-nodes services soak revoke rows fuzz edits xds-faults xds-churn proxy-diff torture services-churn kube life bench-services lint bench lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
@@ -31,6 +31,7 @@ help:
 	@echo "make proxy-diff  10,000 odd requests to the embedded proxy and to Envoy, side by side"
 	@echo "make services-churn  endpoints of a Service come and go for a minute while pods dial it, every connection judged"
 	@echo "make kube    a hundred rounds of changes in a cluster whose API server is restarted and forgets, an agent beside it"
+	@echo "make life    what a node goes through: its API server gone for an hour, ten minutes of churn, and all the rest"
 	@echo "make kernels  self-test and kernel tests on Debian's 6.1 and 6.12 kernels, emulated side by side (needs qemu-system-x86; an hour or more)"
 	@echo "make chart   the Helm chart: rendered, linted, validated for each version of Kubernetes, its alerts tested"
 	@echo "make image   the image's root by the Dockerfile's steps, and an agent in it with the chart's rights; IMAGE_ROOT=directory"
@@ -107,6 +108,9 @@ services-churn: setup
 
 kube: setup
 	SPLICEWAY_KUBE_ROUNDS=100 $(BIN)/python -m pytest -s tests/integration/test_kubernetes_agent.py --timeout 3600 $(ARGS)
+
+life: setup
+	SPLICEWAY_LIFE_AWAY=3600 SPLICEWAY_LIFE_CHURN=600 SPLICEWAY_LIFE_NAMESPACES=20 $(BIN)/python -m pytest -s tests/integration/test_node_life.py $(ARGS)
 
 kernels: setup
 	scripts/kernels $(ARGS)

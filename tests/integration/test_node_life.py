@@ -368,6 +368,8 @@ def churn(story: Story) -> None:
         slowest_allowed=round(prober.slowest.get("churn", 0.0), 2),
     )
     arrived = [one for each in story.arrivals for one in each.found]
+    assert all(one.count for one in story.arrivals)
+    assert arrived, "pods of the node came, and were let in"
     welcome = {pod.address(version) for pod in life.pods.values() for version in VERSIONS}
     assert not [one for one in arrived if one[1] in welcome]
     holes = run.holders.holes([one for one in arrived if one[1] not in FAR.values()], ["good"])

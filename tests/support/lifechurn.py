@@ -9,6 +9,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from spliceway.agent.testbed import netns
@@ -130,7 +131,7 @@ class Churn:
                 self._judge_talks(talks)
             for way in ways:
                 began_at = time.time()
-                self._prober.note(way, began_at, netns.call(way.place, lambda way=way: ask(way)))
+                self._prober.note(way, began_at, netns.call(way.place, partial(ask, way)))
             self.handed += 1
         api.drop("v1", "Pod", old)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from support.cninode import CniPod
@@ -76,10 +77,11 @@ class Shop:
                 way = life.way(asks, f"{name} v{version}", address, "/", right, port)
                 ends[which].append(self._prober.add([way]))
 
-        def end(which: str) -> Callable[[], None]:
-            return lambda: [one() for one in ends.pop(which, [])] and None
+        def end(which: str) -> None:
+            for one in ends.pop(which, []):
+                one()
 
-        return {which: end(which) for which in list(ends)}
+        return {which: partial(end, which) for which in list(ends)}
 
     def goes(self) -> list[str]:
         """The namespace is deleted; what went, in this order."""

@@ -81,6 +81,8 @@ class LifeNode:
         for each in (self._disk, self.logs):
             each.mkdir()
         self.boots = 0
+        self.site: ClusterNode
+        self.testbed: Testbed
         self.pods: dict[str, CniPod] = {}
         self.source: Path | None = None
         self.first: set[str] = set()  # what the node had before there was an agent
@@ -111,6 +113,7 @@ class LifeNode:
             "stateDir": str(self.state),
             "admin": {"socket": str(self._volatile / "agent.sock")},
             "splice": {"mode": "auto"},
+            "flows": {"bufferSize": 256},  # full at once: what grows then is none of its
         }
         self.boot_id = str(uuid.uuid4())
         self._on.callback(self._keep_log, self.boots)

@@ -48,6 +48,7 @@ LONG = (
     "tests/integration/test_selftest*.py",
     "tests/integration/test_agent_kill_switch.py",
     "tests/integration/test_cluster_node.py",
+    "tests/integration/test_node_life.py",
     "tests/integration/test_cni_chain.py",
     "tests/integration/test_chart_capabilities.py",
     "tests/integration/test_soak.py",

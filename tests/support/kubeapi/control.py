@@ -47,7 +47,7 @@ class KubeApi:
         self._bookmark_seconds = bookmark_seconds
         self._enter = enter
         self._loop = asyncio.new_event_loop()
-        self._api = stored._api if stored is not None else Api()
+        self._api: Api = stored._api if stored is not None else Api()
         self._server: Server | None = None
         self._faults = Faults()
         self._thread = threading.Thread(target=self._live, name="kubeapi", daemon=True)
