@@ -110,7 +110,8 @@ kube: setup
 	SPLICEWAY_KUBE_ROUNDS=100 $(BIN)/python -m pytest -s tests/integration/test_kubernetes_agent.py --timeout 3600 $(ARGS)
 
 life: setup
-	SPLICEWAY_LIFE_AWAY=3600 SPLICEWAY_LIFE_CHURN=600 SPLICEWAY_LIFE_NAMESPACES=20 $(BIN)/python -m pytest -s tests/integration/test_node_life.py $(ARGS)
+	SPLICEWAY_LIFE_AWAY=3600 SPLICEWAY_LIFE_CHURN=600 SPLICEWAY_LIFE_NAMESPACES=20 SPLICEWAY_LIFE_ROLLBACKS=3 \
+		$(BIN)/python -m pytest -s tests/integration/test_node_life.py $(ARGS)
 
 kernels: setup
 	scripts/kernels $(ARGS)

@@ -40,6 +40,8 @@ AWAY = int(os.environ.get("SPLICEWAY_LIFE_AWAY", "20"))
 CHURN = int(os.environ.get("SPLICEWAY_LIFE_CHURN", "15"))
 #: Namespaces that are deleted.
 SHOPS = int(os.environ.get("SPLICEWAY_LIFE_NAMESPACES", "4"))
+#: Further upgrades and rollbacks.
+ROLLBACKS = int(os.environ.get("SPLICEWAY_LIFE_ROLLBACKS", "0"))
 #: Parts of the story, for trying one of them: the first is always told.
 PARTS = os.environ.get("SPLICEWAY_LIFE_PARTS", "away reboot churn namespace upgrade end").split()
 
@@ -411,11 +413,11 @@ def upgrade(story: Story) -> None:
     called = numbers(story)
     talks: list[Talk] = []
     starts = []
-    for how, source in (("term", None), ("term", other), ("kill", None), ("kill", other), ("term", None)):
+    steps = [("term", None), ("term", other), ("kill", None), *([("kill", other), ("term", None)] * ROLLBACKS)]
+    for how, source in steps:
         begun = talked(life)
         wait(lambda begun=begun: all(talk.answers > 3 for talk in begun))
-        if source is None and not talks:
-            spliced(story)
+        spliced(story)
         talks += begun
         same = source == life.source
         assert site.agent is not None
