@@ -9,27 +9,18 @@ import statistics
 import time
 import uuid
 from collections.abc import Iterator
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from spliceway.agent.configsections import LabelsConfig
-from spliceway.agent.hostaddresses import own_addresses
 from spliceway.agent.testbed import netns
 from spliceway.bpf.abi import ABI_VERSION
-from spliceway.policy.engine import Engine, Options, objects
-from spliceway.policy.labelfilter import LabelFilter
-from spliceway.policy.numbering import Numbering
 from support.clusternode import MIRROR, STATIC
 from support.cninode import CniPod, bridge, wait
-from support.kernel import NamespaceLoop
-from support.kerneltable import differences, kernel_says, table_says
-from support.kubecrowd import cluster_in
 from support.libcni import PluginError
 from support.lifechurn import Churn
-from support.lifeleft import pinned, sockets, there, traces
+from support.lifeleft import in_step, pinned, sockets, there, traces
 from support.lifenamespace import NAME, STAYS, Shop
 from support.lifenode import FAR, LIMIT, POLICIES, TRY_AGAIN, VERSIONS, LifeNode, added_at_last, died
 from support.lifeprober import NONE, Arrivals, Prober, Talk, Way, ask, memory
@@ -65,7 +56,7 @@ class Story:
 
     def __init__(self, directory: Path) -> None:
         self.life = LifeNode(directory)
-        self.prober = Prober(pace=0.03 if AWAY < 300 else 0.2)
+        self.prober = Prober(pace=0.03 if AWAY < 300 else 0.2)  # an hour of it is enough, however slow
         self.figures: dict[str, Any] = {}
         self.arrivals: list[Arrivals] = []
 
@@ -105,7 +96,11 @@ class Story:
 
     def right_so_far(self) -> None:
         """No verdict was wrong."""
-        assert not self.prober.faults(), self.prober.faults()[:20]
+        assert not self.prober.wrong, self.prober.wrong[:20]
+        denied = [pod for name, pod in self.life.pods.items() if name in ("other", "bad")]
+        addresses = {pod.address(version) for pod in denied for version in VERSIONS}
+        came = [one for each in self.arrivals for one in each.found if one[1] in addresses]
+        assert not came, came[:20]
 
 
 @pytest.fixture
@@ -416,7 +411,7 @@ def upgrade(story: Story) -> None:
     steps = [("term", None), ("term", other), ("kill", None), *([("kill", other), ("term", None)] * ROLLBACKS)]
     for how, source in steps:
         begun = talked(life)
-        wait(lambda begun=begun: all(talk.answers > 3 for talk in begun))
+        answered(begun)
         spliced(story)
         talks += begun
         same = source == life.source
@@ -465,6 +460,11 @@ def talked(life: LifeNode) -> list[Talk]:
     return found
 
 
+def answered(talks: list[Talk]) -> None:
+    """Return when each of them goes on."""
+    wait(lambda: all(talk.answers > 3 for talk in talks), LIMIT)
+
+
 def spliced(story: Story) -> None:
     """Those that are to be are, and no others."""
     agent = story.life.site.agent
@@ -482,7 +482,7 @@ def ends(story: Story) -> None:
     life, site = story.life, story.life.site
     story.part("end")
     settled(story)
-    in_step(story)
+    in_step(life)
     story.rest()
     for name in list(life.pods):
         died(site, life.pods.pop(name))
@@ -490,7 +490,7 @@ def ends(story: Story) -> None:
         for one in site.api.all(*kind):
             site.api.drop(*kind, f"{one['metadata']['namespace']}/{one['metadata']['name']}")
     settled(story)
-    in_step(story)
+    in_step(life)
     ours = pinned(life)
     assert {kind for kind, _ in ours} >= {"prog", "map"}
     assert ours <= there()
@@ -510,21 +510,6 @@ def ends(story: Story) -> None:
     (conflist,) = site.conf_dir.iterdir()
     assert json.loads(conflist.read_text()) == bridge(life.ipam)
     story.note(removed=len(said["removed"]), programs_maps_links=len(ours))
-
-
-def in_step(story: Story) -> None:
-    """The kernel's rows are those of what the API server has, and of nothing that was."""
-    life, site = story.life, story.life.site
-    loop = NamespaceLoop(life.testbed.node.info.netns)
-    try:
-        cluster = cluster_in(site.api, site.node.name, loop.run(own_addresses()))
-    finally:
-        loop.stop()
-    options = Options(node=site.node.name, labels=LabelFilter(LabelsConfig().include, LabelsConfig().exclude))
-    table = Engine(options, Numbering()).apply(objects(cluster), revision=1)
-    wired = {f"{pod.namespace}/{pod.name}": ip_address(pod.address()) for pod in life.pods.values()}
-    wanted, found = table_says(table, wired), kernel_says(site.node.info.bpffs)
-    assert found == wanted, differences(found, wanted)
 
 
 def processor(pid: int) -> float:

@@ -1,14 +1,23 @@
-"""What an agent leaves on its node: in the kernel, on disk, as processes and sockets."""
+"""What an agent has on its node, and leaves there: in the kernel, on disk, as processes and sockets."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import re
+from ipaddress import ip_address
 from pathlib import Path
 
+from spliceway.agent.configsections import LabelsConfig
+from spliceway.agent.hostaddresses import own_addresses
 from spliceway.agent.testbed import netns, processes
 from spliceway.bpf import libbpf
+from spliceway.policy.engine import Engine, Options, objects
+from spliceway.policy.labelfilter import LabelFilter
+from spliceway.policy.numbering import Numbering
+from support.kernel import NamespaceLoop
+from support.kerneltable import differences, kernel_says, table_says
+from support.kubecrowd import cluster_in
 from support.lifenode import LifeNode
 
 _ID = re.compile(r"^(prog|map|link)_id:\s+(\d+)$", re.MULTILINE)
@@ -66,3 +75,18 @@ def sockets(life: LifeNode, directory: Path) -> list[str]:
         return [line.split()[-1] for line in lines if str(directory) in line]
 
     return netns.call(life.testbed.node.info.netns, read)
+
+
+def in_step(life: LifeNode) -> None:
+    """The kernel's rows are those of what the API server has, and of nothing that was."""
+    site = life.site
+    loop = NamespaceLoop(life.testbed.node.info.netns)
+    try:
+        cluster = cluster_in(site.api, site.node.name, loop.run(own_addresses()))
+    finally:
+        loop.stop()
+    options = Options(node=site.node.name, labels=LabelFilter(LabelsConfig().include, LabelsConfig().exclude))
+    table = Engine(options, Numbering()).apply(objects(cluster), revision=1)
+    wired = {f"{pod.namespace}/{pod.name}": ip_address(pod.address()) for pod in life.pods.values()}
+    wanted, found = table_says(table, wired), kernel_says(site.node.info.bpffs)
+    assert found == wanted, differences(found, wanted)

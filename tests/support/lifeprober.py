@@ -13,11 +13,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from spliceway.agent.testbed import netns, processes
 
@@ -40,26 +39,13 @@ class Way(NamedTuple):
 
 
 class Wrong(NamedTuple):
-    """A verdict that was not right. Times are of time.time()."""
+    """A verdict that was not right: what may not got through, or what may did not. Times are of time.time()."""
 
     way: str
     began: float
     ended: float
     found: int
     right: int
-
-    @property
-    def passed(self) -> bool:
-        """Whether more got through than may: the worst that can be."""
-        return self.found in (CONNECTED, 200) and self.right != 200
-
-
-class Window(NamedTuple):
-    """A time in which allowed requests may fail, since it is documented."""
-
-    why: str
-    began: float
-    ended: float
 
 
 def ask(way: Way) -> int:
@@ -87,7 +73,6 @@ class Prober:
         """`pace`: seconds from an answer to the next question."""
         self.counts: Counter[str] = Counter()
         self.wrong: list[Wrong] = []
-        self.windows: list[Window] = []
         self.slowest: dict[str, float] = {}
         self.phase = ""
         self._pace = pace
@@ -114,15 +99,6 @@ class Prober:
         for _, thread in running:
             thread.join(2 * PATIENCE)
 
-    @contextmanager
-    def window(self, why: str, after: float = 0.0) -> Iterator[None]:
-        """Allowed requests may fail meanwhile, and `after` seconds later."""
-        began = time.time()
-        try:
-            yield
-        finally:
-            self.windows.append(Window(why, began, time.time() + after))
-
     def note(self, way: Way, began: float, found: int) -> None:
         """What became of one request."""
         ended = time.time()
@@ -131,13 +107,6 @@ class Prober:
             self.wrong.append(Wrong(f"{self.phase}: {way.name}", began, ended, found, way.right))
         elif way.right != NONE:
             self.slowest[self.phase] = max(self.slowest.get(self.phase, 0.0), ended - began)
-
-    def faults(self) -> list[Wrong]:
-        """What got through that may not; and what did not though it may, at a time when that is not documented."""
-        return [one for one in self.wrong if one.passed or not self._excused(one)]
-
-    def _excused(self, one: Wrong) -> bool:
-        return any(each.began <= one.ended and one.began <= each.ended for each in self.windows)
 
     def _run(self, ways: list[Way], stop: threading.Event) -> None:
         netns.enter(ways[0].place)
@@ -292,8 +261,3 @@ def memory(pid: int) -> tuple[int, int]:
     """Bytes of a process's own memory, and its descriptors."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return int(status["RssAnon"].split()[0]) * 1024, len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-
-def told(counts: Mapping[str, Any]) -> str:
-    """In one line."""
-    return ", ".join(f"{key} {value}" for key, value in counts.items())
