@@ -36,7 +36,7 @@ ROLLBACKS = int(os.environ.get("SPLICEWAY_LIFE_ROLLBACKS", "0"))
 #: Parts of the story, for trying one of them: the first is always told.
 PARTS = os.environ.get("SPLICEWAY_LIFE_PARTS", "away reboot churn namespace upgrade end").split()
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(600 + 2 * AWAY + 4 * CHURN)]
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1200 + 2 * AWAY + 4 * CHURN)]
 
 #: What an agent's own memory may grow by while nothing can be learned, in bytes.
 _GROWTH = 4 << 20
@@ -151,6 +151,7 @@ def begins(story: Story) -> None:
         life.add(name, {"app": name})
     site.listen(life.pods["api"])
     life.listen()
+    life.proxied()
     story.probe()
     early = site.create("early", {"app": "bad"})
     settled(story)
@@ -316,6 +317,7 @@ def reboot(story: Story) -> None:
         life.pods[name] = pod
         if name in ("api", "db"):
             site.listen(pod)
+            life.proxied()
         elif "db" in life.pods:
             story.judge(pod, name)  # from its first packet on
     now_theirs = [life.pods[name].address() for name in ("other", "api", "db")]

@@ -36,8 +36,8 @@ GATEWAYS, NODE_PORT = {4: "10.240.1.129", 6: "fd00:240:1::1:1"}, 8080
 ARTICLE, PRIVATE = "/articles/1", "/private"
 VERSIONS = (4, 6)
 TRY_AGAIN = 11
-#: Programs of another version are compiled first; on a busy machine that alone takes two minutes.
-START_SECONDS = 300.0
+#: Programs of another version are compiled first; on a busy machine that alone takes minutes.
+START_SECONDS = 600.0
 #: The source tries again after 10 seconds at most.
 LIMIT = 40.0
 #: `api` lets in `good` alone, and that for articles alone, `db` lets in `good`; `bad` may dial nobody.
@@ -181,6 +181,11 @@ class LifeNode:
             thread.join()
         if failed:
             raise failed[0]
+
+    def proxied(self) -> None:
+        """Return when the proxy has taken over all HTTP rules: until then there is `no-listener` for them."""
+        assert self.site.agent is not None
+        self.site.agent.wait_in_force(LIMIT)
 
     @property
     def pid(self) -> int:
