@@ -329,7 +329,7 @@ def reboot(story: Story) -> None:
             assert f"k8s:app={name}" in site.identity(pod.address(version))
     story.probe()
     settled(story)
-    assert site.status()["without"] == []
+    wait(lambda: not site.status()["without"], LIMIT)  # it is looked for now and then
     now = numbers(story)
     for kind, pool in called.items():
         changed = {name: number for name, number in pool.items() if name in now[kind] and now[kind][name] != number}
