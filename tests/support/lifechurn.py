@@ -78,7 +78,7 @@ class Churn:
     def _cluster(self) -> None:
         """One life of many pods: at the end none is left."""
         api = self._life.site.api
-        free = deque(range(1, 100))
+        free = deque(range(1, 250))
         alive: deque[tuple[float, str, int]] = deque()
         began, made = time.monotonic(), 0
         while not self._stop.wait(0.1):
@@ -93,7 +93,7 @@ class Churn:
             late = self._random.random() < 0.5
             if not late:
                 self._drop(gone)
-            for _ in range(int((now - began) * RATE) - made):
+            for _ in range(min(int((now - began) * RATE) - made, len(free))):
                 number, name = free.popleft(), f"far-{made}"
                 made += 1
                 documents.append(_elsewhere(name, self._random.choice(_APPS), number))
