@@ -324,7 +324,8 @@ def _services(found: Json) -> str:
 
 def _cni(found: Json) -> list[str]:
     if not found.get("enabled"):
-        return []
+        left = f"off; {_many(found.get('wired', 0), 'pod')} of a time with it keep their policy"
+        return [left] if found.get("wired") else []
     file = found["chain"]["file"]
     there = f", {found['found']} of them found" if found["found"] else ""
     return [f"{_many(found['wired'], 'pod')} wired{there}; plugin in {file or 'no chain'}"]

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from spliceway.agent.cni.left import LeftPods, are_left
 from spliceway.agent.cni.network import Force, PodNetwork
 from spliceway.agent.cni.place import Chain, Place, take_out
 from spliceway.agent.cni.server import CniServer
@@ -118,10 +119,20 @@ class NoCni:
 
     def status(self) -> CniStatus:
         """Off. Pods of a cluster that nobody has wired for us pass by every policy: that must not go unsaid."""
-        pods = (self._inventory.entry(("Pod", name)) for name in self._inventory.claims) if self._cluster else ()
-        count = sum(isinstance(one.item, Pod) and bool(one.item.addresses) for one in pods if one is not None)
-        why = f"{count} pods of this node: cni.enabled is false, and nothing else says how they are wired"
-        return CniStatus(without=(why,) if count else ())
+        return CniStatus(without=unwired(self._inventory, frozenset()) if self._cluster else ())
+
+
+class Left(LeftPods):
+    """Without CNI, on a node that has pods of a time with it."""
+
+    def __init__(self, config: Config, inventory: Inventory) -> None:
+        """Wire it to the configuration."""
+        cluster = config.source.kubernetes is not None
+        super().__init__(config, inventory, lambda wired: unwired(inventory, wired) if cluster else ())
+
+    def status(self) -> CniStatus:
+        """Off; `wired` are those that are left."""
+        return CniStatus(wired=self.wired[0], without=self.without)
 
 
 class Cni(PodNetwork):
@@ -163,8 +174,18 @@ class Cni(PodNetwork):
         return CniStatus(True, wired, found, self.without, self._place.chain)
 
 
+def unwired(inventory: Inventory, wired: frozenset[str]) -> tuple[str, ...]:
+    """That there are pods of a cluster that nobody has wired for us, beside those that somebody has."""
+    pods = (inventory.entry(("Pod", name)) for name in inventory.claims if name not in wired)
+    count = sum(isinstance(one.item, Pod) and bool(one.item.addresses) for one in pods if one is not None)
+    why = f"{count} pods of this node: cni.enabled is false, and nothing else says how they are wired"
+    return (why,) if count else ()
+
+
 def cni_side(config: Config, inventory: Inventory) -> CniSide:
-    """As the configuration says."""
+    """As the configuration says, and what an agent before has left. Raises StateError."""
     if config.cni.enabled:
         return Cni(config, inventory)
+    if are_left(config):
+        return Left(config, inventory)
     return NoCni(inventory, config.state_dir, cluster=config.source.kubernetes is not None)
