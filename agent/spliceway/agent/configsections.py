@@ -203,9 +203,13 @@ class IdentityConfig(Section, frozen=True):
 
 
 class MetricsConfig(Section, frozen=True):
-    """`listen`: host:port of a Prometheus endpoint over TCP; empty: only `/metrics` of the admin socket."""
+    """`listen`: host:port of a Prometheus endpoint over TCP; empty: only `/metrics` of the admin socket.
+
+    `health`: host:port where probes are answered, and nothing else. What `listen` answers already is not opened twice.
+    """
 
     listen: str = ""
+    health: str = ""
 
 
 class XdsTlsConfig(Section, frozen=True):
