@@ -66,7 +66,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   "killSwitch" (dict "file" "/host/etc/spliceway/disabled" "annotation" .Values.killSwitch.annotation)
 -}}
 {{- if .Values.cni.enabled -}}
-{{- $_ := set $made "cni" (dict "enabled" true "confDir" "/host/etc/cni/net.d" "binDir" "/host/opt/cni/bin" "timeout" .Values.cni.timeout "onFailure" (.Values.cni.onFailure | default (ternary "fail" "allow" (eq .Values.enforcement "enforce"))) "exemptNamespaces" .Values.cni.exemptNamespaces) -}}
+{{- $_ := set $made "cni" (dict "enabled" true "confDir" "/host/etc/cni/net.d" "nodeConfDir" .Values.cni.confDir "binDir" "/host/opt/cni/bin" "timeout" .Values.cni.timeout "onFailure" (.Values.cni.onFailure | default (ternary "fail" "allow" (eq .Values.enforcement "enforce"))) "exemptNamespaces" .Values.cni.exemptNamespaces) -}}
 {{- end -}}
 {{- toYaml (mustMergeOverwrite (deepCopy .Values.agent.config) $made) -}}
 {{- end }}

@@ -335,7 +335,15 @@ def _cni_problems(found: Json) -> list[str]:
     if not found:
         return []
     problem = found["chain"]["problem"]
-    return [*([f"cni: {problem}"] if problem else []), *(f"cni: no policy covers {text}" for text in found["without"])]
+    return [
+        *([f"cni: {problem}"] if problem else []),
+        *(
+            f"cni: {text} was cni.confDir before, and may still have the plugin in its chain: "
+            "`spliceway cleanup` on the node takes it out"
+            for text in found["chain"].get("left", ())
+        ),
+        *(f"cni: no policy covers {text}" for text in found["without"]),
+    ]
 
 
 def _socket_lb(found: Json) -> str:
