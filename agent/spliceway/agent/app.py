@@ -152,7 +152,8 @@ class Agent:
             on_services=(self._recorder.services.update, addresses.update, *([services.want] if translates else [])),
         )
         self._metrics = Metrics(self._datapath, self._gauges, self._splicing.status)
-        self._metrics.registry.register(SourceCollector(source.status))
+        for collector in (SourceCollector(source.status), *self._cni.collectors()):
+            self._metrics.registry.register(collector)
         ports = config.proxy.listener_ports
         saver = Saver(self._store, config.node_name, self._numbering, lambda: self._compiler.given)
         self._reconciler = Reconciler(

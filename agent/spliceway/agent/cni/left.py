@@ -12,6 +12,8 @@ import contextlib
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from prometheus_client.registry import Collector
+
 from spliceway.agent.cni.network import PodNetwork
 from spliceway.agent.cni.place import take_out
 from spliceway.agent.cni.wirings import Wirings
@@ -51,6 +53,10 @@ class LeftPods(PodNetwork):
     def tasks(self) -> Mapping[str, Coroutine[Any, Any, None]]:
         """What must run, by name."""
         return {"wirings": self.watch()}
+
+    def collectors(self) -> tuple[Collector, ...]:
+        """None: nobody asks."""
+        return ()
 
     async def leave(self) -> None:
         """Nothing is in the chain."""

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
+from prometheus_client.registry import Collector
 
 from spliceway.agent.cni.left import LeftPods, are_left
+from spliceway.agent.cni.metrics import CniMetrics
 from spliceway.agent.cni.network import Force, PodNetwork
 from spliceway.agent.cni.place import Chain, Place, take_out
 from spliceway.agent.cni.server import CniServer
@@ -64,6 +66,9 @@ class CniSide(Protocol):
     def tasks(self) -> Mapping[str, Coroutine[Any, Any, None]]:
         """What must run, by name."""
 
+    def collectors(self) -> tuple[Collector, ...]:
+        """What is to be exported."""
+
     async def leave(self) -> None:
         """Take the plugin out of the chain: nobody will answer it any more. Raises AgentError."""
 
@@ -114,6 +119,10 @@ class NoCni:
         """None."""
         return {}
 
+    def collectors(self) -> tuple[Collector, ...]:
+        """None."""
+        return ()
+
     async def leave(self) -> None:
         """Nothing is there to be taken out."""
 
@@ -143,12 +152,13 @@ class Cni(PodNetwork):
         super().__init__(inventory, config.state_dir, config.pods_cgroup, config.cni.timeout)
         self._config = config
         self._place = Place(config.cni, config.state_dir)
+        self._metrics = CniMetrics(lambda: bool(self._place.chain.file))
 
     async def start(self, stack: contextlib.ExitStack | contextlib.AsyncExitStack) -> None:
         """Listen, and have the plugin's binary in place. Raises AgentError."""
         await asyncio.to_thread(self._place.install)
         socket = self._config.cni.socket
-        self._server = CniServer(stack.enter_context(unix_listener(socket, "cni.socket")), self.answer)
+        self._server = CniServer(stack.enter_context(unix_listener(socket, "cni.socket")), self.answer, self._metrics)
         stack.callback(socket.unlink, missing_ok=True)
 
     @property
@@ -159,6 +169,10 @@ class Cni(PodNetwork):
     def tasks(self) -> Mapping[str, Coroutine[Any, Any, None]]:
         """What must run, by name."""
         return {"cni": self._server.run(), "cni chain": self._placing(), "wirings": self.watch()}
+
+    def collectors(self) -> tuple[Collector, ...]:
+        """What is to be exported."""
+        return (self._metrics,)
 
     async def _placing(self) -> None:
         await self.opened()  # what is in the chain must be answered
