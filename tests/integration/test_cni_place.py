@@ -293,3 +293,22 @@ def test_back_to_the_old_directory_there_is_nothing_left(node: Node, tmp_path: P
     node.write("10-a.conflist")
     made.look()
     assert made.chain.left == (str(tmp_path / "new"),)
+
+
+def test_without_the_right_to_give_files_away_it_is_written_all_the_same(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mode stays; CAP_CHOWN is none of the rights that the chart asks for where it can't be had."""
+    path = node.write("10-a.conflist")
+    os.chown(path, 65534, 65534)
+    path.chmod(0o640)
+
+    def fchown(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", fchown)
+    node.place.install()
+    node.place.look()
+    assert node.place.chain.problem == ""
+    assert node.types("10-a.conflist")[-1] == build.NAME
+    assert (path.stat().st_mode & 0o777, path.stat().st_uid) == (0o640, 0)

@@ -41,7 +41,7 @@ from spliceway.agent.servicesync import ServiceSync
 from spliceway.agent.sides import AgentDatapath, ProxyProcess
 from spliceway.agent.sockets import listening_ports
 from spliceway.agent.sources.choice import Source, make_source
-from spliceway.agent.sourceviews import SourceCollector
+from spliceway.agent.sourceviews import SourceCollector, secret_warnings
 from spliceway.agent.splicing import Evidence, Splicing
 from spliceway.agent.state import AgentState, Saver, StateStore
 from spliceway.agent.views import Views
@@ -370,6 +370,7 @@ class Agent:
                 *xds_warnings(self.config.xds, self._server, time.time()),
                 *self._port_watch.warnings(),
                 *self._source.warnings(),
+                *secret_warnings(self._reconciler.table, cluster=self._source.status() is not None),
             ),
             port_use=lambda: self._port_watch.use,
             source=self._source.status,

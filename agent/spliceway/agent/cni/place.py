@@ -271,7 +271,7 @@ def _text(path: Path) -> str:
 
 
 def _replace(path: Path, text: str, like: Path) -> None:
-    """Write a file in one step, with owner and mode of another one (or of itself). Raises OSError."""
+    """Write a file in one step, with owner (where we may) and mode of another one (or of itself). Raises OSError."""
     path, status = path.resolve(), like.stat()
     beside = path.with_name(f".{path.name}.spliceway")  # runtimes look at names that end in .conf and the like
     handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -279,7 +279,11 @@ def _replace(path: Path, text: str, like: Path) -> None:
         with os.fdopen(handle, "w") as stream:
             stream.write(text)
             stream.flush()
-            os.fchown(stream.fileno(), status.st_uid, status.st_gid)
+            own = os.fstat(stream.fileno())
+            if (own.st_uid, own.st_gid) != (status.st_uid, status.st_gid):
+                # Without CAP_CHOWN it is ours, which whoever reads it there (root) does not notice.
+                with contextlib.suppress(PermissionError):
+                    os.fchown(stream.fileno(), status.st_uid, status.st_gid)
             os.fchmod(stream.fileno(), status.st_mode & 0o7777)
             os.fsync(stream.fileno())
         beside.rename(path)
