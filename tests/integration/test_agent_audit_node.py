@@ -40,6 +40,14 @@ with socket.socket(family, socket.SOCK_DGRAM) as s:
         s.sendto(b"x", (sys.argv[1], int(sys.argv[2])))
 """
 
+_SAY = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 80), timeout=10) as s:
+    s.sendall(bytes.fromhex(sys.argv[2]))
+    s.shutdown(socket.SHUT_WR)
+    print(b"".join(iter(lambda: s.recv(4096), b"")).partition(b"\\r\\n")[0])
+"""
+
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Switched]:
@@ -125,6 +133,20 @@ def test_what_is_no_policys_passes_and_is_told(site: Switched, version: int) -> 
         True,
     ]
     assert 'reason="spoofed-source",verdict="audit"' in site.metrics()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("said", "reason"), [(b"\x16\x03\x01\r\n\r\n", "http-tls"), (b"EHLO x\r\n\r\n", "http-malformed")]
+)
+def test_what_is_no_http_passes_unread(site: Switched, version: int, said: bytes, reason: str) -> None:
+    """What the server says to it is what the client gets."""
+    api, direct = str(site.testbed.pod("api").address(version)), {4: "127.0.0.1", 6: "::1"}[version]
+    there = python_in(site.testbed.pod("api"), _SAY, direct, said.hex())
+    assert there.returncode == 0, there.stderr
+    proxied = python_in(site.testbed.pod("frontend"), _SAY, api, said.hex())
+    assert (proxied.returncode, proxied.stdout, proxied.stderr) == (0, there.stdout, "")
+    wait_for(lambda: [one for one in audits(site) if one["reason"] == reason])
 
 
 def test_a_listener_is_not_dialled_directly_in_audit_either(site: Switched) -> None:

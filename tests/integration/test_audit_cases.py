@@ -72,6 +72,7 @@ def test_no_request_is_denied(envoy: EnvoyThread, served: Numbers, file: CaseFil
     assert case.expect.http is not None
     node, table, key = rule_set_of(file, case, audit=True)
     reply, flow = send(envoy, served[file.name, node, key], case)
+    # What is no request Envoy can't pass on: docs/modes.md says so.
     if case.expect.http.reason == "http-malformed" or (difference(case) or "").startswith("stricter"):
         assert reply.status == status_of(case) != 200
         return

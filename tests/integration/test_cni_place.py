@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from spliceway.agent.cli.summary import _cni_problems
 from spliceway.agent.cni import build, place
 from spliceway.agent.cni.place import Place, placed, take_out
 from spliceway.agent.cni.side import NoCni
@@ -252,3 +253,62 @@ def test_another_directory_leaves_nothing_in_the_old_one(node: Node, tmp_path: P
     elsewhere.mkdir()
     Place(msgspec.structs.replace(node.config, conf_dir=elsewhere), node.state).install()
     assert node.types("10-a.conflist") == ["calico"]
+
+
+def test_another_directory_at_the_same_mount_is_remembered_until_cleanup_was_there(node: Node, tmp_path: Path) -> None:
+    """The chart mounts `cni.confDir` always at the same path, so that the old one can't be reached from the agent."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    new.mkdir()
+    first = Place(msgspec.structs.replace(node.config, node_conf_dir=old), node.state)
+    first.install()
+    node.write("10-a.conflist")
+    first.look()
+    node.confs.rename(old)
+    node.confs.mkdir()  # the mount shows the other one
+    old.rename(tmp_path / "away")  # not there for us
+    node.write("10-a.conflist")
+    second = Place(msgspec.structs.replace(node.config, node_conf_dir=new), node.state)
+    second.install()
+    second.look()
+    assert (second.chain.problem, second.chain.left) == ("", (str(old),))
+    third = Place(msgspec.structs.replace(node.config, node_conf_dir=new), node.state)
+    third.install()
+    third.look()
+    assert third.chain.left == (str(old),), "an agent that comes later knows it, too"
+    status = {"chain": msgspec.to_builtins(third.chain), "without": ()}
+    assert any(str(old) in text for text in _cni_problems(status))
+
+    (tmp_path / "away").rename(old)  # on the node it is there
+    assert set(take_out(node.state)) == {old / "10-a.conflist", node.confs / "10-a.conflist"}
+    assert [each["type"] for each in json.loads((old / "10-a.conflist").read_text())["plugins"]] == ["calico"]
+    third.look()
+    assert third.chain.left == ()
+    assert node.types("10-a.conflist")[-1] == build.NAME
+
+
+def test_back_to_the_old_directory_there_is_nothing_left(node: Node, tmp_path: Path) -> None:
+    for name in ("old", "new", "old"):
+        made = Place(msgspec.structs.replace(node.config, node_conf_dir=tmp_path / name), node.state)
+        made.install()
+    node.write("10-a.conflist")
+    made.look()
+    assert made.chain.left == (str(tmp_path / "new"),)
+
+
+def test_without_the_right_to_give_files_away_it_is_written_all_the_same(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mode stays; CAP_CHOWN is none of the rights that the chart asks for where it can't be had."""
+    path = node.write("10-a.conflist")
+    os.chown(path, 65534, 65534)
+    path.chmod(0o640)
+
+    def fchown(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", fchown)
+    node.place.install()
+    node.place.look()
+    assert node.place.chain.problem == ""
+    assert node.types("10-a.conflist")[-1] == build.NAME
+    assert (path.stat().st_mode & 0o777, path.stat().st_uid) == (0o640, 0)

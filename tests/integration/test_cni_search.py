@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from spliceway.agent.cni import search
 from spliceway.agent.cni.search import Search
 from spliceway.agent.cni.wirings import Wiring
 from spliceway.agent.endpoints import Claim
@@ -143,3 +144,14 @@ def test_without_a_uid_by_its_address_unless_two_have_it(site: CniNode, pod: Cni
 
 def test_a_uid_without_processes_is_not_looked_for_elsewhere(site: CniNode, pod: CniPod) -> None:
     assert not find(site, pod, uid="00000000-0000-0000-0000-000000000000")
+
+
+def test_a_container_with_many_processes_does_not_hide_the_others(tmp_path: Path) -> None:
+    """The namespaces that are looked at are of all of a pod's cgroups, whoever has most processes."""
+    for name, numbers in (("a-crowd", range(100_000, 105_000)), ("b-few", (7, 8))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cgroup.procs").write_text("".join(f"{number}\n" for number in numbers))
+    (tmp_path / "cgroup.procs").write_text("")
+    found = [int(path.parts[2]) for path in search._namespaces(tmp_path)]
+    assert {7, 8} <= set(found)
+    assert len(found) == search.MAX_TOGETHER + 2

@@ -143,7 +143,7 @@ class Upstream:
     def _serve(self, connection: socket.socket) -> None:
         self.open += 1
         try:
-            with connection, contextlib.suppress(OSError):
+            with connection, contextlib.suppress(OSError, ValueError, IndexError):  # what is no request ends it
                 self._talk(connection)
         finally:
             self.open -= 1

@@ -215,6 +215,7 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
         ("datapath: {routeTable: 254}", "datapath.routeTable: 254 is a table of the kernel's own"),
         ("datapath: {eventBufferBytes: 5000}", "datapath.eventBufferBytes: 5000 is not a power of two"),
         ("metrics: {listen: nine}", "metrics.listen: 'nine' is not host:port"),
+        ("metrics: {health: '1.2.3.4'}", "metrics.health: '1.2.3.4' is not host:port"),
         ("metrics: {listen: ':70000'}", "metrics.listen: ':70000' is not host:port"),
         (
             "xds: {listen: '0.0.0.0:18000'}",

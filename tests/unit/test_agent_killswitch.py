@@ -28,6 +28,7 @@ class Sides:
         self.disabled = False
         self.confirmed = True
         self.runs = True
+        self.refused = 0
 
     def is_disabled(self) -> bool:
         return self.disabled
@@ -38,6 +39,10 @@ class Sides:
             raise DatapathError("no such map")
         self.told.append(f"kernel {disabled}")
         self.disabled = disabled
+
+    def stand_in(self) -> None:
+        if not self.confirmed:
+            self.refused += 1
 
     def set_lenient(self, on: bool) -> None:
         self.told.append(f"proxy {on}")
@@ -171,6 +176,7 @@ def test_the_kernel_steers_again_only_when_the_proxy_asks_again(
             file.unlink()
             await until(lambda: "not confirmed" in switch.status().error)
             assert (switch.on, sides.disabled) == (True, True)
+            assert sides.refused  # what a proxy refuses must not keep it on
             setattr(sides, back, back == "confirmed")
             await until(lambda: not switch.on)
             assert (sides.disabled, switch.status().error) == (False, "")

@@ -8,13 +8,17 @@ from collections.abc import Callable
 import msgspec
 
 from spliceway.agent.control import Acceptance, Answer
-from spliceway.agent.proxylink import ProxyLink, lenient
+from spliceway.agent.proxylink import ProxyLink, lenient, nobody
+from spliceway.policy.http import HttpRequest, decide
 from spliceway.policy.table import HeaderMatch, HttpRule, RuleSet
+from spliceway.policy.verdict import Verdict
 from spliceway.xds.debug.dump import dump_snapshot
 from spliceway.xds.debug.status import ClientStatus, ResourceStatus, TypeStatus
 from spliceway.xds.protocol.ledger import Refusal
 from spliceway.xds.protocol.snapshot import Snapshot
 from spliceway.xds.protocol.typeurls import URLS
+from spliceway.xds.resources.build import unfit
+from spliceway.xds.resources.names import listener_name
 from spliceway.xds.resources.settings import ResourceSettings
 from spliceway.xds.server.clients import NodeKey
 from spliceway.xds.server.events import EventKind, XdsEvent
@@ -220,3 +224,94 @@ def test_only_answers_of_the_own_proxy_wake_the_agent() -> None:
         assert woken == [1]
 
     linked(body)
+
+
+class Connected(Server):
+    """With a proxy that is there."""
+
+    def status(self, *, resources: bool = True) -> tuple[ClientStatus, ...]:
+        return (object(),)  # type: ignore[return-value]  # they are counted
+
+
+def test_what_is_refused_is_not_confirmed_and_something_stands_in_for_it() -> None:
+    """Otherwise live connections met what was served before, which under the kill switch lets everything pass."""
+    edited = msgspec.structs.replace(GOOD, rules=(HttpRule(1, path="/edited"),))
+    first, second = listener_name(1).replace("-", "_"), listener_name(2).replace("-", "_")
+
+    async def start() -> None:
+        server = Connected()
+        link = ProxyLink(server, NODE, ResourceSettings())
+
+        def says(*errors: str, **routes: str) -> None:
+            server.types = {
+                "LDS": states("LDS", **dict.fromkeys(routes, "SYNCED")),
+                "RDS": states("RDS", *errors, **routes),
+            }
+            link.on_event(event(EventKind.ACK))
+
+        says(**{first: "SYNCED", second: "SYNCED"})
+        link.publish({1: GOOD, 2: OTHER}, {1: 23000, 2: 23001})
+        assert link.acceptance(1) is Acceptance.ACCEPTED
+        assert link.confirmed
+        link.set_lenient(True)
+        assert link.confirmed
+        link.publish({1: edited, 2: OTHER}, {1: 23000, 2: 23001})
+        link.set_lenient(False)
+        says("too odd", **{first: "NACK", second: "SYNCED"})
+        assert not link.confirmed
+
+        link.stand_in()  # by what the proxy took last
+        assert link.served[1] == GOOD
+        assert "/edited" not in str(served(link))
+        assert not link.confirmed
+        assert link.unfit == {"default/good": "too odd"}
+
+        says("too odd, too", **{first: "NACK", second: "SYNCED"})
+        link.stand_in()  # by nobody's
+        assert link.served[1] == nobody(edited)
+        assert (link.served[2], link.wanted) == (OTHER, {1: edited, 2: OTHER})
+        before = link.snapshot
+        link.stand_in()
+        assert link.snapshot is before, "again and again would not help"
+
+        says(**{first: "SYNCED", second: "SYNCED"})
+        assert link.confirmed
+        assert link.acceptance(1) is Acceptance.REFUSED
+        link.publish({1: edited, 2: OTHER}, {1: 23000, 2: 23001})
+        assert link.served[1] == nobody(edited), "it is what was refused"
+        link.publish({1: GOOD, 2: OTHER}, {1: 23000, 2: 23001})
+        assert link.served[1] == GOOD
+        assert link.acceptance(1) is Acceptance.ACCEPTED
+
+    asyncio.run(start())
+
+
+def test_rules_that_wait_are_not_confirmed_and_a_refused_listener_has_none() -> None:
+    name = listener_name(1).replace("-", "_")
+
+    async def start() -> None:
+        server = Connected()
+        link = ProxyLink(server, NODE, ResourceSettings())
+        link.publish({1: GOOD}, {1: 23000})
+        for listener, route, holds in (
+            ("SYNCED", "STALE", False),
+            ("STALE", None, False),
+            ("SYNCED", None, False),
+            ("NACK", None, True),
+            ("NACK", "SYNCED", True),
+            ("NACK", "STALE", False),
+        ):
+            server.types = {"LDS": states("LDS", "address already in use", **{name: listener})}
+            server.types |= {"RDS": states("RDS", **{name: route})} if route else {}
+            link.on_event(event(EventKind.ACK))
+            assert link.confirmed is holds, (listener, route)
+
+    asyncio.run(start())
+
+
+def test_nobody_passes_what_stands_in() -> None:
+    for rule_set in (GOOD, msgspec.structs.replace(GOOD, rules=None, audit=(), also=OTHER)):
+        assert all(
+            decide(HttpRequest.of(method, "/a"), nobody(rule_set)).verdict is Verdict.DENY for method in ("GET", "PUT")
+        )
+        assert not unfit({1: nobody(rule_set)})

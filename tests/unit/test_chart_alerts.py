@@ -63,6 +63,7 @@ _FIRES: dict[str, tuple[dict[str, str], dict[str, str], dict[str, str]]] = {
         {"state": "failed"},
     ),
     "SplicewayUncoveredPods": ({"spliceway_uncovered_pods": "1x120"}, {"spliceway_uncovered_pods": "0x120"}, {}),
+    "SplicewayCniNotInChain": ({"spliceway_cni_in_chain": "0x120"}, {"spliceway_cni_in_chain": "1x120"}, {}),
     "SplicewayRecordsLost": (
         {"spliceway_lost_events_total{where='kernel'}": "0+1x120"},
         {"spliceway_lost_events_total{where='kernel'}": "7x120"},

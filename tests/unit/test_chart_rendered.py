@@ -161,13 +161,15 @@ def test_the_agent_takes_its_configuration(helm: Helm, values: dict[str, Any]) -
 
 
 def test_probes_ask_where_the_agent_listens(helm: Helm) -> None:
-    for values in ({}, {"metrics": {"enabled": True, "port": 12345}}):
+    for address in ("", "0.0.0.0", "[::]", "10.0.0.7"):
+        values = {"metrics": {"enabled": True, "port": 12345, "address": address}} if address else {}
         objects = helm.render(values)
-        listen = agent_yaml(objects)["metrics"]["listen"]
+        listen, health = (agent_yaml(objects)["metrics"][field] for field in ("listen", "health"))
         (agent,) = pod_spec(objects)["containers"]
         (port,) = agent["ports"]
         assert int(listen.rpartition(":")[2]) == port["containerPort"] == port["hostPort"]
-        assert listen.startswith("0.0.0.0:" if values else "127.0.0.1:")
+        assert listen == f"{address or '127.0.0.1'}:{port['containerPort']}"
+        assert health == f"127.0.0.1:{port['containerPort']}"
         for probe, path in (("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
             assert agent[probe]["httpGet"] == {"path": path, "port": port["name"], "host": "127.0.0.1"}
 

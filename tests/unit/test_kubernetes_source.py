@@ -184,6 +184,32 @@ def test_a_look_that_never_ends_well_is_told(tmp_path: Path, monkeypatch: pytest
     follow(tmp_path, body, pod("a", "10.0.0.1"), watch_list=False)
 
 
+def test_a_watch_that_expires_after_each_good_look_is_not_asked_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look costs the server all objects of the kind, and ends well: only the watch behind it fails."""
+    stream, expired = Connection.stream, [0]
+
+    def other(self: Connection, path: str, query: Any = None, *rest: Any) -> Any:
+        if path.endswith("/pods") and query and "watch" in query:
+            expired[0] += 1
+            raise ApiFailure(410, "Expired", "too old")
+        return stream(self, path, query, *rest)
+
+    async def body(api: KubeApi, it: Followed) -> None:
+        monkeypatch.setattr(Connection, "stream", other)
+        await ask(api.drop_watches)
+        await until(lambda: expired[0] > 2, 20)
+        await asyncio.sleep(2.0)
+        assert expired[0] < 9, f"{expired[0]} looks"
+        monkeypatch.setattr(Connection, "stream", stream)
+        await ask(api.put, pod("b", "10.0.0.2"))
+        await until(lambda: it.names() == ["default/a", "default/b"], 20)
+
+    slow = Timing(again=0.2, gone=0.3, lost=0.3, retry=(0.5, 5.0))
+    follow(tmp_path, body, pod("a", "10.0.0.1"), timing=slow, watch_list=False)
+
+
 def test_an_answer_that_is_no_list_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Something between us and the server may answer 200 with a text of its own."""
     get = Connection.get

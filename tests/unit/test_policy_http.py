@@ -211,9 +211,11 @@ ONLY_A, ONLY_B = (HttpRule(1, path="/a"),), (HttpRule(2, path="/b"),)
         (RuleSet(1, "x", None), "/a", Verdict.ALLOW, Reason.HTTP_ALLOWED, 0),
         (RuleSet(1, "x", ONLY_A, audit=ONLY_B), "/a", Verdict.ALLOW, Reason.HTTP_DENIED, 0),
         (RuleSet(1, "x", ONLY_A, audit=ONLY_B), "/b", Verdict.DENY, Reason.HTTP_DENIED, 0),
-        # What could be read in two ways passes where nothing is enforced; what no proxy can pass on never does.
+        # What could be read in two ways, or in none, passes where nothing is enforced.
         (RuleSet(1, "x", None, audit=ONLY_A), "/a;b", Verdict.ALLOW, Reason.HTTP_AMBIGUOUS, 0),
-        (RuleSet(1, "x", None, audit=ONLY_A), "/a%2fb", Verdict.DENY, Reason.HTTP_MALFORMED, 0),
+        (RuleSet(1, "x", None, audit=ONLY_A), "/a%2fb", Verdict.ALLOW, Reason.HTTP_MALFORMED, 0),
+        (RuleSet(1, "x", None, audit=ONLY_A, also=RuleSet(2, "y", ONLY_B)), "/a%2fb", Verdict.DENY,
+         Reason.HTTP_MALFORMED, 0),
         (RuleSet(1, "x", ONLY_A, audit=ONLY_B), "/a;b", Verdict.DENY, Reason.HTTP_AMBIGUOUS, 0),
         # Both ends
         (RuleSet(1, "x", ONLY_A, also=RuleSet(2, "y", ONLY_B)), "/a", Verdict.DENY, Reason.HTTP_DENIED, 0),

@@ -142,6 +142,11 @@ def metrics_app(registry: CollectorRegistry, *routes: BaseRoute) -> ASGIApp:
     return Starlette(routes=[Route("/metrics", metrics, methods=["GET"]), *routes])
 
 
+def health_app(*routes: BaseRoute) -> ASGIApp:
+    """Only these, for the kubelet's probes."""
+    return Starlette(routes=list(routes))
+
+
 def debug_app(routes: Sequence[BaseRoute]) -> ASGIApp:
     """Only `/debug/*`, for tools that come over the loopback device; not for web pages."""
     return NoWebPages(Starlette(routes=list(routes)), check_host=True)

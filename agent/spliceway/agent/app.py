@@ -17,10 +17,10 @@ import msgspec
 import structlog
 
 from spliceway.agent import preflight
-from spliceway.agent.admin import admin_app, debug_app, debug_listener, health_routes, metrics_app, proxy_metrics
+from spliceway.agent.admin import admin_app, debug_app, health_app, health_routes, metrics_app, proxy_metrics
 from spliceway.agent.cni.side import cni_side
 from spliceway.agent.compiler import Compiler
-from spliceway.agent.config import Config, listen_address
+from spliceway.agent.config import Config
 from spliceway.agent.control import ListeningPorts
 from spliceway.agent.debugapi import debug_routes
 from spliceway.agent.errors import OWN_ERRORS
@@ -28,7 +28,7 @@ from spliceway.agent.hostaddresses import OwnNode
 from spliceway.agent.intent import Intent
 from spliceway.agent.inventory import Inventory, Refusal
 from spliceway.agent.killswitch import KillSwitch
-from spliceway.agent.listening import HttpServer, tcp_listener, unix_listener
+from spliceway.agent.listening import HttpServer, unix_listener
 from spliceway.agent.metrics import Gauges, Metrics
 from spliceway.agent.nodelocaldns import NodeLocalDns
 from spliceway.agent.ports import PortAllocator
@@ -41,10 +41,11 @@ from spliceway.agent.servicesync import ServiceSync
 from spliceway.agent.sides import AgentDatapath, ProxyProcess
 from spliceway.agent.sockets import listening_ports
 from spliceway.agent.sources.choice import Source, make_source
-from spliceway.agent.sourceviews import SourceCollector
+from spliceway.agent.sourceviews import SourceCollector, secret_warnings
 from spliceway.agent.splicing import Evidence, Splicing
 from spliceway.agent.state import AgentState, Saver, StateStore
 from spliceway.agent.views import Views
+from spliceway.agent.webports import web_listeners
 from spliceway.agent.xdsevents import XdsEvents
 from spliceway.agent.xdsviews import XdsViews, xds_counts, xds_warnings
 from spliceway.bpf.killswitch import left_disabled
@@ -119,11 +120,7 @@ class Agent:
     ) -> None:
         config = self.config
         self._source = source = stack.enter_context(make_source(config))
-        listeners = {}
-        if config.metrics.listen:
-            listeners["metrics"] = stack.enter_context(tcp_listener(*listen_address(config.metrics.listen, "agent")))
-        if config.debug.listen:
-            listeners["debug"] = stack.enter_context(debug_listener(config.debug.listen))
+        listeners = web_listeners(stack, config)
         self._server = XdsServer(
             preflight.xds_socket(config),
             identifier=f"spliceway {config.node_name}",
@@ -155,7 +152,8 @@ class Agent:
             on_services=(self._recorder.services.update, addresses.update, *([services.want] if translates else [])),
         )
         self._metrics = Metrics(self._datapath, self._gauges, self._splicing.status)
-        self._metrics.registry.register(SourceCollector(source.status))
+        for collector in (SourceCollector(source.status), *self._cni.collectors()):
+            self._metrics.registry.register(collector)
         ports = config.proxy.listener_ports
         saver = Saver(self._store, config.node_name, self._numbering, lambda: self._compiler.given)
         self._reconciler = Reconciler(
@@ -198,7 +196,8 @@ class Agent:
             )
         )
         health = health_routes(lambda: "" if self._reconciler.status().revision else "no policy is in force yet")
-        apps = {"metrics": metrics_app(self._metrics.registry, of_proxy, *health), "debug": debug_app(debug)}
+        metrics = metrics_app(self._metrics.registry, of_proxy, *health)
+        apps = {"metrics": metrics, "health": health_app(*health), "debug": debug_app(debug)}
         listener = stack.enter_context(unix_listener(config.admin.socket))
         stack.callback(config.admin.socket.unlink, missing_ok=True)
         await self._cni.start(stack)
@@ -371,6 +370,7 @@ class Agent:
                 *xds_warnings(self.config.xds, self._server, time.time()),
                 *self._port_watch.warnings(),
                 *self._source.warnings(),
+                *secret_warnings(self._reconciler.table, cluster=self._source.status() is not None),
             ),
             port_use=lambda: self._port_watch.use,
             source=self._source.status,

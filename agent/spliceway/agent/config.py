@@ -249,8 +249,9 @@ def _check(config: Config, file: str) -> None:
         raise ConfigError(
             file, "killSwitch.annotation", f"{config.kill_switch.annotation!r} is not an annotation's key"
         )
-    if config.metrics.listen:
-        listen_address(config.metrics.listen, file)
+    for field in ("listen", "health"):
+        if text := getattr(config.metrics, field):
+            listen_address(text, file, f"metrics.{field}")
     _check_cni(config.cni, file)
     _check_splice(config.splice, file)
     _check_xds(config.xds, file)

@@ -203,9 +203,13 @@ class IdentityConfig(Section, frozen=True):
 
 
 class MetricsConfig(Section, frozen=True):
-    """`listen`: host:port of a Prometheus endpoint over TCP; empty: only `/metrics` of the admin socket."""
+    """`listen`: host:port of a Prometheus endpoint over TCP; empty: only `/metrics` of the admin socket.
+
+    `health`: host:port where probes are answered, and nothing else. What `listen` answers already is not opened twice.
+    """
 
     listen: str = ""
+    health: str = ""
 
 
 class XdsTlsConfig(Section, frozen=True):
@@ -263,11 +267,13 @@ class CniConfig(Section, frozen=True):
     """The plugin at the end of the node's CNI chain (docs/cni.md). `timeout`: seconds that a pod's start may wait.
 
     `on_failure`: what becomes of pods for which the agent does nothing in time; those in `exempt_namespaces` start.
+    `node_conf_dir`: what the node itself calls `conf_dir`, where that is mounted elsewhere for us.
     """
 
     enabled: bool = False
     socket: Path = Path("/run/spliceway/cni.sock")
     conf_dir: Path = Path("/etc/cni/net.d")
+    node_conf_dir: Path | None = None
     bin_dir: Path = Path("/opt/cni/bin")
     timeout: Annotated[float, Meta(ge=1, le=600)] = 15.0
     on_failure: Literal["fail", "allow"] = "fail"

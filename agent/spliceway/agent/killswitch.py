@@ -68,7 +68,10 @@ class SwitchProxy(Protocol):
 
     @property
     def confirmed(self) -> bool:
-        """Whether it has answered to the latest."""
+        """Whether it has taken the latest."""
+
+    def stand_in(self) -> None:
+        """Put others in the place of what it refuses. Raises XdsError."""
 
 
 class KillSwitch:
@@ -171,6 +174,7 @@ class KillSwitch:
         # What is steered to a proxy that still lets everything pass would go past its rules.
         deadline = time.monotonic() + CONFIRM_SECONDS
         while self._proxy_runs() and not self._proxy.confirmed:
+            self._proxy.stand_in()
             if time.monotonic() > deadline:
                 raise AgentError("the proxy has not confirmed yet that it asks its rules again")
             await asyncio.sleep(CONFIRM_PAUSE)

@@ -68,11 +68,11 @@ def unix_listener(path: Path, field: str = "admin.socket") -> socket.socket:
     return listener
 
 
-def tcp_listener(host: str, port: int) -> socket.socket:
-    """Make a listening TCP socket. Raises AgentError."""
+def tcp_listener(host: str, port: int, field: str = "metrics.listen") -> socket.socket:
+    """Make a listening TCP socket. `field`: where the address is configured. Raises AgentError."""
     try:
         return socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=128
         )
     except OSError as error:
-        raise AgentError(f"metrics.listen {host}:{port}: {error.strerror or error}") from error
+        raise AgentError(f"{field} {host}:{port}: {error.strerror or error}") from error

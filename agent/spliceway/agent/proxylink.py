@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from spliceway.agent.control import Acceptance, Answer
-from spliceway.policy.table import RuleSet
+from spliceway.policy.table import HttpRule, RuleSet
 from spliceway.xds.debug.status import ClientStatus, ResourceStatus, TypeStatus
 from spliceway.xds.protocol.snapshot import Snapshot
 from spliceway.xds.resources.build import build_snapshot, unfit
@@ -72,6 +72,10 @@ class ProxyLink:
         self._wanted: Mapping[int, RuleSet] = {}
         self._ports: Mapping[int, int] = {}
         self._lenient = False
+        self._listeners: dict[int, Answer] = {}
+        self._routes: dict[int, Answer] = {}
+        self._good: dict[int, RuleSet] = {}  # what the proxy has taken last, rules and all
+        self._stood_in: dict[int, tuple[RuleSet, str]] = {}  # what something stands in for, and why
         self._unfit: dict[int, Answer] = {}
         self._on_answer: Callable[[], None] = lambda: None
         self.nacks = 0
@@ -102,7 +106,8 @@ class ProxyLink:
         A rule set that the proxy can't be asked for exactly is refused alone (`unfit`): the proxy keeps what it has of
         that one.
         """
-        reasons = unfit(rule_sets)
+        self._stood_in = {key: one for key, one in self._stood_in.items() if rule_sets.get(key) == one[0]}
+        reasons = unfit(rule_sets) | {key: why for key, (_, why) in self._stood_in.items()}
         fit = {key: rule_set for key, rule_set in rule_sets.items() if key not in reasons}
         fit |= {key: self._served[key] for key in reasons if key in self._served}
         self._count += 1
@@ -136,10 +141,40 @@ class ProxyLink:
 
     @property
     def confirmed(self) -> bool:
-        """Whether a proxy is connected that has answered to all that is served now. False before anything is."""
+        """Whether a proxy is connected that has taken the rules of all that is served now. False before anything is.
+
+        A refusal does not count: live connections go on meeting what it had before. A rule set whose listener it has
+        refused, and whose rules it does not ask for, has no connections.
+        """
         if self._snapshot is None or not self.clients:
             return False
-        return all(self.acceptance(rule_set) is not Acceptance.WAITING for rule_set in self._served)
+        self._look()
+        return all(self._meets(rule_set) for rule_set in self._served)
+
+    def _meets(self, rule_set: int) -> bool:
+        route, listener = self._routes.get(rule_set), self._listeners.get(rule_set, _NOT_THERE)
+        if route is not None:
+            return route.acceptance is Acceptance.ACCEPTED
+        return listener.acceptance in (Acceptance.REFUSED, Acceptance.PORT_TAKEN)
+
+    def stand_in(self) -> None:
+        """Where the proxy refuses rules, serve those that it took last, or if it took none, such as nobody passes.
+
+        So long as it has the lenient ones of before, live connections pass by all rules. Until the rule set changes it
+        counts as refused. Raises XdsError.
+        """
+        self._look()
+        found = False
+        for key, answer in self._routes.items():
+            bad = self._served.get(key)
+            if bad is None or answer.acceptance is not Acceptance.REFUSED or bad == nobody(bad):
+                continue
+            good = self._good.pop(key, bad)
+            self._served = {**self._served, key: good if good != bad else nobody(bad)}
+            self._stood_in[key] = (self._wanted[key], answer.message)
+            found = True
+        if found:
+            self.publish(self._wanted, self._ports)
 
     @property
     def unfit(self) -> dict[str, str]:
@@ -187,6 +222,11 @@ class ProxyLink:
         if now - self._looked > _LOOK_SECONDS:
             types = self._server.current(self.node)
             listeners, routes = self._answers_of(types.get("LDS")), self._answers_of(types.get("RDS"))
+            self._listeners, self._routes = listeners, routes
+            if not self._lenient:
+                taken = {key for key, answer in routes.items() if answer.acceptance is Acceptance.ACCEPTED}
+                kept = {key: one for key, one in self._good.items() if key in self._served}
+                self._good = kept | {key: one for key, one in self._served.items() if key in taken}
             self._answers = {
                 key: _worst(answer, routes.get(key) or Answer(Acceptance.WAITING, "RDS", listener_name(key)))
                 for key, answer in listeners.items()
@@ -222,6 +262,15 @@ def lenient(rule_set: RuleSet) -> RuleSet:
     would_ask = rule_set.rules if rule_set.audit is None else rule_set.audit
     also = lenient(rule_set.also) if rule_set.also is not None else None
     return msgspec.structs.replace(rule_set, rules=None, audit=would_ask, also=also)
+
+
+def nobody(rule_set: RuleSet) -> RuleSet:
+    """The rule set that refuses every request: its one rule wants a method that there is not."""
+    known = [
+        one for end in (rule_set, rule_set.also) if end is not None for one in (*(end.rules or ()), *(end.audit or ()))
+    ]
+    rule = HttpRule(known[0].rule if known else 1, method="NOBODY")
+    return msgspec.structs.replace(rule_set, rules=(rule,), audit=None, also=None)
 
 
 def _worst(*answers: Answer) -> Answer:

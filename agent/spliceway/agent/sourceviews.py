@@ -11,6 +11,11 @@ from prometheus_client.registry import Collector
 from spliceway.agent.configsections import SourceConfig
 from spliceway.agent.jsonable import plain
 from spliceway.agent.sources.kubernetes.source import SourceStatus, silence
+from spliceway.policy.rulesets import NO_VALUE
+from spliceway.policy.table import PolicyTable, RuleSet
+
+#: So many rule sets are named.
+_NAMED = 5
 
 
 def source_place(config: SourceConfig, status: SourceStatus | None) -> dict[str, Any]:
@@ -18,6 +23,24 @@ def source_place(config: SourceConfig, status: SourceStatus | None) -> dict[str,
     if status is None:
         return {"directory": config.directory}
     return {"kubernetes": plain(status)}
+
+
+def secret_warnings(table: PolicyTable | None, *, cluster: bool) -> tuple[str, ...]:
+    """That header conditions match nothing since there is no such Secret. `cluster`: the source reads none at all."""
+    names = sorted(one.name for one in table.rule_sets.values() if _lacks_secret(one)) if table is not None else []
+    if not names:
+        return ()
+    why = "Secrets are not read from an API server" if cluster else "they are not there, or have no value for a header"
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return (f"header conditions by Secrets match nothing ({why}): {', '.join(names[:_NAMED])}{more}",)
+
+
+def _lacks_secret(rule_set: RuleSet | None) -> bool:
+    if rule_set is None:
+        return False
+    rules = (*(rule_set.rules or ()), *(rule_set.audit or ()))
+    missing = any(header.secret and header.value == NO_VALUE for rule in rules for header in rule.headers)
+    return missing or _lacks_secret(rule_set.also)
 
 
 class SourceCollector(Collector):

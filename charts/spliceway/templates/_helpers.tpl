@@ -46,7 +46,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- fail (printf "agent.config.%s: is not set there, but by %s" $field $value) -}}
 {{- end -}}
 {{- end -}}
-{{- range $path, $value := dict "proxy.kind" "proxy.kind" "metrics.listen" "metrics.enabled, metrics.address and metrics.port" "cgroups.proxy" "the chart" -}}
+{{- range $path, $value := dict "proxy.kind" "proxy.kind" "metrics.listen" "metrics.enabled, metrics.address and metrics.port" "metrics.health" "metrics.port" "cgroups.proxy" "the chart" -}}
 {{- $parts := splitList "." $path -}}
 {{- $section := index $.Values.agent.config (first $parts) -}}
 {{- if and (kindIs "map" $section) (hasKey $section (last $parts)) -}}
@@ -62,11 +62,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   "enforcement" .Values.enforcement
   "stateDir" .Values.agent.stateDirectory
   "proxy" (dict "kind" .Values.proxy.kind)
-  "metrics" (dict "listen" (printf "%s:%d" (.Values.metrics.enabled | ternary .Values.metrics.address "127.0.0.1") (int .Values.metrics.port)))
+  "metrics" (dict "listen" (printf "%s:%d" (.Values.metrics.enabled | ternary .Values.metrics.address "127.0.0.1") (int .Values.metrics.port)) "health" (printf "127.0.0.1:%d" (int .Values.metrics.port)))
   "killSwitch" (dict "file" "/host/etc/spliceway/disabled" "annotation" .Values.killSwitch.annotation)
 -}}
 {{- if .Values.cni.enabled -}}
-{{- $_ := set $made "cni" (dict "enabled" true "confDir" "/host/etc/cni/net.d" "binDir" "/host/opt/cni/bin" "timeout" .Values.cni.timeout "onFailure" (.Values.cni.onFailure | default (ternary "fail" "allow" (eq .Values.enforcement "enforce"))) "exemptNamespaces" .Values.cni.exemptNamespaces) -}}
+{{- $_ := set $made "cni" (dict "enabled" true "confDir" "/host/etc/cni/net.d" "nodeConfDir" .Values.cni.confDir "binDir" "/host/opt/cni/bin" "timeout" .Values.cni.timeout "onFailure" (.Values.cni.onFailure | default (ternary "fail" "allow" (eq .Values.enforcement "enforce"))) "exemptNamespaces" .Values.cni.exemptNamespaces) -}}
 {{- end -}}
 {{- toYaml (mustMergeOverwrite (deepCopy .Values.agent.config) $made) -}}
 {{- end }}

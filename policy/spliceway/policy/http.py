@@ -62,13 +62,13 @@ class HttpDecision(msgspec.Struct, frozen=True):
 def decide(request: HttpRequest, rule_set: RuleSet, names: Mapping[int, RuleRef] | None = None) -> HttpDecision:
     """Whether the request passes. `names` are the rules of the table, for the nearest miss.
 
-    What is malformed can't pass a proxy and is refused in audit too; what is ambiguous passes where no rules are
-    enforced.
+    Where no rules are enforced everything passes. What is malformed no proxy can take for a request there: the embedded
+    one relays such a connection unread, and Envoy, which can't, refuses it all the same (docs/modes.md).
     """
     try:
         target = origin_form(request)
     except TargetError as refused:
-        return HttpDecision(Verdict.DENY, refused.reason, nearest_miss=refused.why)
+        return _not_asked(rule_set, refused)
     return judge(request, target, rule_set, names)
 
 
@@ -85,14 +85,17 @@ def judge(
     try:
         path = normalise(target)
     except TargetError as refused:
-        enforced = rule_set.rules is not None or (also is not None and also.rules is not None)
-        passes = refused.reason is Reason.HTTP_AMBIGUOUS and not enforced
-        return HttpDecision(Verdict.ALLOW if passes else Verdict.DENY, refused.reason, nearest_miss=refused.why)
+        return _not_asked(rule_set, refused)
     found = _one_end(request, path, rule_set, names, explain)
     if also is None or found.verdict is Verdict.DENY:
         return found
     # The server's end sees what the client's end makes of the request, as if two proxies stood in a row.
     return _both_ends(found, _one_end(apply(request, found.changes), path, also, names, explain))
+
+
+def _not_asked(rule_set: RuleSet, refused: TargetError) -> HttpDecision:
+    verdict = Verdict.DENY if rule_set.enforces else Verdict.ALLOW
+    return HttpDecision(verdict, refused.reason, nearest_miss=refused.why)
 
 
 def _one_end(

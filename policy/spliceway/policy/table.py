@@ -129,6 +129,11 @@ class RuleSet(msgspec.Struct, frozen=True):
     audit: tuple[HttpRule, ...] | None = None
     also: RuleSet | None = None
 
+    @property
+    def enforces(self) -> bool:
+        """Whether it may refuse a request; otherwise all of it is in audit."""
+        return self.rules is not None or (self.also is not None and self.also.enforces)
+
 
 class EndpointPolicy(msgspec.Struct, frozen=True):
     """What the kernel must know of a local endpoint: its identity and which policy it has.

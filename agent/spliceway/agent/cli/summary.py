@@ -324,7 +324,8 @@ def _services(found: Json) -> str:
 
 def _cni(found: Json) -> list[str]:
     if not found.get("enabled"):
-        return []
+        left = f"off; {_many(found.get('wired', 0), 'pod')} of a time with it keep their policy"
+        return [left] if found.get("wired") else []
     file = found["chain"]["file"]
     there = f", {found['found']} of them found" if found["found"] else ""
     return [f"{_many(found['wired'], 'pod')} wired{there}; plugin in {file or 'no chain'}"]
@@ -334,7 +335,15 @@ def _cni_problems(found: Json) -> list[str]:
     if not found:
         return []
     problem = found["chain"]["problem"]
-    return [*([f"cni: {problem}"] if problem else []), *(f"cni: no policy covers {text}" for text in found["without"])]
+    return [
+        *([f"cni: {problem}"] if problem else []),
+        *(
+            f"cni: {text} was cni.confDir before, and may still have the plugin in its chain: "
+            "`spliceway cleanup` on the node takes it out"
+            for text in found["chain"].get("left", ())
+        ),
+        *(f"cni: no policy covers {text}" for text in found["without"]),
+    ]
 
 
 def _socket_lb(found: Json) -> str:

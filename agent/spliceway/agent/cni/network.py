@@ -33,12 +33,13 @@ from spliceway.agent.cni.netconf import (
 from spliceway.agent.cni.pods import WiredPods
 from spliceway.agent.cni.wire import Question
 from spliceway.agent.cni.wirings import Wiring, Wirings
+from spliceway.agent.endpoints import Claim
 from spliceway.agent.errors import OWN_ERRORS
 from spliceway.agent.inventory import Inventory
 from spliceway.agent.manifests import Key
 from spliceway.bpf import linktable, neighbours
 from spliceway.bpf.types import LocalEndpoint
-from spliceway.policy.model import Object
+from spliceway.policy.model import Object, Pod
 from spliceway.policy.table import PolicyTable
 
 #: Seconds between two looks for pods that nobody told of, and for wirings that are gone.
@@ -66,10 +67,15 @@ class Force(Protocol):
 class PodNetwork:
     """For one event loop. `use` before anything is asked."""
 
-    def __init__(self, inventory: Inventory, directory: Path, cgroup: Path, timeout: float) -> None:
-        """`directory`: where wirings are kept; `cgroup`: the pods'; `timeout`: seconds that the plugin waits."""
+    def __init__(
+        self, inventory: Inventory, directory: Path, cgroup: Path, timeout: float, *, only: bool = True
+    ) -> None:
+        """`directory`: where wirings are kept; `cgroup`: the pods'; `timeout`: seconds that the plugin waits.
+
+        `only`: see `WiredPods`.
+        """
         self._wirings = Wirings(directory)
-        self._pods = WiredPods(inventory.claims, self._wirings.all)
+        self._pods = WiredPods(inventory.claims, self._wirings.all, only=only)
         self._inventory = inventory
         self._cgroup = cgroup
         self._patience = timeout * _SHARE
@@ -288,22 +294,26 @@ class PodNetwork:
         for one in gone:
             log.warning("a pod's interface is gone without a word", pod=one.pod, interface=one.side.interface)
         self._wirings.forget(gone, kept)
-        wanted = self._pods.unwired()
+        wanted = self._unwired()
         vain, when = self._looked
         if wanted.keys() == vain and time.monotonic() - when < VAIN_INTERVAL:
             wanted = {}
         found = await asyncio.to_thread(self._find, wanted) if wanted else []
         # Meanwhile runtimes may have said something, and they know better.
-        found = [one for one in found if one.pod in self._pods.unwired() and self._wirings.is_free(one)]
+        found = [one for one in found if one.pod in self._unwired() and self._wirings.is_free(one)]
         for one in found:
             log.info("pod found", pod=one.pod, interface=one.side.interface, netns=str(one.netns))
             self._wirings.put(one)
-        self._unfound = frozenset(self._pods.unwired())
+        self._unfound = frozenset(self._unwired())
         if wanted:
             self._looked = (self._unfound, time.monotonic())
         if gone or found:
             await self._save()
         return bool(gone or found)
+
+    def _unwired(self) -> dict[str, tuple[Pod, Claim]]:
+        """Pods that are looked for."""
+        return self._pods.unwired()
 
     def _gone(self, wirings: list[Wiring], strict: bool) -> tuple[list[Wiring], frozenset[int]]:
         """Those that are there no more, and the inodes of namespaces that have a name."""

@@ -43,18 +43,35 @@ log = structlog.get_logger(__name__)
 
 
 class Chain(msgspec.Struct, frozen=True, rename="camel"):
-    """Where the plugin stands. `file`: empty when in none; `problem`: why; `put`: how often it was put there."""
+    """Where the plugin stands. `file`: empty when in none; `problem`: why; `put`: how often it was put there.
+
+    `left`: directories of the node, configured before, in which it may still be, and which are not mounted for us.
+    """
 
     file: str = ""
     problem: str = ""
     put: int = 0
+    left: tuple[str, ...] = ()
 
 
 class Places(msgspec.Struct, frozen=True, rename="camel"):
-    """What `RECORD` holds."""
+    """What `RECORD` holds. `node_conf_dir`: what the node calls `conf_dir`; `left`: as in `Chain`."""
 
     conf_dir: str
     bin_dir: str
+    node_conf_dir: str = ""
+    left: tuple[str, ...] = ()
+
+    @property
+    def on_node(self) -> Path:
+        """`conf_dir` by its path on the node: an agent in a container wrote down where it is mounted there."""
+        directory = Path(self.node_conf_dir or self.conf_dir)
+        return Path("/") / directory.relative_to(_MOUNTED) if directory.is_relative_to(_MOUNTED) else directory
+
+    @property
+    def here(self) -> Path:
+        """`conf_dir` by a path of now."""
+        return directory if (directory := Path(self.conf_dir)).is_dir() else self.on_node
 
 
 class Place:
@@ -88,10 +105,7 @@ class Place:
         source = build.binary(self._state_dir)
         target = self._config.bin_dir / build.NAME
         try:
-            places, before = Places(str(self._config.conf_dir), str(self._config.bin_dir)), _places(self._state_dir)
-            if before is not None and before.conf_dir != places.conf_dir:
-                take_out(self._state_dir)
-            write_atomic(self._state_dir / RECORD, msgspec.json.encode(places))
+            self._record()
             target.parent.mkdir(parents=True, exist_ok=True)
             data = source.read_bytes()
             if not target.is_file() or target.read_bytes() != data or not os.access(target, os.X_OK):
@@ -101,10 +115,28 @@ class Place:
         except OSError as error:
             raise AgentError(f"cni.binDir: {target} can't be written: {error}") from error
 
+    def _record(self) -> None:
+        """Write down where it will be put, and leave where it was before. Raises OSError or AgentError."""
+        config = self._config
+        places = Places(str(config.conf_dir), str(config.bin_dir), str(config.node_conf_dir or ""))
+        before = _places(self._state_dir)
+        left = set(before.left) if before else set()
+        if before is not None and before.on_node != places.on_node:
+            # A mount of the same path shows the new directory.
+            if before.conf_dir != places.conf_dir and before.here.is_dir():
+                take_out(self._state_dir)
+            else:
+                left.add(str(before.on_node))
+        left -= {str(places.on_node)}
+        places = msgspec.structs.replace(places, left=tuple(sorted(left)))
+        write_atomic(self._state_dir / RECORD, msgspec.json.encode(places))
+
     def look(self) -> None:
         """Look at the chain, and put the plugin there where it is missing. Blocks."""
         with self._lock:
             chain = self.chain if self._left else self._look()
+            places = _places(self._state_dir)  # `spliceway cleanup` on the node may have been there
+            chain = msgspec.structs.replace(chain, left=places.left if places else ())
         if chain != self.chain:
             (log.warning if chain.problem else log.info)("CNI chain", file=chain.file, problem=chain.problem)
         self.chain = chain
@@ -172,8 +204,12 @@ def placed(state_dir: Path) -> list[Path]:
     places = _places(state_dir)
     if places is None:
         return []
+    return [path for directory in dict.fromkeys((places.here, *map(Path, places.left))) for path in _in(directory)]
+
+
+def _in(directory: Path) -> list[Path]:
+    """Those in one directory."""
     found = []
-    directory = _here(Path(places.conf_dir))
     for name in _names(directory) if directory.is_dir() else ():
         if not name.endswith(conflist.SUFFIXES):
             continue
@@ -199,14 +235,13 @@ def take_out(state_dir: Path) -> list[Path]:
                 _replace(path, text, path)
         except (OSError, conflist.BadConfError) as error:
             raise AgentError(f"{path}: the CNI plugin can't be taken out: {error}") from error
+    places = _places(state_dir)
+    if places is not None and (left := tuple(one for one in places.left if not Path(one).is_dir())) != places.left:
+        try:
+            write_atomic(state_dir / RECORD, msgspec.json.encode(msgspec.structs.replace(places, left=left)))
+        except OSError as error:
+            raise AgentError(f"{state_dir / RECORD} can't be written: {error}") from error
     return found
-
-
-def _here(directory: Path) -> Path:
-    """A directory by its path of now: an agent in a container wrote down where the node's is mounted there."""
-    if not directory.is_dir() and directory.is_relative_to(_MOUNTED):
-        return Path("/") / directory.relative_to(_MOUNTED)
-    return directory
 
 
 def _places(state_dir: Path) -> Places | None:
@@ -236,7 +271,7 @@ def _text(path: Path) -> str:
 
 
 def _replace(path: Path, text: str, like: Path) -> None:
-    """Write a file in one step, with owner and mode of another one (or of itself). Raises OSError."""
+    """Write a file in one step, with owner (where we may) and mode of another one (or of itself). Raises OSError."""
     path, status = path.resolve(), like.stat()
     beside = path.with_name(f".{path.name}.spliceway")  # runtimes look at names that end in .conf and the like
     handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -244,7 +279,11 @@ def _replace(path: Path, text: str, like: Path) -> None:
         with os.fdopen(handle, "w") as stream:
             stream.write(text)
             stream.flush()
-            os.fchown(stream.fileno(), status.st_uid, status.st_gid)
+            own = os.fstat(stream.fileno())
+            if (own.st_uid, own.st_gid) != (status.st_uid, status.st_gid):
+                # Without CAP_CHOWN it is ours, which whoever reads it there (root) does not notice.
+                with contextlib.suppress(PermissionError):
+                    os.fchown(stream.fileno(), status.st_uid, status.st_gid)
             os.fchmod(stream.fileno(), status.st_mode & 0o7777)
             os.fsync(stream.fileno())
         beside.rename(path)

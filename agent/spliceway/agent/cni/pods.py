@@ -22,7 +22,9 @@ from spliceway.policy.model import Object, Pod
 class WiredPods:
     """Completes changes of the source. `claims` and `wirings` are live views of what there is now."""
 
-    def __init__(self, claims: Mapping[str, Claim], wirings: Mapping[str, Wiring]) -> None:
+    def __init__(self, claims: Mapping[str, Claim], wirings: Mapping[str, Wiring], *, only: bool = True) -> None:
+        """`only`: pods of this node have no addresses but those of their wirings; else of those alone that have one."""
+        self._only = only
         self._claims = claims
         self._wirings = wirings
         self._pods: dict[str, Pod] = {}  # as the source says them; all but those in the host's network
@@ -83,8 +85,10 @@ class WiredPods:
         claim = self._claims.get(pod.key)
         if claim is not None:
             wiring = self._wirings.get(pod.key)
-            meant = wiring is not None and _is_meant(wiring, claim)
-            return msgspec.structs.replace(pod, addresses=wiring.addresses if wiring and meant else ())
+            if wiring is not None and _is_meant(wiring, claim):
+                return msgspec.structs.replace(pod, addresses=wiring.addresses)
+            if self._only:
+                return msgspec.structs.replace(pod, addresses=())
         left = tuple(one for one in pod.addresses if owners.get(one, pod.key) == pod.key)
         return pod if left == pod.addresses else msgspec.structs.replace(pod, addresses=left)
 

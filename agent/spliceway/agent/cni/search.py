@@ -27,8 +27,9 @@ from spliceway.policy.model import Pod
 #: Where runtimes keep namespaces; names there outlive the processes.
 NAMED = Path("/run/netns")
 _PROC = Path("/proc")
-#: Most namespaces that one search looks into, and most processes of a pod.
-MAX_NAMESPACES, MAX_PROCESSES = 4096, 64
+#: Most namespaces that one search looks into; most processes of a pod, and of one of its cgroups: a container with
+#: thousands of them must not stand before the pod's others.
+MAX_NAMESPACES, MAX_PROCESSES, MAX_TOGETHER = 4096, 4096, 64
 #: Directories between the pods' cgroup and a pod's: the class of service.
 _DEPTH = 2
 
@@ -162,10 +163,11 @@ def _namespaces(cgroup: Path) -> Iterator[Path]:
             processes = Path(directory, "cgroup.procs").read_text().split()
         except OSError:
             continue
-        for process in processes[:left]:
+        some = processes[: min(left, MAX_TOGETHER)]
+        for process in some:
             if process != "0":  # one of another pid namespace
                 yield _PROC / process / "ns/net"
-        left -= min(left, len(processes))
+        left -= len(some)
 
 
 def reported(unfound: Iterable[str], wirings: Iterable[Wiring]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from spliceway.agent.cni.metrics import CniMetrics
 from spliceway.agent.cni.netconf import BAD_JSON, TRY_AGAIN, CniError, version_of
 from spliceway.agent.cni.wire import MalformedError, Question, pack_answer, read_question
 from spliceway.agent.errors import OWN_ERRORS
@@ -27,7 +28,8 @@ Answer = Callable[[Question], Awaitable[None]]
 class CniServer:
     """Serves until it is cancelled; `listener` is closed then."""
 
-    def __init__(self, listener: socket.socket, answer: Answer) -> None:
+    def __init__(self, listener: socket.socket, answer: Answer, metrics: CniMetrics) -> None:
+        self._metrics = metrics
         self._listener = listener
         self._answer = answer
         self._asked = 0
@@ -64,7 +66,8 @@ class CniServer:
         except (asyncio.IncompleteReadError, TimeoutError):
             return None
         try:
-            await self._answer(question)
+            with self._metrics.asked(question.command):
+                await self._answer(question)
         except CniError as error:
             return self._refused(question, error)
         except OWN_ERRORS as error:

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
+from prometheus_client.registry import Collector
 
+from spliceway.agent.cni.left import LeftPods, are_left
+from spliceway.agent.cni.metrics import CniMetrics
 from spliceway.agent.cni.network import Force, PodNetwork
 from spliceway.agent.cni.place import Chain, Place, take_out
 from spliceway.agent.cni.server import CniServer
@@ -63,6 +66,9 @@ class CniSide(Protocol):
     def tasks(self) -> Mapping[str, Coroutine[Any, Any, None]]:
         """What must run, by name."""
 
+    def collectors(self) -> tuple[Collector, ...]:
+        """What is to be exported."""
+
     async def leave(self) -> None:
         """Take the plugin out of the chain: nobody will answer it any more. Raises AgentError."""
 
@@ -113,15 +119,29 @@ class NoCni:
         """None."""
         return {}
 
+    def collectors(self) -> tuple[Collector, ...]:
+        """None."""
+        return ()
+
     async def leave(self) -> None:
         """Nothing is there to be taken out."""
 
     def status(self) -> CniStatus:
         """Off. Pods of a cluster that nobody has wired for us pass by every policy: that must not go unsaid."""
-        pods = (self._inventory.entry(("Pod", name)) for name in self._inventory.claims) if self._cluster else ()
-        count = sum(isinstance(one.item, Pod) and bool(one.item.addresses) for one in pods if one is not None)
-        why = f"{count} pods of this node: cni.enabled is false, and nothing else says how they are wired"
-        return CniStatus(without=(why,) if count else ())
+        return CniStatus(without=unwired(self._inventory, frozenset()) if self._cluster else ())
+
+
+class Left(LeftPods):
+    """Without CNI, on a node that has pods of a time with it."""
+
+    def __init__(self, config: Config, inventory: Inventory) -> None:
+        """Wire it to the configuration."""
+        cluster = config.source.kubernetes is not None
+        super().__init__(config, inventory, lambda wired: unwired(inventory, wired) if cluster else ())
+
+    def status(self) -> CniStatus:
+        """Off; `wired` are those that are left."""
+        return CniStatus(wired=self.wired[0], without=self.without)
 
 
 class Cni(PodNetwork):
@@ -132,12 +152,13 @@ class Cni(PodNetwork):
         super().__init__(inventory, config.state_dir, config.pods_cgroup, config.cni.timeout)
         self._config = config
         self._place = Place(config.cni, config.state_dir)
+        self._metrics = CniMetrics(lambda: bool(self._place.chain.file))
 
     async def start(self, stack: contextlib.ExitStack | contextlib.AsyncExitStack) -> None:
         """Listen, and have the plugin's binary in place. Raises AgentError."""
         await asyncio.to_thread(self._place.install)
         socket = self._config.cni.socket
-        self._server = CniServer(stack.enter_context(unix_listener(socket, "cni.socket")), self.answer)
+        self._server = CniServer(stack.enter_context(unix_listener(socket, "cni.socket")), self.answer, self._metrics)
         stack.callback(socket.unlink, missing_ok=True)
 
     @property
@@ -148,6 +169,10 @@ class Cni(PodNetwork):
     def tasks(self) -> Mapping[str, Coroutine[Any, Any, None]]:
         """What must run, by name."""
         return {"cni": self._server.run(), "cni chain": self._placing(), "wirings": self.watch()}
+
+    def collectors(self) -> tuple[Collector, ...]:
+        """What is to be exported."""
+        return (self._metrics,)
 
     async def _placing(self) -> None:
         await self.opened()  # what is in the chain must be answered
@@ -163,8 +188,18 @@ class Cni(PodNetwork):
         return CniStatus(True, wired, found, self.without, self._place.chain)
 
 
+def unwired(inventory: Inventory, wired: frozenset[str]) -> tuple[str, ...]:
+    """That there are pods of a cluster that nobody has wired for us, beside those that somebody has."""
+    pods = (inventory.entry(("Pod", name)) for name in inventory.claims if name not in wired)
+    count = sum(isinstance(one.item, Pod) and bool(one.item.addresses) for one in pods if one is not None)
+    why = f"{count} pods of this node: cni.enabled is false, and nothing else says how they are wired"
+    return (why,) if count else ()
+
+
 def cni_side(config: Config, inventory: Inventory) -> CniSide:
-    """As the configuration says."""
+    """As the configuration says, and what an agent before has left. Raises StateError."""
     if config.cni.enabled:
         return Cni(config, inventory)
+    if are_left(config):
+        return Left(config, inventory)
     return NoCni(inventory, config.state_dir, cluster=config.source.kubernetes is not None)

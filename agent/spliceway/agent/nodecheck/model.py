@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from spliceway.agent.configsections import KillSwitchConfig, PoliciesConfig
+from spliceway.agent.configsections import CniConfig, KillSwitchConfig, PoliciesConfig
 from spliceway.bpf.types import DatapathSettings
 
 
@@ -45,7 +45,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
     `settings`: with the cgroups only where there is a configuration (`configured`); `fixes`: what `splice.kernelFixes`
     declares; `source`: where policies come from; `kill_switch`: the file that turns enforcement off; `kinds`: which
-    kinds of policies are enforced here.
+    kinds of policies are enforced here; `cni`: how pods are wired, None without a configuration.
     """
 
     settings: DatapathSettings
@@ -55,6 +55,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     self_test: bool = True
     kill_switch: Path | None = KillSwitchConfig().file
     kinds: tuple[str, ...] = PoliciesConfig().kinds
+    cni: CniConfig | None = None
 
     @property
     def cgroups(self) -> dict[str, Path]:

@@ -9,6 +9,7 @@ import msgspec
 
 from spliceway.agent.config import Config
 from spliceway.agent.nodecheck import (
+    cni,
     devices,
     drops,
     hooks,
@@ -45,6 +46,7 @@ CHECKS: dict[str, Callable[[Target], Iterator[Check]]] = {
     "cgroups": mounts.cgroup_directories,
     "bpffs": mounts.bpffs,
     "source": mounts.source,
+    "cni": cni.cni,
     "cgroup-programs": owners.owners,
     "socket-lb": socketlb.socket_lb,
     "tc-programs": hooks.tc_programs,
@@ -90,6 +92,7 @@ def target_of(config: Config | None, *, bpffs: Path | None = None, self_test: bo
         self_test=self_test,
         kill_switch=config.kill_switch.file,
         kinds=config.policies.kinds,
+        cni=config.cni,
     )
 
 

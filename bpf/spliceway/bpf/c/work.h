@@ -59,7 +59,7 @@ static __always_inline int is_news(struct work *w)
 	t->protocol = w->f.protocol;
 	t->reason = w->d.reason;
 	u64 now = bpf_ktime_get_ns(), *last = told_lately.lookup(t);
-	if (last && now - *last < TOLD_AGAIN)
+	if (last && !past(now, *last, TOLD_AGAIN))
 		return 0;
 	told_lately.update(t, &now);
 	return 1;

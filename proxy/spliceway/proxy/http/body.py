@@ -37,15 +37,20 @@ class _At(Enum):
 
 
 class ChunkReader:
-    """Reads one body; `feed` until `done`."""
+    """Reads one body; `feed` until `done`.
 
-    __slots__ = ("_at", "_left", "_line", "_trailers")
+    After a ChunkError: `whole`, whether all that `feed` has given out so far are whole chunks, so that what came could
+    go on behind them as it came, and `unread`, which is that: from the line on that could not be read.
+    """
+
+    __slots__ = ("_at", "_left", "_line", "_trailers", "unread")
 
     def __init__(self) -> None:
         self._at = _At.SIZE
         self._left = 0
         self._line = bytearray()
         self._trailers = 0
+        self.unread = b""
 
     def __repr__(self) -> str:
         return f"<ChunkReader {self._at.value}, {self._left} left>"
@@ -55,6 +60,11 @@ class ChunkReader:
         """Whether the whole body has been read."""
         return self._at is _At.DONE
 
+    @property
+    def whole(self) -> bool:
+        """See the class."""
+        return self._at is _At.SIZE
+
     def feed(self, data: memoryview, out: list[bytes | memoryview]) -> int:
         """Read `data` up to the end of the body at most; what is to be sent for it is appended to `out`.
 
@@ -62,13 +72,18 @@ class ChunkReader:
         how many bytes were read. Raises ChunkError.
         """
         found: list[bytes | memoryview] = []
-        position = self._read(data, found)
+        try:
+            position = self._read(data, found)
+        finally:
+            self._give(found, out)
+        return position
+
+    def _give(self, found: list[bytes | memoryview], out: list[bytes | memoryview]) -> None:
         if size := sum(map(len, found)):
             content = found if len(found) <= _MANY else [b"".join(found)]
             out += [b"%x\r\n" % size, *content, b"\r\n"]
         if self._at is _At.DONE:
             out.append(b"0\r\n\r\n")
-        return position
 
     def _read(self, data: memoryview, found: list[bytes | memoryview]) -> int:
         position, end = 0, len(data)
@@ -81,13 +96,18 @@ class ChunkReader:
                 if not self._left:
                     self._at = _At.END
                 continue
-            position = self._read_line(data, position)
-            if self._line.endswith(b"\n"):
-                line = bytes(self._line[:-2])
-                if not self._line.endswith(b"\r\n"):
-                    raise ChunkError("a line that ends in LF alone")
-                self._line.clear()
-                self._take(line)
+            start, before = position, len(self._line)
+            try:
+                position = self._read_line(data, start)
+                if self._line.endswith(b"\n"):
+                    if not self._line.endswith(b"\r\n"):
+                        raise ChunkError("a line that ends in LF alone")
+                    self._take(bytes(self._line[:-2]))
+                    self._line.clear()
+            except ChunkError:
+                # The line has what of it came with earlier bytes, too.
+                self.unread = bytes(self._line[:before]) + bytes(data[start:])
+                raise
         return position
 
     def _read_line(self, data: memoryview, position: int) -> int:

@@ -47,7 +47,7 @@ class _Compiled(NamedTuple):
 class Judge:
     """Asks one rule set."""
 
-    __slots__ = ("_explains", "_simple", "_size", "rule_set")
+    __slots__ = ("_explains", "_simple", "_size", "enforces", "rule_set")
 
     def __init__(self, rule_set: RuleSet, explains: Callable[[int], bool] = lambda _rules: True) -> None:
         """`explains`: whether the nearest miss among so many rules may be looked for, which costs far more than a no.
@@ -55,6 +55,7 @@ class Judge:
         Raises RegexError for an expression that can't be compiled.
         """
         self.rule_set = rule_set
+        self.enforces = rule_set.enforces
         self._explains = explains
         self._simple = _simple(rule_set)
         self._size = len(_rules(rule_set))

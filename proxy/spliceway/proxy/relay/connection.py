@@ -19,6 +19,7 @@ from spliceway.proxy.relay.states import MAX_HELD, MAX_SKIPPED, RELAYED, Answeri
 #: Bytes that are read at once, by where they belong: chunks may be tiny, and each costs some time.
 _READ = {Asking.BODY: READ_SIZE, Asking.TUNNEL: READ_SIZE, Asking.CHUNKS: 32768}
 _PREFACE = b"PRI * HTTP/2.0\r\n"
+_TLS = b"\x16\x03"
 
 
 class Connection(ServerSide):
@@ -116,17 +117,17 @@ class Connection(ServerSide):
     def _incomplete(self, held: bytes) -> None:
         """What of a head that has not ended yet tells already that it will be refused."""
         most = self.served.config.max_head_bytes
-        if held.startswith(b"\x16\x03"):
-            self._refuse(HeadError(0, Reason.HTTP_TLS, "TLS: the rules are for plain HTTP"), held)
-        elif bad_line_end(held, self._looked) or bad_first_line(held, self._looked):
+        if held.startswith(_TLS) or bad_line_end(held, self._looked) or bad_first_line(held, self._looked):
             self._refuse(HeadError(400, Reason.HTTP_MALFORMED, fault(held)), held)
+        elif self._no_request(held):
+            self._refuse(HeadError(400, Reason.HTTP_MALFORMED, "the first bytes are none of a request"), held)
         elif len(held) >= most:
             self._refuse(HeadError(431, Reason.HTTP_HEAD_TOO_LARGE, f"a head of more than {most} bytes"), held)
         else:
             self._looked = max(0, len(held) - 3)
             self.relay.holding.add(self)
             if self.down.eof:
-                self._end()  # the client has given up in the middle of a head
+                self._given_up()
             else:
                 self.relay.wheel.watch(self)
 
@@ -141,12 +142,18 @@ class Connection(ServerSide):
         try:
             head = relay.head(raw, served.config)
         except HeadError as error:
+            self._held = raw + self._held
             self._refuse(error, raw)
             return
         judged = judge.judge(head)
         if judged.decision.verdict is Verdict.DENY:
-            self._deny(head, judged)
+            if self.passes:
+                self._held = raw + self._held
+                self._refuse(HeadError(judged.status, judged.decision.reason, judged.decision.nearest_miss), raw)
+            else:
+                self._deny(head, judged)
             return
+        self._asked = True
         relay.tally.allowed += 1
         relay.tally.up_rq += 1
         relay.tally.rq_active += 1
@@ -191,7 +198,11 @@ class Connection(ServerSide):
             try:
                 used = self._chunks.feed(data, pieces)
             except ChunkError as error:
-                self._bad_body(str(error))
+                if self.passes and self._chunks.whole:
+                    unasked = HeadError(400, Reason.HTTP_MALFORMED, f"the body: {error}")
+                    self._pass_on(unasked, *pieces, self._chunks.unread)
+                else:
+                    self._bad_body(str(error))
                 return
             done = self._chunks.done
             self._to_server(*pieces)
@@ -231,7 +242,7 @@ class Connection(ServerSide):
         elif self.asking is Asking.REST:
             self._shut_up()
         elif self.asking is Asking.HEAD and not self._exchange:
-            self._end()  # between requests, or in the middle of a head
+            self._given_up()
         elif self.asking is Asking.TUNNEL:
             self._shut_up()
             if self.up is not None and self.up.eof:
@@ -240,6 +251,15 @@ class Connection(ServerSide):
             self._pass_on_eof()
             self._since = self.relay.loop.time()
             self.relay.wheel.watch(self)
+
+    def _given_up(self) -> None:
+        """The client has ended between requests, or in the middle of a head."""
+        if self.passes and self._held:
+            self._refuse(HeadError(400, Reason.HTTP_MALFORMED, "no whole head before the end"), self._held)
+        elif self.passes and not self._asked and self.up is not None:
+            self._shut_up()  # the server may have something to say all the same
+        else:
+            self._end()
 
     def _pass_on_eof(self) -> None:
         """The client sends no more: the server shall know once it has the last request."""
@@ -272,7 +292,12 @@ class Connection(ServerSide):
         """What is no request that anybody could be asked about."""
         if raw.startswith(_PREFACE):
             error = HeadError(505, Reason.HTTP_2, "HTTP/2 is not spoken here")
+        elif raw.startswith(_TLS):
+            error = HeadError(0, Reason.HTTP_TLS, "TLS: the rules are for plain HTTP")
         relay = self.relay
+        if self.passes:
+            self._pass_on(error)
+            return
         relay.tally.refused[error.reason] += 1
         sent = 0
         if error.status:

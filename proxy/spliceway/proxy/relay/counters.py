@@ -38,6 +38,7 @@ class Counters:
         "sent",
         "status",
         "tunnels",
+        "unread",
         "up_active",
         "up_received",
         "up_reset",
@@ -70,6 +71,7 @@ class Counters:
     rq_active: int
     sent: int
     tunnels: int
+    unread: int
     up_active: int
     up_received: int
     up_reset: int
@@ -112,6 +114,7 @@ class Counters:
             "spliceway.no_port": self.no_port,
             "spliceway.buffer_resets": self.overloaded,
             "spliceway.internal_errors": self.errors,
+            "spliceway.unread_connections": self.unread,
         }
         result |= {f"{_HTTP}downstream_rq_{number}xx": self.status[number] for number in range(1, 6)}
         return result | {f"spliceway.refused.{reason.label}": count for reason, count in refused.items()}

@@ -29,6 +29,7 @@ class Pair(ABC):
     """What both directions share: the ends, the request that is under way, and how all of it is over."""
 
     __slots__ = (
+        "_asked",
         "_busy",
         "_chunks",
         "_connect_since",
@@ -66,6 +67,7 @@ class Pair(ABC):
         self.asking = Asking.HEAD
         self.answering = Answering.NONE
         self.up: End | None = None
+        self._asked = False  # there was a request
         self._busy = False
         self._held = b""
         self._looked = 0
@@ -256,7 +258,7 @@ class Pair(ABC):
             return self._since + (relay.limits.body_idle or 3600.0 if self.down.full else LINGER)
         if asking is Asking.HEAD:
             if self._held and not self.down.full:
-                return min(due, self._held_since + (config.headers_timeout or NEVER))
+                return min(due, self._held_since + (self._head_patience() or NEVER))
             due = min(due, self._since + (config.idle_timeout or NEVER))
             if relay.limits.connection_age:
                 due = min(due, self.born + relay.limits.connection_age)
@@ -278,8 +280,7 @@ class Pair(ABC):
         elif self.asking is Asking.LINGER:
             self._close(reset=self.down.full)
         elif self.asking is Asking.HEAD and self._held and not self.down.full:
-            error = HeadError(408, Reason.HTTP_TIMEOUT, "the head did not come in time")
-            self._refuse(error, self._held)
+            self._refuse(HeadError(408, Reason.HTTP_TIMEOUT, "the head did not come in time"), self._held)
         elif self.asking is Asking.HEAD:
             if self._aged():
                 relay.tally.cx_aged += 1
@@ -320,6 +321,10 @@ class Pair(ABC):
     @abstractmethod
     def _on_down_gone(self) -> None:
         """The client is not there any more."""
+
+    @abstractmethod
+    def _head_patience(self) -> float:
+        """How long a head may take, in seconds; 0 for ever."""
 
     @abstractmethod
     def _refuse(self, error: HeadError, raw: bytes) -> None:

@@ -99,6 +99,7 @@ class Relay:
         self._served: dict[str, Served] = {}
         self._connections: set[Pair] = set()
         self.holding: set[Pair] = set()
+        self.unread: set[Pair] = set()  # tunnels that began because everything was in audit
         self._left: set[int] = set()  # listeners whose connections were left to other workers a moment ago
         self._clients: Counter[str] = Counter()
         self._per_client = ceil(limits.connections_per_client / self._loads.size)
@@ -131,6 +132,9 @@ class Relay:
                 served.judge = judge
         for name, new in fresh.items():
             self._serve(name, new, listening.get(name, ()))
+        for connection in list(self.unread):
+            if connection.served.judge is not None and connection.served.judge.enforces:
+                connection.reset()
         self._tell_load()
 
     def set_share(self, millionths: int) -> None:
@@ -200,6 +204,7 @@ class Relay:
         self.wheel.forget(connection)
         self._connections.discard(connection)
         self.holding.discard(connection)
+        self.unread.discard(connection)
         source = connection.ends.source
         self._clients[source] -= 1
         if not self._clients[source]:
@@ -330,6 +335,7 @@ class Relay:
         self._clients[ends.source] += 1
         self._connections.add(connection)
         self._tell_load()
+        connection.greet()
 
     def _too_many(self, client: str) -> str:
         limits = self.limits

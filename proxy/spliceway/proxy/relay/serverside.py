@@ -6,6 +6,8 @@ import errno
 import os
 from abc import abstractmethod
 
+from spliceway.policy.verdict import Reason
+from spliceway.proxy.http.head import HeadError
 from spliceway.proxy.http.response import (
     ChunkFollower,
     Framing,
@@ -17,14 +19,16 @@ from spliceway.proxy.http.response import (
 )
 from spliceway.proxy.relay import sockets
 from spliceway.proxy.relay.end import NOTHING, READ_SIZE, VIEW, End
-from spliceway.proxy.relay.pair import Pair
+from spliceway.proxy.relay.passing import Passing
 from spliceway.proxy.relay.states import NEVER, Answering, Asking
 
 #: Bytes that are read at once of an answer in chunks, each of which costs some time.
 _CHUNKED_READ = 65536
+#: How an answer begins.
+_ANSWER = b"HTTP/1."
 
 
-class ServerSide(Pair):
+class ServerSide(Passing):
     """See the module. `Connection` is the other half."""
 
     __slots__ = ()
@@ -126,6 +130,10 @@ class ServerSide(Pair):
         if answering is Answering.HEAD:
             self._answer_heads(bytes(data) if not self._got else self._got + data)
         elif answering is Answering.NONE:
+            if self.asking is Asking.HEAD and not self._asked and self.passes:
+                error = HeadError(0, Reason.HTTP_MALFORMED, "the server speaks first")
+                self._pass_on(error, answer=data)
+                return
             # Nobody has asked: whatever it is, the client must not take it for an answer to its next request.
             self._finish()
         elif answering is Answering.TUNNEL:
@@ -135,7 +143,7 @@ class ServerSide(Pair):
             try:
                 used = self._answer_body(data)
             except ResponseError:
-                self._broken_answer()
+                self._broken_answer(data)
                 return
             self._to_client(data[:used])
             self._maybe_answered(used < len(data))
@@ -148,9 +156,11 @@ class ServerSide(Pair):
         while True:
             end = head_end(data, self._got_looked)
             if (end or len(data)) > cluster.max_head_bytes:
-                self._bad_answer("a head that is too long")
+                self._bad_answer("a head that is too long", data)
                 return
             if not end:
+                if not data.startswith(_ANSWER[: len(data)]) and self._answer_passes("no HTTP", data):
+                    return
                 self._got, self._got_looked = data, len(data)
                 self.relay.holding.add(self)
                 return
@@ -159,7 +169,7 @@ class ServerSide(Pair):
             try:
                 head = read_response(raw, exchange.head.request.method, cluster.max_headers)
             except ResponseError as error:
-                self._bad_answer(str(error))
+                self._bad_answer(str(error), data)
                 return
             if head.status >= 200 or head.status == 101:
                 break
@@ -170,7 +180,7 @@ class ServerSide(Pair):
             if not data:
                 return
         if head.status == 101:
-            self._upgraded(head, data[end:])
+            self._upgraded(head, data, end)
         else:
             self._final(head, data, end, as_it_came=head.raw is raw)
 
@@ -197,7 +207,7 @@ class ServerSide(Pair):
         try:
             used = self._answer_body(body)
         except ResponseError:
-            self._broken_answer()
+            self._broken_answer(raw + body)
             return
         if as_it_came and raw is head.raw and used == len(body):
             self._to_client(data)
@@ -227,18 +237,18 @@ class ServerSide(Pair):
             self._last = self._last or surplus  # more than was asked for
             self._answered()
 
-    def _upgraded(self, head: ResponseHead, rest: bytes) -> None:
+    def _upgraded(self, head: ResponseHead, data: bytes, end: int) -> None:
         exchange = self._exchange
         assert exchange is not None
         if exchange.head.upgrade != b"websocket" or head.upgrade != b"websocket" or self.asking is not Asking.ASKED:
-            self._bad_answer("an upgrade that was not asked for")
+            self._bad_answer("an upgrade that was not asked for", data)
             return
         exchange.status = 101
         self.relay.tally.tunnels += 1
         self.relay.count_status(101)
         self._since = self.relay.loop.time()
         self.asking, self.answering = Asking.TUNNEL, Answering.TUNNEL
-        self._to_client(head.raw + rest)
+        self._to_client(head.raw + data[end:])
         held, self._held = self._held, b""
         if held:
             self._to_server(held)
@@ -292,8 +302,10 @@ class ServerSide(Pair):
         self._since = self._held_since = self.relay.loop.time()
         self.relay.wheel.watch(self)
 
-    def _bad_answer(self, why: str) -> None:
-        """Nothing of the answer has gone out: the client is told."""
+    def _bad_answer(self, why: str, data: bytes) -> None:
+        """Nothing of the answer (`data`, so far) has gone out: the client is told."""
+        if self._answer_passes(why, data):
+            return
         exchange = self._exchange
         assert exchange is not None
         self._drop_up()
@@ -302,8 +314,10 @@ class ServerSide(Pair):
         self._over(None, f"upstream_protocol_error[{why}]", ("upstream_protocol_error",))
         self._finish()
 
-    def _broken_answer(self) -> None:
-        """A part of the answer has gone out, and how it goes on can't be read."""
+    def _broken_answer(self, data: bytes | memoryview) -> None:
+        """A part of the answer has gone out, and how it goes on (`data`) can't be read."""
+        if self._answer_passes("where it ends", data):
+            return
         self._over(None, "upstream_protocol_error", ("upstream_protocol_error",))
         self._reset()
 
@@ -319,6 +333,8 @@ class ServerSide(Pair):
             if self.asking is not Asking.ASKED:
                 self._finish()
         elif self.answering is Answering.HEAD:
+            if self._got and self._answer_passes("no whole head", self._got):
+                return
             self.relay.tally.up_reset += 1
             self._over(None, "upstream_closed_before_answer", ("upstream_connection_termination",))
             self._finish()

@@ -40,7 +40,7 @@ _WATCH_LIST_AGAIN = 600.0
 #: In place of a hashed resourceVersion.
 _NOT_HANDED_ON = 0
 #: Refusals of a watch after which all is looked at again.
-_PATIENCE = 3
+_PATIENCE, _EXPIRED_PEACE = 3, 60.0  # and seconds between two expiries that have nothing to do with one another
 
 _EVENT, _LIST = msgspec.json.Decoder(WatchEvent), msgspec.json.Decoder(Listed)
 _STATUS = msgspec.json.Decoder(Status)
@@ -94,6 +94,7 @@ class Reflector:
         self._unreachable = False
         self._tries = self._refusals = 0
         self._lists = self._watches = self._failures = 0
+        self._expired, self._expired_at = 0, float("-inf")  # how often in a row, and when the last time
         self._heard = 0.0
 
     def __repr__(self) -> str:
@@ -200,8 +201,12 @@ class Reflector:
         if failure.is_expired:
             self._revision = ""
             self._refusals = 0
+            # Again and again, each time after a good look: as much as all objects, and without end.
+            soon = self._now() - self._expired_at < _EXPIRED_PEACE
+            self._expired, self._expired_at = self._expired + 1 if soon else 0, self._now()
             if not self._tries:  # once is no failure; where it does not end, that must be told
-                return self._count()
+                self._tries = 1
+                return self._pause(self._expired) if self._expired else 0.0
         by_watch = looking and self._now() >= self._no_watch_list_until
         if by_watch and (failure.code in (400, 422) or failure.reason == "Idle"):
             # It says so, or it has taken no notice of what it does not know and waits for changes.
@@ -224,15 +229,14 @@ class Reflector:
         self._on_state(self)
         return max(self._backoff(), failure.wait)
 
-    def _count(self) -> float:
-        self._tries += 1
-        return 0.0
-
     def _backoff(self) -> float:
-        first, most = self._timing.retry
-        pause = min(most, first * 2.0 ** min(self._tries, 16))
+        pause = self._pause(self._tries)
         self._tries += 1
-        return pause * random.uniform(0.5, 1.0)
+        return pause
+
+    def _pause(self, tries: int) -> float:
+        first, most = self._timing.retry
+        return min(most, first * 2.0 ** min(tries, 16)) * random.uniform(0.5, 1.0)
 
     def _well(self, state: State) -> None:
         """The server has said what it should."""
