@@ -118,10 +118,17 @@ class KernelTable:
         """The live rows."""
         return self._rows
 
-    def apply(self, table: PolicyTable, attached: Mapping[str, Attached], served: Collection[IPAddress] = ()) -> int:
+    def apply(
+        self,
+        table: PolicyTable,
+        attached: Mapping[str, Attached],
+        served: Collection[IPAddress] = (),
+        live: Callable[[], None] = lambda: None,
+    ) -> int:
         """Make `table` live, with `marks`. Returns the generation, which stays when nothing differs.
 
-        `served`: see `logical_rows`.
+        `served`: see `logical_rows`. `live` is called when every program that begins from then on goes by the table:
+        a grace period before this returns, since when none goes by the one before.
 
         Costs what changed when the table's delta is against the table that was applied last, or it is that one again.
         Raises KernelRefusedError, with the old generation still live.
@@ -140,7 +147,7 @@ class KernelTable:
                 edits.ipcache[key] = nobody_there(self._rows.ipcache[key])
         self.marks.edit(edits.ipcache, table, self._ipcache, local, self._local ^ local)
         try:
-            self._switch(edits, {one.ifindex: one for one in attached.values()})
+            self._switch(edits, {one.ifindex: one for one in attached.values()}, live)
         except MapFullError:
             self._applied = last  # nothing was touched
             raise
@@ -149,7 +156,7 @@ class KernelTable:
         self._applied = table
         return self.generation
 
-    def _switch(self, edits: RowEdits, attached: Mapping[int, Attached]) -> None:
+    def _switch(self, edits: RowEdits, attached: Mapping[int, Attached], live: Callable[[], None]) -> None:
         rows = self._rows
         known = {index.to_bytes(4, "little") for index in attached}
         endpoints = {k: v for k, v in edits.endpoints.items() if k in known and rows.endpoints.get(k) != v}
@@ -177,14 +184,14 @@ class KernelTable:
                 keep=True,
             ),
         ]
-        self._write(staged, pairs)
+        self._write(staged, pairs, live)
         for before, after in ((rows.classes, classes), (rows.endpoints, endpoints), (rows.pairs, pairs)):
             _put(before, after)
         self._settle()
         for key in [k for k, v in pairs.items() if v is None]:
             self._maps.pairs.delete(key)
 
-    def _write(self, staged: list[_Staged], pairs: Edits) -> None:
+    def _write(self, staged: list[_Staged], pairs: Edits, live: Callable[[], None]) -> None:
         try:
             self._maps.pairs.update_many([(k, v) for k, v in pairs.items() if v is not None])
             for one in staged:
@@ -194,6 +201,7 @@ class KernelTable:
             raise
         self._go_to(self.generation + 1)
         self._unsettled = staged
+        live()
         wait_for_programs()
 
     def judge_again(self) -> int:
