@@ -39,7 +39,7 @@ CLUSTERWIDE = frozenset(
 POLICY_KINDS: frozenset[str] = frozenset(get_args(PolicyKind))
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One good object, and the document it came in (an item, when that was a List), packed: a cluster has many.
 
     The document of a Secret is not kept: what is held is written to disk, and a Secret must not be. `errors`: what is

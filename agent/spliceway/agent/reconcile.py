@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from ipaddress import ip_network
 
+import msgspec
 import structlog
 
 from spliceway.agent.control import Acceptance, DatapathControl, ListeningPorts, ProxyControl, TableMaker
@@ -120,9 +121,9 @@ class Reconciler:
 
         Returns its number: when `reached` is that or more, it is in force.
         """
-        self._intent = intent
-        self._submitted += 1
         self._changes.update(intent.changes)
+        self._intent = msgspec.structs.replace(intent, changes={})  # at first it has all objects
+        self._submitted += 1
         self._pace.look()
         return self._submitted
 
@@ -137,8 +138,8 @@ class Reconciler:
 
     @property
     def table(self) -> PolicyTable | None:
-        """The table in force, None before the first."""
-        return self._tables.applied
+        """The table that packets are judged by from now on, None before the first."""
+        return self.live.table
 
     @property
     def reached(self) -> int:

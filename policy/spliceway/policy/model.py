@@ -32,7 +32,7 @@ class Namespace(msgspec.Struct, frozen=True):
     file: str = ""
 
 
-class ContainerPort(msgspec.Struct, frozen=True):
+class ContainerPort(msgspec.Struct, frozen=True, gc=False):
     """A port that a pod's container names."""
 
     name: str
@@ -40,7 +40,7 @@ class ContainerPort(msgspec.Struct, frozen=True):
     port: int
 
 
-class Pod(msgspec.Struct, frozen=True):
+class Pod(msgspec.Struct, frozen=True, gc=False):
     """A pod. Without addresses it is not reachable yet (or not any more) and has no part in the tables.
 
     `ports`: named container ports, sorted by name, protocol and number; one name may stand for several numbers.
