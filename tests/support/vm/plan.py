@@ -57,7 +57,7 @@ CHOICE = ("-k", NOT_THERE, "--variants", str(VARIANTS))
 
 LEFT_OUT = (
     LeftOut(
-        ("unit/*", "fuzz/*", "kernel/test_pod_cgroup.py"),
+        ("unit/*", "fuzz/*", "kernel/test_pod_cgroup.py", "integration/test_helm_release.py"),
         "no kernel programs in it: the kernel's version makes no difference",
     ),
     LeftOut(
