@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from spliceway.agent.endpoints import INTERFACE, Claim
-from spliceway.agent.inventoryfiles import NOTHING, File, Files, Refusal
+from spliceway.agent.inventoryfiles import NOTHING, File, Files, Owners, Refusal
 from spliceway.agent.manifests import POLICY_KINDS, Entry, Key, Said, Shared, read_documents, read_object, read_text
 from spliceway.agent.podaddresses import PodAddresses
 from spliceway.agent.sources.events import (
@@ -50,7 +50,7 @@ class Inventory:
         self._node = node
         self._left_out = POLICY_KINDS - set(kinds)
         self._files = Files()
-        self._owners: dict[Key, str] = {}
+        self._owners = Owners()
         self._rivals: dict[Key, set[str]] = {}  # other files that have an object, too
         self._wired: dict[str, LocalEndpoint] = {}
         self._claims: dict[str, Claim] = {}

@@ -5,7 +5,7 @@ A cluster has a file for each object, so those that say nothing else than one go
 
 from __future__ import annotations
 
-from collections.abc import Iterator, KeysView, Mapping
+from collections.abc import Iterator, KeysView, Mapping, MutableMapping
 
 import msgspec
 
@@ -47,6 +47,39 @@ class File(msgspec.Struct, frozen=True):
 
 
 NOTHING = File()
+
+
+class Owners(MutableMapping[Key, str]):
+    """By object, the file that it is in force of. Of pods, of which there are very many, only the name is kept."""
+
+    def __init__(self) -> None:
+        self._pods: dict[str, str] = {}
+        self._others: dict[Key, str] = {}
+
+    def __repr__(self) -> str:
+        return f"Owners({len(self)})"
+
+    def __getitem__(self, key: Key) -> str:
+        return self._pods[key[1]] if key[0] == "Pod" else self._others[key]
+
+    def __setitem__(self, key: Key, file: str) -> None:
+        if key[0] == "Pod":
+            self._pods[key[1]] = file
+        else:
+            self._others[key] = file
+
+    def __delitem__(self, key: Key) -> None:
+        if key[0] == "Pod":
+            del self._pods[key[1]]
+        else:
+            del self._others[key]
+
+    def __iter__(self) -> Iterator[Key]:
+        yield from self._others
+        yield from (("Pod", name) for name in self._pods)
+
+    def __len__(self) -> int:
+        return len(self._pods) + len(self._others)
 
 
 class Files(Mapping[str, File]):

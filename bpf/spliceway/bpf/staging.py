@@ -129,7 +129,7 @@ class KernelTable:
         table: PolicyTable,
         attached: Mapping[str, Attached],
         served: Collection[IPAddress] = (),
-        live: Callable[[], None] = lambda: None,
+        live: Callable[[], object] = lambda: None,
     ) -> int:
         """Make `table` live, with `marks`. Returns the generation, which stays when nothing differs.
 
@@ -162,7 +162,7 @@ class KernelTable:
         self._applied = table
         return self.generation
 
-    def _switch(self, edits: RowEdits, attached: Mapping[int, Attached], live: Callable[[], None]) -> None:
+    def _switch(self, edits: RowEdits, attached: Mapping[int, Attached], live: Callable[[], object]) -> None:
         rows = self._rows
         known = {index.to_bytes(4, "little") for index in attached}
         endpoints = {k: v for k, v in edits.endpoints.items() if k in known and rows.endpoints.get(k) != v}
@@ -197,7 +197,7 @@ class KernelTable:
         for key in [k for k, v in pairs.items() if v is None]:
             self._maps.pairs.delete(key)
 
-    def _write(self, staged: list[_Staged], pairs: Edits, live: Callable[[], None]) -> None:
+    def _write(self, staged: list[_Staged], pairs: Edits, live: Callable[[], object]) -> None:
         try:
             self._maps.pairs.update_many([(k, v) for k, v in pairs.items() if v is not None])
             for one in staged:
