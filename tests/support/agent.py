@@ -171,7 +171,7 @@ class MemoryDatapath:
     def has_endpoint(self, endpoint: LocalEndpoint) -> bool:
         return endpoint in self.endpoints
 
-    async def set_endpoints(self, endpoints: Sequence[LocalEndpoint]) -> None:
+    async def set_endpoints(self, endpoints: Sequence[LocalEndpoint], *, rows: bool = True) -> None:
         self.journal.append(f"endpoints {[one.name for one in endpoints]}")
         self._maybe_fail("set_endpoints")
         self.endpoints = tuple(endpoints)
@@ -180,11 +180,12 @@ class MemoryDatapath:
         assert seconds > 0
         self.journal.append("swept")
 
-    async def apply(self, table: PolicyTable) -> int:
+    async def apply(self, table: PolicyTable, live: Callable[[], None] = lambda: None) -> int:
         self.journal.append(f"apply {table.revision}")
         self._maybe_fail("apply")
         self.table = table
         self.generation += 1
+        live()
         return self.generation
 
     async def set_listeners(self, ports: Mapping[int, int]) -> None:

@@ -311,6 +311,61 @@ def test_an_endpoint_goes_after_its_rows() -> None:
     world_test(body)
 
 
+def test_who_waits_for_new_rows_need_not_wait_for_the_old_ones_to_go() -> None:
+    async def body(world: World) -> None:
+        flipped, go_on = asyncio.Event(), asyncio.Event()
+        apply = world.datapath.apply
+
+        async def slow(table: PolicyTable, live: Callable[[], None]) -> int:
+            generation = await apply(table, live)
+            flipped.set()
+            await go_on.wait()
+            return generation
+
+        world.datapath.apply = slow  # type: ignore[method-assign]
+        world.want(L4)
+        task = asyncio.create_task(world.reconciler.step())
+        await flipped.wait()
+        live = world.reconciler.live
+        assert live.table is not None
+        assert (live.number, live.table.revision, world.reconciler.reached) == (1, 1, 0)
+        go_on.set()
+        await task
+        assert (world.reconciler.live.number, world.reconciler.reached) == (1, 1)
+        assert world.reconciler.table is live.table
+
+    world_test(body)
+
+
+def test_pods_get_the_rows_in_force_where_new_ones_do_not_come_about() -> None:
+    async def body(world: World) -> None:
+        await world.step(HTTP)
+        world.want(HTTP, endpoints=ENDPOINTS[:2])
+        await world.step()
+        world.datapath.fail["set_listeners"] = "no"
+        world.want(HTTP, policy("another", "other", 80, http=["/"]), endpoints=ENDPOINTS)
+        called = await world.step()
+        assert called[-1] == "apply 1"  # the pod is attached, and would drop all until something comes into force
+        assert world.reconciler.status().error == "no"
+        assert world.reconciler.table is world.tables[0]
+        del world.datapath.fail["set_listeners"]
+        assert (await world.step()).count("apply 2") == 1
+        assert not any(text.startswith("apply") for text in await world.step())
+
+    world_test(body)
+
+
+def test_a_pod_that_changes_no_row_gets_its_own() -> None:
+    async def body(world: World) -> None:
+        world.want(HTTP, endpoints=ENDPOINTS[:2])
+        await world.step()
+        world.want(HTTP, endpoints=ENDPOINTS)
+        assert "apply 1" in await world.step()
+        assert world.reconciler.status().applied == 1  # nothing was flipped for policy's sake
+
+    world_test(body)
+
+
 def test_a_taken_port_is_changed() -> None:
     async def body(world: World) -> None:
         world.proxy.refuse[23000] = Acceptance.PORT_TAKEN
@@ -481,10 +536,10 @@ def test_a_pass_that_has_begun_is_finished() -> None:
         flip, go_on = asyncio.Event(), asyncio.Event()
         apply = world.datapath.apply
 
-        async def slow(table: PolicyTable) -> int:
+        async def slow(table: PolicyTable, live: Callable[[], None]) -> int:
             flip.set()
             await go_on.wait()
-            return await apply(table)
+            return await apply(table, live)
 
         world.datapath.apply = slow  # type: ignore[method-assign]
         world.want(L4)

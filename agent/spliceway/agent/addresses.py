@@ -14,7 +14,7 @@ class AddressBook:
     """Address → «namespace/name». Of several pods with one address, the one that came last is named."""
 
     def __init__(self) -> None:
-        self._pods: dict[IPAddress, tuple[str, ...]] = {}
+        self._pods: dict[IPAddress, str | tuple[str, ...]] = {}  # mostly one, and then without a tuple around it
         self._addresses: dict[str, tuple[IPAddress, ...]] = {}
 
     def __repr__(self) -> str:
@@ -25,21 +25,26 @@ class AddressBook:
         for (kind, key), item in changes:
             if kind != "Pod":
                 continue
-            before = self._addresses.pop(key, ())
+            had = self._addresses.pop(key, ())
             after = item.addresses if isinstance(item, Pod) else ()
             if len(after) > 1:
                 after = tuple(dict.fromkeys(after))
-            for address in before:
-                rest = tuple(other for other in self._pods[address] if other != key)
+            for address in had:
+                rest = tuple(other for other in self._named(address) if other != key)
                 if rest:
-                    self._pods[address] = rest
+                    self._pods[address] = rest if len(rest) > 1 else rest[0]
                 else:
                     del self._pods[address]
             for address in after:
-                self._pods[address] = (*self._pods.get(address, ()), key)
+                before = self._named(address)
+                self._pods[address] = (*before, key) if before else key
             if after:
                 self._addresses[key] = after
 
     def get(self, address: IPAddress) -> str:
         """The pod with this address; empty for none."""
-        return self._pods.get(address, ("",))[-1]
+        return (self._named(address) or ("",))[-1]
+
+    def _named(self, address: IPAddress) -> tuple[str, ...]:
+        found = self._pods.get(address, ())
+        return (found,) if isinstance(found, str) else found

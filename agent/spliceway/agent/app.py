@@ -16,7 +16,7 @@ from functools import partial
 import msgspec
 import structlog
 
-from spliceway.agent import preflight
+from spliceway.agent import memory, preflight
 from spliceway.agent.admin import admin_app, debug_app, health_app, health_routes, metrics_app, proxy_metrics
 from spliceway.agent.cni.side import cni_side
 from spliceway.agent.compiler import Compiler
@@ -26,7 +26,8 @@ from spliceway.agent.debugapi import debug_routes
 from spliceway.agent.errors import OWN_ERRORS
 from spliceway.agent.hostaddresses import OwnNode
 from spliceway.agent.intent import Intent
-from spliceway.agent.inventory import Inventory, Refusal
+from spliceway.agent.inventory import Inventory
+from spliceway.agent.inventoryfiles import Refusal
 from spliceway.agent.killswitch import KillSwitch
 from spliceway.agent.listening import HttpServer, unix_listener
 from spliceway.agent.metrics import Gauges, Metrics
@@ -217,6 +218,7 @@ class Agent:
                 group.create_task(self._recorder.sample(self._supervisor, self._server), name="access log share")
                 group.create_task(self._watch_links(), name="interfaces")
                 group.create_task(self._node.watch(self._on_addresses), name="addresses")
+                group.create_task(memory.give_back(lambda: self._reconciler.reached > 0), name="memory")
                 for name, task in self._cni.tasks().items():
                     group.create_task(task, name=name)
                 for name, bound in listeners.items():

@@ -45,8 +45,11 @@ class DatapathControl(Protocol):
     def has_endpoint(self, endpoint: LocalEndpoint) -> bool:
         """Whether this endpoint is attached, as it is."""
 
-    async def set_endpoints(self, endpoints: Sequence[LocalEndpoint]) -> None:
-        """Attach to these endpoints and to no others. What is in no table yet drops NOT_READY."""
+    async def set_endpoints(self, endpoints: Sequence[LocalEndpoint], *, rows: bool = True) -> None:
+        """Attach to these endpoints and to no others. What is in no table yet drops NOT_READY.
+
+        Without `rows` all that is attached now does so until the next `apply`.
+        """
 
     async def set_served(self, addresses: frozenset[IPAddress]) -> None:
         """Processes of the node answer by these addresses, though their identities are others than the host's."""
@@ -57,8 +60,12 @@ class DatapathControl(Protocol):
     async def swept(self, seconds: float) -> None:
         """Return when connections that may not go on have been ended, or after so many seconds."""
 
-    async def apply(self, table: PolicyTable) -> int:
-        """Bring all rows of a table into force in one step; the kernel generation."""
+    async def apply(self, table: PolicyTable, live: Callable[[], None] = lambda: None) -> int:
+        """Bring all rows of a table into force in one step; the kernel generation.
+
+        `live` may be called before that returns: from then on packets are judged by them, but some may still be on
+        their way that were judged by the rows before.
+        """
 
     async def set_listeners(self, ports: Mapping[int, int]) -> None:
         """Rule set id → port: where rows may steer to."""

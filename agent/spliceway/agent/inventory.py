@@ -9,12 +9,11 @@ held in memory only: after a restart a refused one is missing, and header matche
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-import msgspec
-
 from spliceway.agent.endpoints import INTERFACE, Claim
+from spliceway.agent.inventoryfiles import NOTHING, File, Files, Owners, Refusal
 from spliceway.agent.manifests import POLICY_KINDS, Entry, Key, Said, Shared, read_documents, read_object, read_text
 from spliceway.agent.podaddresses import PodAddresses
 from spliceway.agent.sources.events import (
@@ -37,57 +36,6 @@ from spliceway.policy.model import Cluster, NetworkPolicy, Object
 Changes = Mapping[Key, Object | None]
 
 
-class Refusal(msgspec.Struct, frozen=True, rename="camel"):
-    """A document (or file) that is not in force as it is written. `kept`: an earlier version of it still is."""
-
-    file: str
-    document: str
-    field: str
-    reason: str
-    kept: bool
-
-    def __str__(self) -> str:
-        text = ": ".join(part for part in (self.file, self.document, self.field, self.reason) if part)
-        return f"{text} (the last good version stays in force)" if self.kept else text
-
-
-class _File(msgspec.Struct, frozen=True):
-    """What is in force of one file: what it says now, and (`held`) what it said before; and what is refused of it.
-
-    `odd`: entries of which a part is refused.
-    """
-
-    entries: Mapping[Key, Entry] = {}
-    held: frozenset[Key] = frozenset()
-    refusals: tuple[Refusal, ...] = ()
-    odd: tuple[Key, ...] = ()
-
-
-_NOTHING = _File()
-_NONE: frozenset[Key] = frozenset()
-
-
-class _One(Mapping[Key, Entry]):
-    """The entry of a file that has one, in a third of a dict's memory: a cluster has a file for each object."""
-
-    __slots__ = ("_entry", "_key")
-
-    def __init__(self, key: Key, entry: Entry) -> None:
-        self._key = key
-        self._entry = entry
-
-    def __getitem__(self, key: Key) -> Entry:
-        if key != self._key:
-            raise KeyError(key)
-        return self._entry
-
-    def __iter__(self) -> Iterator[Key]:
-        yield self._key
-
-    def __len__(self) -> int:
-        return 1
-
-
 class Inventory:
     """All objects of the source. Feed it batches, take `changes`; look at `endpoints`, `refusals` and `held`.
 
@@ -101,8 +49,8 @@ class Inventory:
         held = held or Held()
         self._node = node
         self._left_out = POLICY_KINDS - set(kinds)
-        self._files: dict[str, _File] = {}
-        self._owners: dict[Key, str] = {}
+        self._files = Files()
+        self._owners = Owners()
         self._rivals: dict[Key, set[str]] = {}  # other files that have an object, too
         self._wired: dict[str, LocalEndpoint] = {}
         self._claims: dict[str, Claim] = {}
@@ -119,8 +67,8 @@ class Inventory:
         for file, contents in held.documents.items():
             documents = (Document(file, index, 1, content) for index, content in enumerate(contents, start=1))
             said = read_documents(documents, node, self._left_out).entries
-            self._files[file] = _file(said, frozenset(said))
-        self._settle(dict.fromkeys(self._files, _NOTHING))
+            self._files.put(file, File.of(said, frozenset(said)))
+        self._settle(dict.fromkeys(self._files, NOTHING))
 
     def __repr__(self) -> str:
         return f"Inventory(files={len(self._files)}, objects={len(self._owners)}, refused={len(self.refusals)})"
@@ -138,7 +86,7 @@ class Inventory:
     def feed(self, batch: Batch, read: Mapping[str, Said] | None = None) -> bool:
         """Take in one change (`read`: its files). False when objects, refusals and what is held are as they were."""
         said = self.read(batch) if read is None else read
-        before = {event.file: self._files.get(event.file, _NOTHING) for event in batch if isinstance(event, FileEvent)}
+        before = {event.file: self._files.of(event.file) for event in batch if isinstance(event, FileEvent)}
         told = (self._refusals, self._held, self._lost)
         if self._seen is not None:
             self._seen.update(before)
@@ -146,12 +94,12 @@ class Inventory:
             if not lost and not any(isinstance(event, MoreToCome) for event in batch):
                 # The first look names every file that is there: what an earlier agent held of others is gone.
                 for file in self._files.keys() - self._seen:
-                    before[file] = self._files.pop(file)
+                    before[file] = self._files.drop(file)
                 self._synced, self._seen = True, None
         for event in batch:
             match event:
                 case FileRemoved(file=file):
-                    self._files.pop(file, None)
+                    self._files.drop(file)
                 case FileRefused(file=file, reason=reason):
                     self._keep(file, PolicyError(file, "", "", reason))
                 case SourceLost(reason=reason):
@@ -190,12 +138,12 @@ class Inventory:
     @property
     def cluster(self) -> Cluster:
         """Everything in force."""
-        return Cluster().with_objects(self._files[file].entries[key].item for key, file in self._owners.items())
+        return Cluster().with_objects(self._files.entry(file, key).item for key, file in self._owners.items())
 
     def annotation(self, key: Key, name: str) -> object:
         """The value of an annotation of an object that is in force; None where there is none."""
         file = self._owners.get(key)
-        document = self._files[file].entries[key].document() if file is not None else None
+        document = self._files.entry(file, key).document() if file is not None else None
         annotations = ((document or {}).get("metadata") or {}).get("annotations")
         return annotations.get(name) if isinstance(annotations, Mapping) else None
 
@@ -227,7 +175,7 @@ class Inventory:
     def entry(self, key: Key) -> Entry | None:
         """An object that is in force, as it was read."""
         owner = self._owners.get(key)
-        return None if owner is None else self._files[owner].entries[key]
+        return None if owner is None else self._files.entry(owner, key)
 
     def file_of(self, key: Key) -> str:
         """The file that an object is in force of; empty when it is not."""
@@ -237,7 +185,7 @@ class Inventory:
         if said.broken is not None:
             self._keep(file, said.broken)
             return
-        before = self._files.get(file, _NOTHING).entries
+        before = self._files.of(file).entries
         meant = {key for _error, keys in said.refused for key in keys}
         # A refused document that was not there before may be one that was, under a new name: then nothing goes.
         unknown = any(not keys or not before.keys() >= set(keys) for _error, keys in said.refused)
@@ -246,21 +194,21 @@ class Inventory:
             _refusal(error, kept=bool(held) if unknown else any(key in held for key in keys))
             for error, keys in said.refused
         )
-        self._files[file] = _file({**held, **said.entries}, frozenset(held), refusals)
+        self._files.put(file, File.of({**held, **said.entries}, frozenset(held), refusals))
 
     def _keep(self, file: str, error: PolicyError) -> None:
-        before = self._files.get(file, _NOTHING).entries
-        self._files[file] = _file(before, frozenset(before), (_refusal(error, kept=bool(before)),))
+        before = self._files.of(file).entries
+        self._files.put(file, File.of(before, frozenset(before), (_refusal(error, kept=bool(before)),)))
 
-    def _settle(self, before: Mapping[str, _File]) -> bool:
+    def _settle(self, before: Mapping[str, File]) -> bool:
         """Take in that these files were different: owners, changes, endpoints and what is said of them."""
         claims: dict[Key, set[str]] = {}
         for file, old in before.items():
-            new = self._files.get(file, _NOTHING).entries
+            new = self._files.of(file).entries
             for key in _differing(old.entries, new):
                 claims.setdefault(key, set()).update((file,) if key in new else ())
         for file in before:
-            one = self._files.get(file, _NOTHING)
+            one = self._files.of(file)
             if one.held or one.refusals or one.odd:
                 self._special.add(file)
             else:
@@ -268,7 +216,7 @@ class Inventory:
         changed = False
         for key in sorted(claims):
             owner = self._owners.get(key)
-            was = before.get(owner, self._files.get(owner, _NOTHING)).entries[key] if owner is not None else None
+            was = before.get(owner, self._files.of(owner)).entries[key] if owner is not None else None
             changed |= self._own(key, was, self._claimants(key, claims[key]))
         if self._synced:
             self._restored_owners = {}
@@ -280,7 +228,7 @@ class Inventory:
         known = {*self._rivals.get(key, ()), *new}
         if key in self._owners:
             known.add(self._owners[key])
-        return {file for file in known if key in self._files.get(file, _NOTHING).entries}
+        return {file for file in known if key in self._files.of(file).entries}
 
     def _own(self, key: Key, was: Entry | None, claimants: set[str]) -> bool:
         """Decide which file an object belongs to: the one that had it, else the first by name. Whether it changed."""
@@ -294,7 +242,7 @@ class Inventory:
         self._owners[key] = owner
         if len(claimants) > 1:
             self._rivals[key] = claimants - {owner}
-        return self._put(key, was, self._files[owner].entries[key])
+        return self._put(key, was, self._files.entry(owner, key))
 
     def _put(self, key: Key, was: Entry | None, now: Entry | None) -> bool:
         old, new = was.item if was else None, now.item if now else None
@@ -344,14 +292,6 @@ class Inventory:
                 documents[file] = kept
         owners = {f"{kind} {name}": self._owners[kind, name] for kind, name in sorted(self._rivals)}
         self._held = Held(documents=documents, owners=owners)
-
-
-def _file(entries: Mapping[Key, Entry], held: frozenset[Key], refusals: tuple[Refusal, ...] = ()) -> _File:
-    odd = tuple(key for key, entry in entries.items() if entry.errors)
-    if len(entries) == 1:
-        ((key, entry),) = entries.items()
-        entries = _One(key, entry)
-    return _File(entries, held or _NONE, refusals, odd)
 
 
 def _of_node(entry: Entry | None) -> tuple[LocalEndpoint | None, Claim | None]:

@@ -39,7 +39,7 @@ CLUSTERWIDE = frozenset(
 POLICY_KINDS: frozenset[str] = frozenset(get_args(PolicyKind))
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One good object, and the document it came in (an item, when that was a List), packed: a cluster has many.
 
     The document of a Secret is not kept: what is held is written to disk, and a Secret must not be. `errors`: what is
@@ -102,7 +102,8 @@ def read_object(
     content: Mapping[str, Any], file: str, node: str, shared: Shared, left_out: Collection[str] = ()
 ) -> Said:
     """Take one object of a cluster apart. What many have alike is kept once, in `shared`."""
-    said = read_documents((Document(file, 1, 1, content),), node, left_out)
+    told = file if ":" in file else f"kubernetes:{content.get('kind')}/{file}"
+    said = read_documents((Document(told, 1, 1, content),), node, left_out)
     if len(said.entries) != 1:
         return said
     ((key, entry),) = said.entries.items()
@@ -123,10 +124,12 @@ class Shared:
         self._values: dict[Any, Any] = {}
 
     def pod(self, pod: Pod) -> Pod:
-        """An equal pod."""
+        """A pod that is as good as this one."""
         return msgspec.structs.replace(
             pod,
             namespace=self._one(pod.namespace, pod.namespace),
+            name=pod.key,
+            file="",  # the inventory knows
             labels=self._one(frozenset(pod.labels.items()), pod.labels),
             node=self._one(pod.node, pod.node),
             service_account=self._one(pod.service_account, pod.service_account),

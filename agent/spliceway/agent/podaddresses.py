@@ -36,7 +36,7 @@ class PodAddresses:
     def __init__(self, entry: Callable[[Key], Entry | None]) -> None:
         """`entry`: an object that is in force."""
         self._entry = entry
-        self._holders: dict[IPAddress, Key] = {}
+        self._holders: dict[IPAddress, str] = {}  # their names
         self._rivals: dict[IPAddress, frozenset[Key]] = {}  # who has it besides, since neither comes first
         self._lost: dict[Key, _Lost] = {}
         self._known = 0
@@ -80,13 +80,13 @@ class PodAddresses:
         """A pod says that it has this address; pods that have lost it by that."""
         holder = self._holders.get(address)
         if holder is None:
-            self._holders[address] = key
+            self._holders[address] = key[1]
             return frozenset()
-        others = {holder, *self._rivals.pop(address, ())} - {key}
+        others = {("Pod", holder), *self._rivals.pop(address, ())} - {key}
         ranks = {one: self._rank(one) for one in (key, *others) if one == key or self._holds(one, address)}
         first = max(ranks.values()) if all(ranks.values()) else 0
         having = frozenset(one for one, rank in ranks.items() if not first or rank == first)
-        self._holders[address] = min(having)
+        self._holders[address] = min(having)[1]
         if len(having) > 1:
             self._rivals[address] = having - {min(having)}
         losers = frozenset(ranks.keys() - having)
@@ -116,5 +116,6 @@ class PodAddresses:
 
     def _forget(self) -> None:
         """Drop claims of pods that are gone, or that have other addresses."""
-        self._holders = {address: key for address, key in self._holders.items() if self._holds(key, address)}
+        holders = self._holders.items()
+        self._holders = {address: name for address, name in holders if self._holds(("Pod", name), address)}
         self._known = len(self._holders)

@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable, Mapping
 from ipaddress import ip_network
 
+import msgspec
 import structlog
 
 from spliceway.agent.control import Acceptance, DatapathControl, ListeningPorts, ProxyControl, TableMaker
 from spliceway.agent.errors import OWN_ERRORS
+from spliceway.agent.inforce import Live, tell
 from spliceway.agent.intent import Intent, ReconcileStatus
 from spliceway.agent.manifests import Key
 from spliceway.agent.pace import RETRY_SECONDS, Pace
@@ -69,7 +71,7 @@ class Reconciler:
         `taken_over`: the kernel already enforces what an earlier agent left; `observe` gets the seconds from a change
         to its rows being in force; `on_table` is told of each table that comes into force;
         `services`: None where others translate their addresses; `addresses`: those that Services are dialled by;
-        `on_pass` is told when an intent is in force, and when a pass has ended, however.
+        `on_pass` is told when an intent is live, and in force, and when a pass has ended, however.
         """
         self._maker = maker
         self._save = save
@@ -98,7 +100,9 @@ class Reconciler:
         self._published: tuple[dict[int, RuleSet], dict[int, int]] | None = None
         self._listeners: dict[int, int] | None = None
         self._attached: tuple[LocalEndpoint, ...] = ()
-        self._moved = False
+        self._moved = self._rows_due = False
+        #: What packets are judged by from now on: a grace period later it is in force.
+        self.live = Live()
         self._submitted = self._reached = 0
         self._generation = 0
         self._revision = 0
@@ -117,9 +121,9 @@ class Reconciler:
 
         Returns its number: when `reached` is that or more, it is in force.
         """
-        self._intent = intent
-        self._submitted += 1
         self._changes.update(intent.changes)
+        self._intent = msgspec.structs.replace(intent, changes={})  # at first it has all objects
+        self._submitted += 1
         self._pace.look()
         return self._submitted
 
@@ -134,8 +138,8 @@ class Reconciler:
 
     @property
     def table(self) -> PolicyTable | None:
-        """The table in force, None before the first."""
-        return self._tables.applied
+        """The table that packets are judged by from now on, None before the first."""
+        return self.live.table
 
     @property
     def reached(self) -> int:
@@ -221,8 +225,10 @@ class Reconciler:
             await self._bring(intent, number)
         except Exception:
             # Nobody is sent to a backend that has gone, whatever else can't be done.
-            if self._tables.applied is not None:
-                await self._balance(self._tables.applied, join=False)
+            if (applied := self._tables.applied) is not None:
+                await self._balance(applied, join=False)
+                if self._rows_due:
+                    await self._give(applied)  # pods that were attached for what did not come about
             raise
 
     async def _bring(self, intent: Intent, number: int) -> None:
@@ -231,7 +237,7 @@ class Reconciler:
         live = steered(applied) if applied else frozenset()
         self._ports.assign(desired.rule_sets)
         await self._persist(intent)
-        await self._attach({e.name: e for e in (*self._attached, *intent.endpoints)}, retry=True)
+        await self._attach({e.name: e for e in (*self._attached, *intent.endpoints)}, first=True)
         self._services.serve(intent.served)
         await self._balance(desired, join=False)  # after the pods are known: their sockets may have to be ended
         self._publish({**(applied.rule_sets if applied else {}), **desired.rule_sets})
@@ -247,7 +253,7 @@ class Reconciler:
         await self._listen(live | steered(target))
         await self._datapath.set_served(intent.served)
         await self._datapath.set_service_addresses(self._addresses.take())
-        await self._apply(intent, target, left)
+        await self._apply(intent, target, left, number)
         await self._balance(desired, join=True)
         await self._attach({e.name: e for e in intent.endpoints})
         self._reached = number  # pods that wait need not wait for what is cleaned up
@@ -282,13 +288,15 @@ class Reconciler:
                 await asyncio.to_thread(self._save, self._ports, intent.held)
             self._unsaved, self._saved = False, intent.held
 
-    async def _attach(self, endpoints: Mapping[str, LocalEndpoint], *, retry: bool = False) -> None:
+    async def _attach(self, endpoints: Mapping[str, LocalEndpoint], *, first: bool = False) -> None:
+        """`first`: the pass gives the kernel a table after this; what failed is tried again."""
         wanted = tuple(endpoints[name] for name in sorted(endpoints))
-        if wanted == self._attached and not self._moved and not (retry and self._endpoint_error):
+        if wanted == self._attached and not self._moved and not (first and self._endpoint_error):
             return
         self._moved = False
+        self._rows_due |= first
         try:
-            await self._datapath.set_endpoints(wanted)
+            await self._datapath.set_endpoints(wanted, rows=not first)
         except OWN_ERRORS as error:
             # A pod whose interface isn't there must not keep the policies of all others from coming into force.
             self._endpoint_error = self._failed("not all endpoints could be attached", str(error))
@@ -346,13 +354,25 @@ class Reconciler:
             await self._datapath.set_listeners(listeners)
             self._listeners = listeners
 
-    async def _apply(self, intent: Intent, target: PolicyTable, left: TableDelta | None) -> None:
+    async def _give(self, target: PolicyTable, number: int = 0) -> None:
+        """`number`: of the intent that is live with it."""
+
+        def live() -> None:
+            self.live = Live(max(number, self.live.number), target)
+            self._on_pass()
+
+        self._generation = await self._datapath.apply(self._tables.for_kernel(target), live)
+        self._rows_due = False
+
+    async def _apply(self, intent: Intent, target: PolicyTable, left: TableDelta | None, number: int) -> None:
         tables = self._tables
-        if tables.changes_rows(target):
-            self._generation = await self._datapath.apply(tables.for_kernel(target))
+        if (changes := tables.changes_rows(target)) or self._rows_due:
+            await self._give(target, number)
+        if changes:
             self._applies += 1
             tables.given(target)
             self._told = None
+        self.live = Live(number, target)
         if self._told is not tables.desired or (left is None and tables.applied is not target):
             tables.settle(target, left)
             self._told = tables.desired
@@ -361,18 +381,7 @@ class Reconciler:
             self._observed = intent
             seconds = time.monotonic() - intent.seen
             self._observe(seconds)
-            # On a restless cluster pods come and go all the time, and change no verdict of this node.
-            delta = target.delta
-            quiet = delta is not None and not (delta.rows or delta.endpoints or delta.rule_sets or delta.pairs)
-            (log.debug if quiet else log.info)(
-                "policy in force",
-                revision=target.revision,
-                generation=self._generation,
-                endpoints=len(target.endpoints),
-                rows=len(target.rows),
-                rule_sets=len(target.rule_sets),
-                milliseconds=round(seconds * 1000, 1),
-            )
+            tell(target, self._generation, seconds)
 
     async def _remove(self, intent: Intent, desired: PolicyTable) -> None:
         """No row steers to what only the last table had: the kernel forgets it, then the proxy, then the numbers."""

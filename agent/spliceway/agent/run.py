@@ -9,7 +9,7 @@ import asyncio
 import signal
 from collections.abc import Callable
 
-from spliceway.agent import log, preflight
+from spliceway.agent import log, memory, preflight
 from spliceway.agent.app import Agent
 from spliceway.agent.config import Config
 from spliceway.agent.embedded import EmbeddedSupervisor
@@ -25,6 +25,7 @@ from spliceway.bpf.types import DatapathSettings
 def run_agent(config: Config, *, log_level: str = "info", cleanup: bool = False) -> None:
     """Run the agent in this process until SIGTERM or SIGINT. Raises one of OWN_ERRORS when it can't."""
     log.configure(log_level)
+    memory.set_up()
     agent = Agent(
         config,
         open_datapath=_open_datapath,

@@ -15,7 +15,8 @@ from spliceway.agent.cni.side import CniSide
 from spliceway.agent.config import Config
 from spliceway.agent.flowlog import FlowLog
 from spliceway.agent.flows import Names, rfc3339
-from spliceway.agent.inventory import Inventory, Refusal
+from spliceway.agent.inventory import Inventory
+from spliceway.agent.inventoryfiles import Refusal
 from spliceway.agent.jsonable import plain
 from spliceway.agent.killswitch import KillSwitch
 from spliceway.agent.metrics import DatapathCounters

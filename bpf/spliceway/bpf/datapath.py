@@ -8,7 +8,8 @@ it out. Runs inside the node's network namespace.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -136,15 +137,16 @@ class Datapath(KernelViews):
 
     # ---- endpoints ----
 
-    async def set_endpoints(self, endpoints: Sequence[LocalEndpoint]) -> None:
+    async def set_endpoints(self, endpoints: Sequence[LocalEndpoint], *, rows: bool = True) -> None:
         """Attach to these veths and detach from all others.
 
-        Endpoints that no table knows yet drop everything as «not ready». Raises DatapathError naming every endpoint
-        that failed; the others are done by then, and the next call tries again.
+        Endpoints that no table knows yet drop everything as «not ready»; without `rows` those that are new do so until
+        the next `apply`. Raises DatapathError naming every endpoint that failed; the others are done by then, and the
+        next call tries again.
         """
         wanted = {one.name: one for one in endpoints}
         async with self._lock, AsyncIPRoute() as ipr:
-            links = await _links(ipr)
+            links = await _links()
             for name, old in list(self._attached.items()):
                 new = wanted.get(name)
                 if new is None or not old.is_of(new) or not old.is_there(links):
@@ -162,7 +164,7 @@ class Datapath(KernelViews):
             await asyncio.to_thread(self._uncovered.look, list(self._attached.values()))
             if not failures:
                 failures += await self._hooks.settle(ipr)
-        if self._policy is not None:
+        if rows and self._policy is not None:
             await self.apply(self._policy)
         if failures:
             raise DatapathError("; ".join(failures))
@@ -227,21 +229,24 @@ class Datapath(KernelViews):
 
     async def endpoints_moved(self) -> bool:
         """Whether an endpoint's veth was made anew under its name since it was attached."""
-        async with AsyncIPRoute() as ipr:
-            links = await _links(ipr)
+        links = await _links()
         await asyncio.to_thread(self._uncovered.look, list(self._attached.values()))
         return not all(one.is_there(links) for one in self._attached.values())
 
     # ---- policy ----
 
-    async def apply(self, table: PolicyTable) -> int:
+    async def apply(self, table: PolicyTable, live: Callable[[], None] = lambda: None) -> int:
         """Make the table live in one step and return the kernel's generation. On failure the old one stays.
 
-        Costs what changed, when the table has a delta against the one before (see `PolicyTable.delta`).
+        Costs what changed, when the table has a delta against the one before (see `PolicyTable.delta`). If anything
+        changes, `live` is called in the event loop once all packets from then on are judged by it: some milliseconds
+        before this returns, when no program goes by the old one any more.
         """
+        loop = asyncio.get_running_loop()
         async with self._lock:
             before = self._table.generation
-            generation = await asyncio.to_thread(self._table.apply, table, self._attached, self._served)
+            tell = partial(loop.call_soon_threadsafe, live)
+            generation = await asyncio.to_thread(self._table.apply, table, self._attached, self._served, tell)
             self._policy = table
             if generation != before:
                 self._sweeper.ask(table.revision)
@@ -379,6 +384,6 @@ class Datapath(KernelViews):
             await leftovers.take_out(await leftovers.find(self._settings), self._settings)
 
 
-async def _links(ipr: AsyncIPRoute) -> dict[str, int]:
+async def _links() -> dict[str, int]:
     """Interfaces of this network namespace: name → index."""
-    return {link.get_attr("IFLA_IFNAME"): int(link["index"]) async for link in await ipr.link("dump")}
+    return {name: index for index, name in await asyncio.to_thread(socket.if_nameindex)}

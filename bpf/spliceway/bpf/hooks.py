@@ -25,6 +25,8 @@ from spliceway.bpf.filters import filters
 from spliceway.bpf.hookorder import CLSACT, TCX, Place, Seen
 from spliceway.bpf.types import DatapathSettings
 
+#: Whose place at a device's egress a pod's program takes: the device was one of the node's that leads nowhere known.
+_FORMER = {"to_pod": "to_network"}
 _PROGRAMS = ("from_pod", "to_pod", *sorted(NETWORK_PROGRAMS), "steered")
 T = TypeVar("T")
 
@@ -55,7 +57,8 @@ class Hooks:
     async def put(self, ipr: AsyncIPRoute, place: Place, device: str) -> None:
         """Attach there, or replace in place; from now on it belongs there. Raises KernelRefusedError."""
         async with self.lock:
-            await self.mend(ipr, place)
+            if await self.mend(ipr, place):
+                self._places.pop(Place(place.ifindex, _FORMER[place.program]), None)
             self._places[place] = device
 
     async def put_network(self, ipr: AsyncIPRoute, place: Place, device: str) -> bool:
@@ -108,15 +111,22 @@ class Hooks:
         self._settled = not failures
         return failures
 
-    async def mend(self, ipr: AsyncIPRoute, place: Place) -> None:
-        """Attach there, or replace in place. The caller holds the lock. Raises KernelRefusedError."""
+    async def mend(self, ipr: AsyncIPRoute, place: Place) -> bool:
+        """Attach there, or replace in place; returns whether it took the place of its former one (`_FORMER`).
+
+        The caller holds the lock. Raises KernelRefusedError.
+        """
+        former = _FORMER.get(place.program, "")
         if self.kind == TCX:
-            await _blocking(tcx.put, self._root, place.ifindex, _attach_type(place), place.program)
+            arguments = (self._root, place.ifindex, _attach_type(place), place.program, former)
+            taken = await _blocking(tcx.put, *arguments)
             if any(is_ours(one) for one in filters(place.ifindex, _parent(place))):
                 await detach_tc(ipr, place.ifindex, _parent(place))
-        else:
-            await self._attach_filter(ipr, place)
-            await _blocking(tcx.remove, self._root, place.ifindex, place.program)
+            return taken
+        await self._attach_filter(ipr, place)
+        await _blocking(tcx.remove, self._root, place.ifindex, place.program)
+        # A filter has the former one's handle, and so its place; a link of that one is gone in the same way.
+        return bool(former) and not await _blocking(tcx.is_pinned, self._root, place.ifindex, former)
 
     async def to_front(self, ipr: AsyncIPRoute, place: Place) -> None:
         """Go in front of what others attached there since. The caller holds the lock. Raises KernelRefusedError."""

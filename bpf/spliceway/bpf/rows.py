@@ -83,7 +83,7 @@ def logical_rows(table: PolicyTable, attached: Mapping[str, Attached], served: I
     ipcache = {}
     for prefix, identity in table.ipcache.items():
         key = pack_prefix(prefix)
-        ipcache[key] = _IDENTITY.pack(identity, local.get(key, 0))
+        ipcache[key] = _identity(identity, local.get(key, 0))
     return LogicalRows(
         endpoints={key: value for key, value in _endpoints(table, attached).items() if value is not None},
         ipcache=ipcache,
@@ -104,12 +104,12 @@ def delta_rows(
     local = [(address, one.ifindex) for one in attached.values() for address in one.endpoint.addresses]
     for address, index in (*((address, abi.SERVED_BY_NODE) for address in served), *local):
         identity = table.ipcache.get(_own_prefix(address))
-        edits.ipcache[_address_key(address)] = None if identity is None else _IDENTITY.pack(identity, index)
+        edits.ipcache[_address_key(address)] = None if identity is None else _identity(identity, index)
     for prefix in delta.ipcache:
         key = pack_prefix(prefix)
         if key not in edits.ipcache:
             identity = table.ipcache.get(prefix)
-            edits.ipcache[key] = None if identity is None else _IDENTITY.pack(identity, 0)
+            edits.ipcache[key] = None if identity is None else _identity(identity, 0)
     for class_key in delta.classes:
         class_id = table.classes.get(class_key)
         edits.classes[_class_key(class_key)] = None if class_id is None else _CLASS.pack(class_id)
@@ -157,6 +157,12 @@ def _endpoints(table: PolicyTable, attached: Mapping[str, Attached]) -> Edits:
         enforce |= Enforce.EGRESS.value if policy.egress else 0
         found[key] = _ENDPOINT.pack(policy.identity, policy.policy_id, enforce)
     return found
+
+
+@lru_cache(maxsize=1 << 14)
+def _identity(number: int, ifindex: int) -> bytes:
+    """Many pods have the same one: it is kept once."""
+    return _IDENTITY.pack(number, ifindex)
 
 
 @lru_cache(maxsize=4096)
@@ -289,8 +295,8 @@ def pack_identity(slots: tuple[bytes, bytes]) -> bytes:
 
 def unpack_identity(value: bytes, slot: int) -> bytes:
     """One slot of `struct ipcache_value`; empty when there is no identity."""
-    found = value[slot * 4 : slot * 4 + 4]
-    return b"" if found == bytes(4) else found + value[8 + slot * 4 : 12 + slot * 4]
+    number, ifindex = _U32x2.unpack(value[slot * 4 : slot * 4 + 4] + value[8 + slot * 4 : 12 + slot * 4])
+    return _identity(number, ifindex) if number else b""
 
 
 def pack_class(slots: tuple[bytes, bytes]) -> bytes:

@@ -9,8 +9,10 @@ after that, when no program still runs with the old word. A failure before the s
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
+
+import msgspec
 
 from spliceway.bpf.errors import KernelRefusedError, MapFullError
 from spliceway.bpf.grace import wait_for_programs
@@ -42,8 +44,11 @@ from spliceway.bpf.servicemarks import SHARE, ServiceMarks
 from spliceway.bpf.types import IPAddress
 from spliceway.policy.table import PolicyTable, TableDelta
 
+#: So many values are written in one system call.
+_PIECE = 4096
 
-class _Change(NamedTuple):
+
+class _Change(msgspec.Struct, frozen=True, gc=False):
     """One key whose value differs: what it is now and what it will be; empty: nothing of its own."""
 
     key: bytes
@@ -69,17 +74,18 @@ class _Staged(NamedTuple):
 
     def stage(self, live: int) -> None:
         """Fill the idle slot."""
-        self.target.update_many(
-            [(c.key, self.pack(c.key, _slots(live, c.old_effective, c.new_effective))) for c in self.changes]
-        )
+        for some in _pieces(self.changes):
+            self.target.update_many(
+                [(c.key, self.pack(c.key, _slots(live, c.old_effective, c.new_effective))) for c in some]
+            )
 
     def settle(self) -> None:
         """Give each key its new value in both slots, or take it out."""
-        items = [(c.key, c.new) for c in self.changes]
-        gone = [key for key, value in items if not value and not self.keep]
-        for key in gone:
-            self.target.delete(key)
-        self.target.update_many([(k, self.pack(k, (v, v))) for k, v in items if v or self.keep])
+        for change in self.changes:
+            if not change.new and not self.keep:
+                self.target.delete(change.key)
+        for some in _pieces(self.changes):
+            self.target.update_many([(c.key, self.pack(c.key, (c.new, c.new))) for c in some if c.new or self.keep])
 
 
 class KernelTable:
@@ -118,10 +124,17 @@ class KernelTable:
         """The live rows."""
         return self._rows
 
-    def apply(self, table: PolicyTable, attached: Mapping[str, Attached], served: Collection[IPAddress] = ()) -> int:
+    def apply(
+        self,
+        table: PolicyTable,
+        attached: Mapping[str, Attached],
+        served: Collection[IPAddress] = (),
+        live: Callable[[], object] = lambda: None,
+    ) -> int:
         """Make `table` live, with `marks`. Returns the generation, which stays when nothing differs.
 
-        `served`: see `logical_rows`.
+        `served`: see `logical_rows`. `live` is called when every program that begins from then on goes by the table:
+        a grace period before this returns, since when none goes by the one before.
 
         Costs what changed when the table's delta is against the table that was applied last, or it is that one again.
         Raises KernelRefusedError, with the old generation still live.
@@ -140,7 +153,7 @@ class KernelTable:
                 edits.ipcache[key] = nobody_there(self._rows.ipcache[key])
         self.marks.edit(edits.ipcache, table, self._ipcache, local, self._local ^ local)
         try:
-            self._switch(edits, {one.ifindex: one for one in attached.values()})
+            self._switch(edits, {one.ifindex: one for one in attached.values()}, live)
         except MapFullError:
             self._applied = last  # nothing was touched
             raise
@@ -149,7 +162,7 @@ class KernelTable:
         self._applied = table
         return self.generation
 
-    def _switch(self, edits: RowEdits, attached: Mapping[int, Attached]) -> None:
+    def _switch(self, edits: RowEdits, attached: Mapping[int, Attached], live: Callable[[], object]) -> None:
         rows = self._rows
         known = {index.to_bytes(4, "little") for index in attached}
         endpoints = {k: v for k, v in edits.endpoints.items() if k in known and rows.endpoints.get(k) != v}
@@ -177,14 +190,14 @@ class KernelTable:
                 keep=True,
             ),
         ]
-        self._write(staged, pairs)
+        self._write(staged, pairs, live)
         for before, after in ((rows.classes, classes), (rows.endpoints, endpoints), (rows.pairs, pairs)):
             _put(before, after)
         self._settle()
         for key in [k for k, v in pairs.items() if v is None]:
             self._maps.pairs.delete(key)
 
-    def _write(self, staged: list[_Staged], pairs: Edits) -> None:
+    def _write(self, staged: list[_Staged], pairs: Edits, live: Callable[[], object]) -> None:
         try:
             self._maps.pairs.update_many([(k, v) for k, v in pairs.items() if v is not None])
             for one in staged:
@@ -194,6 +207,7 @@ class KernelTable:
             raise
         self._go_to(self.generation + 1)
         self._unsettled = staged
+        live()
         wait_for_programs()
 
     def judge_again(self) -> int:
@@ -250,13 +264,20 @@ def _plain(rows: Rows, edits: Edits) -> list[_Change]:
 
 def _prefixes(trie: Longest, edits: Edits) -> list[_Change]:
     """Changes of a trie, with what the kernel answers for their keys before and after. `trie` is as after then."""
-    before = [(key, trie.rows.get(key, b""), trie.covering(key) or b"") for key in edits]
+    old = [trie.rows.get(key, b"") for key in edits]
+    effective = [trie.covering(key) or b"" for key in edits]
     for key, value in edits.items():
         trie.put(key, value)
     return [
-        _Change(key, old, trie.rows.get(key, b""), effective, trie.covering(key) or b"")
-        for key, old, effective in before
+        _Change(key, was, trie.rows.get(key, b""), answer, trie.covering(key) or b"")
+        for key, was, answer in zip(edits, old, effective, strict=True)
     ]
+
+
+def _pieces(changes: list[_Change]) -> Iterator[list[_Change]]:
+    """The first table of a large cluster has a hundred thousand: not all of them need be packed at a time."""
+    for start in range(0, len(changes), _PIECE):
+        yield changes[start : start + _PIECE]
 
 
 def _put(rows: Rows, edits: Edits) -> None:

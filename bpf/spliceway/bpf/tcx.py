@@ -111,26 +111,28 @@ def create_link(program: int, ifindex: int, attach_type: int, flags: int = BEFOR
     return _bpf(_LINK_CREATE, asked, f"attach a TCX program to interface {ifindex}")
 
 
-def put(root: Path, ifindex: int, attach_type: int, name: str) -> None:
+def put(root: Path, ifindex: int, attach_type: int, name: str, former: str = "") -> bool:
     """Have the program `name` of that pin root at a hook: behind the link that is there, else by a new one in front.
 
-    Raises KernelRefusedError.
+    `former`: a program of ours whose link it takes over where that is the first one: each packet meets one of the two,
+    and there is no grace period to wait for. Returns whether it did. Raises KernelRefusedError.
     """
     pin = _pin(root, ifindex, name)
     program = libbpf.open_pin(root / "programs" / name)
     try:
         _end_move(pin, ifindex, attach_type)
+        inherited = bool(former) and not pin.exists() and _inherit(pin, _pin(root, ifindex, former), attach_type)
         if _is_alive(pin, ifindex, attach_type):
             with _opened(pin) as link:
                 libbpf.update_link(link, program)
-            return
+            return inherited
         pin.unlink(missing_ok=True)
         pin.parent.mkdir(exist_ok=True)
         try:
             link = create_link(program, ifindex, attach_type)
         except KernelRefusedError as error:
             if error.errno == errno.EEXIST:
-                return  # this very program runs there, by a link that somebody else holds
+                return False  # this very program runs there, by a link that somebody else holds
             raise
         try:
             libbpf.pin(link, pin)
@@ -138,6 +140,7 @@ def put(root: Path, ifindex: int, attach_type: int, name: str) -> None:
             os.close(link)
     finally:
         os.close(program)
+    return False
 
 
 def to_front(root: Path, ifindex: int, attach_type: int, name: str) -> None:
@@ -185,6 +188,11 @@ def remove(root: Path, ifindex: int, name: str) -> None:
             take_off(each)
 
 
+def is_pinned(root: Path, ifindex: int, name: str) -> bool:
+    """Whether there is a link for that interface and program, alive or dead."""
+    return _pin(root, ifindex, name).exists()
+
+
 def pinned(root: Path) -> list[Pinned]:
     """Links of that pin root, also those whose interface is gone."""
     found = []
@@ -214,6 +222,21 @@ def _pin(root: Path, ifindex: int, name: str) -> Path:
 def _moving(pin: Path) -> Path:
     """Where the link is pinned that will take the place of this one."""
     return pin.with_name(f"{pin.name}-moving")
+
+
+def _inherit(pin: Path, former: Path, attach_type: int) -> bool:
+    """Have the former program's link under this pin, where packets meet it first: a new one would be there.
+
+    It still has the former program then. Whoever dies now leaves it to `put`, which finds the link under its new pin.
+    """
+    if not former.exists() or _moving(former).exists():
+        return False
+    found = query(int(former.name.partition("-")[0]), attach_type)
+    with _opened(former) as link:
+        if not found or found[0].link != libbpf.link_id(link):
+            return False
+    former.rename(pin)
+    return True
 
 
 def _end_move(pin: Path, ifindex: int, attach_type: int) -> None:

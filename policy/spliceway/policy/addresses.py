@@ -41,7 +41,7 @@ class Addresses:
     def __init__(self, node: str, label_sets: LabelSets, pod_cidrs: Iterable[IPNetwork]) -> None:
         self._node = node
         self._label_sets = label_sets
-        self._pods: dict[IPAddress, tuple[str, ...]] = {}
+        self._pods: dict[IPAddress, str | tuple[str, ...]] = {}  # mostly one, and then without a tuple around it
         self._nodes: dict[IPAddress, Counter[str]] = {}
         self._further: dict[IPAddress, Counter[str]] = {}
         self._node_labels: dict[str, Mapping[str, str]] = {}
@@ -60,10 +60,10 @@ class Addresses:
     def pod(self, key: str, addresses: Iterable[IPAddress], *, there: bool) -> None:
         """A pod has these addresses (or has them no more)."""
         for address in addresses:
-            pods = self._pods.get(address, ())
+            pods = self._pods_at(address)
             pods = tuple(sorted({*pods, key})) if there else tuple(other for other in pods if other != key)
             if pods:
-                self._pods[address] = pods
+                self._pods[address] = pods if len(pods) > 1 else pods[0]
             else:
                 self._pods.pop(address, None)
             self._claimed(address)
@@ -155,7 +155,7 @@ class Addresses:
         """
         if prefix.prefixlen == prefix.max_prefixlen:
             address = prefix.network_address
-            pods = self._pods.get(address)
+            pods = self._pods_at(address)
             nodes = self._nodes.get(address) or (None if pods else self._further.get(address))
             if nodes:
                 kind = Reserved.HOST if self._node in nodes else Reserved.REMOTE_NODE
@@ -166,6 +166,10 @@ class Addresses:
                     return (), found, self._extra(prefix, address)
                 return *self._shared(pods), self._extra(prefix, address)
         return self._area(prefix)
+
+    def _pods_at(self, address: IPAddress) -> tuple[str, ...]:
+        found = self._pods.get(address, ())
+        return (found,) if isinstance(found, str) else found
 
     def _shared(self, names: Iterable[str]) -> tuple[tuple[str, ...], LabelSet | None]:
         """Several pods with one address are `unmanaged`, unless all their labels are the same.

@@ -32,7 +32,7 @@ class Namespace(msgspec.Struct, frozen=True):
     file: str = ""
 
 
-class ContainerPort(msgspec.Struct, frozen=True):
+class ContainerPort(msgspec.Struct, frozen=True, gc=False):
     """A port that a pod's container names."""
 
     name: str
@@ -40,10 +40,11 @@ class ContainerPort(msgspec.Struct, frozen=True):
     port: int
 
 
-class Pod(msgspec.Struct, frozen=True):
+class Pod(msgspec.Struct, frozen=True, gc=False):
     """A pod. Without addresses it is not reachable yet (or not any more) and has no part in the tables.
 
     `ports`: named container ports, sorted by name, protocol and number; one name may stand for several numbers.
+    `name` may also be the whole `key` (a name has no slash): of each of a hundred thousand pods there is one text then.
     """
 
     namespace: str
@@ -59,7 +60,7 @@ class Pod(msgspec.Struct, frozen=True):
     @property
     def key(self) -> str:
         """«namespace/name». Many tables have it, and a cluster has many pods: equal ones are the same."""
-        return sys.intern(f"{self.namespace}/{self.name}")
+        return self.name if "/" in self.name else sys.intern(f"{self.namespace}/{self.name}")
 
 
 class Node(msgspec.Struct, frozen=True):

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
-from typing import Generic, TypeVar
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any, Generic, TypeVar, cast
 
 from spliceway.policy.model import IPAddress
 from spliceway.policy.table import IPNetwork
 
 V = TypeVar("V")
+#: Masks of single addresses.
+_WHOLE = {4: ip_network("0.0.0.0/32").netmask, 6: ip_network("::/128").netmask}
 
 
 def host_prefix(address: IPAddress) -> IPNetwork:
-    """The /32 or /128 of an address."""
-    prefix = IPv4Network((int(address), 32)) if isinstance(address, IPv4Address) else IPv6Network((int(address), 128))
-    # For single addresses the constructor makes a function `hosts`, twice as large as the rest. There is one for each
-    # pod of a cluster, and nobody asks for hosts.
-    vars(prefix).pop("hosts", None)
-    return prefix
+    """The /32 or /128 of an address, which is a part of it.
+
+    There is one for each pod of a cluster. The constructor would make another address, and a function `hosts`, twice as
+    large as all the rest.
+    """
+    prefix: Any = IPv4Network.__new__(IPv4Network) if address.version == 4 else IPv6Network.__new__(IPv6Network)
+    prefix.network_address, prefix.netmask, prefix._prefixlen = address, _WHOLE[address.version], address.max_prefixlen
+    return cast("IPNetwork", prefix)
 
 
 @lru_cache(maxsize=1 << 16)

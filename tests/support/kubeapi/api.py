@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from support.kubeapi import protobuf
 from support.kubeapi.errors import ApiError, bad_request
 from support.kubeapi.listing import listed, read_options
+from support.kubeapi.openapi import openapi
 from support.kubeapi.patches import APPLY, body_of
 from support.kubeapi.resources import CRDS, Registry, Served
 from support.kubeapi.rights import Asked, Rights
@@ -75,7 +78,7 @@ class Api:
             kind.split(";")[0].strip() in ("application/json", "*/*", "application/*") for kind in accepts.split(",")
         ):
             raise ApiError(406, "NotAcceptable", "only the following media types are accepted: application/json")
-        found = self._discovery(request.path)
+        found = self._discovery(request.path) or openapi(request.path, self.registry.served())
         if found is not None:
             return Answer(200, msgspec.json.encode(found))
         target = self._target(request.path)
@@ -141,7 +144,7 @@ class Api:
         raise _not_allowed()
 
     def _delete_options(self, request: Request) -> Json:
-        options: Json = msgspec.json.decode(request.body) if request.body else {}
+        options: Json = _read(request) if request.body else {}
         if "gracePeriodSeconds" in request.query:
             options["gracePeriodSeconds"] = int(request.query["gracePeriodSeconds"])
         return options
@@ -220,12 +223,9 @@ def _asked(request: Request, target: _Target) -> Asked:
 
 
 def _body(request: Request, served: Served) -> Json:
-    kind = request.headers.get("content-type", "application/json").split(";")[0]
-    if kind != "application/json":
-        raise ApiError(415, "UnsupportedMediaType", f"the body of the request was in an unknown format - {kind}")
     try:
-        content: Json = msgspec.json.decode(request.body, type=dict)
-    except msgspec.MsgspecError as error:
+        content = _read(request, custom=served.custom)
+    except (msgspec.MsgspecError, ValueError) as error:
         raise bad_request(f"the object provided is unrecognized (must be of type {served.kind}): {error}") from error
     if (
         content.get("kind", served.kind) != served.kind
@@ -236,6 +236,17 @@ def _body(request: Request, served: Served) -> Json:
             f"({served.api_version})"
         )
     return content
+
+
+def _read(request: Request, *, custom: bool = False) -> Json:
+    kind = request.headers.get("content-type", "application/json").split(";")[0]
+    if kind == "application/json":
+        content: Json = msgspec.json.decode(request.body, type=dict)
+        return content
+    with contextlib.suppress(LookupError):
+        if kind == protobuf.KIND and not custom:
+            return protobuf.decoded(request.body)
+    raise ApiError(415, "UnsupportedMediaType", f"the body of the request was in an unknown format - {kind}")
 
 
 def _group(group: str, versions: list[str]) -> Json:

@@ -53,6 +53,7 @@ BUILT_IN = (
     Served("events.k8s.io", "v1", "events", "Event", fields=("reason", "type")),
     Served("apps", "v1", "daemonsets", "DaemonSet", status=True),
     Served("apps", "v1", "deployments", "Deployment", status=True),
+    Served("batch", "v1", "jobs", "Job", status=True, fields=("status.successful",)),
     Served("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice"),
     Served("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy"),
     Served("coordination.k8s.io", "v1", "leases", "Lease"),

@@ -39,6 +39,7 @@ RUN = (
     "integration/test_splice_rows_maps.py",
     "integration/test_splice_ulp.py",
     "kernel/test_hook_order.py",
+    "kernel/test_hook_handover.py",
     "kernel/test_devices.py",
     "integration/test_devices_proxied.py",
     "kernel/test_parse.py",
@@ -56,7 +57,7 @@ CHOICE = ("-k", NOT_THERE, "--variants", str(VARIANTS))
 
 LEFT_OUT = (
     LeftOut(
-        ("unit/*", "fuzz/*", "kernel/test_pod_cgroup.py"),
+        ("unit/*", "fuzz/*", "kernel/test_pod_cgroup.py", "integration/test_helm_release.py"),
         "no kernel programs in it: the kernel's version makes no difference",
     ),
     LeftOut(

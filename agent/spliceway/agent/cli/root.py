@@ -44,6 +44,9 @@ def agent(
     log_level: LogLevelOption = "info",
 ) -> None:
     """Run the agent on this node until SIGTERM. What it put into the kernel stays in force after it."""
+    from spliceway.agent import memory
+
+    memory.import_less()  # first
     from spliceway.agent.config import load_config
     from spliceway.agent.errors import ConfigError
     from spliceway.agent.podcgroup import located

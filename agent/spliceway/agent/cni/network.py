@@ -35,12 +35,12 @@ from spliceway.agent.cni.wire import Question
 from spliceway.agent.cni.wirings import Wiring, Wirings
 from spliceway.agent.endpoints import Claim
 from spliceway.agent.errors import OWN_ERRORS
+from spliceway.agent.inforce import Live
 from spliceway.agent.inventory import Inventory
 from spliceway.agent.manifests import Key
 from spliceway.bpf import linktable, neighbours
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.model import Object, Pod
-from spliceway.policy.table import PolicyTable
 
 #: Seconds between two looks for pods that nobody told of, and for wirings that are gone.
 INTERVAL = 5.0
@@ -60,8 +60,8 @@ class Force(Protocol):
         """The number of the last intent that is."""
 
     @property
-    def table(self) -> PolicyTable | None:
-        """The table that is."""
+    def live(self) -> Live:
+        """By what packets are judged from now on; those that are on their way may still be by what was before."""
 
 
 class PodNetwork:
@@ -181,7 +181,7 @@ class PodNetwork:
             raise CniError(TRY_AGAIN, f"the pod {wiring.pod} is not known on this node yet")
         number = self._resubmit()
         if not await self._changed.until(lambda: self._in_force(wiring, number), deadline):
-            raise CniError(TRY_AGAIN if self._force.reached < number else NOT_IN_FORCE, self._why_not(wiring))
+            raise CniError(TRY_AGAIN if self._force.live.number < number else NOT_IN_FORCE, self._why_not(wiring))
         # What the node's proxy answers goes by the node's own table, and pods tell each other alone where they are:
         # the address may have been a pod's whose station is gone.
         try:
@@ -258,11 +258,11 @@ class PodNetwork:
         return next((one for one in said if one.interface == wiring.side.interface), None)
 
     def _in_force(self, wiring: Wiring, number: int) -> bool:
-        table, endpoint = self._force.table, self._endpoint(wiring)
+        (live, table), endpoint = self._force.live, self._endpoint(wiring)
         if self._wirings.all.get(wiring.pod) is not wiring or table is None or endpoint is None:
             return False
         return (
-            self._force.reached >= number
+            live >= number
             and wiring.pod in table.endpoints
             and all(ip_network(address) in table.ipcache for address in endpoint.addresses)
             and self._attached(endpoint)

@@ -28,7 +28,7 @@ class WiredPods:
         self._claims = claims
         self._wirings = wirings
         self._pods: dict[str, Pod] = {}  # as the source says them; all but those in the host's network
-        self._holders: dict[IPAddress, set[str]] = {}
+        self._holders: dict[IPAddress, str | frozenset[str]] = {}  # mostly one, and then without a set around it
         self._given: dict[str, Wiring] = {}
 
     def __repr__(self) -> str:
@@ -44,7 +44,7 @@ class WiredPods:
                 stale.add(name)
                 self._take(name, item)
         for address in moved:
-            stale |= self._holders.get(address, set())
+            stale |= self._holding(address)
         owners = {address: one.pod for one in self._wirings.values() for address in one.addresses}
         for name in stale:
             if (pod := self._pods.get(name)) is not None:
@@ -95,14 +95,21 @@ class WiredPods:
     def _take(self, name: str, item: Object | None) -> None:
         if (old := self._pods.pop(name, None)) is not None:
             for address in old.addresses:
-                holders = self._holders[address]
-                holders.discard(name)
-                if not holders:
-                    del self._holders[address]
+                self._hold(address, self._holding(address) - {name})
         if isinstance(item, Pod) and not item.host_network:
             self._pods[name] = item
             for address in item.addresses:
-                self._holders.setdefault(address, set()).add(name)
+                self._hold(address, self._holding(address) | {name})
+
+    def _holding(self, address: IPAddress) -> frozenset[str]:
+        found = self._holders.get(address, frozenset())
+        return frozenset((found,)) if isinstance(found, str) else found
+
+    def _hold(self, address: IPAddress, names: frozenset[str]) -> None:
+        if names:
+            self._holders[address] = names if len(names) > 1 else next(iter(names))
+        else:
+            self._holders.pop(address, None)
 
     def _differs(self, name: str) -> bool:
         return self._given.get(name) != self._wirings.get(name)

@@ -18,7 +18,8 @@ class FileChanged(msgspec.Struct, frozen=True):
 class ObjectChanged(msgspec.Struct, frozen=True):
     """One object appeared or is another: what a file with it alone would say, as plain values of JSON.
 
-    `file` is a name for it that no other object has, such as `kubernetes:Pod/default/web`.
+    `file` is a name for it that no other object has, such as `kubernetes:Service/default/web`; pods, of which there are
+    very many, have «namespace/name» alone, the very text of `Pod.key`.
     """
 
     file: str

@@ -6,6 +6,7 @@ are left out, too.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -183,7 +184,7 @@ class Reader:
 
     def _file(self, metadata: Metadata) -> str:
         name = f"{metadata.namespace}/{metadata.name}" if metadata.namespace else metadata.name
-        return f"kubernetes:{self._kind}/{name}"
+        return sys.intern(name) if self._kind == "Pod" else f"kubernetes:{self._kind}/{name}"
 
     def _pod(self, raw: bytes | msgspec.Raw) -> tuple[Metadata, Json]:
         pod = _POD.decode(raw)

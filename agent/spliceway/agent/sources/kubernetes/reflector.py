@@ -361,7 +361,7 @@ class Reflector:
             except _BAD:
                 log.warning("an object can't be read", kind=self.resource.kind, error=str(error))
                 return ""
-            event, gone = FileRefused(file, f"can't be read: {error}"), False
+            event, gone = FileRefused(file, f"{self.resource.kind} can't be read: {error}"), False
         if gone:
             if self._known.pop(file, None) is not None:
                 self._held.append(FileRemoved(file))
