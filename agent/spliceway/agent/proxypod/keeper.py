@@ -68,6 +68,7 @@ class Keeper:
         self._lock = -1
         self._first = True
         self._child = 0
+        self._served = False
         self._told = ""
         self._ready_file = plan.own / READY
 
@@ -142,25 +143,29 @@ class Keeper:
 
     def _watch(self) -> str:
         """Until the child has ended: how, in words."""
-        serves = False
+        serves = self._served = False
         while True:
             if (how := self._reaped()) is not None:
                 return how
             # The path of the admin socket goes over to whoever takes over.
             serves = listener_pid(self._plan.admin) == self._child
             # An embedded one that another has taken over from drains; its pod may go whenever that is done.
-            self._set_ready(serves or self._ready_file.exists())
+            self._served |= serves
+            self._set_ready(self._served)
             self._tick(_STEADY_LOOK if serves else _LOOK)
 
     def _end(self) -> None:
         """Let connections end as they may, then the proxy."""
         if not self._child:
             return
+        # One that was taken over from lets its connections end already: a SIGTERM tells such a one to wait no longer.
+        superseded = self._served and listener_pid(self._plan.admin) != self._child
         with contextlib.suppress(_Ended):
             if self._plan.kind == "envoy":
                 self._drain_envoy()
         how = None
-        os.kill(self._child, signal.SIGTERM)
+        if not superseded:
+            os.kill(self._child, signal.SIGTERM)
         while how is None:
             try:
                 how = self._reaped()

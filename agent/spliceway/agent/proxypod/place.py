@@ -7,7 +7,6 @@ lock and the handover socket get a second name where the other side looks for th
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from typing import Protocol
@@ -93,17 +92,5 @@ def link(source: Path, target: Path) -> None:
 
 
 def left(state_dir: Path) -> list[Path]:
-    """What there is of all that, the directory last."""
-    made = shared(state_dir)
-    found = [made / name for name in _FILES if os.path.lexists(made / name)]
-    return [*found, made] if made.is_dir() else found
-
-
-def clear(state_dir: Path) -> None:
-    """Remove it. The directory stays while something is in it that is not ours, or while a pod has it mounted."""
-    for path in left(state_dir):
-        if path.is_dir():
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        else:
-            path.unlink(missing_ok=True)
+    """Files that are there. The directory stays: a pod that stands by has it mounted, and would not see a new one."""
+    return [path for name in _FILES if os.path.lexists(path := shared(state_dir) / name)]

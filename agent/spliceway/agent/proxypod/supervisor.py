@@ -234,9 +234,9 @@ class PodSupervisor:
     # What is said of it.
 
     def _version(self) -> str:
-        said = str(self._about.get("version", ""))
-        parts = said.split("/")  # Envoy: commit/version/state/build/TLS
-        return parts[1] if self._kind == "envoy" and len(parts) > 1 else said
+        # Envoy: commit/version/state/build/TLS; the embedded one: spliceway-proxy/version.
+        parts = str(self._about.get("version", "")).split("/")
+        return parts[1] if len(parts) > 1 else ""
 
     def _workers(self) -> int:
         options = self._about.get("command_line_options", {})
@@ -266,7 +266,7 @@ class PodSupervisor:
         ours = metadata.version("spliceway")
         if self._kind == "embedded" and self._version() not in ("", ours):
             found.append(
-                f"the proxy is of version {self._version()}, the agent of {ours}: roll out the other DaemonSet"
+                f"the proxy is of version {self._version()}, the agent of {ours}: one of their DaemonSets is behind"
             )
         return found
 
