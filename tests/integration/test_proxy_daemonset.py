@@ -173,7 +173,7 @@ def test_a_long_connection_goes_on_for_as_long_as_is_said(embedded: PodSite) -> 
     embedded.start_agent()
     older.until_serving()
     for version in (4, 6):
-        with dial(site.frontend.netns, (str(site.api.address(version)), 80)) as long:
+        with dial(site.frontend.netns, (str(site.api.address(version)), 80), version=version) as long:
             long.settimeout(20)
             # An answer that can't come to its end, since the request does not.
             long.sendall(b"POST /articles/1/echo HTTP/1.1\r\nHost: api\r\nContent-Length: 1000000\r\n\r\n")

@@ -1,7 +1,7 @@
 """The proxy of a pod as the agent sees it: it is found, watched and told of, and not started.
 
 Who listens on its admin socket is the proxy. A handover moves that path from one process to the next, with the same
-listening sockets; otherwise the sockets are others, and the reconciler must hear that the old ones have gone.
+listening sockets; when a proxy has died they are others, and the reconciler must hear that the old ones have gone.
 
 One thing the agent does end it for: listening sockets that the kernel's programs have not seen being made (they are
 newer than the sockets: a cleaned node, a lost bpffs). Nothing is steered to those, ever. Its keeper starts it again.
@@ -185,17 +185,20 @@ class PodSupervisor:
                 self._about = json.loads(await admin_get(self._admin, "/server_info", 2.0))
             _log.info("the proxy of a pod", kind=self._kind, pid=new.pid, version=self._version())
             await self._look_at_sockets(new)
-        if old is not None:
-            if _lives(old):
-                self._draining[old] = time.time()
-            else:
-                self._last_exit = f"pid {old.pid}: ended"
-                old.close()
-        same = all(cookies & self._listeners.get(port, set()) for port, cookies in before.items())
-        if old is not None and not (same and new is not None):
-            _log.warning("the proxy's sockets have gone", pid=old.pid, new=new.pid if new is not None else 0)
-            if self._on_exit is not None:
-                self._on_exit(self._last_exit or f"pid {old.pid}: others have taken its place")
+        if old is None:
+            return
+        if _lives(old):
+            # What it still serves goes on by the rows that there are: without them it would be ended. New connections
+            # are steered to known sockets only, and the next proxy has its listeners from this agent, or from `old`.
+            self._draining[old] = time.time()
+            return
+        self._last_exit = f"pid {old.pid}: ended"
+        old.close()
+        if all(cookies & self._listeners.get(port, set()) for port, cookies in before.items()):
+            return
+        _log.warning("the proxy and its sockets have gone", pid=old.pid)
+        if self._on_exit is not None:
+            self._on_exit(self._last_exit)
 
     async def _look_at_sockets(self, handle: ProcessHandle) -> None:
         """Which sockets there are, and whether the kernel's programs know all that are the proxy's."""
