@@ -177,18 +177,20 @@ class Keeper:
 
     def _drain_envoy(self) -> None:
         """New connections are another pod's. Those that are there get answers, with `connection: close`."""
-        try:
-            _post(self._plan.admin, "/healthcheck/fail")
-            _post(self._plan.admin, "/drain_listeners")
-        except (OSError, http.client.HTTPException) as error:
-            _log("Envoy does not drain", error=str(error))
-            return
-        self._unlock()
-        deadline = time.monotonic() + self._plan.drain
-        while time.monotonic() < deadline and self._reaped_not() and _connections(self._plan.admin):
-            self._tick(_LOOK)
+        # One connection for all: the next proxy takes the path of the admin socket.
+        with contextlib.closing(_Admin(self._plan.admin)) as admin:
+            try:
+                admin.connect()
+                admin.ask("POST", "/healthcheck/fail")
+                admin.ask("POST", "/drain_listeners")
+                self._unlock()
+                deadline = time.monotonic() + self._plan.drain
+                while time.monotonic() < deadline and self._child_runs() and admin.connections():
+                    self._tick(_LOOK)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                _log("Envoy does not say whether it still has connections", error=repr(error))
 
-    def _reaped_not(self) -> bool:
+    def _child_runs(self) -> bool:
         with contextlib.suppress(ChildProcessError):
             return os.waitid(os.P_PID, self._child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
         return False
@@ -268,7 +270,9 @@ def _try_lock(file: Path) -> int:
 
 
 class _Admin(http.client.HTTPConnection):
-    """HTTP on a Unix socket."""
+    """Envoy's admin interface, on one connection, to one process."""
+
+    auto_open = 0
 
     def __init__(self, path: Path) -> None:
         super().__init__("admin", timeout=5.0)
@@ -279,24 +283,18 @@ class _Admin(http.client.HTTPConnection):
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
 
-
-def _post(path: Path, target: str, method: str = "POST") -> bytes:
-    """Body of the answer. Raises OSError or HTTPException."""
-    with contextlib.closing(_Admin(path)) as connection:
-        connection.request(method, target)
-        answer = connection.getresponse()
+    def ask(self, method: str, target: str) -> bytes:
+        """Body of the answer. Raises OSError or HTTPException."""
+        self.request(method, target)
+        answer = self.getresponse()
         if answer.status != http.client.OK:
             raise http.client.HTTPException(f"{target}: {answer.status}")
         return answer.read()
 
-
-def _connections(path: Path) -> int:
-    """How many of pods an Envoy still has; 0 when it does not say."""
-    try:
-        text = _post(path, "/stats?filter=^http\\.spliceway.*downstream_cx_active$", "GET").decode()
+    def connections(self) -> int:
+        """How many of pods there are. Raises OSError, HTTPException or ValueError."""
+        text = self.ask("GET", "/stats?filter=^http\\.spliceway.*downstream_cx_active$").decode()
         return sum(int(line.rpartition(":")[2]) for line in text.splitlines() if line)
-    except (OSError, http.client.HTTPException, ValueError):
-        return 0
 
 
 def _log(event: str, **more: Any) -> None:
