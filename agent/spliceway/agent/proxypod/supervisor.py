@@ -75,7 +75,7 @@ class PodSupervisor:
         self._about: dict[str, Any] = {}
         self._listeners: dict[int, set[bytes]] = {}
         self._adopted = False
-        self._seen = 0
+        self._restarts = 0
         self._last_exit = ""
         self._worker_restarts = 0
         self._ended_at = float("-inf")
@@ -133,7 +133,7 @@ class PodSupervisor:
             workers=self._workers() if runs else 0,
             since=self._since if runs else 0.0,
             adopted=self._adopted,
-            restarts=max(0, self._seen - 1),
+            restarts=self._restarts,
             last_exit=self._last_exit,
             problems=tuple(self._problems()),
             worker_restarts=self._worker_restarts,
@@ -180,7 +180,7 @@ class PodSupervisor:
         self._handle, self._worker_restarts, self._about, self._unknown = new, 0, {}, ()
         self._listeners = {}
         if new is not None:
-            self._since, self._seen, self._adopted = time.time(), self._seen + 1, False
+            self._since, self._adopted = time.time(), False
             with contextlib.suppress(AdminError, ValueError):
                 self._about = json.loads(await admin_get(self._admin, "/server_info", 2.0))
             _log.info("the proxy of a pod", kind=self._kind, pid=new.pid, version=self._version())
@@ -196,6 +196,7 @@ class PodSupervisor:
         old.close()
         if all(cookies & self._listeners.get(port, set()) for port, cookies in before.items()):
             return
+        self._restarts += 1
         _log.warning("the proxy and its sockets have gone", pid=old.pid)
         if self._on_exit is not None:
             self._on_exit(self._last_exit)
