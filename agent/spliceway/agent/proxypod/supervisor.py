@@ -1,7 +1,7 @@
 """The proxy of a pod as the agent sees it: it is found, watched and told of, and not started.
 
 Who listens on its admin socket is the proxy. A handover moves that path from one process to the next, with the same
-listening sockets; when a proxy has died they are others, and the reconciler must hear that the old ones have gone.
+listening sockets; otherwise the sockets are others, and nothing is steered to them until that proxy has acknowledged.
 
 One thing the agent does end it for: listening sockets that the kernel's programs have not seen being made (they are
 newer than the sockets: a cleaned node, a lost bpffs). Nothing is steered to those, ever. Its keeper starts it again.
@@ -187,19 +187,20 @@ class PodSupervisor:
             await self._look_at_sockets(new)
         if old is None:
             return
+        how = f"pid {old.pid}: told to end, its connections may go on for a while"
         if _lives(old):
-            # What it still serves goes on by the rows that there are: without them it would be ended. New connections
-            # are steered to known sockets only, and the next proxy has its listeners from this agent, or from `old`.
             self._draining[old] = time.time()
-            return
-        self._last_exit = f"pid {old.pid}: ended"
-        old.close()
-        if all(cookies & self._listeners.get(port, set()) for port, cookies in before.items()):
-            return
-        self._restarts += 1
-        _log.warning("the proxy and its sockets have gone", pid=old.pid)
+        else:
+            how = f"pid {old.pid}: ended"
+            old.close()
+        both = before.keys() & self._listeners.keys()
+        if not before or (both and all(before[port] & self._listeners[port] for port in both)):
+            return  # they were handed over
+        self._last_exit = how
+        self._restarts += old not in self._draining
+        _log.warning("the proxy's listening sockets have gone", pid=old.pid, how=how)
         if self._on_exit is not None:
-            self._on_exit(self._last_exit)
+            self._on_exit(how)
 
     async def _look_at_sockets(self, handle: ProcessHandle) -> None:
         """Which sockets there are, and whether the kernel's programs know all that are the proxy's."""
