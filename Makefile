@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup chart image kernels demo test attack bypass profiles two-nodes services soak revoke rows fuzz edits xds-faults xds-churn proxy-diff torture services-churn kube life bench-services lint bench lock clean
+.PHONY: help setup chart image kernels demo test attack bypass profiles two-nodes services soak rollback revoke rows fuzz edits xds-faults xds-churn proxy-diff torture services-churn kube life bench-services lint bench lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
@@ -10,6 +10,7 @@ NODE_CLIENT := tests/clients/grpc-js-xds
 UV ?= uv
 IMAGE_ROOT ?= /var/tmp/spliceway-image
 ARGS ?=
+OTHER ?=
 
 help:
 	@echo "make setup   Debian packages and .venv (as root; nothing is started)"
@@ -21,6 +22,7 @@ help:
 	@echo "make services  Services by pods' sockets with HTTP rules and splices, beside kube-proxy, with both proxies"
 	@echo "make profiles  the whole table of cases on every kind of node, with real packets"
 	@echo "make soak    200,000 connections through each proxy while all is restarted, every byte checked; storms of connections"
+	@echo "make rollback OTHER=commit  agents of two releases take a node over from each other, with traffic on it"
 	@echo "make revoke  10,000 spliced connections lose their policy, or their listener; upgrades, and agents that die at any step"
 	@echo "make rows    the pitfalls of sockmaps by number, with hundreds of tries where a race decides"
 	@echo "make fuzz    policy documents that nobody would write, 60 s each way"
@@ -77,6 +79,10 @@ profiles: setup
 soak: setup
 	SPLICEWAY_SOAK_CONNECTIONS=200000 SPLICEWAY_STORM_PORTS=28232 SPLICEWAY_ECHO_CONNECTIONS=10000 \
 		$(BIN)/python -m pytest -s tests/integration/test_{soak,ports,splice_echo}.py $(ARGS)
+
+# OTHER: a commit with an older release; it needs the history.
+rollback: setup
+	SPLICEWAY_OTHER_RELEASE=$(OTHER) $(BIN)/python -m pytest -s tests/integration/test_release_rollback.py $(ARGS)
 
 revoke: setup
 	SPLICEWAY_REVOKED_CONNECTIONS=10000 SPLICEWAY_UPGRADE_CONNECTIONS=1000 SPLICEWAY_UPGRADE_EVERY_STEP=1 \

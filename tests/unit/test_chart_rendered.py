@@ -25,6 +25,9 @@ MATRIX: dict[str, dict[str, Any]] = {
     "defaults": {},
     "enforce": {"enforcement": "enforce"},
     "envoy": {"proxy": {"kind": "envoy"}},
+    "two": {"proxy": {"daemonSet": True}, "seLinuxOptions": {"type": "spc_t"}, "imagePullSecrets": [{"name": "pull"}]},
+    "two envoy": {"proxy": {"kind": "envoy", "daemonSet": True, "image": {"tag": "0.0.9"}}},
+    "two going back": {"proxy": {"daemonSet": True, "backToAgent": True}},
     "cni": {"cni": {"exemptNamespaces": ["kube-system", "istio-system"]}},
     "no cni": {"cni": {"enabled": False}},
     "metrics": {

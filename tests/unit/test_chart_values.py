@@ -18,7 +18,20 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown enforcement": ({"enforcement": "permissive"}, "enforcement"),
     "enforcement as a boolean": ({"enforcement": True}, "enforcement"),
     "unknown proxy": ({"proxy": {"kind": "nginx"}}, "kind"),
-    "a DaemonSet that is not there yet": ({"proxy": {"daemonSet": True}}, "proxy.daemonSet: a DaemonSet"),
+    "back to the agent from nowhere": ({"proxy": {"backToAgent": True}}, "proxy.backToAgent is the step before"),
+    "too little time for connections": (
+        {"proxy": {"daemonSet": True}, "agent": {"config": {"proxy": {"limits": {"drain": 100}}}}},
+        "proxy.terminationGracePeriodSeconds: 40 is too short",
+    ),
+    "who runs the proxy in two places": (
+        {"agent": {"config": {"proxy": {"managed": False}}}},
+        "agent.config.proxy.managed: is not",
+    ),
+    "a proxy's image with a colon": ({"proxy": {"image": {"tag": "a:b"}}}, "tag"),
+    "a surge in words": (
+        {"proxy": {"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "one"}}}},
+        "maxSurge",
+    ),
     "a short digest": ({"image": {"digest": "sha256:abc"}}, "digest"),
     "a tag with a colon": ({"image": {"tag": "a:b"}}, "tag"),
     "unknown pull policy": ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
@@ -92,7 +105,12 @@ def test_every_value_is_in_the_schema_and_has_a_comment() -> None:
 
 def test_objects_of_the_schema_are_closed() -> None:
     def walk(schema: dict[str, Any], path: str) -> None:
-        if schema.get("type") == "object" and path not in ("global", "agent.config", "agent.extraEnv[]"):
+        if schema.get("type") == "object" and path not in (
+            "global",
+            "agent.config",
+            "agent.extraEnv[]",
+            "proxy.extraEnv[]",
+        ):
             assert "additionalProperties" in schema, path
         for name, inner in schema.get("properties", {}).items():
             walk(inner, f"{path}.{name}".lstrip("."))

@@ -111,10 +111,12 @@ class ProxyConfig(Section, frozen=True):
     `headers_timeout`: from a request's first byte to the end of its head; `idle_timeout`: a connection without
     requests; both in seconds, 0 never. Heads with more than `max_head_kib` or `max_headers` get a 431.
     `explain_denied`: whether a 403 says why. `limits`: what clients may take of it.
+    `managed`: the agent starts it; else a pod of its own does, and the agent lets it in (`proxypod`).
     Of Envoy alone are `binary` and `api_type`, the variant of xDS in which it asks: what changed, or all.
     """
 
     kind: ProxyKind = "embedded"
+    managed: bool = True
     workers: Annotated[int, Meta(ge=0, le=256)] = 0
     listener_ports: PortRange = field(default_factory=lambda: PortRange(23000, 23999))
     headers_timeout: Seconds = 60.0

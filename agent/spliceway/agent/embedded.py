@@ -11,8 +11,6 @@ import asyncio
 import hashlib
 import json
 import os
-import socket
-import struct
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from spliceway.agent.proxypod.listener import listener_pid
 from spliceway.agent.proxyprocess import (
     ProcessHandle,
     ProxyIdentity,
@@ -229,7 +228,7 @@ class EmbeddedSupervisor(ProxySupervisor):
 
     async def _serving(self, pid: int) -> None:
         """Return when the admin interface is that of this process: it is handed over together with all else."""
-        while await asyncio.to_thread(_listener_pid, self.settings.admin_socket) != pid:  # noqa: ASYNC110
+        while await asyncio.to_thread(listener_pid, self.settings.admin_socket) != pid:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_SECONDS)
 
     def _take(self, handle: ProcessHandle, identity: ProxyIdentity | None) -> None:
@@ -265,18 +264,6 @@ class EmbeddedSupervisor(ProxySupervisor):
             f"settings or version changed, and a new one could not take over ({self._failed}): pid {identity.pid} "
             f"of version {identity.version} goes on; restart the agent to try again"
         ]
-
-
-def _listener_pid(path: Path) -> int:
-    """Which process listens on a Unix socket; 0 for none. Source: unix(7), SO_PEERCRED."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(1.0)
-        try:
-            sock.connect(str(path))
-            pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        except OSError:
-            return 0
-    return int(pid)
 
 
 def _digest(document: bytes, command: list[str]) -> str:

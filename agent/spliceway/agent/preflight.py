@@ -10,6 +10,7 @@ from spliceway.agent.envoy import EnvoySettings
 from spliceway.agent.envoyprocess import find_envoy
 from spliceway.agent.errors import AgentError
 from spliceway.agent.nodecheck.neighbours import cilium_at_work
+from spliceway.agent.proxypod import place
 from spliceway.agent.proxysupervisor import PROXY_STATE
 from spliceway.proxy.model import ProxySettings
 from spliceway.xds.resources.settings import BootstrapSettings, ResourceSettings
@@ -30,11 +31,8 @@ def check(config: Config) -> None:
     """
     _check_rights()
     _check_cilium(config)
-    sockets = (proxy_admin_socket(config), handover_socket(config))
-    for field, path in (("admin.socket", config.admin.socket), *(("stateDir", each) for each in sockets)):
-        if len(os.fsencode(path)) > MAX_SOCKET_PATH:
-            raise AgentError(f"{field}: {path} is longer than the {MAX_SOCKET_PATH} bytes of a Unix socket's path")
-    if config.proxy.kind == "envoy":
+    check_socket_paths(config)
+    if config.proxy.kind == "envoy" and config.proxy.managed:
         find_envoy(config.proxy.binary)
     _check_cgroup("cgroups.pods", config.pods_cgroup)
     if not config.cgroups.proxy.exists() and _is_cgroup2(config.cgroups.proxy.parent):
@@ -45,6 +43,14 @@ def check(config: Config) -> None:
         raise AgentError(
             f"cgroups: {pods} and {proxy} must not contain one another: whose is a socket that is in both?"
         )
+
+
+def check_socket_paths(config: Config) -> None:
+    """Raise AgentError for the first socket whose path is too long."""
+    sockets = (proxy_admin_socket(config), handover_socket(config))
+    for field, path in (("admin.socket", config.admin.socket), *(("stateDir", each) for each in sockets)):
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+            raise AgentError(f"{field}: {path} is longer than the {MAX_SOCKET_PATH} bytes of a Unix socket's path")
 
 
 def _check_cilium(config: Config) -> None:
@@ -98,7 +104,7 @@ def proxy_settings(config: Config) -> ProxySettings:
         xds_socket=xds_socket(config),
         admin_socket=proxy_admin_socket(config),
         handover_socket=handover_socket(config),
-        state_file=config.state_dir / PROXY_STATE,
+        state_file=place.directory(config) / PROXY_STATE,
         workers=config.proxy.workers,
         limits=config.proxy.limits,
     )
@@ -124,17 +130,17 @@ def xds_tcp(config: Config) -> TcpSettings | None:
 
 def xds_socket(config: Config) -> Path:
     """Where the proxy finds the agent. It must stay the same over restarts of the agent."""
-    return config.state_dir / "xds.sock"
+    return place.directory(config) / "xds.sock"
 
 
 def proxy_admin_socket(config: Config) -> Path:
     """The proxy's own admin interface."""
-    return config.state_dir / ("envoy-admin.sock" if config.proxy.kind == "envoy" else "proxy-admin.sock")
+    return place.directory(config) / place.ADMIN[config.proxy.kind]
 
 
 def handover_socket(config: Config) -> Path:
     """Where a new embedded proxy takes over from the one that runs."""
-    return config.state_dir / "proxy-handover.sock"
+    return place.directory(config) / place.HANDOVER
 
 
 def _check_rights() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import time
 from pathlib import Path
@@ -114,6 +115,10 @@ class ProcessHandle:
             self._ended = asyncio.Event()
             asyncio.get_running_loop().add_reader(self._fd, self._on_end)
         await self._ended.wait()
+
+    def has_ended(self) -> bool:
+        """Whether it has, whoever its parent is."""
+        return bool(select.select([self._fd], [], [], 0)[0])
 
     def reap(self) -> str:
         """How it ended, in words; of another's child nobody tells."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Literal, Protocol
 
 import msgspec
 import structlog
 
+from spliceway.agent.proxypod import place
 from spliceway.agent.proxyprocess import (
     ProcessHandle,
     ProxyIdentity,
@@ -38,8 +39,8 @@ _BACKOFF_FIRST, _BACKOFF_LAST = 0.1, 5.0
 #: A proxy that ran this long (seconds) has earned a quick restart.
 _STEADY = 10.0
 #: Statistics that are looked at.
-_LOGS_WRITTEN = "access_logs.grpc_access_log.logs_written"
-_WORKER_RESTARTS = "spliceway.worker_restarts_total"
+LOGS_WRITTEN = "access_logs.grpc_access_log.logs_written"
+WORKER_RESTARTS = "spliceway.worker_restarts_total"
 
 
 class Program(Protocol):
@@ -118,6 +119,8 @@ class ProxySupervisor:
         self.program = program
         self.settings = settings
         self.on_exit = on_exit
+        #: What `start` awaits first.
+        self.before_start: Callable[[], Awaitable[None]] | None = None
         self.identity_file = identity_file(settings.state_dir, program.kind)
         self.log_file = settings.state_dir / f"{program.kind}.log"
         self._socks = 0
@@ -144,6 +147,8 @@ class ProxySupervisor:
             ProxyProcessError: none runs, and it isn't installed, won't do, or can't be started.
         """
         self.settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.before_start is not None:
+            await self.before_start()
         self._socks = socks
         if self._unknown():
             _log.warning("the kernel's programs don't know the running proxy's sockets: it is ended")
@@ -249,10 +254,10 @@ class ProxySupervisor:
             AdminError: the proxy does not answer.
         """
         identity = self._identity
-        stats = await admin_stats(self.settings.admin_socket, f"{_LOGS_WRITTEN}%7C{_WORKER_RESTARTS}")
+        stats = await admin_stats(self.settings.admin_socket, f"{LOGS_WRITTEN}%7C{WORKER_RESTARTS}")
         if identity is self._identity:
-            self._worker_restarts = stats.get(_WORKER_RESTARTS, 0)
-        return (f"{identity.pid}/{identity.start_time}" if identity else ""), stats.get(_LOGS_WRITTEN, 0)
+            self._worker_restarts = stats.get(WORKER_RESTARTS, 0)
+        return (f"{identity.pid}/{identity.start_time}" if identity else ""), stats.get(LOGS_WRITTEN, 0)
 
     def last_log_lines(self, lines: int = 5) -> str:
         """The end of the proxy's log, in one line."""
@@ -331,7 +336,7 @@ Role = Literal["", "-next", "-last"]
 #: In the order in which they are ended: a successor first, it would take over what is left.
 ROLES: tuple[Role, ...] = ("-next", "", "-last")
 #: Name of the file in which an embedded proxy keeps its last good configuration.
-PROXY_STATE = "proxy-state.bin"
+PROXY_STATE = place.STATE
 #: Files in the state directory that a proxy has for itself, and that must not outlive its part on the node: rules that
 #: an embedded proxy remembers are those of its last day. Logs stay.
 _FILES = {

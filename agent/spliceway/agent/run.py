@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
+from functools import partial
 
 from spliceway.agent import log, memory, preflight
 from spliceway.agent.app import Agent
@@ -16,6 +17,8 @@ from spliceway.agent.embedded import EmbeddedSupervisor
 from spliceway.agent.envoy import EnvoySupervisor
 from spliceway.agent.errors import OWN_ERRORS
 from spliceway.agent.evidence import KernelEvidence
+from spliceway.agent.proxypod.supervisor import PodSupervisor
+from spliceway.agent.proxypod.takeback import take_back
 from spliceway.agent.sides import ProxyProcess
 from spliceway.bpf.datapath import Datapath
 from spliceway.bpf.install import claim
@@ -56,10 +59,19 @@ async def _until_signal(agent: Agent, *, cleanup: bool) -> None:
 
 def make_proxy(config: Config, on_exit: Callable[[str], None]) -> ProxyProcess:
     """The proxy of this configuration."""
+    cgroup, ports = config.cgroups.proxy, config.proxy.listener_ports
+    if not config.proxy.managed:
+        return PodSupervisor(
+            config.proxy.kind, config.state_dir, cgroup=cgroup, ports=(ports.first, ports.last), on_exit=on_exit
+        )
+    supervisor: EmbeddedSupervisor | EnvoySupervisor
     if config.proxy.kind == "envoy":
-        return EnvoySupervisor(*preflight.envoy_settings(config), on_exit)
-    settings = preflight.proxy_settings(config)
-    return EmbeddedSupervisor(settings, config.state_dir, cgroup=config.cgroups.proxy, on_exit=on_exit)
+        supervisor = EnvoySupervisor(*preflight.envoy_settings(config), on_exit)
+    else:
+        settings = preflight.proxy_settings(config)
+        supervisor = EmbeddedSupervisor(settings, config.state_dir, cgroup=cgroup, on_exit=on_exit)
+    supervisor.before_start = partial(take_back, config.state_dir, config.proxy.kind)
+    return supervisor
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

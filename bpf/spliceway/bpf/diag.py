@@ -40,8 +40,9 @@ def _request(
     *,
     sequence: int = 1,
     protocol: int = socket.IPPROTO_TCP,
+    attributes: bytes = b"",
 ) -> bytes:
-    body = struct.pack("=BBBBI", family, protocol, 0, 0, states) + sockid
+    body = struct.pack("=BBBBI", family, protocol, 0, 0, states) + sockid + attributes
     return _HEADER.pack(_HEADER.size + len(body), kind, flags | _NLM_REQUEST, sequence, 0) + body
 
 
@@ -49,7 +50,8 @@ def _open() -> socket.socket:
     return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4)  # NETLINK_SOCK_DIAG
 
 
-def _address(family: int, packed: bytes) -> IPAddress:
+def address(family: int, packed: bytes) -> IPAddress:
+    """One of `struct inet_diag_sockid`, which has room for the longer kind."""
     return ip_address(packed[:4] if family == socket.AF_INET else packed)
 
 
@@ -72,14 +74,22 @@ def _parse(family: int, body: bytes) -> TcpSocket:
     """One `struct inet_diag_msg`."""
     sport, dport, src, dst = _SOCKID.unpack_from(body, 4)
     cookie = body[4 + _SOCKID.size + 4 : 4 + _SOCKID.size + 12]
-    return TcpSocket(_address(family, src), sport, _address(family, dst), dport, body[1], cookie)
+    return TcpSocket(address(family, src), sport, address(family, dst), dport, body[1], cookie)
 
 
-def dump(states: int = _ALL_STATES, *, protocol: int = socket.IPPROTO_TCP) -> Iterator[tuple[int, bytes]]:
-    """Sockets in the given states (bits by state number): family and `struct inet_diag_msg` of each."""
+def dump(
+    states: int = _ALL_STATES, *, protocol: int = socket.IPPROTO_TCP, attributes: bytes = b""
+) -> Iterator[tuple[int, bytes]]:
+    """Sockets in the given states (bits by state number): family and `struct inet_diag_msg` of each.
+
+    `attributes`: netlink attributes of the question; those of the answer follow each message.
+    """
     with _open() as netlink:
         for family in (socket.AF_INET, socket.AF_INET6):
-            netlink.send(_request(_SOCK_DIAG_BY_FAMILY, _NLM_DUMP, family, states, bytes(48), protocol=protocol))
+            request = _request(
+                _SOCK_DIAG_BY_FAMILY, _NLM_DUMP, family, states, bytes(48), protocol=protocol, attributes=attributes
+            )
+            netlink.send(request)
             done = False
             while not done:
                 data = netlink.recv(1 << 18)

@@ -62,6 +62,11 @@ def pin(fd: int, path: Path) -> None:
     _checked(library().bpf_obj_pin(fd, str(path).encode()), f"pin {path}", "is the directory on a bpffs?")
 
 
+def open_map(number: int) -> int:
+    """File descriptor of the map with this id."""
+    return _checked(library().bpf_map_get_fd_by_id(number), f"open the map with the id {number}")
+
+
 class MapInfo(NamedTuple):
     """What the kernel says of a map; `struct bpf_map_info` begins like this."""
 

@@ -23,8 +23,32 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if $image.digest -}}
 {{ $image.repository }}@{{ $image.digest }}
 {{- else -}}
-{{ $image.repository }}:{{ $image.tag | default .Chart.AppVersion }}{{ if eq .Values.proxy.kind "envoy" }}-envoy{{ end }}
+{{ $image.repository }}:{{ $image.tag | default .Chart.AppVersion }}{{ if and (eq .Values.proxy.kind "envoy") (not (include "spliceway.inPods" .)) }}-envoy{{ end }}
 {{- end -}}
+{{- end }}
+
+{{/* Whether pods run the proxy, and agents do not. */}}
+{{- define "spliceway.inPods" -}}
+{{- if and .Values.proxy.daemonSet (not .Values.proxy.backToAgent) -}}yes{{- end -}}
+{{- end }}
+
+{{/* The image of the proxy's pods: the agent's but for what is set. */}}
+{{- define "spliceway.proxyImage" -}}
+{{- $image := .Values.proxy.image -}}
+{{- $repository := $image.repository | default .Values.image.repository -}}
+{{- $digest := $image.digest | default (ternary "" .Values.image.digest (not (empty $image.tag))) -}}
+{{- if $digest -}}
+{{ $repository }}@{{ $digest }}
+{{- else -}}
+{{ $repository }}:{{ $image.tag | default .Values.image.tag | default .Chart.AppVersion }}{{ if eq .Values.proxy.kind "envoy" }}-envoy{{ end }}
+{{- end -}}
+{{- end }}
+
+{{/* What of the agent's configuration the proxy is started with: when that changes, its pods do. */}}
+{{- define "spliceway.proxyConfig" -}}
+{{- $config := include "spliceway.config" . | fromYaml -}}
+{{- $proxy := omit $config.proxy "managed" "listenerPorts" "headersTimeout" "idleTimeout" "maxHeadKib" "maxHeaders" "explainDenied" -}}
+{{- toYaml (dict "proxy" $proxy "stateDir" $config.stateDir) -}}
 {{- end }}
 
 {{/* What a schema can't say in words that help. */}}
@@ -32,8 +56,16 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if eq .Values.mode "istio" -}}
 {{- fail "mode: istio is not there yet: this version knows sidecar-free only" -}}
 {{- end -}}
-{{- if .Values.proxy.daemonSet -}}
-{{- fail "proxy.daemonSet: a DaemonSet of the proxy's own is not there yet: the agent starts the proxy" -}}
+{{- if and .Values.proxy.backToAgent (not .Values.proxy.daemonSet) -}}
+{{- fail "proxy.backToAgent is the step before proxy.daemonSet is false: now it has no meaning" -}}
+{{- end -}}
+{{- $drain := dig "proxy" "limits" "drain" 30 .Values.agent.config -}}
+{{- if and .Values.proxy.daemonSet (eq .Values.proxy.kind "embedded") (lt (int .Values.proxy.terminationGracePeriodSeconds) (add $drain 5 | int)) -}}
+{{- fail (printf "proxy.terminationGracePeriodSeconds: %d is too short for agent.config.proxy.limits.drain (%v): connections would be reset before that; at least %d" (int .Values.proxy.terminationGracePeriodSeconds) $drain (add $drain 5)) -}}
+{{- end -}}
+{{- $roll := .Values.proxy.updateStrategy.rollingUpdate | default dict -}}
+{{- if and (eq (toString (dig "maxSurge" 1 $roll)) "0") (eq (toString (dig "maxUnavailable" 0 $roll)) "0") -}}
+{{- fail "proxy.updateStrategy.rollingUpdate: maxSurge and maxUnavailable are both 0: then no pod could be replaced" -}}
 {{- end -}}
 {{- if and .Values.metrics.podMonitor.enabled (not .Values.metrics.enabled) -}}
 {{- fail "metrics.podMonitor.enabled needs metrics.enabled: without it metrics are on the loopback device only" -}}
@@ -46,7 +78,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- fail (printf "agent.config.%s: is not set there, but by %s" $field $value) -}}
 {{- end -}}
 {{- end -}}
-{{- range $path, $value := dict "proxy.kind" "proxy.kind" "metrics.listen" "metrics.enabled, metrics.address and metrics.port" "metrics.health" "metrics.port" "cgroups.proxy" "the chart" -}}
+{{- range $path, $value := dict "proxy.kind" "proxy.kind" "proxy.managed" "proxy.daemonSet" "metrics.listen" "metrics.enabled, metrics.address and metrics.port" "metrics.health" "metrics.port" "cgroups.proxy" "the chart" -}}
 {{- $parts := splitList "." $path -}}
 {{- $section := index $.Values.agent.config (first $parts) -}}
 {{- if and (kindIs "map" $section) (hasKey $section (last $parts)) -}}
@@ -61,7 +93,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   "source" (dict "kubernetes" dict)
   "enforcement" .Values.enforcement
   "stateDir" .Values.agent.stateDirectory
-  "proxy" (dict "kind" .Values.proxy.kind)
+  "proxy" (dict "kind" .Values.proxy.kind "managed" (empty (include "spliceway.inPods" .)))
   "metrics" (dict "listen" (printf "%s:%d" (.Values.metrics.enabled | ternary .Values.metrics.address "127.0.0.1") (int .Values.metrics.port)) "health" (printf "127.0.0.1:%d" (int .Values.metrics.port)))
   "killSwitch" (dict "file" "/host/etc/spliceway/disabled" "annotation" .Values.killSwitch.annotation)
 -}}
@@ -159,9 +191,15 @@ hostNetwork: true
 hostPID: true
 # Nothing is looked up by name.
 dnsPolicy: Default
-{{- with .Values.imagePullSecrets }}
-imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{ include "spliceway.placement" . }}
+volumes: {{- include "spliceway.volumes" . | nindent 2 }}
 {{- end }}
+
+{{/* On which nodes. */}}
+{{- define "spliceway.placement" -}}
+{{- with .Values.imagePullSecrets -}}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{ end -}}
 tolerations: {{- toYaml .Values.tolerations | nindent 2 }}
 nodeSelector:
   kubernetes.io/os: linux
@@ -174,5 +212,4 @@ affinity:
       nodeSelectorTerms:
         - matchExpressions:
             - {key: kubernetes.io/arch, operator: In, values: {{ toJson .Values.architectures }}}
-volumes: {{- include "spliceway.volumes" . | nindent 2 }}
 {{- end }}

@@ -14,6 +14,7 @@ from spliceway.agent.cli import (
     lazy,
     preflight,
     proxy,
+    proxypod,
     services,
     show,
     sock,
@@ -62,6 +63,7 @@ app.command("cleanup")(cleanup.cleanup)
 app.command("kill-switch")(killswitch.kill_switch)
 app.command("preflight")(preflight.preflight)
 app.command("proxy")(proxy.proxy)
+app.command("proxy-pod")(proxypod.proxy_pod)
 app.command("status")(show.status)
 app.command("flows")(show.flows)
 app.command("splice")(show.splice)

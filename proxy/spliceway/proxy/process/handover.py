@@ -182,7 +182,10 @@ class Giver:
 class Taken:
     """What a new proxy got. `ready` completes the handover."""
 
-    def __init__(self, end: _End, offer: Offer, lock: int, sockets: Mapping[Address, socket.socket]) -> None:
+    def __init__(
+        self, path: Path, end: _End, offer: Offer, lock: int, sockets: Mapping[Address, socket.socket]
+    ) -> None:
+        self._path = path
         self.resources, self.share = offer.resources, offer.share
         self.lock = lock
         self.sockets = sockets
@@ -205,7 +208,7 @@ class Taken:
         finally:
             self._end.channel.close()
         if answer is None:
-            if await _has_ended(self._end.peer[0]):
+            if await _has_ended(self._end.peer[0], self._path):
                 return False
             raise HandoverError(f"the running proxy (pid {self._end.peer[0]}) broke off the handover")
         if isinstance(answer[0], Refused):
@@ -247,11 +250,13 @@ async def take_over(path: Path) -> Taken | None:
             f"the running proxy (pid {end.peer[0]}) does not hand over: {reason}; end it first (SIGTERM), or wait"
         )
     lock, *rest = descriptors
-    return Taken(end, message, lock, dict(zip(message.addresses, take_sockets(rest), strict=True)))
+    return Taken(path, end, message, lock, dict(zip(message.addresses, take_sockets(rest), strict=True)))
 
 
-async def _has_ended(pid: int, wait: float = 2.0) -> bool:
-    """Whether this process has ended, or does so soon."""
+async def _has_ended(pid: int, path: Path, wait: float = 2.0) -> bool:
+    """Whether this process has ended, or does so soon. 0: of another PID namespace; then its socket tells."""
+    if not pid:
+        return await _is_silent(path, wait)
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -268,3 +273,16 @@ async def _has_ended(pid: int, wait: float = 2.0) -> bool:
     finally:
         loop.remove_reader(handle)
         os.close(handle)
+
+
+async def _is_silent(path: Path, wait: float) -> bool:
+    """Whether nobody listens on this socket, or soon nobody does."""
+    loop = asyncio.get_running_loop()
+    for _ in range(int(wait * 20)):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+            try:
+                await loop.sock_connect(sock, str(path))
+            except OSError:
+                return True
+        await asyncio.sleep(0.05)
+    return False

@@ -1,0 +1,145 @@
+"""An agent of another release takes over a node with traffic on it, and the first one takes it back.
+
+The other release is a copy of the sources with another ABI number and another layout of the splices' states: nothing
+of these is shared, as after a real change. SPLICEWAY_OTHER_RELEASE names a commit that is tried as well
+(`make rollback`): whole agents with their proxies and programs, each of its own code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spliceway.agent.proxyprocess import start_time
+from spliceway.agent.state import STATE_VERSION
+from spliceway.agent.testbed.agentprocess import start_agent
+from spliceway.agent.testbed.errors import TestbedError
+from spliceway.bpf.abi import ABI_VERSION
+from support.attack import Site, attacked_site
+from support.load import Result
+from support.node import http_status
+from support.proxypod import until
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("agent", "policy", "bpf", "xds", "proxy")
+COPY = "a copy"
+RELEASES = [COPY, *filter(None, [os.environ.get("SPLICEWAY_OTHER_RELEASE")])]
+
+
+@pytest.fixture(scope="module", params=RELEASES)
+def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sources of the other release."""
+    directory = tmp_path_factory.mktemp("release")
+    if request.param == COPY:
+        for part in PARTS:
+            shutil.copytree(ROOT / part, directory / part, ignore=shutil.ignore_patterns("__pycache__"))
+        bpf = directory / "bpf/spliceway/bpf"
+        replace(bpf / "c/abi.h", rf"(#define ABI_VERSION) {ABI_VERSION}$", r"\1 1003\n#define TEST_STATE_PADDING 4")
+        replace(bpf / "abi.py", rf"^ABI_VERSION = {ABI_VERSION}$", "ABI_VERSION = 1003")
+        # The proxy's code is another one, too: it has to hand over.
+        replace(directory / "proxy/spliceway/proxy/errors.py", r"\Z", "\n# another release\n")
+    else:
+        archive = subprocess.run(
+            ["git", "-C", str(ROOT), "archive", request.param, *PARTS], check=True, capture_output=True
+        ).stdout
+        subprocess.run(["tar", "-x", "-C", str(directory)], input=archive, check=True)
+    return directory
+
+
+def replace(file: Path, pattern: str, by: str) -> None:
+    text, count = re.subn(pattern, by, file.read_text(), flags=re.M)
+    assert count, f"{file} has no {pattern}"
+    file.write_text(text)
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with attacked_site(agent=False) as built:
+        yield built
+
+
+def start(site: Site, sources: Path) -> None:
+    """An agent of that release, with a cache of its own for its programs."""
+    path = os.pathsep.join(str(sources / part) for part in PARTS)
+    overrides: dict[str, Any] = {"proxy": {"limits": {"drain": 10}}}
+    # Beside the load, each compiles its programs and has its self-test.
+    site.agent = start_agent(site.node, overrides, timeout=300.0, wrap=("env", f"PYTHONPATH={path}"))
+
+
+def status(site: Site) -> dict[str, Any]:
+    found: dict[str, Any] = site.control.client.get("status")
+    return found
+
+
+def assert_judges(site: Site) -> None:
+    for version in (4, 6):
+        for path, expected in (("/articles/1", 200), ("/private", 403)):
+            found = http_status(site.testbed, "frontend", "api", path, version=version)
+            assert found == expected, (version, path)
+
+
+def assert_right(result: Result, *, flawless: bool) -> None:
+    """Where maps by which connections are judged have changed, those that were spliced are ended, and no others."""
+    if flawless:
+        result.assert_flawless(100)
+    assert set(result.outcomes) <= {"ok", "reset", "eof", "truncated", "unanswered"}, (result.outcomes, result.samples)
+    assert result.ok > 100
+
+
+def test_there_and_back_with_traffic(site: Site, other: Path, request: pytest.FixtureRequest) -> None:
+    flawless = COPY in request.node.name
+    start(site, other)
+    before = status(site)
+    assert before["datapath"]["abi"] != ABI_VERSION
+    assert_judges(site)
+    numbers = json.loads((site.node.info.state / "state.json").read_text())["numbering"]
+    with (
+        site.load(requests=100_000, pause=0.02) as held,
+        site.load(fresh=True, connections=2, pause=0.02) as fresh,
+    ):
+        pids = [before["proxy"]["process"]["pid"]]
+        for sources in (ROOT, other, ROOT):
+            assert site.control.stop() == 0
+            start(site, sources)
+            found = status(site)
+            assert (found["datapath"]["abi"] == ABI_VERSION) is (sources == ROOT)
+            assert found["datapath"]["problems"] == []
+            assert_judges(site)
+            # Each has its own proxy, which has taken over.
+            until(lambda: status(site)["proxy"]["process"]["pid"] not in pids)
+            pids.append(status(site)["proxy"]["process"]["pid"])
+            until(lambda: start_time(pids[-2]) is None)
+            assert json.loads((site.node.info.state / "state.json").read_text())["numbering"] == numbers
+        for load in (held, fresh):
+            assert_right(load.stop(), flawless=flawless)
+    until(lambda: status(site)["datapath"]["draining"] == [])
+    roots = sorted(path.name for path in (site.node.info.bpffs / "spliceway").glob("v*"))
+    assert roots == [f"v{ABI_VERSION}"]
+
+
+def test_a_state_that_it_does_not_know_is_refused_and_all_stays_in_force(site: Site, other: Path) -> None:
+    """An older release comes after one that has changed what the state file means."""
+    start(site, ROOT)
+    pid = status(site)["proxy"]["process"]["pid"]
+    assert site.control.stop() == 0
+    file = site.node.info.state / "state.json"
+    newer = {**json.loads(file.read_text()), "version": STATE_VERSION + 1}
+    file.write_text(json.dumps(newer))
+    written = file.read_bytes()
+    with site.load(requests=100_000) as held, site.load(fresh=True, connections=3) as fresh:
+        with pytest.raises(TestbedError, match=rf"has version {STATE_VERSION + 1}, this agent reads up to"):
+            start(site, other)
+        assert_judges(site)
+        held.stop().assert_flawless(20)
+        fresh.stop().assert_flawless(20)
+    assert start_time(pid) is not None
+    assert file.read_bytes() == written
