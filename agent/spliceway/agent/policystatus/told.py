@@ -10,10 +10,10 @@ from prometheus_client.registry import Collector
 
 
 class WritingStatus(msgspec.Struct, frozen=True, rename="camel"):
-    """What `status` says. `reported`: when this node's report was written last, seconds since 1970 (0: never).
+    """What `status` says. `reported`: when this node did last, seconds since 1970 (0: never).
 
-    `writer`: who writes, of those that stand for election; `leads`: this agent; `policies`, `nodes`: of which it writes,
-    and whose reports it has. `taint`: what is taken off the node, and `taint_removed` how often that was done.
+    `writer`: who writes, of those that stand for election; `leads`: this agent; `policies`, `nodes`: that it
+    writes of, and whose reports it has. `taint`: what is taken off the node, `taint_removed`: how often it was.
     """
 
     enabled: bool = False

@@ -276,6 +276,8 @@ class Writer:
             answer = await self._send("POST", path_of(resource, namespace), made)
             held = self._keep(at, answer)
         status = self._status(key, policy, held)
+        if held.status is not None and held.status.observed_generation > status.observed_generation:
+            return  # who has written this knows more: it comes to us, too
         if status != held.status:
             if (told := news(held.status, status)) is not None:
                 await self._tell(told, key, policy)
