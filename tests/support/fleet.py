@@ -67,7 +67,7 @@ class _Node:
 
     @property
     def endpoints(self) -> tuple[LocalEndpoint, ...]:
-        found = []
+        found: list[LocalEndpoint] = []
         for name in self._inventory.names("Pod"):
             entry = self._inventory.entry(("Pod", name))
             assert entry is not None

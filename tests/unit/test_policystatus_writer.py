@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import msgspec
 
 from spliceway.agent.policystatus.naming import status_name
+from spliceway.agent.policystatus.told import WritingCollector
 from spliceway.agent.provenance import PolicyState, Unapplied
 from spliceway.policy.budget import Limits
 from support.agent import run, until
@@ -400,3 +402,18 @@ def test_the_lease_is_in_its_namespace(tmp_path: Path) -> None:
         assert {one.problems for one in status} == {()}
 
     with_fleet(tmp_path, body)
+
+
+def test_its_metrics_are_those_that_are_documented(tmp_path: Path) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        await told(api, f"default/{WEB}", ("True", "True", "False", "InForce", "2/2"))
+        for one in agents:
+            families = list(WritingCollector(one.side.status).collect())
+            found = {each.name + ("_total" if each.type == "counter" else "") for each in families}
+            assert found == set(re.findall(r"`(spliceway_status_\w+)`", document))
+            assert {label for each in families for sample in each.samples for label in sample.labels} == {"kind"}
+            assert sum(len(each.samples) for each in families) == 9
+
+    with_fleet(tmp_path, body, cnp("web", "web"))

@@ -11,7 +11,7 @@ import re
 from datetime import datetime
 from typing import Any
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 
 from support.kubeapi.errors import invalid
 from support.kubeapi.resources import Served
@@ -23,7 +23,7 @@ _LENGTH = 253
 _FORMATS = jsonschema.FormatChecker(())
 
 
-@_FORMATS.checks("date-time", ValueError)
+@_FORMATS.checks("date-time", ValueError)  # type: ignore[untyped-decorator]
 def _is_time(value: object) -> bool:
     if isinstance(value, str):
         if "T" not in value:
