@@ -40,7 +40,7 @@ from support.kubesource import QUICK, ask
 Json = dict[str, Any]
 #: Times of a cluster, a hundredth or so of them.
 FAST = Pacing(
-    lease=1.0, deadline=0.7, retry=0.1, report=0.05, refresh=60.0, again=0.3, gather=0.05, stale=0.5, pause=(0.05, 0.5)
+    lease=2.0, deadline=1.5, retry=0.1, report=0.05, refresh=60.0, again=0.3, gather=0.05, stale=0.5, pause=(0.05, 0.5)
 )
 LEASE = ("kube-system", "spliceway-policy-status")
 DEFINITIONS = [yaml.safe_load(file.read_text()) for file in sorted((CHART / "files").glob("crd-*.yaml"))]

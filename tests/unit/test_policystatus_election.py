@@ -96,8 +96,8 @@ def test_one_is_elected_and_stays(tmp_path: Path) -> None:
                 await until(lambda: leaders(of))
                 first = lease(api)
                 assert first["leaseTransitions"] == 0
-                assert first["leaseDurationSeconds"] == 1
-                await asyncio.sleep(2.5)
+                assert first["leaseDurationSeconds"] == 2
+                await asyncio.sleep(3.5)
                 (leader,) = leaders(of)
                 now = lease(api)
                 assert (now["holderIdentity"], now["leaseTransitions"]) == (leader.name, 0)
@@ -120,7 +120,7 @@ def test_who_leaves_in_good_order_is_followed_at_once(tmp_path: Path) -> None:
                 gone = asyncio.get_running_loop().time()
                 assert lease(api)["holderIdentity"] == ""
                 await until(lambda: leaders(of))
-                assert asyncio.get_running_loop().time() - gone < 0.9
+                assert asyncio.get_running_loop().time() - gone < 1.5
                 assert lease(api)["leaseTransitions"] == 1
                 leader.start()
             never_two(of)
@@ -139,7 +139,7 @@ def test_who_dies_is_followed_when_the_lease_has_ended(tmp_path: Path) -> None:
                 leader.election._connection = Connection(dead(tmp_path), "")
                 died = asyncio.get_running_loop().time()
                 await until(lambda: leaders(of) and leaders(of) != [leader], 10)
-                assert 0.5 < asyncio.get_running_loop().time() - died < 3 * FAST.lease
+                assert 1.0 < asyncio.get_running_loop().time() - died < 3 * FAST.lease
                 await leader.election._connection.close()
                 leader.election._connection = real
             never_two(of)

@@ -37,7 +37,7 @@ from support.kubesource import CRDS, QUICK, ask, pod
 NODES, POLICIES, APPS = 50, 200, 25
 GOOD = ("True", "True", "False", "InForce")
 #: As in a cluster of 50 nodes, but quicker by ten.
-BATCHED = msgspec.structs.replace(FAST, report=0.5, gather=0.2, lease=3.0, deadline=2.0, refresh=600.0)
+BATCHED = msgspec.structs.replace(FAST, report=0.5, gather=0.2, lease=15.0, deadline=10.0, refresh=600.0)
 
 
 @contextlib.asynccontextmanager

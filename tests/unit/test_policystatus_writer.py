@@ -246,11 +246,11 @@ def test_a_policy_made_anew_is_another_one(tmp_path: Path) -> None:
         assert after["metadata"]["uid"] != before["metadata"]["uid"]
         assert after["spec"]["policy"]["uid"] == policy["metadata"]["uid"]
         assert await ask(api.collect) == []
-        # The same again, of the same content: a report of the one before says nothing of it.
+        # Once more: a report of the one before says nothing of it, though it has the same generation.
         for one in agents:
             one.force.held = True
         await ask(api.drop, "cilium.io/v2", "CiliumNetworkPolicy", "default/web")
-        await ask(api.put, cnp("web", "web"))
+        await ask(api.put, cnp("web", "web", port=81))
         await told(api, f"default/{WEB}", ("True", "Unknown", "False", "NotSeen", "0/0"))
 
     with_fleet(tmp_path, body, REFUSED)

@@ -120,7 +120,7 @@ class Writer:
         while True:
             await self._wait()
             self._figures.error = self._why_not()
-            if self._figures.error or not self._whole():
+            if not all(one.state == "listed" for one in self._reflectors) or not self._whole():
                 continue
             try:
                 await self._round()
@@ -144,8 +144,10 @@ class Writer:
 
     def _why_not(self) -> str:
         for one in self._reflectors:
-            if one.state != "listed":
-                return one.error or f"{one.resource.plural} are not served: their definition is not installed"
+            if one.state == "absent":
+                return f"{one.resource.plural} are not served: their definition is not installed (crds.install)"
+            if one.state != "listed" and one.error:
+                return one.error
         return ""
 
     async def _take(self, events: Sequence[FileEvent]) -> None:
