@@ -47,7 +47,7 @@ def test_it_goes_when_policy_is_in_force_and_others_stay(tmp_path: Path) -> None
                 await ask(api.drop, "v1", "Node", "n1")
                 await ask(api.put, node("n1", taints=[TAINT]))
                 await until(lambda: taints(api) == [])
-                assert agent.side.status().taint_removed == 2
+                await until(lambda: agent.side.status().taint_removed == 2)
             assert [one[:2] for one in api.requests if one[0] != "GET"] == [("PATCH", "/api/v1/nodes/n1")] * 2
 
     run(main)
