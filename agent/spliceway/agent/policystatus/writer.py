@@ -258,8 +258,10 @@ class Writer:
             for one in left:
                 self._paused[one] = (0.0, self._paused.get(one, (0.0, 0))[1])
             raise failure
-        self._figures.failures += 1
-        if not tries:
+        # A namespace that is being deleted takes no new objects, and its policies go in a moment.
+        going = failure.code == 404 or "being terminated" in failure.message
+        self._figures.failures += not going
+        if not tries and not going:
             log.warning("the status of a policy can't be written", policy=" ".join(key), error=str(failure))
         self._paused[key] = (now + min(most, first * 2.0 ** min(tries, 16)), tries + 1)
 
