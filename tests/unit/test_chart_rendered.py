@@ -6,17 +6,24 @@ import functools
 import json
 from collections.abc import Iterator
 from copy import deepcopy
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import kubernetes_validate
+import msgspec
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from spliceway.agent.cli.root import app
 from spliceway.agent.config import NODE_NAME, parse_config
+from spliceway.agent.policystatus.conditions import status_of
+from spliceway.agent.policystatus.ledger import Version, Written
+from spliceway.agent.policystatus.report import Report, Trouble, as_object
+from spliceway.agent.policystatus.statuses import Held, new_object, with_status
+from spliceway.agent.policystatus.tally import Count
 from support.helm import CHART, NAMESPACE, Helm, one
 
 #: Those with a schema, of which the oldest is the chart's kubeVersion.
@@ -42,7 +49,13 @@ MATRIX: dict[str, dict[str, Any]] = {
         "sysctls": {"net.core.rmem_max": 4194304, "net.ipv4.tcp_mem": "1 2 3"},
         "preflight": {"selfTest": True},
     },
-    "bare": {"preflight": {"enabled": False}, "crds": {"install": True}, "uninstallGuard": False},
+    "bare": {
+        "preflight": {"enabled": False},
+        "crds": {"install": False},
+        "policyStatus": {"enabled": False},
+        "uninstallGuard": False,
+    },
+    "taint": {"notReadyTaint": "spliceway.io/agent-not-ready:NoExecute", "policyStatus": {"writesPerSecond": 5}},
     "own account": {"rbac": {"create": False}, "serviceAccount": {"name": "mine"}},
     "uninstall": {"uninstall": True},
     "places": {
@@ -233,38 +246,40 @@ def test_with_uninstall_nodes_are_cleaned_before_the_release_goes(helm: Helm) ->
     assert "policy audit" not in helm.notes({"enforcement": "enforce"})
 
 
+def test_what_is_told_is_where_the_roles_are(helm: Helm) -> None:
+    parsed = parse_config(yaml.safe_dump(agent_yaml(helm.render(MATRIX["taint"]))), "agent.yaml")
+    assert parsed.status.write
+    assert (parsed.status.namespace, parsed.status.writes_per_second) == (NAMESPACE, 5)
+    assert parsed.node.not_ready_taint == "spliceway.io/agent-not-ready:NoExecute"
+    bare = parse_config(yaml.safe_dump(agent_yaml(helm.render(MATRIX["bare"]))), "agent.yaml")
+    assert not bare.status.write
+    assert not bare.node.not_ready_taint
+
+
 def test_definitions_stay_when_the_release_goes(helm: Helm) -> None:
-    found = [each for each in helm.render({"crds": {"install": True}}) if each["kind"] == "CustomResourceDefinition"]
-    assert [each["metadata"]["name"] for each in found] == [
-        "clusterpolicystatuses.spliceway.io",
-        "policystatuses.spliceway.io",
-    ]
+    found = [each for each in helm.render() if each["kind"] == "CustomResourceDefinition"]
+    assert {each["metadata"]["name"]: each["spec"]["scope"] for each in found} == {
+        "clusterpolicystatuses.spliceway.io": "Cluster",
+        "nodepolicyreports.spliceway.io": "Cluster",
+        "policystatuses.spliceway.io": "Namespaced",
+    }
     assert all(each["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"} for each in found)
-    assert [each["spec"]["scope"] for each in found] == ["Cluster", "Namespaced"]
-    assert not [each for each in helm.render() if each["kind"] == found[0]["kind"]]
+    without = helm.render({"crds": {"install": False}})
+    assert not [each for each in without if each["kind"] == "CustomResourceDefinition"]
 
 
-STATUS: dict[str, Any] = {
-    "apiVersion": "spliceway.io/v1alpha1",
-    "kind": "PolicyStatus",
-    "metadata": {"name": "ciliumnetworkpolicy-web"},
-    "spec": {"policy": {"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "name": "web"}},
-    "status": {
-        "observedGeneration": 3,
-        "revision": 17,
-        "nodes": {"desired": 3, "applied": 2},
-        "conditions": [
-            {
-                "type": kind,
-                "status": value,
-                "lastTransitionTime": "2026-11-22T12:00:00Z",
-                "reason": "UnknownField",
-                "message": "spec.ingress[0].toPort: unknown field",
-            }
-            for kind, value in (("Valid", "False"), ("Applied", "Unknown"), ("Refused", "True"))
-        ],
-    },
-}
+POLICY = Written(Version("0e5e6ac4-0d0c-4a53-a7b3-4a1a4a7a0d9e", 3, "0" * 16), "cilium.io/v2", 1234)
+
+
+def a_status() -> dict[str, Any]:
+    """As it is written."""
+    trouble = {"node1": Trouble(POLICY.version.text, "Document", "spec.x", "unknown field", kept=True)}
+    status = status_of(POLICY, Count(3, 2, troubles=trouble, unseen=("node2",)), None, datetime.now(UTC))
+    made = with_status(new_object(("CiliumNetworkPolicy", "shop/web"), POLICY), Held("u", "7", "o", None), status)
+    found: dict[str, Any] = json.loads(json.dumps(made))
+    return found
+
+
 _WRONG = {
     "no policy": lambda status: status["spec"].pop("policy"),
     "a condition of another type": lambda status: status["status"]["conditions"][0].update(type="Ready"),
@@ -281,15 +296,35 @@ def definitions() -> dict[str, Any]:
     return {each["names"]["kind"]: each["versions"][0]["schema"]["openAPIV3Schema"] for each in found}
 
 
-def test_a_status_is_what_the_definitions_describe() -> None:
-    assert set(definitions()) == {"PolicyStatus", "ClusterPolicyStatus"}
-    for schema in definitions().values():
-        jsonschema.validate(STATUS, schema)
+def test_what_is_written_is_what_the_definitions_describe() -> None:
+    assert set(definitions()) == {"PolicyStatus", "ClusterPolicyStatus", "NodePolicyReport"}
+    for kind in ("PolicyStatus", "ClusterPolicyStatus"):
+        jsonschema.validate(a_status(), definitions()[kind])
+        assert _unknown(definitions()[kind], a_status()) == []
+    troubles = (Trouble("u/1/d", "NoRoom", "f", "m", selects=True, kept=True),)
+    made = as_object(Report("off", ("A=1",), ("u/1/d",), troubles), "node1", "uid")
+    told = json.loads(msgspec.json.encode(made))
+    jsonschema.validate(told, definitions()["NodePolicyReport"])
+    assert _unknown(definitions()["NodePolicyReport"], told) == []
+
+
+def _unknown(schema: Any, value: Any, path: str = "") -> list[str]:
+    """Fields that the API server would leave out without a word."""
+    if path == ".metadata":
+        return []
+    if isinstance(value, list):
+        return [text for each in value for text in _unknown(schema["items"], each, path)]
+    if not isinstance(value, dict):
+        return []
+    known = schema["properties"]
+    return [
+        text for key in value for text in (_unknown(known[key], value[key], f"{path}.{key}") if key in known else [key])
+    ]
 
 
 @pytest.mark.parametrize("change", _WRONG.values(), ids=_WRONG)
 def test_a_wrong_status_is_refused(change: Any) -> None:
-    status = deepcopy(STATUS)
+    status = deepcopy(a_status())
     change(status)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(status, definitions()["PolicyStatus"])

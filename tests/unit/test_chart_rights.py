@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from spliceway.agent.nodecheck.rights import NEEDED
+from spliceway.agent.policystatus.resources import RIGHTS, TAINT_RIGHTS, lease_rights
 from spliceway.agent.sources.kubernetes.resources import rights
 from support.helm import CHART, Helm, one
 
@@ -34,39 +35,54 @@ def rules(objects: list[dict[str, Any]], kind: str = "ClusterRole") -> set[tuple
     }
 
 
-def test_what_is_read_is_what_the_source_asks_for(helm: Helm) -> None:
-    wanted = {
+def asked(*several: dict[str, tuple[str, ...]]) -> set[tuple[str, str, str]]:
+    """The same of what the code says it needs."""
+    return {
         (group, resource, verb)
-        for rule in rights()
+        for rule in several
         for group in rule["apiGroups"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
-    assert rules(helm.render()) == wanted
 
 
-def test_nothing_is_written_but_status_events_and_one_lease(helm: Helm) -> None:
-    for values in ({}, {"cni": {"enabled": False}}):
-        assert {verb for *_, verb in rules(helm.render(values))} == {"list", "watch"}
-        assert not [each for each in helm.render(values) if each["kind"] in ("Role", "RoleBinding")]
-    objects = helm.render({"crds": {"install": True}})
-    written = {each for each in rules(objects) if each[2] not in ("get", "list", "watch")}
-    assert {(group, resource) for group, resource, _ in written} == {
-        ("", "events"),
-        ("events.k8s.io", "events"),
-        *(
-            ("spliceway.io", f"{name}{part}")
-            for name in ("policystatuses", "clusterpolicystatuses")
-            for part in ("", "/status")
-        ),
-    }
-    assert {resource for _, resource, _ in rules(objects, "Role")} == {"leases"}
+def test_what_is_read_is_what_the_source_asks_for(helm: Helm) -> None:
+    objects = helm.render({"policyStatus": {"enabled": False}})
+    assert rules(objects) == asked(*rights())
+    assert {verb for *_, verb in rules(objects)} == {"list", "watch"}
+    assert not [each for each in objects if each["kind"] in ("Role", "RoleBinding")]
+
+
+def test_what_is_written_is_what_the_writer_asks_for(helm: Helm) -> None:
+    for values in ({}, {"cni": {"enabled": False}}, {"crds": {"install": False}}):
+        objects = helm.render(values)
+        assert rules(objects) == asked(*rights(), *RIGHTS)
+        lease = agent_config(objects)["status"]["lease"]
+        assert rules(objects, "Role") == asked(*lease_rights(lease))
+        named = {tuple(each.get("resourceNames", ())): each["verbs"] for each in one(objects, "Role")["rules"]}
+        assert named == {(): ["create"], (lease,): ["get", "update"]}
+        assert one(objects, "Role")["metadata"]["namespace"] == agent_config(objects)["status"]["namespace"]
     everything = rules(objects) | rules(objects, "Role")
     assert not {each for each in everything if "*" in each or each[1] in ("secrets", "pods/exec")}
 
 
+def test_nodes_are_changed_only_where_a_taint_is_to_go(helm: Helm) -> None:
+    objects = helm.render({"notReadyTaint": "spliceway.io/agent-not-ready:NoExecute"})
+    assert rules(objects) == asked(*rights(), *RIGHTS, *TAINT_RIGHTS)
+    assert agent_config(objects)["node"] == {"notReadyTaint": "spliceway.io/agent-not-ready:NoExecute"}
+    assert "node" not in agent_config(helm.render())
+    objects = helm.render({"notReadyTaint": "a:NoSchedule", "policyStatus": {"enabled": False}})
+    assert rules(objects) == asked(*rights(), *TAINT_RIGHTS)
+    assert "status" not in agent_config(objects)
+
+
+def agent_config(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load(one(objects, "ConfigMap")["data"]["agent.yaml"])
+    return config
+
+
 def test_bindings_are_of_the_account_that_the_pods_have(helm: Helm) -> None:
-    objects = helm.render({"serviceAccount": {"name": "mine"}, "crds": {"install": True}})
+    objects = helm.render({"serviceAccount": {"name": "mine"}})
     account = one(objects, "ServiceAccount", "mine")["metadata"]
     for kind in ("ClusterRoleBinding", "RoleBinding"):
         subject = {"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}

@@ -32,11 +32,14 @@ from spliceway.agent.killswitch import KillSwitch
 from spliceway.agent.listening import HttpServer, unix_listener
 from spliceway.agent.metrics import Gauges, Metrics
 from spliceway.agent.nodelocaldns import NodeLocalDns
+from spliceway.agent.policystatus.side import PolicyStatusSide
+from spliceway.agent.policystatus.told import WritingCollector
 from spliceway.agent.ports import PortAllocator
 from spliceway.agent.portwatch import PortWatch
 from spliceway.agent.proxylink import ProxyLink
 from spliceway.agent.reconcile import Reconciler
 from spliceway.agent.recorder import Recorder
+from spliceway.agent.refusals import RefusalLog, all_refusals
 from spliceway.agent.serviceaddresses import ServiceAddresses
 from spliceway.agent.servicesync import ServiceSync
 from spliceway.agent.sides import AgentDatapath, ProxyProcess
@@ -137,6 +140,7 @@ class Agent:
         self._inventory = Inventory(config.node_name, state.held, config.policies.kinds)
         self._kill_switch = KillSwitch(config.kill_switch, was_on=left_disabled(config.bpffs))
         self._cni = cni_side(config, self._inventory)
+        self._told = PolicyStatusSide(config, self._inventory)
         self._splicing = Splicing(config.splice, self._evidence)
         # Before anything is attached: with the switch on, this start changes no traffic.
         base = msgspec.structs.replace(config.datapath_settings(), disabled=self._kill_switch.on)
@@ -153,8 +157,13 @@ class Agent:
             on_services=(self._recorder.services.update, addresses.update, *([services.want] if translates else [])),
         )
         self._metrics = Metrics(self._datapath, self._gauges, self._splicing.status)
+<<<<<<< HEAD
         for collector in (SourceCollector(source.status), *self._cni.collectors()):
             self._metrics.registry.register(collector)
+=======
+        self._metrics.registry.register(SourceCollector(source.status))
+        self._metrics.registry.register(WritingCollector(self._told.status))
+>>>>>>> status
         ports = config.proxy.listener_ports
         saver = Saver(self._store, config.node_name, self._numbering, lambda: self._compiler.given)
         self._reconciler = Reconciler(
@@ -170,7 +179,7 @@ class Agent:
             on_table=self._recorder.use,
             services=services if translates else None,
             addresses=addresses,
-            on_pass=self._cni.passed,
+            on_pass=partial(self._told.passed, self._cni.passed),
         )
         self._cni.use(self._reconciler, self._datapath.has_endpoint, self._resubmit)
         self._proxy.on_answer(self._reconciler.wake)
@@ -180,6 +189,9 @@ class Agent:
         stack.push_async_callback(self._server.stop)
         await self._supervisor.start(self._datapath.proxy_map)
         self._shown = views = self._views()
+        self._told.use(
+            self._reconciler, self._compiler, self._cni, self._datapath, self._kill_switch, views.not_applied
+        )
         debug = debug_routes(self._xds_view)
         of_proxy = proxy_metrics(partial(admin_get, preflight.proxy_admin_socket(config), "/stats/prometheus"))
         admin = HttpServer(
@@ -218,8 +230,12 @@ class Agent:
                 group.create_task(self._recorder.sample(self._supervisor, self._server), name="access log share")
                 group.create_task(self._watch_links(), name="interfaces")
                 group.create_task(self._node.watch(self._on_addresses), name="addresses")
+<<<<<<< HEAD
                 group.create_task(memory.give_back(lambda: self._reconciler.reached > 0), name="memory")
                 for name, task in self._cni.tasks().items():
+=======
+                for name, task in {**self._cni.tasks(), **self._told.tasks()}.items():
+>>>>>>> status
                     group.create_task(task, name=name)
                 for name, bound in listeners.items():
                     group.create_task(HttpServer(apps[name]).serve_on(bound), name=name)
@@ -241,20 +257,14 @@ class Agent:
         raise _Stopped
 
     async def _watch(self, source: Source) -> None:
-        refused: tuple[str, ...] = ()
+        refusals = RefusalLog()
         async for batch in source.batches():
             seen = time.monotonic()
             # Thousands of documents take a second or more: flows and requests must not wait for it.
             read = await asyncio.to_thread(self._inventory.read, batch)
             changed = self._inventory.feed(batch, read)
-            now = tuple(map(str, self._inventory.refusals))
-            for text in now:
-                if text not in refused:
-                    log.warning("refused", document=text)
-            for text in refused:
-                if text not in now:
-                    log.info("no longer refused", document=text)
-            refused = now
+            refusals.tell(self._inventory.refusals)
+            self._told.saw(batch)
             if self._inventory.synced:
                 key = self.config.kill_switch.annotation
                 self._kill_switch.annotated(self._inventory.annotation(("Node", self.config.node_name), key))
@@ -271,6 +281,8 @@ class Agent:
                     self._cni.open()
                 self._begun = True
                 self._reconciler.submit(self._intent(seen))
+            if self._begun:
+                self._told.asked(self._reconciler.submitted)
 
     def _intent(self, seen: float) -> Intent:
         changes = self._cni.changes()
@@ -372,21 +384,19 @@ class Agent:
                 *xds_warnings(self.config.xds, self._server, time.time()),
                 *self._port_watch.warnings(),
                 *self._source.warnings(),
+<<<<<<< HEAD
                 *secret_warnings(self._reconciler.table, cluster=self._source.status() is not None),
+=======
+                *self._told.warnings(),
+>>>>>>> status
             ),
             port_use=lambda: self._port_watch.use,
             source=self._source.status,
+            told=self._told.status,
         )
 
     def _refusals(self) -> tuple[Refusal, ...]:
-        """What is not in force as it is written: what can't be read, and policies that there is no room for."""
-        return (
-            *self._inventory.refusals,
-            *(
-                Refusal(self._inventory.file_of(one.key), " ".join(one.key), "", one.reason, one.kept)
-                for one in self._compiler.refused
-            ),
-        )
+        return all_refusals(self._inventory, self._compiler.refused)
 
     def _lost(self) -> dict[str, int]:
         return self._recorder.lost(self._datapath, self._server)

@@ -94,6 +94,10 @@ class Compiler:
         """Policies by which what nothing allows is denied to an endpoint, in audit or not."""
         return self._engine.isolating(endpoint, direction)
 
+    def selecting(self, endpoint: str) -> frozenset[Key]:
+        """Policies that are about an endpoint."""
+        return self._engine.selecting(endpoint)
+
     def settle(self, table: PolicyTable) -> None:
         """Forget numbers that this table does not use: it is in force everywhere."""
         before = self._numbering.changes

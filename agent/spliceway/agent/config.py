@@ -34,6 +34,7 @@ from spliceway.agent.configsections import (
     Section,
     SourceConfig,
     SpliceConfig,
+    StatusConfig,
     XdsConfig,
 )
 from spliceway.agent.configtext import field_and_reason, read_mapping
@@ -81,6 +82,7 @@ class Config(Section, frozen=True):
     enforcement: Literal["enforce", "audit"] = "enforce"
     kill_switch: KillSwitchConfig = KillSwitchConfig()
     policies: PoliciesConfig = PoliciesConfig()
+    status: StatusConfig = StatusConfig()
 
     @property
     def node_name(self) -> str:
@@ -253,6 +255,7 @@ def _check(config: Config, file: str) -> None:
         if text := getattr(config.metrics, field):
             listen_address(text, file, f"metrics.{field}")
     _check_cni(config.cni, file)
+    _check_told(config, file)
     _check_splice(config.splice, file)
     _check_xds(config.xds, file)
     if config.debug.listen:
@@ -289,6 +292,21 @@ def _check_cni(config: CniConfig, file: str) -> None:
     for index, namespace in enumerate(config.exempt_namespaces):
         if not _NAMESPACE.fullmatch(namespace):
             raise ConfigError(file, f"cni.exemptNamespaces[{index}]", f"{namespace!r} is not a namespace's name")
+
+
+def _check_told(config: Config, file: str) -> None:
+    """What the agent tells the API server."""
+    status, taint = config.status, config.node.not_ready_taint
+    key, _, effect = taint.rpartition(":")
+    for where, wanted in (("status.write", status.write), ("node.notReadyTaint", bool(taint))):
+        if wanted and config.source.kubernetes is None:
+            raise ConfigError(file, where, "is for source.kubernetes only: a directory has nobody to be told")
+    if taint and (effect not in ("NoSchedule", "NoExecute", "PreferNoSchedule") or not _ANNOTATION.fullmatch(key)):
+        raise ConfigError(file, "node.notReadyTaint", f"{taint!r} is not key:NoSchedule, key:NoExecute or the like")
+    if not _NAMESPACE.fullmatch(status.namespace):
+        raise ConfigError(file, "status.namespace", f"{status.namespace!r} is not a namespace's name")
+    if not _NAME.fullmatch(status.lease):
+        raise ConfigError(file, "status.lease", f"{status.lease!r} is not an object's name")
 
 
 def _check_splice(config: SpliceConfig, file: str) -> None:

@@ -66,9 +66,13 @@ class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ren
 
 
 class NodeConfig(Section, frozen=True):
-    """Which node this is; `name` is what `spec.nodeName` of its pods says."""
+    """Which node this is; `name` is what `spec.nodeName` of its pods says.
+
+    `not_ready_taint`: «key:effect» of a taint that the agent takes off its Node once policy is in force; empty: none.
+    """
 
     name: str = ""
+    not_ready_taint: str = ""
 
 
 class CgroupsConfig(Section, frozen=True):
@@ -257,6 +261,18 @@ class PoliciesConfig(Section, frozen=True):
 
     kinds: tuple[PolicyKind, ...] = get_args(PolicyKind)
     beside_cilium: bool = False
+
+
+class StatusConfig(Section, frozen=True):
+    """Whether it is told in the API what becomes of policies (docs/kubernetes.md), and by which Lease who writes.
+
+    `namespace`: the Lease's; `writes_per_second`: of the one agent that writes status objects and Events.
+    """
+
+    write: bool = False
+    namespace: str = "kube-system"
+    lease: str = "spliceway-policy-status"
+    writes_per_second: Annotated[float, Meta(ge=0.1, le=1000)] = 20.0
 
 
 class DebugConfig(Section, frozen=True):

@@ -150,6 +150,11 @@ class Reconciler:
         return self._reached
 
     @property
+    def submitted(self) -> int:
+        """The number of the last intent."""
+        return self._submitted
+
+    @property
     def ports(self) -> dict[int, int]:
         """Rule set id → port, ready ones only."""
         return dict(self._listeners or {})

@@ -21,6 +21,7 @@ from spliceway.agent.jsonable import plain
 from spliceway.agent.killswitch import KillSwitch
 from spliceway.agent.metrics import DatapathCounters
 from spliceway.agent.policyrows import policy_rows
+from spliceway.agent.policystatus.told import WritingStatus
 from spliceway.agent.provenance import PolicyState, Unapplied, policy_states, unapplied
 from spliceway.agent.proxylink import ProxyLink
 from spliceway.agent.reconcile import Reconciler
@@ -91,6 +92,7 @@ class Views:
         warnings: Callable[[], Sequence[str]],
         port_use: Callable[[], PortUse],
         source: Callable[[], SourceStatus | None],
+        told: Callable[[], WritingStatus],
     ) -> None:
         """What is a function is asked anew for each answer: `lost` are records by place, `refused_pairs` a count.
 
@@ -117,6 +119,7 @@ class Views:
         self._warnings = warnings
         self._port_use = port_use
         self._source = source
+        self._told = told
         self._started = time.time_ns()
 
     def routes(self) -> dict[str, Callable[[Query], Any]]:
@@ -177,6 +180,7 @@ class Views:
             },
             "services": service_counts(self._balance()),
             "cni": self._cni.status(),
+            "policyStatus": self._told(),
             "enforcement": {"mode": self._config.enforcement, "policies": policies, "policiesInAudit": in_audit},
             "killSwitch": self._kill_switch.status(),
             "datapath": self._datapath.status(),

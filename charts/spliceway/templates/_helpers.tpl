@@ -18,6 +18,10 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ .Values.serviceAccount.name | default (include "spliceway.name" .) }}
 {{- end }}
 
+{{- define "spliceway.lease" -}}
+{{ include "spliceway.name" . }}-policy-status
+{{- end }}
+
 {{- define "spliceway.image" -}}
 {{- $image := .Values.image -}}
 {{- if $image.digest -}}
@@ -73,7 +77,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if and (not .Values.rbac.create) (not .Values.serviceAccount.name) -}}
 {{- fail "rbac.create is false: serviceAccount.name must name the account that the agent shall have" -}}
 {{- end -}}
-{{- range $field, $value := dict "enforcement" "enforcement" "node" "the downward API (spec.nodeName)" "source" "the chart" "stateDir" "agent.stateDirectory" "bpffs" "the chart" "admin" "the chart" "killSwitch" "killSwitch" "cni" "cni" -}}
+{{- range $field, $value := dict "enforcement" "enforcement" "node" "the downward API (spec.nodeName) and notReadyTaint" "source" "the chart" "stateDir" "agent.stateDirectory" "bpffs" "the chart" "admin" "the chart" "killSwitch" "killSwitch" "cni" "cni" "status" "policyStatus" -}}
 {{- if hasKey $.Values.agent.config $field -}}
 {{- fail (printf "agent.config.%s: is not set there, but by %s" $field $value) -}}
 {{- end -}}
@@ -99,6 +103,12 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 -}}
 {{- if .Values.cni.enabled -}}
 {{- $_ := set $made "cni" (dict "enabled" true "confDir" "/host/etc/cni/net.d" "nodeConfDir" .Values.cni.confDir "binDir" "/host/opt/cni/bin" "timeout" .Values.cni.timeout "onFailure" (.Values.cni.onFailure | default (ternary "fail" "allow" (eq .Values.enforcement "enforce"))) "exemptNamespaces" .Values.cni.exemptNamespaces) -}}
+{{- end -}}
+{{- if .Values.policyStatus.enabled -}}
+{{- $_ := set $made "status" (dict "write" true "namespace" .Release.Namespace "lease" (include "spliceway.lease" .) "writesPerSecond" .Values.policyStatus.writesPerSecond) -}}
+{{- end -}}
+{{- with .Values.notReadyTaint -}}
+{{- $_ := set $made "node" (dict "notReadyTaint" .) -}}
 {{- end -}}
 {{- toYaml (mustMergeOverwrite (deepCopy .Values.agent.config) $made) -}}
 {{- end }}

@@ -165,6 +165,11 @@ class Compilation:
         unit = self._unit_of.get(endpoint)
         return self._specs.isolating(unit.specs, direction) if unit is not None else ()
 
+    def selecting(self, endpoint: str) -> frozenset[tuple[str, str]]:
+        """Keys of the policies that are about a local endpoint."""
+        unit = self._unit_of.get(endpoint)
+        return frozenset(entry.policy for entry in unit.specs) if unit is not None else frozenset()
+
     def in_use(self, retired: Retired) -> bool:
         """Whether a number that was retired is in use again."""
         match retired:

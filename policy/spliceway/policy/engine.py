@@ -105,6 +105,10 @@ class Engine:
         """
         return self._compilation.isolating(endpoint, direction)
 
+    def selecting(self, endpoint: str) -> frozenset[_Key]:
+        """Policies (kind, name) that are about an endpoint. It may be asked as `isolating` may."""
+        return self._compilation.selecting(endpoint)
+
     def sizes(self) -> dict[str, int]:
         """Entries that the objects need now, by the names of Limits."""
         state = self._compilation

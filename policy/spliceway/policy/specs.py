@@ -14,12 +14,16 @@ from spliceway.policy.verdict import Direction
 
 
 class SpecEntry:
-    """A specification that is in force. `keys`: labels of pods that it names; `ports`, `services` likewise."""
+    """A specification that is in force. `keys`: labels of pods that it names; `ports`, `services` likewise.
 
-    __slots__ = ("keys", "ports", "serial", "services", "terms")
+    `policy`: kind and name of the policy that it is of.
+    """
 
-    def __init__(self, terms: SpecTerms, serial: int) -> None:
+    __slots__ = ("keys", "policy", "ports", "serial", "services", "terms")
+
+    def __init__(self, terms: SpecTerms, serial: int, policy: tuple[str, str]) -> None:
         self.terms = terms
+        self.policy = policy
         self.serial = serial
         peers = [rule.peers for rule in terms.spec.rules if rule.peers is not None]
         self.keys = keys_of([terms.spec.subject, *(selector for found in peers for selector in found.endpoints)])
@@ -50,7 +54,7 @@ class Specs:
             same = next((entry for entry in spare if entry.terms == terms), None)
             if same is None:
                 self._serial += 1
-                same = SpecEntry(terms, self._serial)
+                same = SpecEntry(terms, self._serial, key)
                 self._subjects.add(terms.spec.subject, same)
                 came.append(same)
             else:

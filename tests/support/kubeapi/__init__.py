@@ -5,9 +5,10 @@ revisions, `resources` what is served, `api` and `writes` what a request means, 
 the wire and its faults. It knows nothing of the agent.
 
 Sources: kubernetes.io/docs/reference/using-api/api-concepts; k8s.io/apiserver pkg/endpoints/handlers,
-pkg/storage/cacher, pkg/storage/etcd3. Where it is simpler: objects have no schemas (nothing is pruned, defaulted or
-validated beyond their metadata), lists are atomic for server-side apply, and namespaces go at once with all that is in
-them.
+pkg/storage/cacher, pkg/storage/etcd3. Where it is simpler: built-in objects have no schemas (of what is written
+`schemas` checks custom ones by their definition, Events and Leases; nothing is defaulted), lists are atomic for
+server-side apply, namespaces go at once with all that is in them, and nobody collects what has lost its owner
+(`KubeApi.collect` does, when it is asked).
 """
 
 from support.kubeapi.control import KubeApi

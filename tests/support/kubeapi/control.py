@@ -137,6 +137,32 @@ class KubeApi:
 
         return self._do(every)
 
+    def collect(self) -> list[str]:
+        """Delete what has lost its owner, as kube-controller-manager does; what that was.
+
+        An owner is looked for in the object's own namespace, or in none: one elsewhere counts as gone.
+        """
+
+        def collect() -> list[str]:
+            store, gone = self._api.store, []
+            for served in {each.resource: each for each in self._api.registry.served()}.values():
+                for name, item in sorted(store.objects(served.resource).items()):
+                    owners = item.content["metadata"].get("ownerReferences") or ()
+                    if owners and not any(self._owned(name[0], one) for one in owners):
+                        self._api.drop(served, name)
+                        gone.append("/".join(filter(None, (served.kind, *name))))
+            return gone
+
+        return self._do(collect)
+
+    def _owned(self, namespace: str, owner: Json) -> bool:
+        try:
+            served = self._api.registry.of_kind(owner["apiVersion"], owner["kind"])
+        except LookupError:
+            return True  # nobody knows: the collector waits
+        found = self._api.store.get(served.resource, (namespace if served.namespaced else "", owner["name"]))
+        return found is not None and found.content["metadata"]["uid"] == owner["uid"]
+
     def compact(self) -> None:
         """Forget all history: what resumes at an older revision gets 410."""
         self._do(lambda: self._api.store.compact())

@@ -14,7 +14,10 @@ CRDS: Resource = ("apiextensions.k8s.io", "customresourcedefinitions")
 
 
 class Served(msgspec.Struct, frozen=True):
-    """A resource in one version. `fields`: what field selectors may name, beside name and namespace."""
+    """A resource in one version. `fields`: what field selectors may name, beside name and namespace.
+
+    `schema`: of its definition, where that says more than that everything goes.
+    """
 
     group: str
     version: str
@@ -24,6 +27,7 @@ class Served(msgspec.Struct, frozen=True):
     status: bool = False
     custom: bool = False
     fields: tuple[str, ...] = ()
+    schema: Json | None = None
 
     @property
     def resource(self) -> Resource:
@@ -114,7 +118,13 @@ def _of_crd(content: Json) -> Iterator[Served]:
                 namespaced=spec.get("scope", "Namespaced") == "Namespaced",
                 status="status" in version.get("subresources", {}),
                 custom=True,
+                schema=_schema(version),
             )
+
+
+def _schema(version: Json) -> Json | None:
+    schema: Json = version.get("schema", {}).get("openAPIV3Schema", {})
+    return schema if "properties" in schema else None
 
 
 def crd(

@@ -14,6 +14,7 @@ from typing import Any
 from support.kubeapi.errors import bad_request, conflict, exists, invalid, not_found
 from support.kubeapi.patches import APPLY, JSON_PATCH, applied, json_patched, merged
 from support.kubeapi.resources import CRDS, Registry, Served
+from support.kubeapi.schemas import checked
 from support.kubeapi.store import Item, Name, Store
 
 Json = dict[str, Any]
@@ -55,7 +56,7 @@ class Writes:
             raise exists(served.plural, served.group, name[1])
         for key in _SERVERS:
             metadata.pop(key, None)
-        return self._put(served, name, self._born(served, content))
+        return self._put(served, name, self._born(served, checked(served, name[1], content)))
 
     def put(self, served: Served, content: Json) -> Item:
         """Store an object as it is, status and all, whatever was there: what a whole cluster has come to."""
@@ -68,6 +69,8 @@ class Writes:
         if old is None:
             return self._put(served, name, self._born(served, content))
         kept = {key: old.content["metadata"][key] for key in _SERVERS[:3] if key in old.content["metadata"]}
+        if "generation" in kept and content.get("spec") != old.content.get("spec"):
+            kept["generation"] += 1
         content["metadata"] = {**kept, **content["metadata"]}
         return self._put(served, name, content)
 
@@ -187,6 +190,7 @@ class Writes:
                 metadata["namespace"] = name[0]
         content["metadata"]["resourceVersion"] = before["metadata"]["resourceVersion"]
         content["apiVersion"], content["kind"] = before["apiVersion"], served.kind
+        content = checked(served, name[1], content)
         if content == before:
             return old  # what changes nothing makes no revision
         rest = (

@@ -97,7 +97,7 @@ LEFT_OUT = (
             *("integration/test_hooks.py", "integration/test_services_*.py", "integration/test_revoked_records.py"),
             *("integration/test_host_addresses.py", "integration/test_node_*.py", "integration/test_chart_*.py"),
             *("integration/test_two_nodes*.py", "integration/test_kubernetes_*.py", "integration/test_cni_*"),
-            *("integration/test_image_root.py", "integration/test_cluster_node.py", "integration/test_daemonset_*.py"),
+            *("integration/test_image_root.py", "integration/test_cluster_*.py", "integration/test_daemonset_*.py"),
             "integration/test_release_*.py",
         ),
         "each test starts agents, and each agent compiles the programs anew, in emulation about two minutes a time; "

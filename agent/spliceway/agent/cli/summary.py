@@ -9,6 +9,7 @@ from typing import Any
 
 from spliceway.agent.cli.render import address, labels_text
 from spliceway.agent.cli.splices import gate_line, other_owner_notes, self_test_line, splice_line, splice_notes
+from spliceway.agent.cli.writing import writing_line
 from spliceway.agent.printable import one_line, printable
 
 Json = dict[str, Any]
@@ -37,6 +38,7 @@ def summary(status: Json) -> list[tuple[str, str]]:
         ("enforcement", _disabled(status) or _enforcement(status["enforcement"])),
         ("services", _services(status["services"])),
         *(("cni", text) for text in _cni(status.get("cni", {}))),
+        *(("status", text) for text in writing_line(status.get("policyStatus", {}), time.time())),
         *([("socket-lb", _socket_lb(found))] if (found := datapath.get("socketLb")) else []),
         (
             "kernel",

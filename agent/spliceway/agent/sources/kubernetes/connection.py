@@ -27,6 +27,8 @@ from spliceway.agent.sources.kubernetes.objects import Status
 
 #: Seconds to connect, and for an answer that is no watch.
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 60.0
+#: Seconds for the answer to what is written: objects of some KiB.
+SEND_SECONDS = 10.0
 #: A line of a watch, or a page of a list, is not longer. Objects end at 1.5 MiB, as etcd has them.
 MAX_BYTES = 64 << 20
 #: A refusal's text is not longer.
@@ -91,6 +93,29 @@ class Connection:
                 if len(body) > MAX_BYTES:
                     raise ApiFailure(0, "", f"an answer of more than {MAX_BYTES} bytes ({path})")
         return bytes(body)
+
+    async def send(
+        self, method: str, path: str, content: object, *, kind: str = "application/json", seconds: float = SEND_SECONDS
+    ) -> bytes:
+        """The answer to a request that writes. `content`: None for an empty body. Raises ApiFailure.
+
+        With code 0 nobody knows whether it was done.
+        """
+        body = b"" if content is None else msgspec.json.encode(content)
+        timeout = httpx2.Timeout(CONNECT_SECONDS, read=None)
+        query = {} if method == "DELETE" else {"fieldManager": "spliceway"}
+        try:
+            async with asyncio.timeout(seconds):
+                answer = await self._client.request(
+                    method, path, content=body, headers={"content-type": kind}, params=query, timeout=timeout
+                )
+        except TimeoutError as error:
+            raise ApiFailure(0, "Idle", f"{self.server} was silent for too long") from error
+        except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, LightkubeError, OSError) as error:
+            raise ApiFailure(0, "", f"{self.server}: {_why(error)}") from error
+        if answer.status_code not in (200, 201, 202):
+            raise _refused(answer, answer.content[:_MAX_REFUSAL])
+        return answer.content
 
     async def stream(
         self, path: str, query: Mapping[str, str], idle: Callable[[], float]
@@ -171,6 +196,10 @@ async def _refusal(answer: httpx2.Response) -> ApiFailure:
         body += piece
         if len(body) > _MAX_REFUSAL:
             break
+    return _refused(answer, body)
+
+
+def _refused(answer: httpx2.Response, body: bytes) -> ApiFailure:
     try:
         status = _STATUS.decode(body)
     except msgspec.MsgspecError:

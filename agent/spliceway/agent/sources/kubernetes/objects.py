@@ -19,7 +19,7 @@ Json = dict[str, Any]
 #: Annotations that repeat the whole object.
 _ECHOES = ("kubectl.kubernetes.io/last-applied-configuration",)
 #: Kinds whose status says something.
-_WITH_STATUS = frozenset({"Service"})
+_WITH_STATUS = frozenset({"Service", "PolicyStatus", "ClusterPolicyStatus"})
 
 
 class Metadata(msgspec.Struct, rename="camel"):

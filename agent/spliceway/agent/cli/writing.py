@@ -1,0 +1,19 @@
+"""What is told in the API of policies, put for people. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spliceway.agent.printable import printable
+
+
+def writing_line(found: dict[str, Any], now: float) -> list[str]:
+    """«reported 12 s ago; written by node1», «…; written by this agent: 200 policies, 50 nodes»; or nothing."""
+    if not found.get("enabled"):
+        return []
+    ago = f"reported {max(0, round(now - found['reported']))} s ago" if found["reported"] else "not reported yet"
+    if found["leads"]:
+        who = f"written by this agent: {found['policies']} policies, {found['nodes']} nodes"
+    else:
+        who = f"written by {found['writer']}" if found["writer"] else "nobody writes"
+    return [printable("; ".join((ago, who)))]

@@ -1,0 +1,364 @@
+"""The one agent that writes: from the reports of all nodes to a status for each policy, and to Events.
+
+Every write names the revision that it replaces: an agent that still believes to be elected can put nothing in place of
+what its successor has written. What is written is worked out when it is written, so that what waits is never old.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+
+import msgspec
+import structlog
+
+from spliceway.agent.manifests import Key
+from spliceway.agent.policystatus import statuses
+from spliceway.agent.policystatus.conditions import Status, status_of
+from spliceway.agent.policystatus.election import Election
+from spliceway.agent.policystatus.events import Told, event, news
+from spliceway.agent.policystatus.ledger import Ledger, Written
+from spliceway.agent.policystatus.naming import path_of, status_name
+from spliceway.agent.policystatus.pacing import Bucket, Pacing
+from spliceway.agent.policystatus.report import Report, of_object
+from spliceway.agent.policystatus.resources import CLUSTERWIDE, NAMESPACED, REPORTS
+from spliceway.agent.policystatus.statuses import Held
+from spliceway.agent.policystatus.tally import Tally
+from spliceway.agent.sources.events import FileEvent, ObjectChanged
+from spliceway.agent.sources.kubernetes.connection import ApiFailure, Connection
+from spliceway.agent.sources.kubernetes.discovery import Discovery
+from spliceway.agent.sources.kubernetes.figures import Timing
+from spliceway.agent.sources.kubernetes.reflector import Reflector
+
+#: So many policies are worked out before others of the agent's tasks have their turn.
+_TURN = 50
+
+log = structlog.get_logger(__name__)
+
+
+class Figures:
+    """What was written, by kind, since the agent started."""
+
+    def __init__(self) -> None:
+        self.statuses = self.events = self.dropped = self.conflicts = self.failures = 0
+        self.policies = self.nodes = 0
+        self.error = ""
+
+
+class Writer:
+    """Writes for one term of office: `run`, until cancelled."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        ledger: Ledger,
+        election: Election,
+        node: str,
+        *,
+        own: Callable[[], Report | None],
+        whole: Callable[[], bool],
+        pacing: Pacing,
+        timing: Timing,
+        rates: tuple[Bucket, Bucket],
+        figures: Figures,
+    ) -> None:
+        """`own`: this node's report; `whole`: whether the ledger has all policies; `rates`: of writes, of Events."""
+        self._connection = connection
+        self._ledger = ledger
+        self._election = election
+        self._node = node
+        self._own = own
+        self._whole = whole
+        self._pacing = pacing
+        self._bucket, self._events = rates
+        self._figures = figures
+        self._tally = Tally()
+        self._reports: dict[str, tuple[str, Report]] = {}
+        self._held: dict[tuple[str, str, str], Held] = {}
+        self._stale: dict[tuple[str, str, str], float] = {}
+        self._written: dict[Key, Written] = {}  # as it was when a policy's status was last looked at
+        self._dirty: set[str] | None = None  # uids; None: all
+        self._moved: set[tuple[str, str, str]] = set()
+        self._nodes: dict[str, str] = {}
+        self._paused: dict[Key, tuple[float, int]] = {}
+        self._woken = asyncio.Event()
+        discovery = Discovery(connection)
+        self._reflectors = tuple(
+            Reflector(
+                resource,
+                connection,
+                discovery,
+                self._take,
+                node=node,
+                wired=True,
+                timing=timing,
+                whole=lambda: False,
+                on_state=lambda _one: self._woken.set(),
+            )
+            for resource in (REPORTS, NAMESPACED, CLUSTERWIDE)
+        )
+
+    def __repr__(self) -> str:
+        return f"Writer({self._tally!r}, statuses={len(self._held)})"
+
+    def wake(self) -> None:
+        """Something may be different."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Write, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for one in self._reflectors:
+                group.create_task(one.run(), name=f"kubernetes {one.resource.plural}")
+            group.create_task(self._write(), name="statuses")
+
+    async def _write(self) -> None:
+        tries = 0
+        while True:
+            await self._wait()
+            self._figures.error = self._why_not()
+            if not all(one.state == "listed" for one in self._reflectors) or not self._whole():
+                continue
+            try:
+                await self._round()
+            except ApiFailure as failure:
+                self._figures.failures += 1
+                self._figures.error = str(failure)
+                first, most = self._pacing.pause
+                pause = min(most, first * 2.0 ** min(tries, 16)) * random.uniform(0.5, 1.0)
+                tries += 1
+                await asyncio.sleep(max(pause, failure.wait))
+            else:
+                tries = 0
+
+    async def _wait(self) -> None:
+        """Until something is different, or is to be tried again; others may change meanwhile, and are one round."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(1.0, self._pacing.gather)):
+                await self._woken.wait()
+        await asyncio.sleep(self._pacing.gather)
+        self._woken.clear()
+
+    def _why_not(self) -> str:
+        for one in self._reflectors:
+            if one.state == "absent":
+                return f"{one.resource.plural} are not served: their definition is not installed (crds.install)"
+            if one.state != "listed" and one.error:
+                return one.error
+        return ""
+
+    async def _take(self, events: Sequence[FileEvent]) -> None:
+        for one in events:
+            kind, _, name = one.file.removeprefix("kubernetes:").partition("/")
+            try:
+                self._took(kind, name, one.content if isinstance(one, ObjectChanged) else None)
+            except (msgspec.ValidationError, ValueError, KeyError) as error:
+                log.warning("an object of ours can't be read", object=one.file, error=str(error))
+        self._woken.set()
+
+    def _took(self, kind: str, name: str, content: object) -> None:
+        """`content` None: it went, or can't be read."""
+        document = content if isinstance(content, dict) else None
+        if kind == REPORTS.kind:
+            if document is None:
+                self._reports.pop(name, None)
+            else:
+                self._reports[name] = of_object(document)
+            self._count(name)
+            return
+        namespace, _, short = name.rpartition("/")
+        at = (kind, namespace, short)
+        if document is None:
+            self._held.pop(at, None)
+        else:
+            *_place, held = statuses.read(document)
+            before = self._held.get(at)
+            if before is not None and before.uid == held.uid and _older(held.revision, before.revision):
+                return  # our own write, answered already, is newer
+            self._held[at] = held
+        self._moved.add(at)
+
+    def _count(self, node: str) -> None:
+        """Take in what a node says, if it is one."""
+        uid, told = self._reports.get(node, ("", None))
+        if node == self._node and (own := self._own()) is not None:
+            uid, told = self._ledger.nodes.get(node, ""), own
+        if told is not None and (not uid or self._ledger.nodes.get(node) != uid):
+            told = None
+        touched = self._tally.put(node, told)
+        if touched is None:
+            self._dirty = None
+        elif self._dirty is not None:
+            self._dirty |= touched
+
+    async def _round(self) -> None:
+        """Bring everything that may be different to where it should be. Raises ApiFailure; the rest is for later."""
+        nodes = dict(self._ledger.nodes)
+        if nodes != self._nodes:
+            for node in self._reports.keys() | {self._node}:
+                if nodes.get(node) != self._nodes.get(node):
+                    self._count(node)
+            self._nodes = nodes
+        self._count(self._node)
+        policies = dict(self._ledger.written)
+        dirty, self._dirty = self._dirty, set()
+        moved, self._moved = self._moved, set()
+        self._figures.policies, self._figures.nodes = len(policies), len(tuple(self._tally.nodes))
+        now = asyncio.get_running_loop().time()
+        todo: list[Key] = []
+        for key, policy in policies.items():
+            paused = self._paused.get(key)
+            if paused is not None and now < paused[0]:
+                continue
+            resource, namespace, name = status_name(key)
+            if (
+                dirty is None
+                or policy.version.uid in dirty
+                or paused is not None
+                or self._written.get(key) is not policy
+                or (resource.kind, namespace, name) in moved
+            ):
+                todo.append(key)
+        for key in self._written.keys() - policies.keys():
+            del self._written[key]
+            self._paused.pop(key, None)
+        await self._bring_all(sorted(todo, key=self._is_quiet))
+        await self._sweep(policies, now)
+
+    def _is_quiet(self, key: Key) -> bool:
+        """Whether it can wait: what is refused comes first."""
+        policy = self._ledger.written.get(key)
+        return policy is None or not self._tally.count(key[0], policy).troubles
+
+    async def _bring_all(self, todo: Sequence[Key]) -> None:
+        for number, key in enumerate(todo):
+            try:
+                await self._bring(key)
+            except ApiFailure as failure:
+                self._failed(key, failure, todo[number:])
+            else:
+                self._paused.pop(key, None)
+            if number % _TURN == _TURN - 1:
+                await asyncio.sleep(0)
+
+    def _failed(self, key: Key, failure: ApiFailure, left: Iterable[Key]) -> None:
+        """One object's failure is its own. Raises it when it is the server's."""
+        now = asyncio.get_running_loop().time()
+        tries = self._paused.get(key, (0.0, 0))[1]
+        first, most = self._pacing.pause
+        if failure.code == 409:
+            # Somebody else has written it: what there is now comes by the watch.
+            self._figures.conflicts += 1
+            self._paused[key] = (now + self._pacing.gather, tries)
+            return
+        if failure.code in (0, 401, 429) or failure.code >= 500:
+            for one in left:
+                self._paused[one] = (0.0, self._paused.get(one, (0.0, 0))[1])
+            raise failure
+        # A namespace that is being deleted takes no new objects, and its policies go in a moment.
+        going = failure.code == 404 or "being terminated" in failure.message
+        self._figures.failures += not going
+        if not tries and not going:
+            log.warning("the status of a policy can't be written", policy=" ".join(key), error=str(failure))
+        self._paused[key] = (now + min(most, first * 2.0 ** min(tries, 16)), tries + 1)
+
+    async def _bring(self, key: Key) -> None:
+        """The status object of one policy. Raises ApiFailure."""
+        policy = self._ledger.written.get(key)
+        if policy is None:
+            return
+        resource, namespace, name = status_name(key)
+        at = (resource.kind, namespace, name)
+        held, made = self._held.get(at), statuses.new_object(key, policy)
+        if held is not None and held.owner != policy.version.uid:
+            await self._delete(at, held)  # of a policy of that name that is no more
+            held = None
+        if held is None:
+            answer = await self._send("POST", path_of(resource, namespace), made)
+            held = self._keep(at, answer)
+        status = self._status(key, policy, held)
+        if held.status is not None and held.status.observed_generation > status.observed_generation:
+            return  # who has written this knows more: it comes to us, too
+        if status != held.status:
+            if (told := news(held.status, status)) is not None:
+                await self._tell(told, key, policy)
+            content = statuses.with_status(made, held, status)
+            self._keep(at, await self._send("PUT", f"{path_of(resource, namespace, name)}/status", content))
+            self._figures.statuses += 1
+        self._written[key] = policy
+
+    def _status(self, key: Key, policy: Written, held: Held) -> Status:
+        before = held.status
+        if before is not None and before.revision == policy.version.digest and before.resource_version.isdecimal():
+            # What others have written into it since then has made no new version of it.
+            since = min(policy.since, int(before.resource_version))
+            policy = msgspec.structs.replace(policy, since=since)
+        return status_of(policy, self._tally.count(key[0], policy), before, datetime.now(UTC))
+
+    async def _tell(self, told: Told, key: Key, policy: Written) -> None:
+        """An Event, if there is room for it. That there is one already is fine, and so is that there may be none."""
+        if not self._events.take():
+            self._figures.dropped += 1
+            return
+        namespace, content = event(told, key, policy, self._node, datetime.now(UTC))
+        try:
+            await self._send("POST", f"/api/v1/namespaces/{namespace}/events", content)
+        except ApiFailure as failure:
+            if failure.code in (0, 401, 429) or failure.code >= 500:
+                raise
+            if failure.code != 409:
+                self._figures.failures += 1
+                log.warning("an Event can't be written", policy=" ".join(key), error=str(failure))
+            return
+        self._figures.events += 1
+
+    async def _sweep(self, policies: dict[Key, Written], now: float) -> None:
+        """Delete what no policy has had for a while: mostly it was collected with its policy."""
+        wanted = {(one[0].kind, *one[1:]) for one in map(status_name, policies)}
+        self._stale = {at: self._stale.get(at, now) for at in self._held.keys() - wanted}
+        for at, since in self._stale.items():
+            if now - since >= self._pacing.stale and (held := self._held.get(at)) is not None:
+                try:
+                    await self._delete(at, held)
+                except ApiFailure as failure:
+                    if failure.code != 409:
+                        raise
+
+    async def _delete(self, at: tuple[str, str, str], held: Held) -> None:
+        kind, namespace, name = at
+        resource = NAMESPACED if kind == NAMESPACED.kind else CLUSTERWIDE
+        options = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "preconditions": {"uid": held.uid, "resourceVersion": held.revision},
+        }
+        try:
+            await self._send("DELETE", path_of(resource, namespace, name), options)
+        except ApiFailure as failure:
+            if failure.code != 404:
+                raise
+        if self._held.get(at) is held:
+            del self._held[at]
+
+    def _keep(self, at: tuple[str, str, str], answer: bytes) -> Held:
+        try:
+            *_place, held = statuses.read(msgspec.json.decode(answer, type=dict))
+        except msgspec.MsgspecError as error:
+            raise ApiFailure(0, "", f"{at[0]}: not what an API server answers: {error}") from error
+        self._held[at] = held
+        return held
+
+    async def _send(self, method: str, path: str, content: object) -> bytes:
+        """Write, when there is room, and as long as this one may. Raises ApiFailure."""
+        await self._bucket.wait()
+        seconds = self._election.left
+        if not seconds:
+            raise ApiFailure(0, "", "this agent is not elected any more")
+        return await self._connection.send(method, path, content, seconds=seconds)
+
+
+def _older(one: str, other: str) -> bool:
+    return one.isdecimal() and other.isdecimal() and int(one) < int(other)
