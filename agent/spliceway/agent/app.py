@@ -157,13 +157,8 @@ class Agent:
             on_services=(self._recorder.services.update, addresses.update, *([services.want] if translates else [])),
         )
         self._metrics = Metrics(self._datapath, self._gauges, self._splicing.status)
-<<<<<<< HEAD
-        for collector in (SourceCollector(source.status), *self._cni.collectors()):
+        for collector in (SourceCollector(source.status), WritingCollector(self._told.status), *self._cni.collectors()):
             self._metrics.registry.register(collector)
-=======
-        self._metrics.registry.register(SourceCollector(source.status))
-        self._metrics.registry.register(WritingCollector(self._told.status))
->>>>>>> status
         ports = config.proxy.listener_ports
         saver = Saver(self._store, config.node_name, self._numbering, lambda: self._compiler.given)
         self._reconciler = Reconciler(
@@ -230,12 +225,8 @@ class Agent:
                 group.create_task(self._recorder.sample(self._supervisor, self._server), name="access log share")
                 group.create_task(self._watch_links(), name="interfaces")
                 group.create_task(self._node.watch(self._on_addresses), name="addresses")
-<<<<<<< HEAD
                 group.create_task(memory.give_back(lambda: self._reconciler.reached > 0), name="memory")
-                for name, task in self._cni.tasks().items():
-=======
                 for name, task in {**self._cni.tasks(), **self._told.tasks()}.items():
->>>>>>> status
                     group.create_task(task, name=name)
                 for name, bound in listeners.items():
                     group.create_task(HttpServer(apps[name]).serve_on(bound), name=name)
@@ -384,11 +375,8 @@ class Agent:
                 *xds_warnings(self.config.xds, self._server, time.time()),
                 *self._port_watch.warnings(),
                 *self._source.warnings(),
-<<<<<<< HEAD
                 *secret_warnings(self._reconciler.table, cluster=self._source.status() is not None),
-=======
                 *self._told.warnings(),
->>>>>>> status
             ),
             port_use=lambda: self._port_watch.use,
             source=self._source.status,

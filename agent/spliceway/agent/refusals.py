@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import structlog
 
 from spliceway.agent.compiler import RefusedPolicy
-from spliceway.agent.inventory import Inventory, Refusal
+from spliceway.agent.inventory import Inventory
+from spliceway.agent.inventoryfiles import Refusal
 
 log = structlog.get_logger(__name__)
 
