@@ -91,7 +91,8 @@ def assert_right(result: Result, *, flawless: bool) -> None:
     """Where maps by which connections are judged have changed, those that were spliced are ended, and no others."""
     if flawless:
         result.assert_flawless(100)
-    assert set(result.outcomes) <= {"ok", "reset", "eof", "truncated", "unanswered"}, (result.outcomes, result.samples)
+    told = "\n".join((str(result.outcomes), *result.samples))
+    assert set(result.outcomes) <= {"ok", "reset", "eof", "truncated", "unanswered"}, told
     assert result.ok > 100
 
 
