@@ -193,6 +193,40 @@ def test_without_a_safe_directory_it_runs_every_time(
     assert runs.count == 2
 
 
+def test_a_run_that_is_cut_short_leaves_no_cgroup(
+    tmp_path: Path, settings: DatapathSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that ends meanwhile may be the last one; of one that was killed the next one removes it."""
+    settings = msgspec.structs.replace(settings, pods_cgroup=tmp_path / "pods", proxy_cgroup=tmp_path / "proxy")
+    left = [
+        settings.pods_cgroup / f"{leftovers.PREFIX}-4194305-77",
+        settings.proxy_cgroup / f"{leftovers.PREFIX}-4194305-78",
+    ]
+
+    async def child(_argv: list[str], _patience: float) -> SelfTestReport:
+        for each in left:
+            each.mkdir(parents=True)
+        return await asyncio.Future()
+
+    async def cut() -> None:
+        task = asyncio.create_task(run.run(settings))
+        await asyncio.sleep(0.05)
+        assert all(each.is_dir() for each in left)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+    monkeypatch.setattr(run, "_child", child)
+    asyncio.run(cut())
+    assert not any(each.exists() for each in left)
+    for each in left:
+        each.mkdir()
+    runs = _Runs()
+    monkeypatch.setattr(run, "run", runs)
+    asyncio.run(run.load_or_run(settings, tmp_path / "reports"))
+    assert not any(each.exists() for each in left)
+
+
 def test_only_what_ended_runs_have_left_is_swept(tmp_path: Path) -> None:
     own, stranger = tmp_path / leftovers.own_name(), tmp_path / f"{leftovers.PREFIX}-of-somebody"
     reused = tmp_path / f"{leftovers.PREFIX}-{os.getpid()}-1"

@@ -50,6 +50,7 @@ async def load_or_run(
     than a run of somebody else and its own.
     """
     about = identity(test_defines)
+    await _sweep(settings)  # also where none is to be run: an agent that was killed has left its own
     try:
         ownfiles.prepare(directory)
     except OSError as error:
@@ -79,11 +80,19 @@ async def run(
         argv += ["--test-define", f"{name}={value}"]
     try:
         return await _child(argv, patience)
+    except asyncio.CancelledError:  # the agent ends, and maybe for good
+        await _sweep(settings)
+        raise
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):  # what is left now, the next run sweeps
-            await asyncio.to_thread(leftovers.sweep, settings.pods_cgroup, settings.proxy_cgroup)
+        await _sweep(settings)
         seconds = time.monotonic() - began
         return make_report(identity(test_defines), time=now, seconds=seconds, error=str(error))
+
+
+async def _sweep(settings: DatapathSettings) -> None:
+    """Remove what runs have left that are over; what can't go now goes the next time."""
+    with contextlib.suppress(OSError):
+        await asyncio.to_thread(leftovers.sweep, settings.pods_cgroup, settings.proxy_cgroup)
 
 
 async def _child(argv: list[str], patience: float) -> SelfTestReport:
