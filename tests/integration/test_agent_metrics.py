@@ -15,7 +15,8 @@ pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 #: Beside `spliceway_verdicts…`, whose labels are bounded by the enumerations of the code.
 MOST_SERIES = 260
-#: With an API server as the source only (tests/unit/test_kubernetes_source.py, test_policystatus_writer.py), with CNI only (test_cni_metrics.py).
+#: With an API server as the source only (test_kubernetes_source.py, test_policystatus_writer.py), with CNI only
+#: (test_cni_metrics.py).
 ELSEWHERE = ("spliceway_source_", "spliceway_status_", "spliceway_cni_")
 
 
