@@ -1,0 +1,58 @@
+"""Two pods of a mesh on one node: a client, and a server with nginx, each with its rules and its sidecar."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from spliceway.agent.bench import nginx
+from spliceway.agent.testbed.node import Pod
+from spliceway.agent.testbed.testbed import Testbed
+from support.istio import rules, sidecar
+from support.istio.certs import Authority
+from support.node import pod_manifest
+
+#: What istiod's webhook leaves at a pod, and the container that it adds.
+STATUS = '{"initContainers":["istio-init"],"containers":["istio-proxy"],"revision":"default"}'
+#: An application's user.
+APPLICATION_UID = 1000
+
+
+def mesh_manifest(name: str, *, annotations: dict[str, str] | None = None, native: bool = False) -> dict[str, Any]:
+    """A Pod document with a sidecar. `native`: a container that starts before the others and stays (restartPolicy)."""
+    made = pod_manifest(name, {"app": name, "service.istio.io/canonical-name": name})
+    made["metadata"]["annotations"] = {"sidecar.istio.io/status": STATUS, **(annotations or {})}
+    proxy = {"name": "istio-proxy", "securityContext": {"runAsUser": rules.PROXY_UID, "runAsGroup": rules.PROXY_UID}}
+    if native:
+        made["spec"]["initContainers"] = [{**proxy, "restartPolicy": "Always"}]
+    else:
+        made["spec"]["containers"].append(proxy)
+    return made
+
+
+def serve(pod: Pod, directory: Path) -> subprocess.Popen[Any]:
+    """nginx on port 80 of a pod, with `small` (of 128 bytes) and `large` (of 1 MiB)."""
+    nginx.prepare(directory, {"small": 128, "large": 1 << 20})
+    process = pod.spawn(nginx.command(directory, pod.name))
+    pod.wait_listening([80], process)
+    return process
+
+
+@contextlib.contextmanager
+def mesh(
+    directory: Path, kind: rules.Rules = "iptables", *, http: bool = True, dns: bool = False, **manifest: Any
+) -> Iterator[Testbed]:
+    """Build it; the datapath is the caller's. The directory must be open to all users."""
+    certificates = directory / "certificates"
+    certificates.mkdir()
+    authority = Authority(certificates)
+    with Testbed.up([mesh_manifest(name, **manifest) for name in ("client", "server")]) as testbed:
+        for name in ("client", "server"):
+            authority.issue(name)
+            rules.write(testbed.pod(name), kind, dns=dns)
+            sidecar.start(testbed.pod(name), directory, certificates, http=http, tproxy=kind == "tproxy")
+        serve(testbed.pod("server"), directory)
+        yield testbed
