@@ -41,6 +41,7 @@ from spliceway.bpf.notes import resetting
 from spliceway.bpf.podinterfaces import Uncovered, usable
 from spliceway.bpf.revoke import Revoker
 from spliceway.bpf.rows import Attached, pack_endpoint, unpack_endpoint, with_slots
+from spliceway.bpf.sidecars import Sidecars
 from spliceway.bpf.services import Applied, FrontendRow
 from spliceway.bpf.socketlb import SocketLb
 from spliceway.bpf.source import digest, program_names
@@ -81,7 +82,8 @@ class Datapath(KernelViews):
         self._sweeper = Sweeper(maps, judge)
         self._drain = upgrade.Drain(settings.bpffs, maps.root)
         self._lock = asyncio.Lock()
-        self._splices = SpliceControl(settings, maps)
+        self._sidecars = Sidecars(maps)
+        self._splices = SpliceControl(settings, maps, self._sidecars.end)
         self._hooks = Hooks(settings, maps.root)
         self._watch = HookWatch(self._hooks, self._look_for_resets)
         tell = partial(self._on_unjudged, "devices")
@@ -159,6 +161,7 @@ class Datapath(KernelViews):
                 except DatapathError as error:
                     failures.append(f"endpoint {name}: {error}")
             self._splices.exclude(self._attached)
+            await asyncio.to_thread(self._sidecars.apply, list(self._attached.values()))
             await asyncio.to_thread(self._uncovered.look, list(self._attached.values()))
             if not failures:
                 failures += await self._hooks.settle(ipr)

@@ -84,8 +84,8 @@ def nftables(uid: int = PROXY_UID) -> str:
     )
     return f"""
 table inet istio-proxy-nat {{
-  chain prerouting {{ type nat hook prerouting priority dstnat; meta l4proto tcp jump istio-inbound; }}
-  chain output {{ type nat hook output priority dstnat; jump istio-output; }}
+  chain prerouting {{ type nat hook prerouting priority -100; meta l4proto tcp jump istio-inbound; }}
+  chain output {{ type nat hook output priority -100; jump istio-output; }}
   chain istio-inbound {{
     tcp dport {{ {kept} }} return
     meta l4proto tcp jump istio-in-redirect
