@@ -82,7 +82,7 @@ class Datapath(KernelViews):
         self._sweeper = Sweeper(maps, judge)
         self._drain = upgrade.Drain(settings.bpffs, maps.root)
         self._lock = asyncio.Lock()
-        self._sidecars = Sidecars(maps)
+        self._sidecars = Sidecars(maps, wanted=settings.sidecars)
         self._splices = SpliceControl(settings, maps, self._sidecars.end)
         self._hooks = Hooks(settings, maps.root)
         self._watch = HookWatch(self._hooks, self._look_for_resets)
@@ -353,7 +353,7 @@ class Datapath(KernelViews):
                 *self.services.problems,
                 *self._table.marks.problems,
             ),
-            warnings=self._sizes,
+            warnings=(*self._sizes, *self._sidecars.problems),
             hooks=self._watch.status,
             devices=self._devices.status,
             uncovered=self._uncovered.told,

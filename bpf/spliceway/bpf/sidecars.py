@@ -36,9 +36,9 @@ _log = structlog.get_logger(__name__)
 class Sidecars:
     """Writes `sidecar_pods`, after the program is where it belongs. All of it blocks."""
 
-    def __init__(self, maps: Maps) -> None:
-        """Nothing is attached yet."""
-        self._maps = maps
+    def __init__(self, maps: Maps, *, wanted: bool) -> None:
+        """Nothing is attached yet. Not `wanted`: no pod is known; those that were known may leave."""
+        self._maps, self._wanted = maps, wanted
         self._own = current_cookie()
         self._hooked: dict[int, Path] = {}
         self._failed: dict[str, str] = {}
@@ -59,14 +59,15 @@ class Sidecars:
         failed: dict[str, str] = {}
         there = {one.netns_cookie for one in attached}
         for one in attached:
+            uid = one.endpoint.sidecar if self._wanted else None
             try:
-                if one.netns_cookie not in self._hooked and (one.endpoint.sidecar is not None or self._pin(one).exists()):
+                if one.netns_cookie not in self._hooked and (uid is not None or self._pin(one).exists()):
                     self._hook(one)
             except (DatapathError, OSError) as error:
                 failed[one.endpoint.name] = str(error)
                 continue
-            if one.endpoint.sidecar is not None:
-                row = abi.SidecarPod(one.endpoint.sidecar, one.ifindex, not one.endpoint.splice)
+            if uid is not None:
+                row = abi.SidecarPod(uid, one.ifindex, not one.endpoint.splice)
                 wanted[one.netns_cookie.to_bytes(8, sys.byteorder)] = bytes(row)
         for name in failed.keys() - self._failed.keys():
             _log.warning("a pod's sidecar is left alone", pod=name, reason=failed[name])

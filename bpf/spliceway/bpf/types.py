@@ -87,7 +87,7 @@ class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
     `devices`: names, with wildcards, of those by which packets come from outside, `auto`: see `devicechoice.py`;
     `socket_lb`: pods' sockets get Services from us (`socketlb.py`), up to so many frontends and backends, and pods that
     have a favourite of a Service's backends; where somebody else translates, `auto` and `on` both make way, and `on`
-    calls it a problem.
+    calls it a problem; `sidecars`: connections inside of pods may be spliced, with their sidecars (`sidecars.py`).
     """
 
     bpffs: Path
@@ -118,6 +118,7 @@ class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
     tcx: Literal["auto", "off"] = "auto"
     audit: bool = False
     disabled: bool = False
+    sidecars: bool = False
 
 
 class LocalEndpoint(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ that runs under the proxy's UID; the test holds them.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ import msgspec
 
 from spliceway.agent.testbed.node import Pod
 from spliceway.agent.testbed.testbed import Testbed
+from spliceway.bpf import libbpf
+from spliceway.bpf.install import pin_root
 from spliceway.bpf.types import Leg
 from support.istio import rules
 from support.istio.mesh import mesh_manifest
@@ -43,7 +46,7 @@ class SidecarBed(SpliceBed):
     def __init__(self, testbed: Testbed, kind: rules.Rules = "iptables", **settings: Any) -> None:
         self.kind = kind
         self._uid = 0 if kind == "tproxy" else rules.PROXY_UID
-        super().__init__(testbed, **settings)
+        super().__init__(testbed, sidecars=True, **settings)
 
     def _begin(self) -> None:
         for name in ("client", "server"):
@@ -51,6 +54,7 @@ class SidecarBed(SpliceBed):
         self.node.apply("")
         self.accelerate(True)
         self.splice(clients=True, servers=True)
+        self._asks()
         client, server = self.testbed.pod("client"), self.testbed.pod("server")
         self.makers = {
             "client": SocketMaker(client.spawn),
@@ -58,6 +62,14 @@ class SidecarBed(SpliceBed):
             "client-sidecar": self.sidecar_maker(client),
             "server-sidecar": self.sidecar_maker(server),
         }
+
+    def _asks(self) -> None:
+        """Let these sidecars ask for room, which no Envoy does: for the tests of what comes before the limits."""
+        program = libbpf.open_pin(pin_root(self.node.settings) / "programs" / "splice_room")
+        cgroup = os.open(self.node.settings.pods_cgroup, os.O_RDONLY)
+        self._stack.callback(os.close, libbpf.create_link(program, cgroup, libbpf.BPF_CGROUP_GETSOCKOPT))
+        os.close(program)
+        os.close(cgroup)
 
     def sidecar_maker(self, pod: Pod) -> SocketMaker:
         """What makes sockets as the sidecar of a pod would."""

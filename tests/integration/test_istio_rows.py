@@ -1,0 +1,33 @@
+"""The rows of sockmap's pitfalls, as in `test_splice_rows_*`, on connections between applications and their sidecars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from support.istio.bed import SidecarBed, sidecar_bed
+
+MODULES = [f"integration.test_splice_rows_{part}" for part in ("ends", "order", "reading", "memory", "maps")]
+pytest.register_assert_rewrite(*MODULES)
+
+from integration.test_splice_rows_ends import *  # noqa: E402, F403
+from integration.test_splice_rows_maps import *  # noqa: E402, F403
+from integration.test_splice_rows_memory import *  # noqa: E402, F403
+from integration.test_splice_rows_order import *  # noqa: E402, F403
+from integration.test_splice_rows_reading import *  # noqa: E402, F403
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def _sidecar_bed() -> Iterator[SidecarBed]:
+    with sidecar_bed() as made:
+        yield made
+
+
+@pytest.fixture
+def bed(_sidecar_bed: SidecarBed) -> Iterator[SidecarBed]:
+    """Two pods with sidecars."""
+    yield _sidecar_bed
+    _sidecar_bed.release()
