@@ -17,6 +17,9 @@ from integration.test_splice_rows_memory import *  # noqa: E402, F403
 from integration.test_splice_rows_order import *  # noqa: E402, F403
 from integration.test_splice_rows_reading import *  # noqa: E402, F403
 
+# The node's own conntrack does not know what stays in a pod; for the pod's see test_istio_attack.py.
+del test_row_19_a_long_silence_ends_well  # noqa: F821
+
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 
 

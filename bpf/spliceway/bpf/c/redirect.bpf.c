@@ -97,7 +97,11 @@ int sockops_pod(struct bpf_sock_ops *s)
 	if (cookie == cfg->node_cookie)
 		return 1;
 	if (s->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
-		dials_beside_sidecar(s, cookie);
+		struct bpf_sock *sk = s->sk;
+		if (sk) {
+			dials_again(sk);
+			dials_beside_sidecar(sk, cookie);
+		}
 		return 1;
 	}
 	if (is_sidecar_leg(s, cookie, &key)) {

@@ -10,14 +10,11 @@
 #pragma once
 
 // A pod's socket dials; what it was an end of before (connect() with AF_UNSPEC) it is no more.
-static __always_inline void dials_beside_sidecar(struct bpf_sock_ops *s, u64 cookie)
+static __always_inline void dials_beside_sidecar(struct bpf_sock *sk, u64 cookie)
 {
 	struct sidecar_pod *pod = sidecar_pods.lookup(&cookie);
 	struct sock_tag none = {}, *tag;
-	struct bpf_sock *sk = s->sk;
 
-	if (!sk)
-		return;
 	tag = sidecar_socks.sk_storage_get(sk, &none, pod ? BPF_SK_STORAGE_GET_F_CREATE : 0);
 	if (!tag)
 		return;
