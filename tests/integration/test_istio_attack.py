@@ -11,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from spliceway.agent.testbed import netns
 from spliceway.bpf.types import Leg, SpliceState
 from support.istio import rules
 from support.istio.bed import ANY, OWN, SidecarBed, sidecar_bed
 from support.splicebed import PATIENCE, Pair, until
-from support.spliceread import exactly, readable
+from support.spliceread import Drained, drain, exactly, readable
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 
@@ -232,3 +233,33 @@ def test_istios_own_ports(bed: SidecarBed, port: int) -> None:
                 ports = {opened.getsockname()[1], listener.getsockname()[1]}
                 assert not any({one.endpoint_port, one.peer_port} & ports for one in bed.node.datapath.socks())
                 accepted.close()
+
+
+def forget_translations(bed: SidecarBed) -> None:
+    """Flush netfilter's connections in both pods (linux/netfilter/nfnetlink_conntrack.h)."""
+    kind, flags = 1 << 8 | 2, 1 | 4  # IPCTNL_MSG_CT_DELETE of NFNL_SUBSYS_CTNETLINK; NLM_F_REQUEST, NLM_F_ACK
+
+    def flush() -> None:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as netlink:  # NETLINK_NETFILTER
+            netlink.send(struct.pack("=IHHIIBBH", 20, kind, flags, 1, 0, socket.AF_UNSPEC, 0, 0))
+            assert not struct.unpack_from("=i", netlink.recv(4096), 16)[0]
+
+    for pod in ("client", "server"):
+        netns.call(bed.testbed.pod(pod).netns, flush)
+
+
+@pytest.mark.parametrize("first", ["application", "sidecar"])
+def test_row_19_a_long_silence_ends_well(bed: SidecarBed, leg: Leg, version: int, first: str) -> None:
+    """Netfilter sees nothing of a spliced connection, and forgets it after days: its end finds its way, or is an error."""
+    with bed.connect(leg, version) as pair:
+        pair.wait_state(SpliceState.SPLICED)
+        talk(pair, "before")
+        forget_translations(bed)
+        talk(pair, "after")
+        writer, reader = (pair.pod, pair.proxy) if first == "application" else (pair.proxy, pair.pod)
+        writer.sendall(token("the last"))
+        writer.shutdown(socket.SHUT_WR)
+        assert exactly(reader, TOKEN) == token("the last")
+        assert drain(reader) == Drained(b"", "")
+        reader.close()
+        assert drain(writer) == Drained(b"", "")

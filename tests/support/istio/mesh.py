@@ -49,10 +49,14 @@ def mesh(
     certificates = directory / "certificates"
     certificates.mkdir()
     authority = Authority(certificates)
+    started = []
     with Testbed.up([mesh_manifest(name, **manifest) for name in ("client", "server")]) as testbed:
         for name in ("client", "server"):
+            pod = testbed.pod(name)
             authority.issue(name)
-            rules.write(testbed.pod(name), kind, dns=dns)
-            sidecar.start(testbed.pod(name), directory, certificates, http=http, tproxy=kind == "tproxy")
-        serve(testbed.pod("server"), directory)
+            rules.write(pod, kind, dns=dns)
+            started.append(sidecar.start(pod, directory, certificates, http=http, tproxy=kind == "tproxy"))
+        started.append(serve(testbed.pod("server"), directory))
         yield testbed
+    for process in started:  # ended with their pods
+        process.wait(10)

@@ -45,9 +45,11 @@ class Site:
         pod = self.testbed.pod("server")
 
         def end() -> None:
-            found = [one for one in diag.tcp_sockets() if one.local_port == PORT and one.remote.is_loopback]
-            for one in found:
-                diag.destroy_this(one)
+            there = diag.tcp_sockets(_ESTABLISHED)
+            own = {(one.local, one.local_port) for one in there}
+            for one in there:
+                if one.local_port == PORT and (one.remote, one.remote_port) in own:
+                    diag.destroy_this(one)
 
         netns.call(pod.netns, end)
 
