@@ -1,6 +1,6 @@
 """Requests between two pods with sidecars, mTLS between them: off and on in turns, in one run.
 
-    .venv/bin/python tests/bench/bench_istio.py [--rounds 9] [--seconds 3] [--rules iptables] [--concurrency 1] [--json FILE]
+    .venv/bin/python tests/bench/bench_istio.py [--rounds 9] [--seconds 3] [--rules iptables] [--json FILE]
 
 wrk in the client's pod, nginx in the server's, an Envoy beside each. Before each turn the connections between the
 server's sidecar and nginx are ended: what a connection is, was decided when it began. `cpu` is what all processes of
@@ -100,7 +100,8 @@ def _median(turns: Sequence[Turn]) -> Turn:
 
 
 HEAD = (
-    "| IPv | connections | req/s off | on | ratio (worst–best) | p50 µs off | on | ratio | cpu µs/req off | on | ratio |\n"
+    "| IPv | connections | req/s off | on | ratio (worst–best) | p50 µs off | on | ratio "
+    "| cpu µs/req off | on | ratio |\n"
     "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 
@@ -109,8 +110,8 @@ def line(row: Row) -> str:
     """Of the table."""
     off, on, ratio = row.off, row.on, row.ratio
     return (
-        f"| {row.version} | {row.connections} | {off.rate:,.0f} | {on.rate:,.0f} | {ratio.rate:.2f} ({row.worst:.2f}–{row.best:.2f}) "
-        f"| {off.p50:,.0f} | {on.p50:,.0f} | {ratio.p50:.2f} | {off.cpu:,.0f} | {on.cpu:,.0f} | {ratio.cpu:.2f} |"
+        f"| {row.version} | {row.connections} | {off.rate:,.0f} | {on.rate:,.0f} "
+        f"| {ratio.rate:.2f} ({row.worst:.2f}–{row.best:.2f}) | {off.p50:,.0f} | {on.p50:,.0f} | {ratio.p50:.2f} | {off.cpu:,.0f} | {on.cpu:,.0f} | {ratio.cpu:.2f} |"
     )
 
 
@@ -144,7 +145,9 @@ def main() -> None:
                 print(line(row), flush=True)
         counters = place.node.datapath.splice_counters()
     left = {why: count for why, count in counters.by_why.items() if count}
-    print(f"\n{counters.sidecar_spliced} legs spliced, {counters.sidecar_tcp_only} not; reasons of those that left: {left}")
+    print(
+        f"\n{counters.sidecar_spliced} legs spliced, {counters.sidecar_tcp_only} not; reasons of those that left: {left}"
+    )
     if asked.json:
         asked.json.write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
 

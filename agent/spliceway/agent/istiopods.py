@@ -1,8 +1,8 @@
 """Which pods have a sidecar of Istio's, and as which user it runs: by what the injector leaves at a pod. Pure.
 
-What of a pod's traffic comes to its sidecar, Istio's annotations decide (`traffic.sidecar.istio.io/…`) through the rules
-in the pod: what is excluded there never arrives at the sidecar's ports, and so it is nothing to us. Here only that is
-read which says whether there is a sidecar at all.
+What of a pod's traffic comes to its sidecar, Istio's annotations decide (`traffic.sidecar.istio.io/…`), through the
+rules in the pod: what is excluded there never arrives at the sidecar's ports, and so it is nothing to us. Here only
+that is read which says whether there is a sidecar at all.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ from spliceway.bpf.notes import resetting
 from spliceway.bpf.podinterfaces import Uncovered, usable
 from spliceway.bpf.revoke import Revoker
 from spliceway.bpf.rows import Attached, pack_endpoint, unpack_endpoint, with_slots
-from spliceway.bpf.sidecars import Sidecars
 from spliceway.bpf.services import Applied, FrontendRow
+from spliceway.bpf.sidecars import Sidecars
 from spliceway.bpf.socketlb import SocketLb
 from spliceway.bpf.source import digest, program_names
 from spliceway.bpf.splicecontrol import SpliceControl

@@ -92,7 +92,11 @@ async def find(settings: DatapathSettings) -> list[Leftover]:
     if record.top(bpffs).exists() and not record.on_bpffs(record.top(bpffs)):
         raise DatapathError(f"bpffs: {record.top(bpffs)} is not on a bpffs: nothing of it is ours")
     roots = record.roots(bpffs)
-    found = [Leftover("link", str(pin), path=pin) for root in roots for pin in (*_files(root / "links"), *_files(root / sidecars.LINKS))]
+    found = [
+        Leftover("link", str(pin), path=pin)
+        for root in roots
+        for pin in (*_files(root / "links"), *_files(root / sidecars.LINKS))
+    ]
     hooks = [one for root in roots for one in tcx.pinned(root)]
     if elsewhere(bpffs):
         found += [Leftover("link", str(one.path), path=one.path) for one in hooks]

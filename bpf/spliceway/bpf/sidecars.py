@@ -50,7 +50,8 @@ class Sidecars:
     def problems(self) -> tuple[str, ...]:
         """Pods that go without, for people."""
         return tuple(
-            f"pod {name}: what it says to its sidecar is not spliced: {why}" for name, why in sorted(self._failed.items())
+            f"pod {name}: what it says to its sidecar is not spliced: {why}"
+            for name, why in sorted(self._failed.items())
         )
 
     def apply(self, attached: Sequence[Attached]) -> None:

@@ -112,7 +112,9 @@ class SpliceControl:
                     continue
                 cookie = abi.SpliceKey.from_buffer_copy(key).netns_cookie
                 if cookie & abi.SIDECAR_LEG:
-                    inside.append((cookie & ~abi.SIDECAR_LEG, state.sock[abi.End.POD].cookie.to_bytes(8, sys.byteorder)))
+                    inside.append(
+                        (cookie & ~abi.SIDECAR_LEG, state.sock[abi.End.POD].cookie.to_bytes(8, sys.byteorder))
+                    )
                 else:
                     forsaken.append(key)
         finally:

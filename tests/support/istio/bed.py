@@ -124,4 +124,3 @@ def sidecar_bed(kind: rules.Rules = "iptables", **settings: Any) -> Iterator[Sid
     with Testbed.up([mesh_manifest("client"), mesh_manifest("server")]) as testbed:
         with SidecarBed(testbed, kind, **settings) as bed:
             yield bed
-

@@ -34,9 +34,10 @@ def mesh_manifest(name: str, *, annotations: dict[str, str] | None = None, nativ
 
 
 def serve(pod: Pod, directory: Path) -> subprocess.Popen[Any]:
-    """nginx on port 80 of a pod, with `small` (of 128 bytes) and `large` (of 1 MiB)."""
+    """Nginx on port 80 of a pod, with `small` (of 128 bytes) and `large` (of 1 MiB)."""
     nginx.prepare(directory, {"small": 128, "large": 1 << 20})
-    process = pod.spawn(nginx.command(directory, pod.name))
+    with (pod.logs / f"{pod.name}-nginx.log").open("wb") as log:
+        process = pod.spawn(nginx.command(directory, pod.name), stdout=log, stderr=log)
     pod.wait_listening([80], process)
     return process
 

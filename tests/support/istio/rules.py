@@ -1,4 +1,4 @@
-"""The rules that istio-init (or istio-cni) writes into a pod: iptables, the same in native nftables, TPROXY for inbound.
+"""The rules that istio-init (or istio-cni) writes into a pod: iptables, nftables alone, or TPROXY for what comes in.
 
 Written out from `istio-iptables` of Istio 1.2x as it runs without options: all ports are taken in both directions but
 those that are Istio's own.

@@ -122,7 +122,8 @@ def _cluster(name: str, more: dict[str, Any]) -> dict[str, Any]:
 def _bound(version: int, tproxy: bool) -> dict[str, Any]:
     if tproxy:
         return {}
-    return {"upstream_bind_config": {"source_address": {"address": "127.0.0.6" if version == 4 else "::6", "port_value": 0}}}
+    source = {"address": "127.0.0.6" if version == 4 else "::6", "port_value": 0}
+    return {"upstream_bind_config": {"source_address": source}}
 
 
 def _common(certificates: Path, name: str) -> dict[str, Any]:
