@@ -109,10 +109,10 @@ HEAD = (
 def line(row: Row) -> str:
     """Of the table."""
     off, on, ratio = row.off, row.on, row.ratio
-    return (
-        f"| {row.version} | {row.connections} | {off.rate:,.0f} | {on.rate:,.0f} "
-        f"| {ratio.rate:.2f} ({row.worst:.2f}–{row.best:.2f}) | {off.p50:,.0f} | {on.p50:,.0f} | {ratio.p50:.2f} | {off.cpu:,.0f} | {on.cpu:,.0f} | {ratio.cpu:.2f} |"
-    )
+    rates = f"{off.rate:,.0f} | {on.rate:,.0f} | {ratio.rate:.2f} ({row.worst:.2f}–{row.best:.2f})"
+    medians = f"{off.p50:,.0f} | {on.p50:,.0f} | {ratio.p50:.2f}"
+    cpu = f"{off.cpu:,.0f} | {on.cpu:,.0f} | {ratio.cpu:.2f}"
+    return f"| {row.version} | {row.connections} | {rates} | {medians} | {cpu} |"
 
 
 @contextmanager
@@ -145,9 +145,7 @@ def main() -> None:
                 print(line(row), flush=True)
         counters = place.node.datapath.splice_counters()
     left = {why: count for why, count in counters.by_why.items() if count}
-    print(
-        f"\n{counters.sidecar_spliced} legs spliced, {counters.sidecar_tcp_only} not; reasons of those that left: {left}"
-    )
+    print(f"\n{counters.sidecar_spliced} legs spliced, {counters.sidecar_tcp_only} not; went on by TCP: {left}")
     if asked.json:
         asked.json.write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
 

@@ -1,4 +1,4 @@
-"""No byte of a connection between an application and its sidecar gets into another one, whatever ports and addresses say."""
+"""No byte between an application and its sidecar gets into another connection, whatever ports and addresses say."""
 
 from __future__ import annotations
 
@@ -136,14 +136,13 @@ def test_a_socket_is_dissolved_and_dials_again(bed: SidecarBed, version: int) ->
         talk(first, (number, "first"))
         first.proxy.sendall(token("of the one before"))
         assert not libc.connect(app.fileno(), nobody, 16)
-        until(lambda: app.connect_ex((f"{FAR[version]}9", 90)) == 0)
+        app.connect((f"{FAR[version]}9", 90))
         second = bed.pair_of(Leg.DOWNSTREAM, app, accept_outbound(bed, version))
         assert original(second.proxy, version) == (f"{FAR[version]}9", 90)
         second.pod.sendall(token((number, "second")))
         assert exactly(second.proxy, TOKEN) == token((number, "second"))
-        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+        with pytest.raises(ConnectionResetError):
             first.proxy.recv(1)
-            first.proxy.sendall(b"late")
         second.proxy.sendall(token((number, "answer")))
         assert exactly(second.pod, TOKEN) == token((number, "answer"))
         second.close()
@@ -250,7 +249,7 @@ def forget_translations(bed: SidecarBed) -> None:
 
 @pytest.mark.parametrize("first", ["application", "sidecar"])
 def test_row_19_a_long_silence_ends_well(bed: SidecarBed, leg: Leg, version: int, first: str) -> None:
-    """Netfilter sees nothing of a spliced connection, and forgets it after days: its end finds its way, or is an error."""
+    """Netfilter sees nothing of a spliced connection, and forgets it after days: its end finds its way."""
     with bed.connect(leg, version) as pair:
         pair.wait_state(SpliceState.SPLICED)
         talk(pair, "before")

@@ -1,4 +1,4 @@
-"""The rows of sockmap's pitfalls, as in `test_splice_rows_*`, on connections between applications and their sidecars."""
+"""The rows of `test_splice_rows_*`, on connections between applications and their sidecars."""
 
 from __future__ import annotations
 

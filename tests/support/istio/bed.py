@@ -121,6 +121,6 @@ class SidecarBed(SpliceBed):
 @contextlib.contextmanager
 def sidecar_bed(kind: rules.Rules = "iptables", **settings: Any) -> Iterator[SidecarBed]:
     """Build it, with a testbed of its own."""
-    with Testbed.up([mesh_manifest("client"), mesh_manifest("server")]) as testbed:
-        with SidecarBed(testbed, kind, **settings) as bed:
-            yield bed
+    manifests = [mesh_manifest("client"), mesh_manifest("server")]
+    with Testbed.up(manifests) as testbed, SidecarBed(testbed, kind, **settings) as bed:
+        yield bed

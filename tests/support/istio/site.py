@@ -100,10 +100,10 @@ class Site:
 @contextlib.contextmanager
 def site(directory: Path, kind: rules.Rules = "iptables", *, http: bool = True) -> Iterator[Site]:
     """Build it. The directory must be open to all users."""
-    with mesh(directory, kind, http=http) as testbed:
-        with KernelNode(testbed.node, max_connections=8192, sidecars=True) as node:
-            made = Site(testbed, node, kind)
-            try:
-                yield made
-            finally:
-                made.close()
+    settings = {"max_connections": 8192, "sidecars": True}
+    with mesh(directory, kind, http=http) as testbed, KernelNode(testbed.node, **settings) as node:
+        made = Site(testbed, node, kind)
+        try:
+            yield made
+        finally:
+            made.close()
