@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv6Address, ip_address
 from socket import ntohs
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import msgspec
 
@@ -300,7 +300,7 @@ class SpliceBed:
         self.release()
         self._stack.close()
 
-    def __enter__(self) -> SpliceBed:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
