@@ -1,6 +1,6 @@
 """Requests between two pods with sidecars, mTLS between them: off and on in turns, in one run.
 
-    .venv/bin/python tests/bench/bench_istio.py [--rounds 9] [--seconds 3] [--rules iptables] [--json FILE]
+    .venv/bin/python tests/bench/bench_istio.py [--rounds 9] [--seconds 3] [--path answer] [--rules iptables]
 
 wrk in the client's pod, nginx in the server's, an Envoy beside each. Before each turn the connections between the
 server's sidecar and nginx are ended: what a connection is, was decided when it began. `cpu` is what all processes of
@@ -63,13 +63,13 @@ def cpu_seconds(place: Site) -> float:
     return total / 1e6
 
 
-def turn(place: Site, script: Path, version: int, connections: int, seconds: float, *, on: bool) -> Turn:
+def turn(place: Site, script: Path, path: str, version: int, connections: int, seconds: float, *, on: bool) -> Turn:
     """One run, after the decision has reached every connection."""
     place.accelerate(on)
     place.drop_pools()
     until(lambda: not place.legs())
     address = place.testbed.pod("server").address(version)
-    url = f"http://{f'[{address}]' if version == 6 else address}:{PORT}/small"
+    url = f"http://{f'[{address}]' if version == 6 else address}:{PORT}/{path}"
     client = place.testbed.pod("client")
     client.run(list(wrk.command(str(script), url, connections, WARM_UP)))
     before = cpu_seconds(place)
@@ -79,12 +79,12 @@ def turn(place: Site, script: Path, version: int, connections: int, seconds: flo
     return Turn(result.requests_per_second, result.p50_us, result.p99_us, used / result.requests * 1e6)
 
 
-def measure(place: Site, script: Path, version: int, connections: int, rounds: int, seconds: float) -> Row:
+def measure(place: Site, script: Path, path: str, version: int, connections: int, rounds: int, seconds: float) -> Row:
     """Turns off and on; which comes first changes from round to round."""
     pairs = []
     for number in range(rounds):
         order = (False, True) if number % 2 else (True, False)
-        turns = {on: turn(place, script, version, connections, seconds, on=on) for on in order}
+        turns = {on: turn(place, script, path, version, connections, seconds, on=on) for on in order}
         pairs.append((turns[False], turns[True]))
     off, on, ratios = (
         [each[0] for each in pairs],
@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--rules", choices=get_args(Rules), default="iptables")
     parser.add_argument("--connections", type=int, nargs="*", default=CONNECTIONS)
     parser.add_argument("--versions", type=int, nargs="*", choices=(4, 6), default=(4, 6))
+    parser.add_argument("--path", choices=("answer", "small", "large"), default="answer", help="what is asked for")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     rows = []
@@ -140,7 +141,7 @@ def main() -> None:
         print(HEAD, flush=True)
         for version in asked.versions:
             for connections in asked.connections:
-                row = measure(place, script, version, connections, asked.rounds, asked.seconds)
+                row = measure(place, script, asked.path, version, connections, asked.rounds, asked.seconds)
                 rows.append(row)
                 print(line(row), flush=True)
         counters = place.node.datapath.splice_counters()

@@ -34,10 +34,17 @@ def mesh_manifest(name: str, *, annotations: dict[str, str] | None = None, nativ
 
 
 def serve(pod: Pod, directory: Path) -> subprocess.Popen[Any]:
-    """Nginx on port 80 of a pod, with `small` (of 128 bytes) and `large` (of 1 MiB)."""
+    """Nginx on port 80 of a pod, with the files `small` (128 bytes) and `large` (1 MiB), and `answer` (128 bytes).
+
+    Head and body of a file are two writes; those of `answer` are one, as of most applications.
+    """
     nginx.prepare(directory, {"small": 128, "large": 1 << 20})
+    command = nginx.command(directory, pod.name)
+    config = directory / f"{pod.name}.conf"
+    answer = f'location = /answer {{ return 200 "{"answer. " * 16}"; }}'
+    config.write_text(config.read_text().replace("    root ", f"    {answer}\n    root ", 1))
     with (pod.logs / f"{pod.name}-nginx.log").open("wb") as log:
-        process = pod.spawn(nginx.command(directory, pod.name), stdout=log, stderr=log)
+        process = pod.spawn(command, stdout=log, stderr=log)
     pod.wait_listening([80], process)
     return process
 
