@@ -63,7 +63,7 @@ def start(
         binary.chmod(0o755)
     user = "0" if tproxy else str(uid)  # transparent sockets are root's: Istio runs it so, too
     command = ["setpriv", "--reuid", user, "--regid", str(PROXY_UID), "--clear-groups"]
-    command += [str(binary), "-c", str(file), "--concurrency", "1", "--use-dynamic-base-id", "--log-level", "warning"]
+    command += [str(binary), "-c", str(file), "--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]
     with (pod.logs / f"{pod.name}-sidecar.log").open("wb") as log:
         process = pod.spawn(command, stdout=log, stderr=log)
     pod.wait_listening([OUTBOUND, INBOUND], process)
