@@ -7,6 +7,7 @@ import http.client
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -100,7 +101,7 @@ class Site:
 @contextlib.contextmanager
 def site(directory: Path, kind: rules.Rules = "iptables", *, http: bool = True) -> Iterator[Site]:
     """Build it. The directory must be open to all users."""
-    settings = {"max_connections": 8192, "sidecars": True}
+    settings: dict[str, Any] = {"max_connections": 8192, "sidecars": True}
     with mesh(directory, kind, http=http) as testbed, KernelNode(testbed.node, **settings) as node:
         made = Site(testbed, node, kind)
         try:

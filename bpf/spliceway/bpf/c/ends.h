@@ -104,8 +104,8 @@ static __always_inline int released(struct bpf_sock *sk)
 	return 1;
 }
 
-// A socket dials that was dissolved (connect() with AF_UNSPEC). TCP's queue was emptied then, but since b8b8315e39ff (Linux 5.16) nobody takes it out of
-// the sockhash: what was redirected to it would be read as the first bytes of the new connection.
+// A socket dials that was dissolved (connect() with AF_UNSPEC). TCP's queue was emptied then, but since b8b8315e39ff (Linux 5.16) nobody takes it
+// out of the sockhash: what was redirected to it would be read as the first bytes of the new connection.
 static __always_inline void dials_again(struct bpf_sock *sk)
 {
 	struct sock_tag *tag = sock_tags.sk_storage_get(sk, 0, 0);
