@@ -9,6 +9,8 @@
 // that nobody in the pod chooses.
 #pragma once
 
+#define SO_KEEPALIVE 9
+
 // A pod's socket dials; what it was an end of before (connect() with AF_UNSPEC) it is no more.
 static __always_inline void dials_beside_sidecar(struct bpf_sock *sk, u64 cookie)
 {
@@ -44,6 +46,15 @@ static __always_inline void not_this_one(struct splice_state *st, const struct s
 	count_tcp_only(st, why);
 	opener.end = st->port ? END_POD : END_PROXY;
 	take_out(st, &opener);
+}
+
+// Netfilter sees nothing of spliced bytes, and forgets a translation that has had no packet for long (five days): the end of the connection would go
+// to where the application had dialled, untranslated. So the sidecar's kernel asks now and then whether its peer is there, as often as it is set to.
+static __always_inline void keep_translated(struct bpf_sock_ops *s)
+{
+	u32 on = 1;
+
+	bpf_setsockopt(s, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
 }
 
 // An accepted socket of a pod with a sidecar: is it the other end of something that begins inside of the pod?
@@ -85,6 +96,8 @@ static __always_inline int accepts_beside_sidecar(struct bpf_sock_ops *s, u64 co
 	}
 	tag->nonce = st->nonce;
 	tag->key = *key;
+	if (sidecar)
+		keep_translated(s);
 	return 1;
 }
 
