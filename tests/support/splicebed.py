@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv6Address, ip_address
 from socket import ntohs
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import msgspec
 
@@ -49,7 +49,7 @@ T = TypeVar("T")
 PATIENCE = 10.0
 
 _IP_TRANSPARENT, _IP_BIND_ADDRESS_NO_PORT, _IPV6_TRANSPARENT = 19, 24, 75
-_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 class Pair:
@@ -58,14 +58,14 @@ class Pair:
     def __init__(self, bed: SpliceBed, leg: Leg, pod: socket.socket, proxy: socket.socket) -> None:
         self.leg, self.pod, self.proxy = leg, pod, proxy
         self._bed = bed
-        self._ends = _name(pod, socket.socket.getsockname)
+        self._ends = name_of(pod, socket.socket.getsockname)
         for end in (pod, proxy):
             end.settimeout(PATIENCE)
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if leg is Leg.DOWNSTREAM:
-            self._peer = _name(pod, socket.socket.getpeername)
+            self._peer = name_of(pod, socket.socket.getpeername)
         else:
-            self._peer = _name(proxy, socket.socket.getsockname)
+            self._peer = name_of(proxy, socket.socket.getsockname)
 
     def ends(self, *, to_pod: bool) -> tuple[socket.socket, socket.socket]:
         """Writer and reader of one direction."""
@@ -141,24 +141,29 @@ class SpliceBed:
         self._handed_out: list[socket.socket] = []
         self._stack.callback(self.node.close)
         try:
-            self.node.apply(POLICY)
-            self.splice(clients=True, servers=True)
-            spawners: dict[str, Callable[..., Any]] = {
-                "client": testbed.pod("client").spawn,
-                "server": testbed.pod("server").spawn,
-                "proxy": lambda argv, **options: testbed.node.spawn_on_node(argv, "proxy", **options),
-            }
-            self.makers = {place: SocketMaker(spawn) for place, spawn in spawners.items()}
+            self._begin()
             for maker in self.makers.values():
                 self._stack.callback(maker.close)
-            self.listeners = {version: self._proxy_listener(version) for version in _FAMILIES}
-            self.servers = {version: self.server_listener(version) for version in _FAMILIES}
+            self.listeners = {version: self._proxy_listener(version) for version in FAMILIES}
+            self.servers = {version: self.server_listener(version) for version in FAMILIES}
             self._stack.callback(self._close_listeners)
             self.set_listeners()
             self._handed_out.clear()
         except BaseException:
             self._stack.close()
             raise
+
+    def _begin(self) -> None:
+        """Have a policy, and what makes sockets in each place."""
+        testbed = self.testbed
+        self.node.apply(POLICY)
+        self.splice(clients=True, servers=True)
+        spawners: dict[str, Callable[..., Any]] = {
+            "client": testbed.pod("client").spawn,
+            "server": testbed.pod("server").spawn,
+            "proxy": lambda argv, **options: testbed.node.spawn_on_node(argv, "proxy", **options),
+        }
+        self.makers = {place: SocketMaker(spawn) for place, spawn in spawners.items()}
 
     def splice(self, *, clients: bool, servers: bool) -> None:
         """Which legs of new connections are spliced."""
@@ -188,7 +193,7 @@ class SpliceBed:
 
     def make(self, place: str, version: int) -> socket.socket:
         """A TCP socket of `client`, `server` or `proxy`."""
-        made = self.makers[place].make(_FAMILIES[version])
+        made = self.makers[place].make(FAMILIES[version])
         self._handed_out.append(made)
         made.settimeout(PATIENCE)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -295,7 +300,7 @@ class SpliceBed:
         self.release()
         self._stack.close()
 
-    def __enter__(self) -> SpliceBed:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -319,7 +324,8 @@ def splice_bed(**settings: Any) -> Iterator[SpliceBed]:
         yield bed
 
 
-def _name(sock: socket.socket, of: Callable[[socket.socket], Any]) -> tuple[IPAddress, int]:
+def name_of(sock: socket.socket, of: Callable[[socket.socket], Any]) -> tuple[IPAddress, int]:
+    """Address and port of one end; an IPv4 address in an IPv6 socket is an IPv4 one."""
     address, port = of(sock)[:2]
     given = ip_address(address)
     if isinstance(given, IPv6Address) and given.ipv4_mapped:

@@ -39,6 +39,7 @@ from spliceway.agent.configsections import (
 )
 from spliceway.agent.configtext import field_and_reason, read_mapping
 from spliceway.agent.errors import ConfigError
+from spliceway.agent.istioconfig import IstioConfig
 from spliceway.bpf.gate import declared_rows
 from spliceway.bpf.steering import RECEIVING, SENDING
 from spliceway.bpf.types import DatapathSettings, SpliceClasses
@@ -79,6 +80,7 @@ class Config(Section, frozen=True):
     flows: FlowsConfig = FlowsConfig()
     identity: IdentityConfig = IdentityConfig()
     cni: CniConfig = CniConfig()
+    istio: IstioConfig = IstioConfig()
     enforcement: Literal["enforce", "audit"] = "enforce"
     kill_switch: KillSwitchConfig = KillSwitchConfig()
     policies: PoliciesConfig = PoliciesConfig()
@@ -108,6 +110,7 @@ class Config(Section, frozen=True):
             splice=SpliceClasses(clients=False, servers=False, wanted=self.splice.mode != "off"),
             unspliced_ports=frozenset(self.splice.exclude_ports),
             audit=self.enforcement == "audit",
+            sidecars=self.istio.enabled,
             **(msgspec.structs.asdict(self.datapath) | {"program_cache": self._program_cache}),
         )
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from spliceway.agent.istiopods import sidecar_of
 from spliceway.agent.optout import opt_out
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.errors import PolicyError
@@ -29,11 +30,15 @@ _INTERFACE = re.compile(r"(?!\.{1,2}$)[!-.0-9;-~]{1,15}")
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A pod of this node that its runtime wires: the uids that it is known by, and what of it may be spliced."""
+    """A pod of this node that its runtime wires: the uids that it is known by, and what of it may be spliced.
+
+    `sidecar`: as in `LocalEndpoint`.
+    """
 
     uids: tuple[str, ...] = ()
     splice: bool = True
     unspliced_ports: frozenset[int] = frozenset()
+    sidecar: int | None = None
 
 
 class Wired(msgspec.Struct, frozen=True):
@@ -57,7 +62,7 @@ def local_endpoint(pod: Pod, document: Mapping[str, Any], node: str) -> Wired | 
         raise PolicyError(pod.file, f"Pod {pod.key}", "metadata.annotations", "is not a mapping")
     interface, netns = annotations.get(INTERFACE), annotations.get(NETNS)
     if interface is None and netns is None:
-        return _claimed(pod, document["metadata"].get("uid"), annotations)
+        return _claimed(pod, document, annotations)
     if not pod.addresses:
         return None
     if not isinstance(interface, str) or not _INTERFACE.fullmatch(interface):
@@ -72,16 +77,17 @@ def local_endpoint(pod: Pod, document: Mapping[str, Any], node: str) -> Wired | 
         addresses=pod.addresses,
         splice=wish.splice,
         unspliced_ports=wish.ports,
+        sidecar=sidecar_of(annotations, document.get("spec")),
     )
     return Wired(endpoint, wish.errors)
 
 
-def _claimed(pod: Pod, uid: object, annotations: Mapping[str, Any]) -> Wired:
-    wish = opt_out(pod, annotations)
+def _claimed(pod: Pod, document: Mapping[str, Any], annotations: Mapping[str, Any]) -> Wired:
+    wish, uid = opt_out(pod, annotations), document["metadata"].get("uid")
     static = annotations.get(_STATIC_UID)
     static = static if static == annotations.get(_MIRROR) else None
     uids = tuple(one for one in (uid, static) if one and isinstance(one, str))
-    return Wired(None, wish.errors, Claim(uids, wish.splice, wish.ports))
+    return Wired(None, wish.errors, Claim(uids, wish.splice, wish.ports, sidecar_of(annotations, document.get("spec"))))
 
 
 def _refused(pod: Pod, annotation: str, reason: str) -> PolicyError:

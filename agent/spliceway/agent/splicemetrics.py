@@ -65,10 +65,17 @@ def _connections(counters: SpliceCounters) -> Iterator[Metric]:
     )
     outcomes.add_metric(["spliced", ""], counters.spliced)
     outcomes.add_metric(["revoked", ""], counters.revoked)
+    inside = CounterMetricFamily(
+        "spliceway_splice_sidecar_connections",
+        "Of these, connections between applications and their sidecars.",
+        labels=["result"],
+    )
+    inside.add_metric(["spliced"], counters.sidecar_spliced)
+    inside.add_metric(["tcp-only"], counters.sidecar_tcp_only)
     for why in Why:
         count = counters.by_why.get(why.label, 0)
         if why in LEFT:
             left.add_metric([why.label], count)
         elif why.label:
             outcomes.add_metric(["tcp-only", why.label], count)
-    yield from (outcomes, left)
+    yield from (outcomes, left, inside)

@@ -227,6 +227,7 @@ class Views:
                     "egress": policy.egress if policy else False,
                     "splice": endpoint.splice if endpoint else False,
                     "unsplicedPorts": sorted(endpoint.unspliced_ports) if endpoint else (),
+                    "sidecar": endpoint.sidecar if endpoint else None,
                 }
             )
         return found

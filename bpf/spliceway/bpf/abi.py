@@ -15,6 +15,7 @@ from spliceway.bpf.spliceabi import LEFT as LEFT
 from spliceway.bpf.spliceabi import Addr as Addr
 from spliceway.bpf.spliceabi import End as End
 from spliceway.bpf.spliceabi import Question as Question
+from spliceway.bpf.spliceabi import SidecarPod as SidecarPod
 from spliceway.bpf.spliceabi import SockTag as SockTag
 from spliceway.bpf.spliceabi import SpliceCounters as SpliceCounters
 from spliceway.bpf.spliceabi import SpliceEnd as SpliceEnd
@@ -24,7 +25,7 @@ from spliceway.bpf.spliceabi import SpliceWay as SpliceWay
 from spliceway.bpf.spliceabi import Unread as Unread
 from spliceway.bpf.spliceabi import Why as Why
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 REASON_SLOTS = 128
 VERDICTS = 4
 HOOKS = 6
@@ -50,6 +51,10 @@ SOCKOPT_ROOM = 1
 HELD_BACK = 1 << 20
 #: With this bit, a key of `unread` is for the sum of such buffers.
 HELD_SUMS = 1 << 63
+#: With this bit, a network namespace's cookie is for connections inside of it, between application and sidecar.
+SIDECAR_LEG = 1 << 62
+#: Where Istio's sidecars accept what applications dial, and what comes for them.
+SIDECAR_OUTBOUND, SIDECAR_INBOUND = 15001, 15006
 
 
 class ConfigFlag(IntFlag):

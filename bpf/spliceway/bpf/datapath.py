@@ -43,6 +43,7 @@ from spliceway.bpf.podinterfaces import Uncovered, usable
 from spliceway.bpf.revoke import Revoker
 from spliceway.bpf.rows import Attached, pack_endpoint, unpack_endpoint, with_slots
 from spliceway.bpf.services import Applied, FrontendRow
+from spliceway.bpf.sidecars import Sidecars
 from spliceway.bpf.socketlb import SocketLb
 from spliceway.bpf.source import digest, program_names
 from spliceway.bpf.splicecontrol import SpliceControl
@@ -82,7 +83,8 @@ class Datapath(KernelViews):
         self._sweeper = Sweeper(maps, judge)
         self._drain = upgrade.Drain(settings.bpffs, maps.root)
         self._lock = asyncio.Lock()
-        self._splices = SpliceControl(settings, maps)
+        self._sidecars = Sidecars(maps, wanted=settings.sidecars)
+        self._splices = SpliceControl(settings, maps, self._sidecars.end)
         self._hooks = Hooks(settings, maps.root)
         self._watch = HookWatch(self._hooks, self._look_for_resets)
         tell = partial(self._on_unjudged, "devices")
@@ -161,6 +163,7 @@ class Datapath(KernelViews):
                 except DatapathError as error:
                     failures.append(f"endpoint {name}: {error}")
             self._splices.exclude(self._attached)
+            await asyncio.to_thread(self._sidecars.apply, list(self._attached.values()))
             await asyncio.to_thread(self._uncovered.look, list(self._attached.values()))
             if not failures:
                 failures += await self._hooks.settle(ipr)
@@ -355,7 +358,7 @@ class Datapath(KernelViews):
                 *self.services.problems,
                 *self._table.marks.problems,
             ),
-            warnings=self._sizes,
+            warnings=(*self._sizes, *self._sidecars.problems),
             hooks=self._watch.status,
             devices=self._devices.status,
             uncovered=self._uncovered.told,

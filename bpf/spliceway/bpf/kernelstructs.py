@@ -26,6 +26,7 @@ FIELDS: dict[str, tuple[str, str]] = {
     "SOCK_WRITTEN": ("tcp_sock", "write_seq"),
     "SOCK_AWAITED": ("tcp_sock", "rcv_nxt"),
     "SOCK_SHUTDOWN": ("sock", "sk_shutdown"),
+    "SOCK_UID": ("sock", "sk_uid"),
     "PSOCK_REFERENCES": ("sk_psock", "refcnt"),
     "PSOCK_MESSAGES": ("sk_psock", "ingress_msg"),
 }

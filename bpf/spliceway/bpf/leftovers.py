@@ -16,7 +16,7 @@ import msgspec
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from spliceway.bpf import netfilter, node, record, steering, tcx
+from spliceway.bpf import netfilter, node, record, sidecars, steering, tcx
 from spliceway.bpf.attach import EGRESS, INGRESS, detach_tc, is_ours
 from spliceway.bpf.errors import DatapathError, KernelRefusedError
 from spliceway.bpf.filters import GONE, filters
@@ -92,7 +92,11 @@ async def find(settings: DatapathSettings) -> list[Leftover]:
     if record.top(bpffs).exists() and not record.on_bpffs(record.top(bpffs)):
         raise DatapathError(f"bpffs: {record.top(bpffs)} is not on a bpffs: nothing of it is ours")
     roots = record.roots(bpffs)
-    found = [Leftover("link", str(pin), path=pin) for root in roots for pin in _files(root / "links")]
+    found = [
+        Leftover("link", str(pin), path=pin)
+        for root in roots
+        for pin in (*_files(root / "links"), *_files(root / sidecars.LINKS))
+    ]
     hooks = [one for root in roots for one in tcx.pinned(root)]
     if elsewhere(bpffs):
         found += [Leftover("link", str(one.path), path=one.path) for one in hooks]

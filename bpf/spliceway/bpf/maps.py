@@ -29,6 +29,8 @@ LAYOUT: dict[str, tuple[int, int, bool]] = {
     "unspliced": (_S(abi.UnsplicedKey), 1, False),
     "unread": (8, _S(abi.Unread), False),
     "socks": (_S(abi.SpliceKey), 8, False),
+    "sidecar_pods": (8, _S(abi.SidecarPod), False),
+    "sidecar_socks": (_U32, _S(abi.SockTag), False),
     "events": (0, 0, False),
     "fragments": (40, 8, False),
     "proxy_socks": (_U32, _U32, False),
@@ -73,6 +75,7 @@ class Maps:
     unspliced: BpfMap
     unread: BpfMap
     socks: BpfMap
+    sidecar_pods: BpfMap
     events: BpfMap
 
     def __init__(self, pin_root: Path) -> None:

@@ -47,7 +47,8 @@ class Attached(NamedTuple):
     def is_of(self, wanted: LocalEndpoint) -> bool:
         """Whether it is this endpoint, whatever they say about splicing."""
         mine = self.endpoint
-        return msgspec.structs.replace(wanted, splice=mine.splice, unspliced_ports=mine.unspliced_ports) == mine
+        like = {"splice": mine.splice, "unspliced_ports": mine.unspliced_ports, "sidecar": mine.sidecar}
+        return msgspec.structs.replace(wanted, **like) == mine
 
     def is_there(self, links: Mapping[str, int]) -> bool:
         """Whether the device (`links`: name → index) is the one that was attached: no index is used a second time."""

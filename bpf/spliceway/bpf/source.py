@@ -38,6 +38,7 @@ PROGRAMS: dict[str, tuple[ProgramSpec, ...]] = {
         ProgramSpec("to_network", SCHED_CLS),
         ProgramSpec("to_network_l3", SCHED_CLS),
         ProgramSpec("steered", SCHED_CLS),
+        ProgramSpec("sidecar_lo", SCHED_CLS),
         ProgramSpec("guard", SK_LOOKUP, 36),
         ProgramSpec("judge", SCHED_CLS),
     ),

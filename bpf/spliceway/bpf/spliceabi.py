@@ -34,6 +34,8 @@ class Why(IntEnum):
     UNREAD_BUDGET = 14
     HALF_CLOSED = 15
     READER_STUCK = 16
+    NOT_SIDECAR = 17
+    OTHER_SOCKET = 18
 
     @property
     def label(self) -> str:
@@ -111,6 +113,8 @@ class SpliceState(ctypes.Structure):
         ("stuck", c_uint8),
         ("hole", c_uint32),
         ("held", c_uint32),
+        ("answer", c_uint32),
+        ("pad", c_uint32),
     )
 
 
@@ -118,6 +122,12 @@ class Question(ctypes.Structure):
     """struct question."""
 
     _fields_ = (("key", SpliceKey), ("rule_set", c_uint32), ("port", c_uint16), ("leg", c_uint8), ("note", c_uint8))
+
+
+class SidecarPod(ctypes.Structure):
+    """struct sidecar_pod."""
+
+    _fields_ = (("uid", c_uint32), ("ifindex", c_uint32), ("unspliced", c_uint8), ("pad", c_uint8 * 7))
 
 
 class Unread(ctypes.Structure):
@@ -146,5 +156,7 @@ class SpliceCounters(ctypes.Structure):
         ("left", c_uint64),
         ("leave_waits", c_uint64),
         ("lost_events", c_uint64),
+        ("sidecar_spliced", c_uint64),
+        ("sidecar_tcp_only", c_uint64),
         ("by_why", c_uint64 * len(Why)),
     )

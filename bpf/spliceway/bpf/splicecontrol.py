@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from socket import htons
 
 from spliceway.bpf import abi, libbpf, resets
@@ -29,9 +29,11 @@ _PRESSED_SHARE = 4
 class SpliceControl:
     """Writes `config`, `unspliced` and `unread`."""
 
-    def __init__(self, settings: DatapathSettings, maps: Maps) -> None:
-        """Nothing is written yet."""
-        self._settings, self._maps = settings, maps
+    def __init__(
+        self, settings: DatapathSettings, maps: Maps, end_inside: Callable[[Iterable[tuple[int, bytes]]], None]
+    ) -> None:
+        """Nothing is written yet. `end_inside`: see `Sidecars.end`."""
+        self._settings, self._maps, self._end_inside = settings, maps, end_inside
         self._classes = settings.splice
         self._disabled = settings.disabled
         self._steering = (0, 0)
@@ -100,17 +102,25 @@ class SpliceControl:
         that are wrong, because a state entry made room for another one, are put right when two looks agree about it.
         Pods that wait for what nobody sends any more are told.
         """
-        forsaken = []
+        forsaken, inside = [], []
         program = libbpf.open_pin(self._maps.root / "programs" / "measure_splice")
         try:
             for key, raw in self._maps.splices.items():
                 state = abi.SpliceState.from_buffer_copy(raw)
                 wanted = state.ends & ~abi.PROXY_LEFT or any(way.unread or way.charged for way in state.way)
-                if wanted and libbpf.run_on_packet(program, _ETHERNET + key)[0] == abi.FORSAKEN:
+                if not wanted or libbpf.run_on_packet(program, _ETHERNET + key)[0] != abi.FORSAKEN:
+                    continue
+                cookie = abi.SpliceKey.from_buffer_copy(key).netns_cookie
+                if cookie & abi.SIDECAR_LEG:
+                    inside.append(
+                        (cookie & ~abi.SIDECAR_LEG, state.sock[abi.End.POD].cookie.to_bytes(8, sys.byteorder))
+                    )
+                else:
                     forsaken.append(key)
         finally:
             os.close(program)
         resets.send(forsaken)
+        self._end_inside(inside)
         self._check_sums()
 
     def _check_sums(self) -> None:
@@ -160,9 +170,11 @@ class SpliceControl:
 
     def forget(self, endpoint: bytes) -> None:
         """An endpoint (its `struct endpoint`) has gone."""
-        cookie = abi.Endpoint.from_buffer_copy(endpoint).netns_cookie.to_bytes(8, sys.byteorder)
-        self._maps.unread.delete(cookie)
-        self._maps.unread.delete(_held(cookie))
+        whole = abi.Endpoint.from_buffer_copy(endpoint).netns_cookie
+        for cookie in (whole, whole | abi.SIDECAR_LEG):
+            key = cookie.to_bytes(8, sys.byteorder)
+            self._maps.unread.delete(key)
+            self._maps.unread.delete(_held(key))
 
     def unread(self) -> int:
         """Spliced bytes of the node that wait unread, without what is below the floor for a direction."""

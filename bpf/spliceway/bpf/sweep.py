@@ -134,7 +134,8 @@ class Sweep:
 
     def _connections(self) -> Iterator[_Connection]:
         for key, state in self._maps.splices.items():
-            if abi.SpliceKey.from_buffer_copy(key).end & abi.REMAINS:
+            known = abi.SpliceKey.from_buffer_copy(key)
+            if known.end & abi.REMAINS or known.netns_cookie & abi.SIDECAR_LEG:
                 continue
             self._known.add(key[_SPLICE_ENDS.size - _CT_ENDS.size : _SPLICE_ENDS.size])
             yield _of_state(key, state)

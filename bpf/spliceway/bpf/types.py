@@ -36,6 +36,7 @@ class Leg(IntEnum):
     DIRECT = 0  # pod to peer, no proxy between
     DOWNSTREAM = 1  # client to proxy
     UPSTREAM = 2  # proxy to server
+    SIDECAR = 3  # inside a pod, between its application and its sidecar
 
     @property
     def label(self) -> str:
@@ -86,7 +87,7 @@ class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
     `devices`: names, with wildcards, of those by which packets come from outside, `auto`: see `devicechoice.py`;
     `socket_lb`: pods' sockets get Services from us (`socketlb.py`), up to so many frontends and backends, and pods that
     have a favourite of a Service's backends; where somebody else translates, `auto` and `on` both make way, and `on`
-    calls it a problem.
+    calls it a problem; `sidecars`: connections inside of pods may be spliced, with their sidecars (`sidecars.py`).
     """
 
     bpffs: Path
@@ -117,12 +118,14 @@ class DatapathSettings(msgspec.Struct, frozen=True, kw_only=True):
     tcx: Literal["auto", "off"] = "auto"
     audit: bool = False
     disabled: bool = False
+    sidecars: bool = False
 
 
 class LocalEndpoint(msgspec.Struct, frozen=True):
     """A pod of this node and its veth. `name` is «namespace/name», `interface` the host side of the veth.
 
     `splice` False: its sockets are never spliced; `unspliced_ports`: those of connections to these servers' ports.
+    `sidecar`: the user that its sidecar runs as, None: connections inside of it are left alone.
     """
 
     name: str
@@ -131,6 +134,7 @@ class LocalEndpoint(msgspec.Struct, frozen=True):
     addresses: tuple[IPAddress, ...]
     splice: bool = True
     unspliced_ports: frozenset[int] = frozenset()
+    sidecar: int | None = None
 
 
 class KernelFlow(msgspec.Struct, frozen=True):
@@ -223,6 +227,7 @@ class SpliceCounters(msgspec.Struct, frozen=True):
     """Node-wide splice counters since load: bytes redirected, bytes that a member sent by TCP, outcomes.
 
     `left`: pods' sockets that left the sockhash in mid-life, and `leave_waits` the packets that waited for that;
+    `sidecar_…`: what of `spliced` and `tcp_only` was between applications and their sidecars;
     `by_why`: connections not spliced, or not any more, by reason.
     """
 
@@ -235,6 +240,8 @@ class SpliceCounters(msgspec.Struct, frozen=True):
     revoked: int
     left: int = 0
     leave_waits: int = 0
+    sidecar_spliced: int = 0
+    sidecar_tcp_only: int = 0
     by_why: dict[str, int] = {}
 
 

@@ -25,7 +25,7 @@ from spliceway.bpf.maps import LAYOUT, SERVICES_LAYOUT
 #: What an sk_msg program judges a connection by.
 _JUDGING = ("generation", "endpoints", "ipcache", "classes", "policy", "pairs", "listeners")
 #: What the spliced connections of one version have to themselves, unless all of it can be shared.
-_SPLICING = frozenset({"splices", "socks", "sock_tags", "unread"})
+_SPLICING = frozenset({"splices", "socks", "sock_tags", "sidecar_socks", "unread"})
 #: Layouts of versions that did not record them.
 _UNRECORDED: dict[str, dict[str, str]] = {}
 _NAME = re.compile(r"v\d+")

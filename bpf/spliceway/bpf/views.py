@@ -82,8 +82,9 @@ def socks(maps: Maps) -> list[SockEntry]:
 
 
 def has_socks(maps: Maps, own: Collection[IPAddress]) -> bool:
-    """Whether a redirected connection is alive of which one of these addresses is an end."""
-    return any(sock.endpoint in own or sock.peer in own for sock in socks(maps))
+    """Whether a redirected connection (to or from the proxy) is alive of which one of these addresses is an end."""
+    others = (sock for sock in socks(maps) if sock.leg is not Leg.SIDECAR)
+    return any(sock.endpoint in own or sock.peer in own for sock in others)
 
 
 def forget_connections(maps: Maps, own: Collection[IPAddress]) -> None:

@@ -109,6 +109,8 @@ LEFT_OUT = (
             *("integration/test_proxied_profiles.py", "integration/test_testbed_profiles.py"),
             *("integration/test_bypass.py", "integration/test_cases_profiles.py"),
             *("integration/test_service_egress*.py", "integration/test_service_attacks.py"),
+            *("integration/test_istio_attack.py", "integration/test_istio_ends.py", "integration/test_istio_rows.py"),
+            *("integration/test_istio_agent.py", "integration/test_istio_sidecar.py"),
         ),
         "whole nodes with both proxies: as above, for Envoy and for agents; the guests have no netfilter tools",
     ),

@@ -60,10 +60,8 @@ class WiredPods:
         if not wiring.side.interface or not self.known(wiring):
             return None
         claim = self._claims[wiring.pod]
-        addresses = wiring.addresses
-        return LocalEndpoint(
-            wiring.pod, wiring.side.interface, wiring.netns, addresses, claim.splice, claim.unspliced_ports
-        )
+        where = (wiring.pod, wiring.side.interface, wiring.netns, wiring.addresses)
+        return LocalEndpoint(*where, claim.splice, claim.unspliced_ports, claim.sidecar)
 
     def endpoints(self) -> tuple[LocalEndpoint, ...]:
         """All of them, by name."""

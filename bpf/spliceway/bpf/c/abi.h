@@ -5,13 +5,13 @@
 #pragma once
 
 #ifndef ABI_VERSION	// tests of an upgrade compile another
-#define ABI_VERSION 4
+#define ABI_VERSION 5
 #endif
 
 enum hook { HOOK_FROM_POD, HOOK_TO_POD, HOOK_FROM_NETWORK, HOOK_SK_MSG, HOOK_SK_LOOKUP, HOOK_TO_NETWORK, HOOKS };
 enum direction { INGRESS, EGRESS };
 enum verdict { VERDICT_NONE, ALLOW, REDIRECT, DENY, VERDICTS };
-enum leg { LEG_DIRECT, LEG_DOWNSTREAM, LEG_UPSTREAM };
+enum leg { LEG_DIRECT, LEG_DOWNSTREAM, LEG_UPSTREAM, LEG_SIDECAR };
 
 enum reason {
 	UNKNOWN = 0,
@@ -289,6 +289,8 @@ enum splice_why {
 	WHY_UNREAD_BUDGET,	// than its endpoint or the node may have,
 	WHY_HALF_CLOSED,	// its pod has shut down its sending side,
 	WHY_READER_STUCK,	// or its pod holds the socket's lock and does not get on
+	WHY_NOT_SIDECAR,	// the accepting socket is not the sidecar's, or is where the application's was meant
+	WHY_OTHER_SOCKET,	// or not the one that the opening socket talks with
 	WHYS,
 };
 
@@ -358,6 +360,8 @@ struct splice_state {
 	u8 stuck;		// so many times in a row its pod was stuck in recv()
 	u32 hole;		// host order: behind the last payload by TCP that was kept from the pod
 	u32 held;		// of the send buffer that its proxy got for what is held back
+	u32 answer;		// LEG_SIDECAR, host order: what the opening end awaits first
+	u32 pad;
 #ifdef TEST_STATE_PADDING
 	u64 padding[TEST_STATE_PADDING];
 #endif
@@ -379,6 +383,20 @@ struct splice_state {
 #define HELD_BACK 1048576u
 // With this bit, a key of `unread` is for the sum of such buffers.
 #define HELD_SUMS (1ull << 63)
+
+// With this bit, the cookie of a network namespace is for connections inside of it, between an application and its sidecar (sidecar.h).
+#define SIDECAR_LEG (1ull << 62)
+// Where Istio's sidecars accept what applications dial, and what comes for them.
+#define SIDECAR_OUTBOUND 15001
+#define SIDECAR_INBOUND 15006
+
+// A pod with a sidecar, by the cookie of its network namespace.
+struct sidecar_pod {
+	u32 uid;		// the sidecar's
+	u32 ifindex;		// of the host side of its veth
+	u8 unspliced;		// 1: its sockets are never spliced
+	u8 pad[7];
+};
 
 struct unread {
 	u64 bytes;		// signed in effect: sums of differences
@@ -420,5 +438,7 @@ struct splice_counters {
 	u64 left;		// pods' sockets that left the sockhash in mid-life
 	u64 leave_waits;	// packets for a pod that had to wait for that
 	u64 lost_events;
+	u64 sidecar_spliced;	// of `spliced`, and of `tcp_only`, those between applications and their sidecars
+	u64 sidecar_tcp_only;
 	u64 by_why[WHYS];	// connections that were never spliced (together `tcp_only`), and those that are so no longer
 };

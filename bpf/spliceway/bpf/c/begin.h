@@ -65,14 +65,12 @@ static __always_inline void may_leave_now(const struct ct_key *k, u64 netns_cook
 		may_leave(st, &key);
 }
 
-// Does somebody not want this connection spliced? `port`: the server's.
-static __always_inline u8 unwanted(const struct endpoint *ep, u32 ifindex, u16 port)
+// Does somebody not want connections to this port of servers spliced?
+static __always_inline int is_excluded(u32 ifindex, u16 port)
 {
 	struct unspliced_key own = { .ifindex = ifindex, .port = port }, all = { .port = port };
 
-	if (ep->unspliced)
-		return WHY_OPTED_OUT;
-	return unspliced.lookup(&own) || unspliced.lookup(&all) ? WHY_EXCLUDED_PORT : 0;
+	return unspliced.lookup(&own) || unspliced.lookup(&all);
 }
 
 // Payload of a proxied leg that does not get through to the pod: it may be that nobody sends it again.
@@ -126,17 +124,15 @@ static __always_inline void keep_remains(struct splice_state *old, const struct 
 
 // The state entry of a connection that may be spliced is made here, when its SYN passes, and nowhere else. A retransmitted SYN (same
 // initial sequence number) finds its entry and leaves it alone.
-static __always_inline void begin_splice(const struct endpoint *ep, u32 ifindex, struct work *w, u8 leg, u32 rule_set)
+static __always_inline void begin_state(struct work *w, struct splice_key *key, u8 leg, u32 rule_set, u16 port, u8 why)
 {
-	struct splice_key key = {};
 	struct splice_state *s = &w->state;
 
-	splice_key_of(&w->key, ep->netns_cookie, &key);
-	struct splice_state *old = splices.lookup(&key);
+	struct splice_state *old = splices.lookup(key);
 	if (old && old->isn == w->p.seq && old->rule_set == rule_set && old->leg == leg)
 		return;
 	if (old)
-		keep_remains(old, &key);
+		keep_remains(old, key);
 	__builtin_memset(s, 0, sizeof(*s));
 	s->nonce = ((u64)bpf_get_prandom_u32() << 32) | bpf_get_prandom_u32() | 1;	// 0: of no connection
 	s->generation = w->generation;
@@ -144,11 +140,22 @@ static __always_inline void begin_splice(const struct endpoint *ep, u32 ifindex,
 	s->rule_set = rule_set;
 	s->isn = w->p.seq;
 	s->leg = leg;
+	s->port = port;
 	s->reason = w->d.reason;
-	u8 why = w->p.payload ? WHY_DATA_IN_SYN : unwanted(ep, ifindex, leg == LEG_DOWNSTREAM ? key.peer_port : key.pod_port);
+	if (w->p.payload)
+		why = WHY_DATA_IN_SYN;
 	if (why) {
 		s->word = TCP_ONLY;
 		count_tcp_only(s, why);
 	}
-	splices.update(&key, s);
+	splices.update(key, s);
+}
+
+static __always_inline void begin_splice(const struct endpoint *ep, u32 ifindex, struct work *w, u8 leg, u32 rule_set)
+{
+	struct splice_key key = {};
+
+	splice_key_of(&w->key, ep->netns_cookie, &key);
+	u16 port = leg == LEG_DOWNSTREAM ? key.peer_port : key.pod_port;
+	begin_state(w, &key, leg, rule_set, 0, ep->unspliced ? WHY_OPTED_OUT : is_excluded(ifindex, port) ? WHY_EXCLUDED_PORT : 0);
 }

@@ -103,3 +103,19 @@ static __always_inline int released(struct bpf_sock *sk)
 		over(st, &key);
 	return 1;
 }
+
+// A socket dials that was dissolved (connect() with AF_UNSPEC). TCP's queue was emptied then, but since b8b8315e39ff (Linux 5.16) nobody takes it
+// out of the sockhash: what was redirected to it would be read as the first bytes of the new connection.
+static __always_inline void dials_again(struct bpf_sock *sk)
+{
+	struct sock_tag *tag = sock_tags.sk_storage_get(sk, 0, 0);
+	struct splice_state *st = tag && tag->nonce ? state_of(&tag->key) : NULL;
+
+	if (st && st->nonce == tag->nonce) {
+		struct splice_key key = tag->key;
+		socks.delete(&key);
+		released(sk);
+	}
+	if (tag)
+		tag->nonce = 0;
+}

@@ -159,12 +159,20 @@ static __always_inline void accepting_end(struct bpf_sock_ops *s, struct splice_
 	}
 	if (swap(st, ACTIVE_IN, SPLICED)) {
 		struct splice_counters *t = totals();
-		if (t)
+		if (t) {
 			t->spliced++;
+			t->sidecar_spliced += st->leg == LEG_SIDECAR;
+		}
 		return;
 	}
 	take_out(st, key);
 	take_out(st, &other);
+}
+
+// Has the pod's end opened it? A sidecar's port is that of its listener, too.
+static __always_inline int is_client_leg(const struct splice_state *st)
+{
+	return st->leg == LEG_DOWNSTREAM || (st->leg == LEG_SIDECAR && st->port);
 }
 
 static __always_inline void established(struct bpf_sock_ops *s, struct splice_key *key, const struct config *cfg)
@@ -187,7 +195,7 @@ static __always_inline void established(struct bpf_sock_ops *s, struct splice_ke
 	u32 *mark = key->end == END_PROXY ? proxy_socks.sk_storage_get(sk, 0, 0) : NULL;
 	if (mark && *mark != PROXY_CONNECTED)
 		st->port = *mark;
-	if (!(cfg->flags & (st->leg == LEG_UPSTREAM ? CONFIG_SPLICE_SERVERS : CONFIG_SPLICE_CLIENTS)))
+	if (!(cfg->flags & (is_client_leg(st) ? CONFIG_SPLICE_CLIENTS : CONFIG_SPLICE_SERVERS)))
 		why = cfg->flags & CONFIG_SPLICE_OFF ? WHY_OFF : WHY_KERNEL;
 	if (s->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
 		accepting_end(s, key, st, why, cfg);

@@ -19,12 +19,15 @@ BPF_TABLE_PINNED("percpu_array", u32, struct counter, reasons, HOOKS * VERDICTS 
 BPF_TABLE_PINNED("percpu_array", u32, struct splice_counters, splice_totals, 1, PIN("splice_totals"), 0);
 BPF_TABLE_PINNED("lru_hash", struct splice_key, struct splice_state, splices, MAX_CONNECTIONS, PIN("splices"), 0);
 BPF_TABLE_PINNED("hash", struct unspliced_key, u8, unspliced, 65536, PIN("unspliced"), BPF_F_NO_PREALLOC);
-BPF_TABLE_PINNED("hash", u64, struct unread, unread, 2 * (MAX_ENDPOINTS + 1), PIN("unread"), BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("hash", u64, struct unread, unread, 4 * (MAX_ENDPOINTS + 1), PIN("unread"), BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("hash", u64, struct sidecar_pod, sidecar_pods, MAX_ENDPOINTS, PIN("sidecar_pods"), BPF_F_NO_PREALLOC);
 
 // A socket that the proxy's cgroup made. Cloned from a listener into the connections that it accepts (BPF_F_CLONE), so TC can tell
 // the proxy's sockets from those of any other process, whatever addresses and ports it uses.
 BPF_TABLE_PINNED("sk_storage", int, u32, proxy_socks, 0, PIN("proxy_socks"), BPF_F_NO_PREALLOC | BPF_F_CLONE);
 BPF_TABLE_PINNED("sk_storage", int, struct sock_tag, sock_tags, 0, PIN("sock_tags"), BPF_F_NO_PREALLOC);
+// Which connection between an application and its sidecar a socket belongs to; without a nonce to none, or none yet (sidecar.h).
+BPF_TABLE_PINNED("sk_storage", int, struct sock_tag, sidecar_socks, 0, PIN("sidecar_socks"), BPF_F_NO_PREALLOC);
 
 // BCC's own sockhash has a leaf of 4 bytes, which user space can't read; with 8 it gives the socket cookie.
 struct socks_table_t {

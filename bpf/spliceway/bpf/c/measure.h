@@ -49,8 +49,10 @@ static __always_inline void count_tcp_only(struct splice_state *st, u8 why)
 	struct splice_counters *t = totals();
 
 	count_why(st, why);
-	if (t)
+	if (t) {
 		t->tcp_only++;
+		t->sidecar_tcp_only += st->leg == LEG_SIDECAR;
+	}
 }
 
 #ifdef MEASURED

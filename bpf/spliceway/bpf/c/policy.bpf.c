@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// L3/L4 policy and steering: from_pod, to_pod, from_network, to_network and steered (TC), and the guard of the listeners (sk_lookup).
+// L3/L4 policy and steering: from_pod, to_pod, from_network, to_network and steered (TC), and the guard of the listeners (sk_lookup). Beside them
+// what is at the loopback devices of pods with sidecars: sidecar_lo (TC).
 #include "abi.h"
 #include "packet.h"
 #include "parse.h"
@@ -22,6 +23,7 @@
 #include "to_pod.h"
 #include "from_network.h"
 #include "to_network.h"
+#include "sidecar_lo.h"
 #include "guard.h"
 #include "judge.h"
 #include "question.h"

@@ -22,6 +22,7 @@
 #include "join.h"
 #include "ends.h"
 #include "room.h"
+#include "sidecar.h"
 #include "destination.h"
 
 #define TCP_ESTABLISHED 1
@@ -90,11 +91,25 @@ int sockops_pod(struct bpf_sock_ops *s)
 	u32 zero = 0;
 	struct config *cfg = config.lookup(&zero);
 
-	if (!cfg || !is_ours(s->op) || (s->family != 2 && s->family != 10))
+	if (!cfg || (!is_ours(s->op) && s->op != BPF_SOCK_OPS_TCP_CONNECT_CB) || (s->family != 2 && s->family != 10))
 		return 1;
-	key.netns_cookie = bpf_get_netns_cookie(s);
-	if (key.netns_cookie == cfg->node_cookie)
+	u64 cookie = bpf_get_netns_cookie(s);
+	if (cookie == cfg->node_cookie)
 		return 1;
+	if (s->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
+		struct bpf_sock *sk = s->sk;
+		if (sk) {
+			dials_again(sk);
+			dials_beside_sidecar(sk, cookie);
+		}
+		return 1;
+	}
+	if (is_sidecar_leg(s, cookie, &key)) {
+		callback(s, &key, cfg);
+		return 1;
+	}
+	key.end = END_POD;
+	key.netns_cookie = cookie;
 	sock_tuple(s, &key.pod, &key.peer, &key.pod_port, &key.peer_port);
 	callback(s, &key, cfg);
 	return 1;
@@ -196,8 +211,8 @@ int splice_message(struct sk_msg_md *msg)
 		count_tcp(size);
 		return SK_PASS;
 	}
-	// The kill switch leaves nothing noted: when it is off, the next message is judged.
-	u32 asks = st->generation != g->number && !(cfg->flags & CONFIG_DISABLED);
+	// The kill switch leaves nothing noted: when it is off, the next message is judged. What a pod says to itself no policy judges.
+	u32 asks = st->generation != g->number && !(cfg->flags & CONFIG_DISABLED) && st->leg != LEG_SIDECAR;
 	if (st->word == REVOKED || (asks && !still_allowed(st, &tag->key, g->number, size)))
 		return SK_DROP;
 	struct splice_counters *t = totals();

@@ -25,7 +25,7 @@ static __always_inline u8 too_much(struct splice_state *st, u32 end, u64 cookie,
 	if (end == END_PROXY && is_stuck(st))
 		return WHY_READER_STUCK;
 	// A send() that had begun when the handshake ended went by TCP, past is_early().
-	if (!way->messages && end == END_POD && st->leg == LEG_DOWNSTREAM && is_written(&st->sock[END_POD], ntohl(st->isn) + 1))
+	if (!way->messages && end == END_POD && is_client_leg(st) && is_written(&st->sock[END_POD], ntohl(st->isn) + 1))
 		return WHY_SENT_FIRST;
 	if (end == END_POD && size < SMALL_MESSAGE) {
 		if (!waiting)

@@ -32,7 +32,7 @@ struct work {
 };
 
 // One for each program and CPU: it would not fit the stack, and no program interrupts itself.
-BPF_TABLE("percpu_array", u32, struct work, works, HOOKS + 1);
+BPF_TABLE("percpu_array", u32, struct work, works, HOOKS + 2);
 
 static __always_inline struct work *take_work(u32 hook)
 {

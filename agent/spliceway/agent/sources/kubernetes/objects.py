@@ -16,6 +16,8 @@ from spliceway.agent.endpoints import INTERFACE, NETNS
 from spliceway.agent.sources.events import ObjectChanged
 
 Json = dict[str, Any]
+#: Name of the container that Istio adds (see `istiopods`).
+SIDECAR = "istio-proxy"
 #: Annotations that repeat the whole object.
 _ECHOES = ("kubectl.kubernetes.io/last-applied-configuration",)
 #: Kinds whose status says something.
@@ -41,9 +43,15 @@ class _Port(msgspec.Struct, rename="camel", omit_defaults=True):
     protocol: str | None = None
 
 
+class _SecurityContext(msgspec.Struct, rename="camel", omit_defaults=True):
+    run_as_user: int | None = None
+
+
 class _Container(msgspec.Struct, rename="camel", omit_defaults=True):
     ports: list[_Port] | None = None
     restart_policy: str | None = None
+    name: str | None = None
+    security_context: _SecurityContext | None = None
 
 
 class _PodSpec(msgspec.Struct, rename="camel"):
@@ -52,6 +60,8 @@ class _PodSpec(msgspec.Struct, rename="camel"):
     service_account_name: str | None = None
     containers: list[_Container] | None = None
     init_containers: list[_Container] | None = None
+    host_users: bool | None = None
+    security_context: _SecurityContext | None = None
 
 
 class _Address(msgspec.Struct):
@@ -196,8 +206,10 @@ class Reader:
                 nodeName=spec.node_name,
                 hostNetwork=spec.host_network,
                 serviceAccountName=spec.service_account_name,
-                containers=_containers(spec.containers),
-                initContainers=_containers(spec.init_containers),
+                containers=_containers(spec.containers, own=own),
+                initContainers=_containers(spec.init_containers, own=own),
+                hostUsers=spec.host_users if own else None,
+                securityContext=msgspec.to_builtins(spec.security_context) if own else None,
             ),
         }
         addresses = [one.ip for one in status.pod_ips or () if one.ip] or ([status.pod_ip] if status.pod_ip else [])
@@ -268,11 +280,14 @@ def _metadata(metadata: Metadata, left_out: tuple[str, ...], *, whole: bool) -> 
     return found
 
 
-def _containers(containers: list[_Container] | None) -> list[Json] | None:
-    """Those that have named ports."""
+def _containers(containers: list[_Container] | None, *, own: bool) -> list[Json] | None:
+    """Those that have named ports; of a pod of this node, also a sidecar, and whose user it is."""
     found = []
     for one in containers or ():
-        if named := [port for port in one.ports or () if port.name]:
+        named = [port for port in one.ports or () if port.name] or None
+        if own and one.name == SIDECAR:
+            found.append(msgspec.to_builtins(_Container(named, one.restart_policy, one.name, one.security_context)))
+        elif named:
             found.append(msgspec.to_builtins(_Container(named, one.restart_policy)))
     return found or None
 

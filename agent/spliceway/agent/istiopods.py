@@ -1,0 +1,50 @@
+"""Which pods have a sidecar of Istio's, and as which user it runs: by what the injector leaves at a pod. Pure.
+
+What of a pod's traffic comes to its sidecar, Istio's annotations decide (`traffic.sidecar.istio.io/…`), through the
+rules in the pod: what is excluded there never arrives at the sidecar's ports, and so it is nothing to us. Here only
+that is read which says whether there is a sidecar at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+STATUS = "sidecar.istio.io/status"
+#: REDIRECT, TPROXY, or NONE: the application dials its sidecar itself.
+INTERCEPTION = "sidecar.istio.io/interceptionMode"
+#: Ambient: ztunnel takes what the pod sends, and nothing of that may get into a sockmap.
+AMBIENT = "ambient.istio.io/redirection"
+CONTAINER = "istio-proxy"
+_PROXY_UID, _ROOT = 1337, 0
+
+
+def sidecar_of(annotations: Mapping[str, Any], spec: object) -> int | None:
+    """User of a pod's sidecar, None for a pod whose inner connections are left alone.
+
+    `spec` is the pod's, of which nothing is sure. A native sidecar is among the `initContainers`. With a user namespace
+    of its own (`hostUsers: false`) the sidecar is another user to the kernel than to the pod: such pods go without.
+    """
+    if not isinstance(annotations.get(STATUS), str) or annotations.get(AMBIENT) == "enabled":
+        return None
+    mode = annotations.get(INTERCEPTION, "REDIRECT")
+    if not isinstance(spec, Mapping) or spec.get("hostUsers") is False or mode not in ("REDIRECT", "TPROXY"):
+        return None
+    found = next((one for one in _containers(spec) if one.get("name") == CONTAINER), None)
+    if found is None:
+        return None
+    default = _user(spec, _ROOT if mode == "TPROXY" else _PROXY_UID)
+    return _user(found, default) if default is not None else None
+
+
+def _containers(spec: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for field in ("containers", "initContainers"):
+        listed = spec.get(field)
+        yield from (one for one in listed if isinstance(one, Mapping)) if isinstance(listed, list) else ()
+
+
+def _user(of: Mapping[str, Any], default: int | None) -> int | None:
+    """`securityContext.runAsUser` of a pod or container; None: it is no number."""
+    context = of.get("securityContext")
+    user = context.get("runAsUser", default) if isinstance(context, Mapping) else default
+    return user if isinstance(user, int) and not isinstance(user, bool) and 0 <= user < 1 << 32 else None

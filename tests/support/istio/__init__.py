@@ -1,0 +1,1 @@
+"""Pods as Istio makes them: its rules in the pod's namespace, Envoy beside the application, mTLS between the pods."""
