@@ -28,8 +28,8 @@ class Normalization(StrEnum):
     DECODE_AND_MERGE_SLASHES = "DECODE_AND_MERGE_SLASHES"
 
 
-class AmbiguousPaths(StrEnum):
-    """What of paths that two servers can read differently."""
+class Ambiguous(StrEnum):
+    """What of requests that two servers can read differently."""
 
     REFUSE = "refuse"
     PASS = "pass"
@@ -51,10 +51,10 @@ def translate(
     path_normalization: Annotated[
         Normalization, typer.Option(help="meshConfig.pathNormalization of the mesh, which is not read.")
     ] = Normalization.BASE,
-    ambiguous_paths: Annotated[
-        AmbiguousPaths,
-        typer.Option(help="pass: translate open paths, though Istio passes on what servers may read differently."),
-    ] = AmbiguousPaths.REFUSE,
+    ambiguous: Annotated[
+        Ambiguous,
+        typer.Option(help="pass: translate open paths and headers, though Istio takes `;`, `%25` and headers sent twice."),
+    ] = Ambiguous.REFUSE,
     without_own_node: Annotated[
         bool, typer.Option("--without-own-node", help="Where plaintext is let in: a pod's own node needs a rule.")
     ] = False,
@@ -69,8 +69,8 @@ def translate(
     from spliceway.policy.istio import translate as istio
 
     cluster, mesh, refused = read_mesh(paths, root_namespace)
-    how = httprules.Paths(
-        httprules.Normalization(path_normalization.value), ambiguous_paths is AmbiguousPaths.PASS
+    how = httprules.Meaning(
+        httprules.Normalization(path_normalization.value), ambiguous is Ambiguous.PASS
     )
     # A document that can't be read may be a deny rule, or a PeerAuthentication that lets plaintext in.
     found = istio.Translation((), tuple(refused), ())

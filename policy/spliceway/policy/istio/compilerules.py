@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from spliceway.policy.errors import PolicyError
-from spliceway.policy.istio.httprules import Paths, Refused, http_parts
+from spliceway.policy.istio.httprules import Meaning, Refused, http_parts
 from spliceway.policy.istio.mesh import Mesh
 from spliceway.policy.istio.objects import AuthorizationRule, Operation, Source
 from spliceway.policy.istio.peers import PeerSources
@@ -67,8 +67,8 @@ class Compiled(msgspec.Struct, frozen=True):
 class RuleCompiler:
     """Compiles specifications of one cluster."""
 
-    def __init__(self, mesh: Mesh, peers: PeerSources, paths: Paths, namespaces: Iterable[str]) -> None:
-        self._mesh, self._peers, self._paths = mesh, peers, paths
+    def __init__(self, mesh: Mesh, peers: PeerSources, meaning: Meaning, namespaces: Iterable[str]) -> None:
+        self._mesh, self._peers, self._meaning = mesh, peers, meaning
         self._namespaces = tuple(sorted(namespaces))
 
     def compile(self, entry: Entry) -> Compiled:
@@ -134,7 +134,7 @@ class RuleCompiler:
         errors = []
         for match in to_port.http:
             try:
-                for part in http_parts(match, self._paths):
+                for part in http_parts(match, self._meaning):
                     operation = msgspec.structs.replace(part.operation, ports=ports)
                     made.append(AuthorizationRule(sources, operation, part.conditions))
             except Refused as refused:

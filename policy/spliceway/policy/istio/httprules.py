@@ -43,8 +43,12 @@ class Normalization(Enum):
     DECODE_AND_MERGE_SLASHES = "DECODE_AND_MERGE_SLASHES"
 
 
-class Paths(msgspec.Struct, frozen=True):
-    """What is known of paths in the mesh. `ambiguous`: it is accepted that `;`, `%25` and the like are passed on."""
+class Meaning(msgspec.Struct, frozen=True):
+    """What is known of the mesh and of its servers.
+
+    `ambiguous`: it is accepted that Istio, as Cilium does, passes on what two servers can read differently: `;` and
+    `%25` in paths, headers that are there twice.
+    """
 
     normalization: Normalization = Normalization.BASE
     ambiguous: bool = False
@@ -57,14 +61,14 @@ class Part(msgspec.Struct, frozen=True):
     conditions: tuple[Condition, ...]
 
 
-def http_parts(match: HttpMatch, paths: Paths) -> tuple[Part, ...]:
+def http_parts(match: HttpMatch, meaning: Meaning) -> tuple[Part, ...]:
     """The rules that together are equal to this one; none: no request matches it. Raises Refused."""
     methods = _methods(match.method_regex)
-    common = (*_host(match.host_regex), *(_header(header) for header in match.headers))
+    common = (*_host(match.host_regex), *(_header(header, meaning) for header in match.headers))
     if methods is None:
         return ()
     found = []
-    for values, conditions in _paths(match.path_regex, paths):
+    for values, conditions in _paths(match.path_regex, meaning):
         told = (*conditions, *common)
         # Something must be asked of a request, so that what is no HTTP does not pass.
         said = methods or (() if values or told else ("*",))
@@ -97,7 +101,7 @@ def _host(pattern: str) -> tuple[Condition, ...]:
     return (Condition(_AUTHORITY, values),)
 
 
-def _header(header: HeaderCondition) -> Condition:
+def _header(header: HeaderCondition, meaning: Meaning) -> Condition:
     name = header.name
     if header.mismatch is not Mismatch.DENY:
         raise Refused(f"header {name}: mismatch {header.mismatch.value} changes or logs requests, which no AuthorizationPolicy does")
@@ -105,20 +109,22 @@ def _header(header: HeaderCondition) -> Condition:
         raise Refused(f"header {name}: the value of a Secret would stand in the AuthorizationPolicy")
     if _PROXYS.fullmatch(name.lower()):
         raise Refused(f"header {name}: proxies of the mesh set or change it themselves")
+    if not meaning.ambiguous:
+        raise Refused(f"header {name}: one that is there twice never matches, and Istio asks whether any of its values does")
     if header.value is None:
-        raise Refused(f"header {name}: presence can't be told from a header that is there twice, which never matches")
+        return Condition(f"request.headers[{name}]", ("*",))
     if "," in header.value:
         raise Refused(f"header {name}: a value with a comma can't be told from a header that is there twice")
     return Condition(f"request.headers[{name}]", (_value(Form(header.value, exact=True), f"header {name}"),))
 
 
-def _paths(pattern: str, paths: Paths) -> list[tuple[tuple[str, ...], tuple[Condition, ...]]]:
+def _paths(pattern: str, meaning: Meaning) -> list[tuple[tuple[str, ...], tuple[Condition, ...]]]:
     """Alternatives of (values of `paths`, conditions on `:path`)."""
     meant = [form for form in _forms(pattern, "path") if _possible(form)]
     if any(form.everything or (form.prefix == "/" and not form.exact and not form.suffix and not form.excluded) for form in meant):
         return [((), ())]
     for form in meant:
-        _check_wild(form, pattern, paths)
+        _check_wild(form, pattern, meaning)
     if values := _without_query(meant):
         return [(values, ())]
     listed = tuple(_value(form, "path") for form in meant if _simple(form))
@@ -143,16 +149,16 @@ def _possible(form: Form) -> bool:
     return not form.prefix or form.prefix.startswith("/")
 
 
-def _check_wild(form: Form, pattern: str, paths: Paths) -> None:
+def _check_wild(form: Form, pattern: str, meaning: Meaning) -> None:
     """Refuse forms in which a part of the path is left open, unless paths have one meaning for proxy and server."""
     if form.exact or "?" in form.prefix:
         return
-    if paths.normalization is not Normalization.DECODE_AND_MERGE_SLASHES:
+    if meaning.normalization is not Normalization.DECODE_AND_MERGE_SLASHES:
         raise Refused(
-            f"path {pattern}: with path normalization {paths.normalization.value} a server that decodes %2F may see a path that "
+            f"path {pattern}: with path normalization {meaning.normalization.value} a server that decodes %2F may see a path that "
             "it does not match (set meshConfig.pathNormalization to DECODE_AND_MERGE_SLASHES, and say so here)"
         )
-    if not paths.ambiguous:
+    if not meaning.ambiguous:
         raise Refused(
             f"path {pattern}: what two servers can read differently (`;`, `%25`) is not refused by Istio, and may be another "
             "path to the server"

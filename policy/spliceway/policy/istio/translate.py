@@ -8,7 +8,7 @@ is about one of them: an ALLOW policy without it would deny what it allows. Noth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 
 import msgspec
@@ -16,7 +16,7 @@ import msgspec
 from spliceway.policy.errors import PolicyError
 from spliceway.policy.istio.ambient import for_waypoint
 from spliceway.policy.istio.compilerules import Compiled, Entry, RuleCompiler, complement
-from spliceway.policy.istio.httprules import Paths, Refused
+from spliceway.policy.istio.httprules import Meaning, Refused
 from spliceway.policy.istio.mesh import Dataplane, Mesh
 from spliceway.policy.istio.objects import AuthorizationPolicy, AuthorizationRule
 from spliceway.policy.istio.peers import PeerSources
@@ -34,16 +34,20 @@ class Options(msgspec.Struct, frozen=True):
     """`without_own_node`: where plaintext is let in, do without Cilium's rule that a pod's own node may reach it."""
 
     trust_domain: str = "cluster.local"
-    paths: Paths = Paths()
+    meaning: Meaning = Meaning()
     without_own_node: bool = False
 
 
 class Translation(msgspec.Struct, frozen=True):
-    """`refusals` say what is not translated, `notes` what is worth knowing of the rest."""
+    """`refusals` say what is not translated, `notes` what is worth knowing of the rest.
+
+    `refused`: the refusals because of which there is nothing for a pod, by «namespace/name».
+    """
 
     policies: tuple[AuthorizationPolicy, ...]
     refusals: tuple[PolicyError, ...]
     notes: tuple[str, ...]
+    refused: Mapping[str, tuple[PolicyError, ...]] = {}
 
 
 def translate(cluster: Cluster, mesh: Mesh, options: Options | None = None) -> Translation:
@@ -56,11 +60,12 @@ class _Translator:
         self._cluster, self._mesh, self._options = cluster, mesh, options
         self._notes: dict[str, None] = {}
         self._refusals: list[PolicyError] = []
+        self._refused: dict[str, tuple[PolicyError, ...]] = {}
         self._about = ""
         self._pods = [pod for pod in cluster.pods.values() if not pod.host_network]
         peers = PeerSources(cluster, options.trust_domain, lambda text: self._note(f"{self._about}: {text}"))
         namespaces = {*cluster.namespaces, *(pod.namespace for pod in self._pods)}
-        self._compiler = RuleCompiler(mesh, peers, options.paths, namespaces)
+        self._compiler = RuleCompiler(mesh, peers, options.meaning, namespaces)
 
     def run(self) -> Translation:
         entries = list(self._entries())
@@ -68,7 +73,7 @@ class _Translator:
         for component in _components(entries):
             if any(entry.http for entry in component):
                 policies += self._component(component)
-        return Translation(tuple(policies), tuple(self._refusals), tuple(self._notes))
+        return Translation(tuple(policies), tuple(self._refusals), tuple(self._notes), self._refused)
 
     def _note(self, text: str) -> None:
         self._notes[text] = None
@@ -117,6 +122,8 @@ class _Translator:
             except _EntryRefused as refused:
                 errors.append(refused.error)
         self._refusals += errors
+        if errors:
+            self._refused.update((pod.key, tuple(errors)) for entry in entries for pod in entry.pods)
         if errors and len(entries) > 1:
             titles = ", ".join(dict.fromkeys(entry.policy.title for entry in entries))
             self._note(f"nothing is translated of {titles}: they are about the same workloads, of which a part is refused")
