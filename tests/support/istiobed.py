@@ -74,11 +74,15 @@ class IstioBed:
         lines = ["link set lo up"]
         for one in self._addresses:
             lines.append(f"addr add {one}/{one.max_prefixlen} dev lo" + (" nodad" if one.version == 6 else ""))
-        done = subprocess.run(["ip", "-batch", "-"], input="\n".join(lines), capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["ip", "-batch", "-"], input="\n".join(lines), capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
 
     @contextlib.contextmanager
-    def serving(self, chains: Mapping[Place, Sequence[Doc]], normalization: str, *, tcp: bool = False) -> Iterator[None]:
+    def serving(
+        self, chains: Mapping[Place, Sequence[Doc]], normalization: str, *, tcp: bool = False
+    ) -> Iterator[None]:
         """Run Envoy with these filters; every request that passes them is answered with 200."""
         listeners = [self._listener(place, filters, normalization, tcp) for place, filters in chains.items()]
         config = {
@@ -138,7 +142,10 @@ class IstioBed:
         return found
 
     def _listener(self, place: Place, filters: Sequence[Doc], normalization: str, tcp: bool) -> Doc:
-        router = {"name": "envoy.filters.http.router", "typed_config": {"@type": f"{_TYPES}filters.http.router.v3.Router"}}
+        router = {
+            "name": "envoy.filters.http.router",
+            "typed_config": {"@type": f"{_TYPES}filters.http.router.v3.Router"},
+        }
         route = {"match": {"prefix": "/"}, "direct_response": {"status": 200}}
         hosts = [{"name": "any", "domains": ["*"], "routes": [route]}]
         manager = {

@@ -1,7 +1,7 @@
 """The table of cases in a mesh: every pod has a sidecar and a service account of its own, mTLS is STRICT everywhere.
 
-For each TCP connection and request to a pod with HTTP rules: what the interpreter says of the server's end, and whether the
-pod's policies are translated, or why not.
+For each TCP connection and request to a pod with HTTP rules: what the interpreter says of the server's end, and
+whether the pod's policies are translated, or why not.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ WAYS = ((Normalization.BASE, False), (Normalization.DECODE_AND_MERGE_SLASHES, Tr
 #: Reasons for refusals: words that stand in them.
 REASONS = (
     ("a part of the path is left open", ("with path normalization", "what two servers can read")),
-    ("an expression without counterpart", ("repeats without end", "has no counterpart\n", "` has no counterpart", "between two")),
+    (
+        "an expression without counterpart",
+        ("repeats without end", "has no counterpart\n", "` has no counterpart", "between two"),
+    ),
     ("a header (it may be there twice)", ("one that is there twice",)),
     ("the value of a Secret", ("of a Secret",)),
     ("an action on mismatch", ("mismatch ",)),
@@ -168,7 +171,7 @@ def reason_of(refused: str) -> str:
 
 
 def exception(one: Asked, normalization: Normalization) -> str:
-    """Why Istio's answer may differ where the translation is right; empty: it may not. docs/istio-policy.md has them."""
+    """Why Istio's answer may differ from ours (docs/istio-policy.md); empty: it may not."""
     if one.half.reason is Reason.HOST_ALLOWED:
         return "own node"
     if one.http is None or one.case.request is None:
@@ -190,11 +193,13 @@ def _odd_slashes(request: HttpRequest) -> bool:
 
 
 def reduced(file: CaseFile, normalization: Normalization, ambiguous: bool) -> MeshFile:
-    """The same without the HTTP rules that are refused for what they say themselves: what is left must be right, too."""
+    """The same without the HTTP rules that are refused for what they say themselves."""
     documents = [copy.deepcopy(one) for one in file.documents]
     while True:
         found = in_mesh(file.name, documents, file.cases, normalization, ambiguous)
-        fields = {(error.document, error.field) for error in found.translation.refusals if ".rules.http[" in error.field}
+        fields = {
+            (error.document, error.field) for error in found.translation.refusals if ".rules.http[" in error.field
+        }
         if not fields:
             return found
         _take_out(documents, fields)

@@ -18,7 +18,7 @@ _PLAIN = b"GET / HTTP/1.1\r\nHost: server\r\n\r\n"
 
 
 class Found(msgspec.Struct):
-    """`same`: cases in which both say the same; `other`: kind of difference → cases; `wrong`: differences without reason."""
+    """`same`: cases in which both say the same; `other`: listed differences; `wrong`: those without reason."""
 
     same: int = 0
     other: Counter[str] = msgspec.field(default_factory=Counter)
@@ -61,4 +61,6 @@ def _ask(bed: IstioBed, one: Asked, normalization: Normalization, found: Found) 
         found.other[why] += 1
     else:
         said = one.http.reason.label if one.http is not None else one.half.reason.label
-        found.wrong.append(f"{one.case.id}: Istio {status}, the interpreter {'passes' if one.passes else 'refuses'} ({said})")
+        found.wrong.append(
+            f"{one.case.id}: Istio {status}, the interpreter {'passes' if one.passes else 'refuses'} ({said})"
+        )

@@ -1,9 +1,10 @@
 """What Istio makes of AuthorizationPolicies at a workload: filters of Envoy, as JSON of its API.
 
-Written from Istio's reference alone (AuthorizationPolicy, «Conditions», «Implicit enablement»), apart from what translates
-policies into it: DENY before ALLOW, each one RBAC filter with a policy for each rule; any source, any operation, all
-conditions; `*` at the margin of a value is a wildcard, and alone means «is there». With `tcp` the filter sees connections
-only: rules of an ALLOW policy that ask for HTTP are left out, of a DENY policy what asks for it.
+Written from Istio's reference alone (AuthorizationPolicy, «Conditions», «Implicit enablement»), apart from what
+translates policies into it: DENY before ALLOW, each one RBAC filter with a policy for each rule; any source, any
+operation, all conditions; `*` at the margin of a value is a wildcard, and alone means «is there». With `tcp` the
+filter sees connections only: rules of an ALLOW policy that ask for HTTP are left out, of a DENY policy what asks for
+it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def filters(documents: Iterable[Doc], *, tcp: bool = False) -> list[Doc]:
             for index, rule in enumerate(one["spec"].get("rules", [])):
                 made = _policy(rule, action, tcp)
                 if made is not None:
-                    policies[f"ns[{one['metadata']['namespace']}]-policy[{one['metadata']['name']}]-rule[{index}]"] = made
+                    policies[f"ns[{one['metadata']['namespace']}]-policy[{one['metadata']['name']}]-rule[{index}]"] = (
+                        made
+                    )
         rules = {"action": action, "policies": policies}
         kind = "network" if tcp else "http"
         config = {"@type": f"{_TYPES}filters.{kind}.rbac.v3.RBAC", "rules": rules}

@@ -53,7 +53,9 @@ def translate(
     ] = Normalization.BASE,
     ambiguous: Annotated[
         Ambiguous,
-        typer.Option(help="pass: translate open paths and headers, though Istio takes `;`, `%25` and headers sent twice."),
+        typer.Option(
+            help="pass: translate open paths and headers, though Istio takes `;`, `%25` and headers sent twice."
+        ),
     ] = Ambiguous.REFUSE,
     without_own_node: Annotated[
         bool, typer.Option("--without-own-node", help="Where plaintext is let in: a pod's own node needs a rule.")
@@ -69,9 +71,7 @@ def translate(
     from spliceway.policy.istio import translate as istio
 
     cluster, mesh, refused = read_mesh(paths, root_namespace)
-    how = httprules.Meaning(
-        httprules.Normalization(path_normalization.value), ambiguous is Ambiguous.PASS
-    )
+    how = httprules.Meaning(httprules.Normalization(path_normalization.value), ambiguous is Ambiguous.PASS)
     # A document that can't be read may be a deny rule, or a PeerAuthentication that lets plaintext in.
     found = istio.Translation((), tuple(refused), ())
     if not refused:

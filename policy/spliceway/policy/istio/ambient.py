@@ -1,9 +1,10 @@
 """Ambient pods: HTTP is judged by a waypoint, and ztunnel must let nobody else in where HTTP is judged.
 
-ztunnel leaves rules of an ALLOW policy out that ask for anything of HTTP, and drops the HTTP parts of a DENY policy (which
-then denies more, or nothing). So the rules go to the waypoint (`targetRefs` to the Services, whose ports they name), and a
-second policy, which ztunnel reads, lets the waypoint in on ports with HTTP rules, and on others whom rules without HTTP mean.
-Sources: Istio, «Use Layer 7 features» and «L4 authorization policy» of ambient mode; istio/istio, convertAuthorizationPolicy.
+ztunnel leaves rules of an ALLOW policy out that ask for anything of HTTP, and drops the HTTP parts of a DENY policy
+(which then denies more, or nothing). So the rules go to the waypoint (`targetRefs` to the Services, whose ports they
+name), and a second policy, which ztunnel reads, lets the waypoint in on ports with HTTP rules, and on others whom
+rules without HTTP mean. Sources: Istio, «Use Layer 7 features» and «L4 authorization policy» of ambient mode;
+istio/istio, convertAuthorizationPolicy.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import msgspec
 
 from spliceway.policy.istio.compilerules import Compiled, Entry
-from spliceway.policy.istio.httprules import Refused
+from spliceway.policy.istio.httprules import RefusedError
 from spliceway.policy.istio.mesh import Mesh
 from spliceway.policy.istio.objects import AuthorizationPolicy, AuthorizationRule, Operation, Source
 from spliceway.policy.model import Cluster, Pod, Service
@@ -31,20 +32,26 @@ def for_waypoint(
     ready: Iterable[tuple[Entry, Compiled]],
     name: Name,
 ) -> Iterator[AuthorizationPolicy]:
-    """Policies of one component of ambient pods. Raises Refused."""
+    """Policies of one component of ambient pods. Raises RefusedError."""
     ready = list(ready)
     for entry, compiled in ready:
         if not entry.pods:
-            raise Refused(f"{entry.policy.title} selects no pod, which could tell its Services")
+            raise RefusedError(f"{entry.policy.title} selects no pod, which could tell its Services")
         services = _services(cluster, entry.pods)
         waypoints = {_waypoint(cluster, mesh, service) for service in services}
         if entry.http and not services:
-            raise Refused("no Service selects these ambient pods: nothing leads to a waypoint, and ztunnel judges no HTTP")
+            raise RefusedError(
+                "no Service selects these ambient pods: nothing leads to a waypoint, and ztunnel judges no HTTP"
+            )
         rules = allowing.get(entry)
-        if any(source.ip_blocks or source.not_ip_blocks for rule in (*(rules or ()), *compiled.deny) for source in rule.sources):
-            raise Refused(f"{entry.policy.title} means addresses, and behind a waypoint those are the waypoint's")
+        if any(
+            source.ip_blocks or source.not_ip_blocks
+            for rule in (*(rules or ()), *compiled.deny)
+            for source in rule.sources
+        ):
+            raise RefusedError(f"{entry.policy.title} means addresses, and behind a waypoint those are the waypoint's")
         if any(target.namespace == mesh.root_namespace and target.match_labels for target in entry.targets):
-            raise Refused(f"{entry.policy.title} is about every namespace, which no selector of ztunnel's is")
+            raise RefusedError(f"{entry.policy.title} is about every namespace, which no selector of ztunnel's is")
         _check_denied(entry, compiled, waypoints, trust_domain)
         if rules is not None:
             yield from _allow(entry, trust_domain, rules, services, waypoints, name)
@@ -54,7 +61,13 @@ def for_waypoint(
                 kept = tuple(rule for rule in mapped if rule is not None)
                 if kept:
                     yield AuthorizationPolicy(
-                        service.namespace, name(entry, "DENY", index), "DENY", kept, (), (service.name,), entry.policy.title
+                        service.namespace,
+                        name(entry, "DENY", index),
+                        "DENY",
+                        kept,
+                        (),
+                        (service.name,),
+                        entry.policy.title,
                     )
             for index, target in enumerate(entry.targets):
                 yield AuthorizationPolicy(
@@ -77,7 +90,7 @@ def _allow(
     name: Name,
 ) -> Iterator[AuthorizationPolicy]:
     if any(rule.operation.not_ports for rule in rules):
-        raise Refused("default deny is off, and a waypoint's ports are those of Services")
+        raise RefusedError("default deny is off, and a waypoint's ports are those of Services")
     for index, service in enumerate(services):
         mapped = tuple(_mapped(rule, service, entry.pods) for rule in rules)
         yield AuthorizationPolicy(
@@ -96,7 +109,13 @@ def _allow(
         judged = (AuthorizationRule((Source(principals),), Operation(behind)), *judged)
     for index, target in enumerate(entry.targets):
         yield AuthorizationPolicy(
-            target.namespace, name(entry, "ALLOW-L4", index), "ALLOW", judged, target.match_labels, (), entry.policy.title
+            target.namespace,
+            name(entry, "ALLOW-L4", index),
+            "ALLOW",
+            judged,
+            target.match_labels,
+            (),
+            entry.policy.title,
         )
 
 
@@ -110,8 +129,10 @@ def _check_denied(entry: Entry, compiled: Compiled, waypoints: Iterable[tuple[st
     for waypoint in _principals(waypoints, trust_domain):
         for rule in compiled.deny:
             for source in rule.sources:
-                if any(waypoint == one or (one[-1] == "*" and waypoint.startswith(one[:-1])) for one in source.principals):
-                    raise Refused(f"{entry.policy.title} denies {waypoint}, by which everybody comes")
+                if any(
+                    waypoint == one or (one[-1] == "*" and waypoint.startswith(one[:-1])) for one in source.principals
+                ):
+                    raise RefusedError(f"{entry.policy.title} denies {waypoint}, by which everybody comes")
 
 
 def _services(cluster: Cluster, pods: tuple[Pod, ...]) -> list[Service]:
@@ -131,7 +152,7 @@ def _services(cluster: Cluster, pods: tuple[Pod, ...]) -> list[Service]:
             continue
         if not behind <= wanted:
             other = min(behind - wanted)
-            raise Refused(f"Service {service.key} leads to pod {other}, too, which the policy is not about")
+            raise RefusedError(f"Service {service.key} leads to pod {other}, too, which the policy is not about")
         found.append(service)
     return found
 
@@ -139,21 +160,25 @@ def _services(cluster: Cluster, pods: tuple[Pod, ...]) -> list[Service]:
 def _waypoint(cluster: Cluster, mesh: Mesh, service: Service) -> tuple[str, str]:
     found = mesh.waypoint(cluster, service.namespace, service.labels)
     if found is None:
-        raise Refused(f"Service {service.key} has no waypoint (label istio.io/use-waypoint), and ztunnel judges no HTTP")
+        raise RefusedError(
+            f"Service {service.key} has no waypoint (label istio.io/use-waypoint), and ztunnel judges no HTTP"
+        )
     return found
 
 
 def _ports(service: Service, pods: tuple[Pod, ...]) -> list[tuple[int, int]]:
-    """(port of the Service, port of the pods) of TCP ports. Raises Refused."""
+    """(port of the Service, port of the pods) of TCP ports. Raises RefusedError."""
     found = []
     for port in service.ports:
         if port.protocol is not Protocol.TCP:
             continue
         target = port.target
         if isinstance(target, str):
-            numbers = {one.port for pod in pods for one in pod.ports if one.name == target and one.protocol is Protocol.TCP}
+            numbers = {
+                one.port for pod in pods for one in pod.ports if one.name == target and one.protocol is Protocol.TCP
+            }
             if len(numbers) != 1:
-                raise Refused(f"Service {service.key}: targetPort {target} is not one number for all its pods")
+                raise RefusedError(f"Service {service.key}: targetPort {target} is not one number for all its pods")
             target = numbers.pop()
         found.append((port.port, target or port.port))
     return found

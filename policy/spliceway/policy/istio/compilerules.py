@@ -1,4 +1,4 @@
-"""The rules of one specification as rules of AuthorizationPolicies, allow and deny apart; what can't be said is told."""
+"""The rules of one specification as rules of AuthorizationPolicies; what can't be said is told."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from spliceway.policy.errors import PolicyError
-from spliceway.policy.istio.httprules import Meaning, Refused, http_parts
+from spliceway.policy.istio.httprules import Meaning, RefusedError, http_parts
 from spliceway.policy.istio.mesh import Mesh
 from spliceway.policy.istio.objects import AuthorizationRule, Operation, Source
 from spliceway.policy.istio.peers import PeerSources
@@ -86,7 +86,7 @@ class RuleCompiler:
                     if sources is None or ports == ():
                         continue
                     self._check_identities(entry, sources, ports)
-                except Refused as refused:
+                except RefusedError as refused:
                     errors.append(entry.error(path, str(refused)))
                     continue
                 made, failed = self._one(entry, to_port, sources, ports or ())
@@ -104,7 +104,7 @@ class RuleCompiler:
         return self._mesh.not_strict(entry.pods, sorted(namespaces), ports)
 
     def ports(self, entry: Entry, to_port: PortRule | None) -> tuple[int, ...] | None:
-        """TCP ports that are meant: None is every port. Raises Refused."""
+        """TCP ports that are meant: None is every port. Raises RefusedError."""
         if to_port is None:
             return None
         found: list[int] = []
@@ -116,14 +116,14 @@ class RuleCompiler:
             elif one.first <= 1 and one.last == _LAST:
                 return None
             elif one.last - one.first >= MAX_PORTS:
-                raise Refused(f"ports {one.first} to {one.last}: more than {MAX_PORTS}, and there are no ranges")
+                raise RefusedError(f"ports {one.first} to {one.last}: more than {MAX_PORTS}, and there are no ranges")
             else:
                 found += range(one.first, one.last + 1)
         return tuple(sorted(set(found)))
 
     def _check_identities(self, entry: Entry, sources: Iterable[Source], ports: tuple[int, ...] | None) -> None:
         if any(source.by_identity for source in sources) and (reason := self.not_strict(entry, ports)):
-            raise Refused(f"{reason}, so that peers may come without a certificate, and labels are known by it alone")
+            raise RefusedError(f"{reason}, so that peers may come without a certificate, by which alone they are known")
 
     def _one(
         self, entry: Entry, to_port: PortRule | None, sources: tuple[Source, ...], ports: tuple[int, ...]
@@ -137,7 +137,7 @@ class RuleCompiler:
                 for part in http_parts(match, self._meaning):
                     operation = msgspec.structs.replace(part.operation, ports=ports)
                     made.append(AuthorizationRule(sources, operation, part.conditions))
-            except Refused as refused:
+            except RefusedError as refused:
                 errors.append(entry.error(match.path, str(refused)))
         return made, errors
 
@@ -150,18 +150,18 @@ def _named(entry: Entry, wanted: PortRange) -> list[int]:
     }
     if len(numbers) != 1:
         why = "is not one number for all pods that the policy selects" if numbers else "no pod says which number it has"
-        raise Refused(f"port {wanted.name}: {why}")
+        raise RefusedError(f"port {wanted.name}: {why}")
     return list(numbers.pop())
 
 
 def complement(entry: Entry, boxes: Iterable[Box]) -> tuple[AuthorizationRule, ...]:
     """Rules that allow all but these peers and ports: what no rule is about passes where default deny is off.
 
-    Raises Refused.
+    Raises RefusedError.
     """
     boxes = tuple(boxes)
     if any(not box.ports for box in boxes):
-        raise Refused("default deny is off, and HTTP rules for every port leave none to allow")
+        raise RefusedError("default deny is off, and HTTP rules for every port leave none to allow")
     every = sorted({port for box in boxes for port in box.ports})
     found = [AuthorizationRule(operation=Operation(not_ports=tuple(every)))]
     for port in every:
@@ -172,7 +172,7 @@ def complement(entry: Entry, boxes: Iterable[Box]) -> tuple[AuthorizationRule, .
         if any(source.not_principals or source.not_ip_blocks for source in sources) or any(
             source.principals and source.ip_blocks for source in sources
         ):
-            raise Refused("default deny is off, and what is left of these peers' addresses can't be said")
+            raise RefusedError("default deny is off, and what is left of these peers' addresses can't be said")
         rest = Source(
             not_principals=tuple(sorted({one for source in sources for one in source.principals})),
             not_ip_blocks=tuple(dict.fromkeys(one for source in sources for one in source.ip_blocks)),

@@ -30,12 +30,12 @@ _PLAIN = re.compile(r"[A-Za-z0-9_~!$&'()+,=:@./*-]*")
 _DOTS = re.compile(r"(^|/)\.\.?(/|$)|//")
 
 
-class Refused(SplicewayError):
+class RefusedError(SplicewayError):
     """What can't be said in AuthorizationPolicies, and why."""
 
 
 class Normalization(Enum):
-    """`meshConfig.pathNormalization.normalization`: what the proxies of the mesh make of a path before they judge it."""
+    """`meshConfig.pathNormalization.normalization`: what the mesh's proxies make of a path before they judge it."""
 
     NONE = "NONE"
     BASE = "BASE"
@@ -62,7 +62,7 @@ class Part(msgspec.Struct, frozen=True):
 
 
 def http_parts(match: HttpMatch, meaning: Meaning) -> tuple[Part, ...]:
-    """The rules that together are equal to this one; none: no request matches it. Raises Refused."""
+    """The rules that together are equal to this one; none: no request matches it. Raises RefusedError."""
     methods = _methods(match.method_regex)
     common = (*_host(match.host_regex), *(_header(header, meaning) for header in match.headers))
     if methods is None:
@@ -83,7 +83,7 @@ def _methods(pattern: str) -> tuple[str, ...] | None:
         if form.everything:
             return ()
         if form.excluded or form.template or (form.prefix and form.suffix):
-            raise Refused(f"method {pattern}: no list of methods, prefixes and suffixes is equal to it")
+            raise RefusedError(f"method {pattern}: no list of methods, prefixes and suffixes is equal to it")
         if form.prefix or form.suffix:
             found.append(_value(form, "method"))
     return tuple(found) or None
@@ -94,34 +94,41 @@ def _host(pattern: str) -> tuple[Condition, ...]:
     if any(form.everything for form in found):
         return ()
     if any(form.excluded or form.template or (form.prefix and form.suffix) for form in found):
-        raise Refused(f"host {pattern}: no list of hosts, prefixes and suffixes is equal to it")
+        raise RefusedError(f"host {pattern}: no list of hosts, prefixes and suffixes is equal to it")
     values = tuple(_value(form, "host") for form in found if form.prefix or form.suffix)
     if not values:
-        raise Refused(f"host {pattern}: an empty Host has no counterpart")
+        raise RefusedError(f"host {pattern}: an empty Host has no counterpart")
     return (Condition(_AUTHORITY, values),)
 
 
 def _header(header: HeaderCondition, meaning: Meaning) -> Condition:
     name = header.name
     if header.mismatch is not Mismatch.DENY:
-        raise Refused(f"header {name}: mismatch {header.mismatch.value} changes or logs requests, which no AuthorizationPolicy does")
+        raise RefusedError(
+            f"header {name}: mismatch {header.mismatch.value} does something to requests, and no AuthorizationPolicy does"
+        )
     if header.secret is not None:
-        raise Refused(f"header {name}: the value of a Secret would stand in the AuthorizationPolicy")
+        raise RefusedError(f"header {name}: the value of a Secret would stand in the AuthorizationPolicy")
     if _PROXYS.fullmatch(name.lower()):
-        raise Refused(f"header {name}: proxies of the mesh set or change it themselves")
+        raise RefusedError(f"header {name}: proxies of the mesh set or change it themselves")
     if not meaning.ambiguous:
-        raise Refused(f"header {name}: one that is there twice never matches, and Istio asks whether any of its values does")
+        raise RefusedError(
+            f"header {name}: one that is there twice never matches, and Istio asks whether any of its values does"
+        )
     if header.value is None:
         return Condition(f"request.headers[{name}]", ("*",))
     if "," in header.value:
-        raise Refused(f"header {name}: a value with a comma can't be told from a header that is there twice")
+        raise RefusedError(f"header {name}: a value with a comma can't be told from a header that is there twice")
     return Condition(f"request.headers[{name}]", (_value(Form(header.value, exact=True), f"header {name}"),))
 
 
 def _paths(pattern: str, meaning: Meaning) -> list[tuple[tuple[str, ...], tuple[Condition, ...]]]:
     """Alternatives of (values of `paths`, conditions on `:path`)."""
     meant = [form for form in _forms(pattern, "path") if _possible(form)]
-    if any(form.everything or (form.prefix == "/" and not form.exact and not form.suffix and not form.excluded) for form in meant):
+    if any(
+        form.everything or (form.prefix == "/" and not form.exact and not form.suffix and not form.excluded)
+        for form in meant
+    ):
         return [((), ())]
     for form in meant:
         _check_wild(form, pattern, meaning)
@@ -154,18 +161,18 @@ def _check_wild(form: Form, pattern: str, meaning: Meaning) -> None:
     if form.exact or "?" in form.prefix:
         return
     if meaning.normalization is not Normalization.DECODE_AND_MERGE_SLASHES:
-        raise Refused(
-            f"path {pattern}: with path normalization {meaning.normalization.value} a server that decodes %2F may see a path that "
-            "it does not match (set meshConfig.pathNormalization to DECODE_AND_MERGE_SLASHES, and say so here)"
+        raise RefusedError(
+            f"path {pattern}: with path normalization {meaning.normalization.value} a server that decodes %2F "
+            "may see a path that it does not match (set meshConfig.pathNormalization to DECODE_AND_MERGE_SLASHES, and say so here)"
         )
     if not meaning.ambiguous:
-        raise Refused(
-            f"path {pattern}: what two servers can read differently (`;`, `%25`) is not refused by Istio, and may be another "
-            "path to the server"
+        raise RefusedError(
+            f"path {pattern}: what two servers can read differently (`;`, `%25`) is not refused by Istio, "
+            "and may be another path to the server"
         )
     for text in (form.prefix, form.suffix, *form.excluded):
         if not _PLAIN.fullmatch(text) or _DOTS.search(text):
-            raise Refused(f"path {pattern}: {text} is not as paths are once they are normalised")
+            raise RefusedError(f"path {pattern}: {text} is not as paths are once they are normalised")
 
 
 def _without_query(meant: list[Form]) -> tuple[str, ...]:
@@ -201,14 +208,14 @@ def _forms(pattern: str, what: str) -> tuple[Form, ...]:
     try:
         return forms(pattern)
     except PatternError as error:
-        raise Refused(f"{what} {pattern}: {error}") from None
+        raise RefusedError(f"{what} {pattern}: {error}") from None
 
 
 def _value(form: Form, what: str) -> str:
-    """As Istio writes it: `text`, `text*` or `*text`. Raises Refused for text that would be read as another form."""
+    """As Istio writes it: `text`, `text*` or `*text`. Raises RefusedError where it would be read as another form."""
     text = form.prefix or form.suffix
     if not text or text[0] == "*" or text[-1] == "*" or "{*}" in text or "{**}" in text:
-        raise Refused(f"{what} {text or '(empty)'}: Istio would read it as a pattern")
+        raise RefusedError(f"{what} {text or '(empty)'}: Istio would read it as a pattern")
     if form.exact:
         return text
     return f"{text}*" if form.prefix else f"*{text}"

@@ -78,7 +78,9 @@ class Mesh(msgspec.Struct, frozen=True):
         asked = pod.labels.get(_INJECT, annotations.get(_INJECT))
         if asked is not None:
             return Dataplane.SIDECAR if asked == "true" else Dataplane.NONE
-        injected = labels.get("istio-injection") == "enabled" or ("istio-injection" not in labels and "istio.io/rev" in labels)
+        injected = labels.get("istio-injection") == "enabled" or (
+            "istio-injection" not in labels and "istio.io/rev" in labels
+        )
         return Dataplane.SIDECAR if injected else Dataplane.NONE
 
     def hidden_ports(self, pod: Pod, ports: Iterable[int]) -> tuple[int, ...]:
@@ -171,7 +173,9 @@ def _read(document: Document) -> Read:
         fields = Fields(content, where)
         fields.ignore("kind")
         if (version := fields.need("apiVersion", str)) not in _VERSIONS:
-            where.at("apiVersion").refuse(f"unsupported version {shown(version)} of {kind} (supported: {', '.join(_VERSIONS)})")
+            where.at("apiVersion").refuse(
+                f"unsupported version {shown(version)} of {kind} (supported: {', '.join(_VERSIONS)})"
+            )
         if kind == "PeerAuthentication":
             return Read((), (_authentication(fields, where),), (), {})
         foreign = _foreign(fields, where)

@@ -1,8 +1,8 @@
 """Which expressions are nothing but exact strings, prefixes, suffixes or path templates: all that Istio can match.
 
-A conservative parser: what it reads means the same in RE2 (whole match, ASCII), and what it can't read it refuses. The
-language of an expression is kept as a finite union of sequences of literal text and `.*`; it is expressible when each
-sequence is one of Istio's forms. Source: RE2 syntax; Istio, AuthorizationPolicy «Rule».
+A conservative parser: what it reads means the same in RE2 (whole match, ASCII), and what it can't read it refuses.
+The language of an expression is kept as a finite union of sequences of literal text and `.*`; it is expressible when
+each sequence is one of Istio's forms. Source: RE2 syntax; Istio, AuthorizationPolicy «Rule».
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SPECIAL = frozenset("\\^$.|?*+()[{")
 _DIGITS = frozenset("0123456789")
 #: What `{*}` of a path template stands for in Envoy, in one segment (uri_template, «pchar»).
 TEMPLATE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~%!$&'()+,;:@=")
-#: What no normalised path has: not printable, or encoded, or read as something else (httppath), or where a query begins.
+#: What no normalised path has: encoded or read as something else (httppath), or where a query begins.
 _NEVER = frozenset('"<>\\^`{|}#?')
 _POSSIBLE = frozenset(map(chr, range(0x21, 0x7F))) - _NEVER
 
@@ -49,8 +49,8 @@ _EMPTY: _Language = frozenset({()})
 class Form(msgspec.Struct, frozen=True):
     """One of Istio's forms: text that begins with `prefix` and ends with `suffix`, both without overlap.
 
-    `exact`: it is `prefix`, whole. `excluded`: these texts are not meant, though prefix and suffix fit. `template`: it is
-    a path template instead, of the path without the query.
+    `exact`: it is `prefix`, whole. `excluded`: these texts are not meant, though prefix and suffix fit. `template`: it
+    is a path template instead, of the path without the query.
     """
 
     prefix: str = ""

@@ -1,9 +1,9 @@
 """Peers of Cilium's rules as sources of an AuthorizationPolicy.
 
-Selectors are about labels, certificates about service accounts: a selector is translated when it does not tell pods of
-one service account apart. CIDRs and entities outside the pods become address blocks. What is asked is what the
-interpreter's own peers would answer (`evaluate_peers`), for every kind of peer that there is. `namespaces` of a source are
-never used: they would mean the namespaces of foreign trust domains, too; a prefix of principals doesn't.
+Selectors are about labels, certificates about service accounts: a selector is translated when it does not tell pods
+of one service account apart. CIDRs and entities outside the pods become address blocks. What is asked is what the
+interpreter's own peers would answer (`evaluate_peers`), for every kind of peer that there is. `namespaces` of a
+source are never used: they would mean the namespaces of foreign trust domains, too; a prefix of principals doesn't.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ipaddress import ip_network
 
 from spliceway.policy.entity import ENTITY_SELECTORS, Reserved
 from spliceway.policy.evaluate_facts import API_SERVER, k8s_labels, prefixes
-from spliceway.policy.istio.httprules import Refused
+from spliceway.policy.istio.httprules import RefusedError
 from spliceway.policy.istio.objects import Source
 from spliceway.policy.labels import (
     CLUSTER_KEY,
@@ -49,7 +49,9 @@ class PeerSources:
         self._pods = [pod for pod in cluster.pods.values() if not pod.host_network]
         self._labels = {pod.key: cluster.labels_of(pod) for pod in self._pods}
         names = {*cluster.namespaces, *(pod.namespace for pod in self._pods)}
-        self._namespaces = {name: cluster.namespaces[name].labels if name in cluster.namespaces else {} for name in names}
+        self._namespaces = {
+            name: cluster.namespaces[name].labels if name in cluster.namespaces else {} for name in names
+        }
         self._nodes: set[IPAddress] = set()
         for node in cluster.nodes.values():
             self._nodes.update((*node.addresses, *node.further))
@@ -69,10 +71,13 @@ class PeerSources:
         self._ranges = ranges
         stray = {one for pod in self._pods for one in pod.addresses if not any(one in block for block in ranges)}
         self._strays = stray
-        self._inside = (*ranges, *(ip_network(one) for one in sorted({*stray, *self._nodes}, key=lambda a: (a.version, int(a)))))
+        self._inside = (
+            *ranges,
+            *(ip_network(one) for one in sorted({*stray, *self._nodes}, key=lambda a: (a.version, int(a)))),
+        )
 
     def of(self, peers: Peers | None, *, deny: bool) -> tuple[Source, ...] | None:
-        """Sources; EVERYONE is empty, None is nobody. Raises Refused."""
+        """Sources; EVERYONE is empty, None is nobody. Raises RefusedError."""
         if peers is None:
             return EVERYONE
         selectors = [*peers.endpoints, *(one for entity in peers.entities for one in ENTITY_SELECTORS[entity])]
@@ -84,7 +89,7 @@ class PeerSources:
         if peers.nodes:
             found += self._listed_nodes(peers.nodes, deny=deny)
         if peers.all_nodes or peers.services:
-            raise Refused("peers of this kind have no counterpart")
+            raise RefusedError("peers of this kind have no counterpart")
         return tuple(dict.fromkeys(found)) or None
 
     def inside(self, version: int) -> tuple[IPNetwork, ...]:
@@ -115,12 +120,12 @@ class PeerSources:
                 yield from self._blocks([ip_network(address) for address in self._api], [])
         else:
             if unmanaged:
-                raise Refused("addresses of pods' ranges that no pod has (`unmanaged`) have no counterpart")
+                raise RefusedError("addresses of pods' ranges that no pod has (`unmanaged`) have no counterpart")
             yield from self._principals(selectors, pods)
             if host and deny and not remote:
-                raise Refused("a pod's own node can't be told from other nodes")
+                raise RefusedError("a pod's own node can't be told from other nodes")
             if remote and deny and not host:
-                raise Refused("other nodes can't be told from a pod's own node")
+                raise RefusedError("other nodes can't be told from a pod's own node")
             if remote:  # the own node needs no rule in Cilium
                 yield from self._blocks([ip_network(address) for address in self._nodes], [])
             if api and not any(world.values()):
@@ -135,14 +140,18 @@ class PeerSources:
 
     def _whole_cluster(self) -> Iterator[Source]:
         if self._strays or (self._pods and not self._ranges):
-            raise Refused("the whole cluster: not all pods have their addresses from ranges that Nodes name (spec.podCIDRs)")
+            raise RefusedError(
+                "the whole cluster: not all pods have their addresses from ranges that Nodes name (spec.podCIDRs)"
+            )
         yield from self._blocks(list(self._inside), [])
 
     def _api_server(self, *, deny: bool) -> Iterator[Source]:
         if not self._api:
-            self._note("the addresses of Service default/kubernetes are not known (EndpointSlice): nobody is kube-apiserver")
+            self._note(
+                "the addresses of Service default/kubernetes are not known (EndpointSlice): nobody is kube-apiserver"
+            )
         if deny and any(address in self._nodes for address in self._api):
-            raise Refused("kube-apiserver: the API server's addresses are nodes', one of which may be a pod's own")
+            raise RefusedError("kube-apiserver: the API server's addresses are nodes', one of which may be a pod's own")
         yield from self._blocks([ip_network(address) for address in self._api], [])
 
     def _principals(self, selectors: list[Selector], pods: set[str]) -> Iterator[Source]:
@@ -168,7 +177,7 @@ class PeerSources:
             principal = self._principal(*account(pod))
             covered = principal in meant or self._principal(pod.namespace, "*") in meant
             if covered != (pod.key in pods):
-                raise Refused(
+                raise RefusedError(
                     f"it tells pods of service account {'/'.join(account(pod))} apart (pod {pod.key} is "
                     f"{'not ' if covered else ''}meant), and their certificates are the same"
                 )
@@ -190,7 +199,9 @@ class PeerSources:
                 rest.append(one)
             else:
                 return None
-        named = {name for one in rest if one.key == NAMESPACE_KEY and one.operator is Operator.IN for name in one.values}
+        named = {
+            name for one in rest if one.key == NAMESPACE_KEY and one.operator is Operator.IN for name in one.values
+        }
         test = matcher(Selector(tuple(rest)))
         chosen = {
             name
@@ -214,7 +225,7 @@ class PeerSources:
 
     def _listed_nodes(self, selectors: Iterable[Selector], *, deny: bool) -> Iterator[Source]:
         if deny:
-            raise Refused("nodes can't be told from a pod's own node, which is not meant")
+            raise RefusedError("nodes can't be told from a pod's own node, which is not meant")
         addresses: set[IPAddress] = set()
         for node in self._cluster.nodes.values():
             if any(selector.matches(k8s_labels(node.labels)) for selector in selectors):
@@ -235,6 +246,7 @@ class PeerSources:
             others = [other for other in kept_out if other.version == block.version and other.overlaps(block)]
             if any(block.subnet_of(other) for other in others):  # type: ignore[arg-type]
                 continue
+            others = [one for one in others if not any(one != two and one.subnet_of(two) for two in others)]  # type: ignore[arg-type]
             by_excepts.setdefault(tuple(map(str, others)), []).append(str(block))
         for others_text, texts in by_excepts.items():
             yield Source(ip_blocks=tuple(texts), not_ip_blocks=others_text)

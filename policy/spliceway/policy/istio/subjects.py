@@ -6,7 +6,7 @@ from itertools import product
 
 import msgspec
 
-from spliceway.policy.istio.httprules import Refused
+from spliceway.policy.istio.httprules import RefusedError
 from spliceway.policy.labels import (
     CLUSTER_KEY,
     DERIVED_PREFIX,
@@ -32,18 +32,18 @@ class Target(msgspec.Struct, frozen=True):
 
 
 def targets(cluster: Cluster, subject: Selector, root_namespace: str) -> tuple[Target, ...]:
-    """The targets that together are equal to the selector. Raises Refused."""
+    """The targets that together are equal to the selector. Raises RefusedError."""
     of_namespaces, of_labels = [], []
     for one in subject.requirements:
         if one.source not in ("any", "k8s"):
-            raise Refused(f"endpointSelector: {one.source}:{one.key} selects no workload")
+            raise RefusedError(f"endpointSelector: {one.source}:{one.key} selects no workload")
         if one.key == NAMESPACE_KEY or one.key.startswith(NAMESPACE_LABELS_PREFIX):
             of_namespaces.append(one)
         elif one.key == CLUSTER_KEY:
             if not Selector((one,)).matches((f"k8s:{CLUSTER_KEY}=default",)):
                 return ()
         elif one.key.startswith(DERIVED_PREFIX) or one.operator is not Operator.IN:
-            raise Refused(f"endpointSelector: {_told(one)} has no counterpart among matchLabels")
+            raise RefusedError(f"endpointSelector: {_told(one)} has no counterpart among matchLabels")
         else:
             of_labels.append(one)
     namespaces = _namespaces(cluster, of_namespaces, root_namespace)
@@ -54,14 +54,16 @@ def targets(cluster: Cluster, subject: Selector, root_namespace: str) -> tuple[T
         if all(chosen[key] == value for key, value in labels):  # one key twice, with two values: nobody
             found += [Target(namespace, tuple(sorted(chosen.items()))) for namespace in namespaces]
         if len(found) > MAX_TARGETS:
-            raise Refused(f"endpointSelector: needs more than {MAX_TARGETS} AuthorizationPolicies")
+            raise RefusedError(f"endpointSelector: needs more than {MAX_TARGETS} AuthorizationPolicies")
     return tuple(dict.fromkeys(found))
 
 
 def _namespaces(cluster: Cluster, requirements: list[Requirement], root_namespace: str) -> list[str]:
     if all(one.key == NAMESPACE_KEY and one.operator is Operator.EXISTS for one in requirements):
         return [root_namespace]
-    named = {value for one in requirements if one.operator is Operator.IN for value in one.values if one.key == NAMESPACE_KEY}
+    named = {
+        value for one in requirements if one.operator is Operator.IN for value in one.values if one.key == NAMESPACE_KEY
+    }
     known = {*cluster.namespaces, *(pod.namespace for pod in cluster.pods.values()), *named}
     test = matcher(Selector(tuple(requirements)))
     found = []
@@ -69,7 +71,7 @@ def _namespaces(cluster: Cluster, requirements: list[Requirement], root_namespac
         labels = cluster.namespaces[name].labels if name in cluster.namespaces else {}
         if test.matches(facts_of(pod_labels(name, {}, labels, ""))):
             if name == root_namespace:
-                raise Refused(f"endpointSelector: a policy in namespace {name} would be about every namespace")
+                raise RefusedError(f"endpointSelector: a policy in namespace {name} would be about every namespace")
             found.append(name)
     return found
 

@@ -1,9 +1,10 @@
 """CiliumNetworkPolicies with HTTP rules as Istio AuthorizationPolicies: the same verdicts, or a reason why not.
 
-Each specification becomes an ALLOW policy (its allow rules, also those without HTTP) and a DENY policy (its deny rules) for
-the same workloads. Cilium's union of rules, «deny wins» and «an allow without HTTP rules voids them» are Istio's too. What
-can't be said in one specification is refused for all workloads that it has a part in, and with it every specification that
-is about one of them: an ALLOW policy without it would deny what it allows. Nothing is ever made wider.
+Each specification becomes an ALLOW policy (its allow rules, also those without HTTP) and a DENY policy (its deny
+rules) for the same workloads. Cilium's union of rules, «deny wins» and «an allow without HTTP rules voids them» are
+Istio's too. What can't be said in one specification is refused for all workloads that it has a part in, and with it
+every specification that is about one of them: an ALLOW policy without it would deny what it allows. Nothing is ever
+made wider.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import msgspec
 from spliceway.policy.errors import PolicyError
 from spliceway.policy.istio.ambient import for_waypoint
 from spliceway.policy.istio.compilerules import Compiled, Entry, RuleCompiler, complement
-from spliceway.policy.istio.httprules import Meaning, Refused
+from spliceway.policy.istio.httprules import Meaning, RefusedError
 from spliceway.policy.istio.mesh import Dataplane, Mesh
 from spliceway.policy.istio.objects import AuthorizationPolicy, AuthorizationRule
 from spliceway.policy.istio.peers import PeerSources
@@ -107,7 +108,7 @@ class _Translator:
             self._about = entry.policy.title
             try:
                 found = targets(self._cluster, entry.spec.subject, self._mesh.root_namespace)
-            except Refused as refused:
+            except RefusedError as refused:
                 errors.append(entry.error(entry.spec.path, str(refused)))
                 continue
             entry = msgspec.structs.replace(entry, targets=found)
@@ -119,14 +120,16 @@ class _Translator:
         if not errors:
             try:
                 made = self._policies(ready)
-            except _EntryRefused as refused:
+            except _EntryRefusedError as refused:
                 errors.append(refused.error)
         self._refusals += errors
         if errors:
             self._refused.update((pod.key, tuple(errors)) for entry in entries for pod in entry.pods)
         if errors and len(entries) > 1:
             titles = ", ".join(dict.fromkeys(entry.policy.title for entry in entries))
-            self._note(f"nothing is translated of {titles}: they are about the same workloads, of which a part is refused")
+            self._note(
+                f"nothing is translated of {titles}: they are about the same workloads, of which a part is refused"
+            )
         return made
 
     def _surroundings(self, entries: list[Entry], ready: list[Entry]) -> Iterator[PolicyError]:
@@ -141,7 +144,9 @@ class _Translator:
         for policy in self._cluster.ordered_policies():
             for spec in policy.specs:
                 if spec.tier is not Tier.NORMAL and not policy.audit and spec.applies[Direction.INGRESS]:
-                    labels = next((pod for pod in pods.values() if spec.subject.matches(self._cluster.labels_of(pod))), None)
+                    labels = next(
+                        (pod for pod in pods.values() if spec.subject.matches(self._cluster.labels_of(pod))), None
+                    )
                     if labels is not None:
                         reason = f"{policy.title} is about pod {labels.key}, too, and its tier has no counterpart"
                         yield first.error(first.spec.path, reason)
@@ -153,14 +158,15 @@ class _Translator:
                     and (about or pod.namespace == foreign.namespace)
                     and foreign.match_labels.items() <= pod.labels.items()
                 ):
-                    reason = f"AuthorizationPolicy {foreign.namespace}/{foreign.name} is about pod {pod.key}, too, and adds to it"
+                    name = f"{foreign.namespace}/{foreign.name}"
+                    reason = f"AuthorizationPolicy {name} is about pod {pod.key}, too, and adds to it"
                     yield first.error(first.spec.path, reason)
                     break
         for entry in ready:
             yield from self._hidden(entry)
             reason = self._compiler.not_strict(entry, None)
             if entry.http and reason and not self._options.without_own_node:
-                told = f"{reason}: that a pod's own node may always reach it has no counterpart (--without-own-node does without)"
+                told = f"{reason}: the own node's way in has no counterpart (--without-own-node does without it)"
                 yield entry.error(entry.spec.path, told)
 
     def _hidden(self, entry: Entry) -> Iterator[PolicyError]:
@@ -170,7 +176,7 @@ class _Translator:
                     continue
                 try:
                     ports = self._compiler.ports(entry, to_port) or ()
-                except Refused:
+                except RefusedError:
                     continue
                 for pod in entry.pods:
                     if hidden := self._mesh.hidden_ports(pod, ports):
@@ -179,18 +185,18 @@ class _Translator:
                         break
 
     def _policies(self, ready: list[tuple[Entry, Compiled]]) -> list[AuthorizationPolicy]:
-        """Policies of a component. Raises _EntryRefused."""
+        """Policies of a component. Raises _EntryRefusedError."""
         planes = {self._mesh.dataplane(self._cluster, pod) for entry, _ in ready for pod in entry.pods}
         entry = next(entry for entry, _ in ready if entry.http)
         if len(planes) > 1:
-            raise _EntryRefused(entry.error(entry.spec.path, "is about pods with a sidecar and ambient ones together"))
+            raise _EntryRefusedError(entry.error(entry.spec.path, "is about sidecars' pods and ambient ones together"))
         allowing = self._allowing(ready)
         made: list[AuthorizationPolicy] = []
         if planes == {Dataplane.AMBIENT}:
             try:
                 return list(for_waypoint(self._cluster, self._mesh, self._options.trust_domain, allowing, ready, _name))
-            except Refused as refused:
-                raise _EntryRefused(entry.error(entry.spec.path, str(refused))) from None
+            except RefusedError as refused:
+                raise _EntryRefusedError(entry.error(entry.spec.path, str(refused))) from None
         for entry, compiled in ready:
             if not entry.pods:
                 self._note(f"{entry.policy.title}: selects no pod of the inventory")
@@ -199,11 +205,14 @@ class _Translator:
                 if rules is None:
                     continue
                 if len(rules) > MAX_RULES:
-                    raise _EntryRefused(entry.error(entry.spec.path, f"{len(rules)} rules are more than {MAX_RULES}"))
+                    reason = f"{len(rules)} rules are more than {MAX_RULES}"
+                    raise _EntryRefusedError(entry.error(entry.spec.path, reason))
                 for index, target in enumerate(entry.targets):
                     name = _name(entry, action, index)
                     labels = target.match_labels
-                    made.append(AuthorizationPolicy(target.namespace, name, action, rules, labels, (), entry.policy.title))
+                    made.append(
+                        AuthorizationPolicy(target.namespace, name, action, rules, labels, (), entry.policy.title)
+                    )
         return made
 
     def _allowing(self, ready: list[tuple[Entry, Compiled]]) -> dict[Entry, tuple[AuthorizationRule, ...]]:
@@ -217,7 +226,7 @@ class _Translator:
                 found[entry] = compiled.allow
             elif keys & denying:
                 reason = "default deny is off here, and by another policy on for a part of the same pods"
-                raise _EntryRefused(entry.error(entry.spec.path, reason))
+                raise _EntryRefusedError(entry.error(entry.spec.path, reason))
             else:
                 lax.append((entry, compiled))
         found.update(self._lax(lax))
@@ -230,24 +239,30 @@ class _Translator:
             return {}
         entry, compiled = with_http[0]
         if len(with_http) > 1:
-            raise _EntryRefused(with_http[1][0].error(with_http[1][0].spec.path, "several policies turn default deny off"))
+            raise _EntryRefusedError(
+                with_http[1][0].error(with_http[1][0].spec.path, "several policies turn default deny off")
+            )
         if not entry.pods:
-            raise _EntryRefused(entry.error(entry.spec.path, "default deny is off, and no pod says which other policies it has"))
+            raise _EntryRefusedError(
+                entry.error(entry.spec.path, "default deny is off, and no pod says which other policies it has")
+            )
         found = {}
         keys = {pod.key for pod in entry.pods}
         for other, rules in lax:
             if other is not entry and rules.allow:
                 if not {pod.key for pod in other.pods} <= keys:
-                    raise _EntryRefused(other.error(other.spec.path, "default deny is off for pods with HTTP rules and without"))
+                    raise _EntryRefusedError(
+                        other.error(other.spec.path, "default deny is off for pods with HTTP rules and without")
+                    )
                 found[other] = rules.allow
         try:
             found[entry] = (*compiled.allow, *complement(entry, compiled.boxes))
-        except Refused as refused:
-            raise _EntryRefused(entry.error(entry.spec.path, str(refused))) from None
+        except RefusedError as refused:
+            raise _EntryRefusedError(entry.error(entry.spec.path, str(refused))) from None
         return found
 
 
-class _EntryRefused(Exception):
+class _EntryRefusedError(Exception):
     def __init__(self, error: PolicyError) -> None:
         super().__init__(str(error))
         self.error = error
