@@ -105,7 +105,7 @@ def _header(header: HeaderCondition, meaning: Meaning) -> Condition:
     name = header.name
     if header.mismatch is not Mismatch.DENY:
         raise RefusedError(
-            f"header {name}: mismatch {header.mismatch.value} does something to requests, and no AuthorizationPolicy does"
+            f"header {name}: mismatch {header.mismatch.value} changes or logs requests: no AuthorizationPolicy does"
         )
     if header.secret is not None:
         raise RefusedError(f"header {name}: the value of a Secret would stand in the AuthorizationPolicy")
@@ -163,7 +163,8 @@ def _check_wild(form: Form, pattern: str, meaning: Meaning) -> None:
     if meaning.normalization is not Normalization.DECODE_AND_MERGE_SLASHES:
         raise RefusedError(
             f"path {pattern}: with path normalization {meaning.normalization.value} a server that decodes %2F "
-            "may see a path that it does not match (set meshConfig.pathNormalization to DECODE_AND_MERGE_SLASHES, and say so here)"
+            "may see a path that it does not match (set meshConfig.pathNormalization to DECODE_AND_MERGE_SLASHES, "
+            "and say so here)"
         )
     if not meaning.ambiguous:
         raise RefusedError(
