@@ -163,7 +163,7 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
         ("policies: {kinds: []}", "policies.kinds: names no kind: say which, or leave it out for all"),
         (
             "policies: {kinds: [NetworkPolicy, Ingress]}",
-            "policies.kinds[1]: 'Ingress' is none of AdminNetworkPolicy, BaselineAdminNetworkPolicy, "
+            "policies.kinds[1]: 'Ingress' is none of AdminNetworkPolicy, AuthorizationPolicy, BaselineAdminNetworkPolicy, "
             "CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, ClusterNetworkPolicy, NetworkPolicy",
         ),
         ("enforcement: off", "enforcement: 'off' is none of audit, enforce"),
