@@ -200,7 +200,7 @@ stringData: {other: plain}
 _AUTHORIZATION = """
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
-metadata: {name: a, namespace: b, labels: {team: red}, annotations: {istio.io/dry-run: "true"}}
+metadata: {name: a, namespace: b, labels: {l: red}, annotations: {istio.io/dry-run: "true"}}
 spec:
   selector: {matchLabels: {app: web}}
   action: DENY

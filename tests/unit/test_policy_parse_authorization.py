@@ -12,6 +12,7 @@ from spliceway.policy.errors import PolicyError
 from spliceway.policy.evaluate import Connection, evaluate
 from spliceway.policy.model import Cluster
 from spliceway.policy.parse import parse_document
+from spliceway.policy.parse_metadata import ENFORCEMENT
 from spliceway.policy.verdict import Reason, Verdict
 
 SERVER, FRONT, TELLER, WORLD, NODE = "10.0.0.1", "10.0.0.2", "10.0.1.2", "192.0.2.7", "172.30.0.1"
@@ -139,6 +140,7 @@ def test_what_denies_nothing() -> None:
     assert denied(authorization({"action": "AUDIT", "rules": [{"when": [{"key": "x", "values": ["y"]}]}]})) == set()
     dry = authorization({"action": "DENY", "rules": [{}]}, annotations={"istio.io/dry-run": "true"})
     assert denied(dry) == set()
+    assert denied(authorization({"action": "DENY", "rules": [{}]}, annotations={ENFORCEMENT: "audit"})) == set()
     asked = Connection(ip_address(FRONT), ip_address(SERVER), 6, 80)
     assert evaluate(cluster(dry), asked).reason is Reason.POLICY_DENIED
 
@@ -153,20 +155,41 @@ def test_what_denies_nothing() -> None:
         ({"action": "DENY", "targetRefs": [{"kind": "Gateway"}]}, "spec.targetRefs"),
         ({"action": "DENY", "selector": {"matchExpressions": []}}, "spec.selector.matchExpressions"),
         ({"action": "DENY", "rules": [{"when": [{"key": "source.ip"}]}]}, "spec.rules[0].when"),
-        ({"action": "DENY", "rules": [source(requestPrincipals=["*"])]}, "spec.rules[0].from[0].source.requestPrincipals"),
+        (
+            {"action": "DENY", "rules": [source(requestPrincipals=["*"])]},
+            "spec.rules[0].from[0].source.requestPrincipals",
+        ),
         ({"action": "DENY", "rules": [source(remoteIpBlocks=["::/0"])]}, "spec.rules[0].from[0].source.remoteIpBlocks"),
         ({"action": "DENY", "rules": [source(trustDomains=["a"])]}, "spec.rules[0].from[0].source.trustDomains"),
         ({"action": "DENY", "rules": [source(principal=["a"])]}, "spec.rules[0].from[0].source.principal"),
         ({"action": "DENY", "rules": [source(namespaces=[])]}, "spec.rules[0].from[0].source.namespaces"),
         ({"action": "DENY", "rules": [source(namespaces=["a*"])]}, "spec.rules[0].from[0].source.namespaces[0]"),
-        ({"action": "DENY", "rules": [source(principals=["other/ns/a/sa/b"])]}, "spec.rules[0].from[0].source.principals[0]"),
-        ({"action": "DENY", "rules": [source(principals=["cluster.local/ns/a*"])]}, "spec.rules[0].from[0].source.principals[0]"),
-        ({"action": "DENY", "rules": [source(serviceAccounts=["a/b/c"])]}, "spec.rules[0].from[0].source.serviceAccounts[0]"),
+        (
+            {"action": "DENY", "rules": [source(principals=["other/ns/a/sa/b"])]},
+            "spec.rules[0].from[0].source.principals[0]",
+        ),
+        (
+            {"action": "DENY", "rules": [source(principals=["cluster.local/ns/a*"])]},
+            "spec.rules[0].from[0].source.principals[0]",
+        ),
+        (
+            {"action": "DENY", "rules": [source(serviceAccounts=["a/b/c"])]},
+            "spec.rules[0].from[0].source.serviceAccounts[0]",
+        ),
         ({"action": "DENY", "rules": [source(namespaces=["a"], ipBlocks=["::/0"])]}, "spec.rules[0].from[0].source"),
         ({"action": "DENY", "rules": [source()]}, "spec.rules[0].from[0].source"),
-        ({"action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/a"]}}]}]}, "spec.rules[0].to[0].operation.paths"),
-        ({"action": "DENY", "rules": [{"to": [{"operation": {"notHosts": ["a"]}}]}]}, "spec.rules[0].to[0].operation.notHosts"),
-        ({"action": "DENY", "rules": [{"to": [{"operation": {"ports": ["x"]}}]}]}, "spec.rules[0].to[0].operation.ports[0]"),
+        (
+            {"action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/a"]}}]}]},
+            "spec.rules[0].to[0].operation.paths",
+        ),
+        (
+            {"action": "DENY", "rules": [{"to": [{"operation": {"notHosts": ["a"]}}]}]},
+            "spec.rules[0].to[0].operation.notHosts",
+        ),
+        (
+            {"action": "DENY", "rules": [{"to": [{"operation": {"ports": ["x"]}}]}]},
+            "spec.rules[0].to[0].operation.ports[0]",
+        ),
         ({"action": "DENY", "rules": [{"to": [{"operation": {}}]}]}, "spec.rules[0].to[0].operation"),
         ({"action": "DENY", "rule": []}, "spec.rule"),
     ],

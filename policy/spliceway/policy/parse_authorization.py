@@ -1,8 +1,8 @@
 """AuthorizationPolicy (security.istio.io): what of it holds for pods without a proxy of Istio's.
 
-A DENY policy without HTTP is a rule in front of all others, for TCP; an AUDIT policy changes nothing. An ALLOW policy is a
-second say beside NetworkPolicies, and those of one workload add up: neither is a rule here, so that it is refused.
-Certificates are service accounts, `cluster.local/ns/…/sa/…`.
+A DENY policy without HTTP is a rule in front of all others, for TCP; an AUDIT policy changes nothing. An ALLOW policy
+is a second say beside NetworkPolicies, and those of one workload add up: neither is a rule here, so that it is
+refused. Certificates are service accounts, `cluster.local/ns/…/sa/…`.
 Sources: Istio, AuthorizationPolicy; istio/istio, pilot/pkg/security/authz (what matches), pkg/config/validation.
 """
 
@@ -16,7 +16,7 @@ from spliceway.policy.fields import DNS_LABEL, Fields, Where, shown
 from spliceway.policy.labels import NAMESPACE_KEY, SERVICE_ACCOUNT_KEY, Operator, Requirement, Selector
 from spliceway.policy.model import Action, CidrPeer, NetworkPolicy, Peers, PortRange, PortRule, Rule, Spec, Tier
 from spliceway.policy.parse_address import parse_block
-from spliceway.policy.parse_metadata import Metadata
+from spliceway.policy.parse_metadata import ENFORCEMENT, Metadata
 from spliceway.policy.parse_port import LAST_PORT
 from spliceway.policy.parse_selector import in_any_namespace, in_namespace, parse_pod_selector
 from spliceway.policy.table import IPNetwork
@@ -46,10 +46,7 @@ def parse_authorization_policy(fields: Fields, where: Where) -> NetworkPolicy:
     meta = Metadata(fields, where, _KIND)
     where = meta.where
     prefix = f"{where.field}." if where.field else ""
-    annotations = meta.annotations if isinstance(meta.annotations, dict) else {}
-    dry = str(annotations.get(DRY_RUN, "false")).lower()
-    if dry not in ("true", "false"):
-        where.at(f"metadata.annotations.{DRY_RUN}").refuse(f"{shown(dry)} is neither true nor false")
+    audit = _audit(Fields(meta.annotations or {}, where.at("metadata.annotations")))
     spec = Fields(fields.take("spec", dict, {}), where.at("spec"))
     fields.ignore("status")
     fields.done()
@@ -65,15 +62,26 @@ def parse_authorization_policy(fields: Fields, where: Where) -> NetworkPolicy:
     spec.unsupported(("targetRef", "targetRefs", "provider"))
     subject = _subject(spec, meta.namespace)
     rules: list[Rule] = []
-    entries = spec.where.at("rules").items(spec.take("rules", list, []), dict)
+    listed = spec.take("rules", list, [])
     if action == "AUDIT":
-        entries = ()  # whatever it says, it changes nothing
-    for place, item in entries:
+        listed = []  # whatever it says, it changes nothing
+    for place, item in spec.where.at("rules").items(listed, dict):
         rules += _rules(Fields(item, place), place.field.removeprefix(prefix), meta.namespace)
     spec.done()
     ingress, egress = (bool(rules) and direction is Direction.INGRESS for direction in Direction)
     made = Spec("spec", subject, tuple(rules), (False, False), (ingress, egress), tier=Tier.ADMIN, priority=PRIORITY)
-    return NetworkPolicy(_KIND, meta.namespace, meta.name, (made,), where.file, dry == "true")
+    return NetworkPolicy(_KIND, meta.namespace, meta.name, (made,), where.file, audit)
+
+
+def _audit(annotations: Fields) -> bool:
+    """Whether it is not enforced: by Istio's annotation or by ours."""
+    dry = annotations.take(DRY_RUN, str, "false")
+    if dry not in ("true", "false"):
+        annotations.where.at(DRY_RUN).refuse(f"{shown(dry)} is neither true nor false")
+    mode = annotations.take(ENFORCEMENT, str, "enforce")
+    if mode not in ("enforce", "audit"):
+        annotations.where.at(ENFORCEMENT).refuse(f"{shown(mode)} is not a mode (enforce, audit)")
+    return bool(dry == "true" or mode == "audit")
 
 
 def _subject(spec: Fields, namespace: str) -> Selector:
@@ -188,7 +196,7 @@ def _listed(fields: Fields, name: str) -> Iterable[tuple[Where, str]]:
 def _principal(text: str, where: Where, _namespace: str) -> list[_All]:
     """Who has such a name in a certificate."""
     if text == "*":
-        return [(Requirement("k8s", NAMESPACE_KEY, Operator.EXISTS),)]
+        return [_in_any()]
     domain, slash, rest = text.partition("/")
     parts = rest.split("/")
     if domain == TRUST_DOMAIN or (domain == "*" and slash):
@@ -198,11 +206,12 @@ def _principal(text: str, where: Where, _namespace: str) -> list[_All]:
             case ["ns", namespace, "*"] | ["ns", namespace, "sa", "*"] if domain != "*" and _is_name(namespace):
                 return [_in_namespace(namespace)]
             case ["sa", name] if domain == "*" and _is_name(name):
-                return [(*one, *_of_account(name)) for one in [_in_any()]] + _unnamed(name, [_in_any()])
+                return [(*_in_any(), *_of_account(name)), *_unnamed(name, _in_any())]
             case ["*"] | ["ns", "*"] if domain != "*":
                 return [_in_any()]
     return where.refuse(
-        f"{shown(text)}: only {TRUST_DOMAIN}/ns/NAMESPACE/sa/NAME, whole or ended by «*» after a «/», */ns/…, */sa/NAME and *"
+        f"{shown(text)}: only {TRUST_DOMAIN}/ns/NAMESPACE/sa/NAME, {TRUST_DOMAIN}/ns/NAMESPACE/*, "
+        "*/ns/NAMESPACE/sa/NAME, */sa/NAME and *"
     )
 
 
@@ -229,14 +238,14 @@ def _is_name(text: str) -> bool:
 
 def _pair(namespace: str, name: str) -> list[_All]:
     own = _in_namespace(namespace)
-    return [(*own, *_of_account(name)), *_unnamed(name, [own])]
+    return [(*own, *_of_account(name)), *_unnamed(name, own)]
 
 
-def _unnamed(name: str, scopes: list[_All]) -> list[_All]:
+def _unnamed(name: str, scope: _All) -> list[_All]:
     """Pods without a service account in their manifest have the default one."""
     if name != _DEFAULT_ACCOUNT:
         return []
-    return [(*scope, Requirement("k8s", SERVICE_ACCOUNT_KEY, Operator.DOES_NOT_EXIST)) for scope in scopes]
+    return [(*scope, Requirement("k8s", SERVICE_ACCOUNT_KEY, Operator.DOES_NOT_EXIST))]
 
 
 def _in_any() -> _All:
@@ -260,7 +269,7 @@ _OPPOSITE = {
 
 def _negated(meant: list[_All], where: Where) -> list[_All]:
     """Who is none of these: for each of them one of its requirements does not hold. Who is no pod is none of them."""
-    choices = [
+    choices: list[list[_All]] = [
         [(Requirement(one.source, one.key, _OPPOSITE[one.operator], one.values),) for one in parts] for parts in meant
     ]
     return [_joined(parts) for parts in _product(choices, where)]

@@ -83,6 +83,10 @@ class Mesh(msgspec.Struct, frozen=True):
         )
         return Dataplane.SIDECAR if injected else Dataplane.NONE
 
+    def shows_none(self, pod: Pod) -> bool:
+        """Whether a pod has no trace of an injected sidecar: it may be older than the label that asks for one."""
+        return pod.labels.get(_TLS_MODE) != "istio" and _STATUS not in self.annotations.get(pod.key, {})
+
     def hidden_ports(self, pod: Pod, ports: Iterable[int]) -> tuple[int, ...]:
         """Which of these ports the pod's sidecar does not see, by the pod's annotations."""
         annotations = self.annotations.get(pod.key, {})

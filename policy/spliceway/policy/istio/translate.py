@@ -137,7 +137,12 @@ class _Translator:
         pods = {pod.key: pod for entry in entries for pod in entry.pods}
         first = next(entry for entry in entries if entry.http)
         for pod in pods.values():
-            if self._mesh.dataplane(self._cluster, pod) is Dataplane.NONE:
+            plane = self._mesh.dataplane(self._cluster, pod)
+            if plane is Dataplane.SIDECAR and self._mesh.shows_none(pod):
+                self._note(
+                    f"pod {pod.key}: shows no sidecar yet, by which alone the policy is enforced (start it again)"
+                )
+            if plane is Dataplane.NONE:
                 reason = f"pod {pod.key} is not in the mesh: nothing would enforce an AuthorizationPolicy there"
                 yield first.error(first.spec.path, reason)
                 break
