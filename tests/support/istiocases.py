@@ -72,7 +72,10 @@ class MeshFile(msgspec.Struct, frozen=True):
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """A case, its ends, and what the interpreter says. `refused`: why the server's policies are not translated."""
+    """A case, its ends, and what the interpreter says. `refused`: why the server's policies are not translated.
+
+    `any_path`: the same request passes with a path that no rule asks for.
+    """
 
     file: MeshFile
     case: Case
@@ -81,6 +84,7 @@ class Asked(msgspec.Struct, frozen=True):
     half: Half
     http: HttpDecision | None
     refused: str
+    any_path: bool = False
 
     @property
     def principal(self) -> str:
@@ -137,14 +141,16 @@ def asked(file: MeshFile) -> Iterator[Asked]:
         client = find_pod(facts, case.source)
         connection = Connection(case.source, case.destination, case.protocol, case.port)
         half = evaluate_half(file.cluster, server, Direction.INGRESS, connection)
-        http = None
+        http, any_path = None, False
         if half.verdict is Verdict.REDIRECT:
             if case.request is None:
                 continue  # the requests of the same connection say more
             rules, names = rule_set(file.cluster, None, half)
             http = decide(case.request, rules, names)
+            elsewhere = msgspec.structs.replace(case.request, path=b"/nobody/asks/for/that")
+            any_path = decide(elsewhere, rules, names).verdict is Verdict.ALLOW
         refused = [error.reason for error in file.translation.refused.get(server.key, ())]
-        yield Asked(file, case, server, client, half, http, refused[0] if refused else "")
+        yield Asked(file, case, server, client, half, http, refused[0] if refused else "", any_path)
 
 
 def has_http(cluster: Cluster, pod: Pod) -> bool:
@@ -177,6 +183,9 @@ def exception(one: Asked, normalization: Normalization) -> str:
     if one.http is None or one.case.request is None:
         return ""
     if one.http.reason in (Reason.HTTP_AMBIGUOUS, Reason.HTTP_MALFORMED):
+        # With BASE only what passes by a rule that asks for no path: no other path is reached by it.
+        if normalization is Normalization.BASE and not one.any_path:
+            return ""
         return "target that Spliceway refuses before rules"
     if one.case.request.version == "1.0":
         return "HTTP/1.0, which Istio refuses"
