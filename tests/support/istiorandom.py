@@ -25,7 +25,11 @@ _APPS = ("web", "api", "job")
 _PORTS = ("80", "81", "8080")
 _METHODS = ("", "", "", "GET", "GET|HEAD", "P.*|GET")
 _FIXED = ("", "/a", "/a|/b", "/a/[bc]", r"/a(\?.*)?", r"/b\?x=.*", "/.*", r"/[ab]/d(\?.*)?")
-_OPEN = ("/a/.*", "/a/.+", r".*\.css", "/a/.*/c", "/a(/.*)?")
+_SEGMENT = "[a-zA-Z0-9._~%!$&'()+,;:@=-]+"
+_OPEN = (
+    *("/a/.*", "/a/.+", r".*\.css", "/a/.*/c", "/a(/.*)?"),
+    *(rf"/a/{_SEGMENT}(\?.*)?", rf"/a/{_SEGMENT}/c(\?.*)?", r"/a/[a-zA-Z0-9._~%!$&'()+,;:@=/-]*(\?.*)?"),
+)
 _HOSTS = ("", "", "", "server", "server|other", "s.*")
 _HEADERS = ("X-Role: admin", "X-Role: user", "X-Team")
 _TARGETS = (
@@ -43,7 +47,20 @@ _TARGETS = (
     "/a/b?c",
     "/a//c",
 )
-_ODD = ("/a/../b", "/%61", "/a/%2e%2e/b", "/A", "/a/b/d?/c", "/b/d?x", "/a;b", "/a/..%2fb", "/a/%2f/c")
+_ODD = (
+    "/a/../b",
+    "/%61",
+    "/a/%2e%2e/b",
+    "/A",
+    "/a/b/d?/c",
+    "/b/d?x",
+    "/a/*",
+    "/a/[b]",
+    "/a/b/",
+    "/a;b",
+    "/a/..%2fb",
+    "/a/%2f/c",
+)
 
 
 def random_file(seed: int, normalization: Normalization, *, ambiguous: bool, wanted: int = 45) -> MeshFile:
