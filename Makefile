@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup chart image kernels demo test attack bypass profiles two-nodes services soak rollback revoke rows fuzz edits xds-faults xds-churn proxy-diff torture services-churn kube life bench-services lint bench lock clean
+.PHONY: help setup chart image kernels demo test attack bypass profiles two-nodes services soak rollback revoke rows fuzz edits xds-faults xds-churn proxy-diff torture services-churn kube life bench-services istio-random lint bench lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
@@ -34,6 +34,7 @@ help:
 	@echo "make services-churn  endpoints of a Service come and go for a minute while pods dial it, every connection judged"
 	@echo "make kube    a hundred rounds of changes in a cluster whose API server is restarted and forgets, an agent beside it"
 	@echo "make life    what a node goes through: its API server gone for an hour, ten minutes of churn, and all the rest"
+	@echo "make istio-random  random policies as Istio's AuthorizationPolicies in Envoy, against the interpreter; CLUSTERS=400 SEED=0"
 	@echo "make kernels  self-test and kernel tests on Debian's 6.1 and 6.12 kernels, emulated side by side (needs qemu-system-x86; an hour or more)"
 	@echo "make chart   the Helm chart: rendered, linted, validated for each version of Kubernetes, its alerts tested"
 	@echo "make image   the image's root by the Dockerfile's steps, and an agent in it with the chart's rights; IMAGE_ROOT=directory"
@@ -83,6 +84,10 @@ soak: setup
 # OTHER: a commit with an older release; it needs the history.
 rollback: setup
 	SPLICEWAY_OTHER_RELEASE=$(OTHER) $(BIN)/python -m pytest -s tests/integration/test_release_rollback.py $(ARGS)
+
+istio-random: setup
+	SPLICEWAY_ISTIO_CLUSTERS=$${CLUSTERS:-400} SPLICEWAY_ISTIO_SEED=$${SEED:-0} \
+		$(BIN)/python -m pytest -s tests/integration/test_istio_translate.py -k many --timeout 0 $(ARGS)
 
 revoke: setup
 	SPLICEWAY_REVOKED_CONNECTIONS=10000 SPLICEWAY_UPGRADE_CONNECTIONS=1000 SPLICEWAY_UPGRADE_EVERY_STEP=1 \

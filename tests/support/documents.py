@@ -197,6 +197,26 @@ data: {token: aHVzaA==}
 stringData: {other: plain}
 """
 
+_AUTHORIZATION = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: a, namespace: b, labels: {l: red}, annotations: {istio.io/dry-run: "true"}}
+spec:
+  selector: {matchLabels: {app: web}}
+  action: DENY
+  rules:
+  - from:
+    - source:
+        namespaces: [c]
+        notPrincipals: [cluster.local/ns/c/sa/d]
+    - source: {ipBlocks: [10.0.0.0/8], notIpBlocks: [10.1.0.0/16]}
+    - source: {serviceAccounts: [c/d]}
+    to:
+    - operation: {ports: ["80"]}
+    - operation: {notPorts: ["81"]}
+  - from: [{source: {principals: [cluster.local/ns/c/sa/d], notNamespaces: [e], notServiceAccounts: [c/f]}}]
+"""
+
 _TEXT = "\n---\n".join(
     (
         _CILIUM % {"kind": "CiliumNetworkPolicy", "namespace": "namespace: b,"},
@@ -205,6 +225,7 @@ _TEXT = "\n---\n".join(
         _CLUSTER_NETWORK_POLICY,
         _ALPHA1 % {"kind": "AdminNetworkPolicy", "priority": "priority: 10"},
         _ALPHA1 % {"kind": "BaselineAdminNetworkPolicy", "priority": ""},
+        _AUTHORIZATION,
         _OBJECTS,
     )
 )

@@ -34,6 +34,7 @@ CRDS = (
         ["v1alpha1"],
         namespaced=False,
     ),
+    crd("security.istio.io", "AuthorizationPolicy", "authorizationpolicies", ["v1", "v1beta1"]),
 )
 
 

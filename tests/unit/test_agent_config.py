@@ -163,8 +163,9 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
         ("policies: {kinds: []}", "policies.kinds: names no kind: say which, or leave it out for all"),
         (
             "policies: {kinds: [NetworkPolicy, Ingress]}",
-            "policies.kinds[1]: 'Ingress' is none of AdminNetworkPolicy, BaselineAdminNetworkPolicy, "
-            "CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, ClusterNetworkPolicy, NetworkPolicy",
+            "policies.kinds[1]: 'Ingress' is none of AdminNetworkPolicy, AuthorizationPolicy, "
+            "BaselineAdminNetworkPolicy, CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, "
+            "ClusterNetworkPolicy, NetworkPolicy",
         ),
         ("enforcement: off", "enforcement: 'off' is none of audit, enforce"),
         ("identity: {labels: {only: [a]}}", "identity.labels.only: unknown field"),

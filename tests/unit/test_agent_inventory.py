@@ -213,6 +213,8 @@ KINDS = {
     "metadata: {name: a}, spec: {priority: 1, subject: {namespaces: {}}, ingress: []}}",
     ("BaselineAdminNetworkPolicy", "default"): "{apiVersion: policy.networking.k8s.io/v1alpha1, "
     "kind: BaselineAdminNetworkPolicy, metadata: {name: default}, spec: {subject: {namespaces: {}}, ingress: []}}",
+    ("AuthorizationPolicy", "default/a"): "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, "
+    "metadata: {name: a}, spec: {action: DENY}}",
     ("CiliumCIDRGroup", "a"): "{apiVersion: cilium.io/v2, kind: CiliumCIDRGroup, "
     "metadata: {name: a}, spec: {externalCIDRs: [192.0.2.0/24]}}",
     ("Service", "default/a"): "{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {ports: [{port: 80}]}}",

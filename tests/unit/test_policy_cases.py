@@ -31,6 +31,7 @@ def test_the_table_covers_what_it_must() -> None:
         "ClusterNetworkPolicy",
         "AdminNetworkPolicy",
         "BaselineAdminNetworkPolicy",
+        "AuthorizationPolicy",
     }
 
 

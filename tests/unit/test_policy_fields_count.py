@@ -83,6 +83,10 @@ OTHER: dict[str, Any] = {
 }
 #: Where the value of OTHER is what stands there, or does not fit.
 OTHER_AT: dict[str, Any] = {
+    "metadata.annotations.istio.io/dry-run": "false",
+    "spec.action": "AUDIT",
+    "spec.rules[0].from[1].source.ipBlocks[0]": "10.0.0.0/9",
+    "spec.rules[0].from[1].source.notIpBlocks[0]": "10.2.0.0/16",
     "spec.type": "ExternalName",
     "spec.clusterIP": "10.96.0.11",
     "spec.clusterIPs[0]": "10.96.0.11",

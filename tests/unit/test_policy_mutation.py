@@ -117,6 +117,8 @@ def another(kind: str, key: str, value: Any) -> Any:
         "IPv6": "FQDN",
         "Ingress": "Egress",
         "Egress": "Ingress",
+        "DENY": "AUDIT",
+        "true": "false",
     }
     if isinstance(value, str) and value in swaps:
         return swaps[value]

@@ -215,7 +215,7 @@ REFUSED = [
     ),
     (
         "kind: Deployment\napiVersion: apps/v1\n",
-        "p.yaml: document 1 (line 1): kind: unsupported kind Deployment (supported: Namespace, Pod, Node, Service, Secret, EndpointSlice, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy, NetworkPolicy, ClusterNetworkPolicy, AdminNetworkPolicy, BaselineAdminNetworkPolicy, CiliumCIDRGroup, List)",
+        "p.yaml: document 1 (line 1): kind: unsupported kind Deployment (supported: Namespace, Pod, Node, Service, Secret, EndpointSlice, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy, NetworkPolicy, ClusterNetworkPolicy, AdminNetworkPolicy, BaselineAdminNetworkPolicy, AuthorizationPolicy, CiliumCIDRGroup, List)",
     ),
     ("kind: Pod\n", "p.yaml: document 1 (line 1): apiVersion: is missing"),
     ("- a\n", "p.yaml: document 1 (line 1): must be a mapping"),

@@ -21,7 +21,10 @@ PolicyKind = Literal[
     "ClusterNetworkPolicy",
     "AdminNetworkPolicy",
     "BaselineAdminNetworkPolicy",
+    "AuthorizationPolicy",
 ]
+#: Kinds that are read unless `policies.kinds` says otherwise: Istio's own proxies may enforce AuthorizationPolicies.
+DEFAULT_KINDS: tuple[PolicyKind, ...] = tuple(kind for kind in get_args(PolicyKind) if kind != "AuthorizationPolicy")
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Mark = Annotated[int, Meta(ge=1, le=0xFFFF_FFFF)]
 #: Elements of a map: a hash table has 16 bytes for each from the start, an LRU map the whole element.
@@ -259,7 +262,7 @@ class PoliciesConfig(Section, frozen=True):
     `beside_cilium`: start though Cilium is active on the node.
     """
 
-    kinds: tuple[PolicyKind, ...] = get_args(PolicyKind)
+    kinds: tuple[PolicyKind, ...] = DEFAULT_KINDS
     beside_cilium: bool = False
 
 

@@ -20,6 +20,7 @@ from spliceway.policy.parse_admin import (
     parse_baseline_policy,
     parse_cluster_network_policy,
 )
+from spliceway.policy.parse_authorization import parse_authorization_policy
 from spliceway.policy.parse_network_policy import parse_network_policy
 from spliceway.policy.parse_objects import parse_namespace, parse_node, parse_pod
 from spliceway.policy.parse_policy import parse_cilium_policy, parse_clusterwide_policy
@@ -42,6 +43,8 @@ READERS: Mapping[tuple[str, str], Callable[[Fields, Where], Object]] = MappingPr
         ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy"): parse_cluster_network_policy,
         ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy"): parse_admin_network_policy,
         ("policy.networking.k8s.io/v1alpha1", "BaselineAdminNetworkPolicy"): parse_baseline_policy,
+        ("security.istio.io/v1", "AuthorizationPolicy"): parse_authorization_policy,
+        ("security.istio.io/v1beta1", "AuthorizationPolicy"): parse_authorization_policy,
         ("cilium.io/v2", "CiliumCIDRGroup"): parse_cidr_group,
         ("cilium.io/v2alpha1", "CiliumCIDRGroup"): parse_cidr_group,
     }

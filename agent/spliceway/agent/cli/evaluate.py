@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 _MAX_LINE = 1 << 20
 #: Longest file, in bytes, and most values in it. The files are the caller's own, and `kubectl get -o yaml` prints much
 #: more of each object than an agent's limits are made for.
-_MAX_FILE = 256 << 20
-_MAX_VALUES = 10_000_000
+MAX_FILE = 256 << 20
+MAX_VALUES = 10_000_000
 #: How many answers are written together.
 _BATCH = 1000
 _COLUMNS = ("FROM", "TO", "PORT", "REQUEST", "VERDICT", "REASON", "RULES")
@@ -99,10 +99,10 @@ def read_cluster(paths: Iterable[Path]) -> tuple[Cluster, list[PolicyError]]:
     from spliceway.policy.model import Cluster, Object, object_key
     from spliceway.policy.parse import parse_text
 
-    limits = Limits(_MAX_FILE, _MAX_VALUES)
+    limits = Limits(MAX_FILE, MAX_VALUES)
     found: dict[tuple[str, str], Object] = {}
     refusals: list[PolicyError] = []
-    for file, text in _texts(paths):
+    for file, text in texts(paths):
         if isinstance(text, PolicyError):
             refusals.append(text)
             continue
@@ -117,7 +117,7 @@ def read_cluster(paths: Iterable[Path]) -> tuple[Cluster, list[PolicyError]]:
     return Cluster().with_objects(found.values()), refusals
 
 
-def _texts(paths: Iterable[Path]) -> Iterator[tuple[str, str | PolicyError]]:
+def texts(paths: Iterable[Path]) -> Iterator[tuple[str, str | PolicyError]]:
     """Each file once, and its text or why it is refused."""
     from spliceway.policy.errors import PolicyError
 
@@ -160,9 +160,9 @@ def _below(directory: Path) -> Iterator[Path]:
 def _read(file: Path) -> str:
     """Text of a file. Raises OSError, or ValueError with the reason why it is refused."""
     with file.open("rb") as stream:
-        data = stream.read(_MAX_FILE + 1)
-    if len(data) > _MAX_FILE:
-        raise ValueError(f"is larger than {_MAX_FILE} bytes")
+        data = stream.read(MAX_FILE + 1)
+    if len(data) > MAX_FILE:
+        raise ValueError(f"is larger than {MAX_FILE} bytes")
     try:
         return data.decode()
     except UnicodeDecodeError as error:

@@ -10,6 +10,7 @@ import typer
 from spliceway.agent.cli import (
     cleanup,
     evaluate,
+    istio,
     killswitch,
     lazy,
     preflight,
@@ -91,6 +92,7 @@ for _name, _help, _commands in _GROUPS:
         _group.command(_command)(_function)
     if _name == "policy":
         _group.command("evaluate", cls=evaluate.Spread)(evaluate.evaluate)
+        _group.add_typer(istio.app, name="istio")
     app.add_typer(_group, name=_name)
 
 _bpf = typer.Typer(cls=Group, help="Kernel maps as they are.", no_args_is_help=True)

@@ -46,6 +46,7 @@ _CUSTOM = {
     "ClusterNetworkPolicy": "clusternetworkpolicies",
     "AdminNetworkPolicy": "adminnetworkpolicies",
     "BaselineAdminNetworkPolicy": "baselineadminnetworkpolicies",
+    "AuthorizationPolicy": "authorizationpolicies",
 }
 #: Kinds without which the rest can be enforced.
 _OPTIONAL = frozenset({"Service", "EndpointSlice"})

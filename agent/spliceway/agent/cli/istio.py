@@ -1,0 +1,153 @@
+"""`spliceway policy istio`: what of policy only Istio's proxies can enforce, as Istio's own policies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spliceway.agent.cli.common import Group
+
+if TYPE_CHECKING:
+    from spliceway.policy.errors import PolicyError
+    from spliceway.policy.istio.mesh import Mesh
+    from spliceway.policy.model import Cluster
+
+app = typer.Typer(cls=Group, help="Policy under Istio's mTLS.", no_args_is_help=True)
+
+
+class Normalization(StrEnum):
+    """meshConfig.pathNormalization.normalization of the mesh."""
+
+    NONE = "NONE"
+    BASE = "BASE"
+    MERGE_SLASHES = "MERGE_SLASHES"
+    DECODE_AND_MERGE_SLASHES = "DECODE_AND_MERGE_SLASHES"
+
+
+class Ambiguous(StrEnum):
+    """What of requests that two servers can read differently."""
+
+    REFUSE = "refuse"
+    PASS = "pass"
+
+
+def _name(value: str) -> str:
+    """Check a name that becomes part of patterns (usage error)."""
+    from spliceway.policy.fields import DNS_SUBDOMAIN
+
+    if not DNS_SUBDOMAIN.fullmatch(value):
+        raise typer.BadParameter(f"{value!r} is not a name (lower-case letters, digits, «-» and «.»)")
+    return value
+
+
+@app.callback()
+def group() -> None:
+    """Policy under Istio's mTLS."""
+
+
+@app.command("translate")
+def translate(
+    paths: Annotated[
+        list[Path], typer.Argument(exists=True, metavar="PATH...", help="Files, or directories of YAML or JSON files.")
+    ],
+    json: Annotated[bool, typer.Option("--json", help="One JSON object: policies, refused, notes.")] = False,
+    trust_domain: Annotated[str, typer.Option(help="The mesh's trust domain.", callback=_name)] = "cluster.local",
+    root_namespace: Annotated[str, typer.Option(help="Istio's root namespace.", callback=_name)] = "istio-system",
+    path_normalization: Annotated[
+        Normalization, typer.Option(help="meshConfig.pathNormalization of the mesh, which is not read.")
+    ] = Normalization.BASE,
+    ambiguous: Annotated[
+        Ambiguous,
+        typer.Option(
+            help="pass: translate open paths and headers, though Istio takes `;`, `%25` and headers sent twice."
+        ),
+    ] = Ambiguous.REFUSE,
+    without_own_node: Annotated[
+        bool, typer.Option("--without-own-node", help="Where plaintext is let in: a pod's own node needs a rule.")
+    ] = False,
+) -> None:
+    """HTTP rules of CiliumNetworkPolicies as AuthorizationPolicies: the same verdicts, or a reason why not.
+
+    Reads policies, Namespaces, Pods, Nodes, Services and PeerAuthentications. Exit status 1 when anything is refused;
+    the policies of other workloads are printed all the same.
+    """
+    from spliceway.agent.cli.render import emit_json
+    from spliceway.policy.istio import httprules
+    from spliceway.policy.istio import translate as istio
+
+    cluster, mesh, refused = read_mesh(paths, root_namespace)
+    how = httprules.Meaning(httprules.Normalization(path_normalization.value), ambiguous is Ambiguous.PASS)
+    # A document that can't be read may be a deny rule, or a PeerAuthentication that lets plaintext in.
+    found = istio.Translation((), tuple(refused), ())
+    if not refused:
+        found = istio.translate(cluster, mesh, istio.Options(trust_domain, how, without_own_node))
+    documents = [policy.document() for policy in found.policies]
+    if json:
+        told = [
+            {"file": error.file, "policy": error.document, "field": error.field, "reason": error.reason}
+            for error in found.refusals
+        ]
+        emit_json({"policies": documents, "refused": told, "notes": list(found.notes)})
+    else:
+        _write(documents)
+        for note in found.notes:
+            typer.echo(f"note: {note}", err=True)
+        for refusal in found.refusals:
+            typer.echo(f"refused: {refusal}", err=True)
+    if found.refusals:
+        raise typer.Exit(1)
+
+
+def read_mesh(paths: Iterable[Path], root_namespace: str) -> tuple[Cluster, Mesh, list[PolicyError]]:
+    """Everything that these files and directories say, and what is refused. Raises SourceError."""
+    from spliceway.agent.cli.evaluate import MAX_FILE, MAX_VALUES, texts
+    from spliceway.policy.documents import Limits, load_documents
+    from spliceway.policy.errors import PolicyError
+    from spliceway.policy.istio.mesh import Mesh, Read, read_document
+    from spliceway.policy.model import Cluster, Object, object_key
+
+    objects: dict[tuple[str, str], Object] = {}
+    reads: list[Read] = []
+    refused: list[PolicyError] = []
+    for file, text in texts(paths):
+        if isinstance(text, PolicyError):
+            refused.append(text)
+            continue
+        try:
+            documents = load_documents(text, file, Limits(MAX_FILE, MAX_VALUES))
+        except PolicyError as error:
+            refused.append(error)
+            continue
+        for document in documents:
+            try:
+                read = read_document(document)
+            except PolicyError as error:
+                refused.append(error)
+                continue
+            reads.append(read)
+            for item in read.objects:
+                kind, name = key = object_key(item)
+                if key in objects:
+                    refused.append(PolicyError(file, f"{kind} {name}", "", f"is already in {objects[key].file}"))
+                else:
+                    objects[key] = item
+    mesh = Mesh(
+        tuple(one for read in reads for one in read.authentications),
+        tuple(one for read in reads for one in read.foreign),
+        {key: told for read in reads for key, told in read.annotations.items()},
+        root_namespace,
+    )
+    return Cluster().with_objects(objects.values()), mesh, refused
+
+
+def _write(documents: list[dict[str, object]]) -> None:
+    import sys
+
+    import yaml
+
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    yaml.dump_all(documents, sys.stdout, dumper, sort_keys=False, allow_unicode=True, width=120, explicit_start=True)

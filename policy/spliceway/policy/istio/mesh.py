@@ -1,0 +1,240 @@
+"""What of Istio's own objects the translation depends on: who is in the mesh, and where mTLS is asked of every client.
+
+Sources: Istio, PeerAuthentication and «Label and annotation reference»; istio/istio, ComposePeerAuthentication.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from spliceway.policy.documents import Document
+from spliceway.policy.errors import PolicyError
+from spliceway.policy.fields import Fields, Where, shown
+from spliceway.policy.istio.objects import MANAGED_BY
+from spliceway.policy.model import Cluster, Pod
+from spliceway.policy.parse import parse_document
+from spliceway.policy.parse_metadata import Metadata, parse_labels
+
+_VERSIONS = ("security.istio.io/v1", "security.istio.io/v1beta1")
+_MODES = ("UNSET", "DISABLE", "PERMISSIVE", "STRICT")
+STRICT = "STRICT"
+#: Annotations of pods that say which ports a sidecar sees.
+_EXCLUDED, _INCLUDED = "traffic.sidecar.istio.io/excludeInboundPorts", "traffic.sidecar.istio.io/includeInboundPorts"
+_STATUS, _INJECT = "sidecar.istio.io/status", "sidecar.istio.io/inject"
+#: The injector's label on pods that have a sidecar.
+_TLS_MODE = "security.istio.io/tlsMode"
+_DATAPLANE = "istio.io/dataplane-mode"
+_USE_WAYPOINT, _WAYPOINT_NAMESPACE = "istio.io/use-waypoint", "istio.io/use-waypoint-namespace"
+
+
+class Dataplane(Enum):
+    """What stands in front of a pod."""
+
+    NONE = "none"
+    SIDECAR = "sidecar"
+    AMBIENT = "ambient"
+
+
+class PeerAuthentication(msgspec.Struct, frozen=True):
+    """A PeerAuthentication. `ports`: modes of ports, by number; they count where there is a selector only."""
+
+    namespace: str
+    name: str
+    match_labels: Mapping[str, str] = {}
+    mode: str = "UNSET"
+    ports: Mapping[int, str] = {}
+
+
+class Foreign(msgspec.Struct, frozen=True):
+    """An AuthorizationPolicy of somebody else's, as far as it matters whom it is about."""
+
+    namespace: str
+    name: str
+    match_labels: Mapping[str, str] = {}
+    everybody: bool = True
+
+
+class Mesh(msgspec.Struct, frozen=True):
+    """Istio's side of a cluster. `annotations`: of pods, by «namespace/name»."""
+
+    authentications: tuple[PeerAuthentication, ...] = ()
+    foreign: tuple[Foreign, ...] = ()
+    annotations: Mapping[str, Mapping[str, Any]] = {}
+    root_namespace: str = "istio-system"
+
+    def dataplane(self, cluster: Cluster, pod: Pod) -> Dataplane:
+        """What enforces an AuthorizationPolicy for a pod."""
+        annotations = self.annotations.get(pod.key, {})
+        namespace = cluster.namespaces.get(pod.namespace)
+        labels = namespace.labels if namespace is not None else {}
+        if pod.labels.get(_TLS_MODE) == "istio" or _STATUS in annotations:
+            return Dataplane.SIDECAR
+        if pod.labels.get(_DATAPLANE, labels.get(_DATAPLANE)) == "ambient":
+            return Dataplane.AMBIENT
+        asked = pod.labels.get(_INJECT, annotations.get(_INJECT))
+        if asked is not None:
+            return Dataplane.SIDECAR if asked == "true" else Dataplane.NONE
+        injected = labels.get("istio-injection") == "enabled" or (
+            "istio-injection" not in labels and "istio.io/rev" in labels
+        )
+        return Dataplane.SIDECAR if injected else Dataplane.NONE
+
+    def shows_none(self, pod: Pod) -> bool:
+        """Whether a pod has no trace of an injected sidecar: it may be older than the label that asks for one."""
+        return pod.labels.get(_TLS_MODE) != "istio" and _STATUS not in self.annotations.get(pod.key, {})
+
+    def hidden_ports(self, pod: Pod, ports: Iterable[int]) -> tuple[int, ...]:
+        """Which of these ports the pod's sidecar does not see, by the pod's annotations."""
+        annotations = self.annotations.get(pod.key, {})
+        excluded = _port_list(annotations.get(_EXCLUDED, ""))
+        included = annotations.get(_INCLUDED, "*")
+        seen = None if included == "*" else _port_list(included)
+        return tuple(port for port in ports if port in excluded or (seen is not None and port not in seen))
+
+    def waypoint(self, cluster: Cluster, namespace: str, labels: Mapping[str, str]) -> tuple[str, str] | None:
+        """Namespace and name of the waypoint of a Service with these labels; None: it has none."""
+        found = cluster.namespaces.get(namespace)
+        for own in (labels, found.labels if found is not None else {}):
+            name = own.get(_USE_WAYPOINT)
+            if name is not None:
+                return None if name == "none" else (own.get(_WAYPOINT_NAMESPACE, namespace), name)
+        return None
+
+    def not_strict(self, pods: Iterable[Pod], namespaces: Iterable[str], ports: Iterable[int] | None) -> str:
+        """Why not every client of these ports has a certificate; empty: each has. `ports` None: of any port.
+
+        `namespaces`: those that a policy is about, also where they have no pods yet.
+        """
+        for namespace in namespaces:
+            if self._level(namespace) != STRICT:
+                return f"mTLS in namespace {namespace} is not STRICT by a PeerAuthentication"
+        for pod in pods:
+            if reason := self._pod_not_strict(pod, ports):
+                return reason
+        return ""
+
+    def _pod_not_strict(self, pod: Pod, ports: Iterable[int] | None) -> str:
+        inherited = self._level(pod.namespace)
+        for one in self.authentications:
+            if not one.match_labels or not one.match_labels.items() <= pod.labels.items():
+                continue
+            if one.namespace not in (pod.namespace, self.root_namespace):
+                continue
+            # Of several the oldest counts; none of them may take STRICT away.
+            mode = inherited if one.mode == "UNSET" else one.mode
+            if mode != STRICT and (ports is None or any(port not in one.ports for port in ports)):
+                return f"PeerAuthentication {one.namespace}/{one.name} has {mode} for pod {pod.key}"
+            for port, own in one.ports.items():
+                if own not in (STRICT, "UNSET") and (ports is None or port in ports):
+                    return f"PeerAuthentication {one.namespace}/{one.name} has {own} for port {port} of pod {pod.key}"
+                if own == "UNSET" and mode != STRICT and (ports is None or port in ports):
+                    return f"PeerAuthentication {one.namespace}/{one.name} has {mode} for pod {pod.key}"
+        return "" if inherited == STRICT else f"mTLS of pod {pod.key} is not STRICT by a PeerAuthentication"
+
+    def _level(self, namespace: str) -> str:
+        """Mode of a namespace without regard to workloads; of several at one level all must be STRICT."""
+        for level in (namespace, self.root_namespace):
+            modes = {one.mode for one in self.authentications if one.namespace == level and not one.match_labels}
+            if modes - {"UNSET"}:
+                return STRICT if modes == {STRICT} else "PERMISSIVE"
+        return "PERMISSIVE"
+
+
+class Read(msgspec.Struct, frozen=True):
+    """What documents hold for the translation."""
+
+    objects: tuple[Any, ...]
+    authentications: tuple[PeerAuthentication, ...]
+    foreign: tuple[Foreign, ...]
+    annotations: Mapping[str, Mapping[str, Any]]
+
+
+def read_document(document: Document) -> Read:
+    """One document: an object of policy, a List, or one of Istio's. Raises PolicyError."""
+    content = document.content
+    if not isinstance(content, dict) or content.get("kind") != "List":
+        return _read(document)
+    found = []
+    for item in content.get("items") or ():
+        found.append(_read(msgspec.structs.replace(document, content=item)))
+    return Read(
+        tuple(one for part in found for one in part.objects),
+        tuple(one for part in found for one in part.authentications),
+        tuple(one for part in found for one in part.foreign),
+        {key: value for part in found for key, value in part.annotations.items()},
+    )
+
+
+def _read(document: Document) -> Read:
+    content = document.content
+    kind = content.get("kind") if isinstance(content, dict) else None
+    if kind in ("PeerAuthentication", "AuthorizationPolicy"):
+        where = Where(document.file, f"document {document.index} (line {document.line})")
+        fields = Fields(content, where)
+        fields.ignore("kind")
+        if (version := fields.need("apiVersion", str)) not in _VERSIONS:
+            where.at("apiVersion").refuse(
+                f"unsupported version {shown(version)} of {kind} (supported: {', '.join(_VERSIONS)})"
+            )
+        if kind == "PeerAuthentication":
+            return Read((), (_authentication(fields, where),), (), {})
+        foreign = _foreign(fields, where)
+        return Read((), (), () if foreign is None else (foreign,), {})
+    objects = parse_document(document)
+    annotations: dict[str, Mapping[str, Any]] = {}
+    for item in objects:
+        if isinstance(item, Pod) and isinstance(told := content["metadata"].get("annotations"), dict):
+            annotations[item.key] = told
+    return Read(objects, (), (), annotations)
+
+
+def _authentication(fields: Fields, where: Where) -> PeerAuthentication:
+    meta = Metadata(fields, where, "PeerAuthentication")
+    spec = Fields(fields.take("spec", dict, {}), meta.where.at("spec"))
+    labels = _selector(spec)
+    mode = _mode(spec.take("mtls", dict, {}), spec.where.at("mtls"))
+    ports = {}
+    place = spec.where.at("portLevelMtls")
+    for port, value in spec.take("portLevelMtls", dict, {}).items():
+        if not str(port).isdecimal():
+            place.refuse(f"{shown(port)} is not a port")
+        ports[int(port)] = _mode(value, place.at(str(port)))
+    spec.done()
+    return PeerAuthentication(meta.namespace, meta.name, labels, mode, ports)
+
+
+def _mode(value: Any, where: Where) -> str:
+    fields = Fields(value, where)
+    found: str = fields.take("mode", str, "UNSET")
+    if found not in _MODES:
+        where.at("mode").refuse(f"{shown(found)} is not a mode ({', '.join(_MODES)})")
+    return found
+
+
+def _selector(spec: Fields) -> dict[str, str]:
+    selector = Fields(spec.take("selector", dict, {}), spec.where.at("selector"))
+    labels = parse_labels(selector.take("matchLabels", dict, {}), selector.where.at("matchLabels"))
+    selector.done()
+    return labels
+
+
+def _foreign(fields: Fields, where: Where) -> Foreign | None:
+    """None: it is one of ours, from an earlier translation, or says nothing of what passes."""
+    meta = Metadata(fields, where, "AuthorizationPolicy")
+    if MANAGED_BY in meta.labels.items():
+        return None
+    spec = Fields(fields.take("spec", dict, {}), meta.where.at("spec"))
+    if spec.take("action", str, "ALLOW") == "AUDIT":
+        return None
+    targeted = bool(spec.raw("targetRefs") or spec.raw("targetRef"))
+    return Foreign(meta.namespace, meta.name, _selector(spec), everybody=not targeted)
+
+
+def _port_list(value: Any) -> frozenset[int]:
+    if not isinstance(value, str):
+        raise PolicyError("", "", "metadata.annotations", f"{shown(value)} is not a list of ports")
+    return frozenset(int(part) for part in value.replace(" ", "").split(",") if part.isdecimal())

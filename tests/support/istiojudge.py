@@ -1,0 +1,66 @@
+"""Asks Envoy what its sidecars say of cases, and compares it with the interpreter."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from spliceway.policy.istio.httprules import Normalization
+from support.envoycases import raw_of
+from support.istiobed import IstioBed, Place
+from support.istiocases import ROOT_NAMESPACE, Asked, exception
+from support.istiorbac import applying, filters
+
+_PLAIN = b"GET / HTTP/1.1\r\nHost: server\r\n\r\n"
+
+
+class Found(msgspec.Struct):
+    """`same`: cases in which both say the same; `other`: listed differences; `wrong`: those without reason."""
+
+    same: int = 0
+    other: Counter[str] = msgspec.field(default_factory=Counter)
+    wrong: list[str] = msgspec.field(default_factory=list)
+
+
+def judge(bed: IstioBed, cases: Iterable[Asked], normalization: Normalization) -> Found:
+    """Ask all cases that are translated; one Envoy for all files."""
+    wanted = [one for one in cases if not one.refused]
+    found = Found()
+    for group in _groups(wanted):
+        chains: dict[Place, list[dict[str, Any]]] = {}
+        for one in group:
+            documents = one.file.documents()
+            about = applying(documents, one.server.namespace, one.server.labels, ROOT_NAMESPACE)
+            chains[Place(one.case.destination, one.case.port)] = filters(about)
+        with bed.serving(chains, normalization.value):
+            for one in group:
+                _ask(bed, one, normalization, found)
+    return found
+
+
+def _groups(cases: list[Asked]) -> Iterable[list[Asked]]:
+    """Files use the same addresses: each has an Envoy of its own."""
+    by_file: Mapping[str, list[Asked]] = {one.file.name: [] for one in cases}
+    for one in cases:
+        by_file[one.file.name].append(one)
+    return by_file.values()
+
+
+def _ask(bed: IstioBed, one: Asked, normalization: Normalization, found: Found) -> None:
+    request = one.case.request if one.http is not None else None
+    raw = raw_of(request) if request is not None else _PLAIN
+    place = Place(one.case.destination, one.case.port)
+    status = bed.ask(one.case.source, place, one.principal, raw, head=request is not None and request.method == b"HEAD")
+    passed = status == 200
+    if passed == one.passes:
+        found.same += 1
+    elif why := exception(one, normalization):
+        found.other[why] += 1
+    else:
+        said = one.http.reason.label if one.http is not None else one.half.reason.label
+        found.wrong.append(
+            f"{one.case.id}: Istio {status}, the interpreter {'passes' if one.passes else 'refuses'} ({said})"
+        )

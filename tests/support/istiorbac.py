@@ -1,0 +1,181 @@
+"""What Istio makes of AuthorizationPolicies at a workload: filters of Envoy, as JSON of its API.
+
+Written from Istio's reference alone (AuthorizationPolicy, «Conditions», «Implicit enablement»), apart from what
+translates policies into it: DENY before ALLOW, each one RBAC filter with a policy for each rule; any source, any
+operation, all conditions; `*` at the margin of a value is a wildcard, and alone means «is there». With `tcp` the
+filter sees connections only: rules of an ALLOW policy that ask for HTTP are left out, of a DENY policy what asks for
+it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_network
+from typing import Any
+
+Doc = dict[str, Any]
+_HTTP_KEYS = ("hosts", "notHosts", "methods", "notMethods", "paths", "notPaths")
+_TYPES = "type.googleapis.com/envoy.extensions."
+_NEVER: Doc = {"not_rule": {"any": True}}
+
+
+class BadPolicyError(Exception):
+    """What Istio's API would refuse, or what is not known here."""
+
+
+def applying(documents: Iterable[Doc], namespace: str, labels: Mapping[str, str], root: str) -> list[Doc]:
+    """The policies that are about a workload with a sidecar."""
+    found = []
+    for one in documents:
+        if one["metadata"]["namespace"] not in (namespace, root) or one["spec"].get("targetRefs"):
+            continue
+        if one["spec"].get("selector", {}).get("matchLabels", {}).items() <= labels.items():
+            found.append(one)
+    return found
+
+
+def filters(documents: Iterable[Doc], *, tcp: bool = False) -> list[Doc]:
+    """Filters of a chain, in order."""
+    documents = list(documents)
+    found = []
+    for action in ("DENY", "ALLOW"):
+        about = [one for one in documents if one["spec"].get("action", "ALLOW") == action]
+        if not about:
+            continue
+        policies = {}
+        for one in about:
+            for index, rule in enumerate(one["spec"].get("rules", [])):
+                made = _policy(rule, action, tcp)
+                if made is not None:
+                    policies[f"ns[{one['metadata']['namespace']}]-policy[{one['metadata']['name']}]-rule[{index}]"] = (
+                        made
+                    )
+        rules = {"action": action, "policies": policies}
+        kind = "network" if tcp else "http"
+        config = {"@type": f"{_TYPES}filters.{kind}.rbac.v3.RBAC", "rules": rules}
+        if tcp:
+            config["stat_prefix"] = "tcp."
+        found.append({"name": f"envoy.filters.{kind}.rbac", "typed_config": config})
+    return found
+
+
+def _policy(rule: Doc, action: str, tcp: bool) -> Doc | None:
+    _known(rule, ("from", "to", "when"))
+    http = any(set(_HTTP_KEYS) & set(to["operation"]) for to in rule.get("to", ()))
+    http = http or any(one["key"].startswith("request.") for one in rule.get("when", ()))
+    if tcp and http and action == "ALLOW":
+        return None
+    permissions = [_operation(to["operation"], tcp) for to in rule.get("to", ())] or [{"any": True}]
+    sources = [_source(one["source"]) for one in rule.get("from", ())] or [[]]
+    conditions = [part for one in rule.get("when", ()) for part in _condition(one, tcp)]
+    return {"permissions": permissions, "principals": [_all([*one, *conditions], "and_ids", "ids") for one in sources]}
+
+
+def _operation(operation: Doc, tcp: bool) -> Doc:
+    _known(operation, (*_HTTP_KEYS, "ports", "notPorts"))
+    found: list[Doc] = []
+    for key, make in (
+        ("hosts", lambda value: {"header": _header(":authority", value, ignore_case=True)}),
+        ("methods", lambda value: {"header": _header(":method", value)}),
+        ("paths", _path),
+        ("ports", lambda value: {"destination_port": int(value)}),
+    ):
+        if tcp and key != "ports":
+            continue
+        found += _either(operation, key, make, "or_rules", "rules", "not_rule")
+    return _all(found, "and_rules", "rules")
+
+
+def _source(source: Doc) -> list[Doc]:
+    _known(source, ("principals", "notPrincipals", "namespaces", "notNamespaces", "ipBlocks", "notIpBlocks"))
+    found: list[Doc] = []
+    for key, make in (
+        ("principals", _principal),
+        ("namespaces", lambda value: _certificate({"safe_regex": {"regex": f".*/ns/{_glob(value)}/.*"}})),
+        ("ipBlocks", _block),
+    ):
+        found += _either(source, key, make, "or_ids", "ids", "not_id")
+    return found
+
+
+def _condition(condition: Doc, tcp: bool) -> list[Doc]:
+    _known(condition, ("key", "values", "notValues"))
+    key = condition["key"]
+    if not (found := re.fullmatch(r"request\.headers\[(.+)\]", key)):
+        raise BadPolicyError(f"condition {key}")
+    if not condition.get("values") and not condition.get("notValues"):
+        raise BadPolicyError("values or notValues must be there")
+    if tcp:
+        return []
+    return _either(condition, "values", lambda value: {"header": _header(found[1], value)}, "or_ids", "ids", "not_id")
+
+
+def _either(part: Doc, key: str, make: Any, any_of: str, items: str, negation: str) -> list[Doc]:
+    found = []
+    negative = "not" + key[0].upper() + key[1:]
+    for name, negate in ((key, False), (negative, True)):
+        values = part.get(name)
+        if values is None:
+            continue
+        if not values or not all(isinstance(value, str) and value for value in values):
+            raise BadPolicyError(f"{name}: {values}")
+        made = {any_of: {items: [make(value) for value in values]}}
+        found.append({negation: made} if negate else made)
+    return found
+
+
+def _all(parts: list[Doc], all_of: str, items: str) -> Doc:
+    return {all_of: {items: parts or [{"any": True}]}}
+
+
+def _text(value: str, *, ignore_case: bool = False) -> Doc:
+    if value.startswith("*"):
+        found: Doc = {"suffix": value[1:]}
+    elif value.endswith("*"):
+        found = {"prefix": value[:-1]}
+    else:
+        found = {"exact": value}
+    return {**found, "ignore_case": True} if ignore_case else found
+
+
+def _header(name: str, value: str, *, ignore_case: bool = False) -> Doc:
+    if value == "*":
+        return {"name": name, "present_match": True}
+    return {"name": name, "string_match": _text(value, ignore_case=ignore_case)}
+
+
+def _path(value: str) -> Doc:
+    if "{*}" in value or "{**}" in value:
+        template = value.replace("{**}", "**").replace("{*}", "*")
+        config = {"@type": f"{_TYPES}path.match.uri_template.v3.UriTemplateMatchConfig", "path_template": template}
+        return {"uri_template": {"name": "uri-template", "typed_config": config}}
+    return {"url_path": {"path": {"safe_regex": {"regex": ".+"}} if value == "*" else _text(value)}}
+
+
+def _principal(value: str) -> Doc:
+    if value == "*":
+        return _certificate({"safe_regex": {"regex": ".+"}})
+    if value.startswith("*"):
+        return _certificate({"safe_regex": {"regex": "spiffe://.*" + re.escape(value[1:])}})
+    if value.endswith("*"):
+        return _certificate({"prefix": f"spiffe://{value[:-1]}"})
+    return _certificate({"exact": f"spiffe://{value}"})
+
+
+def _certificate(match: Doc) -> Doc:
+    return {"authenticated": {"principal_name": match}}
+
+
+def _block(value: str) -> Doc:
+    block = ip_network(value)
+    return {"direct_remote_ip": {"address_prefix": str(block.network_address), "prefix_len": block.prefixlen}}
+
+
+def _glob(value: str) -> str:
+    return ".*".join(map(re.escape, value.split("*")))
+
+
+def _known(part: Doc, keys: Iterable[str]) -> None:
+    if unknown := set(part) - set(keys):
+        raise BadPolicyError(f"unknown {unknown}")

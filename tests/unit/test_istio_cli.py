@@ -1,0 +1,100 @@
+"""`spliceway policy istio translate`: documents on stdout, reasons on stderr, exit status 1 for refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from spliceway.agent.cli.root import app
+from support.istiopolicies import CLUSTER, STRICT, allow, policy
+
+RUNNER = CliRunner()
+OTHER = policy(
+    "endpointSelector: {matchLabels: {app: front}}\n"
+    "ingress: [{toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{path: '/a/[0-9]+'}]}}]}]",
+    name="other",
+)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "cluster.yaml").write_text(f"{CLUSTER}---\n{STRICT}")
+    (tmp_path / "web.yaml").write_text(allow("{path: /a}"))
+    return tmp_path
+
+
+def test_yaml(directory: Path) -> None:
+    done = RUNNER.invoke(app, ["policy", "istio", "translate", str(directory)])
+    assert done.exit_code == 0
+    assert "note: pod shop/api: shows no sidecar yet" in done.stderr
+    (document,) = yaml.safe_load_all(done.stdout)
+    assert document["apiVersion"] == "security.istio.io/v1"
+    assert document["metadata"] == {
+        "name": "spliceway-cnp-allow-0-0-web",
+        "namespace": "shop",
+        "labels": {"app.kubernetes.io/managed-by": "spliceway"},
+        "annotations": {"spliceway.io/translated-from": "CiliumNetworkPolicy shop/web"},
+    }
+
+
+def test_what_is_refused_and_the_rest(directory: Path) -> None:
+    (directory / "other.yaml").write_text(OTHER)
+    done = RUNNER.invoke(app, ["policy", "istio", "translate", str(directory)])
+    assert done.exit_code == 1
+    assert len(list(yaml.safe_load_all(done.stdout))) == 1
+    assert "CiliumNetworkPolicy shop/other: spec.ingress[0].toPorts[0].rules.http[0]: path /a/[0-9]+" in done.stderr
+
+
+def test_json(directory: Path) -> None:
+    (directory / "other.yaml").write_text(OTHER)
+    files = [str(directory / name) for name in ("cluster.yaml", "web.yaml", "other.yaml")]
+    done = RUNNER.invoke(app, ["policy", "istio", "translate", "--json", *files])
+    assert done.exit_code == 1
+    told = json.loads(done.stdout)
+    assert [one["kind"] for one in told["policies"]] == ["AuthorizationPolicy"]
+    assert [(one["policy"], one["field"]) for one in told["refused"]] == [
+        ("CiliumNetworkPolicy shop/other", "spec.ingress[0].toPorts[0].rules.http[0]")
+    ]
+    assert {note.partition(":")[0] for note in told["notes"]} == {"pod shop/api", "pod shop/front"}
+
+
+def test_nothing_is_translated_beside_a_document_that_is_refused(directory: Path) -> None:
+    (directory / "bad.yaml").write_text("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}")
+    done = RUNNER.invoke(app, ["policy", "istio", "translate", str(directory)])
+    assert done.exit_code == 1
+    assert list(yaml.safe_load_all(done.stdout)) == []
+    assert "unsupported kind Deployment" in done.stderr
+
+
+def test_options(directory: Path) -> None:
+    (directory / "web.yaml").write_text(allow("{path: '/a/.*'}"))
+    (directory / "cluster.yaml").write_text(f"{CLUSTER}---\n{STRICT.replace('istio-system', 'mesh')}")
+    asked = [
+        "policy",
+        "istio",
+        "translate",
+        str(directory),
+        "--trust-domain",
+        "example.org",
+        "--root-namespace",
+        "mesh",
+    ]
+    assert RUNNER.invoke(app, asked).exit_code == 1
+    asked += ["--path-normalization", "DECODE_AND_MERGE_SLASHES", "--ambiguous", "pass"]
+    done = RUNNER.invoke(app, asked)
+    assert done.exit_code == 0, done.stderr
+    (document,) = yaml.safe_load_all(done.stdout)
+    (rule,) = document["spec"]["rules"]
+    assert rule["from"][0]["source"]["principals"] == ["example.org/ns/shop/sa/front"]
+    assert rule["to"][0]["operation"]["paths"] == ["/a/*"]
+
+
+@pytest.mark.parametrize("option", ["--trust-domain", "--root-namespace"])
+@pytest.mark.parametrize("value", ["*", "a/b", "", "a*"])
+def test_names_that_would_be_patterns(directory: Path, option: str, value: str) -> None:
+    done = RUNNER.invoke(app, ["policy", "istio", "translate", str(directory), option, value])
+    assert done.exit_code == 2
