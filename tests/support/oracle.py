@@ -1,14 +1,15 @@
 """An evaluator of policies written from the words of the specifications alone, straight on YAML documents.
 
 It shares no code with `spliceway.policy`, and is as plain as it can be, so that it can be read beside the texts:
-`oracle_kubernetes` and `oracle_cilium` say what their kinds mean, here are the tiers and both ends of a connection.
+`oracle_kubernetes`, `oracle_cilium` and `oracle_istio` say what their kinds mean, here are the tiers and both ends of a
+connection.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from support import oracle_cilium, oracle_kubernetes
+from support import oracle_cilium, oracle_istio, oracle_kubernetes
 from support.oracle_world import Ask, Match, World, name_of
 
 
@@ -21,7 +22,18 @@ class Verdict(NamedTuple):
 
 
 def judge(world: World, ask: Ask) -> Verdict:
-    """One end: the Admin tier, then NetworkPolicy and Cilium's together, then the Baseline tier."""
+    """One end: Istio's denials, the Admin tier, then NetworkPolicy and Cilium's together, then the Baseline tier."""
+    denials = oracle_istio.denials(world, ask)
+    for match in denials:
+        if match.action == "Deny":
+            return Verdict("deny", "policy-denied", match.rule)
+    found = _rest(world, ask)
+    if denials and found.verdict == "allow":
+        return Verdict("allow", "policy-denied", denials[0].rule)  # tried only: it is told
+    return found
+
+
+def _rest(world: World, ask: Ask) -> Verdict:
     tiers = {tier: oracle_kubernetes.tier_rules(world, ask, tier) for tier in ("Admin", "Baseline")}
     policies = oracle_kubernetes.network_policies(world, ask)
     cilium = oracle_cilium.policies(world, ask)

@@ -160,6 +160,6 @@ def named_ports(who: Who) -> Iterator[tuple[str, str, int]]:
 
 def title(document: Doc) -> str:
     """«kind namespace/name», or «kind name» of a clusterwide policy."""
-    namespaced = document["kind"] in ("NetworkPolicy", "CiliumNetworkPolicy")
+    namespaced = document["kind"] in ("NetworkPolicy", "CiliumNetworkPolicy", "AuthorizationPolicy")
     key = f"{namespace_of(document)}/{name_of(document)}" if namespaced else name_of(document)
     return f"{document['kind']} {key}"
