@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-import time
 import re
+import time
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def sockets(life: LifeNode, directory: Path) -> list[str]:
 
 
 def in_step(life: LifeNode) -> None:
-    """The kernel's rows are those of what the API server has, and of nothing that was: soon, since clean-up comes last."""
+    """The kernel's rows are those of what the API server has, and of nothing that was; soon: clean-up comes last."""
     site = life.site
     loop = NamespaceLoop(life.testbed.node.info.netns)
     try:
