@@ -105,8 +105,9 @@ def test_a_releases_life(cluster: Cluster, helm: Helm) -> None:
     assert first["enforcement"] == "audit"
 
     # Other values: what they change is changed, and what is rendered no more goes, but definitions.
-    release.upgrade({"crds": {"install": False}, "enforcement": "enforce"})
-    assert cluster.lacks(helm.render({"crds": {"install": False}, "enforcement": "enforce"})) == []
+    others = {"crds": {"install": False}, "policyStatus": {"enabled": False}, "enforcement": "enforce"}
+    release.upgrade(others)
+    assert cluster.lacks(helm.render(others)) == []
     assert cluster.configured() != first
     assert cluster.checksum() != checksum
     assert cluster.object("Role", api_version="rbac.authorization.k8s.io/v1") is None

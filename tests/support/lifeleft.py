@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import time
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def sockets(life: LifeNode, directory: Path) -> list[str]:
 
 
 def in_step(life: LifeNode) -> None:
-    """The kernel's rows are those of what the API server has, and of nothing that was."""
+    """The kernel's rows are those of what the API server has, and of nothing that was; soon: clean-up comes last."""
     site = life.site
     loop = NamespaceLoop(life.testbed.node.info.netns)
     try:
@@ -88,5 +89,9 @@ def in_step(life: LifeNode) -> None:
     options = Options(node=site.node.name, labels=LabelFilter(LabelsConfig().include, LabelsConfig().exclude))
     table = Engine(options, Numbering()).apply(objects(cluster), revision=1)
     wired = {f"{pod.namespace}/{pod.name}": ip_address(pod.address()) for pod in life.pods.values()}
-    wanted, found = table_says(table, wired), kernel_says(site.node.info.bpffs)
-    assert found == wanted, differences(found, wanted)
+    wanted = table_says(table, wired)
+    for _ in range(50):
+        if (found := kernel_says(site.node.info.bpffs)) == wanted:
+            return
+        time.sleep(0.1)
+    raise AssertionError(differences(found, wanted))
