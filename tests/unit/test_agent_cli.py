@@ -78,6 +78,21 @@ def test_usage_errors_end_with_2(tmp_path: Path) -> None:
     assert (status, "no level 'loud'" in errors) == (2, True)
 
 
+@pytest.mark.parametrize("command", ["demo", "bench", "bench policy-latency", "testbed", "testbed up", "policy get"])
+def test_both_options_for_help(command: str) -> None:
+    short, long = (invoke(*command.split(), option) for option in ("-h", "--help"))
+    assert (short[0], short[1]) == (0, long[1])
+    assert "Usage: spliceway " + command in short[1] or "Usage: root " + command in short[1]
+
+
+def test_a_proxys_pod_needs_a_directory_of_its_own(tmp_path: Path) -> None:
+    config = tmp_path / "agent.yaml"
+    config.write_text("source: {directory: /x}\nproxy: {managed: false}\n")
+    for own, why in ((tmp_path / "none", "does not exist"), (config, "is a file")):
+        status, _output, errors = invoke("proxy-pod", "--config", str(config), "--own", str(own))
+        assert (status, why in " ".join(errors.replace("│", " ").split())) == (2, True), errors
+
+
 def test_a_bad_config_ends_with_1_and_its_field(tmp_path: Path) -> None:
     config = tmp_path / "agent.yaml"
     config.write_text("proxy: {kind: nginx}")
