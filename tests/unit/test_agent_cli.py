@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import resource
@@ -83,6 +84,16 @@ def test_both_options_for_help(command: str) -> None:
     short, long = (invoke(*command.split(), option) for option in ("-h", "--help"))
     assert (short[0], short[1]) == (0, long[1])
     assert "Usage: spliceway " + command in short[1] or "Usage: root " + command in short[1]
+
+
+@pytest.mark.parametrize("command", ["proxy", "testbed up", "sock list", "xds status"])
+def test_lines_of_help_are_as_wide_as_the_terminal(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = invoke(*command.split(), "--help")[1].partition("╭")[0]
+    lines = [line.split() for line in text.splitlines()]
+    for line, following in itertools.pairwise(lines):
+        if line and following:
+            assert len(" ".join([*line, following[0]])) > 76, line
 
 
 def test_a_proxys_pod_needs_a_directory_of_its_own(tmp_path: Path) -> None:
@@ -321,6 +332,21 @@ def test_the_api_refuses_values_that_no_flow_has(query: str) -> None:
     answer = asyncio.run(ask())
     assert answer.status_code == 400
     assert "there are" in answer.json()["error"]
+
+
+def test_a_path_that_there_is_none_of_is_told_as_all_errors_are() -> None:
+    app = admin_app({"status": lambda _: {}}, {}, flows=FlowLog(8), registry=CollectorRegistry(), splice=NoSwitch())
+
+    async def ask(method: str, path: str) -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://agent") as client:
+            return await client.request(method, path)
+
+    answer = asyncio.run(ask("GET", "/v1/stats"))
+    assert (answer.status_code, answer.json()) == (404, {"error": "no path /v1/stats"})
+    answer = asyncio.run(ask("PATCH", "/v1/status"))
+    assert (answer.status_code, answer.json()) == (405, {"error": "PATCH: Method Not Allowed"})
+    assert "GET" in answer.headers["allow"]
+    assert answer.headers["content-type"] == "application/json"
 
 
 class NoSwitch:
