@@ -28,7 +28,7 @@ from spliceway.agent.cli.client import AgentClient
 from spliceway.agent.cli.options import flow_pod, flow_service, known_namespace
 from spliceway.agent.cli.render import labels_text
 from spliceway.agent.cli.root import app
-from spliceway.agent.cli.summary import flow_line, policy_rows
+from spliceway.agent.cli.summary import _place, flow_line, policy_rows
 from spliceway.agent.errors import ClientError, WrongUsageError
 from spliceway.agent.flowlog import FlowLog
 from spliceway.bpf.abi import ABI_VERSION
@@ -226,6 +226,17 @@ def test_labels_have_their_namespace_and_derived_ones_only_where_they_matter() -
         "shop: block:10.240.0.0/12, k8s:app=api, port:tcp/http=8080",
         "shop: k8s:app=api",
     ]
+
+
+def test_the_row_of_the_source() -> None:
+    assert _place({"directory": "/m", "files": 1, "objects": 2}) == "/m: 1 file, 2 objects"
+    kinds = [
+        {"state": "listed", "error": "pods: gone"},
+        {"state": "listed", "error": "nodes: gone"},
+        {"state": "absent", "error": ""},
+    ]
+    found = {"kubernetes": {"server": "https://a", "resources": kinds}, "objects": 1}
+    assert _place(found) == "kubernetes https://a: 2 kinds listed, 1 not served, 1 object; pods: gone"
 
 
 def test_flow_lines() -> None:

@@ -61,16 +61,20 @@ ConfigOption = Annotated[
 ]
 
 
-class Group(typer.core.TyperGroup):
-    """A command group that tells our own errors in one line on stderr, with exit status 1; 2 for wrong usage."""
+class WideGroup(typer.core.TyperGroup):
+    """A command group: lines of its commands' help are as wide as the terminal, whatever they are in the source."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command; lines of its help are as wide as the terminal, whatever they are in the source."""
+        """The command, with such a help."""
         found = super().get_command(ctx, cmd_name)
         if found is not None and found.help:
             paragraphs = inspect.cleandoc(found.help).split("\n\n")
             found.help = "\n\n".join(each.replace("\n", " ") for each in paragraphs)
         return found
+
+
+class Group(WideGroup):
+    """A command group that tells our own errors in one line on stderr, with exit status 1; 2 for wrong usage."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command; where there is none of this name but a group has one, the error tells it."""
