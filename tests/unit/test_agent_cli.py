@@ -183,6 +183,7 @@ def test_policy_validate(tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text(policy("web", "a", 80))
     status, output, _errors = invoke("policy", "validate", str(tmp_path))
     assert (status, output) == (0, "2 files: 1 CiliumNetworkPolicy, 1 Pod; 0 refused\n")
+    assert invoke("policy", "validate", str(tmp_path / "pods.yaml"))[1] == "1 file: 1 Pod; 0 refused\n"
     (tmp_path / "more.yaml").write_text(
         "{apiVersion: v1, kind: Secret, metadata: {name: s}, stringData: {a: hush}}\n---\n"
         "{apiVersion: v1, kind: Service, metadata: {name: s}, spec: {ports: [{port: 80}]}}\n---\n"
@@ -353,7 +354,7 @@ def test_a_path_that_there_is_none_of_is_told_as_all_errors_are() -> None:
             return await client.request(method, path)
 
     answer = asyncio.run(ask("GET", "/v1/stats"))
-    assert (answer.status_code, answer.json()) == (404, {"error": "no path /v1/stats"})
+    assert (answer.status_code, answer.json()) == (404, {"error": "the agent has no path /v1/stats"})
     answer = asyncio.run(ask("PATCH", "/v1/status"))
     assert (answer.status_code, answer.json()) == (405, {"error": "PATCH: Method Not Allowed"})
     assert "GET" in answer.headers["allow"]
