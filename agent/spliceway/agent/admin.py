@@ -266,7 +266,9 @@ async def _answer(make: Callable[[], Awaitable[Any]]) -> Response:
 async def _not_there(request: Request, error: Exception) -> Response:
     """A path or method that there is none of."""
     assert isinstance(error, HTTPException)
-    what = f"the agent has no path {request.url.path}" if error.status_code == 404 else f"{request.method}: {error.detail}"
+    what = (
+        f"the agent has no path {request.url.path}" if error.status_code == 404 else f"{request.method}: {error.detail}"
+    )
     answer = _error(error.status_code, what)
     answer.headers.update(error.headers or {})
     return answer
