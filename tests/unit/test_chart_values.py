@@ -23,6 +23,31 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"proxy": {"daemonSet": True}, "agent": {"config": {"proxy": {"limits": {"drain": 100}}}}},
         "proxy.terminationGracePeriodSeconds: 40 is too short",
     ),
+    "part of a second more than there is": (
+        {"proxy": {"daemonSet": True}, "agent": {"config": {"proxy": {"limits": {"drain": 35.5}}}}},
+        "limits.drain (35.5): connections would be reset before that; at least 41",
+    ),
+    "a drain in words": (
+        {"agent": {"config": {"proxy": {"limits": {"drain": "long"}}}}},
+        "agent.config.proxy.limits.drain: long is not a number of seconds",
+    ),
+    "the proxy's section as text": (
+        {"agent": {"config": {"proxy": "embedded"}}},
+        "agent.config.proxy: is not a mapping of fields",
+    ),
+    "the proxy's limits as a number": (
+        {"agent": {"config": {"proxy": {"limits": 5}}}},
+        "agent.config.proxy.limits: is not a mapping of fields",
+    ),
+    "a roll that replaces nobody": (
+        {"proxy": {"updateStrategy": {"rollingUpdate": {"maxSurge": "0%", "maxUnavailable": "0%"}}}},
+        "maxSurge and maxUnavailable are both 0",
+    ),
+    # The other one keeps its default.
+    "a surge and less": (
+        {"proxy": {"updateStrategy": {"rollingUpdate": {"maxUnavailable": 1}}}},
+        "maxSurge and maxUnavailable are both set",
+    ),
     "who runs the proxy in two places": (
         {"agent": {"config": {"proxy": {"managed": False}}}},
         "agent.config.proxy.managed: is not",
