@@ -21,6 +21,9 @@ from spliceway.agent.proxypod import keeper, place
 from spliceway.agent.proxypod.door import Door
 from spliceway.agent.proxypod.listener import answers, listener_pid
 from spliceway.agent.proxypod.plan import Plan
+from spliceway.proxy import __main__ as program
+from spliceway.proxy.errors import HANDOVER_REFUSED, ProxyError
+from spliceway.proxy.process.handover import HandoverError
 
 #: Stands for a proxy: holds the lock and the admin socket, or hands both over to the next one that says so.
 PROXY = """
@@ -60,8 +63,8 @@ class Pods:
         self._directory = directory
         self._started: list[subprocess.Popen[bytes]] = []
 
-    def start(self) -> tuple[subprocess.Popen[bytes], Path]:
-        """Another one, and its own directory."""
+    def start(self, command: list[str] | None = None) -> tuple[subprocess.Popen[bytes], Path]:
+        """Another one, and its own directory. `command`: another proxy."""
         own = self._directory / f"own{len(self._started)}"
         own.mkdir()
         plan = Plan(
@@ -69,7 +72,7 @@ class Pods:
             version="1",
             directory=self.shared,
             own=own,
-            command=[sys.executable, "-c", PROXY, str(self.shared)],
+            command=command or [sys.executable, "-c", PROXY, str(self.shared)],
             admin=self.shared / place.ADMIN["embedded"],
             drain=1.0,
         )
@@ -202,3 +205,41 @@ def test_names_are_passed_on_only_where_somebody_listens(tmp_path: Path) -> None
     assert (tmp_path / place.LOCK).read_text() == "old"
     assert not (made / place.PERMIT).exists()
     assert place.left(tmp_path) == [made / place.LOCK]
+
+
+def test_a_proxy_that_can_not_start_is_no_reason_to_end_the_one_that_serves(pods: Pods) -> None:
+    """A roll of an image that is broken: were its pods ready, all nodes would lose their proxy one after the other."""
+    (pods.shared / place.PERMIT).touch()
+    with pods.door():
+        _, older = pods.start()
+        until(lambda: ready(older) and pods.serving() != 0)
+        before = pods.serving()
+        newer, own = pods.start(["/bin/sh", "-c", "exit 3"])
+        was_ready = []
+
+        def ended() -> bool:
+            was_ready.append(ready(own))
+            return newer.poll() is not None
+
+        until(ended)
+        assert newer.returncode == 1
+        assert not any(was_ready)
+        assert pods.serving() == before
+        # One that is refused is whole: it serves as soon as it may.
+        _, own = pods.start(["/bin/sh", "-c", f"exit {HANDOVER_REFUSED}"])
+        until(lambda: ready(own))
+        assert pods.serving() == before
+
+
+@pytest.mark.parametrize(("error", "status"), [(HandoverError("no"), HANDOVER_REFUSED), (ProxyError("no"), 1)])
+def test_a_proxy_says_by_its_status_that_it_was_refused(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(program, "run", fail)
+    monkeypatch.setattr(sys, "argv", ["proxy", "--config", "none"])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert ended.value.code == status
