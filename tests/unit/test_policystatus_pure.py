@@ -165,6 +165,15 @@ def test_counts_are_those_of_all_reports_however_they_changed() -> None:
             assert touched is None or uid in touched or count == before[uid]
 
 
+def test_a_report_that_has_a_policy_twice_is_counted_out_again() -> None:
+    tally, twice = Tally(), Trouble("u/2/d", "NoRoom", selects=True)
+    told = Report(applied=("u/2/d", "u/2/d"), exceptions=(twice, msgspec.structs.replace(twice, reason="Document")))
+    tally.put("n1", told)
+    tally.put("n1", msgspec.structs.replace(told, enforcement="audit"))
+    tally.put("n1", None)
+    assert tally.count("K", written(2)) == Count()
+
+
 def counted(reports: dict[str, Report], policy: Written) -> Count:
     """From the start."""
     desired = applied = in_audit = off = 0

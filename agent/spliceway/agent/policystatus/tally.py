@@ -104,9 +104,11 @@ class Tally:
             if times > 0:
                 self._troubles.setdefault(uid, {})[node] = one
                 continue
-            del self._troubles[uid][node]
-            if not self._troubles[uid]:
-                del self._troubles[uid]
+            # A report that has a policy twice is none of ours, and must not be the end of the one that counts.
+            left = self._troubles.get(uid, {})
+            left.pop(node, None)
+            if not left:
+                self._troubles.pop(uid, None)
 
 
 def _entries(told: Report | None) -> set[tuple[str, object]]:
