@@ -174,6 +174,29 @@ def test_a_report_that_has_a_policy_twice_is_counted_out_again() -> None:
     assert tally.count("K", written(2)) == Count()
 
 
+def test_a_node_whose_agent_is_away_does_not_have_all_nodes_looked_at_for_each_policy() -> None:
+    class Watched(dict[str, dict[str, int]]):
+        looks = 0
+
+        def items(self) -> Any:
+            self.looks += 1
+            return super().items()
+
+        def values(self) -> Any:
+            self.looks += 1
+            return super().values()
+
+    tally = Tally()
+    tally._positions = watched = Watched()
+    for number in range(20):
+        tally.put(f"n{number}", report("enforce", {"K": 9 if number else 3}, [], []))
+    for since in range(1, 12):
+        unseen = tally.count("K", written(since=since)).unseen
+        assert set(unseen) == {f"n{number}" for number in range(20) if (9 if number else 3) < since}
+        assert unseen == tuple(sorted(unseen))
+    assert watched.looks == 1
+
+
 def counted(reports: dict[str, Report], policy: Written) -> Count:
     """From the start."""
     desired = applied = in_audit = off = 0
