@@ -193,6 +193,29 @@ def test_where_nothing_can_be_taken_over_it_stands_by(pods: Pods) -> None:
         until(lambda: pods.serving() != 0)
 
 
+def test_the_door_stays_open_whatever_happens_to_one_that_asks(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.procs").touch()
+    faults: list[Exception] = [LookupError("a bug"), PermissionError("no")]
+
+    async def admit() -> None:
+        if faults:
+            raise faults.pop()
+
+    async def main() -> None:
+        door = Door(tmp_path / place.DOOR, tmp_path, admit)
+        door.open()
+        task = asyncio.create_task(door.run())
+        got = [await asyncio.to_thread(keeper._ask, tmp_path / place.DOOR) for _ in range(3)]
+        assert got[:2] == [-1, -1]
+        assert got[2] >= 0
+        os.close(got[2])
+        task.cancel()
+        await asyncio.wait({task})
+        assert not (tmp_path / place.DOOR).exists()
+
+    asyncio.run(main())
+
+
 def test_names_are_passed_on_only_where_somebody_listens(tmp_path: Path) -> None:
     """A stale socket, or a lock that nobody holds, must not take the place of those that count."""
     made = place.open_for_pods(tmp_path)
