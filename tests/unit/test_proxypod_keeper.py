@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -214,6 +215,20 @@ def test_the_door_stays_open_whatever_happens_to_one_that_asks(tmp_path: Path) -
         assert not (tmp_path / place.DOOR).exists()
 
     asyncio.run(main())
+
+
+def test_a_link_to_somebody_elses_socket_is_nobodys(tmp_path: Path) -> None:
+    """Who has taken a proxy could have the agent end any process that listens somewhere."""
+    with socket.socket(socket.AF_UNIX) as theirs:
+        theirs.bind(str(tmp_path / "theirs.sock"))
+        theirs.listen()
+        assert listener_pid(tmp_path / "theirs.sock") == os.getpid()
+        assert answers(tmp_path / "theirs.sock")
+        (tmp_path / "link").symlink_to(tmp_path / "theirs.sock")
+        assert listener_pid(tmp_path / "link") == 0
+        assert not answers(tmp_path / "link")
+    assert listener_pid(tmp_path / "theirs.sock") == 0
+    assert listener_pid(tmp_path / "none.sock") == 0
 
 
 def test_names_are_passed_on_only_where_somebody_listens(tmp_path: Path) -> None:
