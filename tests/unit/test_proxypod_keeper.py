@@ -231,6 +231,20 @@ def test_a_link_to_somebody_elses_socket_is_nobodys(tmp_path: Path) -> None:
     assert listener_pid(tmp_path / "none.sock") == 0
 
 
+def test_the_permit_is_not_written_through_a_link(tmp_path: Path) -> None:
+    """A pod can write to that directory; the agent can make the kill switch's file."""
+    made = place.open_for_pods(tmp_path)
+    assert (made / place.PERMIT).exists()
+    for name in (place.PERMIT, f"{place.PERMIT}.new"):
+        (made / name).unlink(missing_ok=True)
+        (made / name).symlink_to(tmp_path / "disabled")
+    place.open_for_pods(tmp_path)
+    assert not (tmp_path / "disabled").exists()
+    assert (made / place.PERMIT).is_file()
+    assert not (made / place.PERMIT).is_symlink()
+    assert place.left(tmp_path) == [made / place.PERMIT]
+
+
 def test_names_are_passed_on_only_where_somebody_listens(tmp_path: Path) -> None:
     """A stale socket, or a lock that nobody holds, must not take the place of those that count."""
     made = place.open_for_pods(tmp_path)
