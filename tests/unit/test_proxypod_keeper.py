@@ -245,6 +245,18 @@ def test_the_permit_is_not_written_through_a_link(tmp_path: Path) -> None:
     assert place.left(tmp_path) == [made / place.PERMIT]
 
 
+def test_without_a_lock_it_is_not_ready(pods: Pods) -> None:
+    (pods.shared / place.PERMIT).touch()
+    (pods.shared / place.LOCK).symlink_to("elsewhere")
+    with pods.door():
+        process, own = pods.start()
+        time.sleep(1.5)
+        assert process.poll() is None
+        assert not ready(own)
+        (pods.shared / place.LOCK).unlink()
+        until(lambda: ready(own) and pods.serving() != 0)
+
+
 def test_names_are_passed_on_only_where_somebody_listens(tmp_path: Path) -> None:
     """A stale socket, or a lock that nobody holds, must not take the place of those that count."""
     made = place.open_for_pods(tmp_path)

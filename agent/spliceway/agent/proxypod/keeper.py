@@ -127,7 +127,10 @@ class Keeper:
                 return f"no agent has opened {directory / place.DOOR} yet", False
         if not (directory / place.PERMIT).exists():
             return "the agent does not leave the proxy to pods", True
-        lock = _try_lock(directory / place.LOCK)
+        try:
+            lock = _try_lock(directory / place.LOCK)
+        except OSError as error:  # who can't even look must not have another one ended
+            return f"{directory / place.LOCK}: {error.strerror}", False
         if lock < 0:
             self._takes_over = self._first and self._plan.kind == "embedded" and answers(directory / place.HANDOVER)
             return ("", False) if self._takes_over else ("another proxy has the turn", True)
@@ -265,11 +268,8 @@ def _ask(door: Path) -> int:
 
 
 def _try_lock(file: Path) -> int:
-    """A descriptor that holds the lock, -1 if another process has it, or the directory is not there yet."""
-    try:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError:
-        return -1
+    """A descriptor that holds the lock, -1 if another process has it. Raises OSError."""
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
