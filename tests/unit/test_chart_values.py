@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,6 +114,19 @@ def test_after_a_refusal_good_values_are_taken(helm: Helm) -> None:
     with pytest.raises(HelmError):
         helm.render({"x": 1})
     assert helm.render({"enforcement": "enforce"})
+
+
+def test_values_of_an_older_chart_are_told_by_what_to_do(tmp_path: Path) -> None:
+    """`--reuse-values` with another chart: its own defaults are those of the chart before."""
+    older = tmp_path / "spliceway"
+    shutil.copytree(CHART, older)
+    values = yaml.safe_load((older / "values.yaml").read_text())
+    del values["policyStatus"], values["notReadyTaint"]
+    for name in ("backToAgent", "image", "updateStrategy", "terminationGracePeriodSeconds"):
+        del values["proxy"][name]
+    (older / "values.yaml").write_text(yaml.safe_dump(values))
+    with Helm(older) as helm, pytest.raises(HelmError, match="--reset-then-reuse-values"):
+        helm.render()
 
 
 def test_every_value_is_in_the_schema_and_has_a_comment() -> None:

@@ -57,6 +57,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{/* What a schema can't say in words that help. */}}
 {{- define "spliceway.check" -}}
+{{- if not (hasKey .Values "policyStatus") -}}
+{{- fail "these are the values of an older chart, without the defaults of this one: helm upgrade with --reset-then-reuse-values in place of --reuse-values" -}}
+{{- end -}}
 {{- if eq .Values.mode "istio" -}}
 {{- fail "mode: istio is not there yet: this version knows sidecar-free only" -}}
 {{- end -}}
