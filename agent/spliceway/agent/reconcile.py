@@ -162,19 +162,13 @@ class Reconciler:
     def status(self) -> ReconcileStatus:
         """Where things are now."""
         applied, desired = self._tables.applied, self._tables.desired
-        waiting = {}
-        if desired is not None:
-            for rule_set in desired.rule_sets.values():
-                said = self._proxy.acceptance(rule_set.id)
-                if rule_set.id not in self._readiness.ready or said is not Acceptance.ACCEPTED:
-                    waiting[rule_set.name] = said.value
         return ReconcileStatus(
             revision=applied.revision if applied else 0,
             wanted=desired.revision if desired else 0,
             generation=self._generation,
             rule_sets=len(applied.rule_sets) if applied else 0,
             rows=len(applied.rows) if applied else 0,
-            waiting=waiting,
+            waiting=self._readiness.unready(desired.rule_sets.values(), self._proxy) if desired else {},
             error=self._error,
             endpoint_error=self._endpoint_error,
             failures=self._failures,
