@@ -101,7 +101,7 @@ class Reconciler:
         self._listeners: dict[int, int] | None = None
         self._attached: tuple[LocalEndpoint, ...] = ()
         self._moved = self._rows_due = False
-        #: What packets are judged by from now on: a grace period later it is in force. Number 0: not all have their rows.
+        #: What packets are judged by: a grace period later it is in force. Number 0: somebody has no rows yet.
         self.live = Live()
         self._submitted = self._reached = 0
         self._generation = 0
