@@ -13,7 +13,7 @@ import pytest
 from spliceway.agent.testbed.rights import missing_rights
 from spliceway.agent.testbed.testbed import Testbed
 from support.node import demo_manifests
-from support.variants import costly, long, sample
+from support.variants import costly, left_out, long, sample
 
 #: CI sets it: there a kernel test that can't run is a failure.
 REQUIRE_KERNEL = os.environ.get("SPLICEWAY_REQUIRE_KERNEL") == "1"
@@ -36,15 +36,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     _leave(config, items, [item.nodeid for item in items], config.getoption("--variants"))
     if SAMPLE > 1:
         _leave(config, items, [item.nodeid for item in items if costly(item.nodeid)], SAMPLE)
+        _without(config, items, {item.nodeid for item in items if left_out(item.nodeid)})
     items.sort(key=lambda item: not long(item.nodeid))
 
 
 def _leave(config: pytest.Config, items: list[pytest.Item], names: list[str], one_in: int) -> None:
     """Of the tests with these names leave a sample."""
     if one_in > 1:
-        gone = set(names) - set(sample(names, one_in))
-        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in gone])
-        items[:] = [item for item in items if item.nodeid not in gone]
+        _without(config, items, set(names) - set(sample(names, one_in)))
+
+
+def _without(config: pytest.Config, items: list[pytest.Item], gone: set[str]) -> None:
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in gone])
+    items[:] = [item for item in items if item.nodeid not in gone]
 
 
 @pytest.hookimpl(tryfirst=True)

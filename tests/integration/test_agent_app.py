@@ -128,7 +128,7 @@ def test_addresses_do_not_bring_a_source_into_force_that_has_no_pods(
 def test_what_the_api_refuses(tmp_path: Path) -> None:
     async def body(site: Site) -> None:
         for target, query, message in (
-            ("nothing", {}, "the agent answered 404 Not Found"),
+            ("nothing", {}, "the agent has no path /v1/nothing"),
             ("status", {"color": "red"}, "unknown parameter color"),
             ("policy", {"endpoint": "default/x"}, "no endpoint 'default/x' on this node"),
             ("flows", {"last": "-1"}, "last must not be negative"),
@@ -385,7 +385,9 @@ def test_every_command(tmp_path: Path) -> None:
         assert await site.cli("service", "list") == "SERVICE  PORT  KIND  FRONTEND  COUNT  BACKENDS\n"
         assert "spec.ingress[0].toPorts[0]" in await site.cli("policy", "get")
         assert "no policy selects it" in await site.cli("policy", "get", "default/client")
+        assert "no policy selects it" in await site.cli("policy", "get", "client")
         assert "no endpoint" in await site.cli("policy", "get", "default/nobody", status=1)
+        assert "pod nobody: there are default/client" in await site.cli("policy", "get", "nobody", status=2)
         assert "spliced" in await site.cli("sock", "list")
         assert "TYPE" in await site.cli("xds", "dump")
         for table in ("policy", "ipcache", "ct", "reasons", "lb"):

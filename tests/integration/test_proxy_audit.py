@@ -205,3 +205,21 @@ def test_once_rules_are_enforced_unread_connections_end(site: Bench) -> None:
         site.upstream.before = ()
         other.sendall(request())
         assert b"200" in other.recv(1000)
+
+
+@pytest.mark.parametrize(("path", "end"), [(b"/private", End.RESET), (b"/pub/a", End.FIN)])
+def test_once_rules_are_enforced_only_tunnels_that_they_allow_go_on(site: Bench, path: bytes, end: End) -> None:
+    upgrade = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+    site.upstream.answers[path] = [
+        lambda conversation: conversation.connection.sendall(upgrade),
+        lambda conversation: echo(1 << 20, conversation),
+    ]
+    ask = b"GET " + path + b" HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+    with site.connect(AUDIT) as connection:
+        connection.sendall(ask)
+        assert b"101" in connection.recv(1000)
+        connection.sendall(b"bytes")
+        site.relay.set_rules(RuleSet(AUDIT, "audit", RULES.rules))
+        if end is End.FIN:
+            connection.shutdown(socket.SHUT_WR)
+        assert read_to_end(connection).end is end

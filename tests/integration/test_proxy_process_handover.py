@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from spliceway.proxy.errors import HANDOVER_REFUSED
 from spliceway.proxy.process.channel import Channel
 from spliceway.proxy.process.handover import Hello, Offer, Refused
 from support.proxynode import ProxyNode, ask, port_of, proxy_node, rules
@@ -140,7 +141,7 @@ def test_foreign_version_is_refused(tmp_path: Path) -> None:
             theirs, _ = await loop.sock_accept(listener)
             channel: Channel[Any] = Channel(loop, theirs, Hello, lambda *_: None, lambda _: None)
             channel.send(Refused("handover of version 1 is not known to this proxy (version 0)"))
-            assert await new.ended() == 1
+            assert await new.ended() == HANDOVER_REFUSED
             channel.close()
         assert "does not hand over" in new.log
         assert "end it first" in new.log

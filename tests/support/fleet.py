@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,10 @@ from spliceway.policy.engine import Options
 from spliceway.policy.model import Pod
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.table import PolicyTable
+from support.agent import run
 from support.helm import CHART
 from support.kubeapi import KubeApi, Rule
-from support.kubesource import QUICK, ask
+from support.kubesource import CRDS, QUICK, ask, pod
 
 Json = dict[str, Any]
 #: Times of a cluster, a hundredth or so of them.
@@ -43,6 +44,13 @@ FAST = Pacing(
     lease=2.0, deadline=1.5, retry=0.1, report=0.05, refresh=60.0, again=0.3, gather=0.05, stale=0.5, pause=(0.05, 0.5)
 )
 LEASE = ("kube-system", "spliceway-policy-status")
+NAMES = ("n1", "n2", "n3")
+#: One pod of `web` on n1 and n2, and another one on n3.
+PODS = (
+    pod("a", "10.0.0.1", node="n1", labels={"app": "web"}),
+    pod("b", "10.0.0.2", node="n2", labels={"app": "web"}),
+    pod("c", "10.0.0.3", node="n3", labels={"app": "db"}),
+)
 DEFINITIONS = [yaml.safe_load(file.read_text()) for file in sorted((CHART / "files").glob("crd-*.yaml"))]
 
 
@@ -255,3 +263,28 @@ async def told(
 def address(number: int) -> str:
     """Of a pod."""
     return str(ip_address(int(ip_address("10.1.0.0")) + number))
+
+
+def with_fleet(
+    tmp_path: Path,
+    body: Callable[[KubeApi, Sequence[FleetAgent]], Awaitable[None]],
+    *before: Any,
+    nodes: Sequence[str] = NAMES,
+    definitions: bool = True,
+    **options: Any,
+) -> None:
+    """Run a test with an agent on each node, and their pods."""
+
+    async def main() -> None:
+        with KubeApi() as api:
+            api.put(*CRDS, *(DEFINITIONS if definitions else ()), *map(node, nodes), *PODS, *before)
+            api.rights(lambda one: one.token("secret", "agent"))
+            api.rights(lambda one: one.allow("agent", all_rights()))
+            kubeconfig = api.kubeconfig(tmp_path / "kubeconfig", token="secret")
+            agents = [FleetAgent(name, kubeconfig, **options) for name in nodes]
+            async with fleet(agents):
+                await body(api, agents)
+                if definitions:
+                    assert await ask(api.rights, lambda one: one.refused) == []
+
+    run(main, 90)

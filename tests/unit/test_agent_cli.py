@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import resource
@@ -27,7 +28,7 @@ from spliceway.agent.cli.client import AgentClient
 from spliceway.agent.cli.options import flow_pod, flow_service, known_namespace
 from spliceway.agent.cli.render import labels_text
 from spliceway.agent.cli.root import app
-from spliceway.agent.cli.summary import flow_line, policy_rows
+from spliceway.agent.cli.summary import _place, flow_line, policy_rows
 from spliceway.agent.errors import ClientError, WrongUsageError
 from spliceway.agent.flowlog import FlowLog
 from spliceway.bpf.abi import ABI_VERSION
@@ -76,6 +77,31 @@ def test_usage_errors_end_with_2(tmp_path: Path) -> None:
     served = ("xds", "serve", "--static", str(tmp_path), "--socket", str(tmp_path / "x"))
     status, _output, errors = invoke(*served, "--log-level", "loud")
     assert (status, "no level 'loud'" in errors) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["demo", "bench", "bench policy-latency", "testbed", "testbed up", "policy get"])
+def test_both_options_for_help(command: str) -> None:
+    short, long = (invoke(*command.split(), option) for option in ("-h", "--help"))
+    assert (short[0], short[1]) == (0, long[1])
+    assert "Usage: spliceway " + command in short[1] or "Usage: root " + command in short[1]
+
+
+@pytest.mark.parametrize("command", ["proxy", "testbed up", "sock list", "xds status"])
+def test_lines_of_help_are_as_wide_as_the_terminal(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = invoke(*command.split(), "--help")[1].partition("╭")[0]
+    lines = [line.split() for line in text.splitlines()]
+    for line, following in itertools.pairwise(lines):
+        if line and following:
+            assert len(" ".join([*line, following[0]])) > 76, line
+
+
+def test_a_proxys_pod_needs_a_directory_of_its_own(tmp_path: Path) -> None:
+    config = tmp_path / "agent.yaml"
+    config.write_text("source: {directory: /x}\nproxy: {managed: false}\n")
+    for own, why in ((tmp_path / "none", "does not exist"), (config, "is a file")):
+        status, _output, errors = invoke("proxy-pod", "--config", str(config), "--own", str(own))
+        assert (status, why in " ".join(errors.replace("│", " ").split())) == (2, True), errors
 
 
 def test_a_bad_config_ends_with_1_and_its_field(tmp_path: Path) -> None:
@@ -157,6 +183,7 @@ def test_policy_validate(tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text(policy("web", "a", 80))
     status, output, _errors = invoke("policy", "validate", str(tmp_path))
     assert (status, output) == (0, "2 files: 1 CiliumNetworkPolicy, 1 Pod; 0 refused\n")
+    assert invoke("policy", "validate", str(tmp_path / "pods.yaml"))[1] == "1 file: 1 Pod; 0 refused\n"
     (tmp_path / "more.yaml").write_text(
         "{apiVersion: v1, kind: Secret, metadata: {name: s}, stringData: {a: hush}}\n---\n"
         "{apiVersion: v1, kind: Service, metadata: {name: s}, spec: {ports: [{port: 80}]}}\n---\n"
@@ -200,6 +227,17 @@ def test_labels_have_their_namespace_and_derived_ones_only_where_they_matter() -
         "shop: block:10.240.0.0/12, k8s:app=api, port:tcp/http=8080",
         "shop: k8s:app=api",
     ]
+
+
+def test_the_row_of_the_source() -> None:
+    assert _place({"directory": "/m", "files": 1, "objects": 2}) == "/m: 1 file, 2 objects"
+    kinds = [
+        {"state": "listed", "error": "pods: gone"},
+        {"state": "listed", "error": "nodes: gone"},
+        {"state": "absent", "error": ""},
+    ]
+    found = {"kubernetes": {"server": "https://a", "resources": kinds}, "objects": 1}
+    assert _place(found) == "kubernetes https://a: 2 kinds listed, 1 not served, 1 object; pods: gone"
 
 
 def test_flow_lines() -> None:
@@ -306,6 +344,21 @@ def test_the_api_refuses_values_that_no_flow_has(query: str) -> None:
     answer = asyncio.run(ask())
     assert answer.status_code == 400
     assert "there are" in answer.json()["error"]
+
+
+def test_a_path_that_there_is_none_of_is_told_as_all_errors_are() -> None:
+    app = admin_app({"status": lambda _: {}}, {}, flows=FlowLog(8), registry=CollectorRegistry(), splice=NoSwitch())
+
+    async def ask(method: str, path: str) -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://agent") as client:
+            return await client.request(method, path)
+
+    answer = asyncio.run(ask("GET", "/v1/stats"))
+    assert (answer.status_code, answer.json()) == (404, {"error": "the agent has no path /v1/stats"})
+    answer = asyncio.run(ask("PATCH", "/v1/status"))
+    assert (answer.status_code, answer.json()) == (405, {"error": "PATCH: Method Not Allowed"})
+    assert "GET" in answer.headers["allow"]
+    assert answer.headers["content-type"] == "application/json"
 
 
 class NoSwitch:

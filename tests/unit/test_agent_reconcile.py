@@ -18,6 +18,7 @@ from spliceway.agent.ports import PortAllocator
 from spliceway.agent.reconcile import Reconciler
 from spliceway.agent.servicesync import ServiceSync
 from spliceway.agent.state import Held
+from spliceway.bpf.errors import KernelRefusedError
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.budget import Limits
 from spliceway.policy.engine import Options
@@ -351,6 +352,53 @@ def test_pods_get_the_rows_in_force_where_new_ones_do_not_come_about() -> None:
         del world.datapath.fail["set_listeners"]
         assert (await world.step()).count("apply 2") == 1
         assert not any(text.startswith("apply") for text in await world.step())
+
+    world_test(body)
+
+
+def test_rows_that_are_taken_back_are_no_later_intents() -> None:
+    async def body(world: World) -> None:
+        world.want(HTTP, endpoints=ENDPOINTS[:2])
+        await world.step()
+        apply = world.datapath.apply
+
+        async def broken(table: PolicyTable, live: Callable[[], None]) -> int:
+            world.datapath.apply = apply  # type: ignore[method-assign]
+            await apply(table, live)
+            raise KernelRefusedError("no grace period", 5)
+
+        world.datapath.apply = broken  # type: ignore[method-assign]
+        world.want(HTTP, policy("another", "other", 80), endpoints=ENDPOINTS)
+        number = world.reconciler.submitted
+        await world.step()
+        live = world.reconciler.live
+        assert live.table is world.tables[0]
+        assert live.number < number  # a pod that has the name or the address of one before must go on waiting
+        await world.step()
+        assert world.reconciler.live.number == number
+
+    world_test(body)
+
+
+def test_a_pod_that_is_attached_late_is_waited_for_until_it_has_its_rows() -> None:
+    async def body(world: World) -> None:
+        world.datapath.fail["set_endpoints"] = "endpoint default/other: no interface lxcother"
+        world.want(HTTP)
+        number = world.reconciler.submitted
+        await world.step()
+        assert world.reconciler.live.number == number  # its rows would be there
+        del world.datapath.fail["set_endpoints"]
+        seen = []
+        apply = world.datapath.apply
+
+        async def watched(table: PolicyTable, live: Callable[[], None]) -> int:
+            seen.append(world.reconciler.live.number)
+            return await apply(table, live)
+
+        world.datapath.apply = watched  # type: ignore[method-assign]
+        await world.step()
+        assert seen == [0]
+        assert world.reconciler.live.number == number
 
     world_test(body)
 

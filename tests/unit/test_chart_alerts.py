@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -112,6 +113,23 @@ def series(values: dict[str, str]) -> list[dict[str, str]]:
 
 def test_every_alert_is_tried() -> None:
     assert [each["alert"] for each in rules()] == list(_FIRES)
+
+
+def test_the_page_has_the_same_ones() -> None:
+    page = (CHART.parents[1] / "docs/metrics.md").read_text().partition("## Alerts\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")] for line in page.splitlines() if line.startswith("| `")]
+    told = {row[1].strip("`"): (row[3], row[4], _metrics(row[2])) for row in rows}
+    # It is what one waits for in audit, and no fault.
+    assert told.pop("SplicewayAuditWouldDeny")
+    assert told == {
+        each["alert"]: (each.get("for", "0m"), each["labels"]["severity"], _metrics(each["expr"])) for each in rules()
+    }
+    first = (CHART.parents[1] / "docs/operations.md").read_text().partition("## Metrics and alerts\n")[2]
+    assert {each["alert"] for each in rules()} == set(re.findall(r"Spliceway\w+", first.partition("\n## ")[0]))
+
+
+def _metrics(expression: str) -> set[str]:
+    return set(re.findall(r"spliceway_\w+", expression))
 
 
 def test_they_are_rules(promtool: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,31 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "too little time for connections": (
         {"proxy": {"daemonSet": True}, "agent": {"config": {"proxy": {"limits": {"drain": 100}}}}},
         "proxy.terminationGracePeriodSeconds: 40 is too short",
+    ),
+    "part of a second more than there is": (
+        {"proxy": {"daemonSet": True}, "agent": {"config": {"proxy": {"limits": {"drain": 35.5}}}}},
+        "limits.drain (35.5): connections would be reset before that; at least 41",
+    ),
+    "a drain in words": (
+        {"agent": {"config": {"proxy": {"limits": {"drain": "long"}}}}},
+        "agent.config.proxy.limits.drain: long is not a number of seconds",
+    ),
+    "the proxy's section as text": (
+        {"agent": {"config": {"proxy": "embedded"}}},
+        "agent.config.proxy: is not a mapping of fields",
+    ),
+    "the proxy's limits as a number": (
+        {"agent": {"config": {"proxy": {"limits": 5}}}},
+        "agent.config.proxy.limits: is not a mapping of fields",
+    ),
+    "a roll that replaces nobody": (
+        {"proxy": {"updateStrategy": {"rollingUpdate": {"maxSurge": "0%", "maxUnavailable": "0%"}}}},
+        "maxSurge and maxUnavailable are both 0",
+    ),
+    # The other one keeps its default.
+    "a surge and less": (
+        {"proxy": {"updateStrategy": {"rollingUpdate": {"maxUnavailable": 1}}}},
+        "maxSurge and maxUnavailable are both set",
     ),
     "who runs the proxy in two places": (
         {"agent": {"config": {"proxy": {"managed": False}}}},
@@ -87,6 +114,19 @@ def test_after_a_refusal_good_values_are_taken(helm: Helm) -> None:
     with pytest.raises(HelmError):
         helm.render({"x": 1})
     assert helm.render({"enforcement": "enforce"})
+
+
+def test_values_of_an_older_chart_are_told_by_what_to_do(tmp_path: Path) -> None:
+    """`--reuse-values` with another chart: its own defaults are those of the chart before."""
+    older = tmp_path / "spliceway"
+    shutil.copytree(CHART, older)
+    values = yaml.safe_load((older / "values.yaml").read_text())
+    del values["policyStatus"], values["notReadyTaint"]
+    for name in ("backToAgent", "image", "updateStrategy", "terminationGracePeriodSeconds"):
+        del values["proxy"][name]
+    (older / "values.yaml").write_text(yaml.safe_dump(values))
+    with Helm(older) as helm, pytest.raises(HelmError, match="--reset-then-reuse-values"):
+        helm.render()
 
 
 def test_every_value_is_in_the_schema_and_has_a_comment() -> None:

@@ -20,7 +20,7 @@ from spliceway.agent.sources.kubernetes import connection
 from spliceway.agent.sources.kubernetes.connection import ApiFailure, Connection
 from spliceway.agent.sources.kubernetes.discovery import Discovery
 from spliceway.agent.sources.kubernetes.figures import Timing
-from spliceway.agent.sources.kubernetes.kinds import FILE
+from spliceway.agent.sources.kubernetes.kinds import FILE, Kinds
 from spliceway.agent.sources.kubernetes.resources import NOT_WATCHED, RESOURCES, rights
 from spliceway.agent.sources.kubernetes.source import KubernetesSource
 from spliceway.agent.sourceviews import SourceCollector
@@ -695,3 +695,15 @@ def test_kinds_that_are_left_to_others_are_not_asked_for(tmp_path: Path) -> None
             assert not [path for _method, path, _query in api.requests if path.endswith("adminnetworkpolicies")]
 
     run(main, 60)
+
+
+def test_kinds_that_can_not_be_written_down_are_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kinds, some = Kinds(tmp_path / "gone", {"A", "B"}), frozenset({"A"})
+    for _ in range(3):
+        kinds.save(some)
+        assert kinds.differ(some)
+    assert capsys.readouterr().out.count("can't be written") == 1
+    (tmp_path / "gone").mkdir()
+    kinds.save(some)
+    assert not kinds.differ(some)
+    assert Kinds(tmp_path / "gone", {"A", "B"}).load() == some

@@ -44,4 +44,6 @@ def test_the_row_says_when_and_who() -> None:
     assert writing_line({**found, "writer": "", "reported": 0.0}, 112.0) == ["not reported yet; nobody writes"]
     leads = {**found, "leads": True, "policies": 200, "nodes": 50}
     assert writing_line(leads, 100.0) == ["reported 0 s ago; written by this agent: 200 policies, 50 nodes"]
+    one = {**leads, "policies": 1, "nodes": 1}
+    assert writing_line(one, 100.0) == ["reported 0 s ago; written by this agent: 1 policy, 1 node"]
     assert writing_line({**found, "enabled": False}, 1.0) == []

@@ -215,6 +215,20 @@ def test_a_bug_in_what_it_leads_ends_nothing_else(tmp_path: Path) -> None:
     run(main)
 
 
+def test_who_fails_leaves_it_to_another(tmp_path: Path) -> None:
+    async def main() -> None:
+        with KubeApi() as api:
+            async with candidates(api, tmp_path, 2, pacing=msgspec.structs.replace(FAST, again=60.0)) as both:
+                for one in both:
+                    one.fails = 1000 if one is both[0] else 0
+                await until(lambda: both[1].election.leads, 10)
+                await asyncio.sleep(FAST.lease)
+                assert len(both[0].times) <= 1, "it begins again and again"
+                assert both[1].election.leads
+
+    run(main)
+
+
 def test_many_candidates_ask_rarely_and_follow_in_time(tmp_path: Path) -> None:
     """As many requests as fifty of a thousand: the rest follows from how often one asks."""
     pacing = msgspec.structs.replace(FAST, looks=100.0)

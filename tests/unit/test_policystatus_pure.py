@@ -165,6 +165,38 @@ def test_counts_are_those_of_all_reports_however_they_changed() -> None:
             assert touched is None or uid in touched or count == before[uid]
 
 
+def test_a_report_that_has_a_policy_twice_is_counted_out_again() -> None:
+    tally, twice = Tally(), Trouble("u/2/d", "NoRoom", selects=True)
+    told = Report(applied=("u/2/d", "u/2/d"), exceptions=(twice, msgspec.structs.replace(twice, reason="Document")))
+    tally.put("n1", told)
+    tally.put("n1", msgspec.structs.replace(told, enforcement="audit"))
+    tally.put("n1", None)
+    assert tally.count("K", written(2)) == Count()
+
+
+def test_a_node_whose_agent_is_away_does_not_have_all_nodes_looked_at_for_each_policy() -> None:
+    class Watched(dict[str, dict[str, int]]):
+        looks = 0
+
+        def items(self) -> Any:
+            self.looks += 1
+            return super().items()
+
+        def values(self) -> Any:
+            self.looks += 1
+            return super().values()
+
+    tally = Tally()
+    tally._positions = watched = Watched()
+    for number in range(20):
+        tally.put(f"n{number}", report("enforce", {"K": 9 if number else 3}, [], []))
+    for since in range(1, 12):
+        unseen = tally.count("K", written(since=since)).unseen
+        assert set(unseen) == {f"n{number}" for number in range(20) if (9 if number else 3) < since}
+        assert unseen == tuple(sorted(unseen))
+    assert watched.looks == 1
+
+
 def counted(reports: dict[str, Report], policy: Written) -> Count:
     """From the start."""
     desired = applied = in_audit = off = 0

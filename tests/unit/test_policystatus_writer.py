@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -19,6 +18,8 @@ from support.fleet import (
     DEFINITIONS,
     FAST,
     LEASE,
+    NAMES,
+    PODS,
     FleetAgent,
     all_rights,
     brief,
@@ -28,41 +29,14 @@ from support.fleet import (
     node,
     status_in,
     told,
+    with_fleet,
     written,
 )
 from support.kubeapi import KubeApi
 from support.kubesource import CRDS, ask, pod
 
-Body = Callable[[KubeApi, Sequence[FleetAgent]], Awaitable[None]]
 WEB = "ciliumnetworkpolicy.web"
-NAMES = ("n1", "n2", "n3")
-#: One pod of `web` on n1 and n2, and another one on n3.
-PODS = (
-    pod("a", "10.0.0.1", node="n1", labels={"app": "web"}),
-    pod("b", "10.0.0.2", node="n2", labels={"app": "web"}),
-    pod("c", "10.0.0.3", node="n3", labels={"app": "db"}),
-)
 REFUSED = cnp("web", "web", port="no port")
-
-
-def with_fleet(
-    tmp_path: Path, body: Body, *before: Any, nodes: Sequence[str] = NAMES, definitions: bool = True, **options: Any
-) -> None:
-    """Run a test with an agent on each node, and their pods."""
-
-    async def main() -> None:
-        with KubeApi() as api:
-            api.put(*CRDS, *(DEFINITIONS if definitions else ()), *map(node, nodes), *PODS, *before)
-            api.rights(lambda one: one.token("secret", "agent"))
-            api.rights(lambda one: one.allow("agent", all_rights()))
-            kubeconfig = api.kubeconfig(tmp_path / "kubeconfig", token="secret")
-            agents = [FleetAgent(name, kubeconfig, **options) for name in nodes]
-            async with fleet(agents):
-                await body(api, agents)
-                if definitions:
-                    assert await ask(api.rights, lambda one: one.refused) == []
-
-    run(main, 90)
 
 
 def test_each_policy_has_a_status_that_counts_its_nodes(tmp_path: Path) -> None:

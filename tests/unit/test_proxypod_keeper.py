@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +22,9 @@ from spliceway.agent.proxypod import keeper, place
 from spliceway.agent.proxypod.door import Door
 from spliceway.agent.proxypod.listener import answers, listener_pid
 from spliceway.agent.proxypod.plan import Plan
+from spliceway.proxy import __main__ as program
+from spliceway.proxy.errors import HANDOVER_REFUSED, ProxyError
+from spliceway.proxy.process.handover import HandoverError
 
 #: Stands for a proxy: holds the lock and the admin socket, or hands both over to the next one that says so.
 PROXY = """
@@ -60,8 +64,8 @@ class Pods:
         self._directory = directory
         self._started: list[subprocess.Popen[bytes]] = []
 
-    def start(self) -> tuple[subprocess.Popen[bytes], Path]:
-        """Another one, and its own directory."""
+    def start(self, command: list[str] | None = None) -> tuple[subprocess.Popen[bytes], Path]:
+        """Another one, and its own directory. `command`: another proxy."""
         own = self._directory / f"own{len(self._started)}"
         own.mkdir()
         plan = Plan(
@@ -69,7 +73,7 @@ class Pods:
             version="1",
             directory=self.shared,
             own=own,
-            command=[sys.executable, "-c", PROXY, str(self.shared)],
+            command=command or [sys.executable, "-c", PROXY, str(self.shared)],
             admin=self.shared / place.ADMIN["embedded"],
             drain=1.0,
         )
@@ -190,6 +194,69 @@ def test_where_nothing_can_be_taken_over_it_stands_by(pods: Pods) -> None:
         until(lambda: pods.serving() != 0)
 
 
+def test_the_door_stays_open_whatever_happens_to_one_that_asks(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.procs").touch()
+    faults: list[Exception] = [LookupError("a bug"), PermissionError("no")]
+
+    async def admit() -> None:
+        if faults:
+            raise faults.pop()
+
+    async def main() -> None:
+        door = Door(tmp_path / place.DOOR, tmp_path, admit)
+        door.open()
+        task = asyncio.create_task(door.run())
+        got = [await asyncio.to_thread(keeper._ask, tmp_path / place.DOOR) for _ in range(3)]
+        assert got[:2] == [-1, -1]
+        assert got[2] >= 0
+        os.close(got[2])
+        task.cancel()
+        await asyncio.wait({task})
+        assert not (tmp_path / place.DOOR).exists()
+
+    asyncio.run(main())
+
+
+def test_a_link_to_somebody_elses_socket_is_nobodys(tmp_path: Path) -> None:
+    """Who has taken a proxy could have the agent end any process that listens somewhere."""
+    with socket.socket(socket.AF_UNIX) as theirs:
+        theirs.bind(str(tmp_path / "theirs.sock"))
+        theirs.listen()
+        assert listener_pid(tmp_path / "theirs.sock") == os.getpid()
+        assert answers(tmp_path / "theirs.sock")
+        (tmp_path / "link").symlink_to(tmp_path / "theirs.sock")
+        assert listener_pid(tmp_path / "link") == 0
+        assert not answers(tmp_path / "link")
+    assert listener_pid(tmp_path / "theirs.sock") == 0
+    assert listener_pid(tmp_path / "none.sock") == 0
+
+
+def test_the_permit_is_not_written_through_a_link(tmp_path: Path) -> None:
+    """A pod can write to that directory; the agent can make the kill switch's file."""
+    made = place.open_for_pods(tmp_path)
+    assert (made / place.PERMIT).exists()
+    for name in (place.PERMIT, f"{place.PERMIT}.new"):
+        (made / name).unlink(missing_ok=True)
+        (made / name).symlink_to(tmp_path / "disabled")
+    place.open_for_pods(tmp_path)
+    assert not (tmp_path / "disabled").exists()
+    assert (made / place.PERMIT).is_file()
+    assert not (made / place.PERMIT).is_symlink()
+    assert place.left(tmp_path) == [made / place.PERMIT]
+
+
+def test_without_a_lock_it_is_not_ready(pods: Pods) -> None:
+    (pods.shared / place.PERMIT).touch()
+    (pods.shared / place.LOCK).symlink_to("elsewhere")
+    with pods.door():
+        process, own = pods.start()
+        time.sleep(1.5)
+        assert process.poll() is None
+        assert not ready(own)
+        (pods.shared / place.LOCK).unlink()
+        until(lambda: ready(own) and pods.serving() != 0)
+
+
 def test_names_are_passed_on_only_where_somebody_listens(tmp_path: Path) -> None:
     """A stale socket, or a lock that nobody holds, must not take the place of those that count."""
     made = place.open_for_pods(tmp_path)
@@ -202,3 +269,41 @@ def test_names_are_passed_on_only_where_somebody_listens(tmp_path: Path) -> None
     assert (tmp_path / place.LOCK).read_text() == "old"
     assert not (made / place.PERMIT).exists()
     assert place.left(tmp_path) == [made / place.LOCK]
+
+
+def test_a_proxy_that_can_not_start_is_no_reason_to_end_the_one_that_serves(pods: Pods) -> None:
+    """A roll of an image that is broken: were its pods ready, all nodes would lose their proxy one after the other."""
+    (pods.shared / place.PERMIT).touch()
+    with pods.door():
+        _, older = pods.start()
+        until(lambda: ready(older) and pods.serving() != 0)
+        before = pods.serving()
+        newer, own = pods.start(["/bin/sh", "-c", "exit 3"])
+        was_ready = []
+
+        def ended() -> bool:
+            was_ready.append(ready(own))
+            return newer.poll() is not None
+
+        until(ended)
+        assert newer.returncode == 1
+        assert not any(was_ready)
+        assert pods.serving() == before
+        # One that is refused is whole: it serves as soon as it may.
+        _, own = pods.start(["/bin/sh", "-c", f"exit {HANDOVER_REFUSED}"])
+        until(lambda: ready(own))
+        assert pods.serving() == before
+
+
+@pytest.mark.parametrize(("error", "status"), [(HandoverError("no"), HANDOVER_REFUSED), (ProxyError("no"), 1)])
+def test_a_proxy_says_by_its_status_that_it_was_refused(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(program, "run", fail)
+    monkeypatch.setattr(sys, "argv", ["proxy", "--config", "none"])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert ended.value.code == status

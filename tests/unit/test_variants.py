@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from support.variants import sample
+from pathlib import Path
+
+from support.variants import LEFT_OUT, left_out, sample
 
 
 def test_every_function_and_every_value_is_met() -> None:
@@ -29,3 +31,10 @@ def test_another_beginning_for_each_file_and_the_same_within() -> None:
         f"{function}[{number}]" for function in ("a.py::f", "a.py::g", "b.py::f", "c.py::f") for number in range(3)
     ]
     assert sample(names, 5) == ["a.py::f[0]", "a.py::g[0]", "b.py::f[1]", "c.py::f[2]"]
+
+
+def test_what_is_left_out_is_there() -> None:
+    for name in LEFT_OUT:
+        file, _, function = name.partition("::")
+        assert f"def {function}(" in Path(file).read_text(), name
+        assert left_out(f"{name}[x]")

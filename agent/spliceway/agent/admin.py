@@ -16,6 +16,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
@@ -101,7 +102,8 @@ def admin_app(
             *routes,
             Route("/v1/splice", put_splice, methods=["PUT"]),
             Route("/metrics", metrics, methods=["GET"]),
-        ]
+        ],
+        exception_handlers={HTTPException: _not_there},
     )
 
 
@@ -259,6 +261,17 @@ async def _answer(make: Callable[[], Awaitable[Any]]) -> Response:
     except OWN_ERRORS as error:
         return _error(500, str(error))
     return Response(body if isinstance(body, bytes) else encode(body), media_type=JSON)
+
+
+async def _not_there(request: Request, error: Exception) -> Response:
+    """A path or method that there is none of."""
+    assert isinstance(error, HTTPException)
+    what = (
+        f"the agent has no path {request.url.path}" if error.status_code == 404 else f"{request.method}: {error.detail}"
+    )
+    answer = _error(error.status_code, what)
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 def _error(status: int, text: str) -> Response:

@@ -9,10 +9,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
-import importlib
-import importlib.util
 import sys
-import types
 from collections.abc import Callable
 
 #: Seconds between two times. It takes milliseconds; what a look at everything anew has needed goes back in this time.
@@ -23,28 +20,12 @@ _FIRST_LOOK = 1.0
 _MMAP_THRESHOLD, _ARENA_MAX = (-3, 256 << 10), (-8, 2)
 
 
-#: What is used of pyroute2, and where that is in it.
-_PYROUTE2 = ("pyroute2.iproute", ("AsyncIPRoute", "IPRoute"))
-
-
 def import_less() -> None:
-    """Before anything else is imported: leave out what comes along, and is not used by an agent (10 MiB).
+    """Before anything else is imported: leave out what comes along, and is not used by an agent (5 MiB).
 
-    structlog takes rich to paint tracebacks, and pyroute2 brings two databases of interfaces.
+    structlog takes rich, where it is installed, to paint tracebacks.
     """
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # as if it were not installed
-    spec = importlib.util.find_spec("pyroute2") if "pyroute2" not in sys.modules else None
-    if spec is None or spec.submodule_search_locations is None:
-        return
-    package: types.ModuleType = types.ModuleType("pyroute2")
-    package.__path__, package.__spec__ = list(spec.submodule_search_locations), spec
-    sys.modules["pyroute2"] = package
-    try:
-        used = importlib.import_module(_PYROUTE2[0])
-        for name in _PYROUTE2[1]:
-            setattr(package, name, getattr(used, name))
-    except (ImportError, AttributeError):  # another version of it: then as it is
-        del sys.modules["pyroute2"]
 
 
 def set_up() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from spliceway.agent.control import Acceptance, ListeningPorts, ProxyControl
+from spliceway.policy.table import RuleSet
 
 
 class Readiness:
@@ -54,6 +55,15 @@ class Readiness:
         unready -= self._ready
         self._refused = {key for key in unready if proxy.acceptance(key) is Acceptance.REFUSED}
         self._since = {key: self._since.get(key, now) for key in unready}
+
+    def unready(self, rule_sets: Iterable[RuleSet], proxy: ProxyControl) -> dict[str, str]:
+        """Those of them that the proxy does not serve as they are, by name, with what it says."""
+        said = ((one, proxy.acceptance(one.id)) for one in rule_sets)
+        return {
+            one.name: answer.value
+            for one, answer in said
+            if one.id not in self._ready or answer is not Acceptance.ACCEPTED
+        }
 
     def waiting(self, now: float, patience: float) -> frozenset[int]:
         """Rule sets that are awaited for less than `patience` seconds: worth holding something back for."""

@@ -101,7 +101,7 @@ class Reconciler:
         self._listeners: dict[int, int] | None = None
         self._attached: tuple[LocalEndpoint, ...] = ()
         self._moved = self._rows_due = False
-        #: What packets are judged by from now on: a grace period later it is in force.
+        #: What packets are judged by: a grace period later it is in force. Number 0: somebody has no rows yet.
         self.live = Live()
         self._submitted = self._reached = 0
         self._generation = 0
@@ -162,19 +162,13 @@ class Reconciler:
     def status(self) -> ReconcileStatus:
         """Where things are now."""
         applied, desired = self._tables.applied, self._tables.desired
-        waiting = {}
-        if desired is not None:
-            for rule_set in desired.rule_sets.values():
-                said = self._proxy.acceptance(rule_set.id)
-                if rule_set.id not in self._readiness.ready or said is not Acceptance.ACCEPTED:
-                    waiting[rule_set.name] = said.value
         return ReconcileStatus(
             revision=applied.revision if applied else 0,
             wanted=desired.revision if desired else 0,
             generation=self._generation,
             rule_sets=len(applied.rule_sets) if applied else 0,
             rows=len(applied.rows) if applied else 0,
-            waiting=waiting,
+            waiting=self._readiness.unready(desired.rule_sets.values(), self._proxy) if desired else {},
             error=self._error,
             endpoint_error=self._endpoint_error,
             failures=self._failures,
@@ -233,7 +227,7 @@ class Reconciler:
             if (applied := self._tables.applied) is not None:
                 await self._balance(applied, join=False)
                 if self._rows_due:
-                    await self._give(applied)  # pods that were attached for what did not come about
+                    await self._give(applied, self._reached)  # pods that were attached for what did not come about
             raise
 
     async def _bring(self, intent: Intent, number: int) -> None:
@@ -299,7 +293,8 @@ class Reconciler:
         if wanted == self._attached and not self._moved and not (first and self._endpoint_error):
             return
         self._moved = False
-        self._rows_due |= first
+        if first:  # who is attached now has no rows yet, whatever the table says of it
+            self._rows_due, self.live = True, self.live._replace(number=0)
         try:
             await self._datapath.set_endpoints(wanted, rows=not first)
         except OWN_ERRORS as error:
@@ -359,15 +354,15 @@ class Reconciler:
             await self._datapath.set_listeners(listeners)
             self._listeners = listeners
 
-    async def _give(self, target: PolicyTable, number: int = 0) -> None:
+    async def _give(self, target: PolicyTable, number: int) -> None:
         """`number`: of the intent that is live with it."""
 
         def live() -> None:
-            self.live = Live(max(number, self.live.number), target)
+            self.live = Live(number, target)
             self._on_pass()
 
         self._generation = await self._datapath.apply(self._tables.for_kernel(target), live)
-        self._rows_due = False
+        self._rows_due, self.live = False, Live(number, target)
 
     async def _apply(self, intent: Intent, target: PolicyTable, left: TableDelta | None, number: int) -> None:
         tables = self._tables

@@ -57,19 +57,36 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{/* What a schema can't say in words that help. */}}
 {{- define "spliceway.check" -}}
+{{- if not (hasKey .Values "policyStatus") -}}
+{{- fail "these are the values of an older chart, without the defaults of this one: helm upgrade with --reset-then-reuse-values in place of --reuse-values" -}}
+{{- end -}}
 {{- if eq .Values.mode "istio" -}}
 {{- fail "mode: istio is not there yet: this version knows sidecar-free only" -}}
 {{- end -}}
 {{- if and .Values.proxy.backToAgent (not .Values.proxy.daemonSet) -}}
 {{- fail "proxy.backToAgent is the step before proxy.daemonSet is false: now it has no meaning" -}}
 {{- end -}}
-{{- $drain := dig "proxy" "limits" "drain" 30 .Values.agent.config -}}
-{{- if and .Values.proxy.daemonSet (eq .Values.proxy.kind "embedded") (lt (int .Values.proxy.terminationGracePeriodSeconds) (add $drain 5 | int)) -}}
-{{- fail (printf "proxy.terminationGracePeriodSeconds: %d is too short for agent.config.proxy.limits.drain (%v): connections would be reset before that; at least %d" (int .Values.proxy.terminationGracePeriodSeconds) $drain (add $drain 5)) -}}
+{{- $section := .Values.agent.config.proxy | default dict -}}
+{{- if not (kindIs "map" $section) -}}
+{{- fail "agent.config.proxy: is not a mapping of fields" -}}
+{{- end -}}
+{{- $limits := $section.limits | default dict -}}
+{{- if not (kindIs "map" $limits) -}}
+{{- fail "agent.config.proxy.limits: is not a mapping of fields" -}}
+{{- end -}}
+{{- $drain := dig "drain" 30 $limits -}}
+{{- if not (has (kindOf $drain) (list "int" "int64" "float64")) -}}
+{{- fail (printf "agent.config.proxy.limits.drain: %v is not a number of seconds" $drain) -}}
+{{- end -}}
+{{- $least := add (ceil $drain) 5 -}}
+{{- if and .Values.proxy.daemonSet (eq .Values.proxy.kind "embedded") (lt (int64 .Values.proxy.terminationGracePeriodSeconds) $least) -}}
+{{- fail (printf "proxy.terminationGracePeriodSeconds: %d is too short for agent.config.proxy.limits.drain (%v): connections would be reset before that; at least %d" (int .Values.proxy.terminationGracePeriodSeconds) $drain $least) -}}
 {{- end -}}
 {{- $roll := .Values.proxy.updateStrategy.rollingUpdate | default dict -}}
-{{- if and (eq (toString (dig "maxSurge" 1 $roll)) "0") (eq (toString (dig "maxUnavailable" 0 $roll)) "0") -}}
-{{- fail "proxy.updateStrategy.rollingUpdate: maxSurge and maxUnavailable are both 0: then no pod could be replaced" -}}
+{{- $surge := ne (dig "maxSurge" 1 $roll | toString | trimSuffix "%") "0" -}}
+{{- $unavailable := ne (dig "maxUnavailable" 0 $roll | toString | trimSuffix "%") "0" -}}
+{{- if and (eq .Values.proxy.updateStrategy.type "RollingUpdate") (eq $surge $unavailable) -}}
+{{- fail (printf "proxy.updateStrategy.rollingUpdate: maxSurge and maxUnavailable are both %s" (ternary "set: Kubernetes takes one of them, and the other must be 0" "0: then no pod could be replaced" $surge)) -}}
 {{- end -}}
 {{- if and .Values.metrics.podMonitor.enabled (not .Values.metrics.enabled) -}}
 {{- fail "metrics.podMonitor.enabled needs metrics.enabled: without it metrics are on the loopback device only" -}}

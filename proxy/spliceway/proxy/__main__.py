@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from spliceway.policy.errors import SplicewayError
+from spliceway.proxy.errors import HANDOVER_REFUSED
 from spliceway.proxy.process.settings import LEVELS, configure_log, load_settings
 
 
@@ -33,8 +34,10 @@ def main() -> None:
     try:
         run(options.config, options.log_level)
     except SplicewayError as error:
+        from spliceway.proxy.process.handover import HandoverError
+
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(HANDOVER_REFUSED if isinstance(error, HandoverError) else 1)
 
 
 if __name__ == "__main__":

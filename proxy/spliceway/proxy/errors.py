@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from spliceway.policy.errors import SplicewayError
 
+#: Exit status of a proxy that is whole, but to which the one that runs does not hand over (EX_TEMPFAIL).
+HANDOVER_REFUSED = 75
+
 
 class ProxyError(SplicewayError):
     """The proxy can't start or go on. The message says what to do."""

@@ -19,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Output = Annotated[Literal["table", "json"], typer.Option("--output", "-o", help="For people or for programs.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shlex
 import shutil
@@ -60,7 +61,19 @@ ConfigOption = Annotated[
 ]
 
 
-class Group(typer.core.TyperGroup):
+class WideGroup(typer.core.TyperGroup):
+    """A command group: lines of its commands' help are as wide as the terminal, whatever they are in the source."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command, with such a help."""
+        found = super().get_command(ctx, cmd_name)
+        if found is not None and found.help:
+            paragraphs = inspect.cleandoc(found.help).split("\n\n")
+            found.help = "\n\n".join(each.replace("\n", " ") for each in paragraphs)
+        return found
+
+
+class Group(WideGroup):
     """A command group that tells our own errors in one line on stderr, with exit status 1; 2 for wrong usage."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

@@ -46,7 +46,7 @@ class _Places:
 
 
 def kill_switch(
-    turn: Annotated[Turn, typer.Argument(help="Turn it on or off, or show how it is.")],
+    turn: Annotated[Turn, typer.Argument(metavar="on|off|status", help="Turn it on or off, or show how it is.")],
     config: Annotated[
         Path | None,
         typer.Option(

@@ -16,7 +16,15 @@ from spliceway.agent.cli.common import ConfigOption
 def proxy_pod(
     config: ConfigOption,
     own: Annotated[
-        Path, typer.Option("--own", metavar="DIRECTORY", help="Of this pod alone; the file `ready` is there.")
+        Path,
+        typer.Option(
+            "--own",
+            metavar="DIRECTORY",
+            exists=True,
+            file_okay=False,
+            writable=True,
+            help="Of this pod alone; the file `ready` is there.",
+        ),
     ] = Path("/tmp"),
     drain: Annotated[
         float, typer.Option("--drain", min=0, help="Seconds that an Envoy's connections may go on after SIGTERM.")

@@ -119,7 +119,7 @@ def identities(output: OutputOption = Output.TABLE, socket: SocketOption = None)
 
 def policy(
     endpoint: Annotated[
-        str | None, typer.Argument(metavar="[NAMESPACE/POD]", help="One endpoint; all without it.")
+        str | None, typer.Argument(metavar="[[NAMESPACE/]POD]", help="One endpoint; all without it.")
     ] = None,
     output: OutputOption = Output.TABLE,
     socket: SocketOption = None,
@@ -132,6 +132,8 @@ def policy(
     from spliceway.agent.cli.summary import not_applied, policy_rows, refusals
 
     client = agent_client(socket)
+    if endpoint and "/" not in endpoint:
+        endpoint = options.local_pod(client, endpoint)
     found = client.get("policy", endpoint=endpoint)
     columns = ("ENDPOINTS", "DIRECTION", "PEERS", "PROTOCOL", "PORTS", "VERDICT", "STATE", "HTTP", "RULE")
     emit(found, output, columns, policy_rows(found))

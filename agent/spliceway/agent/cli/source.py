@@ -30,7 +30,7 @@ def validate(
         emit_json({"files": inventory.files, "objects": dict(kinds), "refusals": plain(refusals)})
     else:
         counted = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "nothing"
-        typer.echo(f"{inventory.files} files: {counted}; {len(refusals)} refused")
+        typer.echo(f"{inventory.files} file{'' if inventory.files == 1 else 's'}: {counted}; {len(refusals)} refused")
         for refusal in refusals:
             typer.echo(str(refusal), err=True)
     if refusals:

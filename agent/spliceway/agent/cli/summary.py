@@ -28,7 +28,7 @@ def summary(status: Json) -> list[tuple[str, str]]:
         ),
         (
             "source",
-            f"{_place(source)}, {_many(source['objects'], 'object')}",
+            _place(source),
         ),
         (
             "policy",
@@ -61,16 +61,17 @@ def summary(status: Json) -> list[tuple[str, str]]:
 
 
 def _place(source: Json) -> str:
-    """«/etc/manifests: 3 files», «kubernetes https://10.0.0.1: 9 kinds listed, 3 not served; WHAT FAILS»."""
+    """«/etc/manifests: 3 files, 9 objects», «kubernetes URL: 9 kinds listed, 3 not served, 7 objects; WHAT FAILS»."""
+    objects = _many(source["objects"], "object")
     if (found := source.get("kubernetes")) is None:
-        return f"{source['directory']}: {_many(source['files'], 'file')}"
+        return f"{source['directory']}: {_many(source['files'], 'file')}, {objects}"
     states = [one["state"] for one in found["resources"]]
     text = f"kubernetes {found['server']}: {_many(states.count('listed'), 'kind')} listed"
     for state, told in (("absent", "not served"), ("waiting", "not seen yet"), ("refused", "refused")):
         if count := states.count(state):
             text += f", {count} {told}"
     errors = [one["error"] for one in found["resources"] if one["error"]]
-    return printable(text + (f"; {errors[0]}" if errors else ""))
+    return printable(f"{text}, {objects}" + (f"; {errors[0]}" if errors else ""))
 
 
 def _hooks(hooks: Json) -> str:

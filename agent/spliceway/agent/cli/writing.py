@@ -13,7 +13,9 @@ def writing_line(found: dict[str, Any], now: float) -> list[str]:
         return []
     ago = f"reported {max(0, round(now - found['reported']))} s ago" if found["reported"] else "not reported yet"
     if found["leads"]:
-        who = f"written by this agent: {found['policies']} policies, {found['nodes']} nodes"
+        policies = f"{found['policies']} polic{'y' if found['policies'] == 1 else 'ies'}"
+        nodes = f"{found['nodes']} node{'' if found['nodes'] == 1 else 's'}"
+        who = f"written by this agent: {policies}, {nodes}"
     else:
         who = f"written by {found['writer']}" if found["writer"] else "nobody writes"
     return [printable("; ".join((ago, who)))]

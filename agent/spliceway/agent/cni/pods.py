@@ -23,7 +23,11 @@ class WiredPods:
     """Completes changes of the source. `claims` and `wirings` are live views of what there is now."""
 
     def __init__(self, claims: Mapping[str, Claim], wirings: Mapping[str, Wiring], *, only: bool = True) -> None:
-        """`only`: pods of this node have no addresses but those of their wirings; else of those alone that have one."""
+        """`only`: pods of this node have no addresses but those of their wirings, which nobody else has.
+
+        Else that goes for those alone that have a wiring, and what is said of others counts, too: nobody tells that a
+        wired pod has ended, and whoever is said to have its address may be the one that has it by now.
+        """
         self._only = only
         self._claims = claims
         self._wirings = wirings
@@ -87,6 +91,8 @@ class WiredPods:
                 return msgspec.structs.replace(pod, addresses=wiring.addresses)
             if self._only:
                 return msgspec.structs.replace(pod, addresses=())
+        if not self._only:
+            return pod
         left = tuple(one for one in pod.addresses if owners.get(one, pod.key) == pod.key)
         return pod if left == pod.addresses else msgspec.structs.replace(pod, addresses=left)
 

@@ -16,7 +16,7 @@ app = typer.Typer(name="demo", pretty_exceptions_enable=False, add_completion=Fa
 Output = Annotated[Literal["table", "json"], typer.Option("--output", "-o", help="For people or for programs.")]
 
 
-@app.command()
+@app.command(context_settings={"help_option_names": ["-h", "--help"]})
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the node running, to try more.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="One short round of measuring.")] = False,

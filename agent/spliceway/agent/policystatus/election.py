@@ -97,8 +97,11 @@ class Election:
                 await self._rest(pause, task)
                 if task is not None and (task.done() or not self.leads):
                     ended, task = task, None
+                    failed = ended.done()
                     await self._end(ended)
-                    await asyncio.sleep(self._pacing.retry)
+                    # Each term begins with all reports of the cluster. Nor is the lease given back: the next one may
+                    # fail by the same object, and must not be the next at once.
+                    await asyncio.sleep(self._pacing.again if failed else self._pacing.retry)
         finally:
             if task is not None:
                 await self._end(task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -35,7 +36,7 @@ class Tally:
         self._positions: dict[str, dict[str, int]] = {}
         self._applied: dict[str, Counter[tuple[str, str]]] = {}  # uid → (version, enforcement) → nodes
         self._troubles: dict[str, dict[str, Trouble]] = {}  # uid → node → what
-        self._lowest: dict[str, int] = {}
+        self._looked: dict[str, list[tuple[int, str]]] = {}  # kind → positions of nodes, the lowest first
 
     def __repr__(self) -> str:
         return f"Tally(nodes={len(self._reports)}, policies={len(self._applied)})"
@@ -59,7 +60,7 @@ class Tally:
         else:
             self._reports[node], self._positions[node] = told, positions
         if moved:
-            self._lowest = {}
+            self._looked = {}
             return None
         return {uid for uid, _what in _entries(before) ^ _entries(told)}
 
@@ -81,13 +82,16 @@ class Tally:
         now = {node: one for node, one in troubles.items() if current(one.policy, version)}
         return Count(desired, applied, in_audit, off, now, self._unseen(kind, policy.since))
 
+    def has_trouble(self, policy: Written) -> bool:
+        """Whether any node says something is wrong with it as it is written now."""
+        return any(current(one.policy, policy.version) for one in self._troubles.get(policy.version.uid, {}).values())
+
     def _unseen(self, kind: str, since: int) -> tuple[str, ...]:
-        lowest = self._lowest.get(kind)
-        if lowest is None:
-            lowest = self._lowest[kind] = min((one.get(kind, 0) for one in self._positions.values()), default=since)
-        if lowest >= since:
-            return ()
-        return tuple(sorted(node for node, one in self._positions.items() if one.get(kind, 0) < since))
+        looked = self._looked.get(kind)
+        if looked is None:
+            looked = self._looked[kind] = sorted((one.get(kind, 0), node) for node, one in self._positions.items())
+        # One node whose agent is away must not have all others looked at for each policy.
+        return tuple(sorted(node for _position, node in looked[: bisect_left(looked, (since,))]))
 
     def _add(self, node: str, told: Report | None, times: int) -> None:
         if told is None:
@@ -104,9 +108,11 @@ class Tally:
             if times > 0:
                 self._troubles.setdefault(uid, {})[node] = one
                 continue
-            del self._troubles[uid][node]
-            if not self._troubles[uid]:
-                del self._troubles[uid]
+            # A report that has a policy twice is none of ours, and must not be the end of the one that counts.
+            left = self._troubles.get(uid, {})
+            left.pop(node, None)
+            if not left:
+                self._troubles.pop(uid, None)
 
 
 def _entries(told: Report | None) -> set[tuple[str, object]]:

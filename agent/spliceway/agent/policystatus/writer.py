@@ -231,7 +231,7 @@ class Writer:
     def _is_quiet(self, key: Key) -> bool:
         """Whether it can wait: what is refused comes first."""
         policy = self._ledger.written.get(key)
-        return policy is None or not self._tally.count(key[0], policy).troubles
+        return policy is None or not self._tally.has_trouble(policy)
 
     async def _bring_all(self, todo: Sequence[Key]) -> None:
         for number, key in enumerate(todo):

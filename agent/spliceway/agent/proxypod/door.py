@@ -20,6 +20,9 @@ import structlog
 
 from spliceway.agent.proxyprocess import ProxyProcessError
 
+#: Seconds until the next one is answered, when one could not be.
+_PAUSE = 1.0
+
 _log = structlog.get_logger(__name__)
 
 
@@ -54,7 +57,12 @@ class Door:
         loop = asyncio.get_running_loop()
         try:
             while True:
-                keeper, _ = await loop.sock_accept(self._socket)
+                try:
+                    keeper, _ = await loop.sock_accept(self._socket)
+                except OSError as error:  # too many open files: no reason to close the door
+                    _log.warning("a proxy's pod could not be answered", error=str(error))
+                    await asyncio.sleep(_PAUSE)
+                    continue
                 with keeper:
                     await self._answer(keeper)
         finally:
@@ -71,6 +79,10 @@ class Door:
                 socket.send_fds(keeper, [b"{}\n"], [procs])
             except OSError as error:
                 _log.warning("a proxy's pod could not be let into its cgroup; it asks again", error=str(error))
+                return
+            except Exception:
+                # A bug. With the door closed no pod of this node would ever have a proxy again.
+                _log.exception("a proxy's pod could not be let into its cgroup; it asks again")
                 return
         self.asked += 1
         _log.info("a proxy's pod was let into its cgroup", cgroup=str(self._cgroup))

@@ -7,7 +7,9 @@ goes there, once, so that the keeper needs no rights for that and no agent later
 Of several keepers on one node one has the turn: its proxy holds the lock in the shared directory. The first start of a
 keeper takes over from an embedded proxy that runs (`spliceway.proxy.process.handover`). After that a keeper begins only
 when the lock is free: or two pods would take over from each other for ever, each started again when it was done. Who
-waits for the lock stands by, and counts as ready: then the kubelet may end the other one.
+waits for the lock stands by, and counts as ready: then the kubelet may end the other one. Not so a keeper whose proxy
+was to take over and ended instead, though it was not refused: it ends, and the kubelet starts it again from the
+beginning. An image that can't serve must not have the one ended that does, on one node after the other.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import msgspec
 
 from spliceway.agent.proxypod import place
 from spliceway.agent.proxypod.listener import answers, listener_pid
+from spliceway.proxy.errors import HANDOVER_REFUSED
 
 #: The file in the pod's own directory that the readiness probe looks for.
 READY = "ready"
@@ -40,6 +43,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 #: Joins the cgroup by descriptor 9 (0 is «who writes»), opens as many files as it may, and lets no more be given to it.
 _ENTER = 'ulimit -n "$(ulimit -H -n)"; echo 0 >&9 || exit 125; exec "$@" 9>&-'
 _NOT_JOINED = 125
+#: How one ends that was not kept from taking over by a fault of its own: told to, or refused.
+_WHOLE = ("exit status 0", f"exit status {HANDOVER_REFUSED}")
 _PR_SET_NO_NEW_PRIVS = 38
 
 
@@ -67,6 +72,7 @@ class Keeper:
         self._cgroup = -1
         self._lock = -1
         self._first = True
+        self._takes_over = False
         self._child = 0
         self._served = False
         self._told = ""
@@ -89,6 +95,8 @@ class Keeper:
                 how = self._watch()
                 self._unlock()
                 self._tell("the proxy ended", how=how)
+                if self._takes_over and not self._served and how not in _WHOLE:
+                    sys.exit(1)
                 pause = _BACKOFF_FIRST if time.monotonic() - began > _STEADY else min(pause * 2, _BACKOFF_LAST)
                 if how == f"exit status {_NOT_JOINED}":  # that cgroup is gone: the agent has another one
                     os.close(self._cgroup)
@@ -119,10 +127,14 @@ class Keeper:
                 return f"no agent has opened {directory / place.DOOR} yet", False
         if not (directory / place.PERMIT).exists():
             return "the agent does not leave the proxy to pods", True
-        lock = _try_lock(directory / place.LOCK)
+        try:
+            lock = _try_lock(directory / place.LOCK)
+        except OSError as error:  # who can't even look must not have another one ended
+            return f"{directory / place.LOCK}: {error.strerror}", False
         if lock < 0:
-            takes_over = self._first and self._plan.kind == "embedded" and answers(directory / place.HANDOVER)
-            return ("", False) if takes_over else ("another proxy has the turn", True)
+            self._takes_over = self._first and self._plan.kind == "embedded" and answers(directory / place.HANDOVER)
+            return ("", False) if self._takes_over else ("another proxy has the turn", True)
+        self._takes_over = False
         if self._plan.kind == "embedded":  # it takes the lock itself, or shares that of the one before
             os.close(lock)
         else:
@@ -256,11 +268,8 @@ def _ask(door: Path) -> int:
 
 
 def _try_lock(file: Path) -> int:
-    """A descriptor that holds the lock, -1 if another process has it, or the directory is not there yet."""
-    try:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError:
-        return -1
+    """A descriptor that holds the lock, -1 if another process has it. Raises OSError."""
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -54,7 +54,11 @@ def open_for_pods(state_dir: Path) -> Path:
     if not (made / STATE).exists():
         link(state_dir / STATE, made / STATE)
     _pass_on(state_dir, made)
-    (made / PERMIT).touch(mode=0o600)
+    # Not through what a pod may have put there: a link to the kill switch, say.
+    fresh = made / f"{PERMIT}.new"
+    fresh.unlink(missing_ok=True)
+    fresh.touch(mode=0o600, exist_ok=False)
+    fresh.replace(made / PERMIT)
     return made
 
 

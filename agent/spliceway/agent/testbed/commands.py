@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, cast
 import msgspec
 import typer
 
-from spliceway.agent.cli.common import program
+from spliceway.agent.cli.common import WideGroup, program
 from spliceway.agent.cli.summary import refusals
 from spliceway.agent.config import parse_config
 from spliceway.agent.configsections import ProxyKind
@@ -27,6 +27,7 @@ from spliceway.agent.testbed.testbed import Record, Testbed, load_record
 
 app = typer.Typer(
     name="testbed",
+    cls=WideGroup,
     help="Virtual nodes from manifests, to try policies with real traffic.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

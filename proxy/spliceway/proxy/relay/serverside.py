@@ -246,6 +246,8 @@ class ServerSide(Passing):
         exchange.status = 101
         self.relay.tally.tunnels += 1
         self.relay.count_status(101)
+        if self.passes and exchange.judged.decision.reason.denies:
+            self.relay.unread.add(self)  # no rule has let it begin
         self._since = self.relay.loop.time()
         self.asking, self.answering = Asking.TUNNEL, Answering.TUNNEL
         self._to_client(head.raw + data[end:])

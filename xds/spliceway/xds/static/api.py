@@ -1,4 +1,4 @@
-"""The admin API of `spliceway xds serve`: what is served, and changing it. See docs/xds.md, «Serving files».
+"""The admin API of `spliceway xds serve`: what is served, and changing it. See docs/xds-serve.md.
 
 It has no authentication: whoever may connect may do everything. So it is for a Unix socket of mode 0600 or loopback,
 and answers no web page.

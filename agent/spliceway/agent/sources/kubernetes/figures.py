@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Literal
 
 import msgspec
@@ -26,6 +27,11 @@ class Timing(msgspec.Struct, frozen=True):
     lost: float = 5.0
     without: float = 30.0
     page: int = 500
+
+    def pause(self, tries: int) -> float:
+        """Seconds to wait after a failure that so many came before."""
+        first, most = self.retry
+        return min(most, first * 2.0 ** min(tries, 16)) * random.uniform(0.5, 1.0)
 
 
 class Figures(msgspec.Struct, frozen=True, rename="camel"):

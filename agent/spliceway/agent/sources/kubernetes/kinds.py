@@ -31,6 +31,7 @@ class Kinds:
         self._path = directory / FILE
         self._every = frozenset(every)
         self._saved: frozenset[str] | None = None
+        self._told = False  # that it can't be written
 
     def __repr__(self) -> str:
         return f"Kinds({self._path}, {sorted(self._saved or ())})"
@@ -55,6 +56,8 @@ class Kinds:
         try:
             write_atomic(self._path, msgspec.json.encode(_File(kinds)))
         except OSError as error:
-            log.warning("which kinds have objects can't be written down", file=str(self._path), error=error.strerror)
+            if not self._told:  # it is tried again with every change of the cluster
+                log.warning("which kinds have objects can't be written", file=str(self._path), error=error.strerror)
+            self._told = True
             return
-        self._saved = kinds
+        self._saved, self._told = kinds, False

@@ -206,7 +206,7 @@ class Reflector:
             self._expired, self._expired_at = self._expired + 1 if soon else 0, self._now()
             if not self._tries:  # once is no failure; where it does not end, that must be told
                 self._tries = 1
-                return self._pause(self._expired) if self._expired else 0.0
+                return self._timing.pause(self._expired) if self._expired else 0.0
         by_watch = looking and self._now() >= self._no_watch_list_until
         if by_watch and (failure.code in (400, 422) or failure.reason == "Idle"):
             # It says so, or it has taken no notice of what it does not know and waits for changes.
@@ -230,13 +230,9 @@ class Reflector:
         return max(self._backoff(), failure.wait)
 
     def _backoff(self) -> float:
-        pause = self._pause(self._tries)
+        pause = self._timing.pause(self._tries)
         self._tries += 1
         return pause
-
-    def _pause(self, tries: int) -> float:
-        first, most = self._timing.retry
-        return min(most, first * 2.0 ** min(tries, 16)) * random.uniform(0.5, 1.0)
 
     def _well(self, state: State) -> None:
         """The server has said what it should."""
