@@ -14,6 +14,8 @@ import msgspec
 
 from spliceway.policy.errors import SplicewayError
 
+_SHELL = "/bin/sh"
+_SHELLS = (_SHELL, os.path.realpath(_SHELL))
 # The process joins its cgroup before it is the proxy, so that no socket of the proxy's is ever outside of it; and it
 # may open as many files as it is allowed to: each connection takes two.
 _ENTER = 'ulimit -n "$(ulimit -H -n)"; if [ -n "$0" ]; then echo $$ >"$0" || exit 125; fi; exec "$@"'
@@ -54,8 +56,8 @@ def spawn(command: list[str], log_file: Path, cgroup: Path | None) -> int:
     # Not subprocess.Popen, which complains about a process that is left running, as this one is meant to be.
     try:
         return os.posix_spawn(
-            "/bin/sh",
-            ["/bin/sh", "-c", _ENTER, str(procs or ""), *command],
+            _SHELL,
+            [_SHELL, "-c", _ENTER, str(procs or ""), *command],
             os.environ,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -86,7 +88,8 @@ def is_running(identity: ProxyIdentity) -> bool:
         exe = str(Path(f"/proc/{identity.pid}/exe").readlink())
     except OSError:
         return False
-    return exe.removesuffix(" (deleted)") == identity.binary  # an upgrade removes the file under it
+    # One that was started a moment ago is still the shell that becomes the proxy; an upgrade removes the file under it.
+    return exe in _SHELLS or exe.removesuffix(" (deleted)") == identity.binary
 
 
 def start_time(pid: int) -> int | None:
