@@ -107,11 +107,13 @@ def test_what_is_in_force_is_what_its_intent_has_reached() -> None:
     ledger.asked(2, {key: first}.get)
     ledger.reached(2)
     assert ledger.positions == {"CiliumNetworkPolicy": 7}
+    assert ledger.heard == {"CiliumNetworkPolicy": 8}  # told with the next report
     assert ledger.written[key].since == 7
     # The second one is refused: the first stays in force, and nobody needs to wait for a look at it.
     ledger.saw((ObjectChanged(file, second),))
+    assert ledger.heard == {"CiliumNetworkPolicy": 7}  # not before all of it is in force
     ledger.asked(3, {key: first}.get)
-    assert ledger.positions == {"CiliumNetworkPolicy": 7}
+    assert ledger.positions == ledger.heard == {"CiliumNetworkPolicy": 7}
     ledger.reached(3)
     assert ledger.in_force == {key: version_of(first)}
     assert ledger.positions == {"CiliumNetworkPolicy": 9}

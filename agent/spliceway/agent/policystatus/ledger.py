@@ -59,11 +59,21 @@ class Ledger:
         #: Nodes of the cluster, with their uids.
         self.nodes: dict[str, str] = {}
         self._seen: dict[str, int] = {}
+        self._heard: dict[str, int] = {}
         self._dirty: dict[Key, None] = {}
         self._waiting: deque[tuple[int, dict[Key, Version | None], dict[str, int]]] = deque()
 
     def __repr__(self) -> str:
         return f"Ledger(policies={len(self.written)}, in_force={len(self.in_force)}, waiting={len(self._waiting)})"
+
+    @property
+    def heard(self) -> dict[str, int]:
+        """`positions`, and beyond them what others have written into policies.
+
+        That is no news to anybody, and no reason to report; but an agent that has come later, and writes for all, has
+        seen the policy first as it was left then.
+        """
+        return self.positions if self._dirty or self._waiting else {**self.positions, **self._heard}
 
     def saw(self, batch: Batch) -> None:
         """Take in what the source says."""
@@ -106,8 +116,8 @@ class Ledger:
         if before is None or before.version != version:
             self.written[key] = Written(version, str(content.get("apiVersion", "")), revision)
             self._dirty[key] = None
-            # What others write into a policy is no news to anybody, and no reason to report.
             self._seen[key[0]] = max(revision, self._seen.get(key[0], 0))
+        self._heard[key[0]] = max(revision, self._heard.get(key[0], 0))
 
 
 def version_of(content: Json) -> Version:

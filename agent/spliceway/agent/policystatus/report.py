@@ -65,8 +65,16 @@ def report(
         )
         for number, one in enumerate(found)
     ]
-    seen = tuple(f"{kind}={revision}" for kind, revision in sorted(positions.items()))
-    return Report(enforcement, seen, tuple(sorted(applied)), tuple(short))
+    return Report(enforcement, _seen(positions), tuple(sorted(applied)), tuple(short))
+
+
+def having_seen(told: Report, positions: Mapping[str, int]) -> Report:
+    """The same report, with other positions."""
+    return msgspec.structs.replace(told, seen=_seen(positions))
+
+
+def _seen(positions: Mapping[str, int]) -> tuple[str, ...]:
+    return tuple(f"{kind}={revision}" for kind, revision in sorted(positions.items()))
 
 
 def as_object(told: Report, node: str, uid: str) -> dict[str, Any]:

@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 
 from spliceway.agent.policystatus.naming import path_of
 from spliceway.agent.policystatus.pacing import Pacing
-from spliceway.agent.policystatus.report import Report, as_object
+from spliceway.agent.policystatus.report import Report, as_object, having_seen
 from spliceway.agent.policystatus.resources import REPORTS
 from spliceway.agent.sources.kubernetes.connection import ApiFailure, Connection
 
@@ -35,14 +35,19 @@ class Reporter:
         current: Callable[[], Report | None],
         uid: Callable[[], str],
         nodes: Callable[[], int],
+        heard: Callable[[], Mapping[str, int]],
     ) -> None:
-        """`current`: what is to be told, None as long as that is nothing; `uid`: the Node's, empty: there is none."""
+        """`current`: what is to be told, None as long as that is nothing; `uid`: the Node's, empty: there is none.
+
+        `heard`: `Ledger.heard`, told with the next report, and no reason for one.
+        """
         self._connection = connection
         self._node = node
         self._pacing = pacing
         self._current = current
         self._uid = uid
         self._nodes = nodes
+        self._heard = heard
         self._sent: tuple[Report, str] | None = None
         self._at = self._refresh = 0.0
         self._tries = 0
@@ -96,7 +101,7 @@ class Reporter:
         return 0.0
 
     async def _write(self, told: Report, uid: str) -> None:
-        content = as_object(told, self._node, uid)
+        content = as_object(having_seen(told, self._heard()), self._node, uid)
         try:
             await self._connection.send("PATCH", path_of(REPORTS, "", self._node), content, kind=_MERGE)
         except ApiFailure as failure:

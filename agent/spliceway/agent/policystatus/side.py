@@ -196,7 +196,15 @@ class PolicyStatusSide:
             self._taint = NotReadyTaint(connection, node, taint, ready=self._is_ready, uid=uid)
             tasks.append(self._taint.run())
         if self._config.status.write:
-            self._reporter = Reporter(connection, node, pacing, current=lambda: self._current, uid=uid, nodes=nodes)
+            self._reporter = Reporter(
+                connection,
+                node,
+                pacing,
+                current=lambda: self._current,
+                uid=uid,
+                nodes=nodes,
+                heard=lambda: ledger.heard,
+            )
             status = self._config.status
             lease = (status.namespace, status.lease)
             identity = f"{node}_{secrets.token_hex(8)}"
