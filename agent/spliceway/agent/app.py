@@ -101,7 +101,7 @@ class Agent:
         self._xds_events = XdsEvents()
         self._port_watch = PortWatch()
         self._numbering = Numbering()
-        self._node = OwnNode(config.node_name)
+        self._node = OwnNode(config.node_name, probes=config.istio.enabled)
         self._dns = NodeLocalDns()
         self._begun = False  # the source was good enough to go by
         self._leave_nothing = False
@@ -377,6 +377,7 @@ class Agent:
                 *self._source.warnings(),
                 *secret_warnings(self._reconciler.table, cluster=self._source.status() is not None),
                 *self._told.warnings(),
+                *self._inventory.hbone.warnings(),
             ),
             port_use=lambda: self._port_watch.use,
             source=self._source.status,

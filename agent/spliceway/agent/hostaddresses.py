@@ -5,6 +5,7 @@ one more, and connections to and from the node use any of them. All of them, and
 are `host`, except those that
 mean something else: Services' (kube-proxy in IPVS mode, kube-router), the node-local DNS cache's (`nodelocaldns`),
 loopback, link-local ones of IPv6 (the same one may be somebody else's on another link), and our own pair's.
+Beside Istio two more are, which no device has: istio-cni gives them to the kubelet's probes of ambient pods.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ IPAddress = IPv4Address | IPv6Address
 SERVICE_DEVICES = frozenset({"kube-ipvs0", "kube-dummy-if"})
 #: The node-local DNS cache's device, and the address that it has unless something else is set.
 DNS_DEVICE, DNS_ADDRESS = "nodelocaldns", IPv4Address("169.254.20.10")
+#: What istio-cni masquerades probes of ambient pods with (HOST_PROBE_SNAT_IP, HOST_PROBE_SNAT_IPV6), by which their
+#: rules know them. Who else comes with it from elsewhere than the node's own processes is no more the node than with
+#: any other address of it.
+PROBES = frozenset((ip_address("169.254.7.127"), ip_address("fd16:9254:7127:1337:ffff:ffff:ffff:ffff")))
 _OURS = frozenset({SENDING, RECEIVING})
 #: Seconds to wait for more after the kernel told of a change; between two looks without one; after one that failed.
 PAUSE, INTERVAL, RETRY = 0.1, 10.0, 1.0
@@ -98,7 +103,9 @@ def with_own(node: Node, own: Own) -> Node:
 class OwnNode:
     """The node's own object as policy sees it: what the source says of it, and its addresses as they are now."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, probes: bool = False) -> None:
+        """`probes`: PROBES are the node's, too (`istio.enabled`)."""
+        self._more = PROBES if probes else frozenset[IPAddress]()
         self._key: Key = ("Node", name)
         self._said: Node | None = None
         self._given: Node | None = None
@@ -112,7 +119,8 @@ class OwnNode:
         """Look at the addresses; whether they are others than before."""
         before = self.own
         try:
-            self.own, self._failed = await own_addresses(), False
+            own, self._failed = await own_addresses(), False
+            self.own = msgspec.structs.replace(own, host=own.host | self._more)
         except OSError as error:
             if not self._failed:
                 log.warning("the node's addresses could not be listed", error=str(error))
