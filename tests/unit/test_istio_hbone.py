@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from ipaddress import ip_address
+from random import Random
 
 import pytest
 
@@ -10,9 +12,20 @@ from spliceway.policy.compile import compile_table
 from spliceway.policy.documents import load_documents
 from spliceway.policy.evaluate import Connection, evaluate
 from spliceway.policy.istio.hbone import HBONE, closed, closed_cluster, dataplane, mark, opens
-from spliceway.policy.labels import HBONE_KEY
+from spliceway.policy.labels import HBONE_KEY, Operator, Requirement, Selector
 from spliceway.policy.lookup import identify, lookup
-from spliceway.policy.model import Cluster
+from spliceway.policy.model import (
+    Action,
+    Cluster,
+    IPAddress,
+    NetworkPolicy,
+    Peers,
+    PortRange,
+    PortRule,
+    Rule,
+    Spec,
+    Tier,
+)
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.parse import parse_document
 from spliceway.policy.verdict import Direction, Protocol, Verdict
@@ -236,3 +249,64 @@ def test_no_pod_and_no_selector_can_name_the_mark() -> None:
             parse_document(
                 load_documents(cilium(f"ingress: [{{fromEndpoints: [{{matchLabels: {{'{key}': a}}}}]}}]"), "f")[0]
             )
+
+
+TIERS = (Tier.ADMIN, Tier.NORMAL, Tier.NORMAL, Tier.BASELINE)
+RANGES = ((22, 22), (80, 80), (1024, 65535), (1, 1023), (15000, 15100), (1, 65535), (1, HBONE - 1), (HBONE + 1, 65535))
+INSIDE = (1, 22, 80, 1023, 1024, 15000, 15007, 15009, 15100, 40000, 65535)
+
+
+def random_policies(random: Random) -> Iterator[NetworkPolicy]:
+    """Policies about the pods with app: api, of all tiers; none of them names 15008 as such."""
+    for number in range(random.randrange(1, 5)):
+        tier = random.choice(TIERS)
+        actions = (Action.ALLOW, Action.ALLOW, Action.DENY) + ((Action.PASS,) if tier is not Tier.NORMAL else ())
+        rules = []
+        for place in range(random.randrange(1, 5)):
+            entries = tuple(
+                PortRule(
+                    f"r{place}.{index}",
+                    tuple(
+                        PortRange(random.choice((Protocol.TCP, Protocol.TCP, Protocol.ANY, Protocol.UDP)), *one)
+                        for one in random.sample(RANGES, random.randrange(1, 3))
+                    ),
+                )
+                for index in range(random.choice((0, 1, 1, 2)))
+            )
+            chosen = random.choice((None, Peers(endpoints=(selector("web"),)), Peers(endpoints=(selector("db"),))))
+            rules.append(Rule(f"r{place}", random.choice(tuple(Direction)), random.choice(actions), chosen, entries))
+        default = (random.random() < 0.6, random.random() < 0.6) if tier is Tier.NORMAL else (False, False)
+        spec = Spec("spec", selector("api"), tuple(rules), default, (True, True), "", tier, random.randrange(3))
+        yield NetworkPolicy("CiliumNetworkPolicy", "shop", f"p{number}", (spec,))
+
+
+def selector(app: str) -> Selector:
+    return Selector((Requirement("k8s", "app", Operator.IN, (app,)),))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_who_passes_by_hbone_passes_to_every_port(seed: int) -> None:
+    """The invariant, of random policies: what is let in at 15008 is let in by the policies as written at all ports."""
+    random, opened, shut = Random(seed), 0, 0
+    for _ in range(25):
+        found = cluster().with_objects(random_policies(random))
+        whole = closed_cluster(found)
+        client = found.pods["shop/client"].addresses[0]
+        for name in ("annotated", "plain"):
+            own = found.pods[f"shop/{name}"].addresses[0]
+            for ends in ((client, own), (own, client)):
+
+                def passes(where: Cluster, port: int, ends: tuple[IPAddress, IPAddress] = ends) -> bool:
+                    return evaluate(where, Connection(*ends, Protocol.TCP, port)).verdict is not Verdict.DENY
+
+                everything = all(passes(found, port) for port in INSIDE)
+                assert [passes(whole, port) for port in INSIDE] == [passes(found, port) for port in INSIDE]
+                if name == "plain":
+                    assert passes(whole, HBONE) == passes(found, HBONE)
+                elif passes(whole, HBONE):
+                    assert everything, (ends, found.policies)
+                    opened += 1
+                else:
+                    shut += passes(found, HBONE) and not everything
+    assert opened
+    assert shut, "and taken literally it is not so"
