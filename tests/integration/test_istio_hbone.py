@@ -10,17 +10,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 
 from spliceway.agent.hostaddresses import PROBES
+from spliceway.agent.testbed import netns
 from spliceway.agent.testbed.agentprocess import AgentProcess, start_agent
 from spliceway.agent.testbed.testbed import Testbed
 from support.attack import MARKER, SEQ, Wire, Witness
 from support.node import pod_manifest, server_manifest
 from support.packets import ACK, SYN, TCP, ip, tcp
 from support.profiled import status
+from support.raw import send_raw
 from support.splicebed import until
 from support.talk import Talk
 
@@ -51,7 +54,8 @@ spec:
   ingress:
   - fromEndpoints: [{matchLabels: {role: client}}]
     toPorts:
-    - ports: [{port: "80"}, {port: "15001"}, {port: "15006"}, {port: "15008"}]
+    - ports: [{port: "80", protocol: TCP}, {port: "15001", protocol: TCP}, {port: "15006", protocol: TCP},
+              {port: "15008", protocol: TCP}]
       rules: {http: [{method: GET}]}
 """
 #: Dials ports of the pod's own (argv), and keeps what it has.
@@ -80,7 +84,7 @@ def a_site(policy: str, mode: str) -> Iterator[Site]:
         served = [bed.pod("server").spawn([*SERVER, str(port)]) for port in PORTS]
         bed.pod("server").wait_listening(PORTS)
         bed.node.write_policy("one", policy)
-        agent = start_agent(bed.node, {"istio": {"enabled": True}, "splice": {"mode": mode}})
+        agent = start_agent(bed.node, {"istio": {"enabled": mode == "force"}, "splice": {"mode": mode}})
         try:
             yield bed, agent
         finally:
@@ -177,7 +181,7 @@ def spoofs(agent: AgentProcess) -> int:
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_nobody_else_may_use_the_probes_addresses(site: Site, version: int) -> None:
-    """A pod of the node is dropped where it begins; who comes from elsewhere is not the node."""
+    """Neither a pod of the node, nor a host outside: dropped where that begins."""
     bed, agent = site
     probe = next(str(one) for one in PROBES if one.version == version)
     target = str(bed.pod("server").address(version))
@@ -192,16 +196,22 @@ def test_nobody_else_may_use_the_probes_addresses(site: Site, version: int) -> N
             for packet in packets:
                 wire.send(packet)
         until(lambda: spoofs(agent) >= before + len(packets), 5.0)
-        with Wire(bed.pod("outside")) as wire:
-            for packet in packets:
-                wire.send(packet)
+        before = spoofs(agent)
+        for packet in packets:
+            netns.call(bed.pod("outside").netns, partial(send_raw, packet))
+        until(lambda: spoofs(agent) >= before + len(packets), 5.0)
         witness.assert_nothing()
 
 
-def of_server(agent: AgentProcess, port: int) -> set[tuple[str, str]]:
+def socks(agent: AgentProcess) -> dict[tuple[Any, ...], tuple[str, str]]:
+    """State and reason of the server's ends, by its leg, ports and peer."""
     found: list[dict[str, Any]] = agent.client.get("socks")
-    ends = [one for one in found if port in (one["endpointPort"], one["peerPort"])]
-    return {(one["state"], one["why"]) for one in ends if one["endpointPod"] == "default/server"}
+    names = ("leg", "endpoint", "endpointPort", "peer", "peerPort")
+    return {
+        tuple(one[name] for name in names): (one["state"], one["why"])
+        for one in found
+        if one["endpointPod"] == "default/server"
+    }
 
 
 def test_nothing_of_ztunnels_is_spliced(spliced: Site) -> None:
@@ -210,9 +220,10 @@ def test_nothing_of_ztunnels_is_spliced(spliced: Site) -> None:
     server = bed.pod("server")
 
     def asked(port: int, version: int) -> set[tuple[str, str]]:
+        old = socks(agent).keys()
         with Talk(bed, "client", "server", version=version, port=port) as talk:
             assert talk.ask() == "200"
-            return of_server(agent, port)
+            return {state for name, state in socks(agent).items() if name not in old}
 
     def endpoint() -> bool:
         found = {one["name"]: one["splice"] for one in agent.client.get("endpoints")}
@@ -225,9 +236,9 @@ def test_nothing_of_ztunnels_is_spliced(spliced: Site) -> None:
             for port in (80, 15001, 15006, HBONE):
                 assert asked(port, version) == {wanted}, (said, port, version)
     hold = [sys.executable, "-c", HOLD, "127.0.0.1", "15001", "15006", str(HBONE)]
-    before = len(agent.client.get("socks"))
+    before = socks(agent).keys()
     with server.spawn(hold, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holding:
         assert holding.stdout is not None
         assert holding.stdout.readline() == "ready\n"
-        assert len(agent.client.get("socks")) <= before, "nor what an application says to it inside of the pod"
+        assert socks(agent).keys() <= before, "nor what an application says to it inside of the pod"
         holding.communicate()

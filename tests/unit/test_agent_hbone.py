@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from ipaddress import ip_address
-
 import pytest
 
 from spliceway.agent.hostaddresses import PROBES, OwnNode
 from spliceway.agent.inventory import Inventory
+from spliceway.agent.manifests import Key
 from spliceway.agent.sources.events import FileChanged, FileRemoved
 from spliceway.policy.istio.hbone import closed
-from spliceway.policy.model import NetworkPolicy
+from spliceway.policy.model import NetworkPolicy, Node, Object
 from support.agent import pod
 
 AMBIENT_POD = pod("a", "10.0.0.1").replace("annotations: {", "annotations: {ambient.istio.io/redirection: enabled, ")
@@ -141,14 +139,23 @@ def test_nothing_of_an_ambient_pod_is_spliced(said: str) -> None:
     assert {one.name: one.splice for one in inventory.endpoints} == {"default/a": False, "default/b": True}
 
 
-def test_the_probes_addresses_are_the_hosts_beside_istio_only() -> None:
+def test_the_probes_addresses_are_the_hosts_as_long_as_a_pod_is_ambient() -> None:
     assert {str(one) for one in PROBES} == {"169.254.7.127", "fd16:9254:7127:1337:ffff:ffff:ffff:ffff"}
+    inventory, node = Inventory("node1"), OwnNode("node1")
+    given: dict[Key, Object | None] = {}
 
-    async def look(node: OwnNode) -> bool:
-        await node.look()
-        return await node.look()
+    def has_them(*events: FileChanged | FileRemoved) -> bool:
+        inventory.feed(events)
+        changes = dict(inventory.changes())
+        node.complete(changes, probes=inventory.hbone.ambient)
+        given.update(changes)
+        own = given["Node", "node1"]
+        assert isinstance(own, Node)
+        assert PROBES.isdisjoint(own.addresses) or set(own.addresses) >= PROBES
+        return not PROBES.isdisjoint(own.addresses)
 
-    for probes in (False, True):
-        node = OwnNode("node1", probes=probes)
-        assert not asyncio.run(look(node)), "there is nothing new in a second look"
-        assert (ip_address("169.254.7.127") in node.own.host) is probes
+    assert not has_them(FileChanged("a", pod("a", "10.0.0.1")))
+    assert has_them(FileChanged("a", AMBIENT_POD))
+    assert has_them(FileChanged("b", pod("b", "10.0.0.2")))
+    assert not has_them(FileChanged("a", pod("a", "10.0.0.1")))
+    assert has_them(FileChanged("n", NAMESPACE))

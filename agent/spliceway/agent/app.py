@@ -101,7 +101,7 @@ class Agent:
         self._xds_events = XdsEvents()
         self._port_watch = PortWatch()
         self._numbering = Numbering()
-        self._node = OwnNode(config.node_name, probes=config.istio.enabled)
+        self._node = OwnNode(config.node_name)
         self._dns = NodeLocalDns()
         self._begun = False  # the source was good enough to go by
         self._leave_nothing = False
@@ -277,7 +277,7 @@ class Agent:
 
     def _intent(self, seen: float) -> Intent:
         changes = self._cni.changes()
-        self._node.complete(changes)
+        self._node.complete(changes, probes=self._inventory.hbone.ambient)
         self._dns.complete(changes, self._node.own.dns)
         self._recorder.pods.update(changes.items())
         return Intent(changes, self._cni.endpoints, self._inventory.held, seen, self._node.own.dns)

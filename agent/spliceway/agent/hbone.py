@@ -67,6 +67,7 @@ class HboneSide:
         self._namespaces: dict[str, Mapping[str, str]] = {}
         self._policies: dict[Key, NetworkPolicy] = {}
         self._closing = False
+        self.ambient = False  # whether a pod of this node is
         self._told: tuple[str, ...] | None = ()
 
     def __repr__(self) -> str:
@@ -79,7 +80,9 @@ class HboneSide:
         for key, item in changes.items():
             self._take(key, item)
         self._told = None
-        before, self._closing = self._closing, any(self._plane(pod) != NONE for pod in self._pods.values())
+        planes = set(map(self._plane, self._pods.values()))
+        self.ambient = AMBIENT in planes
+        before, self._closing = self._closing, not planes <= {NONE}
         if self._closing != before:
             for key, policy in self._policies.items():
                 if closed(policy) is not policy:

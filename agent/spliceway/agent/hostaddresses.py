@@ -5,7 +5,7 @@ one more, and connections to and from the node use any of them. All of them, and
 are `host`, except those that
 mean something else: Services' (kube-proxy in IPVS mode, kube-router), the node-local DNS cache's (`nodelocaldns`),
 loopback, link-local ones of IPv6 (the same one may be somebody else's on another link), and our own pair's.
-Beside Istio two more are, which no device has: istio-cni gives them to the kubelet's probes of ambient pods.
+With ambient pods of Istio's two more are, which no device has: istio-cni gives them to the kubelet's probes of these.
 """
 
 from __future__ import annotations
@@ -103,9 +103,7 @@ def with_own(node: Node, own: Own) -> Node:
 class OwnNode:
     """The node's own object as policy sees it: what the source says of it, and its addresses as they are now."""
 
-    def __init__(self, name: str, *, probes: bool = False) -> None:
-        """`probes`: PROBES are the node's, too (`istio.enabled`)."""
-        self._more = PROBES if probes else frozenset[IPAddress]()
+    def __init__(self, name: str) -> None:
         self._key: Key = ("Node", name)
         self._said: Node | None = None
         self._given: Node | None = None
@@ -119,20 +117,23 @@ class OwnNode:
         """Look at the addresses; whether they are others than before."""
         before = self.own
         try:
-            own, self._failed = await own_addresses(), False
-            self.own = msgspec.structs.replace(own, host=own.host | self._more)
+            self.own, self._failed = await own_addresses(), False
         except OSError as error:
             if not self._failed:
                 log.warning("the node's addresses could not be listed", error=str(error))
             self._failed = True
         return self.own != before
 
-    def complete(self, changes: dict[Key, Object | None]) -> None:
-        """Make what changes say of the node whole. A node without an object has its addresses all the same."""
+    def complete(self, changes: dict[Key, Object | None], *, probes: bool = False) -> None:
+        """Make what changes say of the node whole. A node without an object has its addresses all the same.
+
+        `probes`: PROBES are the node's, too.
+        """
         if self._key in changes:
             said = changes.pop(self._key)
             self._said = said if isinstance(said, Node) else None
-        whole = with_own(self._said or Node(self._key[1]), self.own)
+        own = msgspec.structs.replace(self.own, host=self.own.host | PROBES) if probes else self.own
+        whole = with_own(self._said or Node(self._key[1]), own)
         if whole != self._given:
             changes[self._key] = self._given = whole
 

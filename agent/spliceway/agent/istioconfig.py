@@ -6,9 +6,6 @@ from spliceway.agent.configsections import Section
 
 
 class IstioConfig(Section, frozen=True):
-    """`enabled`: what applications and their sidecars say to each other may be spliced, as `splice` allows.
-
-    And the addresses that probes of ambient pods come from are the node's (docs/istio-ambient.md).
-    """
+    """`enabled`: what applications and their sidecars say to each other may be spliced, as `splice` allows."""
 
     enabled: bool = False
