@@ -277,7 +277,7 @@ class Agent:
 
     def _intent(self, seen: float) -> Intent:
         changes = self._cni.changes()
-        self._node.complete(changes)
+        self._node.complete(changes, probes=self._inventory.hbone.ambient)
         self._dns.complete(changes, self._node.own.dns)
         self._recorder.pods.update(changes.items())
         return Intent(changes, self._cni.endpoints, self._inventory.held, seen, self._node.own.dns)
@@ -377,6 +377,7 @@ class Agent:
                 *self._source.warnings(),
                 *secret_warnings(self._reconciler.table, cluster=self._source.status() is not None),
                 *self._told.warnings(),
+                *self._inventory.hbone.warnings(),
             ),
             port_use=lambda: self._port_watch.use,
             source=self._source.status,

@@ -15,9 +15,11 @@ from typing import Any
 import msgspec
 
 from spliceway.agent.istiopods import sidecar_of
-from spliceway.agent.optout import opt_out
+from spliceway.agent.optout import OptOut, opt_out
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.errors import PolicyError
+from spliceway.policy.istio.hbone import AMBIENT
+from spliceway.policy.labels import HBONE_KEY
 from spliceway.policy.model import Pod
 
 INTERFACE = "spliceway.io/interface"
@@ -69,7 +71,7 @@ def local_endpoint(pod: Pod, document: Mapping[str, Any], node: str) -> Wired | 
         raise _refused(pod, INTERFACE, f"{interface!r} is not an interface name")
     if not isinstance(netns, str) or not Path(netns).is_absolute():
         raise _refused(pod, NETNS, f"{netns!r} is not an absolute path")
-    wish = opt_out(pod, annotations)
+    wish = _wish(pod, annotations)
     endpoint = LocalEndpoint(
         name=pod.key,
         interface=interface,
@@ -83,11 +85,17 @@ def local_endpoint(pod: Pod, document: Mapping[str, Any], node: str) -> Wired | 
 
 
 def _claimed(pod: Pod, document: Mapping[str, Any], annotations: Mapping[str, Any]) -> Wired:
-    wish, uid = opt_out(pod, annotations), document["metadata"].get("uid")
+    wish, uid = _wish(pod, annotations), document["metadata"].get("uid")
     static = annotations.get(_STATIC_UID)
     static = static if static == annotations.get(_MIRROR) else None
     uids = tuple(one for one in (uid, static) if one and isinstance(one, str))
     return Wired(None, wish.errors, Claim(uids, wish.splice, wish.ports, sidecar_of(annotations, document.get("spec"))))
+
+
+def _wish(pod: Pod, annotations: Mapping[str, Any]) -> OptOut:
+    """What of a pod may be spliced. Of an ambient one nothing: sockets in its network namespace are ztunnel's, too."""
+    wish = opt_out(pod, annotations)
+    return msgspec.structs.replace(wish, splice=False) if pod.labels.get(HBONE_KEY) == AMBIENT else wish
 
 
 def _refused(pod: Pod, annotation: str, reason: str) -> PolicyError:

@@ -5,6 +5,7 @@ one more, and connections to and from the node use any of them. All of them, and
 are `host`, except those that
 mean something else: Services' (kube-proxy in IPVS mode, kube-router), the node-local DNS cache's (`nodelocaldns`),
 loopback, link-local ones of IPv6 (the same one may be somebody else's on another link), and our own pair's.
+With ambient pods of Istio's two more are, which no device has: istio-cni gives them to the kubelet's probes of these.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ IPAddress = IPv4Address | IPv6Address
 SERVICE_DEVICES = frozenset({"kube-ipvs0", "kube-dummy-if"})
 #: The node-local DNS cache's device, and the address that it has unless something else is set.
 DNS_DEVICE, DNS_ADDRESS = "nodelocaldns", IPv4Address("169.254.20.10")
+#: What istio-cni masquerades probes of ambient pods with (HOST_PROBE_SNAT_IP, HOST_PROBE_SNAT_IPV6), by which their
+#: rules know them. Who else comes with it from elsewhere than the node's own processes is no more the node than with
+#: any other address of it.
+PROBES = frozenset((ip_address("169.254.7.127"), ip_address("fd16:9254:7127:1337:ffff:ffff:ffff:ffff")))
 _OURS = frozenset({SENDING, RECEIVING})
 #: Seconds to wait for more after the kernel told of a change; between two looks without one; after one that failed.
 PAUSE, INTERVAL, RETRY = 0.1, 10.0, 1.0
@@ -119,12 +124,16 @@ class OwnNode:
             self._failed = True
         return self.own != before
 
-    def complete(self, changes: dict[Key, Object | None]) -> None:
-        """Make what changes say of the node whole. A node without an object has its addresses all the same."""
+    def complete(self, changes: dict[Key, Object | None], *, probes: bool = False) -> None:
+        """Make what changes say of the node whole. A node without an object has its addresses all the same.
+
+        `probes`: PROBES are the node's, too.
+        """
         if self._key in changes:
             said = changes.pop(self._key)
             self._said = said if isinstance(said, Node) else None
-        whole = with_own(self._said or Node(self._key[1]), self.own)
+        own = msgspec.structs.replace(self.own, host=self.own.host | PROBES) if probes else self.own
+        whole = with_own(self._said or Node(self._key[1]), own)
         if whole != self._given:
             changes[self._key] = self._given = whole
 

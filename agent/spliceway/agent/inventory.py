@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from spliceway.agent.endpoints import INTERFACE, Claim
+from spliceway.agent.hbone import HboneSide
 from spliceway.agent.inventoryfiles import NOTHING, File, Files, Owners, Refusal
 from spliceway.agent.manifests import POLICY_KINDS, Entry, Key, Said, Shared, read_documents, read_object, read_text
 from spliceway.agent.podaddresses import PodAddresses
@@ -63,6 +64,7 @@ class Inventory:
         self._special: set[str] = set()  # files of which more is to be told than their objects
         self._shared = Shared()
         self._addresses = PodAddresses(self.entry)
+        self.hbone = HboneSide(node)
         self._restored_owners = held.owners
         for file, contents in held.documents.items():
             documents = (Document(file, index, 1, content) for index, content in enumerate(contents, start=1))
@@ -110,9 +112,13 @@ class Inventory:
         return changed or told != (self._refusals, self._held, self._lost)
 
     def changes(self) -> Changes:
-        """What changed since this was asked last; at first everything. Each address is one pod's (`podaddresses`)."""
+        """What changed since this was asked last; at first everything. Each address is one pod's (`podaddresses`).
+
+        Policies are as they are enforced where ports are hidden (`hbone`).
+        """
         taken, self._changes = self._changes, {}
         self._addresses.complete(taken)
+        self.hbone.complete(taken)
         return taken
 
     @property

@@ -19,6 +19,9 @@ NAMESPACE_LABELS_PREFIX = "io.cilium.k8s.namespace.labels."
 DERIVED_PREFIX = "io.cilium.k8s.policy."
 CLUSTER_KEY = DERIVED_PREFIX + "cluster"
 SERVICE_ACCOUNT_KEY = DERIVED_PREFIX + "serviceaccount"
+#: What the source knows of a pod besides its labels: whether HBONE hides its ports
+#: (`istio.hbone`). No pod can claim it: keys have no colon.
+HBONE_KEY = "spliceway:hbone"
 #: The API server puts this label on every namespace.
 NAMESPACE_NAME_KEY = "kubernetes.io/metadata.name"
 

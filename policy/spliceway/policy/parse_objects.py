@@ -7,6 +7,8 @@ from typing import Any
 
 from spliceway.policy.errors import PolicyError
 from spliceway.policy.fields import Fields, Where
+from spliceway.policy.istio.hbone import mark
+from spliceway.policy.labels import HBONE_KEY
 from spliceway.policy.model import ContainerPort, IPAddress, Namespace, Node, Pod
 from spliceway.policy.nodeaddresses import annotated, conventional
 from spliceway.policy.parse_address import parse_address, parse_network
@@ -27,6 +29,7 @@ def parse_pod(fields: Fields, where: Where) -> Pod:
     """A Pod: labels, spec.nodeName, spec.hostNetwork, spec.serviceAccountName, named ports, status.podIPs or podIP.
 
     A pod that has finished keeps its last addresses in its status; they are not its own any more and are left out.
+    What it says of HBONE (`istio.hbone.mark`) stands among its labels.
     """
     meta = Metadata(fields, where, "Pod")
     where = meta.where
@@ -35,10 +38,11 @@ def parse_pod(fields: Fields, where: Where) -> Pod:
     addresses = []
     if status.take("phase", str, "") not in _FINISHED:
         addresses = _pod_addresses(status)
+    told = mark(meta.labels, meta.annotations)
     return Pod(
         meta.namespace,
         meta.name,
-        meta.labels,
+        {**meta.labels, HBONE_KEY: told} if told else meta.labels,
         tuple(dict.fromkeys(addresses)),
         spec.take("nodeName", str, ""),
         spec.take("hostNetwork", bool, False),

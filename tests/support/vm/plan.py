@@ -110,7 +110,11 @@ LEFT_OUT = (
             *("integration/test_bypass.py", "integration/test_cases_profiles.py"),
             *("integration/test_service_egress*.py", "integration/test_service_attacks.py"),
             *("integration/test_istio_attack.py", "integration/test_istio_ends.py", "integration/test_istio_rows.py"),
-            *("integration/test_istio_agent.py", "integration/test_istio_sidecar.py"),
+            *(
+                "integration/test_istio_agent.py",
+                "integration/test_istio_sidecar.py",
+                "integration/test_istio_hbone.py",
+            ),
         ),
         "whole nodes with both proxies: as above, for Envoy and for agents; the guests have no netfilter tools",
     ),

@@ -16,6 +16,7 @@ from spliceway.agent.cli.servicequeries import AnswerBackend, Frontends
 from spliceway.policy.evaluate import Connection, Decision, Half
 from spliceway.policy.evaluator import Evaluator
 from spliceway.policy.http import HttpRequest
+from spliceway.policy.istio.hbone import closed_cluster
 from spliceway.policy.model import Cluster, IPAddress
 from spliceway.policy.table import RuleRef
 from spliceway.policy.verdict import Protocol, Reason, Verdict
@@ -95,7 +96,7 @@ class Asker:
     """Answers queries about one cluster. `asked` and `wrong` count; `first_error` says what the first wrong one was."""
 
     def __init__(self, cluster: Cluster) -> None:
-        self._evaluator, self._frontends = Evaluator(cluster), Frontends(cluster)
+        self._evaluator, self._frontends = Evaluator(closed_cluster(cluster)), Frontends(cluster)
         self._pods = {pod.key: {} for pod in cluster.pods.values()}  # type: dict[str, dict[int, IPAddress]]
         for pod in cluster.pods.values():
             for address in pod.addresses:
