@@ -105,7 +105,7 @@ def test_http_rules_of_pods_in_the_mesh_are_named() -> None:
             Signs(sidecars=3, programs=["pilot-agent", "envoy"]),
             False,
             Status.WARN,
-            "3 sidecars; istio.enabled is false",
+            "3 sidecars; istio.enabled is",
         ),
         (Signs(sidecars=1, programs=["pilot-agent"]), True, Status.INFO, "1 sidecar; istio.enabled: sidecars are"),
         (Signs(programs=["ztunnel", "install-cni"]), True, Status.INFO, "install-cni, ztunnel (ambient)"),

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
+from spliceway.agent import sidecardump
 from spliceway.agent.audit import AuditLog, AuditSummary
 from spliceway.agent.blame import Blamer, Isolating
 from spliceway.agent.cni.side import CniSide
@@ -140,6 +141,7 @@ class Views:
             "bpf/lb": self.load_balancer,
             "names": self.names,
             **self._xds.asks(),
+            **sidecardump.asks(lambda: self._cni.endpoints),
         }
 
     def posts(self) -> dict[str, Callable[[Query, bytes], Awaitable[Any]]]:
