@@ -105,12 +105,11 @@ def test_istios_plugin_stays_where_it_is_in_a_list_of_ours(behind: bool) -> None
     order = [bridge, ours, ISTIO] if behind else [bridge, ISTIO, ours]
     there = json.dumps({**json.loads(made.text), "plugins": order})
     assert with_others(made, there).text == there, "byte for byte: whoever wrote it need not write it again"
-    later = with_others(with_plugin("10-net.conf", json.dumps({**conf, "mtu": 9000}), {**OURS, "timeout": 3}), there)
-    wanted = [
-        {**each, **({"mtu": 9000} if each is bridge else {"timeout": 3} if each is ours else {})} for each in order
-    ]
-    assert json.loads(later.text)["plugins"] == wanted
-    assert with_others(later, later.text) == later
+    changed = {"bridge": {"type": "bridge", "mtu": 9000}, "spliceway-cni": {**OURS, "timeout": 3}, "istio-cni": ISTIO}
+    again = with_plugin("10-net.conf", json.dumps({**conf, "mtu": 9000}), changed["spliceway-cni"])
+    later = with_others(again, there)
+    assert json.loads(later.text)["plugins"] == [changed[str(each["type"])] for each in order]
+    assert with_others(again, later.text) == later
 
 
 def test_a_list_of_ours_that_lost_our_plugin_gets_it_again_behind_istios() -> None:
