@@ -34,6 +34,15 @@ spec:
   policyTypes: [Ingress]
   ingress: [{from: [{podSelector: {matchLabels: {role: nobody}}}]}]
 """
+EGRESS = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: egress, namespace: default}}
+spec:
+  podSelector: {{matchExpressions: [{{key: role, operator: NotIn, values: [server]}}]}}
+  policyTypes: [Egress]
+  egress: [{{to: [{{podSelector: {{matchLabels: {{role: {role}}}}}}}]}}]
+"""
 VERSIONS = pytest.mark.parametrize("version", [4, 6])
 
 
@@ -106,6 +115,24 @@ def test_kube_proxy_does_it_and_policy_judges_the_backend(testbed: Testbed, node
         backends = {testbed.pod(name).address(version) for name in NAMES}
         assert {flow.destination for flow in denied} <= backends
         assert {flow.destination_port for flow in denied} == {PORT}
+
+
+@VERSIONS
+def test_its_egress_is_judged_where_the_service_leads(testbed: Testbed, node: KernelNode, version: int) -> None:
+    """Its packets have the Service's address where they leave the pod; the verdict is that of the backend all the same."""
+    host = WEB[version]
+    translate(testbed, on=True)
+    node.run(node.datapath.set_service_addresses({ip_address(one): True for one in WEB.values()}))
+    with Remote.of(testbed.pod("meshed")) as meshed:
+        meshed.do("def new(family, kind, timeout=2, of=new): return of(family, kind, min(timeout, 2))")
+        node.apply(EGRESS.format(role="server"))
+        assert meshed.ask(f"name_of({version}, '{host}')") in NAMES
+        seen = node.flows_seen()
+        node.apply(EGRESS.format(role="nobody"))
+        assert meshed.error(f"dial({version}, '{host}')") == "TimeoutError"
+        denied = {flow.destination for flow in node.flows[seen:] if flow.reason is Reason.DEFAULT_DENY}
+        assert denied
+        assert denied <= {testbed.pod(name).address(version) for name in NAMES}
 
 
 def peers(testbed: Testbed) -> set[str]:
