@@ -89,7 +89,6 @@ def test_only_the_meshs_sockets_are_left_alone(testbed: Testbed, node: KernelNod
         for way in (*ways, *mapped):
             assert meshed.error(way) != "", way
             assert plain.error(way) == "", way
-        assert plain.error("ask(s)") == ""
         join(node, "")  # out of the mesh: as all others, and back
         assert [meshed.error(way) for way in (*ways, *mapped)] == [""] * len((*ways, *mapped))
         join(node, "ambient")
@@ -119,7 +118,7 @@ def test_kube_proxy_does_it_and_policy_judges_the_backend(testbed: Testbed, node
 
 @VERSIONS
 def test_its_egress_is_judged_where_the_service_leads(testbed: Testbed, node: KernelNode, version: int) -> None:
-    """Its packets have the Service's address where they leave the pod; the verdict is that of the backend all the same."""
+    """Its packets have the Service's address where they leave the pod; the verdict is that of the backend."""
     host = WEB[version]
     translate(testbed, on=True)
     node.run(node.datapath.set_service_addresses({ip_address(one): True for one in WEB.values()}))
