@@ -169,6 +169,63 @@ def test_it_comes_back_when_the_base_writes_its_configuration_anew(node: Node) -
     running(node, body)
 
 
+def istio_installs(node: Node) -> None:
+    """As istio-cni's installer does: at the end of the first configuration, where it is not in there."""
+    path = node.confs / node.first
+    conf = json.loads(path.read_text())
+    if all(each["type"] != "istio-cni" for each in conf["plugins"]):
+        conf["plugins"].append({"type": "istio-cni", "kubernetes": {"cni_bin_dir": "/opt/cni/bin"}})
+        beside = node.write("istio.tmp", json.dumps(conf, indent=4))
+        beside.rename(path)
+
+
+@pytest.mark.parametrize("base", ["10-net.conf", "10-net.conflist"])
+@pytest.mark.parametrize("istio_first", [True, False])
+def test_beside_istios_plugin_in_either_order(node: Node, base: str, istio_first: bool) -> None:
+    """Each finds itself in the file, whoever came first and whatever the base does: nobody writes again and again."""
+    lone = base.endswith(".conf")
+    head = {"type": "calico", "mtu": 1450}
+    node.write(base, {"cniVersion": "1.0.0", "name": "pods", **head} if lone else BASE)
+    if istio_first and not lone:  # of a lone .conf Istio makes a list of its own
+        istio_installs(node)
+    node.place.look()
+    for _ in range(3):
+        istio_installs(node)
+        before = (node.confs / node.first).stat().st_ino
+        node.place.look()
+        assert (node.confs / node.first).stat().st_ino == before
+    order = ["istio-cni", "spliceway-cni"] if istio_first and not lone else ["spliceway-cni", "istio-cni"]
+    assert node.types(node.first) == ["calico", *order]
+    assert node.place.chain.put == 1
+    head["mtu"] = 9000
+    if lone:  # the base's configuration changes: both stay
+        node.write(base, {"cniVersion": "1.0.0", "name": "pods", **head})
+        node.place.look()
+        assert node.types(node.first) == ["calico", *order]
+        assert json.loads((node.confs / node.first).read_text())["plugins"][0]["mtu"] == 9000
+    else:  # it writes its list anew, and both come back
+        node.write(base, {**BASE, "plugins": [head]})
+        node.place.look()
+        istio_installs(node)
+        node.place.look()
+        assert node.types(base) == ["calico", "spliceway-cni", "istio-cni"]
+
+
+def test_a_configuration_of_istios_own_is_the_first(node: Node) -> None:
+    """With `istioOwnedCNIConfig` it makes a copy that sorts first: pods go by that, and so does the plugin."""
+    node.write("10-calico.conflist")
+    node.place.look()
+    copy = json.loads((node.confs / "10-calico.conflist").read_text())
+    copy["plugins"].append({"type": "istio-cni"})
+    node.write("02-istio-cni.conflist", copy)
+    node.place.look()
+    assert node.place.chain.file.endswith("02-istio-cni.conflist")
+    assert node.types("02-istio-cni.conflist") == ["calico", "spliceway-cni", "istio-cni"]
+    node.write("02-istio-cni.conflist", {**BASE, "plugins": [*BASE["plugins"], {"type": "istio-cni"}]})
+    node.place.look()
+    assert node.types("02-istio-cni.conflist") == ["calico", "istio-cni", "spliceway-cni"]
+
+
 def test_a_directory_that_comes_later_is_found(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(place, "ABSENT", 0.05)
     node.confs.rmdir()

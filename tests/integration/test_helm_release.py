@@ -182,7 +182,7 @@ def test_definitions_of_others_stay_as_they_are(cluster: Cluster, whose: str) ->
     assert cluster.api.get(*CRD, name) == before
 
 
-@pytest.mark.parametrize("values", [{"enforcment": "enforce"}, {"mode": "istio"}, {"cni": {"timeout": "soon"}}])
+@pytest.mark.parametrize("values", [{"enforcment": "enforce"}, {"mode": "mesh"}, {"cni": {"timeout": "soon"}}])
 def test_what_is_refused_changes_nothing(cluster: Cluster, values: Json) -> None:
     revision = cluster.api.revision
     with pytest.raises(HelmError):

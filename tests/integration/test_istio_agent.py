@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import socket
 import subprocess
 import sys
@@ -89,3 +90,47 @@ def test_what_annotations_say(world: World) -> None:
     world.annotate()
     until(lambda: world.legs().get("client") == spliced, 30)
     assert world.legs()["server"] == spliced
+
+
+def spliceway(world: World, *arguments: str, status: int = 0) -> str:
+    """What a command prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "spliceway.agent", *arguments, "--socket", str(world.agent.socket)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_status_and_endpoints_tell_istios_pods(world: World) -> None:
+    found = json.loads(spliceway(world, "status", "-o", "json"))["istio"]
+    assert found == {
+        "enabled": True,
+        "pods": {"native-sidecar": 2},
+        "accelerated": 2,
+        "leftAloneBySocketLb": 0,
+    }
+    assert "2 pods: 2 native-sidecar; 2 accelerated" in spliceway(world, "status")
+    assert spliceway(world, "endpoint", "list").count("native-sidecar, accelerated") == 2
+    world.annotate(**{AMBIENT: "enabled"})
+    until(lambda: world.agent.client.get("status")["istio"]["pods"] == {"ambient": 1, "native-sidecar": 1}, 30)
+    assert world.agent.client.get("status")["istio"]["accelerated"] == 1
+    assert "has no sidecar: its mesh is ambient" in spliceway(world, "xds", "dump", "--sidecar", "client", status=1)
+    world.annotate()
+    until(lambda: world.agent.client.get("status")["istio"]["pods"] == {"native-sidecar": 2}, 30)
+
+
+def test_what_a_sidecar_has_is_shown_beside_ours(world: World) -> None:
+    """By the admin port of a real Envoy in the pod's network namespace, which nobody outside of the pod can reach."""
+    rows = json.loads(spliceway(world, "xds", "dump", "--sidecar", "default/server", "-o", "json"))
+    theirs = {(one["type"], one["name"]): one["state"] for one in rows if one["source"] == "sidecar"}
+    assert {("LDS", "inbound4"), ("LDS", "outbound6"), ("CDS", "outbound"), ("CDS", "inbound4")} <= theirs.keys()
+    assert set(theirs.values()) == {"STATIC"}
+    assert {one["node"] for one in rows if one["source"] == "sidecar"} == {"default/server"}
+    only = spliceway(world, "xds", "dump", "--sidecar", "server", "--type", "listeners", "--name", "inbound4")
+    assert "inbound4" in only
+    assert "outbound" not in only
+    assert "nobody" in spliceway(world, "xds", "dump", "--sidecar", "nobody", status=2)

@@ -36,6 +36,8 @@ MATRIX: dict[str, dict[str, Any]] = {
     "two envoy": {"proxy": {"kind": "envoy", "daemonSet": True, "image": {"tag": "0.0.9"}}},
     "two going back": {"proxy": {"daemonSet": True, "backToAgent": True}},
     "cni": {"cni": {"exemptNamespaces": ["kube-system", "istio-system"]}},
+    "istio": {"mode": "istio", "agent": {"config": {"datapath": {"socketLb": "auto"}}}},
+    "istio enforcing": {"mode": "istio", "enforcement": "enforce", "proxy": {"daemonSet": True}, "uninstall": False},
     "no cni": {"cni": {"enabled": False}},
     "metrics": {
         "metrics": {
@@ -174,6 +176,26 @@ def test_the_agent_takes_its_configuration(helm: Helm, values: dict[str, Any]) -
     own = values.get("agent", {}).get("config", {})
     assert parsed.proxy.workers == own.get("proxy", {}).get("workers", 0)
     assert parsed.splice.mode == own.get("splice", {}).get("mode", "auto")
+    assert parsed.istio.enabled is (values.get("mode") == "istio")
+    assert parsed.datapath.socket_lb == own.get("datapath", {}).get("socketLb", "off")
+
+
+def test_beside_istio_no_pod_of_ours_gets_a_sidecar(helm: Helm) -> None:
+    """Those in the host's network never do; the Job that guards `helm uninstall` would never be done with one."""
+    for mode, labelled in (("istio", True), ("sidecar-free", False)):
+        templates = [
+            each["spec"]["template"] for each in helm.render({"mode": mode}) if each["kind"] in ("DaemonSet", "Job")
+        ]
+        own = [each["metadata"]["labels"] for each in templates if not each["spec"].get("hostNetwork")]
+        assert own
+        for labels in own:
+            assert (labels.get("sidecar.istio.io/inject") == "false") is labelled
+            assert (labels.get("istio.io/dataplane-mode") == "none") is labelled
+
+
+def test_the_mode_is_told(helm: Helm) -> None:
+    assert "policy istio translate" in helm.notes({"mode": "istio"})
+    assert "stio" not in helm.notes()
 
 
 def test_probes_ask_where_the_agent_listens(helm: Helm) -> None:

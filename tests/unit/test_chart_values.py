@@ -16,7 +16,14 @@ from support.helm import CHART, Helm, HelmError
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown value": ({"enforcment": "enforce"}, "enforcment"),
     "unknown mode": ({"mode": "sidecar"}, "mode"),
-    "a mode that is not there yet": ({"mode": "istio"}, "mode: istio is not there yet"),
+    "Istio in two places": (
+        {"mode": "istio", "agent": {"config": {"istio": {"enabled": False}}}},
+        "agent.config.istio.enabled: is not set there, but by mode",
+    ),
+    "Istio past the mode": (
+        {"agent": {"config": {"istio": {"enabled": True}}}},
+        "agent.config.istio.enabled: is not set there, but by mode",
+    ),
     "unknown enforcement": ({"enforcement": "permissive"}, "enforcement"),
     "enforcement as a boolean": ({"enforcement": True}, "enforcement"),
     "unknown proxy": ({"proxy": {"kind": "nginx"}}, "kind"),

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spliceway.agent.cni.conflist import BadConfError, candidates, is_ours, parse, with_plugin, without_plugin
+from spliceway.agent.cni.conflist import (
+    BadConfError,
+    candidates,
+    is_ours,
+    parse,
+    with_others,
+    with_plugin,
+    without_plugin,
+)
 
 OURS = {"type": "spliceway-cni", "socket": "/run/spliceway/cni.sock", "timeout": 15}
 ISTIO = {"type": "istio-cni", "log_level": "info", "kubernetes": {"exclude_namespaces": ["istio-system"]}}
@@ -86,6 +94,36 @@ def test_a_lone_conf_gets_a_list_that_comes_before_it() -> None:
         "05-a.conflist",
         "10-net.conf",
     ]
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_istios_plugin_stays_where_it_is_in_a_list_of_ours(behind: bool) -> None:
+    """Istio's installer takes the first configuration of the node, which is the one that we made of a .conf."""
+    conf = {"cniVersion": "0.4.0", "name": "net", "type": "bridge", "mtu": 1400}
+    made = with_plugin("10-net.conf", json.dumps(conf), OURS)
+    bridge, ours = json.loads(made.text)["plugins"]
+    order = [bridge, ours, ISTIO] if behind else [bridge, ISTIO, ours]
+    there = json.dumps({**json.loads(made.text), "plugins": order})
+    assert with_others(made, there).text == there, "byte for byte: whoever wrote it need not write it again"
+    changed = {"bridge": {"type": "bridge", "mtu": 9000}, "spliceway-cni": {**OURS, "timeout": 3}, "istio-cni": ISTIO}
+    again = with_plugin("10-net.conf", json.dumps({**conf, "mtu": 9000}), changed["spliceway-cni"])
+    later = with_others(again, there)
+    assert json.loads(later.text)["plugins"] == [changed[str(each["type"])] for each in order]
+    assert with_others(again, later.text) == later
+
+
+def test_a_list_of_ours_that_lost_our_plugin_gets_it_again_behind_istios() -> None:
+    made = with_plugin("10-net.conf", json.dumps({"name": "net", "type": "bridge"}), OURS)
+    there = json.dumps({"name": "net", "plugins": [{"type": "bridge"}, ISTIO]})
+    assert json.loads(with_others(made, there).text)["plugins"] == [{"type": "bridge"}, ISTIO, OURS]
+
+
+@pytest.mark.parametrize("there", [None, "", "{", "[]", '{"name": "a", "plugins": [{"type": "spliceway-cni"}]}'])
+def test_what_is_no_list_of_ours_any_more_is_written_anew(there: str | None) -> None:
+    made = with_plugin("10-net.conf", json.dumps({"name": "net", "type": "bridge"}), OURS)
+    assert with_others(made, there) == made
+    other = with_plugin("10-net.conflist", json.dumps(CALICO), OURS)
+    assert with_others(other, json.dumps({**CALICO, "plugins": [ISTIO]})) == other
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from spliceway.agent.istiopods import AMBIENT, INTERCEPTION, STATUS, sidecar_of
+from spliceway.agent.istiopods import AMBIENT, DATAPLANE, INTERCEPTION, STATUS, mesh_of, sidecar_of
 
 INJECTED = {STATUS: '{"containers":["istio-proxy"]}'}
 
@@ -54,3 +54,34 @@ def spec(user: object = 1337, *, field: str = "containers", pod_user: object = N
 )
 def test_whose_sidecar_runs_as_whom(annotations: dict[str, Any], of: object, user: int | None) -> None:
     assert sidecar_of(annotations, of) == user
+
+
+@pytest.mark.parametrize(
+    ("annotations", "labels", "of", "mesh"),
+    [
+        ({}, {}, spec(), ""),
+        ({}, None, None, ""),
+        ({STATUS: 1}, {}, spec(), ""),
+        (INJECTED, {}, spec(), "sidecar"),
+        (INJECTED, {}, spec(field="initContainers"), "native-sidecar"),
+        (INJECTED | {INTERCEPTION: "REDIRECT"}, {}, spec(), "sidecar"),
+        (INJECTED | {INTERCEPTION: "TPROXY"}, {}, spec(), "sidecar-tproxy"),
+        (INJECTED | {INTERCEPTION: "TPROXY"}, {}, spec(field="initContainers"), "native-sidecar-tproxy"),
+        (INJECTED | {INTERCEPTION: "NONE"}, {}, spec(), "sidecar-none"),
+        (INJECTED | {INTERCEPTION: "\x1b[2J"}, {}, spec(), "sidecar-other"),
+        (INJECTED | {INTERCEPTION: ["REDIRECT"]}, {}, spec(), "sidecar-other"),
+        # Their sockets are left alone, too, though nothing inside of them is accelerated.
+        (INJECTED, {}, spec() | {"hostUsers": False}, "sidecar"),
+        (INJECTED, {}, None, "sidecar"),
+        (INJECTED, {}, {"initContainers": [None, 7]}, "sidecar"),
+        ({AMBIENT: "enabled"}, {}, spec(), "ambient"),
+        ({AMBIENT: "disabled"}, {}, spec(), ""),
+        (INJECTED | {AMBIENT: "enabled"}, {}, spec(), "ambient"),
+        ({}, {DATAPLANE: "ambient"}, spec(), "ambient"),
+        ({}, {DATAPLANE: "none"}, spec(), ""),
+        ({}, [DATAPLANE], spec(), ""),
+        (INJECTED, {DATAPLANE: "ambient"}, spec(), "sidecar"),  # istio-cni leaves pods with a sidecar alone
+    ],
+)
+def test_how_istio_takes_what_a_pod_sends(annotations: dict[str, Any], labels: object, of: object, mesh: str) -> None:
+    assert mesh_of(annotations, labels, of) == mesh

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from spliceway.agent.istiopods import sidecar_of
+from spliceway.agent.istiopods import mesh_of, sidecar_of
 from spliceway.agent.optout import OptOut, opt_out
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.errors import PolicyError
@@ -34,13 +34,14 @@ _INTERFACE = re.compile(r"(?!\.{1,2}$)[!-.0-9;-~]{1,15}")
 class Claim(msgspec.Struct, frozen=True):
     """A pod of this node that its runtime wires: the uids that it is known by, and what of it may be spliced.
 
-    `sidecar`: as in `LocalEndpoint`.
+    `sidecar`, `mesh`: as in `LocalEndpoint`.
     """
 
     uids: tuple[str, ...] = ()
     splice: bool = True
     unspliced_ports: frozenset[int] = frozenset()
     sidecar: int | None = None
+    mesh: str = ""
 
 
 class Wired(msgspec.Struct, frozen=True):
@@ -80,6 +81,7 @@ def local_endpoint(pod: Pod, document: Mapping[str, Any], node: str) -> Wired | 
         splice=wish.splice,
         unspliced_ports=wish.ports,
         sidecar=sidecar_of(annotations, document.get("spec")),
+        mesh=_mesh(annotations, document),
     )
     return Wired(endpoint, wish.errors)
 
@@ -89,7 +91,12 @@ def _claimed(pod: Pod, document: Mapping[str, Any], annotations: Mapping[str, An
     static = annotations.get(_STATIC_UID)
     static = static if static == annotations.get(_MIRROR) else None
     uids = tuple(one for one in (uid, static) if one and isinstance(one, str))
-    return Wired(None, wish.errors, Claim(uids, wish.splice, wish.ports, sidecar_of(annotations, document.get("spec"))))
+    sidecar = sidecar_of(annotations, document.get("spec"))
+    return Wired(None, wish.errors, Claim(uids, wish.splice, wish.ports, sidecar, _mesh(annotations, document)))
+
+
+def _mesh(annotations: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    return mesh_of(annotations, document["metadata"].get("labels"), document.get("spec"))
 
 
 def _wish(pod: Pod, annotations: Mapping[str, Any]) -> OptOut:

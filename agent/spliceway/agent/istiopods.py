@@ -1,4 +1,4 @@
-"""Which pods have a sidecar of Istio's, and as which user it runs: by what the injector leaves at a pod. Pure.
+"""Which pods are Istio's, and as which user a sidecar runs: by what the injector and istio-cni leave at a pod. Pure.
 
 What of a pod's traffic comes to its sidecar, Istio's annotations decide (`traffic.sidecar.istio.io/…`), through the
 rules in the pod: what is excluded there never arrives at the sidecar's ports, and so it is nothing to us. Here only
@@ -7,7 +7,7 @@ that is read which says whether there is a sidecar at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 STATUS = "sidecar.istio.io/status"
@@ -15,8 +15,12 @@ STATUS = "sidecar.istio.io/status"
 INTERCEPTION = "sidecar.istio.io/interceptionMode"
 #: Ambient: ztunnel takes what the pod sends, and nothing of that may get into a sockmap.
 AMBIENT = "ambient.istio.io/redirection"
+#: Label: istio-cni shall take the pod into the ambient mesh, which it does before it annotates it.
+DATAPLANE = "istio.io/dataplane-mode"
 CONTAINER = "istio-proxy"
 _PROXY_UID, _ROOT = 1337, 0
+_FIELDS = ("containers", "initContainers")
+_HOW = {"REDIRECT": "", "TPROXY": "-tproxy", "NONE": "-none"}
 
 
 def sidecar_of(annotations: Mapping[str, Any], spec: object) -> int | None:
@@ -37,8 +41,26 @@ def sidecar_of(annotations: Mapping[str, Any], spec: object) -> int | None:
     return _user(found, default) if default is not None else None
 
 
-def _containers(spec: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    for field in ("containers", "initContainers"):
+def mesh_of(annotations: Mapping[str, Any], labels: object, spec: object) -> str:
+    """How Istio takes what a pod sends: `ambient`, `sidecar`, or empty for a pod that is not Istio's.
+
+    A sidecar by TPROXY is `sidecar-tproxy`, one that the application has to dial itself `sidecar-none`, one that is led
+    to in a way unknown to us `sidecar-other`; before that stands `native-` for one among the `initContainers`.
+    """
+    if annotations.get(AMBIENT) == "enabled":
+        return "ambient"
+    if not isinstance(annotations.get(STATUS), str):
+        return "ambient" if isinstance(labels, Mapping) and labels.get(DATAPLANE) == "ambient" else ""
+    native = isinstance(spec, Mapping) and any(
+        one.get("name") == CONTAINER for one in _containers(spec, ("initContainers",))
+    )
+    mode = annotations.get(INTERCEPTION, "REDIRECT")
+    how = _HOW.get(mode, "-other") if isinstance(mode, str) else "-other"
+    return f"{'native-' if native else ''}sidecar{how}"
+
+
+def _containers(spec: Mapping[str, Any], fields: Iterable[str] = _FIELDS) -> Iterator[Mapping[str, Any]]:
+    for field in fields:
         listed = spec.get(field)
         yield from (one for one in listed if isinstance(one, Mapping)) if isinstance(listed, list) else ()
 

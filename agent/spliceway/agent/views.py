@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
+from spliceway.agent import sidecardump
 from spliceway.agent.audit import AuditLog, AuditSummary
 from spliceway.agent.blame import Blamer, Isolating
 from spliceway.agent.cni.side import CniSide
@@ -17,6 +18,7 @@ from spliceway.agent.flowlog import FlowLog
 from spliceway.agent.flows import Names, rfc3339
 from spliceway.agent.inventory import Inventory
 from spliceway.agent.inventoryfiles import Refusal
+from spliceway.agent.istioviews import IstioViews, Setting, is_accelerated, istio_status
 from spliceway.agent.jsonable import plain
 from spliceway.agent.killswitch import KillSwitch
 from spliceway.agent.metrics import DatapathCounters
@@ -120,6 +122,7 @@ class Views:
         self._port_use = port_use
         self._source = source
         self._told = told
+        self._istio = IstioViews()
         self._started = time.time_ns()
 
     def routes(self) -> dict[str, Callable[[Query], Any]]:
@@ -138,6 +141,7 @@ class Views:
             "bpf/lb": self.load_balancer,
             "names": self.names,
             **self._xds.asks(),
+            **sidecardump.asks(lambda: self._cni.endpoints),
         }
 
     def posts(self) -> dict[str, Callable[[Query, bytes], Awaitable[Any]]]:
@@ -181,6 +185,7 @@ class Views:
             "services": service_counts(self._balance()),
             "cni": self._cni.status(),
             "policyStatus": self._told(),
+            "istio": istio_status(self._cni.endpoints, self._beside_istio()),
             "enforcement": {"mode": self._config.enforcement, "policies": policies, "policiesInAudit": in_audit},
             "killSwitch": self._kill_switch.status(),
             "datapath": self._datapath.status(),
@@ -188,7 +193,10 @@ class Views:
                 "kind": self._config.proxy.kind,
                 "process": self._supervisor.status(),
                 "clients": self._proxy.clients,
-                "warnings": self._warnings(),
+                "warnings": (
+                    *self._warnings(),
+                    *self._istio.warnings(self._cni.endpoints, self._beside_istio(), self._reconciler.table),
+                ),
                 "nacks": self._proxy.nacks,
                 "lastNack": self._proxy.last_nack,
                 "unfit": self._proxy.unfit,
@@ -228,6 +236,8 @@ class Views:
                     "splice": endpoint.splice if endpoint else False,
                     "unsplicedPorts": sorted(endpoint.unspliced_ports) if endpoint else (),
                     "sidecar": endpoint.sidecar if endpoint else None,
+                    "mesh": endpoint.mesh if endpoint else "",
+                    "accelerated": is_accelerated(endpoint, self._beside_istio()) if endpoint else False,
                 }
             )
         return found
@@ -306,6 +316,9 @@ class Views:
         """Policies that the proxy has refused or not acknowledged."""
         rules = table.rules if (table := self._reconciler.table) else {}
         return policy_states(self._missing(), self._proxy.wanted, rules, self._inventory.file_of)
+
+    def _beside_istio(self) -> Setting:
+        return Setting(self._config.istio.enabled, self._splicing.mode, self._config.datapath.socket_lb)
 
     def _missing(self) -> dict[int, Unapplied]:
         return unapplied(self._proxy.answers(), self._proxy.wanted)

@@ -163,8 +163,10 @@ class Datapath(KernelViews):
                 except DatapathError as error:
                     failures.append(f"endpoint {name}: {error}")
             self._splices.exclude(self._attached)
-            await asyncio.to_thread(self._sidecars.apply, list(self._attached.values()))
-            await asyncio.to_thread(self._uncovered.look, list(self._attached.values()))
+            there = list(self._attached.values())
+            await self.services.leave_alone(one.netns_cookie for one in there if one.endpoint.mesh)
+            await asyncio.to_thread(self._sidecars.apply, there)
+            await asyncio.to_thread(self._uncovered.look, there)
             if not failures:
                 failures += await self._hooks.settle(ipr)
         if rows and self._policy is not None:

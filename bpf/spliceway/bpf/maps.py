@@ -45,6 +45,7 @@ SERVICES_LAYOUT: dict[str, tuple[int, int, bool]] = {
     "lb_affinities": (_S(lbabi.LbAffinityKey), _S(lbabi.LbAffinity), False),
     "lb_peers": (_U32, _S(lbabi.LbPeer), False),
     "lb_socket_talks": (_U32, _S(lbabi.LbTalks), False),
+    "lb_untouched": (8, 1, False),
     "lb_connected": (8, _S(lbabi.LbBackendKey), False),
 }
 

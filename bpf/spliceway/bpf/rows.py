@@ -45,9 +45,9 @@ class Attached(NamedTuple):
     bridge: int = 0
 
     def is_of(self, wanted: LocalEndpoint) -> bool:
-        """Whether it is this endpoint, whatever they say about splicing."""
+        """Whether it is this endpoint, whatever they say about splicing and meshes."""
         mine = self.endpoint
-        like = {"splice": mine.splice, "unspliced_ports": mine.unspliced_ports, "sidecar": mine.sidecar}
+        like = {name: getattr(mine, name) for name in ("splice", "unspliced_ports", "sidecar", "mesh")}
         return msgspec.structs.replace(wanted, **like) == mine
 
     def is_there(self, links: Mapping[str, int]) -> bool:

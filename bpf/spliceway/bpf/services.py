@@ -5,8 +5,9 @@ Numbers of sets and backends are in the maps and are read back, so that a restar
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -67,8 +68,9 @@ class ServiceMaps:
         """
         self._configured = configured or {}
         directory = pin_root / "maps"
-        self._frontends, self._rows, self._backends, self._connected = (
-            BpfMap.open(directory / name, name) for name in ("lb_frontends", "lb_rows", "lb_backends", "lb_connected")
+        self._frontends, self._rows, self._backends, self._connected, self._untouched = (
+            BpfMap.open(directory / f"lb_{name}", f"lb_{name}")
+            for name in ("frontends", "rows", "backends", "connected", "untouched")
         )
         self._sets: dict[Frontend, BackendSet] = {}
         self._states: dict[Frontend, FrontendState] = {}
@@ -80,7 +82,7 @@ class ServiceMaps:
 
     def close(self) -> None:
         """Close the descriptors; the maps stay."""
-        for opened in (self._frontends, self._rows, self._backends, self._connected):
+        for opened in (self._frontends, self._rows, self._backends, self._connected, self._untouched):
             opened.close()
 
     @property
@@ -92,6 +94,14 @@ class ServiceMaps:
     def counts(self) -> tuple[int, int]:
         """How many frontends there are, and how many backends of them."""
         return self._counts["lb_frontends"], self._counts["lb_backends"]
+
+    def leave_alone(self, namespaces: Iterable[int]) -> None:
+        """Translate for sockets of all network namespaces but these (by cookie). Raises KernelRefusedError."""
+        wanted = {cookie.to_bytes(8, sys.byteorder): b"\1" for cookie in namespaces}
+        have = dict(self._untouched.items())
+        for key in have.keys() - wanted.keys():
+            self._untouched.delete(key)
+        self._untouched.update_many([(key, one) for key, one in wanted.items() if key not in have])
 
     def apply(self, changes: Mapping[Frontend, FrontendState | None]) -> Applied:
         """Make these frontends so, or take them out (None); all others stay. Costs what changes. Blocks.

@@ -181,6 +181,14 @@ class SocketLb:
             self._is_due = bool(self._unended)
             return applied
 
+    async def leave_alone(self, namespaces: Iterable[int]) -> None:
+        """Pods that get no Services from us, see `ServiceMaps.leave_alone`."""
+        pods = list(namespaces)
+        async with self._lock:
+            if self._maps is not None:
+                maps = self._maps
+                await _to_the_end(lambda: maps.leave_alone(pods))
+
     async def held(self) -> list[FrontendRow]:
         """`dump`, between two changes."""
         async with self._lock:

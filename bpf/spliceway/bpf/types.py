@@ -125,7 +125,8 @@ class LocalEndpoint(msgspec.Struct, frozen=True):
     """A pod of this node and its veth. `name` is «namespace/name», `interface` the host side of the veth.
 
     `splice` False: its sockets are never spliced; `unspliced_ports`: those of connections to these servers' ports.
-    `sidecar`: the user that its sidecar runs as, None: connections inside of it are left alone.
+    `sidecar`: the user that its sidecar runs as, None: connections inside of it are left alone. `mesh`: how somebody
+    else's mesh takes what it sends, for people; unless empty, its sockets get no Services from us.
     """
 
     name: str
@@ -135,6 +136,7 @@ class LocalEndpoint(msgspec.Struct, frozen=True):
     splice: bool = True
     unspliced_ports: frozenset[int] = frozenset()
     sidecar: int | None = None
+    mesh: str = ""
 
 
 class KernelFlow(msgspec.Struct, frozen=True):

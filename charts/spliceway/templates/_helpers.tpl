@@ -14,6 +14,14 @@ app.kubernetes.io/name: spliceway
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{/* Labels of pods with a network of their own: with a sidecar that nobody ends, a Job would never be done. */}}
+{{- define "spliceway.unmeshed" -}}
+{{- if eq .Values.mode "istio" -}}
+sidecar.istio.io/inject: "false"
+istio.io/dataplane-mode: none
+{{- end -}}
+{{- end }}
+
 {{- define "spliceway.serviceAccount" -}}
 {{ .Values.serviceAccount.name | default (include "spliceway.name" .) }}
 {{- end }}
@@ -60,9 +68,6 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if not (hasKey .Values "policyStatus") -}}
 {{- fail "these are the values of an older chart, without the defaults of this one: helm upgrade with --reset-then-reuse-values in place of --reuse-values" -}}
 {{- end -}}
-{{- if eq .Values.mode "istio" -}}
-{{- fail "mode: istio is not there yet: this version knows sidecar-free only" -}}
-{{- end -}}
 {{- if and .Values.proxy.backToAgent (not .Values.proxy.daemonSet) -}}
 {{- fail "proxy.backToAgent is the step before proxy.daemonSet is false: now it has no meaning" -}}
 {{- end -}}
@@ -99,7 +104,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- fail (printf "agent.config.%s: is not set there, but by %s" $field $value) -}}
 {{- end -}}
 {{- end -}}
-{{- range $path, $value := dict "proxy.kind" "proxy.kind" "proxy.managed" "proxy.daemonSet" "metrics.listen" "metrics.enabled, metrics.address and metrics.port" "metrics.health" "metrics.port" "cgroups.proxy" "the chart" -}}
+{{- range $path, $value := dict "proxy.kind" "proxy.kind" "proxy.managed" "proxy.daemonSet" "metrics.listen" "metrics.enabled, metrics.address and metrics.port" "metrics.health" "metrics.port" "cgroups.proxy" "the chart" "istio.enabled" "mode" -}}
 {{- $parts := splitList "." $path -}}
 {{- $section := index $.Values.agent.config (first $parts) -}}
 {{- if and (kindIs "map" $section) (hasKey $section (last $parts)) -}}
@@ -123,6 +128,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 {{- if .Values.policyStatus.enabled -}}
 {{- $_ := set $made "status" (dict "write" true "namespace" .Release.Namespace "lease" (include "spliceway.lease" .) "writesPerSecond" .Values.policyStatus.writesPerSecond) -}}
+{{- end -}}
+{{- if eq .Values.mode "istio" -}}
+{{- $_ := set $made "istio" (dict "enabled" true) -}}
 {{- end -}}
 {{- with .Values.notReadyTaint -}}
 {{- $_ := set $made "node" (dict "notReadyTaint" .) -}}

@@ -82,6 +82,7 @@ def _of_agent(status: dict[str, Any]) -> dict[str, Any]:
 
 def endpoints(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:
     """List the pods of this node."""
+    from spliceway.agent.cli.istiotext import istio_text
     from spliceway.agent.cli.render import emit, labels_text
     from spliceway.agent.cli.splices import splice_wish
 
@@ -89,7 +90,10 @@ def endpoints(output: OutputOption = Output.TABLE, socket: SocketOption = None) 
     emit(
         found,
         output,
-        ("ENDPOINT", "IDENTITY", "POLICY", "INGRESS", "EGRESS", "READY", "SPLICE", "INTERFACE", "ADDRESSES", "LABELS"),
+        (
+            *("ENDPOINT", "IDENTITY", "POLICY", "INGRESS", "EGRESS", "READY", "SPLICE", "ISTIO"),
+            *("INTERFACE", "ADDRESSES", "LABELS"),
+        ),
         (
             (
                 item["name"],
@@ -99,6 +103,7 @@ def endpoints(output: OutputOption = Output.TABLE, socket: SocketOption = None) 
                 "enforced" if item["egress"] else "open",
                 item["ready"],
                 splice_wish(item),
+                istio_text(item),
                 item["interface"],
                 item["addresses"],
                 labels_text(item["labels"]),

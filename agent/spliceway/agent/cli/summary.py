@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
+from spliceway.agent.cli.istiotext import istio_line
 from spliceway.agent.cli.render import address, labels_text
 from spliceway.agent.cli.splices import gate_line, other_owner_notes, self_test_line, splice_line, splice_notes
 from spliceway.agent.cli.writing import writing_line
@@ -39,6 +40,7 @@ def summary(status: Json) -> list[tuple[str, str]]:
         ("services", _services(status["services"])),
         *(("cni", text) for text in _cni(status.get("cni", {}))),
         *(("status", text) for text in writing_line(status.get("policyStatus", {}), time.time())),
+        *(("istio", text) for text in istio_line(status.get("istio", {}))),
         *([("socket-lb", _socket_lb(found))] if (found := datapath.get("socketLb")) else []),
         (
             "kernel",

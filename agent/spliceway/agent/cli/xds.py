@@ -67,17 +67,41 @@ def dump(
         str,
         typer.Option("--stage", help="desired (what it shall have), sent or acked.", callback=options.xds_stage),
     ] = "desired",
+    sidecar: Annotated[
+        str | None,
+        typer.Option("--sidecar", metavar="[NAMESPACE/]POD", help="Also what Istio's sidecar of this node's pod has."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="URL", help="The same of a sidecar's admin port: http://127.0.0.1:15000."),
+    ] = None,
+    istiod: Annotated[
+        str | None,
+        typer.Option(
+            "--istiod",
+            metavar="URL",
+            help="Also what istiod says of its proxies (/debug/syncz): http://127.0.0.1:15014.",
+        ),
+    ] = None,
     output: FullOutputOption = FullOutput.TABLE,
     socket: SocketOption = None,
 ) -> None:
-    """Show resources as they are served, each with the policies that made it; whole with -o yaml or json."""
+    """Show resources as they are served, each with the policies that made it; whole with -o yaml or json.
+
+    With a sidecar or istiod: names, versions and states of theirs beside ours, without what is in them.
+    """
+    if (sidecar, address, istiod) != (None, None, None):
+        from spliceway.agent.cli import meshdump
+
+        narrowed = {"node": node, "type": type_, "name": name, "stage": stage}
+        return meshdump.dump(socket, output, pod=sidecar, address=address, istiod=istiod, narrowed=narrowed)
     from spliceway.agent.cli import xdsrender
     from spliceway.agent.cli.render import emit_full
 
     contents = "0" if output is FullOutput.TABLE else None
     client = agent_client(socket)
     found = client.get("xds/resources", node=node, type=type_, name=name, stage=stage, contents=contents)
-    emit_full(found, output, xdsrender.DUMP_COLUMNS, xdsrender.dump_rows(found))
+    return emit_full(found, output, xdsrender.DUMP_COLUMNS, xdsrender.dump_rows(found))
 
 
 def diff(

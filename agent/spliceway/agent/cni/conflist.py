@@ -88,6 +88,27 @@ def with_plugin(name: str, text: str, plugin: Mapping[str, Any]) -> Wanted:
     return Wanted(f"{PurePath(name).stem}{_OURS}", _dump({**head, "plugins": [inner, dict(plugin)]}), name)
 
 
+def with_others(wanted: Wanted, there: str | None) -> Wanted:
+    """A list that we made of a .conf, with the plugins that others have put into it since (`there`), as they stand.
+
+    Istio's would be lost otherwise, and pods would start outside of their mesh.
+    """
+    if not wanted.wraps or there is None:
+        return wanted
+    try:
+        held = parse(there)
+    except BadConfError:
+        return wanted
+    old, new = held.get("plugins", []), json.loads(wanted.text)
+    if not old or old[0]["type"] == NAME or all(each["type"] == NAME for each in old[1:]):
+        return wanted
+    inner, ours = new["plugins"]
+    rest = [each for each in old[1:] if each["type"] != NAME]
+    place = next((number for number, each in enumerate(old[1:]) if each["type"] == NAME), len(rest))
+    whole = {**new, "plugins": [inner, *rest[:place], ours, *rest[place:]]}
+    return Wanted(wanted.name, there if whole == held else _dump(whole), wanted.wraps)
+
+
 def without_plugin(text: str) -> str | None:
     """A list without our plugin, None where that is not in it. Raises BadConfError."""
     found = parse(text)

@@ -150,6 +150,7 @@ class Place:
                 return Chain("", problem or f"no network configuration is in {directory}", put)
             path = directory / wanted.name
             there = path.read_text() if path.is_file() else None
+            wanted = conflist.with_others(wanted, there)
             if there != wanted.text:
                 if why := self._fights():
                     return Chain("", why, put)

@@ -65,7 +65,7 @@ class WiredPods:
             return None
         claim = self._claims[wiring.pod]
         where = (wiring.pod, wiring.side.interface, wiring.netns, wiring.addresses)
-        return LocalEndpoint(*where, claim.splice, claim.unspliced_ports, claim.sidecar)
+        return LocalEndpoint(*where, claim.splice, claim.unspliced_ports, claim.sidecar, claim.mesh)
 
     def endpoints(self) -> tuple[LocalEndpoint, ...]:
         """All of them, by name."""

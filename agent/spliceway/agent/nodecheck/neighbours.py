@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from spliceway.agent.nodecheck.routing import read as read_rules
 
 #: Priority of the AWS VPC CNI's rules «to all pods: main».
 _AWS_TO_POD = 512
+#: Programs of its own on a node; in a sidecar it is pilot-agent.
+_ISTIO = frozenset({"ztunnel", "install-cni"})
 _CNI = Path("/etc/cni/net.d")
 #: Which of our kinds they enforce.
 _CALICO_KINDS = frozenset({"NetworkPolicy", "AdminNetworkPolicy", "BaselineAdminNetworkPolicy", "ClusterNetworkPolicy"})
@@ -26,7 +29,10 @@ _AWS_KINDS = frozenset({"NetworkPolicy", "ClusterNetworkPolicy"})
 
 
 class Signs(msgspec.Struct, frozen=True, kw_only=True):
-    """What tells who else is there: names of interfaces, of files in some directories, of programs that run; rules."""
+    """What tells who else is there: names of interfaces, of files in some directories, of programs that run; rules.
+
+    `sidecars`: so many of Istio's run.
+    """
 
     devices: Collection[str] = ()
     cni: Collection[str] = ()
@@ -34,13 +40,14 @@ class Signs(msgspec.Struct, frozen=True, kw_only=True):
     cilium_socket: bool = False
     aws_maps: Collection[str] = ()
     istio_in_cni: bool = False
+    sidecars: int = 0
     programs: Collection[str] = ()
     rules: Collection[Rule] = ()
 
 
 def neighbours(target: Target) -> Iterator[Check]:
     """One result for each that is there."""
-    yield from judge(read(target.settings.bpffs), target.kinds)
+    yield from judge(read(target.settings.bpffs), target.kinds, accelerates=target.settings.sidecars)
 
 
 def read(bpffs: Path) -> Signs:
@@ -49,6 +56,7 @@ def read(bpffs: Path) -> Signs:
         rules = asyncio.run(read_rules(0))[0]
     except OSError:
         rules = []
+    programs = Counter(_programs())
     return Signs(
         devices=_devices(),
         cni=_quietly(_CNI),
@@ -56,14 +64,17 @@ def read(bpffs: Path) -> Signs:
         aws_maps=_quietly(bpffs / "globals/aws/maps"),
         cilium_socket=Path("/var/run/cilium").is_dir(),
         istio_in_cni=any(b"istio-cni" in _content(_CNI / name) for name in _quietly(_CNI)),
-        programs=set(_programs()),
+        sidecars=programs["pilot-agent"],
+        programs=set(programs),
         rules=rules,
     )
 
 
-def judge(signs: Signs, kinds: Collection[str] = PoliciesConfig().kinds) -> Iterator[Check]:
-    """From what was seen. `kinds`: of the policies that are enforced here."""
-    found = [*_flannel(signs), *_cilium(signs), *_calico(signs), *_aws(signs), *_istio(signs)]
+def judge(
+    signs: Signs, kinds: Collection[str] = PoliciesConfig().kinds, *, accelerates: bool = False
+) -> Iterator[Check]:
+    """From what was seen. `kinds`: of the policies that are enforced here; `accelerates`: `istio.enabled`."""
+    found = [*_flannel(signs), *_cilium(signs), *_calico(signs), *_aws(signs), *_istio(signs, accelerates)]
     yield from found or [ok("neighbours", "no flannel, Cilium, Calico, AWS VPC CNI or Istio was seen")]
     yield _kinds(signs, kinds)
 
@@ -152,13 +163,19 @@ def _aws(signs: Signs) -> Iterator[Check]:
         yield info("aws-vpc-cni", f"rules at priority {_AWS_TO_POD}, as the AWS VPC CNI makes them", todo)
 
 
-def _istio(signs: Signs) -> Iterator[Check]:
+def _istio(signs: Signs, accelerates: bool) -> Iterator[Check]:
     seen = ["istio-cni in a conflist"] if signs.istio_in_cni else []
-    seen += sorted({"ztunnel", "pilot-agent", "install-cni"} & set(signs.programs))
-    if seen:
-        # Its redirection happens in the pod, behind the veth: what arrives here is the mesh's own traffic.
-        todo = "HTTP rules see the mesh's encrypted traffic: leave pods of the mesh without them, or out of the mesh"
-        yield warn("istio", f"seen: {', '.join(seen)}", todo)
+    seen += [f"{signs.sidecars} sidecar{'' if signs.sidecars == 1 else 's'}"] if signs.sidecars else []
+    seen += sorted({"ztunnel (ambient)" if name == "ztunnel" else name for name in _ISTIO & set(signs.programs)})
+    if not seen:
+        return
+    # Its redirection happens in the pod, behind the veth: what arrives here is the mesh's own traffic.
+    todo = "HTTP rules can't be asked of what the mesh encrypts: `spliceway policy istio translate` makes its policies"
+    if accelerates:
+        yield info("istio", f"seen: {', '.join(seen)}; istio.enabled: sidecars are accelerated", todo)
+    else:
+        todo += "; istio.enabled: true (the chart's mode: istio) accelerates sidecars"
+        yield warn("istio", f"seen: {', '.join(seen)}; istio.enabled is false", todo)
 
 
 def _cilium_maps(bpffs: Path) -> list[str]:

@@ -12,6 +12,9 @@ BPF_TABLE_PINNED("lru_hash", struct lb_affinity_key, struct lb_affinity, lb_affi
 BPF_TABLE_PINNED("sk_storage", int, struct lb_peer, lb_peers, 0, PIN("lb_peers"), BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("sk_storage", int, struct lb_talks, lb_socket_talks, 0, PIN("lb_socket_talks"), BPF_F_NO_PREALLOC);
 
+// Network namespaces whose sockets are left alone: a mesh in the pod has to see what the application dials.
+BPF_TABLE_PINNED("hash", u64, u8, lb_untouched, MAX_ENDPOINTS, PIN("lb_untouched"), BPF_F_NO_PREALLOC);
+
 // Connected UDP sockets of pods, by cookie, with the backend that they have: for user space, which has to end those whose backend goes, and can't
 // read the storage of a UDP socket (sock_diag gives it for TCP only). They go when they are closed. Where there are more, the rest is not ended.
 BPF_TABLE_PINNED("hash", u64, struct lb_backend_key, lb_connected, 65536, PIN("lb_connected"), BPF_F_NO_PREALLOC);

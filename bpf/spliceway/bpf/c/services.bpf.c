@@ -4,6 +4,7 @@
 //
 // Sockets in the node's own network namespace are left alone, whatever cgroup they are in: pods with host networking are the node, for which
 // kube-proxy translates in the OUTPUT chain, and so it does for all that is no TCP or UDP.
+// So are those of pods in a mesh that takes what they send (Istio's): a sidecar, or ztunnel, goes by the address that the application dialled.
 //
 // connect() and sendto() fail at once with ECONNREFUSED where a Service has no backend (bpf_set_retval: in connect and sendmsg programs of Linux 6.1
 // and newer; recvmsg and getpeername programs can't fail). connect() with AF_UNSPEC comes to no program, and needs none: what the socket
@@ -57,7 +58,7 @@ static __always_inline u64 pod_of(struct bpf_sock_addr *ctx)
 	struct config *cfg = config.lookup(&zero);
 	u64 cookie = bpf_get_netns_cookie(ctx);
 
-	if (!cfg || cookie == cfg->node_cookie || (protocol != PROTO_TCP && protocol != PROTO_UDP))
+	if (!cfg || cookie == cfg->node_cookie || (protocol != PROTO_TCP && protocol != PROTO_UDP) || lb_untouched.lookup(&cookie))
 		return 0;
 	return cookie;
 }
