@@ -6,6 +6,7 @@ One JSON value in each line, question and answer: {"do": "install", "chart": pat
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -28,7 +29,11 @@ class Release:
     def __init__(self, kubeconfig: Path, chart: Path = CHART) -> None:
         self._chart = chart
         self._process = subprocess.Popen(
-            [sys.executable, "-P", __file__, str(kubeconfig)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-P", __file__, str(kubeconfig)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
 
     def install(self, values: Json | None = None) -> Json:

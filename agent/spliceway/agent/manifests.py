@@ -161,14 +161,21 @@ def _entries(document: Document, node: str) -> dict[Key, Entry]:
 
 def _without(document: Document, left_out: Collection[str]) -> Document | None:
     """The document, or what is left of a List, without objects of these kinds; None when it is one."""
-    content = document.content
-    if content.get("kind") in left_out:
+    content: object = document.content
+    if _is_one_of(content, left_out):
         return None
-    items = content.get("items")
-    if content.get("kind") != "List" or not isinstance(items, list):
+    # What is no mapping is refused by whoever reads it.
+    if not _is_one_of(content, ("List",)) or not isinstance(items := document.content.get("items"), list):
         return document
-    kept = [item for item in items if not (isinstance(item, Mapping) and item.get("kind") in left_out)]
-    return msgspec.structs.replace(document, content={**content, "items": kept}) if len(kept) < len(items) else document
+    kept = [item for item in items if not _is_one_of(item, left_out)]
+    if len(kept) == len(items):
+        return document
+    return msgspec.structs.replace(document, content={**document.content, "items": kept})
+
+
+def _is_one_of(content: object, kinds: Collection[str]) -> bool:
+    kind = content.get("kind") if isinstance(content, Mapping) else None
+    return isinstance(kind, str) and kind in kinds
 
 
 def _rank(metadata: Mapping[str, Any]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,12 +23,15 @@ from spliceway.bpf.selftest.identity import identity, make_report
 from spliceway.bpf.selftest.limits import BUILDING, CLOSING, OutOfTimeError, limit
 from spliceway.bpf.selftest.report import Check, Result, SelfTestReport
 from spliceway.bpf.selftest.site import Site
+from spliceway.bpf.selftest.syscalls import die_with_parent
 from spliceway.bpf.selftest.talk import BadError
 
 
 def main() -> None:
     """Entry of the child."""
     options = _options()
+    if options.steps:  # an agent's, whose successor has one of its own
+        die_with_parent(signal.SIGKILL)
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no part of the report
 
