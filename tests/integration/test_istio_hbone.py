@@ -113,7 +113,7 @@ def reached(bed: Testbed, client: str, port: int) -> set[int]:
 
 
 def warnings(agent: AgentProcess) -> list[str]:
-    found: list[str] = agent.client.get("status")["warnings"]
+    found: list[str] = agent.client.get("status")["proxy"]["warnings"]
     return [one for one in found if "HBONE" in one]
 
 
