@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from envoy.config.core.v3 import base_pb2
+from typer.testing import CliRunner
 
 from spliceway.agent import boundedget
 from spliceway.agent.boundedget import GetError
 from spliceway.agent.cli.meshdump import loopback
+from spliceway.agent.cli.root import app as cli
 from spliceway.agent.errors import ClientError
 from spliceway.xds.protocol.typeurls import CLUSTER, LISTENER, ROUTE
 from spliceway.xds.server.clients import NodeKey
@@ -153,8 +155,42 @@ def test_nobody_else_is_asked(text: str) -> None:
         loopback(text, 15014)
 
 
-def test_syncz_over_http() -> None:
-    body = json.dumps([{"proxy": SIDECAR, "cluster_sent": "a", "cluster_acked": "a"}]).encode()
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
-    with answering(said(head + body)) as port:
-        assert boundedget.get("127.0.0.1", port, "/debug/syncz") == body
+def answer_of(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+def dump(tmp_path: Path, *arguments: str, status: int = 0) -> str:
+    """`spliceway xds dump` on a machine without an agent, as beside a forwarded port."""
+    result = CliRunner().invoke(cli, ["xds", "dump", *arguments, "--socket", str(tmp_path / "none.sock")])
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+def test_istiods_view_by_the_command(tmp_path: Path) -> None:
+    body = json.dumps(
+        [
+            {"proxy": SIDECAR, "cluster_sent": "aa", "cluster_acked": "aa", "listener_sent": "bb"},
+            {"proxy": "evil\x1b[2J", "resources": {CLUSTER: {"sent": "x", "lastError": "no\nway"}}},
+        ]
+    ).encode()
+    with answering(said(answer_of(body))) as port:
+        output = dump(tmp_path, "--istiod", f"http://127.0.0.1:{port}")
+    assert "nothing of ours" in output
+    rows = [line.split() for line in output.splitlines() if line.startswith("istiod")]
+    assert [[row[1], row[2], row[4]] for row in rows][:2] == [[SIDECAR, "CDS", "SYNCED"], [SIDECAR, "LDS", "STALE"]]
+    assert "\x1b" not in output
+    assert [rows[-1][2], rows[-1][4]] == ["CDS", "NACK"]
+    with answering(said(answer_of(body))) as port:
+        output = dump(tmp_path, "--istiod", f"127.0.0.1:{port}", "--type", "LDS", "-o", "json")
+    found = json.loads(output[output.index("[") :])
+    assert [(one["source"], one["type"], one["state"]) for one in found] == [("istiod", "LDS", "STALE")]
+
+
+def test_a_forwarded_sidecars_view_by_the_command(tmp_path: Path) -> None:
+    body = b'{"configs": [{"static_listeners": [{"listener": {"name": "virtualInbound"}}]}]}'
+    with answering(said(answer_of(body))) as port:
+        assert "virtualInbound" in dump(tmp_path, "--address", f"http://127.0.0.1:{port}")
+    with answering(said(answer_of(b"<html>"))) as port:
+        assert "not the JSON" in dump(tmp_path, "--address", f"http://127.0.0.1:{port}", status=1)
+    assert "port-forward" in dump(tmp_path, "--istiod", "http://istiod.istio-system:15014", status=1)
+    assert "choose one" in dump(tmp_path, "--address", "127.0.0.1:1", "--sidecar", "a/b", status=2)

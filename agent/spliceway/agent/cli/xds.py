@@ -94,14 +94,15 @@ def dump(
         from spliceway.agent.cli import meshdump
 
         narrowed = {"node": node, "type": type_, "name": name, "stage": stage}
-        return meshdump.dump(socket, output, pod=sidecar, address=address, istiod=istiod, narrowed=narrowed)
+        meshdump.dump(socket, output, pod=sidecar, address=address, istiod=istiod, narrowed=narrowed)
+        return
     from spliceway.agent.cli import xdsrender
     from spliceway.agent.cli.render import emit_full
 
     contents = "0" if output is FullOutput.TABLE else None
     client = agent_client(socket)
     found = client.get("xds/resources", node=node, type=type_, name=name, stage=stage, contents=contents)
-    return emit_full(found, output, xdsrender.DUMP_COLUMNS, xdsrender.dump_rows(found))
+    emit_full(found, output, xdsrender.DUMP_COLUMNS, xdsrender.dump_rows(found))
 
 
 def diff(
