@@ -19,6 +19,7 @@ COSTLY = (
     "tests/integration/test_two_nodes*.py",
     "tests/integration/test_bypass.py",
     "tests/integration/test_service_egress.py",
+    "tests/integration/test_services_agent.py",
     "tests/integration/test_services_spliced.py",
     "tests/integration/test_selftest_broken.py",
     "tests/integration/test_cases_profiles.py",
@@ -37,9 +38,13 @@ COSTLY = (
     "tests/kernel/test_socket_lb.py",
 )
 
-#: Tests that CI leaves out: each compiles whole agents of another version, as `test_node_life` does in passing.
+#: Tests that CI leaves out: most compile whole agents of another version, as `test_node_life` does in passing.
 LEFT_OUT = (
     "tests/integration/test_release_rollback.py::test_there_and_back_with_traffic",
+    "tests/integration/test_service_egress_agent.py::test_a_raw_socket_beside_socket_load_balancing",
+    "tests/integration/test_splice_upgrade.py::test_connections_go_on_and_are_judged_while_the_old_version_drains",
+    "tests/kernel/test_progcache.py::test_another_place_gets_the_same_programs_and_maps",
+    "tests/kernel/test_socket_lb_control.py::test_a_map_of_another_size_is_told",
     "tests/kernel/test_hook_order.py::test_one_agent_after_the_other_without_a_gap",
     "tests/kernel/test_socket_lb_control.py::test_another_version_takes_over_and_back",
 )
