@@ -43,6 +43,9 @@ class SidecarPair(Pair):
 class SidecarBed(SpliceBed):
     """Two pods with sidecars, and a datapath that knows of them."""
 
+    #: Whether its connections go over veths, on which RPS can be set.
+    by_veths = False
+
     def __init__(self, testbed: Testbed, kind: rules.Rules = "iptables", **settings: Any) -> None:
         self.kind = kind
         self._uid = 0 if kind == "tproxy" else rules.PROXY_UID
