@@ -504,12 +504,12 @@ def ends(story: Story) -> None:
     said = json.loads(done.stdout)
     assert not said["kept"], said["kept"]
     wait(lambda: not ours & there(), LIMIT)
-    # Processes that were killed take a moment to go.
-    for _ in range(50):
+    # What an agent that was killed has begun to compile goes on to its end.
+    for _ in range(450):
         if not (left := traces(life) - life.first):
             break
         time.sleep(0.2)
-    assert not left, left
+    assert not left, [line + told(line) for line in left]
     assert not life.first - traces(life)
     assert not sockets(life, life.directory)
     assert [path.name for path in life.state.iterdir() if path.name != "agent.lock"] == []
@@ -522,3 +522,10 @@ def processor(pid: int) -> float:
     """Seconds of processor time that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def told(line: str) -> str:
+    """Which process it is."""
+    with contextlib.suppress(OSError):
+        return " " + Path(f"/proc/{line.removeprefix('process ')}/cmdline").read_text().replace("\0", " ")
+    return ""
