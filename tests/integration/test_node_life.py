@@ -504,11 +504,7 @@ def ends(story: Story) -> None:
     said = json.loads(done.stdout)
     assert not said["kept"], said["kept"]
     wait(lambda: not ours & there(), LIMIT)
-    # What an agent that was killed has begun to compile goes on to its end.
-    for _ in range(450):
-        if not (left := traces(life) - life.first):
-            break
-        time.sleep(0.2)
+    left = traces(life) - life.first
     assert not left, [line + told(line) for line in left]
     assert not life.first - traces(life)
     assert not sockets(life, life.directory)

@@ -2,7 +2,8 @@
 
 What is compiled is kept (see `progcache`), and loaded without BCC the next time.
 
-`python -m spliceway.bpf.loader` reads one LoadRequest as JSON from stdin and answers with one LoadReply on stdout.
+`python -m spliceway.bpf.loader PARENT` reads one LoadRequest as JSON from stdin and answers with one LoadReply on
+stdout. It ends with the process PARENT, which made it: nobody else would take its answer.
 Programs are pinned into `<pin root>/staging`; the agent puts them in place. Maps are pinned as the programs are
 loaded, or reused where they are pinned already.
 """
@@ -22,6 +23,7 @@ import structlog
 from spliceway.bpf import progcache
 from spliceway.bpf.compiled import load_again, record
 from spliceway.bpf.errors import DatapathError, LoadError
+from spliceway.bpf.parent import end_with
 from spliceway.bpf.source import STUBS, flatten, units
 
 
@@ -59,6 +61,7 @@ async def load(request: LoadRequest) -> LoadReply:
         sys.executable,
         "-m",
         "spliceway.bpf.loader",
+        str(os.getpid()),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -145,6 +148,7 @@ def _compile_and_pin(request: LoadRequest, modules: dict[str, Any] | None = None
 
 def main() -> None:
     """Entry of the child."""
+    end_with(int(sys.argv[1]))
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # BCC prints to stdout as it likes
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=LoadRequest)

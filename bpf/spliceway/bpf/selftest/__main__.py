@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,20 +17,20 @@ from pathlib import Path
 import msgspec
 
 from spliceway.bpf.errors import DatapathError
+from spliceway.bpf.parent import end_with
 from spliceway.bpf.selftest.checklist import ITEMS, Run
 from spliceway.bpf.selftest.identity import identity, make_report
 from spliceway.bpf.selftest.limits import BUILDING, CLOSING, OutOfTimeError, limit
 from spliceway.bpf.selftest.report import Check, Result, SelfTestReport
 from spliceway.bpf.selftest.site import Site
-from spliceway.bpf.selftest.syscalls import die_with_parent
 from spliceway.bpf.selftest.talk import BadError
 
 
 def main() -> None:
     """Entry of the child."""
     options = _options()
-    if options.steps:  # an agent's, whose successor has one of its own
-        die_with_parent(signal.SIGKILL)
+    if options.parent:  # an agent, whose successor has a self-test of its own
+        end_with(options.parent)
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no part of the report
 
@@ -88,6 +87,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--program-cache", type=Path, help="where compiled programs are kept; none without")
     parser.add_argument("--test-define", action="append", default=[], metavar="NAME=VALUE", help="for tests")
     parser.add_argument("--check", action="append", choices=[item.name for item in ITEMS], help="only this one")
+    parser.add_argument("--parent", type=int, default=0, metavar="PID", help="who made this process: it ends with it")
     parser.add_argument("--steps", action="store_true", help="a line with the name of each step before it begins")
     parser.add_argument("-o", dest="output", choices=("text", "json"), default="text", help="how to print the report")
     return parser.parse_args()

@@ -11,6 +11,7 @@ import signal
 import socket
 from pathlib import Path
 
+from spliceway.bpf.parent import end_with
 from spliceway.bpf.selftest import syscalls
 
 #: Most descriptors that one message may carry (SCM_MAX_FD).
@@ -24,10 +25,11 @@ class SocketFactory:
     def __init__(self, cgroup: Path, netns: int) -> None:
         """`netns`: an open file of the namespace. Raises OSError when the process can't get there."""
         self._wire, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        us = os.getpid()
         self._pid = os.fork()
         if not self._pid:
             self._wire.close()
-            _serve(theirs, cgroup, netns)
+            _serve(theirs, cgroup, netns, us)
         theirs.close()
         word = self._wire.recv(4096)
         if word != _READY:
@@ -55,10 +57,10 @@ class SocketFactory:
         os.waitpid(self._pid, 0)
 
 
-def _serve(wire: socket.socket, cgroup: Path, netns: int) -> None:
+def _serve(wire: socket.socket, cgroup: Path, netns: int, parent: int) -> None:
     """The process: `count` sockets for each request, until the parent ends it, or ends."""
     try:
-        syscalls.die_with_parent(signal.SIGKILL)
+        end_with(parent)
         (cgroup / "cgroup.procs").write_text("0")
         syscalls.setns(netns, syscalls.CLONE_NEWNET)
         wire.send(_READY)

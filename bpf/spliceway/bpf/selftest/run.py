@@ -71,7 +71,7 @@ async def run(
 ) -> SelfTestReport:
     """Run it. Never raises: what keeps it from its end is the report's `error`. `patience` in seconds."""
     began, now = time.monotonic(), time.time()
-    argv = [sys.executable, "-P", "-m", "spliceway.bpf.selftest", "-o", "json", "--steps"]
+    argv = [sys.executable, "-P", "-m", "spliceway.bpf.selftest", "-o", "json", "--steps", "--parent", str(os.getpid())]
     argv += ["--pods-cgroup", str(settings.pods_cgroup), "--proxy-cgroup", str(settings.proxy_cgroup)]
     argv += ["--bpffs", str(settings.bpffs)]
     if settings.program_cache is not None:

@@ -1,4 +1,4 @@
-"""The system calls that the self-test's process makes to be alone: unshare, setns, mount and prctl."""
+"""The system calls that the self-test's process makes to be alone: unshare, setns and mount."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
 MS_PRIVATE = 1 << 18
-_PR_SET_PDEATHSIG = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -28,11 +27,6 @@ def setns(fd: int, kind: int) -> None:
 def mount(kind: str, target: Path, flags: int = 0) -> None:
     """Mount a file system of this kind, or with an empty `kind` change the flags of what is there. Raises OSError."""
     _check(_libc.mount(b"none", os.fsencode(target), kind.encode() or None, flags, None), f"mount {kind} {target}")
-
-
-def die_with_parent(signal: int) -> None:
-    """Get this signal when the parent ends, however it ends."""
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0), "prctl")
 
 
 def _check(result: int, what: str) -> None:
