@@ -20,8 +20,9 @@ from spliceway.bpf import ownfiles
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.source import digest, units
 
-#: Files that stay, those that were used last: an agent and its self-test need one each.
-KEPT = 4
+#: Files that stay, those that were used last, of 1 MB each: an agent and its self-test need one each, before and after
+#: an upgrade or a change of sizes. Virtual nodes share a directory, each with sizes of its own.
+KEPT = 32
 _SUFFIX = ".programs"
 _LOAD_WIDE, _MAP_BY_FD, _INSTRUCTION = 0x18, 1, 8  # BPF_LD | BPF_IMM | BPF_DW, BPF_PSEUDO_MAP_FD, bytes
 
