@@ -1,8 +1,9 @@
 """Requests between two pods with sidecars, mTLS between them: off and on in turns, in one run.
 
-    .venv/bin/python tests/bench/bench_istio.py [--rounds 9] [--seconds 3] [--path answer] [--rules iptables]
+    .venv/bin/python tests/bench/bench_istio.py [--rounds 9] [--seconds 3] [--path answer] [--relay http] [--rules iptables]
 
-wrk in the client's pod, nginx in the server's, an Envoy beside each. Before each turn the connections between the
+wrk in the client's pod, nginx in the server's, an Envoy beside each, which understands HTTP or (as for ports whose
+protocol Istio does not know) relays bytes; TLS between the two in both cases. Before each turn the connections between the
 server's sidecar and nginx are ended: what a connection is, was decided when it began. `cpu` is what all processes of
 both pods used for a request, with what the kernel does in their name (cpu.stat of their cgroups). Ratios are medians of
 the ratios of turns that followed each other.
@@ -131,11 +132,12 @@ def main() -> None:
     parser.add_argument("--rules", choices=get_args(Rules), default="iptables")
     parser.add_argument("--connections", type=int, nargs="*", default=CONNECTIONS)
     parser.add_argument("--versions", type=int, nargs="*", choices=(4, 6), default=(4, 6))
+    parser.add_argument("--relay", choices=("http", "tcp"), default="http", help="what the sidecars take it for")
     parser.add_argument("--path", choices=("answer", "small", "large"), default="answer", help="what is asked for")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     rows = []
-    with open_directory() as directory, site(directory, asked.rules) as place:
+    with open_directory() as directory, site(directory, asked.rules, http=asked.relay == "http") as place:
         script = directory / "result.lua"
         script.write_text(wrk.SCRIPT)
         print(HEAD, flush=True)
