@@ -38,14 +38,33 @@ COSTLY = (
     "tests/kernel/test_socket_lb.py",
 )
 
-#: Tests that CI leaves out: most compile whole agents of another version, as `test_node_life` does in passing.
+#: Tests that CI leaves out: they compile programs or whole agents anew, or take half a minute for what `test_node_life`
+#: and their neighbours meet in passing.
 LEFT_OUT = (
+    "tests/integration/test_agent_kill_switch.py::test_an_agent_that_dies_while_it_is_on",
+    "tests/integration/test_agent_kill_switch.py::test_connections_that_began_meanwhile_are_judged_again",
+    "tests/integration/test_agent_kill_switch.py::test_there_at_boot",
+    "tests/integration/test_crash_agent.py::test_ended_and_started_again_under_load",
+    "tests/integration/test_daemonset_proxy.py::test_from_the_agent_to_pods_and_back",
+    "tests/integration/test_daemonset_proxy.py::test_sockets_that_the_kernel_has_not_seen_are_given_up",
+    "tests/integration/test_daemonset_proxy.py::test_without_this_capability_nothing_is_served",
+    "tests/integration/test_hooks.py::test_a_veth_made_anew_gets_its_programs",
+    "tests/integration/test_hooks.py::test_what_can_not_be_mended_is_a_problem",
     "tests/integration/test_release_rollback.py::test_there_and_back_with_traffic",
+    "tests/integration/test_selftest.py::test_some_checks_by_hand",
     "tests/integration/test_service_egress_agent.py::test_a_raw_socket_beside_socket_load_balancing",
+    "tests/integration/test_services_agent.py::test_no_room_is_told_and_keeps_what_there_was",
+    "tests/integration/test_splice_echo.py::test_without_deciding_once_it_fails",
+    "tests/integration/test_splice_upgrade.py::test_back_to_the_older_one_and_forth_again_before_either_has_drained",
     "tests/integration/test_splice_upgrade.py::test_connections_go_on_and_are_judged_while_the_old_version_drains",
-    "tests/kernel/test_progcache.py::test_another_place_gets_the_same_programs_and_maps",
-    "tests/kernel/test_socket_lb_control.py::test_a_map_of_another_size_is_told",
+    "tests/integration/test_two_nodes_paths.py::test_a_network_that_knows_nodes_only",
+    "tests/integration/test_two_nodes_paths.py::test_strict_everywhere_where_ways_are_the_same",
+    "tests/kernel/test_hook_order.py::test_a_link_stays_the_same_and_gets_new_programs",
     "tests/kernel/test_hook_order.py::test_one_agent_after_the_other_without_a_gap",
+    "tests/kernel/test_progcache.py::test_another_place_gets_the_same_programs_and_maps",
+    "tests/kernel/test_progcache.py::test_maps_that_are_there_are_used",
+    "tests/kernel/test_progcache.py::test_programs_that_the_kernel_refuses_are_compiled_anew",
+    "tests/kernel/test_socket_lb_control.py::test_a_map_of_another_size_is_told",
     "tests/kernel/test_socket_lb_control.py::test_another_version_takes_over_and_back",
 )
 
