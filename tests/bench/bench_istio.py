@@ -1,17 +1,18 @@
 """Requests between two pods with sidecars, mTLS between them: off and on in turns, in one run.
 
-    .venv/bin/python tests/bench/bench_istio.py [--rounds 9] [--seconds 3] [--path answer] [--relay http] [--rules iptables]
+    .venv/bin/python tests/bench/bench_istio.py [--rounds 9] [--seconds 3] [--path answer] [--relay http] [--pin]
 
 wrk in the client's pod, nginx in the server's, an Envoy beside each, which understands HTTP or (as for ports whose
-protocol Istio does not know) relays bytes; TLS between the two in both cases. Before each turn the connections between the
-server's sidecar and nginx are ended: what a connection is, was decided when it began. `cpu` is what all processes of
-both pods used for a request, with what the kernel does in their name (cpu.stat of their cgroups). Ratios are medians of
-the ratios of turns that followed each other.
+protocol Istio does not know) relays bytes; TLS between the two in both cases. Before each turn the connections between
+the server's sidecar and nginx are ended: what a connection is, was decided when it began. `cpu` is what all processes
+of both pods used for a request, with what the kernel does in their name (cpu.stat of their cgroups). Ratios are medians
+of the ratios of turns that followed each other.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -64,7 +65,17 @@ def cpu_seconds(place: Site) -> float:
     return total / 1e6
 
 
-def turn(place: Site, script: Path, path: str, version: int, connections: int, seconds: float, *, on: bool) -> Turn:
+def pin(place: Site) -> None:
+    """Give each pod a CPU of its own, as the kubelet's static CPU manager does."""
+    for number, name in enumerate(("client", "server")):
+        for pid in (place.testbed.pod(name).cgroup / "cgroup.procs").read_text().split():
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                os.sched_setaffinity(int(thread.name), {number})
+
+
+def turn(
+    place: Site, script: Path, path: str, version: int, connections: int, seconds: float, *, on: bool, pinned: bool
+) -> Turn:
     """One run, after the decision has reached every connection."""
     place.accelerate(on)
     place.drop_pools()
@@ -72,20 +83,24 @@ def turn(place: Site, script: Path, path: str, version: int, connections: int, s
     address = place.testbed.pod("server").address(version)
     url = f"http://{f'[{address}]' if version == 6 else address}:{PORT}/{path}"
     client = place.testbed.pod("client")
-    client.run(list(wrk.command(str(script), url, connections, WARM_UP)))
+    where = ["taskset", "-c", "0"] if pinned else []
+    client.run([*where, *wrk.command(str(script), url, connections, WARM_UP)])
     before = cpu_seconds(place)
-    done = client.run(list(wrk.command(str(script), url, connections, seconds)), timeout=seconds + 30)
+    done = client.run([*where, *wrk.command(str(script), url, connections, seconds)], timeout=seconds + 30)
     used = cpu_seconds(place) - before
     result = wrk.parse(done.stdout + done.stderr)
     return Turn(result.requests_per_second, result.p50_us, result.p99_us, used / result.requests * 1e6)
 
 
-def measure(place: Site, script: Path, path: str, version: int, connections: int, rounds: int, seconds: float) -> Row:
+def measure(place: Site, script: Path, version: int, connections: int, asked: argparse.Namespace) -> Row:
     """Turns off and on; which comes first changes from round to round."""
     pairs = []
-    for number in range(rounds):
+    for number in range(asked.rounds):
         order = (False, True) if number % 2 else (True, False)
-        turns = {on: turn(place, script, path, version, connections, seconds, on=on) for on in order}
+        turns = {
+            on: turn(place, script, asked.path, version, connections, asked.seconds, on=on, pinned=asked.pin)
+            for on in order
+        }
         pairs.append((turns[False], turns[True]))
     off, on, ratios = (
         [each[0] for each in pairs],
@@ -93,7 +108,7 @@ def measure(place: Site, script: Path, path: str, version: int, connections: int
         [Turn(*(b / a for a, b in zip(*each, strict=True))) for each in pairs],
     )
     rates = [each.rate for each in ratios]
-    return Row(version, connections, rounds, _median(off), _median(on), _median(ratios), min(rates), max(rates))
+    return Row(version, connections, asked.rounds, _median(off), _median(on), _median(ratios), min(rates), max(rates))
 
 
 def _median(turns: Sequence[Turn]) -> Turn:
@@ -134,16 +149,19 @@ def main() -> None:
     parser.add_argument("--versions", type=int, nargs="*", choices=(4, 6), default=(4, 6))
     parser.add_argument("--relay", choices=("http", "tcp"), default="http", help="what the sidecars take it for")
     parser.add_argument("--path", choices=("answer", "small", "large"), default="answer", help="what is asked for")
+    parser.add_argument("--pin", action="store_true", help="each pod has a CPU of its own")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     rows = []
     with open_directory() as directory, site(directory, asked.rules, http=asked.relay == "http") as place:
         script = directory / "result.lua"
         script.write_text(wrk.SCRIPT)
+        if asked.pin:
+            pin(place)
         print(HEAD, flush=True)
         for version in asked.versions:
             for connections in asked.connections:
-                row = measure(place, script, asked.path, version, connections, asked.rounds, asked.seconds)
+                row = measure(place, script, version, connections, asked)
                 rows.append(row)
                 print(line(row), flush=True)
         counters = place.node.datapath.splice_counters()
