@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from spliceway.bpf.types import Leg
+from support.istio.bed import SidecarBed, sidecar_bed
 from support.splicebed import SpliceBed, Veths, splice_bed
 
 
@@ -29,6 +30,19 @@ def bed(_splice_bed: SpliceBed, veths: Veths) -> Iterator[SpliceBed]:
     _splice_bed.set_veths(veths)
     yield _splice_bed
     _splice_bed.release()
+
+
+@pytest.fixture(scope="module")
+def _sidecar_bed() -> Iterator[SidecarBed]:
+    with sidecar_bed() as made:
+        yield made
+
+
+@pytest.fixture
+def sidecars(_sidecar_bed: SidecarBed) -> Iterator[SidecarBed]:
+    """Two pods with sidecars; a module that has tests of others run on it makes it their `bed`."""
+    yield _sidecar_bed
+    _sidecar_bed.release()
 
 
 @pytest.fixture(params=[4, 6], ids=["v4", "v6"])
