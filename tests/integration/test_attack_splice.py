@@ -40,7 +40,7 @@ def test_a_bystander_on_the_victims_tuples_gets_nothing(site: Site, rps: bool) -
                 bystander.stdin.flush()
                 time.sleep(0.1)
             report = finish(bystander)
-            load.stop().assert_flawless(200)
+            load.flawless(200)
     finally:
         _own_addresses(site, [address for pair in victims for address in pair], "del")
     assert report["connections"] > 50
@@ -72,7 +72,7 @@ def test_loopback_connections_of_several_pods_stay_apart(site: Site, rps: bool) 
             report = finish(process, timeout=seconds() + 60)
             assert report["asked"] > 50, name
             assert report["wrong"] == [], name
-        load.stop().assert_flawless()
+        load.flawless()
 
 
 def _own_addresses(site: Site, addresses: list[str], what: str) -> None:

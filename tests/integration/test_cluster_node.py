@@ -17,8 +17,9 @@ import pytest
 from spliceway.agent.errors import ClientError
 from spliceway.agent.testbed import netns
 from support.clusternode import MIRROR, STATIC, Asking, ClusterNode, ask, cluster_node
-from support.cninode import CniPod, bridge, wait
+from support.cninode import CniPod, bridge
 from support.libcni import PluginError
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 
@@ -202,7 +203,7 @@ def test_labels_that_change_count_for_a_pod_that_runs(site: ClusterNode) -> None
     judged(pod, "good")
     found = site.object(pod)
     site.api.put({**found, "metadata": {**found["metadata"], "labels": {"app": "bad"}}})
-    wait(lambda: "k8s:app=bad" in site.identity(pod.address()))
+    until(lambda: "k8s:app=bad" in site.identity(pod.address()))
     judged(pod, "bad")
     ended(site, pod)
 
@@ -251,9 +252,9 @@ def settled(site: ClusterNode) -> None:
         "status": {"phase": "Running", "podIPs": [{"ip": "10.240.9.9"}]},
     }
     site.api.put(document)
-    wait(lambda: any(name in label for label in site.identity("10.240.9.9")))
+    until(lambda: any(name in label for label in site.identity("10.240.9.9")))
     site.api.drop("v1", "Pod", f"default/{name}")
-    wait(lambda: not site.identity("10.240.9.9"))
+    until(lambda: not site.identity("10.240.9.9"))
 
 
 def test_a_pod_of_the_same_name_waits_for_its_own_object(site: ClusterNode) -> None:
@@ -328,7 +329,7 @@ def test_with_the_server_gone_new_pods_wait_and_others_go_on(site: ClusterNode) 
         judged(other, "bad")
         for each in PODS.values():
             each.check()
-        wait(lambda: site.told()["source"]["kubernetes"]["lost"], LIMIT)
+        until(lambda: site.told()["source"]["kubernetes"]["lost"], LIMIT)
     finally:
         site.api.start(forget=True)
     added_at_last(pod)
@@ -388,7 +389,7 @@ def test_an_agent_that_begins_without_a_server_changes_no_verdict(site: ClusterN
         thread = threading.Thread(target=site.start)
         thread.start()
         try:
-            wait(lambda: answers(site), LIMIT)
+            until(lambda: answers(site), LIMIT)
             pod = site.sandbox("early", uid=early)
             told = refused(pod.add)
             assert "the agent does not know the cluster yet" in str(told)
@@ -453,7 +454,7 @@ def test_the_kill_switch_by_the_annotation_of_the_node(site: ClusterNode) -> Non
 
     site.annotate_node({KEY: "true"})
     try:
-        wait(lambda: site.told()["killSwitch"]["on"])
+        until(lambda: site.told()["killSwitch"]["on"])
         for app in ("good", "bad", "other"):
             passes(PODS[app])
         young = site.pod("young", {"app": "bad"})
@@ -463,7 +464,7 @@ def test_the_kill_switch_by_the_annotation_of_the_node(site: ClusterNode) -> Non
         site.api.start()
     finally:
         site.annotate_node({})
-    wait(lambda: not site.told()["killSwitch"]["on"], LIMIT)
+    until(lambda: not site.told()["killSwitch"]["on"], LIMIT)
     enforced()
     judged(young, "bad")
     ended(site, young)
@@ -481,13 +482,13 @@ def test_a_kind_that_is_left_to_others_is_not_even_watched(site: ClusterNode) ->
     settled(site)
     enforced()  # beside another policy that lets in: what one allows is allowed
     site.api.drop("cilium.io/v2", "CiliumNetworkPolicy", "default/api")
-    wait(isolated(True))
+    until(isolated(True))
     try:
         site.agent.stop()
         site.overrides = {"policies": {"kinds": EVERY_KIND_BUT_ONE}}
         before = len(site.api.requests)
         site.start()
-        wait(isolated(False))
+        until(isolated(False))
         for version in VERSIONS:
             for app in ("good", "other"):
                 assert ask(PODS[app], PODS["api"].address(version), PRIVATE) == 200
@@ -497,7 +498,9 @@ def test_a_kind_that_is_left_to_others_is_not_even_watched(site: ClusterNode) ->
         assert isolated(False)()
         asked = {one for _method, one, _query in site.api.requests[before:]}
         assert path not in asked
-        wait(lambda: "networkpolicies" not in site.api.watches())  # the server may not have missed the agent before yet
+        until(
+            lambda: "networkpolicies" not in site.api.watches()
+        )  # the server may not have missed the agent before yet
         assert "ciliumnetworkpolicies" in site.api.watches()
     finally:
         site.policy("all", POLICIES)

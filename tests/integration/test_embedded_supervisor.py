@@ -26,6 +26,7 @@ from spliceway.agent.proxysupervisor import (
 )
 from spliceway.proxy.model import Limits, ProxySettings
 from spliceway.xds.resources.settings import BootstrapSettings
+from support.waiting import until_async
 
 
 def settings(directory: Path, **changed: object) -> ProxySettings:
@@ -54,12 +55,6 @@ def run(directory: Path, work: Callable[[], Awaitable[None]]) -> None:
         for file in (identity_file(state, kind, role) for kind in KINDS for role in ROLES):
             if (identity := load_identity(file)) is not None and is_running(identity):
                 os.kill(identity.pid, signal.SIGKILL)
-
-
-async def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 async def gone(task: asyncio.Task[None]) -> None:
@@ -112,7 +107,7 @@ def test_one_with_the_same_settings_is_taken_over_as_it_is(tmp_path: Path) -> No
         assert second.status().pid == first.status().pid
         assert second.status().problems == ()
         os.kill(second.status().pid, signal.SIGKILL)
-        await until(lambda: second.status().restarts == 1)
+        await until_async(lambda: second.status().restarts == 1)
         assert not second.status().adopted
         await second.stop()
         await task
@@ -151,13 +146,13 @@ def test_one_with_other_settings_is_replaced_while_it_serves(tmp_path: Path) -> 
         await second.start()
         assert second.status().pid == old
         task = asyncio.create_task(second.run())
-        await until(lambda: second.status().pid != old)
-        await until(lambda: start_time(old) is None)
+        await until_async(lambda: second.status().pid != old)
+        await until_async(lambda: start_time(old) is None)
         status = second.status()
         assert (status.running, status.restarts, status.problems) == (True, 0, ())
         assert ended == []  # nothing went away: its sockets went on to the new one
-        await until(lambda: running_pids(tmp_path / "state") == {status.pid: "embedded"})
-        await until(lambda: not identity_file(tmp_path / "state", "embedded", "-last").exists())
+        await until_async(lambda: running_pids(tmp_path / "state") == {status.pid: "embedded"})
+        await until_async(lambda: not identity_file(tmp_path / "state", "embedded", "-last").exists())
         await second.wait_ready(5)
         await second.stop()
         await task
@@ -179,7 +174,7 @@ def test_one_that_drains_ends_with_the_rest(tmp_path: Path) -> None:
             assert [each.pid for each in second.status().draining] == [old]
             await end_kind(tmp_path / "state", "embedded", 0.2)
             assert start_time(old) is None
-            await until(lambda: second.status().draining == ())
+            await until_async(lambda: second.status().draining == ())
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(old, signal.SIGCONT)
@@ -193,7 +188,7 @@ def test_the_old_one_stays_when_the_new_one_cannot_start(tmp_path: Path) -> None
         # Not a directory: it can keep no configuration there.
         (tmp_path / "file").touch()
         second, task = await started(tmp_path, handover_socket=tmp_path / "file" / "handover.sock")
-        await until(lambda: bool(second.status().problems), 30)
+        await until_async(lambda: bool(second.status().problems), 30)
         status = second.status()
         assert (status.running, status.pid) == (True, first.status().pid)
         assert "a new one could not take over" in status.problems[0]
@@ -210,11 +205,11 @@ def test_an_agent_that_ended_in_the_middle_of_a_handover_left_two(tmp_path: Path
         first = await left_behind(tmp_path)
         old = first.status().pid
         _, task = await started(tmp_path, limits=Limits(drain=1.0))
-        await until(identity_file(tmp_path / "state", "embedded", "-next").exists)
+        await until_async(identity_file(tmp_path / "state", "embedded", "-next").exists)
         await gone(task)
         third, task = await started(tmp_path, limits=Limits(drain=1.0))
-        await until(lambda: third.status().pid != old)
-        await until(lambda: len(running_pids(tmp_path / "state")) == 1)
+        await until_async(lambda: third.status().pid != old)
+        await until_async(lambda: len(running_pids(tmp_path / "state")) == 1)
         assert third.status().problems == ()
         await third.stop()
         await task

@@ -22,6 +22,7 @@ from spliceway.xds.errors import NotAcceptedError
 from spliceway.xds.resources.build import build_snapshot
 from support.envoy import NODE_ID, EnvoyNode, port_of
 from support.steered import SERVER, Reply, SteeredNet, dial, read_reply
+from support.waiting import LIMIT, until_async
 
 pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 
@@ -85,15 +86,17 @@ class ExtraNode:
 
     async def acked(self, *rule_sets: int) -> None:
         """Wait until everything is acknowledged, or what belongs to these rule sets. Raises NotAcceptedError."""
-        await self.node.server.wait_acked(NODE_ID, 10, rule_sets=list(rule_sets) or None)
+        await self.node.server.wait_acked(NODE_ID, LIMIT, rule_sets=list(rule_sets) or None)
 
     async def policy(self, key: int, path: str = "/a") -> int:
         """Status of a request through a rule set's listener; waits for the socket."""
-        for _ in range(100):
+
+        async def answered() -> int:
             with contextlib.suppress(ConnectionRefusedError):
                 return (await asyncio.to_thread(self.node.get, key, path)).status
-            await asyncio.sleep(0.02)
-        raise AssertionError(f"nobody listens for rule set {key}:\n{self.node.log()}")
+            return 0
+
+        return int(await until_async(answered, told=lambda: f"nobody listens for rule set {key}:\n{self.node.log()}"))
 
     def extra(self, port: int) -> Reply:
         """Answer to a request to an extra listener."""

@@ -24,6 +24,7 @@ from spliceway.agent.proxyprocess import (
 )
 from spliceway.agent.testbed import cgroups
 from spliceway.xds.resources.settings import BootstrapSettings
+from support.waiting import until_async
 
 pytestmark = pytest.mark.envoy
 
@@ -46,14 +47,6 @@ def run(directory: Path, work: Callable[[], Awaitable[None]], loop: str = "async
         identity = load_identity(directory / "state" / "envoy.json")
         if identity is not None and is_running(identity):
             os.kill(identity.pid, signal.SIGKILL)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not come true in 10 s")
 
 
 def open_files(pid: int) -> list[str]:
@@ -144,7 +137,7 @@ def test_what_runs_is_taken_over_also_when_its_binary_has_gone(tmp_path: Path) -
         assert "Envoy could not be started again: proxy.binary" in status.problems[0]
         task = asyncio.create_task(second.run())
         os.kill(status.pid, signal.SIGKILL)
-        await until(lambda: "proxy.binary" in second.status().last_exit)
+        await until_async(lambda: "proxy.binary" in second.status().last_exit)
         assert "proxy.binary" in second.status().problems[0]
         await second.stop()
         task.cancel()
@@ -190,7 +183,7 @@ def test_it_outlives_an_agent_that_is_killed(tmp_path: Path) -> None:
         assert envoy.status().adopted
         # It is not our child, and is watched all the same.
         os.kill(envoy.status().pid, signal.SIGKILL)
-        await until(lambda: envoy.status().restarts == 1)
+        await until_async(lambda: envoy.status().restarts == 1)
         assert "ended" in envoy.status().last_exit
         assert not envoy.status().adopted
         await envoy.stop()
@@ -210,7 +203,7 @@ def test_it_is_started_again_when_it_dies(tmp_path: Path) -> None:
             await envoy.wait_ready(10)
             pid = envoy.status().pid
             os.kill(pid, signal.SIGKILL)
-            await until(lambda count=restarts: envoy.status().restarts == count)  # type: ignore[misc]
+            await until_async(lambda count=restarts: envoy.status().restarts == count)  # type: ignore[misc]
             assert envoy.status().pid != pid
         assert len(ended) == 2
         assert "killed by signal 9" in ended[0]
@@ -231,8 +224,8 @@ def test_a_crash_loop_backs_off_and_says_why(tmp_path: Path) -> None:
         envoy = supervisor(tmp_path, binary=binary)
         await envoy.start()
         task = asyncio.create_task(envoy.run())
-        await until(lambda: envoy.status().restarts == 2)
-        await until(lambda: not envoy.status().running)
+        await until_async(lambda: envoy.status().restarts == 2)
+        await until_async(lambda: not envoy.status().running)
         assert "exit status 3" in envoy.status().last_exit
         assert "something broke" in envoy.status().problems[0]
         with pytest.raises(ProxyProcessError, match="something broke"):

@@ -17,7 +17,7 @@ import pytest
 from spliceway.agent.testbed import netns
 from spliceway.bpf.abi import ABI_VERSION
 from support.clusternode import MIRROR, STATIC
-from support.cninode import CniPod, bridge, wait
+from support.cninode import CniPod, bridge
 from support.libcni import PluginError
 from support.lifechurn import Churn
 from support.lifeleft import in_step, pinned, sockets, there, traces
@@ -25,6 +25,7 @@ from support.lifenamespace import NAME, STAYS, Shop
 from support.lifenode import FAR, LIMIT, POLICIES, TRY_AGAIN, VERSIONS, LifeNode, added_at_last, died
 from support.lifeprober import NONE, Arrivals, Prober, Talk, Way, ask, memory
 from support.lifeversion import other_version
+from support.waiting import until
 
 #: Seconds that the API server is away, and that the cluster churns.
 AWAY = int(os.environ.get("SPLICEWAY_LIFE_AWAY", "20"))
@@ -188,9 +189,9 @@ def settled(story: Story) -> None:
         "status": {"phase": "Running", "podIPs": [{"ip": "10.240.9.9"}]},
     }
     site.api.put(document)
-    wait(lambda: any(name in label for label in site.identity("10.240.9.9")), LIMIT)
+    until(lambda: any(name in label for label in site.identity("10.240.9.9")), LIMIT)
     site.api.drop("v1", "Pod", f"default/{name}")
-    wait(lambda: not site.identity("10.240.9.9"), LIMIT)
+    until(lambda: not site.identity("10.240.9.9"), LIMIT)
 
 
 def away(story: Story) -> None:
@@ -228,7 +229,7 @@ def away(story: Story) -> None:
     leaving.gone()
     site.forget("leaving")
     assert not site.identity(leaving.address())
-    wait(lambda: site.told()["source"]["kubernetes"]["lost"], LIMIT)
+    until(lambda: site.told()["source"]["kubernetes"]["lost"], LIMIT)
     samples = []
     while time.monotonic() - began < AWAY:
         samples.append(memory(life.pid))
@@ -329,7 +330,7 @@ def reboot(story: Story) -> None:
             assert f"k8s:app={name}" in site.identity(pod.address(version))
     story.probe()
     settled(story)
-    wait(lambda: not site.status()["without"], LIMIT)  # it is looked for now and then
+    until(lambda: not site.status()["without"], LIMIT)  # it is looked for now and then
     now = numbers(story)
     for kind, pool in called.items():
         changed = {name: number for name, number in pool.items() if name in now[kind] and now[kind][name] != number}
@@ -446,7 +447,7 @@ def upgrade(story: Story) -> None:
     for talk in talks:
         talk.stop()
     versions = site.node.info.bpffs / "spliceway"
-    wait(lambda: [path.name for path in versions.glob("v*")] == [f"v{ABI_VERSION}"], LIMIT)
+    until(lambda: [path.name for path in versions.glob("v*")] == [f"v{ABI_VERSION}"], LIMIT)
     died(site, life.pods.pop("plain"))
     site.api.drop("v1", "Pod", "default/far-good")
     settled(story)
@@ -464,7 +465,7 @@ def talked(life: LifeNode) -> list[Talk]:
 
 def answered(talks: list[Talk]) -> None:
     """Return when each of them goes on."""
-    wait(lambda: all(talk.answers > 3 for talk in talks), LIMIT)
+    until(lambda: all(talk.answers > 3 for talk in talks), LIMIT)
 
 
 def spliced(story: Story) -> None:
@@ -503,7 +504,7 @@ def ends(story: Story) -> None:
     assert (done.returncode, done.stderr) == (0, ""), done
     said = json.loads(done.stdout)
     assert not said["kept"], said["kept"]
-    wait(lambda: not ours & there(), LIMIT)
+    until(lambda: not ours & there(), LIMIT)
     left = traces(life) - life.first
     assert not left, [line + told(line) for line in left]
     assert not life.first - traces(life)

@@ -22,6 +22,7 @@ from spliceway.agent.testbed.agentprocess import AgentProcess, start_agent
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.xds.envoyadmin import admin_get
 from support.node import http_status, server_manifest
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 
@@ -143,12 +144,9 @@ class World:
             return False
         return states.get("CiliumNetworkPolicy default/patient") == "refused"
 
-    def until(self, wanted: Callable[[], object], wait: float = 10.0) -> None:
+    def until(self, wanted: Callable[[], object]) -> None:
         """Wait for it."""
-        deadline = time.monotonic() + wait
-        while not wanted():
-            assert time.monotonic() < deadline, self.status()
-            time.sleep(0.02)
+        until(wanted, told=self.status)
 
     @contextmanager
     def requests(self, server: str, path: str, pause: float = 0.002) -> Iterator[Requests]:
