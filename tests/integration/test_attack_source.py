@@ -10,6 +10,7 @@ import pytest
 from support.attack import MARKER, SEQ, Site, Wire, Witness, attacked_site, error_about, pairs, seconds, set_rps
 from support.packets import ACK, ICMP, ICMPV6, RST, SYN, TCP, UDP, icmp, icmp6, ip, ipv6, tcp, udp
 from support.sysctl import set_sysctls
+from support.waiting import until
 
 pytestmark = pytest.mark.kernel
 
@@ -63,8 +64,7 @@ def test_spoofed_sources_reach_nobody(site: Site, rps: bool) -> None:
         Wire(site.intruder) as wire,
         Witness(*(pod.netns for pod in (site.frontend, site.api, site.backend, site.outside))) as witness,
     ):
-        ports = site.live_ports()
-        assert ports
+        ports = until(site.live_ports)
         sent = wire.flood([*spoofed(site, ports), *foreign_errors(site, ports)], seconds())
         load.flawless()
         witness.assert_nothing()

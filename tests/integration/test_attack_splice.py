@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from support.attack import Site, attacked_site, finish, pairs, seconds, set_rps, start_attacker
+from support.waiting import until
 
 pytestmark = pytest.mark.kernel
 
@@ -36,7 +37,7 @@ def test_a_bystander_on_the_victims_tuples_gets_nothing(site: Site, rps: bool) -
             assert bystander.stdin is not None
             deadline = time.monotonic() + seconds()
             while time.monotonic() < deadline:
-                bystander.stdin.write(json.dumps(site.live_ports()) + "\n")
+                bystander.stdin.write(json.dumps(until(site.live_ports)) + "\n")
                 bystander.stdin.flush()
                 time.sleep(0.1)
             report = finish(bystander)

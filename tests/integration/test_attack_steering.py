@@ -30,6 +30,7 @@ from support.attack import (
     start_attacker,
 )
 from support.packets import ACK, RST, SYN, TCP, ip, tcp, udp
+from support.waiting import until
 
 pytestmark = pytest.mark.kernel
 
@@ -161,7 +162,7 @@ def test_the_node_cannot_speak_for_a_pod(site: Site, rps: bool) -> None:
         with site.load(requests=4000) as load, Witness(site.api.netns, site.backend.netns) as witness:
             deadline = time.monotonic() + seconds()
             while time.monotonic() < deadline:
-                ports = site.live_ports()
+                ports = until(site.live_ports)
                 for source, target in (*pairs(site.frontend, site.api), *pairs(site.frontend, site.backend)):
                     assert netns.call(site.node.info.netns, lambda s=source, t=target: _transparent(s, t)) is None  # type: ignore[misc]
                     for port in (*ports[:3], 40000, direct_port):
