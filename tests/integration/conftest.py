@@ -9,6 +9,7 @@ import pytest
 from spliceway.bpf.types import Leg
 from support.istio.bed import SidecarBed, sidecar_bed
 from support.splicebed import SpliceBed, Veths, splice_bed
+from support.torture import Bench, bench
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +44,19 @@ def sidecars(_sidecar_bed: SidecarBed) -> Iterator[SidecarBed]:
     """Two pods with sidecars; a module that has tests of others run on it makes it their `bed`."""
     yield _sidecar_bed
     _sidecar_bed.release()
+
+
+@pytest.fixture(scope="module")
+def _rack() -> Iterator[Bench]:
+    with bench() as made:
+        yield made
+
+
+@pytest.fixture
+def rack(_rack: Bench) -> Bench:
+    """A client, the embedded proxy's relay and a server, for each test from the beginning."""
+    _rack.begin()
+    return _rack
 
 
 @pytest.fixture(params=[4, 6], ids=["v4", "v6"])

@@ -39,12 +39,9 @@ EXTRA = (
 
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedThread]:
-    made = EmbeddedThread(tmp_path_factory.mktemp("embedded"))
-    try:
+    with EmbeddedThread(tmp_path_factory.mktemp("embedded")) as made:
         made.run(made.node.apply(*SETS, *EXTRA))
         yield made
-    finally:
-        made.close()
 
 
 def ask(proxy: EmbeddedThread, key: int, request: HttpRequest) -> Got:

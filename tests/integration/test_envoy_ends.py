@@ -39,12 +39,9 @@ pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 
 @pytest.fixture(scope="module")
 def envoy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnvoyThread]:
-    made = EnvoyThread(tmp_path_factory.mktemp("envoy"))
-    try:
+    with EnvoyThread(tmp_path_factory.mktemp("envoy")) as made:
         made.run(made.node.apply(*SETS))
         yield made
-    finally:
-        made.close()
 
 
 def ask(envoy: EnvoyThread, key: int, path: str, method: str = "GET", headers: Sequence[str] = ()) -> HttpFlow:

@@ -21,6 +21,7 @@ from spliceway.xds.envoyadmin import admin_stats
 from spliceway.xds.errors import NotAcceptedError
 from spliceway.xds.resources.build import build_snapshot
 from support.envoy import NODE_ID, EnvoyNode, port_of
+from support.extralistener import EXTENSIONS, extra_listener
 from support.steered import SERVER, Reply, SteeredNet, dial, read_reply
 from support.waiting import LIMIT, until_async
 
@@ -28,26 +29,11 @@ pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 
 #: The node's address towards the client.
 GATE = "10.241.1.1"
-EXTENSIONS = "type.googleapis.com/envoy.extensions.filters"
-ROUTER = {"name": "router", "typed_config": {"@type": f"{EXTENSIONS}.http.router.v3.Router"}}
 BASE = {"proxy": {"kind": "envoy"}, "cgroups": {"pods": "/a", "proxy": "/b"}, "source": {"directory": "/c"}}
 
 
 def listener(name: str, port: int, **changes: object) -> dict[str, Any]:
-    """An HTTP listener on all addresses that sends everything to the cluster `server`."""
-    everything = {"match": {"prefix": "/"}, "route": {"cluster": "server"}}
-    manager = {
-        "@type": f"{EXTENSIONS}.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": name,
-        "http_filters": [ROUTER],
-        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [everything]}]},
-        **changes,
-    }
-    return {
-        "name": name,
-        "address": {"socket_address": {"address": "0.0.0.0", "port_value": port}},
-        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
-    }
+    return extra_listener(name, port, "server", **changes)
 
 
 def cluster(name: str, address: str = SERVER[4]) -> dict[str, Any]:

@@ -25,8 +25,7 @@ GET = b"GET /articles/1 HTTP/1.1\r\nHost: api\r\n\r\n"
 
 @pytest.fixture(scope="module")
 def envoy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnvoyThread]:
-    made = EnvoyThread(tmp_path_factory.mktemp("envoy"))
-    try:
+    with EnvoyThread(tmp_path_factory.mktemp("envoy")) as made:
         made.run(
             made.node.apply(
                 RuleSet(API, "api", (HttpRule(11, "GET", "/articles/[0-9]+"),)),
@@ -35,8 +34,6 @@ def envoy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnvoyThread]:
             )
         )
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture

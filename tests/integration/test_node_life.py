@@ -178,20 +178,7 @@ def begins(story: Story) -> None:
 
 
 def settled(story: Story) -> None:
-    """Return when what the double has now is in force: a pod elsewhere that goes by is the mark."""
-    site = story.life.site
-    name = f"mark-{time.monotonic_ns()}"
-    document = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "namespace": "default", "labels": {"mark": name}},
-        "spec": {"nodeName": "elsewhere"},
-        "status": {"phase": "Running", "podIPs": [{"ip": "10.240.9.9"}]},
-    }
-    site.api.put(document)
-    until(lambda: any(name in label for label in site.identity("10.240.9.9")), LIMIT)
-    site.api.drop("v1", "Pod", f"default/{name}")
-    until(lambda: not site.identity("10.240.9.9"), LIMIT)
+    story.life.site.settled()
 
 
 def away(story: Story) -> None:

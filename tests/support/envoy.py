@@ -11,7 +11,7 @@ import subprocess
 import threading
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from spliceway.agent.envoyprocess import find_envoy
 from spliceway.agent.testbed import netns
@@ -181,6 +181,12 @@ class EnvoyThread:
             lambda: next((flow for flow in self.node.flows if flow.source_port == source_port), None),
             told=lambda: f"no access log entry of port {source_port}",
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Take everything down."""
