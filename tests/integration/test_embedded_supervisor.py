@@ -26,7 +26,7 @@ from spliceway.agent.proxysupervisor import (
 )
 from spliceway.proxy.model import Limits, ProxySettings
 from spliceway.xds.resources.settings import BootstrapSettings
-from support.waiting import until_async
+from support.waiting import LIMIT, until_async
 
 
 def settings(directory: Path, **changed: object) -> ProxySettings:
@@ -50,7 +50,7 @@ def run(directory: Path, work: Callable[[], Awaitable[None]]) -> None:
     """Run, and leave no proxy behind whatever happens."""
     state = directory / "state"
     try:
-        asyncio.run(asyncio.wait_for(work(), 60))  # type: ignore[arg-type]
+        asyncio.run(asyncio.wait_for(work(), 2 * LIMIT))  # type: ignore[arg-type]
     finally:
         for file in (identity_file(state, kind, role) for kind in KINDS for role in ROLES):
             if (identity := load_identity(file)) is not None and is_running(identity):
@@ -73,7 +73,7 @@ async def started(directory: Path, **changed: object) -> tuple[EmbeddedSuperviso
 async def left_behind(directory: Path) -> EmbeddedSupervisor:
     """The supervisor of an agent that has ended; its proxy goes on."""
     made, task = await started(directory)
-    await made.wait_ready(20)
+    await made.wait_ready(LIMIT)
     await gone(task)
     return made
 
@@ -81,7 +81,7 @@ async def left_behind(directory: Path) -> EmbeddedSupervisor:
 def test_it_starts_and_stops(tmp_path: Path) -> None:
     async def work() -> None:
         proxy, task = await started(tmp_path)
-        await proxy.wait_ready(20)
+        await proxy.wait_ready(LIMIT)
         status = proxy.status()
         assert (status.kind, status.running, status.adopted, status.problems) == ("embedded", True, False, ())
         assert (status.version, status.workers) == ("0.1.0", 1)
@@ -90,7 +90,7 @@ def test_it_starts_and_stops(tmp_path: Path) -> None:
         await proxy.log_share(250_000)
         assert running_pids(tmp_path / "state") == {status.pid: "embedded"}
         await proxy.stop()
-        await asyncio.wait_for(task, 1)
+        await asyncio.wait_for(task, LIMIT)
         assert start_time(status.pid) is None
         assert not list((tmp_path / "state").glob("embedded*.json"))
         assert not (tmp_path / "state" / PROXY_STATE).exists()
@@ -102,7 +102,7 @@ def test_one_with_the_same_settings_is_taken_over_as_it_is(tmp_path: Path) -> No
     async def work() -> None:
         first = await left_behind(tmp_path)
         second, task = await started(tmp_path)
-        await second.wait_ready(20)
+        await second.wait_ready(LIMIT)
         assert second.status().adopted
         assert second.status().pid == first.status().pid
         assert second.status().problems == ()
@@ -119,14 +119,14 @@ def test_one_whose_sockets_the_kernel_does_not_know_is_ended(tmp_path: Path) -> 
     async def work() -> None:
         first = supervisor(tmp_path)
         await first.start(socks=7)
-        await first.wait_ready(20)
+        await first.wait_ready(LIMIT)
         old = first.status().pid
         second = supervisor(tmp_path, limits=Limits(drain=1.0))
         await second.start(socks=7)
         assert (second.status().pid, second.status().adopted) == (old, True)
         third = supervisor(tmp_path, limits=Limits(drain=1.0))  # a handover would give it the same sockets
         await third.start(socks=8)
-        await third.wait_ready(20)
+        await third.wait_ready(LIMIT)
         status = third.status()
         assert (status.running, status.adopted, status.draining) == (True, False, ())
         assert start_time(old) is None
@@ -153,7 +153,7 @@ def test_one_with_other_settings_is_replaced_while_it_serves(tmp_path: Path) -> 
         assert ended == []  # nothing went away: its sockets went on to the new one
         await until_async(lambda: running_pids(tmp_path / "state") == {status.pid: "embedded"})
         await until_async(lambda: not identity_file(tmp_path / "state", "embedded", "-last").exists())
-        await second.wait_ready(5)
+        await second.wait_ready(LIMIT)
         await second.stop()
         await task
 
@@ -193,7 +193,7 @@ def test_the_old_one_stays_when_the_new_one_cannot_start(tmp_path: Path) -> None
         assert (status.running, status.pid) == (True, first.status().pid)
         assert "a new one could not take over" in status.problems[0]
         assert running_pids(tmp_path / "state") == {status.pid: "embedded"}
-        await second.wait_ready(5)
+        await second.wait_ready(LIMIT)
         await second.stop()
         await task
 
@@ -233,12 +233,12 @@ def test_another_kind_ends_the_one_that_runs(tmp_path: Path, first_kind: str) ->
     async def work() -> None:
         first, second = (made(kind) for kind in sorted(KINDS, key=lambda kind: kind != first_kind))
         await first.start()
-        await first.wait_ready(20)
+        await first.wait_ready(LIMIT)
         (state / PROXY_STATE).touch()
         old = first.status().pid
         await second.start()
         assert start_time(old) is None
-        await second.wait_ready(20)
+        await second.wait_ready(LIMIT)
         pid = second.status().pid
         assert running_pids(state) == {pid: second.program.kind}
         # What an embedded proxy remembers must not come back when its kind does.

@@ -24,7 +24,7 @@ from spliceway.agent.proxyprocess import (
 )
 from spliceway.agent.testbed import cgroups
 from spliceway.xds.resources.settings import BootstrapSettings
-from support.waiting import until_async
+from support.waiting import LIMIT, until_async
 
 pytestmark = pytest.mark.envoy
 
@@ -70,14 +70,14 @@ def test_it_starts_and_stops(tmp_path: Path, loop: str) -> None:
         envoy = supervisor(tmp_path)
         await envoy.start()
         task = asyncio.create_task(envoy.run())
-        await envoy.wait_ready(10)
+        await envoy.wait_ready(LIMIT)
         status = envoy.status()
         assert (status.running, status.adopted, status.restarts, status.problems) == (True, False, 0, ())
         assert status.version == "1.40.0"
         assert os.getsid(status.pid) == status.pid
         assert (await envoy.logs_written())[1] == 0
         await envoy.stop()
-        await asyncio.wait_for(task, 1)
+        await asyncio.wait_for(task, LIMIT)
         assert start_time(status.pid) is None
         assert envoy.status().problems == ("Envoy is not running (not started)",)
         assert not (tmp_path / "state" / "envoy.json").exists()
@@ -90,7 +90,7 @@ def test_it_is_in_its_cgroup_before_it_is_envoy(tmp_path: Path, cgroup: Path) ->
     async def work() -> None:
         envoy = supervisor(tmp_path, cgroup=cgroup)
         await envoy.start()
-        await envoy.wait_ready(10)
+        await envoy.wait_ready(LIMIT)
         pid = envoy.status().pid
         assert (cgroup / "cgroup.procs").read_text().split() == [str(pid)]
         soft, hard = open_files(pid)
@@ -105,7 +105,7 @@ def test_another_agent_takes_it_over(tmp_path: Path) -> None:
         first = supervisor(tmp_path)
         await first.start()
         task = asyncio.create_task(first.run())
-        await first.wait_ready(10)
+        await first.wait_ready(LIMIT)
         task.cancel()  # the agent goes, Envoy stays
         second = supervisor(tmp_path)
         await second.start()
@@ -128,7 +128,7 @@ def test_what_runs_is_taken_over_also_when_its_binary_has_gone(tmp_path: Path) -
     async def work() -> None:
         first = supervisor(tmp_path)
         await first.start()
-        await first.wait_ready(10)
+        await first.wait_ready(LIMIT)
         second = supervisor(tmp_path, binary=tmp_path / "gone")
         await second.start()
         status = second.status()
@@ -160,7 +160,7 @@ def test_it_outlives_an_agent_that_is_killed(tmp_path: Path) -> None:
                 BootstrapSettings(node_id="n", xds_socket=at / "xds.sock", admin_socket=at / "admin.sock"),
             )
             await envoy.start()
-            await envoy.wait_ready(10)
+            await envoy.wait_ready(LIMIT)
             print("ready", flush=True)
             await envoy.run()
 
@@ -200,7 +200,7 @@ def test_it_is_started_again_when_it_dies(tmp_path: Path) -> None:
         await envoy.start()
         task = asyncio.create_task(envoy.run())
         for restarts in (1, 2):
-            await envoy.wait_ready(10)
+            await envoy.wait_ready(LIMIT)
             pid = envoy.status().pid
             os.kill(pid, signal.SIGKILL)
             await until_async(lambda count=restarts: envoy.status().restarts == count)  # type: ignore[misc]
@@ -239,7 +239,7 @@ def test_a_pid_that_belongs_to_somebody_else_is_left_alone(tmp_path: Path) -> No
     async def work() -> None:
         first = supervisor(tmp_path)
         await first.start()
-        await first.wait_ready(10)
+        await first.wait_ready(LIMIT)
         file = tmp_path / "state" / "envoy.json"
         identity = load_identity(file)
         assert identity is not None
