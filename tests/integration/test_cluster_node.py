@@ -482,9 +482,8 @@ def test_a_kind_that_is_left_to_others_is_not_even_watched(site: ClusterNode) ->
         assert isolated(False)()
         asked = {one for _method, one, _query in site.api.requests[before:]}
         assert path not in asked
-        until(
-            lambda: "networkpolicies" not in site.api.watches()
-        )  # the server may not have missed the agent before yet
+        # The server may not have missed the agent before yet.
+        until(lambda: "networkpolicies" not in site.api.watches())
         assert "ciliumnetworkpolicies" in site.api.watches()
     finally:
         site.policy("all", POLICIES)
