@@ -10,7 +10,7 @@ class Background:
 
     def __init__(self, name: str) -> None:
         """`name`: the task's."""
-        self._name = name
+        self._task_name = name
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -20,7 +20,7 @@ class Background:
 
     def start(self) -> None:
         """From now on."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name=self._name)
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=self._task_name)
 
     async def stop(self) -> None:
         """Return when it does not run any more; what it does as a whole is finished."""

@@ -22,7 +22,7 @@ class Repeated(Background):
         self._work, self._seconds = work, seconds
 
     def __repr__(self) -> str:
-        return f"Repeated({self._name}, running={self.runs})"
+        return f"Repeated({self._task_name}, running={self.runs})"
 
     async def _run(self) -> None:
         while True:

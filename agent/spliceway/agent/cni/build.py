@@ -51,8 +51,8 @@ def build(directory: Path) -> Path:
     """Compile it into a directory. Raises AgentError."""
     target = directory / file_name()
     beside = directory / f".{target.name}.new"
-    command = ("gcc", *_FLAGS, f'-DSPLICEWAY_VERSION="{version()}"', "-o", str(beside))
-    command += tuple(map(str, sorted(SOURCES.glob("*.c"))))
+    sources = map(str, sorted(SOURCES.glob("*.c")))
+    command = ("gcc", *_FLAGS, f'-DSPLICEWAY_VERSION="{version()}"', "-o", str(beside), *sources)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
