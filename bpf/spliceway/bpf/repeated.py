@@ -31,4 +31,4 @@ class Repeated(Background):
                 await whole(self._work())
             except Exception:
                 # A bug. Who stopped to look would not notice what is wrong from now on.
-                _log.exception("failed, and goes on", task=self._name)
+                _log.exception("failed, and goes on", task=self._task_name)
