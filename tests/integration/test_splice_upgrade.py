@@ -30,7 +30,7 @@ from support.node import pod_manifest
 from support.remembered import remember_programs
 from support.stampedload import Program, StampedLoad
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
 
 EVERY_STEP = bool(os.environ.get("SPLICEWAY_UPGRADE_EVERY_STEP"))
 CONNECTIONS = int(os.environ.get("SPLICEWAY_UPGRADE_CONNECTIONS", "200"))

@@ -58,7 +58,7 @@ class NamespaceLoop:
             self._loop.call_soon(started.set_result, None)
             self._loop.run_forever()
 
-    def run(self, work: Coroutine[Any, Any, T], timeout: float = 4 * LIMIT) -> T:
+    def run(self, work: Coroutine[Any, Any, T], timeout: float = 10 * LIMIT) -> T:
         """Run a coroutine there and return its result."""
         assert self._loop is not None
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
