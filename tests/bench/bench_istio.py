@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from spliceway.agent.bench import wrk
 from support.istio.rules import Rules
 from support.istio.site import PORT, Site, site
-from support.splicebed import until
+from support.waiting import until
 
 CONNECTIONS = (1, 4, 16, 64)
 WARM_UP = 1.0

@@ -1,14 +1,18 @@
 """No document crashes the parser: it is accepted, or refused with file, document and field.
 
-`SPLICEWAY_FUZZ_SECONDS` says how long (5), `SPLICEWAY_FUZZ_SEED` which documents (1). A failure names the number of its
-text: `random_text(Random("1/815"))` makes it again.
+`SPLICEWAY_FUZZ_SECONDS` says how long (5, and longer where that is too short to see each kind of policy accepted),
+`SPLICEWAY_FUZZ_SEED` which documents (1). A failure names the number of its text: `random_text(Random("1/815"))` makes
+it again.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
+from typing import TypeVar
 
 import msgspec
 
@@ -20,11 +24,15 @@ from spliceway.policy.terms import policy_terms
 from support.documents import FULL, places, replaced, written
 from support.mutate import HOSTILE, random_text
 
+T = TypeVar("T")
 FILE = "fuzz.yaml"
 SECONDS = float(os.environ.get("SPLICEWAY_FUZZ_SECONDS", "5"))
 SEED = os.environ.get("SPLICEWAY_FUZZ_SEED", "1")
-#: Longest time for one text, in seconds of CPU.
-LIMIT = 1.0
+#: Longest time for one text, in seconds of CPU. What takes longer is asked again: a CPU that is shared with others is
+#: slow now and then, and a text that takes too long does so each time.
+LIMIT, TRIES = 1.0, 3
+#: After so many texts each kind of policy has been accepted, whatever the seed.
+ENOUGH = 5000
 
 
 def read(text: str) -> tuple[list[Document], str]:
@@ -65,24 +73,41 @@ def check(text: str) -> tuple[list[NetworkPolicy], list[PolicyError]]:
     return list(cluster.policies.values()), list(parsed.errors)
 
 
+def parsed(document: Document) -> Sequence[object] | PolicyError:
+    """Its objects, or why it is refused."""
+    try:
+        return parse_document(document)
+    except PolicyError as error:
+        return error
+
+
+def in_time(work: Callable[[], T], what: str) -> T:
+    """What it returns."""
+    for _ in range(TRIES):
+        begin = time.process_time()
+        found = work()
+        took = time.process_time() - begin
+        if took < LIMIT:
+            return found
+    raise AssertionError(f"{what} took {took:.1f} s")
+
+
 def test_edited_documents() -> None:
     end = time.monotonic() + SECONDS
+    wanted = {kind for _, kind in READERS if kind.endswith("Policy")}
     accepted: set[str] = set()
     refused = number = 0
-    while time.monotonic() < end or number < 200:
+    while time.monotonic() < end or number < 200 or (accepted < wanted and number < ENOUGH):
         text = random_text(Random(f"{SEED}/{number}"))
-        begin = time.process_time()
         try:
-            policies, errors = check(text)
+            policies, errors = in_time(partial(check, text), f"text {SEED}/{number}")
         except Exception as error:
             raise AssertionError(f"text {SEED}/{number}:\n{text[:4000]}") from error
-        took = time.process_time() - begin
-        assert took < LIMIT, f"text {SEED}/{number} took {took:.1f} s"
         accepted.update(policy.kind for policy in policies)
         refused += len(errors)
         number += 1
     # The edits are neither all harmless nor all fatal.
-    assert accepted == {kind for _, kind in READERS if kind.endswith("Policy")}
+    assert accepted == wanted
     assert refused > number // 4
 
 
@@ -95,17 +120,14 @@ def test_hostile_values_anywhere() -> None:
         if time.monotonic() > end:
             break
         document = Document(FILE, 1, 1, replaced(FULL[title], path, value))
-        begin = time.process_time()
         try:
-            items = parse_document(document)
-        except PolicyError as error:
-            refused(error)
+            found = in_time(partial(parsed, document), f"{title} {written(path)}: {value!r}")
         except Exception as error:
             raise AssertionError(f"{title} {written(path)}: {value!r}") from error
+        if isinstance(found, PolicyError):
+            refused(found)
         else:
-            assert len(items) == 1
-        took = time.process_time() - begin
-        assert took < LIMIT, f"{title} {written(path)}: {value!r} took {took:.1f} s"
+            assert len(found) == 1
 
 
 def test_documents_without_edits_are_accepted() -> None:

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from spliceway.bpf.types import Leg
+from support.istio.bed import SidecarBed, sidecar_bed
 from support.splicebed import SpliceBed, Veths, splice_bed
+from support.torture import Bench, bench
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +31,32 @@ def bed(_splice_bed: SpliceBed, veths: Veths) -> Iterator[SpliceBed]:
     _splice_bed.set_veths(veths)
     yield _splice_bed
     _splice_bed.release()
+
+
+@pytest.fixture(scope="module")
+def _sidecar_bed() -> Iterator[SidecarBed]:
+    with sidecar_bed() as made:
+        yield made
+
+
+@pytest.fixture
+def sidecars(_sidecar_bed: SidecarBed) -> Iterator[SidecarBed]:
+    """Two pods with sidecars; a module that has tests of others run on it makes it their `bed`."""
+    yield _sidecar_bed
+    _sidecar_bed.release()
+
+
+@pytest.fixture(scope="module")
+def _rack() -> Iterator[Bench]:
+    with bench() as made:
+        yield made
+
+
+@pytest.fixture
+def rack(_rack: Bench) -> Bench:
+    """A client, the embedded proxy's relay and a server, for each test from the beginning."""
+    _rack.begin()
+    return _rack
 
 
 @pytest.fixture(params=[4, 6], ids=["v4", "v6"])

@@ -149,10 +149,8 @@ def test_what_the_api_refuses(tmp_path: Path) -> None:
 
 def test_edits_come_into_force_and_bad_ones_do_not(tmp_path: Path) -> None:
     async def body(site: Site) -> None:
-        begin = time.monotonic()
         site.write("web.yaml", policy("web", "server", 81))
         await until(lambda: site.datapath.generation == 2)
-        assert time.monotonic() - begin < 0.2
         site.write("web.yaml", policy("web", "server", 81).replace("'81'", "'70000'"))
         while not (status := await site.get("status"))["source"]["refusals"]:
             pass

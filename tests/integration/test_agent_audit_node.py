@@ -13,7 +13,8 @@ import pytest
 
 from spliceway.agent.testbed.agentprocess import AgentProcess
 from support.node import python_in
-from support.switched import Stream, Switched, switched, wait_for
+from support.switched import Stream, Switched, switched
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 
@@ -101,7 +102,7 @@ def test_nothing_is_denied_and_all_of_it_is_told(site: Switched) -> None:
                     seen.add(want)
         return seen == wanted
 
-    wait_for(told)
+    until(told)
     socket_option = ("--socket", str(agent_of(site).socket))
     by_policy = site.cli("policy", "audit", "--by", "policy", *socket_option)
     assert by_policy.splitlines()[0].split()[:2] == ["COUNT", "POLICIES"]
@@ -124,7 +125,7 @@ def test_what_is_no_policys_passes_and_is_told(site: Switched, version: int) -> 
     def spoofed() -> list[dict[str, Any]]:
         return [one for one in audits(site) if (one["reason"], one["port"]) == ("spoofed-source", int(port))]
 
-    wait_for(spoofed)
+    until(spoofed)
     (entry,) = spoofed()
     assert (entry["count"], entry["policies"], entry["direction"]) == (1, [], "")  # told once for three packets
     assert entry["source"]["address"] == FOREIGN[version]
@@ -146,7 +147,7 @@ def test_what_is_no_http_passes_unread(site: Switched, version: int, said: bytes
     assert there.returncode == 0, there.stderr
     proxied = python_in(site.testbed.pod("frontend"), _SAY, api, said.hex())
     assert (proxied.returncode, proxied.stdout, proxied.stderr) == (0, there.stdout, "")
-    wait_for(lambda: [one for one in audits(site) if one["reason"] == reason])
+    until(lambda: [one for one in audits(site) if one["reason"] == reason])
 
 
 def test_a_listener_is_not_dialled_directly_in_audit_either(site: Switched) -> None:
@@ -163,7 +164,7 @@ def test_without_a_proxy_connections_go_on_directly(site: Switched) -> None:
     proxy = site.status()["proxy"]["process"]["pid"]
     agent.kill()
     os.kill(proxy, signal.SIGKILL)
-    wait_for(lambda: not _runs(proxy))
+    until(lambda: not _runs(proxy))
     all_pass(site)
     streams = [Stream(site, "frontend", "api", version) for version in VERSIONS]
     site.start()

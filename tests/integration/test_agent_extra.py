@@ -11,13 +11,12 @@ import pytest
 
 from spliceway.agent.testbed.agentprocess import start_agent
 from spliceway.agent.testbed.testbed import Testbed
+from support.extralistener import extra_listener
 from support.node import demo_manifests, http_status, server_manifest
 
 pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 
 POLICIES = Path(__file__).parents[2] / "examples" / "demo" / "policies"
-FILTERS = "type.googleapis.com/envoy.extensions.filters"
-ROUTER = {"name": "router", "typed_config": {"@type": f"{FILTERS}.http.router.v3.Router"}}
 ASK = """
 import http.client, sys
 connection = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=1)
@@ -27,22 +26,6 @@ try:
 except OSError:
     print(0)
 """
-
-
-def to(name: str, port: int) -> dict[str, Any]:
-    """A listener on all addresses that sends everything to the cluster of its name."""
-    everything = {"match": {"prefix": "/"}, "route": {"cluster": name}}
-    manager = {
-        "@type": f"{FILTERS}.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": name,
-        "http_filters": [ROUTER],
-        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [everything]}]},
-    }
-    return {
-        "name": name,
-        "address": {"socket_address": {"address": "0.0.0.0", "port_value": port}},
-        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
-    }
 
 
 def cluster(name: str, address: str) -> dict[str, Any]:
@@ -57,7 +40,7 @@ def test_extra_resources_serve_the_outside_and_no_pod_of_the_node() -> None:
     with Testbed.up(manifests, policies=[POLICIES]) as testbed:
         ports = {"outside": 9100, "open": 9101, "api": 9102}
         envoy = {
-            "extraListeners": [to(name, port) for name, port in ports.items()],
+            "extraListeners": [extra_listener(name, port, name) for name, port in ports.items()],
             "extraClusters": [cluster(name, str(testbed.pod(name).address(4))) for name in ports],
         }
         agent = start_agent(testbed.node, {"proxy": {"kind": "envoy"}, "envoy": envoy})

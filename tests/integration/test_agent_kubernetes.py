@@ -35,12 +35,12 @@ def with_agent(tmp_path: Path, body: Body, *objects: Any) -> None:
             api.put(*objects)
             site = site_of(tmp_path, api)
             task = asyncio.create_task(site.agent().run(site.stop))
-            await until(lambda: site.datapath.table is not None or task.done(), 20)
+            await until(lambda: site.datapath.table is not None or task.done())
             await body(site, api)
             site.stop.set()
             await task
 
-    run(main, 60)
+    run(main)
 
 
 async def shown(site: Site, good: Callable[[Any], object]) -> Any:
@@ -91,7 +91,7 @@ def test_a_refused_edit_and_a_server_that_is_gone(tmp_path: Path) -> None:
         assert site.datapath.table is table, "nothing has changed"
         await ask(api.put, policy("web", 81))
         await ask(api.start)
-        await until(lambda: site.datapath.table is not table, 20)
+        await until(lambda: site.datapath.table is not table)
         (server,) = await site.get("policy", endpoint="default/server")
         assert {row["ports"] for row in server["rows"]} >= {"81"}
 
@@ -131,7 +131,7 @@ def test_what_was_refused_is_in_force_after_a_restart(tmp_path: Path) -> None:
                 site.stop.set()
                 await task
 
-    run(main, 60)
+    run(main)
 
 
 def test_nothing_is_in_force_before_all_was_seen(tmp_path: Path) -> None:
@@ -146,11 +146,11 @@ def test_nothing_is_in_force_before_all_was_seen(tmp_path: Path) -> None:
             assert site.datapath.table is None
             assert source["kubernetes"]["whole"] is False
             await ask(api.faults, refuse={})
-            await until(lambda: site.datapath.table is not None or task.done(), 20)
+            await until(lambda: site.datapath.table is not None or task.done())
             site.stop.set()
             await task
 
-    run(main, 60)
+    run(main)
 
 
 @pytest.mark.parametrize("text", ["{}", "{directory: /tmp, kubernetes: {}}", "{kubernetes: {context: other}}"])

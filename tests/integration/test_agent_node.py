@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -17,66 +16,12 @@ import pytest
 from spliceway.agent.cli.client import AgentClient
 from spliceway.agent.testbed.agentprocess import AgentProcess, start_agent
 from spliceway.agent.testbed.testbed import Testbed
+from support.asking import Asking
 from support.node import demo_manifests, http_status, server_manifest
 
 pytestmark = pytest.mark.kernel
 
 POLICIES = Path(__file__).parents[2] / "examples" / "demo" / "policies"
-
-#: One request after the other on one connection (a new one after a failure), each result with its time.
-REQUESTS = """
-import http.client, sys, time
-address, path, pause, patience = sys.argv[1], sys.argv[2], float(sys.argv[3]), float(sys.argv[4])
-connection = None
-while True:
-    try:
-        connection = connection or http.client.HTTPConnection(address, 80, timeout=patience)
-        connection.request("GET", path)
-        response = connection.getresponse()
-        response.read()
-        said = response.status
-    except OSError as error:
-        connection.close()
-        connection, said = None, 0
-    print(time.monotonic(), said, flush=True)
-    time.sleep(pause)
-"""
-
-
-class Client:
-    """A pod that sends requests without end, and what became of them: (time.monotonic() of the answer, status or 0)."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.results: list[tuple[float, int]] = []
-        self._process = process
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            when, said = line.split()
-            self.results.append((float(when), int(said)))
-
-    def first(self, wanted: Callable[[int], bool], after: float, wait: float = 5.0) -> float:
-        """Seconds from `after` to the first result that is wanted."""
-        deadline = time.monotonic() + wait
-        while time.monotonic() < deadline:
-            for when, said in list(self.results):
-                if when > after and wanted(said):
-                    return when - after
-            time.sleep(0.002)
-        raise AssertionError(f"nothing of that kind within {wait} s: {self.results[-5:]}")
-
-    def since(self, when: float) -> list[int]:
-        return [said for time_, said in list(self.results) if time_ > when]
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._thread.join()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
 
 
 class World:
@@ -118,17 +63,10 @@ class World:
         self.agent = start_agent(self.node)
 
     @contextmanager
-    def client(
-        self, pod: str, target: str, path: str = "/", *, pause: float = 0.002, patience: float = 5.0
-    ) -> Iterator[Client]:
-        address = str(self.testbed.pod(target).address(4))
-        argv = [sys.executable, "-c", REQUESTS, address, path, str(pause), str(patience)]
-        client = Client(self.testbed.spawn(pod, argv, stdout=subprocess.PIPE, text=True))
-        try:
+    def client(self, pod: str, target: str, path: str = "/", **options: float) -> Iterator[Asking]:
+        with Asking(self.testbed, pod, target, path, **options) as client:
             client.first(lambda _said: True, 0.0)
             yield client
-        finally:
-            client.stop()
 
 
 def text(name: str) -> str:
@@ -262,9 +200,9 @@ def test_http_edits_reach_live_connections_in_time(world: World) -> None:
     with world.client("frontend", "api", "/articles/1") as client:
         for _ in range(7):
             when = world.edit(name, text(name).replace("/articles/", "/books/"))
-            times.append(client.first(lambda said: said == 403, when))
+            times.append(client.first(403, when))
             when = world.edit(name, text(name))
-            times.append(client.first(lambda said: said == 200, when))
+            times.append(client.first(200, when))
         assert 0 not in client.since(0)
     assert median(times) < 0.2, times
     assert world.settled()["policy"]["applied"] == applied  # rows were never touched
@@ -277,10 +215,10 @@ def test_kernel_edits_reach_live_connections_in_time(world: World) -> None:
         for _ in range(5):
             for name in _BACKEND:
                 when = world.edit(name, tighter[name])
-            times.append(client.first(lambda said: said == 0, when) - 0.1)  # the client's own patience
+            times.append(client.first(0, when) - 0.1)  # the client's own patience
             for name in _BACKEND:
                 when = world.edit(name, text(name))
-            times.append(client.first(lambda said: said == 200, when))
+            times.append(client.first(200, when))
     assert median(times) < 0.2, times
 
 
@@ -293,9 +231,9 @@ def test_a_live_spliced_connection_is_cut_when_its_rule_goes(world: World) -> No
         states = {entry["state"] for entry in world.api().get("socks") if entry["endpointPod"] == "default/frontend"}
         assert "spliced" in states
         when = world.edit(name, text(name).replace("role: frontend", "role: nobody"))
-        assert client.first(lambda said: said == 0, when) < 1.0
+        assert client.first(0, when) < 4.0, "it was the client who gave up"
         when = world.edit(name, text(name))
-        client.first(lambda said: said == 200, when)
+        client.first(200, when)
     world.settled()
 
 
@@ -344,11 +282,11 @@ def test_pods_come_go_and_change_their_labels(world: World) -> None:
         when = time.monotonic()
         file.with_name(".late").write_text(told.replace("role: frontend", "role: nobody"))
         file.with_name(".late").rename(file)
-        assert client.first(lambda said: said == 0, when) < 1.0
+        assert client.first(0, when) < 4.0, "it was the client who gave up"
         file.with_name(".late").write_text(told)
         when = time.monotonic()
         file.with_name(".late").rename(file)
-        client.first(lambda said: said == 200, when)
+        client.first(200, when)
     world.testbed.remove_pod("late")
     while "default/late" in ready():
         assert time.monotonic() < deadline + 10
@@ -375,11 +313,11 @@ def test_a_killed_agent_changes_nothing_and_the_next_one_takes_over(world: World
         assert status["proxy"]["process"]["adopted"]
         assert status["policy"]["generation"] >= generation or status["datapath"]["generation"] >= generation
         when = world.edit(name, text(name).replace("/articles/", "/books/"))
-        http.first(lambda said: said == 403, when)
+        http.first(403, when)
         when = world.edit(name, text(name))
-        http.first(lambda said: said == 200, when)
-        assert set(plain.since(begin)) == {200}
-        assert set(http.since(begin)) <= {200, 403}
+        http.first(200, when)
+        assert plain.since(begin) == {200}
+        assert http.since(begin) <= {200, 403}
     assert world.settled()["proxy"]["process"]["restarts"] == 0
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from spliceway.agent.testbed.agentprocess import start_agent
 from support.attack import Site, attacked_site
 from support.node import http_status
 from support.steered import dial, read_reply
+from support.waiting import until
 
 pytestmark = pytest.mark.kernel
 
@@ -36,13 +36,6 @@ def process(site: Site) -> dict[str, Any]:
     return found
 
 
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.mark.timeout(300)
 def test_other_settings_lose_no_request(site: Site) -> None:
     """Twice: more workers, and back. The new proxy has the old one's listening sockets, so nobody is refused either."""
@@ -54,15 +47,15 @@ def test_other_settings_lose_no_request(site: Site) -> None:
             pids.append(process(site)["pid"])
             until(lambda: start_time(pids[-2]) is None)
             site.control.wait_in_force()
-        held.stop().assert_flawless(100)
-        fresh.stop().assert_flawless(100)
+        held.flawless(100)
+        fresh.flawless(100)
     found = process(site)
     assert (found["kind"], found["workers"], found["restarts"], found["problems"]) == ("embedded", 1, 0, [])
     # What they accept is known to the kernel as before: it is spliced.
     before = site.control.client.get("status")["splice"]["counters"]
     with site.load(connections=4) as load:
         until(lambda: site.control.client.get("status")["splice"]["counters"]["spliced"] > before["spliced"] + 8)
-        load.stop().assert_flawless()
+        load.flawless()
     assert site.control.client.get("status")["splice"]["counters"]["tcpOnly"] == before["tcpOnly"]
 
 
@@ -78,7 +71,7 @@ def test_a_new_proxy_that_cannot_take_over_changes_nothing(site: Site) -> None:
         until(lambda: bool(process(site)["problems"]))
         assert process(site)["pid"] == old
         assert "a new one could not take over" in process(site)["problems"][0]
-        held.stop().assert_flawless(50)
+        held.flawless(50)
     settings.rmdir()
     restart(site, workers=2)
     until(lambda: process(site)["pid"] != old)

@@ -115,7 +115,7 @@ def test_odd_packets_reach_nothing(site: Site, attacker: str, rps: bool) -> None
     ):
         sent = wire.flood(packets(site, attacker, 50000), seconds())
         assert sent > 100
-        load.stop().assert_flawless()
+        load.flawless()
         witness.assert_nothing()
 
 
@@ -163,7 +163,7 @@ def test_a_flood_of_syns_leaves_the_others_alone(site: Site) -> None:
     try:
         with site.load(fresh=True) as load, Wire(site.backend) as wire:
             wire.flood(frames, seconds(), pause=0)
-            load.stop().assert_flawless()
+            load.flawless()
     finally:
         for address in site.backend.ips:
             site.backend.run(["ip", "address", "add", address, "dev", "eth0"])

@@ -10,6 +10,7 @@ import pytest
 from support.attack import MARKER, SEQ, Site, Wire, Witness, attacked_site, error_about, pairs, seconds, set_rps
 from support.packets import ACK, ICMP, ICMPV6, RST, SYN, TCP, UDP, icmp, icmp6, ip, ipv6, tcp, udp
 from support.sysctl import set_sysctls
+from support.waiting import until
 
 pytestmark = pytest.mark.kernel
 
@@ -63,10 +64,9 @@ def test_spoofed_sources_reach_nobody(site: Site, rps: bool) -> None:
         Wire(site.intruder) as wire,
         Witness(*(pod.netns for pod in (site.frontend, site.api, site.backend, site.outside))) as witness,
     ):
-        ports = site.live_ports()
-        assert ports
+        ports = until(site.live_ports)
         sent = wire.flood([*spoofed(site, ports), *foreign_errors(site, ports)], seconds())
-        load.stop().assert_flawless()
+        load.flawless()
         witness.assert_nothing()
     assert site.counted("spoofed-source") - before >= sent * 0.9
 
@@ -91,7 +91,7 @@ def test_the_nodes_neighbours_stay_who_they_are(site: Site) -> None:
                     for kind, payload in ((134, bytes(12) + b"\3\4\x40\xc0" + bytes(28)), (137, bytes(32))):
                         message = icmp6(source, "ff02::1", kind, 0, bytes(4), payload)
                         wire.send(ipv6(source, "ff02::1", ICMPV6, message, hop_limit=255))
-        load.stop().assert_flawless()
+        load.flawless()
     after = _neighbours(site)
     assert {line for line in after - before if "02:00:00:00:06:66" in line} == set()
     assert before <= after

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from support.attack import Site, attacked_site, finish, pairs, seconds, set_rps, start_attacker
+from support.waiting import until
 
 pytestmark = pytest.mark.kernel
 
@@ -36,11 +37,11 @@ def test_a_bystander_on_the_victims_tuples_gets_nothing(site: Site, rps: bool) -
             assert bystander.stdin is not None
             deadline = time.monotonic() + seconds()
             while time.monotonic() < deadline:
-                bystander.stdin.write(json.dumps(site.live_ports()) + "\n")
+                bystander.stdin.write(json.dumps(until(site.live_ports)) + "\n")
                 bystander.stdin.flush()
                 time.sleep(0.1)
             report = finish(bystander)
-            load.stop().assert_flawless(200)
+            load.flawless(200)
     finally:
         _own_addresses(site, [address for pair in victims for address in pair], "del")
     assert report["connections"] > 50
@@ -72,7 +73,7 @@ def test_loopback_connections_of_several_pods_stay_apart(site: Site, rps: bool) 
             report = finish(process, timeout=seconds() + 60)
             assert report["asked"] > 50, name
             assert report["wrong"] == [], name
-        load.stop().assert_flawless()
+        load.flawless()
 
 
 def _own_addresses(site: Site, addresses: list[str], what: str) -> None:

@@ -30,6 +30,7 @@ from support.attack import (
     start_attacker,
 )
 from support.packets import ACK, RST, SYN, TCP, ip, tcp, udp
+from support.waiting import until
 
 pytestmark = pytest.mark.kernel
 
@@ -67,7 +68,7 @@ def test_a_pod_that_sets_the_mark_or_dials_a_listener(site: Site, rps: bool) -> 
             assert {line.rpartition(": ")[2] for line in report["answered"]} == {"HTTP/1.1 403 Forbidden"}
             if time.monotonic() > deadline:
                 break
-        load.stop().assert_flawless()
+        load.flawless()
 
 
 @pytest.mark.timeout(600)
@@ -89,7 +90,7 @@ def test_a_process_of_the_node_that_dials_a_listener(site: Site) -> None:
             done = site.node.run_on_node(argv)
             assert done.returncode == 0, done.stderr
             assert done.stdout.strip() == "[]"
-        load.stop().assert_flawless()
+        load.flawless()
     assert site.counted("not-for-listeners") > before
     assert netns.call(site.node.info.netns, _connections_to_listeners) == 0
 
@@ -136,7 +137,7 @@ def test_a_process_of_the_node_on_the_listeners_port(site: Site, cookies: str) -
     assert {line.rpartition(": ")[2].strip().removesuffix(" OK") for line in report["answered"]} <= {"HTTP/1.1 200"}
     with site.load() as load:
         time.sleep(0.5)
-        load.stop().assert_flawless()
+        load.flawless()
 
 
 @pytest.mark.timeout(600)
@@ -161,13 +162,13 @@ def test_the_node_cannot_speak_for_a_pod(site: Site, rps: bool) -> None:
         with site.load(requests=4000) as load, Witness(site.api.netns, site.backend.netns) as witness:
             deadline = time.monotonic() + seconds()
             while time.monotonic() < deadline:
-                ports = site.live_ports()
+                ports = until(site.live_ports)
                 for source, target in (*pairs(site.frontend, site.api), *pairs(site.frontend, site.backend)):
                     assert netns.call(site.node.info.netns, lambda s=source, t=target: _transparent(s, t)) is None  # type: ignore[misc]
                     for port in (*ports[:3], 40000, direct_port):
                         for packet in _forged(source, target, port):
                             netns.call(site.node.info.netns, lambda p=packet: _send_raw(p))  # type: ignore[misc]
-            load.stop().assert_flawless()
+            load.flawless()
             witness.assert_nothing()
     finally:
         holder.communicate("")

@@ -56,9 +56,8 @@ def test_no_packet_is_denied(bare_node: KernelNode, file: CaseFile, subtests: py
 
 @pytest.fixture(scope="module")
 def envoy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnvoyThread]:
-    made = EnvoyThread(tmp_path_factory.mktemp("envoy"))
-    yield made
-    made.close()
+    with EnvoyThread(tmp_path_factory.mktemp("envoy")) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

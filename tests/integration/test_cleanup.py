@@ -21,7 +21,7 @@ from spliceway.bpf.install import pin_root
 from support.foreign import BOTH
 from support.kernel import KernelNode
 from support.node import demo_manifests, http_status
-from support.splicebed import until
+from support.waiting import until
 
 pytestmark = pytest.mark.kernel
 

@@ -17,8 +17,9 @@ import pytest
 from spliceway.agent.errors import ClientError
 from spliceway.agent.testbed import netns
 from support.clusternode import MIRROR, STATIC, Asking, ClusterNode, ask, cluster_node
-from support.cninode import CniPod, bridge, wait
+from support.cninode import CniPod, bridge
 from support.libcni import PluginError
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 
@@ -202,7 +203,7 @@ def test_labels_that_change_count_for_a_pod_that_runs(site: ClusterNode) -> None
     judged(pod, "good")
     found = site.object(pod)
     site.api.put({**found, "metadata": {**found["metadata"], "labels": {"app": "bad"}}})
-    wait(lambda: "k8s:app=bad" in site.identity(pod.address()))
+    until(lambda: "k8s:app=bad" in site.identity(pod.address()))
     judged(pod, "bad")
     ended(site, pod)
 
@@ -222,38 +223,22 @@ def test_an_address_is_the_next_pods_at_once(site: ClusterNode) -> None:
             site.report(pod)
             for old in before:  # the kubelet is late: it says once more how they do
                 site.report(old, "Running" if turn % 2 else "Failed")
-            settled(site)
+            site.settled()
             judged(pod, app)
             known_as(site, pod, app)
             if before:
                 site.forget(before.pop(0).name)
-                settled(site)
+                site.settled()
                 known_as(site, pod, app)
             pod.delete()
             for version in VERSIONS:
                 assert not site.identity(pod.address(version))
-            settled(site)
+            site.settled()
             assert not site.identity(pod.address())
             pod.gone()
             before.append(pod)
     for old in before:
         site.forget(old.name)
-
-
-def settled(site: ClusterNode) -> None:
-    """Return when the agent has brought into force what the double has now: a policy that goes by is the mark."""
-    name = f"mark-{uuid.uuid4().hex[:8]}"
-    document = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "namespace": "default", "labels": {"mark": name}},
-        "spec": {"nodeName": "elsewhere"},
-        "status": {"phase": "Running", "podIPs": [{"ip": "10.240.9.9"}]},
-    }
-    site.api.put(document)
-    wait(lambda: any(name in label for label in site.identity("10.240.9.9")))
-    site.api.drop("v1", "Pod", f"default/{name}")
-    wait(lambda: not site.identity("10.240.9.9"))
 
 
 def test_a_pod_of_the_same_name_waits_for_its_own_object(site: ClusterNode) -> None:
@@ -262,7 +247,7 @@ def test_a_pod_of_the_same_name_waits_for_its_own_object(site: ClusterNode) -> N
     site.report(old)
     judged(old, "good")
     site.create("static", {"app": "good"}, annotations={STATIC: "0" * 32, MIRROR: "0" * 32})
-    settled(site)
+    site.settled()
     site.api.faults(stalled=True)  # what the agent sees stays as it is
     try:
         old.delete()
@@ -301,7 +286,7 @@ def test_a_sandbox_is_made_anew_for_the_same_pod(site: ClusterNode) -> None:
     old.delete()
     old.gone()
     site.report(new)
-    settled(site)
+    site.settled()
     judged(new, "good")
     assert not site.identity(old.address())
     new.check()
@@ -313,7 +298,7 @@ def test_a_sandbox_is_made_anew_for_the_same_pod(site: ClusterNode) -> None:
 
 def test_with_the_server_gone_new_pods_wait_and_others_go_on(site: ClusterNode) -> None:
     seen = site.create("seen", {"app": "bad"})
-    settled(site)
+    site.settled()
     site.api.stop(abrupt=True)
     try:
         uid = site.create("unseen", {"app": "good"})
@@ -328,7 +313,7 @@ def test_with_the_server_gone_new_pods_wait_and_others_go_on(site: ClusterNode) 
         judged(other, "bad")
         for each in PODS.values():
             each.check()
-        wait(lambda: site.told()["source"]["kubernetes"]["lost"], LIMIT)
+        until(lambda: site.told()["source"]["kubernetes"]["lost"], LIMIT)
     finally:
         site.api.start(forget=True)
     added_at_last(pod)
@@ -380,7 +365,7 @@ def test_an_agent_that_begins_without_a_server_changes_no_verdict(site: ClusterN
     """It knows no cluster: what the one before has put into the kernel stays, and new pods wait."""
     assert site.agent is not None
     early = site.create("early", {"app": "bad"})
-    settled(site)
+    site.settled()
     site.agent.kill()
     site.api.stop(abrupt=True)
     with contextlib.ExitStack() as stack:
@@ -388,7 +373,7 @@ def test_an_agent_that_begins_without_a_server_changes_no_verdict(site: ClusterN
         thread = threading.Thread(target=site.start)
         thread.start()
         try:
-            wait(lambda: answers(site), LIMIT)
+            until(lambda: answers(site), LIMIT)
             pod = site.sandbox("early", uid=early)
             told = refused(pod.add)
             assert "the agent does not know the cluster yet" in str(told)
@@ -410,7 +395,7 @@ def test_what_went_while_no_agent_was_there_is_forgotten(site: ClusterNode) -> N
     assert site.agent is not None
     pod = site.pod("lost", {"app": "good"})
     site.report(pod)
-    settled(site)
+    site.settled()
     site.agent.kill()
     pod.gone()
     site.start()
@@ -424,7 +409,7 @@ def test_a_pod_that_was_there_before_is_found_by_its_uid(site: ClusterNode) -> N
     """One that need not wait for an agent: it is known by the cgroup that the kubelet has made for it."""
     assert site.agent is not None
     site.policy("dns", POLICIES.split("---")[1].replace("default", "kube-system"))
-    settled(site)
+    site.settled()
     site.agent.kill()
     pod = site.pod("dns", {"app": "bad"}, namespace="kube-system")
     site.listen(pod)
@@ -453,7 +438,7 @@ def test_the_kill_switch_by_the_annotation_of_the_node(site: ClusterNode) -> Non
 
     site.annotate_node({KEY: "true"})
     try:
-        wait(lambda: site.told()["killSwitch"]["on"])
+        until(lambda: site.told()["killSwitch"]["on"])
         for app in ("good", "bad", "other"):
             passes(PODS[app])
         young = site.pod("young", {"app": "bad"})
@@ -463,7 +448,7 @@ def test_the_kill_switch_by_the_annotation_of_the_node(site: ClusterNode) -> Non
         site.api.start()
     finally:
         site.annotate_node({})
-    wait(lambda: not site.told()["killSwitch"]["on"], LIMIT)
+    until(lambda: not site.told()["killSwitch"]["on"], LIMIT)
     enforced()
     judged(young, "bad")
     ended(site, young)
@@ -478,26 +463,27 @@ def test_a_kind_that_is_left_to_others_is_not_even_watched(site: ClusterNode) ->
 
     assert path in {asked for _method, asked, _query in site.api.requests}
     site.policy("isolate", ISOLATE)
-    settled(site)
+    site.settled()
     enforced()  # beside another policy that lets in: what one allows is allowed
     site.api.drop("cilium.io/v2", "CiliumNetworkPolicy", "default/api")
-    wait(isolated(True))
+    until(isolated(True))
     try:
         site.agent.stop()
         site.overrides = {"policies": {"kinds": EVERY_KIND_BUT_ONE}}
         before = len(site.api.requests)
         site.start()
-        wait(isolated(False))
+        until(isolated(False))
         for version in VERSIONS:
             for app in ("good", "other"):
                 assert ask(PODS[app], PODS["api"].address(version), PRIVATE) == 200
         site.policy("more", ISOLATE.replace("name: isolate", "name: more"))
         site.api.drop_watches()
-        settled(site)
+        site.settled()
         assert isolated(False)()
         asked = {one for _method, one, _query in site.api.requests[before:]}
         assert path not in asked
-        wait(lambda: "networkpolicies" not in site.api.watches())  # the server may not have missed the agent before yet
+        # The server may not have missed the agent before yet.
+        until(lambda: "networkpolicies" not in site.api.watches())
         assert "ciliumnetworkpolicies" in site.api.watches()
     finally:
         site.policy("all", POLICIES)
@@ -527,7 +513,7 @@ def test_static_pods_have_the_addresses_of_their_wirings(site: ClusterNode) -> N
         judged(pod, app)
         known_as(site, pod, app)
         site.report(pod)
-        settled(site)
+        site.settled()
         judged(pod, app)
         pod.check()
         ended(site, pod)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from support.clusternode import ClusterNode, ask, cluster_node
-from support.cninode import CniPod, wait
+from support.cninode import CniPod
 from support.fleet import DEFINITIONS, brief, events, status_in
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 
@@ -62,11 +63,11 @@ def test_the_taint_goes_when_policy_is_in_force(site: ClusterNode) -> None:
         node = site.api.get("v1", "Node", site.node.name)
         return (node or {}).get("spec", {}).get("taints")
 
-    wait(lambda: taints() == [OTHER], LIMIT)
+    until(lambda: taints() == [OTHER], LIMIT)
 
 
 def test_a_policy_in_force_has_a_status_that_says_so(site: ClusterNode, pods: dict[str, CniPod]) -> None:
-    wait(lambda: brief(site.api, STATUS) == IN_FORCE, LIMIT)
+    until(lambda: brief(site.api, STATUS) == IN_FORCE, LIMIT)
     assert ask(pods["good"], pods["api"].address(), "/articles/1") == 200
     told = site.told()["policyStatus"]
     assert told["enabled"]
@@ -78,7 +79,7 @@ def test_a_policy_in_force_has_a_status_that_says_so(site: ClusterNode, pods: di
         found = site.api.get("spliceway.io/v1alpha1", "NodePolicyReport", site.node.name)
         return found["spec"] if found is not None else {}
 
-    wait(lambda: reported().get("exceptions") == [] and reported()["applied"], LIMIT)
+    until(lambda: reported().get("exceptions") == [] and reported()["applied"], LIMIT)
     assert reported()["enforcement"] == "enforce"
     assert events(site.api) == []
 
@@ -86,38 +87,38 @@ def test_a_policy_in_force_has_a_status_that_says_so(site: ClusterNode, pods: di
 def test_a_refused_one_says_why_and_its_last_good_version_is_enforced(
     site: ClusterNode, pods: dict[str, CniPod]
 ) -> None:
-    wait(lambda: brief(site.api, STATUS) == IN_FORCE, LIMIT)
+    until(lambda: brief(site.api, STATUS) == IN_FORCE, LIMIT)
     before = status_in(site.api, STATUS)["observedGeneration"]
     site.api.put(policy("(unclosed"))
-    wait(lambda: brief(site.api, STATUS) == ("False", "False", "True", "Refused", "0/1"), LIMIT)
+    until(lambda: brief(site.api, STATUS) == ("False", "False", "True", "Refused", "0/1"), LIMIT)
     found = {one["type"]: one for one in status_in(site.api, STATUS)["conditions"]}
     assert found["Refused"]["field"] == "spec.ingress[0].toPorts[0].rules.http[0].path"
     assert "the last good version stays in force" in found["Valid"]["message"]
     assert found["Valid"]["observedGeneration"] == before + 1
-    wait(lambda: events(site.api) == [("Warning", "PolicyRefused", "api")], LIMIT)
+    until(lambda: events(site.api) == [("Warning", "PolicyRefused", "api")], LIMIT)
     for version in (4, 6):
         assert ask(pods["good"], pods["api"].address(version), "/articles/1") == 200
         assert ask(pods["good"], pods["api"].address(version), "/private") == 403
     site.api.put(policy("/private"))
-    wait(lambda: brief(site.api, STATUS) == IN_FORCE, LIMIT)
+    until(lambda: brief(site.api, STATUS) == IN_FORCE, LIMIT)
     for version in (4, 6):
         assert ask(pods["good"], pods["api"].address(version), "/private") == 200
-    wait(lambda: ("Normal", "PolicyAccepted", "api") in events(site.api), LIMIT)
+    until(lambda: ("Normal", "PolicyAccepted", "api") in events(site.api), LIMIT)
 
 
 def test_a_pod_that_goes_is_nobodys_policy_any_more(site: ClusterNode, pods: dict[str, CniPod]) -> None:
-    wait(lambda: brief(site.api, STATUS) == IN_FORCE, LIMIT)
+    until(lambda: brief(site.api, STATUS) == IN_FORCE, LIMIT)
     second = site.pod("second", {"app": "api"})
     site.report(second)
     for pod in (second, pods.pop("api")):
         pod.delete()
         pod.gone()
         site.forget(pod.name)
-    wait(lambda: brief(site.api, STATUS) == ("True", "True", "False", "SelectsNothing", "0/0"), LIMIT)
+    until(lambda: brief(site.api, STATUS) == ("True", "True", "False", "SelectsNothing", "0/0"), LIMIT)
 
 
 def test_an_agent_that_starts_again_goes_on_with_what_there_is(site: ClusterNode) -> None:
-    wait(lambda: brief(site.api, STATUS)[:3] == ("True", "True", "False"), LIMIT)
+    until(lambda: brief(site.api, STATUS)[:3] == ("True", "True", "False"), LIMIT)
     before = site.api.get("spliceway.io/v1alpha1", "PolicyStatus", STATUS)
     assert site.agent is not None
     site.agent.stop()
@@ -125,9 +126,9 @@ def test_an_agent_that_starts_again_goes_on_with_what_there_is(site: ClusterNode
     assert lease is not None
     assert lease["spec"]["holderIdentity"] == "", "nobody needs to wait"
     site.start()
-    wait(lambda: site.told()["policyStatus"]["leads"] and site.told()["policyStatus"]["policies"], LIMIT)
+    until(lambda: site.told()["policyStatus"]["leads"] and site.told()["policyStatus"]["policies"], LIMIT)
     site.api.put(policy("/other"))
-    wait(lambda: status_in(site.api, STATUS)["observedGeneration"] > before["status"]["observedGeneration"], LIMIT)  # type: ignore[index]
+    until(lambda: status_in(site.api, STATUS)["observedGeneration"] > before["status"]["observedGeneration"], LIMIT)  # type: ignore[index]
     after = site.api.get("spliceway.io/v1alpha1", "PolicyStatus", STATUS)
     assert after is not None
     assert before is not None

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from spliceway.agent.testbed import netns
-from support.cninode import CniNode, CniPod, bridge, cni_node, wait
+from support.cninode import CniNode, CniPod, bridge, cni_node
 from support.libcni import PluginError
+from support.waiting import until
 
 pytestmark = pytest.mark.kernel
 
@@ -158,7 +159,7 @@ def test_a_pod_that_the_source_does_not_know_does_not_start_until_it_does(site: 
     pod.delete()
     timer.join()
     site.forget("late")
-    wait(lambda: "default/late" not in site.agent.client.get("names")["pods"])  # type: ignore[union-attr]
+    until(lambda: "default/late" not in site.agent.client.get("names")["pods"])  # type: ignore[union-attr]
     with pytest.raises(PluginError) as caught:
         pod.add()
     assert caught.value.code == TRY_AGAIN
@@ -278,7 +279,7 @@ def test_a_namespace_that_vanishes_without_a_word_leaves_nothing(site: CniNode) 
     pod.add()
     address = pod.address()
     pod.gone()
-    wait(lambda: not site.identity(address), 20.0)
+    until(lambda: not site.identity(address), 20.0)
     pod.delete()
     site.forget("lost")
 

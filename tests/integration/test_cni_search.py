@@ -16,7 +16,8 @@ from spliceway.agent.cni.wirings import Wiring
 from spliceway.agent.endpoints import Claim
 from spliceway.agent.testbed import cgroups, netns, processes
 from spliceway.policy.model import Pod
-from support.cninode import CniNode, CniPod, cni_node, wait
+from support.cninode import CniNode, CniPod, cni_node
+from support.waiting import until
 
 pytestmark = pytest.mark.kernel
 
@@ -64,7 +65,7 @@ def runs(site: CniNode, place: Path, cgroup: str) -> subprocess.Popen[Any]:
             cgroups.create(path)
     process = processes.spawn(place, path, ["sleep", "300"], processes.environment())
     inside = Path(f"/proc/{process.pid}/ns/net")
-    wait(lambda: inside.stat().st_ino == place.stat().st_ino)
+    until(lambda: inside.stat().st_ino == place.stat().st_ino)
     return process
 
 

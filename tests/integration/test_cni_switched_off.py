@@ -8,7 +8,8 @@ import pytest
 
 from spliceway.agent.cni.build import NAME
 from spliceway.agent.testbed.agentprocess import start_agent
-from support.cninode import CniNode, cni_node, wait
+from support.cninode import CniNode, cni_node
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 
@@ -45,16 +46,16 @@ def test_pods_keep_their_policy_and_new_ones_have_none(tmp_path: Path) -> None:
             found = [one.dials(web.address(version)) for one in (friend, other) for version in (4, 6)]
             return found == [each for each in pairs for _ in (4, 6)]
 
-        wait(lambda: passes(True, False))
+        until(lambda: passes(True, False))
         restart(site, enabled=False)
-        wait(lambda: site.agent is not None and site.agent.client.get("status")["policy"]["revision"])
+        until(lambda: site.agent is not None and site.agent.client.get("status")["policy"]["revision"])
         assert not chained(site)
         assert site.status()["wired"] == 3
         assert passes(True, False)
 
         # It lives: edits reach the pods that are left.
         site.policy("web", POLICY.format(whom="other"))
-        wait(lambda: passes(False, True))
+        until(lambda: passes(False, True))
 
         # A pod that nobody tells us of has no policy, and harms nobody's.
         late = site.serve("late", {"app": "web"})
@@ -68,11 +69,11 @@ def test_pods_keep_their_policy_and_new_ones_have_none(tmp_path: Path) -> None:
         other.delete()
         other.gone()
         site.forget("other")
-        wait(lambda: site.status()["wired"] == 2, 20)
+        until(lambda: site.status()["wired"] == 2, 20)
 
         # And on again: all are covered, also who came meanwhile.
         restart(site, enabled=True)
         site.wait_chained()
-        wait(lambda: site.status()["wired"] == 3, 20)
+        until(lambda: site.status()["wired"] == 3, 20)
         assert site.status()["found"] == 1
         assert not friend.dials(web.address())

@@ -148,7 +148,7 @@ def test_no_byte_reaches_a_listener_of_the_node(site: Site, rps: bool) -> None:
         assert result.ok > 50
     with site.load() as load:
         time.sleep(0.5)
-        load.stop().assert_flawless()
+        load.flawless()
 
 
 @pytest.mark.timeout(600)
@@ -165,7 +165,7 @@ def test_the_listeners_own_port_is_taken_when_the_proxy_is_gone(site: Site) -> N
     site.control.wait_in_force()
     with site.load() as load:
         time.sleep(0.5)
-        load.stop().assert_flawless()
+        load.flawless()
 
 
 @pytest.mark.parametrize("listener", [False, True], ids=["alone", "beside a listener"])

@@ -29,9 +29,8 @@ AUDITED = tuple((file, case) for file, case in EMBEDDED if file.name != "audit.y
 
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedThread]:
-    made = EmbeddedThread(tmp_path_factory.mktemp("embedded"))
-    yield made
-    made.close()
+    with EmbeddedThread(tmp_path_factory.mktemp("embedded")) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ and values of Secrets, which nothing shows.
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Iterator, Sequence
 
@@ -20,6 +19,7 @@ from support import endcases, headercases
 from support.embeddednode import Asked, EmbeddedThread, Got, as_known
 from support.envoycases import raw_of
 from support.generated_http import generated_request, generated_rule_sets
+from support.waiting import until
 
 pytestmark = pytest.mark.kernel
 
@@ -39,12 +39,9 @@ EXTRA = (
 
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedThread]:
-    made = EmbeddedThread(tmp_path_factory.mktemp("embedded"))
-    try:
+    with EmbeddedThread(tmp_path_factory.mktemp("embedded")) as made:
         made.run(made.node.apply(*SETS, *EXTRA))
         yield made
-    finally:
-        made.close()
 
 
 def ask(proxy: EmbeddedThread, key: int, request: HttpRequest) -> Got:
@@ -139,10 +136,7 @@ def test_what_shows_no_values_of_secrets(proxy: EmbeddedThread) -> None:
         assert headercases.SECRET not in proxy.run(proxy.node.admin(target)), target
     assert proxy.node.bootstrap.admin_socket.stat().st_mode & 0o777 == 0o600
     state = proxy.node.proxy_settings.state_file
-    for _ in range(200):
-        if state.exists():
-            break
-        proxy.run(asyncio.sleep(0.05))
+    until(state.exists)
     assert state.stat().st_mode & 0o777 == 0o600
     # Otherwise the test would be about nothing.
     assert b"rule-set-%d" % headercases.PRESENT in state.read_bytes()

@@ -26,6 +26,7 @@ from spliceway.agent.proxysupervisor import (
 )
 from spliceway.proxy.model import Limits, ProxySettings
 from spliceway.xds.resources.settings import BootstrapSettings
+from support.waiting import LIMIT, until_async
 
 
 def settings(directory: Path, **changed: object) -> ProxySettings:
@@ -49,17 +50,11 @@ def run(directory: Path, work: Callable[[], Awaitable[None]]) -> None:
     """Run, and leave no proxy behind whatever happens."""
     state = directory / "state"
     try:
-        asyncio.run(asyncio.wait_for(work(), 60))  # type: ignore[arg-type]
+        asyncio.run(asyncio.wait_for(work(), 2 * LIMIT))  # type: ignore[arg-type]
     finally:
         for file in (identity_file(state, kind, role) for kind in KINDS for role in ROLES):
             if (identity := load_identity(file)) is not None and is_running(identity):
                 os.kill(identity.pid, signal.SIGKILL)
-
-
-async def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 async def gone(task: asyncio.Task[None]) -> None:
@@ -78,7 +73,7 @@ async def started(directory: Path, **changed: object) -> tuple[EmbeddedSuperviso
 async def left_behind(directory: Path) -> EmbeddedSupervisor:
     """The supervisor of an agent that has ended; its proxy goes on."""
     made, task = await started(directory)
-    await made.wait_ready(20)
+    await made.wait_ready(LIMIT)
     await gone(task)
     return made
 
@@ -86,7 +81,7 @@ async def left_behind(directory: Path) -> EmbeddedSupervisor:
 def test_it_starts_and_stops(tmp_path: Path) -> None:
     async def work() -> None:
         proxy, task = await started(tmp_path)
-        await proxy.wait_ready(20)
+        await proxy.wait_ready(LIMIT)
         status = proxy.status()
         assert (status.kind, status.running, status.adopted, status.problems) == ("embedded", True, False, ())
         assert (status.version, status.workers) == ("0.1.0", 1)
@@ -95,7 +90,7 @@ def test_it_starts_and_stops(tmp_path: Path) -> None:
         await proxy.log_share(250_000)
         assert running_pids(tmp_path / "state") == {status.pid: "embedded"}
         await proxy.stop()
-        await asyncio.wait_for(task, 1)
+        await asyncio.wait_for(task, LIMIT)
         assert start_time(status.pid) is None
         assert not list((tmp_path / "state").glob("embedded*.json"))
         assert not (tmp_path / "state" / PROXY_STATE).exists()
@@ -107,12 +102,12 @@ def test_one_with_the_same_settings_is_taken_over_as_it_is(tmp_path: Path) -> No
     async def work() -> None:
         first = await left_behind(tmp_path)
         second, task = await started(tmp_path)
-        await second.wait_ready(20)
+        await second.wait_ready(LIMIT)
         assert second.status().adopted
         assert second.status().pid == first.status().pid
         assert second.status().problems == ()
         os.kill(second.status().pid, signal.SIGKILL)
-        await until(lambda: second.status().restarts == 1)
+        await until_async(lambda: second.status().restarts == 1)
         assert not second.status().adopted
         await second.stop()
         await task
@@ -124,14 +119,14 @@ def test_one_whose_sockets_the_kernel_does_not_know_is_ended(tmp_path: Path) -> 
     async def work() -> None:
         first = supervisor(tmp_path)
         await first.start(socks=7)
-        await first.wait_ready(20)
+        await first.wait_ready(LIMIT)
         old = first.status().pid
         second = supervisor(tmp_path, limits=Limits(drain=1.0))
         await second.start(socks=7)
         assert (second.status().pid, second.status().adopted) == (old, True)
         third = supervisor(tmp_path, limits=Limits(drain=1.0))  # a handover would give it the same sockets
         await third.start(socks=8)
-        await third.wait_ready(20)
+        await third.wait_ready(LIMIT)
         status = third.status()
         assert (status.running, status.adopted, status.draining) == (True, False, ())
         assert start_time(old) is None
@@ -151,14 +146,14 @@ def test_one_with_other_settings_is_replaced_while_it_serves(tmp_path: Path) -> 
         await second.start()
         assert second.status().pid == old
         task = asyncio.create_task(second.run())
-        await until(lambda: second.status().pid != old)
-        await until(lambda: start_time(old) is None)
+        await until_async(lambda: second.status().pid != old)
+        await until_async(lambda: start_time(old) is None)
         status = second.status()
         assert (status.running, status.restarts, status.problems) == (True, 0, ())
         assert ended == []  # nothing went away: its sockets went on to the new one
-        await until(lambda: running_pids(tmp_path / "state") == {status.pid: "embedded"})
-        await until(lambda: not identity_file(tmp_path / "state", "embedded", "-last").exists())
-        await second.wait_ready(5)
+        await until_async(lambda: running_pids(tmp_path / "state") == {status.pid: "embedded"})
+        await until_async(lambda: not identity_file(tmp_path / "state", "embedded", "-last").exists())
+        await second.wait_ready(LIMIT)
         await second.stop()
         await task
 
@@ -179,7 +174,7 @@ def test_one_that_drains_ends_with_the_rest(tmp_path: Path) -> None:
             assert [each.pid for each in second.status().draining] == [old]
             await end_kind(tmp_path / "state", "embedded", 0.2)
             assert start_time(old) is None
-            await until(lambda: second.status().draining == ())
+            await until_async(lambda: second.status().draining == ())
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(old, signal.SIGCONT)
@@ -193,12 +188,12 @@ def test_the_old_one_stays_when_the_new_one_cannot_start(tmp_path: Path) -> None
         # Not a directory: it can keep no configuration there.
         (tmp_path / "file").touch()
         second, task = await started(tmp_path, handover_socket=tmp_path / "file" / "handover.sock")
-        await until(lambda: bool(second.status().problems), 30)
+        await until_async(lambda: bool(second.status().problems), 30)
         status = second.status()
         assert (status.running, status.pid) == (True, first.status().pid)
         assert "a new one could not take over" in status.problems[0]
         assert running_pids(tmp_path / "state") == {status.pid: "embedded"}
-        await second.wait_ready(5)
+        await second.wait_ready(LIMIT)
         await second.stop()
         await task
 
@@ -210,11 +205,11 @@ def test_an_agent_that_ended_in_the_middle_of_a_handover_left_two(tmp_path: Path
         first = await left_behind(tmp_path)
         old = first.status().pid
         _, task = await started(tmp_path, limits=Limits(drain=1.0))
-        await until(identity_file(tmp_path / "state", "embedded", "-next").exists)
+        await until_async(identity_file(tmp_path / "state", "embedded", "-next").exists)
         await gone(task)
         third, task = await started(tmp_path, limits=Limits(drain=1.0))
-        await until(lambda: third.status().pid != old)
-        await until(lambda: len(running_pids(tmp_path / "state")) == 1)
+        await until_async(lambda: third.status().pid != old)
+        await until_async(lambda: len(running_pids(tmp_path / "state")) == 1)
         assert third.status().problems == ()
         await third.stop()
         await task
@@ -238,12 +233,12 @@ def test_another_kind_ends_the_one_that_runs(tmp_path: Path, first_kind: str) ->
     async def work() -> None:
         first, second = (made(kind) for kind in sorted(KINDS, key=lambda kind: kind != first_kind))
         await first.start()
-        await first.wait_ready(20)
+        await first.wait_ready(LIMIT)
         (state / PROXY_STATE).touch()
         old = first.status().pid
         await second.start()
         assert start_time(old) is None
-        await second.wait_ready(20)
+        await second.wait_ready(LIMIT)
         pid = second.status().pid
         assert running_pids(state) == {pid: second.program.kind}
         # What an embedded proxy remembers must not come back when its kind does.

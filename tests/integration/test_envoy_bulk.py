@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 from envoy.config.route.v3 import route_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
 
-from spliceway.agent.testbed import netns
 from spliceway.policy.table import HttpRule, RuleSet
 from spliceway.xds.errors import NotAcceptedError
 from spliceway.xds.protocol.snapshot import Snapshot
@@ -69,10 +67,7 @@ def test_one_bad_route_among_new_ones_is_found(tmp_path: Path) -> None:
             others = [key for key in sets if key != 7]
             await node.server.wait_acked(NODE_ID, 10, rule_sets=others)
             ports = {port_of(key) for key in others}
-            for _ in range(100):
-                if ports <= await asyncio.to_thread(partial(netns.call, node.net.node, netns.listening_ports)):
-                    break
-                await asyncio.sleep(0.02)
+            await node.listening(ports)
             assert [(await asyncio.to_thread(node.get, key, "/a")).status for key in others] == [200] * 19
             await node.apply(*sets.values())
             assert (await asyncio.to_thread(node.get, 7, "/a")).status == 200

@@ -25,9 +25,8 @@ IDS = [case.id for _, case in ALL]
 
 @pytest.fixture(scope="module")
 def envoy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnvoyThread]:
-    made = EnvoyThread(tmp_path_factory.mktemp("envoy"))
-    yield made
-    made.close()
+    with EnvoyThread(tmp_path_factory.mktemp("envoy")) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -38,11 +38,8 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def envoy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnvoyThread]:
-    made = EnvoyThread(tmp_path_factory.mktemp("envoy"))
-    try:
+    with EnvoyThread(tmp_path_factory.mktemp("envoy")) as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.mark.parametrize("explain", [False, True])

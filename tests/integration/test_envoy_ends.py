@@ -32,18 +32,16 @@ from support.endcases import (
 )
 from support.envoy import EnvoyThread, port_of
 from support.steered import SERVER, read_reply
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 
 
 @pytest.fixture(scope="module")
 def envoy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnvoyThread]:
-    made = EnvoyThread(tmp_path_factory.mktemp("envoy"))
-    try:
+    with EnvoyThread(tmp_path_factory.mktemp("envoy")) as made:
         made.run(made.node.apply(*SETS))
         yield made
-    finally:
-        made.close()
 
 
 def ask(envoy: EnvoyThread, key: int, path: str, method: str = "GET", headers: Sequence[str] = ()) -> HttpFlow:
@@ -125,10 +123,7 @@ def test_what_audit_would_deny_is_logged_however_busy_the_node_is(envoy: EnvoyTh
         loud += [(CLIENT_AUDIT, "/b"), (PAIR, "/a;"), (PAIR, "/%00")]
         for key, path in quiet + loud:
             envoy.node.get(key, path)
-        for _ in range(100):
-            if len(envoy.node.flows) >= len(loud):
-                break
-            envoy.run(asyncio.sleep(0.02))
+        until(lambda: len(envoy.node.flows) >= len(loud))
         envoy.run(asyncio.sleep(0.1))  # what should not come would come now
         assert len(envoy.node.flows) == len(loud), envoy.node.flows
     finally:

@@ -21,32 +21,19 @@ from spliceway.xds.envoyadmin import admin_stats
 from spliceway.xds.errors import NotAcceptedError
 from spliceway.xds.resources.build import build_snapshot
 from support.envoy import NODE_ID, EnvoyNode, port_of
+from support.extralistener import EXTENSIONS, extra_listener
 from support.steered import SERVER, Reply, SteeredNet, dial, read_reply
+from support.waiting import LIMIT, until_async
 
 pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 
 #: The node's address towards the client.
 GATE = "10.241.1.1"
-EXTENSIONS = "type.googleapis.com/envoy.extensions.filters"
-ROUTER = {"name": "router", "typed_config": {"@type": f"{EXTENSIONS}.http.router.v3.Router"}}
 BASE = {"proxy": {"kind": "envoy"}, "cgroups": {"pods": "/a", "proxy": "/b"}, "source": {"directory": "/c"}}
 
 
 def listener(name: str, port: int, **changes: object) -> dict[str, Any]:
-    """An HTTP listener on all addresses that sends everything to the cluster `server`."""
-    everything = {"match": {"prefix": "/"}, "route": {"cluster": "server"}}
-    manager = {
-        "@type": f"{EXTENSIONS}.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": name,
-        "http_filters": [ROUTER],
-        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [everything]}]},
-        **changes,
-    }
-    return {
-        "name": name,
-        "address": {"socket_address": {"address": "0.0.0.0", "port_value": port}},
-        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
-    }
+    return extra_listener(name, port, "server", **changes)
 
 
 def cluster(name: str, address: str = SERVER[4]) -> dict[str, Any]:
@@ -85,15 +72,17 @@ class ExtraNode:
 
     async def acked(self, *rule_sets: int) -> None:
         """Wait until everything is acknowledged, or what belongs to these rule sets. Raises NotAcceptedError."""
-        await self.node.server.wait_acked(NODE_ID, 10, rule_sets=list(rule_sets) or None)
+        await self.node.server.wait_acked(NODE_ID, LIMIT, rule_sets=list(rule_sets) or None)
 
     async def policy(self, key: int, path: str = "/a") -> int:
         """Status of a request through a rule set's listener; waits for the socket."""
-        for _ in range(100):
+
+        async def answered() -> int:
             with contextlib.suppress(ConnectionRefusedError):
                 return (await asyncio.to_thread(self.node.get, key, path)).status
-            await asyncio.sleep(0.02)
-        raise AssertionError(f"nobody listens for rule set {key}:\n{self.node.log()}")
+            return 0
+
+        return int(await until_async(answered, told=lambda: f"nobody listens for rule set {key}:\n{self.node.log()}"))
 
     def extra(self, port: int) -> Reply:
         """Answer to a request to an extra listener."""

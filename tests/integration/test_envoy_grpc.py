@@ -40,11 +40,11 @@ server.wait_for_termination()
 _CALL = """
 import sys, grpc
 with grpc.insecure_channel(sys.argv[1]) as channel:
-    reply, call = channel.unary_unary("/test.Echo/Say").with_call(b"hello", timeout=5)
+    reply, call = channel.unary_unary("/test.Echo/Say").with_call(b"hello", timeout=30)
     print(reply, dict(call.trailing_metadata()).get("x-trailer"))
-    print(list(channel.stream_stream("/test.Echo/Stream")(iter([b"a", b"b", b"c"]), timeout=5)))
+    print(list(channel.stream_stream("/test.Echo/Stream")(iter([b"a", b"b", b"c"]), timeout=30)))
     try:
-        channel.unary_unary("/test.Echo/Hidden")(b"hello", timeout=5)
+        channel.unary_unary("/test.Echo/Hidden")(b"hello", timeout=30)
     except grpc.RpcError as error:
         print(error.code().name, error.details())
 """

@@ -18,12 +18,9 @@ pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 
 @pytest.fixture(scope="module")
 def envoy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnvoyThread]:
-    made = EnvoyThread(tmp_path_factory.mktemp("envoy"))
-    try:
+    with EnvoyThread(tmp_path_factory.mktemp("envoy")) as made:
         made.run(made.node.apply(*SETS))
         yield made
-    finally:
-        made.close()
 
 
 @pytest.mark.parametrize("case", [*CASES, *H1_ONLY], ids=name_of)

@@ -22,9 +22,8 @@ _SETS, _REQUESTS = 60, 15
 
 @pytest.fixture(scope="module")
 def envoy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnvoyThread]:
-    made = EnvoyThread(tmp_path_factory.mktemp("envoy"))
-    yield made
-    made.close()
+    with EnvoyThread(tmp_path_factory.mktemp("envoy")) as made:
+        yield made
 
 
 def test_envoy_and_the_decision_agree(envoy: EnvoyThread) -> None:

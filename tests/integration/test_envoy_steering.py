@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import threading
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from spliceway.policy.table import HttpRule, RuleSet
 from spliceway.policy.verdict import Reason, Verdict
 from support.envoy import EnvoyThread, port_of
 from support.steered import CLIENT, SERVER, VERSIONS, Upstream, dial, read_reply
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 
@@ -25,8 +25,7 @@ GET = b"GET /articles/1 HTTP/1.1\r\nHost: api\r\n\r\n"
 
 @pytest.fixture(scope="module")
 def envoy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnvoyThread]:
-    made = EnvoyThread(tmp_path_factory.mktemp("envoy"))
-    try:
+    with EnvoyThread(tmp_path_factory.mktemp("envoy")) as made:
         made.run(
             made.node.apply(
                 RuleSet(API, "api", (HttpRule(11, "GET", "/articles/[0-9]+"),)),
@@ -35,8 +34,6 @@ def envoy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnvoyThread]:
             )
         )
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture
@@ -151,11 +148,7 @@ def test_every_connection_has_an_upstream_connection_of_its_own_that_ends_with_i
     assert len(set(upstream.peers)) == 5
     for connection in connections:
         connection.close()
-    for _ in range(200):
-        if upstream.open == 0:
-            break
-        envoy.run(asyncio.sleep(0.02))
-    assert upstream.open == 0  # after upstream_idle_timeout: Envoy knows no other end for them
+    until(lambda: upstream.open == 0)  # after upstream_idle_timeout: Envoy knows no other end for them
 
 
 def test_a_port_is_taken_for_a_pair_of_ends_not_for_an_address(envoy: EnvoyThread, upstream: Upstream) -> None:

@@ -24,6 +24,7 @@ from spliceway.agent.proxyprocess import (
 )
 from spliceway.agent.testbed import cgroups
 from spliceway.xds.resources.settings import BootstrapSettings
+from support.waiting import LIMIT, until_async
 
 pytestmark = pytest.mark.envoy
 
@@ -48,14 +49,6 @@ def run(directory: Path, work: Callable[[], Awaitable[None]], loop: str = "async
             os.kill(identity.pid, signal.SIGKILL)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not come true in 10 s")
-
-
 def open_files(pid: int) -> list[str]:
     """Soft and hard limit of open files."""
     return Path(f"/proc/{pid}/limits").read_text().split("Max open files")[1].split()[:2]
@@ -77,14 +70,14 @@ def test_it_starts_and_stops(tmp_path: Path, loop: str) -> None:
         envoy = supervisor(tmp_path)
         await envoy.start()
         task = asyncio.create_task(envoy.run())
-        await envoy.wait_ready(10)
+        await envoy.wait_ready(LIMIT)
         status = envoy.status()
         assert (status.running, status.adopted, status.restarts, status.problems) == (True, False, 0, ())
         assert status.version == "1.40.0"
         assert os.getsid(status.pid) == status.pid
         assert (await envoy.logs_written())[1] == 0
         await envoy.stop()
-        await asyncio.wait_for(task, 1)
+        await asyncio.wait_for(task, LIMIT)
         assert start_time(status.pid) is None
         assert envoy.status().problems == ("Envoy is not running (not started)",)
         assert not (tmp_path / "state" / "envoy.json").exists()
@@ -97,7 +90,7 @@ def test_it_is_in_its_cgroup_before_it_is_envoy(tmp_path: Path, cgroup: Path) ->
     async def work() -> None:
         envoy = supervisor(tmp_path, cgroup=cgroup)
         await envoy.start()
-        await envoy.wait_ready(10)
+        await envoy.wait_ready(LIMIT)
         pid = envoy.status().pid
         assert (cgroup / "cgroup.procs").read_text().split() == [str(pid)]
         soft, hard = open_files(pid)
@@ -112,7 +105,7 @@ def test_another_agent_takes_it_over(tmp_path: Path) -> None:
         first = supervisor(tmp_path)
         await first.start()
         task = asyncio.create_task(first.run())
-        await first.wait_ready(10)
+        await first.wait_ready(LIMIT)
         task.cancel()  # the agent goes, Envoy stays
         second = supervisor(tmp_path)
         await second.start()
@@ -135,7 +128,7 @@ def test_what_runs_is_taken_over_also_when_its_binary_has_gone(tmp_path: Path) -
     async def work() -> None:
         first = supervisor(tmp_path)
         await first.start()
-        await first.wait_ready(10)
+        await first.wait_ready(LIMIT)
         second = supervisor(tmp_path, binary=tmp_path / "gone")
         await second.start()
         status = second.status()
@@ -144,7 +137,7 @@ def test_what_runs_is_taken_over_also_when_its_binary_has_gone(tmp_path: Path) -
         assert "Envoy could not be started again: proxy.binary" in status.problems[0]
         task = asyncio.create_task(second.run())
         os.kill(status.pid, signal.SIGKILL)
-        await until(lambda: "proxy.binary" in second.status().last_exit)
+        await until_async(lambda: "proxy.binary" in second.status().last_exit)
         assert "proxy.binary" in second.status().problems[0]
         await second.stop()
         task.cancel()
@@ -167,7 +160,7 @@ def test_it_outlives_an_agent_that_is_killed(tmp_path: Path) -> None:
                 BootstrapSettings(node_id="n", xds_socket=at / "xds.sock", admin_socket=at / "admin.sock"),
             )
             await envoy.start()
-            await envoy.wait_ready(10)
+            await envoy.wait_ready(LIMIT)
             print("ready", flush=True)
             await envoy.run()
 
@@ -190,7 +183,7 @@ def test_it_outlives_an_agent_that_is_killed(tmp_path: Path) -> None:
         assert envoy.status().adopted
         # It is not our child, and is watched all the same.
         os.kill(envoy.status().pid, signal.SIGKILL)
-        await until(lambda: envoy.status().restarts == 1)
+        await until_async(lambda: envoy.status().restarts == 1)
         assert "ended" in envoy.status().last_exit
         assert not envoy.status().adopted
         await envoy.stop()
@@ -207,10 +200,10 @@ def test_it_is_started_again_when_it_dies(tmp_path: Path) -> None:
         await envoy.start()
         task = asyncio.create_task(envoy.run())
         for restarts in (1, 2):
-            await envoy.wait_ready(10)
+            await envoy.wait_ready(LIMIT)
             pid = envoy.status().pid
             os.kill(pid, signal.SIGKILL)
-            await until(lambda count=restarts: envoy.status().restarts == count)  # type: ignore[misc]
+            await until_async(lambda count=restarts: envoy.status().restarts == count)  # type: ignore[misc]
             assert envoy.status().pid != pid
         assert len(ended) == 2
         assert "killed by signal 9" in ended[0]
@@ -231,8 +224,8 @@ def test_a_crash_loop_backs_off_and_says_why(tmp_path: Path) -> None:
         envoy = supervisor(tmp_path, binary=binary)
         await envoy.start()
         task = asyncio.create_task(envoy.run())
-        await until(lambda: envoy.status().restarts == 2)
-        await until(lambda: not envoy.status().running)
+        await until_async(lambda: envoy.status().restarts == 2)
+        await until_async(lambda: not envoy.status().running)
         assert "exit status 3" in envoy.status().last_exit
         assert "something broke" in envoy.status().problems[0]
         with pytest.raises(ProxyProcessError, match="something broke"):
@@ -246,7 +239,7 @@ def test_a_pid_that_belongs_to_somebody_else_is_left_alone(tmp_path: Path) -> No
     async def work() -> None:
         first = supervisor(tmp_path)
         await first.start()
-        await first.wait_ready(10)
+        await first.wait_ready(LIMIT)
         file = tmp_path / "state" / "envoy.json"
         identity = load_identity(file)
         assert identity is not None

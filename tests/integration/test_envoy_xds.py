@@ -25,6 +25,7 @@ from spliceway.xds.resources.build import build_snapshot
 from spliceway.xds.resources.names import FILTER_POLICY, listener_name
 from support.envoy import NODE_ID, EnvoyNode, envoy_node, port_of
 from support.steered import read_reply
+from support.waiting import until_async
 
 pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 
@@ -224,11 +225,7 @@ def test_rule_23_an_agent_that_is_away_is_not_missed_and_soon_found_again(tmp_pa
                     assert await asyncio.to_thread(ask) == 200
                     assert await statuses(node, 1) == [200]
                     await asyncio.sleep(0.3)  # long enough for Envoy's back-off to reach its end
-            for _ in range(200):
-                if node.server.status():
-                    break
-                await asyncio.sleep(0.01)
-            assert node.server.status(), "Envoy is not back within 2 s"
+            await until_async(node.server.status, told=lambda: "Envoy does not come back")
             await asyncio.sleep(0.3)
             assert await asyncio.to_thread(ask) == 200  # nothing was served, so nothing was taken away
             assert await statuses(node, 1) == [200]
@@ -265,10 +262,7 @@ def test_every_request_is_in_the_log_and_losses_are_counted(tmp_path: Path) -> N
         async with agent_away(node):
             await statuses(node, *[1] * 20)
             await asyncio.sleep(0.3)
-        for _ in range(100):
-            if node.server.status():
-                break
-            await asyncio.sleep(0.02)
+        await until_async(node.server.status)
         node.server.flows_received = 50  # one count goes on across servers
         assert 0 <= await lost() <= 20
 

@@ -17,7 +17,7 @@ from spliceway.bpf import libbpf
 from support.foreign import ACCEPT, BOTH, KIND, Foreigner, needs_tcx
 from support.node import pod_manifest
 from support.packetstream import PacketStream
-from support.splicebed import until
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
 

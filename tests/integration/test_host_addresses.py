@@ -18,7 +18,7 @@ from spliceway.agent.testbed.testbed import Testbed
 from support.node import pod_manifest, server_manifest
 from support.nodedevices import add_address, add_device, remove_address, remove_device
 from support.profiled import status
-from support.splicebed import until
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
 

@@ -19,7 +19,7 @@ from spliceway.agent.testbed.testbed import Testbed
 from support.istio.mesh import STATUS as INJECTED
 from support.istio.mesh import mesh
 from support.socketmaker import SocketMaker
-from support.splicebed import until
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.envoy, pytest.mark.timeout(300)]
 
@@ -80,7 +80,7 @@ def test_what_annotations_say(world: World) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=90,
     )
     assert "spliced" in done.stdout
     world.annotate(**{SPLICE: "false"})
@@ -99,14 +99,15 @@ def spliceway(world: World, *arguments: str, status: int = 0) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=90,
     )
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 def test_status_and_endpoints_tell_istios_pods(world: World) -> None:
-    found = json.loads(spliceway(world, "status", "-o", "json"))["istio"]
+    # What was annotated last may be on its way into the kernel still.
+    found = json.loads(spliceway(world, "status", "--wait", "60", "-o", "json"))["istio"]
     assert found == {
         "enabled": True,
         "pods": {"native-sidecar": 2},

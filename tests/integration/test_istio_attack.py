@@ -16,8 +16,9 @@ from spliceway.agent.testbed import netns
 from spliceway.bpf.types import Leg, SpliceState
 from support.istio import rules
 from support.istio.bed import ANY, OWN, SidecarBed, sidecar_bed
-from support.splicebed import PATIENCE, Pair, until
+from support.splicebed import PATIENCE, Pair
 from support.spliceread import Drained, drain, exactly, readable
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 
@@ -40,9 +41,9 @@ def _sidecar_bed() -> Iterator[SidecarBed]:
 
 
 @pytest.fixture
-def bed(_sidecar_bed: SidecarBed) -> Iterator[SidecarBed]:
-    yield _sidecar_bed
-    _sidecar_bed.release()
+def bed(sidecars: SidecarBed) -> SidecarBed:
+    """Two pods with sidecars."""
+    return sidecars
 
 
 def original(sock: socket.socket, version: int) -> tuple[str, int]:

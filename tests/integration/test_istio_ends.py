@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
 
 import pytest
 
 from spliceway.agent.testbed import netns
 from spliceway.bpf import diag
 from spliceway.bpf.types import Leg
-from support.istio.bed import SidecarBed, sidecar_bed
-from support.splicebed import PATIENCE, until
+from support.istio.bed import SidecarBed
+from support.splicebed import PATIENCE
 from support.spliceread import drain, exactly, numbered
+from support.waiting import until
 
 pytest.register_assert_rewrite("integration.test_splice_hostile_pods")
 
@@ -22,16 +22,10 @@ from integration import test_splice_hostile_pods as hostile  # noqa: E402
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 
 
-@pytest.fixture(scope="module")
-def _sidecar_bed() -> Iterator[SidecarBed]:
-    with sidecar_bed() as made:
-        yield made
-
-
 @pytest.fixture
-def bed(_sidecar_bed: SidecarBed) -> Iterator[SidecarBed]:
-    yield _sidecar_bed
-    _sidecar_bed.release()
+def bed(sidecars: SidecarBed) -> SidecarBed:
+    """Two pods with sidecars."""
+    return sidecars
 
 
 test_a_reset_behind_what_waits_is_told = hostile.test_a_reset_behind_what_waits_is_told

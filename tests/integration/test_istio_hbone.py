@@ -24,8 +24,8 @@ from support.node import pod_manifest, server_manifest
 from support.packets import ACK, SYN, TCP, ip, tcp
 from support.profiled import status
 from support.raw import send_raw
-from support.splicebed import until
 from support.talk import Talk
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
 
@@ -195,11 +195,11 @@ def test_nobody_else_may_use_the_probes_addresses(site: Site, version: int) -> N
         with Wire(bed.pod("client")) as wire:
             for packet in packets:
                 wire.send(packet)
-        until(lambda: spoofs(agent) >= before + len(packets), 5.0)
+        until(lambda: spoofs(agent) >= before + len(packets))
         before = spoofs(agent)
         for packet in packets:
             netns.call(bed.pod("outside").netns, partial(send_raw, packet))
-        until(lambda: spoofs(agent) >= before + len(packets), 5.0)
+        until(lambda: spoofs(agent) >= before + len(packets))
         witness.assert_nothing()
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from support.istio.bed import SidecarBed, sidecar_bed
+from support.istio.bed import SidecarBed
 
 MODULES = [f"integration.test_splice_rows_{part}" for part in ("ends", "order", "reading", "memory", "maps")]
 pytest.register_assert_rewrite(*MODULES)
@@ -27,14 +25,7 @@ del test_row_05_what_is_held_back_is_sent_again_soon  # noqa: F821
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 
 
-@pytest.fixture(scope="module")
-def _sidecar_bed() -> Iterator[SidecarBed]:
-    with sidecar_bed() as made:
-        yield made
-
-
 @pytest.fixture
-def bed(_sidecar_bed: SidecarBed) -> Iterator[SidecarBed]:
+def bed(sidecars: SidecarBed) -> SidecarBed:
     """Two pods with sidecars."""
-    yield _sidecar_bed
-    _sidecar_bed.release()
+    return sidecars

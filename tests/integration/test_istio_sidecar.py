@@ -10,7 +10,7 @@ import pytest
 from spliceway.bpf.types import SpliceState
 from support.istio.rules import Rules
 from support.istio.site import Site, site
-from support.splicebed import until
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.envoy, pytest.mark.timeout(300)]
 

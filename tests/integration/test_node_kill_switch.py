@@ -11,7 +11,7 @@ import pytest
 from spliceway.agent.testbed.agentprocess import AgentProcess, start_agent
 from spliceway.agent.testbed.testbed import Testbed
 from support.profiled import CLUSTER_IPS, PROFILES, manifests, services, status
-from support.switched import wait_for
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 
@@ -69,7 +69,7 @@ class Site(NamedTuple):
     def turned(self, *, on: bool) -> None:
         """Turn it, and wait until the agent says so."""
         self.file.touch() if on else self.file.unlink()
-        wait_for(lambda: self.agent.client.get("status")["killSwitch"]["on"] is on, 20.0)
+        until(lambda: self.agent.client.get("status")["killSwitch"]["on"] is on)
 
 
 @pytest.fixture(params=KINDS)

@@ -17,7 +17,7 @@ import pytest
 from spliceway.agent.testbed import netns
 from spliceway.bpf.abi import ABI_VERSION
 from support.clusternode import MIRROR, STATIC
-from support.cninode import CniPod, bridge, wait
+from support.cninode import CniPod, bridge
 from support.libcni import PluginError
 from support.lifechurn import Churn
 from support.lifeleft import in_step, pinned, sockets, there, traces
@@ -25,6 +25,7 @@ from support.lifenamespace import NAME, STAYS, Shop
 from support.lifenode import FAR, LIMIT, POLICIES, TRY_AGAIN, VERSIONS, LifeNode, added_at_last, died
 from support.lifeprober import NONE, Arrivals, Prober, Talk, Way, ask, memory
 from support.lifeversion import other_version
+from support.waiting import until
 
 #: Seconds that the API server is away, and that the cluster churns.
 AWAY = int(os.environ.get("SPLICEWAY_LIFE_AWAY", "20"))
@@ -177,20 +178,7 @@ def begins(story: Story) -> None:
 
 
 def settled(story: Story) -> None:
-    """Return when what the double has now is in force: a pod elsewhere that goes by is the mark."""
-    site = story.life.site
-    name = f"mark-{time.monotonic_ns()}"
-    document = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "namespace": "default", "labels": {"mark": name}},
-        "spec": {"nodeName": "elsewhere"},
-        "status": {"phase": "Running", "podIPs": [{"ip": "10.240.9.9"}]},
-    }
-    site.api.put(document)
-    wait(lambda: any(name in label for label in site.identity("10.240.9.9")), LIMIT)
-    site.api.drop("v1", "Pod", f"default/{name}")
-    wait(lambda: not site.identity("10.240.9.9"), LIMIT)
+    story.life.site.settled()
 
 
 def away(story: Story) -> None:
@@ -228,7 +216,7 @@ def away(story: Story) -> None:
     leaving.gone()
     site.forget("leaving")
     assert not site.identity(leaving.address())
-    wait(lambda: site.told()["source"]["kubernetes"]["lost"], LIMIT)
+    until(lambda: site.told()["source"]["kubernetes"]["lost"], LIMIT)
     samples = []
     while time.monotonic() - began < AWAY:
         samples.append(memory(life.pid))
@@ -329,7 +317,7 @@ def reboot(story: Story) -> None:
             assert f"k8s:app={name}" in site.identity(pod.address(version))
     story.probe()
     settled(story)
-    wait(lambda: not site.status()["without"], LIMIT)  # it is looked for now and then
+    until(lambda: not site.status()["without"], LIMIT)  # it is looked for now and then
     now = numbers(story)
     for kind, pool in called.items():
         changed = {name: number for name, number in pool.items() if name in now[kind] and now[kind][name] != number}
@@ -446,7 +434,7 @@ def upgrade(story: Story) -> None:
     for talk in talks:
         talk.stop()
     versions = site.node.info.bpffs / "spliceway"
-    wait(lambda: [path.name for path in versions.glob("v*")] == [f"v{ABI_VERSION}"], LIMIT)
+    until(lambda: [path.name for path in versions.glob("v*")] == [f"v{ABI_VERSION}"], LIMIT)
     died(site, life.pods.pop("plain"))
     site.api.drop("v1", "Pod", "default/far-good")
     settled(story)
@@ -464,7 +452,7 @@ def talked(life: LifeNode) -> list[Talk]:
 
 def answered(talks: list[Talk]) -> None:
     """Return when each of them goes on."""
-    wait(lambda: all(talk.answers > 3 for talk in talks), LIMIT)
+    until(lambda: all(talk.answers > 3 for talk in talks), LIMIT)
 
 
 def spliced(story: Story) -> None:
@@ -503,7 +491,7 @@ def ends(story: Story) -> None:
     assert (done.returncode, done.stderr) == (0, ""), done
     said = json.loads(done.stdout)
     assert not said["kept"], said["kept"]
-    wait(lambda: not ours & there(), LIMIT)
+    until(lambda: not ours & there(), LIMIT)
     left = traces(life) - life.first
     assert not left, [line + told(line) for line in left]
     assert not life.first - traces(life)

@@ -18,7 +18,7 @@ from spliceway.agent.testbed.services import Service
 from spliceway.agent.testbed.testbed import Testbed
 from support.node import pod_manifest
 from support.nodedevices import DNS, add_device, asked, dns_server, dns_service, remove_device
-from support.splicebed import until
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
 

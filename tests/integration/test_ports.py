@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from spliceway.bpf.portuse import PortUse, port_use
 from support import kinds
 from support.node import pod_manifest, server_manifest
 from support.storm import StormOptions, StormResult
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
 
@@ -122,7 +122,7 @@ def test_it_is_told_who_runs_short_of_ports() -> None:
             seen = netns.call(bed.node.info.netns, port_use)
             assert seen == PortUse(60, 55, 0, 55, str(client.address(4)), f"{server.address(4)}:80")
             text = f"ports: connections of {client.address(4)} to {server.address(4)}:80 hold 55 of 60; "
-            _until(lambda: any(text in one for one in agent.client.get("status")["proxy"]["warnings"]))
+            until(lambda: any(text in one for one in agent.client.get("status")["proxy"]["warnings"]))
             use = agent.client.get("status")["proxy"]["ports"]
             assert (use["ports"], use["most"], use["open"]) == (60, 55, 55)
         finally:
@@ -141,10 +141,3 @@ for _ in range(int(sys.argv[2])):
 print("held", flush=True)
 time.sleep(600)
 """
-
-
-def _until(condition: Callable[[], bool], wait: float = 30.0) -> None:
-    deadline = time.monotonic() + wait
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

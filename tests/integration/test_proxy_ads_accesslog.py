@@ -114,6 +114,8 @@ def test_configuration_and_access_log_share_a_channel(tmp_path: Path, loop: str)
                 logs.add(records(ENTRIES, number * ENTRIES))
                 if number == 10:
                     await bed.until(lambda: len(flows) == 11 * ENTRIES, "half of them")
+                    # What it does not know to be written it would write again.
+                    await bed.until(lambda: counted(logs) == (11 * ENTRIES, 0), "the count of half of them")
                     now = bed.server.snapshot(NODE)
                     await bed.restart()
                     received(flows, bed)

@@ -16,6 +16,7 @@ from spliceway.xds.resources.settings import ResourceSettings
 from spliceway.xds.server.clients import NodeKey
 from spliceway.xds.server.server import XdsServer
 from support.adsbed import Proxy, running, settings_for
+from support.waiting import until_async
 from support.xdsclient import NODE
 
 _READ: dict[str, Callable[[bytes], object]] = {CLUSTER: read_cluster, LISTENER: read_listener, ROUTE: read_routes}
@@ -48,12 +49,11 @@ class Agent:
 
     async def until(self, **wanted: Acceptance) -> None:
         """`rule_7=ACCEPTED`: wait until the rule sets are so."""
-        for _ in range(2000):
-            found = {name: self.link.acceptance(int(name[5:])) for name in wanted}
-            if found == wanted:
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError({name: found[name] for name in wanted if found[name] != wanted[name]})
+
+        def found() -> dict[str, Acceptance]:
+            return {name: self.link.acceptance(int(name[5:])) for name in wanted}
+
+        await until_async(lambda: found() == wanted, told=lambda: dict(found().items() - wanted.items()))
 
 
 def test_rule_sets_are_accepted_each_by_itself(tmp_path: Path) -> None:

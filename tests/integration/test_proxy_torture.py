@@ -5,13 +5,11 @@ Every case is sent whole, byte by byte, cut at every place that matters, and beh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from spliceway.policy.verdict import Reason, Verdict
 from support.rawhttp import End, deliver, read_to_end
-from support.torture import Bench, bench, deliveries
+from support.torture import Bench, deliveries
 from support.torturecases import DENIED, REFUSED, request
 
 pytestmark = pytest.mark.kernel
@@ -20,65 +18,53 @@ BEHIND = request(line=b"GET /pub/behind HTTP/1.1")
 _REASONS = {400: Reason.HTTP_MALFORMED, 431: Reason.HTTP_HEAD_TOO_LARGE}
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Bench]:
-    with bench() as made:
-        yield made
-
-
-@pytest.fixture
-def site(shared: Bench) -> Bench:
-    shared.begin()
-    return shared
-
-
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_and_closed(site: Bench, name: str) -> None:
+def test_refused_and_closed(rack: Bench, name: str) -> None:
     case = REFUSED[name]
     for how, pieces in deliveries(case.data):
-        back = site.exchange(*pieces)
+        back = rack.exchange(*pieces)
         assert back.end is not End.OPEN, how
         assert [status in case.statuses for status in back.statuses] == [True], (how, back)
-    assert site.conversations() == []
+    assert rack.conversations() == []
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_follows_is_not_read(site: Bench, name: str) -> None:
+def test_what_follows_is_not_read(rack: Bench, name: str) -> None:
     case = REFUSED[name]
-    back = site.exchange(case.data + BEHIND * 3)
+    back = rack.exchange(case.data + BEHIND * 3)
     assert back.end is not End.OPEN
     assert [status in case.statuses for status in back.statuses] == [True], back
-    assert site.conversations() == []
+    assert rack.conversations() == []
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_came_before_is_served(site: Bench, name: str) -> None:
+def test_what_came_before_is_served(rack: Bench, name: str) -> None:
     case = REFUSED[name]
-    back = site.exchange(request() + case.data)
+    back = rack.exchange(request() + case.data)
     assert back.end is not End.OPEN
     assert [status in (200, *case.statuses) for status in back.statuses] == [True, True], back
-    assert [one.line for one in site.requests()] == ["GET /pub/a"]
+    assert [one.line for one in rack.requests()] == ["GET /pub/a"]
 
 
 @pytest.mark.parametrize("status", _REASONS)
-def test_refusals_have_a_record(site: Bench, status: int) -> None:
+def test_refusals_have_a_record(rack: Bench, status: int) -> None:
     case = next(case for case in REFUSED.values() if case.statuses == (status,) and case.data.count(b"\r\n") > 1)
-    with site.connect() as connection:
+    with rack.connect() as connection:
         own = connection.getsockname()
-        deliver(connection, [case.data], site.receiver)
+        deliver(connection, [case.data], rack.receiver)
         read_to_end(connection)
-    [record] = site.relay.records_of(own)
+    [record] = rack.relay.records_of(own)
     assert (record.verdict, record.reason, record.status) == (Verdict.DENY, _REASONS[status], status)
     assert (record.rule_set, record.rule, record.upstream_source, record.upstream_sent_bytes) == (1, 0, "", 0)
 
 
 @pytest.mark.parametrize("name", DENIED)
-def test_denied_and_kept(site: Bench, name: str) -> None:
+def test_denied_and_kept(rack: Bench, name: str) -> None:
     for how, pieces in deliveries(DENIED[name]):
-        back = site.exchange(*pieces, BEHIND, half=True)
+        back = rack.exchange(*pieces, BEHIND, half=True)
         assert back.statuses == [403, 200], (how, back)
         assert back.answers()[0].body == b"Access denied"
-    assert {one.line for one in site.requests()} == {"GET /pub/behind"}
+    assert {one.line for one in rack.requests()} == {"GET /pub/behind"}
 
 
 @pytest.mark.parametrize(
@@ -90,22 +76,22 @@ def test_denied_and_kept(site: Bench, name: str) -> None:
     ],
     ids=["TLS 1.0 record", "short TLS record", "HTTP/2 preface"],
 )
-def test_other_protocols_are_recognised(site: Bench, data: bytes, reason: Reason, status: int) -> None:
+def test_other_protocols_are_recognised(rack: Bench, data: bytes, reason: Reason, status: int) -> None:
     for how, pieces in deliveries(data):
-        with site.connect() as connection:
+        with rack.connect() as connection:
             own = connection.getsockname()
-            deliver(connection, pieces, site.receiver)
+            deliver(connection, pieces, rack.receiver)
             back = read_to_end(connection)
         assert back.end is not End.OPEN, how
         assert back.statuses == [status] * bool(status), how
         # Of several bytes the later ones may meet the reset, and then it has been told.
         assert status or back.end is End.RESET or how != "whole", how
-        [record] = site.relay.records_of(own)
+        [record] = rack.relay.records_of(own)
         assert (record.verdict, record.reason, record.status) == (Verdict.DENY, reason, status), how
-    assert site.conversations() == []
+    assert rack.conversations() == []
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_both_address_families(site: Bench, version: int) -> None:
-    back = site.exchange(request() + REFUSED["two Hosts"].data, version=version)
+def test_both_address_families(rack: Bench, version: int) -> None:
+    back = rack.exchange(request() + REFUSED["two Hosts"].data, version=version)
     assert back.statuses == [200, 400]

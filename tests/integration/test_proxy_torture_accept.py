@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,7 +10,7 @@ from spliceway.policy.table import HttpRule, RuleSet
 from support.acceptedcases import ACCEPTED
 from support.rawhttp import End, read_answers, read_to_end
 from support.stricthttp import outcomes
-from support.torture import RULES, Bench, bench, deliveries
+from support.torture import RULES, Bench, deliveries
 from support.torturecases import HOST, post, request
 from support.upstreams import answer, close, half_close, read_on
 
@@ -23,34 +22,22 @@ EXPECT = b"Expect: 100-continue\r\nContent-Length: 5\r\n"
 DENIED = request(line=b"GET /private HTTP/1.1")
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Bench]:
-    with bench() as made:
-        yield made
-
-
-@pytest.fixture
-def site(shared: Bench) -> Bench:
-    shared.begin()
-    return shared
-
-
 def get(path: str) -> bytes:
     return request(line=b"GET %b HTTP/1.1" % path.encode())
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_accepted(site: Bench, name: str) -> None:
+def test_accepted(rack: Bench, name: str) -> None:
     data = ACCEPTED[name]
     [expected] = outcomes(data, RULES)
     assert expected.request is not None
     method = data.partition(b" ")[0].decode()
     count = 0
     for how, pieces in deliveries(data + get("/pub/behind")):
-        back = site.exchange(*pieces, half=True)
+        back = rack.exchange(*pieces, half=True)
         assert [one.status for one in back.answers([method])] == [200, 200], (how, back)
         count += 1
-    conversations = site.conversations()
+    conversations = rack.conversations()
     assert len(conversations) == count
     for conversation in conversations:
         assert conversation.error == ""
@@ -59,72 +46,72 @@ def test_accepted(site: Bench, name: str) -> None:
         assert second.line == "GET /pub/behind"
 
 
-def test_a_head_arrives_byte_for_byte(site: Bench) -> None:
+def test_a_head_arrives_byte_for_byte(rack: Bench) -> None:
     data = request(
         b"X-CamelCase: A\r\nx_under: b\r\nX-Forwarded-For: 6.6.6.6\r\nVia: v\r\nX-Request-Id: 5\r\nX: \xff\r\n"
     )
-    assert site.ask(data).statuses == [200]
-    [conversation] = site.conversations()
+    assert rack.ask(data).statuses == [200]
+    [conversation] = rack.conversations()
     assert conversation.received == data
 
 
-def test_addresses_are_kept(site: Bench) -> None:
+def test_addresses_are_kept(rack: Bench) -> None:
     for version in (4, 6):
-        with site.connect(version=version) as connection:
+        with rack.connect(version=version) as connection:
             own = connection.getsockname()[:2]
             connection.sendall(get("/pub/a"))
             read_answers(connection, 1)
-            peer = site.upstream.conversations[-1].peer
+            peer = rack.upstream.conversations[-1].peer
             assert peer[0] == own[0]
             assert peer[1] != own[1]
 
 
-def test_a_pipeline_in_one_segment(site: Bench) -> None:
+def test_a_pipeline_in_one_segment(rack: Bench) -> None:
     """Twenty requests, one of them denied in the middle, one with a body: answers in order."""
     paths = [f"/pub/{number}" for number in range(20)]
     parts = [get(path) for path in paths]
     parts[9], parts[14] = DENIED, post(b"Content-Length: 5\r\n", b"hello")
-    back = site.ask(b"".join(parts))
+    back = rack.ask(b"".join(parts))
     assert back.statuses == [200] * 9 + [403] + [200] * 10
     bodies = [one.body.decode() for one in back.answers()]
     expected = [f"GET {path} " for path in paths]
     expected[9], expected[14] = "Access denied", "POST /pub/a hello"
     assert bodies == expected
-    assert len(site.requests()) == 19
+    assert len(rack.requests()) == 19
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_pipelines_in_all_pieces(site: Bench, count: int) -> None:
+def test_pipelines_in_all_pieces(rack: Bench, count: int) -> None:
     data = (get("/pub/a") + DENIED) * count
     rounds = 0
     for how, pieces in deliveries(data):
-        assert site.exchange(*pieces, half=True).statuses == [200, 403] * count, how
+        assert rack.exchange(*pieces, half=True).statuses == [200, 403] * count, how
         rounds += 1
-    assert [one.line for one in site.requests()] == ["GET /pub/a"] * count * rounds
+    assert [one.line for one in rack.requests()] == ["GET /pub/a"] * count * rounds
 
 
-def test_a_long_pipeline(site: Bench) -> None:
+def test_a_long_pipeline(rack: Bench) -> None:
     """More than any buffer holds, from a client that reads all the while."""
     count = 3000
     data = b"".join(get(f"/pub/{number}") for number in range(count))
-    with site.connect() as connection:
+    with rack.connect() as connection:
         sender = threading.Thread(target=connection.sendall, args=(data,))
         sender.start()
         read = b""
         while read.count(b"HTTP/1.1 200") < count or not read.endswith(f"GET /pub/{count - 1} ".encode()):
             read += connection.recv(1 << 16)
         sender.join()
-    assert [one.line for one in site.requests()] == [f"GET /pub/{number}" for number in range(count)]
+    assert [one.line for one in rack.requests()] == [f"GET /pub/{number}" for number in range(count)]
 
 
-def test_a_request_waits_for_the_answer_before_it(site: Bench) -> None:
+def test_a_request_waits_for_the_answer_before_it(rack: Bench) -> None:
     """A pipelined denied request is not answered before the allowed one ahead of it."""
     go = threading.Event()
-    site.upstream.answers[b"/pub/slow"] = [go, answer(b"slow")]
-    with site.connect() as connection:
+    rack.upstream.answers[b"/pub/slow"] = [go, answer(b"slow")]
+    with rack.connect() as connection:
         connection.sendall(get("/pub/slow") + DENIED)
-        conversation = site.upstream.conversation()
-        site.receiver.wait_read(connection)
+        conversation = rack.upstream.conversation()
+        rack.receiver.wait_read(connection)
         assert conversation.error == ""
         go.set()
         assert [one.status for one in read_answers(connection, 2)] == [200, 403]
@@ -145,42 +132,42 @@ def test_a_request_waits_for_the_answer_before_it(site: Bench) -> None:
         (b"1.0", b"close", False),
     ],
 )
-def test_who_closes(site: Bench, version: bytes, connection: bytes, kept: bool) -> None:
+def test_who_closes(rack: Bench, version: bytes, connection: bytes, kept: bool) -> None:
     """RFC 9112, section 9.3. Behind the last answer nothing is read."""
     header = b"Connection: %b\r\n" % connection if connection else b""
     first = request(header, line=b"GET /pub/a HTTP/" + version)
-    back = site.exchange(first + get("/pub/b"), half=kept)
+    back = rack.exchange(first + get("/pub/b"), half=kept)
     assert (back.statuses, back.end) == ([200, 200] if kept else [200], End.FIN)
-    assert [one.line for one in site.requests()] == ["GET /pub/a", "GET /pub/b"][: 1 + kept]
+    assert [one.line for one in rack.requests()] == ["GET /pub/a", "GET /pub/b"][: 1 + kept]
 
 
 @pytest.mark.parametrize("path", ["/pub/a", "/private"])
-def test_connection_close_is_answered_in_kind(site: Bench, path: str) -> None:
-    site.upstream.answers[b"/pub/a"] = [answer(b"x", headers=b"Connection: close\r\n"), close]
-    back = site.exchange(request(b"Connection: close\r\n", line=b"GET %b HTTP/1.1" % path.encode()))
+def test_connection_close_is_answered_in_kind(rack: Bench, path: str) -> None:
+    rack.upstream.answers[b"/pub/a"] = [answer(b"x", headers=b"Connection: close\r\n"), close]
+    back = rack.exchange(request(b"Connection: close\r\n", line=b"GET %b HTTP/1.1" % path.encode()))
     assert back.end is End.FIN
     assert [value.lower() for value in back.answers()[0].values("connection")] == ["close"]
 
 
 @pytest.mark.parametrize("headers", [b"Connection: close\r\n", b"Connection: x, CLOSE\r\n"])
-def test_the_server_closes(site: Bench, headers: bytes) -> None:
-    site.upstream.answers[b"/pub/a"] = [answer(b"last", headers=headers), close]
-    back = site.exchange(get("/pub/a") + get("/pub/b"))
+def test_the_server_closes(rack: Bench, headers: bytes) -> None:
+    rack.upstream.answers[b"/pub/a"] = [answer(b"last", headers=headers), close]
+    back = rack.exchange(get("/pub/a") + get("/pub/b"))
     assert ([one.body for one in back.answers()], back.end) == ([b"last"], End.FIN)
 
 
-def test_expectation_verdict_first(site: Bench) -> None:
-    with site.connect() as connection:
+def test_expectation_verdict_first(rack: Bench) -> None:
+    with rack.connect() as connection:
         connection.sendall(request(EXPECT, line=b"POST /private HTTP/1.1"))
         back = read_to_end(connection)
     assert (back.statuses, back.end) == ([403], End.FIN)
-    assert site.conversations() == []
+    assert rack.conversations() == []
 
 
-def test_expectation_of_an_allowed_request(site: Bench) -> None:
-    with site.connect() as connection:
+def test_expectation_of_an_allowed_request(rack: Bench) -> None:
+    with rack.connect() as connection:
         connection.sendall(post(EXPECT, b""))
-        conversation = site.upstream.conversation()
+        conversation = rack.upstream.conversation()
         conversation.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         data = b""
         while not data.endswith(b"\r\n\r\n"):
@@ -188,83 +175,83 @@ def test_expectation_of_an_allowed_request(site: Bench) -> None:
         assert data.startswith(b"HTTP/1.1 100")
         connection.sendall(b"hello" + get("/pub/b"))
         assert [one.status for one in read_answers(connection, 2) if one.status >= 200] == [200, 200]
-    assert [one.body for one in site.requests()] == [b"hello", b""]
+    assert [one.body for one in rack.requests()] == [b"hello", b""]
 
 
-def test_expectation_without_waiting(site: Bench) -> None:
+def test_expectation_without_waiting(rack: Bench) -> None:
     """A client need not wait for the 100 (RFC 9110, section 10.1.1)."""
-    back = site.ask(post(EXPECT, b"hello") + get("/pub/b"))
+    back = rack.ask(post(EXPECT, b"hello") + get("/pub/b"))
     assert [status for status in back.statuses if status >= 200] == [200, 200]
-    assert [one.body for one in site.requests()] == [b"hello", b""]
+    assert [one.body for one in rack.requests()] == [b"hello", b""]
 
 
-def test_upgrade(site: Bench) -> None:
+def test_upgrade(rack: Bench) -> None:
     """After a 101 bytes are bytes, those too that came with the request; nothing is judged any more."""
-    site.upstream.answers[b"/pub/up"] = [SWITCHED, b"hello client", read_on]
+    rack.upstream.answers[b"/pub/up"] = [SWITCHED, b"hello client", read_on]
     early = DENIED + b"\x00\xff\r\n\r\n"
-    with site.connect() as connection:
+    with rack.connect() as connection:
         connection.sendall(request(UPGRADE, line=b"GET /pub/up HTTP/1.1") + early)
         data = b""
         while len(data) < len(SWITCHED) + 12:
             data += connection.recv(65536)
         assert data == SWITCHED + b"hello client"
         connection.sendall(b"\x81\x00")
-        site.receiver.wait_read(connection)
-    [conversation] = site.conversations()
+        rack.receiver.wait_read(connection)
+    [conversation] = rack.conversations()
     assert conversation.rest == early + b"\x81\x00"
     assert conversation.requests[0].head.listed(b"connection") == {b"upgrade"}
     assert conversation.requests[0].head.values(b"upgrade") == [b"websocket"]
 
 
-def test_upgrade_half_closed(site: Bench) -> None:
+def test_upgrade_half_closed(rack: Bench) -> None:
     """Each end may finish by itself."""
-    site.upstream.answers[b"/pub/up"] = [SWITCHED, read_on, b"the last word"]
-    back = site.ask(request(UPGRADE, line=b"GET /pub/up HTTP/1.1") + b"bytes")
+    rack.upstream.answers[b"/pub/up"] = [SWITCHED, read_on, b"the last word"]
+    back = rack.ask(request(UPGRADE, line=b"GET /pub/up HTTP/1.1") + b"bytes")
     assert (back.data, back.end) == (SWITCHED + b"the last word", End.FIN)
-    site.begin()
-    site.upstream.answers[b"/pub/up"] = [SWITCHED, half_close, read_on]
-    with site.connect() as connection:
+    rack.begin()
+    rack.upstream.answers[b"/pub/up"] = [SWITCHED, half_close, read_on]
+    with rack.connect() as connection:
         connection.sendall(request(UPGRADE, line=b"GET /pub/up HTTP/1.1"))
         assert read_to_end(connection).end is End.FIN
         connection.sendall(b"still here")
-    [conversation] = site.conversations()
+    [conversation] = rack.conversations()
     assert (conversation.rest, conversation.ended) == (b"still here", "fin")
 
 
 @pytest.mark.parametrize("path", ["/private", "/pub/behind"])
-def test_upgrade_answered_200(site: Bench, path: str) -> None:
+def test_upgrade_answered_200(rack: Bench, path: str) -> None:
     """Then what follows is requests, which are judged."""
-    site.upstream.answers[b"/pub/up"] = [answer(b"no")]
-    back = site.ask(request(UPGRADE, line=b"GET /pub/up HTTP/1.1") + get(path))
+    rack.upstream.answers[b"/pub/up"] = [answer(b"no")]
+    back = rack.ask(request(UPGRADE, line=b"GET /pub/up HTTP/1.1") + get(path))
     assert back.statuses == [200, 403 if path == "/private" else 200]
-    assert [one.line for one in site.requests()] == ["GET /pub/up", f"GET {path}"][: 1 + (path != "/private")]
+    assert [one.line for one in rack.requests()] == ["GET /pub/up", f"GET {path}"][: 1 + (path != "/private")]
 
 
-def test_upgrade_that_is_denied(site: Bench) -> None:
-    back = site.ask(request(UPGRADE, line=b"GET /private HTTP/1.1") + get("/pub/a"))
+def test_upgrade_that_is_denied(rack: Bench) -> None:
+    back = rack.ask(request(UPGRADE, line=b"GET /private HTTP/1.1") + get("/pub/a"))
     assert back.statuses == [403, 200]
-    assert [one.line for one in site.requests()] == ["GET /pub/a"]
+    assert [one.line for one in rack.requests()] == ["GET /pub/a"]
 
 
-def test_head_and_empty_answers(site: Bench) -> None:
-    site.upstream.answers[b"/pub/204"] = [b"HTTP/1.1 204 No Content\r\n\r\n"]
-    site.upstream.answers[b"/pub/304"] = [b"HTTP/1.1 304 Not Modified\r\nContent-Length: 10\r\n\r\n"]
+def test_head_and_empty_answers(rack: Bench) -> None:
+    rack.upstream.answers[b"/pub/204"] = [b"HTTP/1.1 204 No Content\r\n\r\n"]
+    rack.upstream.answers[b"/pub/304"] = [b"HTTP/1.1 304 Not Modified\r\nContent-Length: 10\r\n\r\n"]
     head = b"HEAD /pub/a HTTP/1.1\r\n" + HOST + b"\r\n"
-    back = site.ask(head + get("/pub/204") + head + get("/pub/304") + get("/pub/a"))
+    back = rack.ask(head + get("/pub/204") + head + get("/pub/304") + get("/pub/a"))
     found = [(one.status, one.body) for one in back.answers(["HEAD", "GET", "HEAD", "GET", "GET"])]
     assert found == [(200, b""), (204, b""), (200, b""), (304, b""), (200, b"GET /pub/a ")]
 
 
-def test_new_rules_meet_the_next_request(site: Bench) -> None:
+def test_new_rules_meet_the_next_request(rack: Bench) -> None:
     """A live connection sees an edit at its next request."""
-    with site.connect() as connection:
+    with rack.connect() as connection:
         for path, status in (("/pub/a", 200), ("/new/a", 403)):
             connection.sendall(get(path))
             assert read_answers(connection, 1)[0].status == status
         try:
-            site.relay.set_rules(RuleSet(RULES.id, RULES.name, (HttpRule(12, path="/new/.*"),)))
+            rack.relay.set_rules(RuleSet(RULES.id, RULES.name, (HttpRule(12, path="/new/.*"),)))
             for path, status in (("/pub/a", 403), ("/new/a", 200)):
                 connection.sendall(get(path))
                 assert read_answers(connection, 1)[0].status == status
         finally:
-            site.relay.set_rules(RULES)
+            rack.relay.set_rules(RULES)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from support.rawhttp import End, read_answers, read_to_end
-from support.torture import Bench, bench
+from support.torture import Bench
 from support.torturecases import HOST, request
 from support.upstreams import Step, answer, close, read_on, reset
 
@@ -123,18 +121,6 @@ SPOILED: dict[str, bytes] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Bench]:
-    with bench() as made:
-        yield made
-
-
-@pytest.fixture
-def site(shared: Bench) -> Bench:
-    shared.begin()
-    return shared
-
-
 def pieces(data: bytes) -> list[Step]:
     """Byte by byte, as far as that is bearable; a server's small writes arrive mostly one by one."""
     return [data] if len(data) > 2000 else [data[at : at + 1] for at in range(len(data))]
@@ -142,66 +128,66 @@ def pieces(data: bytes) -> list[Step]:
 
 @pytest.mark.parametrize("how", ["whole", "bytes"])
 @pytest.mark.parametrize("name", PASSED)
-def test_passed(site: Bench, name: str, how: str) -> None:
+def test_passed(rack: Bench, name: str, how: str) -> None:
     data = PASSED[name]
-    site.upstream.answers[b"/pub/a"] = [data] if how == "whole" else pieces(data)
-    back = site.ask(GET * 2 + BEHIND)
+    rack.upstream.answers[b"/pub/a"] = [data] if how == "whole" else pieces(data)
+    back = rack.ask(GET * 2 + BEHIND)
     assert back.data == data * 2 + answer(b"GET /pub/behind ")
     assert back.end is End.FIN
 
 
 @pytest.mark.parametrize("how", ["whole", "bytes"])
 @pytest.mark.parametrize("name", LAST)
-def test_last(site: Bench, name: str, how: str) -> None:
+def test_last(rack: Bench, name: str, how: str) -> None:
     data = LAST[name]
-    site.upstream.answers[b"/pub/a"] = [*([data] if how == "whole" else pieces(data)), close]
-    back = site.exchange(GET + BEHIND)
+    rack.upstream.answers[b"/pub/a"] = [*([data] if how == "whole" else pieces(data)), close]
+    back = rack.exchange(GET + BEHIND)
     assert back.data.startswith(data.partition(b"\r\n\r\n")[0])
     assert back.data.endswith(data.partition(b"\r\n\r\n")[2])
     assert len(back.answers()) == 1
     assert back.end in (End.FIN, End.RESET)  # what the server did not read makes its close a reset
-    assert [one.line for one in site.requests()] == ["GET /pub/a"]
+    assert [one.line for one in rack.requests()] == ["GET /pub/a"]
 
 
 @pytest.mark.parametrize("name", LAST)
-def test_last_without_more(site: Bench, name: str) -> None:
-    site.upstream.answers[b"/pub/a"] = [LAST[name], close]
-    assert site.exchange(GET).end is End.FIN
+def test_last_without_more(rack: Bench, name: str) -> None:
+    rack.upstream.answers[b"/pub/a"] = [LAST[name], close]
+    assert rack.exchange(GET).end is End.FIN
 
 
 @pytest.mark.parametrize("ends", [close, read_on])
 @pytest.mark.parametrize("name", BAD)
-def test_bad(site: Bench, name: str, ends: Step) -> None:
-    site.upstream.answers[b"/pub/a"] = [BAD[name], ends]
-    back = site.exchange(GET + BEHIND)
+def test_bad(rack: Bench, name: str, ends: Step) -> None:
+    rack.upstream.answers[b"/pub/a"] = [BAD[name], ends]
+    back = rack.exchange(GET + BEHIND)
     assert back.end is not End.OPEN
     assert back.statuses == [502], back
     assert b"evil" not in back.data
-    assert [one.line for one in site.requests()] == ["GET /pub/a"]
+    assert [one.line for one in rack.requests()] == ["GET /pub/a"]
 
 
 @pytest.mark.parametrize("ends", [close, reset])
 @pytest.mark.parametrize("name", CUT)
-def test_cut(site: Bench, name: str, ends: Step) -> None:
+def test_cut(rack: Bench, name: str, ends: Step) -> None:
     """Never a clean end of what is not whole."""
-    site.upstream.answers[b"/pub/a"] = [CUT[name], ends]
-    back = site.exchange(GET + BEHIND)
+    rack.upstream.answers[b"/pub/a"] = [CUT[name], ends]
+    back = rack.exchange(GET + BEHIND)
     assert back.end is End.RESET
     assert CUT[name].startswith(back.data)
 
 
 @pytest.mark.parametrize("name", SPOILED)
-def test_spoiled(site: Bench, name: str) -> None:
-    site.upstream.answers[b"/pub/a"] = [SPOILED[name], read_on]
-    back = site.exchange(GET + BEHIND)
+def test_spoiled(rack: Bench, name: str) -> None:
+    rack.upstream.answers[b"/pub/a"] = [SPOILED[name], read_on]
+    back = rack.exchange(GET + BEHIND)
     assert (back.statuses, back.end) == ([502], End.FIN) or back.end is End.RESET
     assert b"evil" not in back.data
 
 
-def test_folded_answer(site: Bench) -> None:
+def test_folded_answer(rack: Bench) -> None:
     """RFC 9112, section 5.2: unfolded, or refused; its encoding counts in either case."""
-    site.upstream.answers[b"/pub/a"] = [OK + b"Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n" + EVIL, read_on]
-    back = site.exchange(GET)
+    rack.upstream.answers[b"/pub/a"] = [OK + b"Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n" + EVIL, read_on]
+    back = rack.exchange(GET)
     assert back.data.startswith((b"HTTP/1.1 502 ", CHUNKED + b"0\r\n\r\n"))
     assert b"evil" not in back.data
     assert back.end is not End.OPEN
@@ -209,10 +195,10 @@ def test_folded_answer(site: Bench) -> None:
 
 @pytest.mark.parametrize("first", [answer(b"hi"), b"HTTP/1.1 204 No Content\r\n\r\n", CHUNKED + b"0\r\n\r\n"])
 @pytest.mark.parametrize("more", [EVIL, b"HTTP/1.1 100 Continue\r\n\r\n" + EVIL, b"evil", b"\r\nevil"])
-def test_more_than_was_asked_for(site: Bench, first: bytes, more: bytes) -> None:
+def test_more_than_was_asked_for(rack: Bench, first: bytes, more: bytes) -> None:
     """Bytes behind an answer belong to no request: the next one must not get them."""
-    site.upstream.answers[b"/pub/a"] = [first + more]
-    with site.connect() as connection:
+    rack.upstream.answers[b"/pub/a"] = [first + more]
+    with rack.connect() as connection:
         connection.sendall(GET)
         answers = read_answers(connection, 1)
         assert answers[0].status in (200, 204)
@@ -222,10 +208,10 @@ def test_more_than_was_asked_for(site: Bench, first: bytes, more: bytes) -> None
     assert b"evil" not in answers[0].body
 
 
-def test_head_with_a_body(site: Bench) -> None:
+def test_head_with_a_body(rack: Bench) -> None:
     """An answer to HEAD ends with its head, whatever it says."""
-    site.upstream.answers[b"/pub/a"] = [OK + b"Content-Length: %d\r\n\r\n" % len(EVIL) + EVIL]
-    with site.connect() as connection:
+    rack.upstream.answers[b"/pub/a"] = [OK + b"Content-Length: %d\r\n\r\n" % len(EVIL) + EVIL]
+    with rack.connect() as connection:
         connection.sendall(b"HEAD /pub/a HTTP/1.1\r\n" + HOST + b"\r\n")
         [found] = read_answers(connection, 1, ["HEAD"])
         assert (found.status, found.body) == (200, b"")
@@ -234,10 +220,10 @@ def test_head_with_a_body(site: Bench) -> None:
     assert b"evil" not in back.data
 
 
-def test_an_answer_while_the_body_is_on_its_way(site: Bench) -> None:
+def test_an_answer_while_the_body_is_on_its_way(rack: Bench) -> None:
     """A server may answer early; the client gets it, and nothing hangs."""
-    site.upstream.before = [answer(b"early", status=b"413 Too Large", headers=b"Connection: close\r\n"), read_on]
-    with site.connect() as connection:
+    rack.upstream.before = [answer(b"early", status=b"413 Too Large", headers=b"Connection: close\r\n"), read_on]
+    with rack.connect() as connection:
         connection.sendall(request(b"Content-Length: 100000\r\n", line=b"POST /pub/a HTTP/1.1") + b"x" * 100)
         back = read_to_end(connection)
     assert back.statuses == [413]

@@ -26,7 +26,7 @@ from spliceway.bpf.abi import ABI_VERSION
 from support.attack import Site, attacked_site
 from support.load import Result
 from support.node import http_status
-from support.proxypod import until
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]

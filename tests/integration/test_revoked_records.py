@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import time
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -16,6 +13,7 @@ from spliceway.agent.cli.root import app
 from spliceway.agent.testbed.agentprocess import AgentProcess, start_agent
 from spliceway.agent.testbed.testbed import Testbed
 from support.node import pod_manifest, server_manifest
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 
@@ -53,14 +51,6 @@ def end(one):
         return "reset"
 print(json.dumps([end(one) for one in held]), flush=True)
 """
-
-
-def until(what: Callable[[], Any], seconds: float = 20.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return found
 
 
 def revoked(agent: AgentProcess) -> int:

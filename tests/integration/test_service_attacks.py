@@ -28,7 +28,7 @@ from support.serviceegress import (
     listening,
     translated,
 )
-from support.splicebed import until
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(180)]
 

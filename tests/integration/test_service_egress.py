@@ -35,7 +35,7 @@ from support.serviceegress import (
     somebodys_filter,
     translated,
 )
-from support.splicebed import until
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(180)]
 

@@ -20,7 +20,7 @@ from support.foreign import cgroup_program
 from support.lbpod import PORT, Remote, server
 from support.node import pod_manifest, server_manifest
 from support.profiled import status
-from support.splicebed import until
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
 

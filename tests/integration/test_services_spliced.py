@@ -21,7 +21,7 @@ from support.largebody import echoed
 from support.lbpod import Remote
 from support.profiled import PROFILES, node_address
 from support.servicesite import MODES, NODE_PORTS, PATIENCE, PODS, ServiceSite, cluster_ip, guarded, service_site
-from support.splicebed import until
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(180)]
 

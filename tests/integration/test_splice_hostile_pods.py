@@ -19,9 +19,10 @@ from spliceway.bpf import abi
 from spliceway.bpf.abi import End
 from spliceway.bpf.types import Leg, SpliceLimits, SpliceState
 from support.packets import SYN, tcp
-from support.splicebed import PATIENCE, POLICY, PORT, Pair, SpliceBed, until
+from support.splicebed import PATIENCE, POLICY, PORT, Pair, SpliceBed
 from support.spliceread import drain, exactly, memory, numbered, pour, reset
 from support.userfault import LatePage
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
 

@@ -19,6 +19,7 @@ from spliceway.bpf.selftest.identity import identity, make_report
 from spliceway.bpf.selftest.report import Check, Result, Side
 from support.node import http_status, pod_manifest
 from support.talk import Talk
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 
@@ -91,7 +92,7 @@ class World:
             found = {item["name"]: item for item in self.agent.client.get("endpoints")}
             return wanted(found[f"default/{pod}"])
 
-        wait_for(taken_over)
+        until(taken_over)
 
     def forget_annotations(self) -> None:
         for pod in ("client", "server"):
@@ -100,12 +101,6 @@ class World:
 
 def name(sock: dict[str, Any]) -> tuple[Any, ...]:
     return sock["endpoint"], sock["endpointPort"], sock["peer"], sock["peerPort"], sock["leg"]
-
-
-def wait_for(predicate: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not predicate():
-        assert time.monotonic() < deadline
 
 
 @pytest.fixture(autouse=True)

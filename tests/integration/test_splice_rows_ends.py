@@ -16,8 +16,9 @@ import pytest
 from spliceway.bpf import abi
 from spliceway.bpf.addresses import unpack_address
 from spliceway.bpf.types import Leg, SpliceLimits, SpliceState
-from support.splicebed import PATIENCE, Pair, SpliceBed, until
+from support.splicebed import PATIENCE, Pair, SpliceBed
 from support.spliceread import Drained, drain, exactly, numbered, reset
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 

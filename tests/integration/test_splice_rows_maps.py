@@ -20,8 +20,9 @@ from spliceway.bpf.source import PROGRAMS, ROOT
 from spliceway.bpf.types import Leg, SpliceState
 from support.node import pod_manifest
 from support.socketmaker import SocketMaker
-from support.splicebed import PLAIN_PORT, POLICY, Pair, SpliceBed, Veths, until
+from support.splicebed import PLAIN_PORT, POLICY, Pair, SpliceBed, Veths
 from support.spliceread import Drained, drain, exactly, numbered
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 

@@ -13,8 +13,9 @@ import pytest
 from spliceway.bpf import abi
 from spliceway.bpf.abi import End
 from spliceway.bpf.types import Leg, SpliceLimits, SpliceState
-from support.splicebed import Pair, SpliceBed, until
+from support.splicebed import Pair, SpliceBed
 from support.spliceread import exactly, memory, numbered, pour
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 import pytest
 
 from spliceway.bpf.types import Leg, SpliceState
-from support.splicebed import Pair, SpliceBed, Veths, until
+from support.splicebed import Pair, SpliceBed, Veths
 from support.spliceread import exactly, numbered, readable, reset
 from support.sysctl import set_sysctls
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
 

@@ -12,8 +12,9 @@ from collections.abc import Callable
 import pytest
 
 from spliceway.bpf.types import Leg, SpliceLimits, SpliceState
-from support.splicebed import PLAIN_PORT, SECOND_PORT, Pair, SpliceBed, until
+from support.splicebed import PLAIN_PORT, SECOND_PORT, Pair, SpliceBed
 from support.spliceread import exactly, numbered, pour, readable
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
 

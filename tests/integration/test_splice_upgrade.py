@@ -30,7 +30,7 @@ from support.node import pod_manifest
 from support.remembered import remember_programs
 from support.stampedload import Program, StampedLoad
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
 
 EVERY_STEP = bool(os.environ.get("SPLICEWAY_UPGRADE_EVERY_STEP"))
 CONNECTIONS = int(os.environ.get("SPLICEWAY_UPGRADE_CONNECTIONS", "200"))
@@ -56,11 +56,14 @@ class UpgradedNode(KernelNode):
     def __init__(self, testbed: Testbed) -> None:
         self.testbed = testbed
         self.stash = testbed.node.info.bpffs / "stash"
+        self._open = True
         remember_programs(self.stash)
         super().__init__(testbed.node, max_connections=max(8192, 64 * CONNECTIONS))
 
     def close(self) -> None:
         try:
+            if not self._open:
+                self.become(OURS)
             super().close()
         finally:
             vars(install)["load"] = load
@@ -72,10 +75,17 @@ class UpgradedNode(KernelNode):
         table = self.apply(POLICY)
         self.run(self.datapath.set_listeners(dict.fromkeys(table.rule_sets, PORT)))
 
+    def leave(self) -> None:
+        """The agent ends: nobody puts hooks back any more, or takes what another one pins for left over."""
+        if self._open:
+            self.run(self.datapath.close())
+            self._open = False
+
     def become(self, version: Mapping[str, str]) -> None:
         """An agent with these programs takes over."""
-        self.run(self.datapath.close())
+        self.leave()
         self.datapath = self.run(Datapath.open(self.settings, test_defines=version))
+        self._open = True
         self.start()
 
     def root(self, version: Mapping[str, str]) -> Path:
@@ -218,6 +228,7 @@ class DyingAgents:
 
     def open(self, *, kill: int) -> list[str]:
         """Open a datapath of the other version, killed before that step; the steps that it took."""
+        self._node.leave()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"defines": OTHER, "kill": kill}) + "\n")
@@ -231,7 +242,7 @@ class DyingAgents:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate(timeout=20)
+        self._process.communicate(timeout=60)
 
 
 def test_an_agent_that_dies_at_any_step_leaves_nothing_in_the_way(node: UpgradedNode) -> None:

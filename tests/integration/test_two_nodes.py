@@ -18,7 +18,8 @@ from spliceway.agent.testbed.node import Node
 from spliceway.agent.testbed.profiles import Profile
 from support import farserver
 from support.profiled import CLUSTER_IPS, services
-from support.twonodes import EGRESS, INGRESS, MODES, Json, Report, TwoNodes, two_nodes, until
+from support.twonodes import EGRESS, INGRESS, MODES, Json, Report, TwoNodes, two_nodes
+from support.waiting import until
 
 pytestmark = pytest.mark.kernel
 
@@ -179,7 +180,7 @@ def test_ends_reach_the_other_side(site: TwoNodes, near: int, far: int, version:
         report = site.ask(client, server, ["GET", "/open/x"], version=version, end=how)
         assert report.statuses == [200]
         last = report.answers[0]["seen"]["port"]
-        until(lambda last=last: ending(site, client, server, last, version), 10.0)  # type: ignore[misc]
+        until(lambda last=last: ending(site, client, server, last, version))  # type: ignore[misc]
         assert ending(site, client, server, last, version) == (how if embedded else "fin")
     report = site.ask(
         client, server, ["GET", "/open/x?end=fin"], version=version, end="wait", wait=8 if embedded else 2
@@ -209,7 +210,7 @@ def test_a_proxy_that_accepts_late(site: TwoNodes, version: int, mode: str) -> N
         freeze.write_text("1")
         try:
             asked = pool.submit(site.ask, client, server, ["GET", "/open/late"], version=version)
-            until(lambda: waits(node, address, unread=not spliced), 10.0)
+            until(lambda: waits(node, address, unread=not spliced))
         finally:
             freeze.write_text("0")
         report = asked.result()
@@ -304,4 +305,4 @@ def test_a_pod_and_the_address_of_the_other_node(site: TwoNodes, version: int) -
 
 
 def wait_listening(site: TwoNodes) -> None:
-    until(lambda: 80 in netns.call(site.node(2).info.netns, netns.listening_ports), 10.0)
+    until(lambda: 80 in netns.call(site.node(2).info.netns, netns.listening_ports))

@@ -20,7 +20,8 @@ from support.attack import MARKER, SEQ, Wire, Witness
 from support.packets import ACK, SYN, TCP, UDP, ip, tcp, udp
 from support.raw import send_raw
 from support.talk import Talk
-from support.twonodes import EGRESS, INGRESS, MODES, Json, Report, TwoNodes, two_nodes, until
+from support.twonodes import EGRESS, INGRESS, MODES, Json, Report, TwoNodes, two_nodes
+from support.waiting import LIMIT, until
 
 pytestmark = pytest.mark.kernel
 
@@ -51,7 +52,7 @@ def established(site: TwoNodes, number: int, client: str, version: int) -> list[
 
 
 def nothing_is_left(site: TwoNodes, client: str, version: int) -> None:
-    until(lambda: not [one for n in (1, 2) for one in established(site, n, client, version)], 5.0)
+    until(lambda: not [one for n in (1, 2) for one in established(site, n, client, version)])
 
 
 def socks(site: TwoNodes, number: int, pod: str) -> list[Json]:
@@ -124,9 +125,9 @@ def held(site: TwoNodes, client: str, server: str, version: int) -> Iterator[Fut
     with ThreadPoolExecutor(1) as pool:
         path = f"/open/held-{time.monotonic_ns()}"
         future = pool.submit(
-            lambda: site.ask(client, server, ["GET", path], version=version, end="wait", wait=15.0)
+            lambda: site.ask(client, server, ["GET", path], version=version, end="wait", wait=30.0)
         )  # the context waits for it
-        until(lambda: [flow for n in (1, 2) for flow in site.flows(n, path=path)], 10.0)
+        until(lambda: [flow for n in (1, 2) for flow in site.flows(n, path=path)])
         yield future
 
 
@@ -147,7 +148,7 @@ def test_a_policy_that_goes_cuts_on_both_nodes(site: TwoNodes, mode: str, name: 
         began = time.monotonic()
         try:
             site.write(name, None if gone else DENIES[name], number)
-            report = connection.result(5)
+            report = connection.result(LIMIT)
             took = time.monotonic() - began
             nothing_is_left(site, client, version)
             expected = [200] if gone else [0]
@@ -156,7 +157,7 @@ def test_a_policy_that_goes_cuts_on_both_nodes(site: TwoNodes, mode: str, name: 
             site.write(name, OTHERS[name], number)
     assert report.statuses == [200]
     assert report.end in ("fin", "reset")
-    assert took < 4
+    assert took < 12, "as long as nobody told it"
     assert site.get(client, server, "/open", version=version) == [200]
 
 
@@ -196,7 +197,7 @@ def test_the_servers_node_loses_its_proxy(site: TwoNodes, version: int) -> None:
             pid = int(site.agent(2).client.get("status")["proxy"]["process"]["pid"])
             kill(site, pid)
             said: list[str] = []
-            until(lambda: said.append(talk.ask("/open")) or said[-1] != "200", 5.0)  # type: ignore[func-returns-value]
+            until(lambda: said.append(talk.ask("/open")) or said[-1] != "200")  # type: ignore[func-returns-value]
             assert said[-1] in CUT
             server, client = site.bed.pod("guarded2"), site.bed.pod("client1").address(version)
             source = server.address(version)
@@ -231,7 +232,7 @@ def test_a_pod_in_the_name_of_its_neighbour(site: TwoNodes, version: int) -> Non
     with Witness(site.node(2).info.netns) as witness, Wire(site.bed.pod("client1")) as wire:
         for packet in packets:
             wire.send(packet)
-        until(lambda: denied(site, 1, "spoofed-source") >= before + len(packets), 5.0)
+        until(lambda: denied(site, 1, "spoofed-source") >= before + len(packets))
         witness.assert_nothing()
 
 
@@ -256,7 +257,7 @@ def test_a_host_outside_in_the_name_of_pods(site: TwoNodes, version: int) -> Non
                         forged.append(ip(source, guarded, TCP, segment))
             for packet in forged:
                 netns.call(outside.netns, partial(send_raw, packet))
-            until(lambda: denied(site, 2, "spoofed-source") >= before + 6, 5.0)
+            until(lambda: denied(site, 2, "spoofed-source") >= before + 6)
             assert talk.ask("/open") == "200"
             witness.assert_nothing()
 

@@ -108,8 +108,7 @@ def _random_patterns(count: int) -> Iterator[tuple[HttpRule, ...]]:
 @pytest.mark.timeout(300)
 def test_envoy_accepts_what_the_checks_let_through(tmp_path: Path) -> None:
     cases = [*_edges(), *_random_patterns(300)]
-    envoy = EnvoyThread(tmp_path)
-    try:
+    with EnvoyThread(tmp_path) as envoy:
         served = 0
         for begin in range(0, len(cases), _BATCH):
             batch = {
@@ -122,5 +121,3 @@ def test_envoy_accepts_what_the_checks_let_through(tmp_path: Path) -> None:
             envoy.run(envoy.node.apply(*fit))
         print(f"{len(cases)} cases, {served} served")
         assert served > 400
-    finally:
-        envoy.close()

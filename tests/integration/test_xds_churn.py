@@ -14,7 +14,6 @@ from random import Random
 import msgspec
 import pytest
 
-from spliceway.agent.testbed import netns
 from spliceway.agent.testbed.agentprocess import AgentProcess, start_agent
 from spliceway.agent.testbed.node import Node
 from spliceway.agent.testbed.testbed import Testbed
@@ -29,15 +28,17 @@ from support.churnload import Checker, Options, Record, Target, in_netns
 from support.churnwrk import Result, Wrk, start_nginx
 from support.churnxds import SERVER_PORT, WEB_ADDRESS, WEB_PORT, snapshot_of
 from support.envoy import NODE_ID, EnvoyNode, port_of
+from support.envoyworkers import wait_workers
 from support.node import server_manifest
 from support.steered import SERVER, SteeredNet
+from support.waiting import LIMIT, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 
 CHANGES = int(os.environ.get("SPLICEWAY_CHURN_CHANGES", "100"))
 SEED = int(os.environ.get("SPLICEWAY_CHURN_SEED", "1"))
-#: Between the ACK, which Envoy's main thread sends, and the moment in which its workers see the change, on a machine
-#: where wrk, servers and checkers want all CPUs. It must be rare, too.
+#: Between the ACK, which Envoy's main thread sends, and the moment in which its workers see the change. They are waited
+#: for (`wait_workers`), so what is later must be rare.
 TOLERANCE = 0.1
 _ORIGIN_PORT = 7080
 _PLAIN = b"GET %b HTTP/1.1\r\nHost: web\r\n\r\n"
@@ -80,27 +81,19 @@ def targets() -> Iterator[Target]:
         yield Target(f"web-{number}", ((WEB_ADDRESS, WEB_PORT + number),), heads)
 
 
-async def listening(node: EnvoyNode, ports: set[int]) -> None:
-    for _ in range(500):
-        if ports <= await asyncio.to_thread(netns.call, node.net.node, netns.listening_ports):
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"not listening on {ports}:\n{node.log()}")
-
-
-async def set_state(node: EnvoyNode, timeline: Timeline[State], state: State, wait: float = 10.0) -> float:
+async def set_state(node: EnvoyNode, timeline: Timeline[State], state: State) -> float:
     """Serve a state; returns when it is in force. Seconds that took."""
     number = len(timeline.states)
     snapshot = snapshot_of(state, node.settings, f"{number}", node.server.snapshot(NODE_ID))
     begin = time.monotonic()
     timeline.begin(state, begin)
     node.server.set_snapshot(NODE_ID, snapshot)
-    await node.server.wait_acked(NODE_ID, wait)
-    acked = time.monotonic()
+    await node.server.wait_acked(NODE_ID, LIMIT)
     before = ports_of(timeline.states[-2]) if number else set()
     if ports_of(state) - before:
-        await listening(node, ports_of(state))
-        acked = time.monotonic()
+        await node.listening(ports_of(state))
+    await asyncio.to_thread(wait_workers, node.pid)
+    acked = time.monotonic()
     timeline.done(acked)
     return acked - begin
 
@@ -220,16 +213,17 @@ class Files:
         beside.write_text(policy.document(name))
         beside.rename(path)
 
-    def wait_in_force(self, wait: float = 20.0) -> None:
+    def wait_in_force(self) -> None:
         """Return once the last edit is in force, in the kernel and in the proxy."""
-        deadline = time.monotonic() + wait
-        while True:
+
+        def in_force() -> bool:
             policy = self._client.get("status")["policy"]
-            if policy["wanted"] > self._wanted and policy["revision"] == policy["wanted"] and not policy["waiting"]:
-                self._wanted = policy["wanted"]
-                return
-            assert time.monotonic() < deadline, policy
-            time.sleep(0.003)
+            return policy["wanted"] > self._wanted and policy["revision"] == policy["wanted"] and not policy["waiting"]
+
+        until(in_force, told=lambda: self._client.get("status")["policy"])
+        status = self._client.get("status")
+        wait_workers(status["proxy"]["process"]["pid"])
+        self._wanted = status["policy"]["wanted"]
 
 
 @contextlib.contextmanager

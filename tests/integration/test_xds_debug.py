@@ -29,6 +29,7 @@ from spliceway.xds.resources.protofiles import load_resources
 from spliceway.xds.server.listen import TcpSettings
 from spliceway.xds.server.server import XdsServer
 from support.envoy import NODE_ID, EnvoyNode, envoy_node, port_of
+from support.waiting import until_async
 from support.xdsbed import Bed, settled
 from support.xdsclient import dial
 
@@ -347,11 +348,8 @@ async def another(node: EnvoyNode) -> XdsServer:
     await node.server.stop()
     server = XdsServer(node.bootstrap.xds_socket, check=lambda _: None)
     await server.start()
-    for _ in range(500):
-        if server.status():
-            return server
-        await asyncio.sleep(0.01)
-    raise AssertionError("Envoy is not back")
+    await until_async(server.status, told=lambda: "Envoy is not back")
+    return server
 
 
 @pytest.mark.kernel
@@ -364,11 +362,13 @@ def test_every_type_is_compared_as_envoy_shows_it(tmp_path: Path) -> None:
             bodies[item.url][item.name] = item.body
         node.server.set_snapshot(NODE_ID, Snapshot.of("1", bodies))
         found: dict[tuple[str, str], Difference] = {}
-        for _ in range(200):
-            found = await diff(node)
-            if len(states(found)) == 1:
-                break
-            await asyncio.sleep(0.05)
+
+        async def all_but_one() -> bool:
+            found.clear()
+            found.update(await diff(node))
+            return len(states(found)) == 1
+
+        await until_async(all_but_one, told=lambda: states(found))
         assert states(found) == {("RDS", "nobody"): "missing"}
         assert found["RDS", "nobody"].message == "Envoy has not asked for it"
         assert {short for short, _ in found} == {info.short for info in TYPES.values()}

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from support.commands import Commanded
+from support.waiting import until_async
 from support.xdsfaults import FAULTS
 
 SECONDS = float(os.environ.get("SPLICEWAY_FAULT_SECONDS", "1.5"))
@@ -99,14 +100,14 @@ class Bed:
         """Until the well-behaved clients have everything.
 
         Raises:
-            TimeoutError: they never get it.
+            AssertionError: they never get it.
         """
         digests = await self.server.do("digests")
-        for _ in range(500):
-            if (await self.fleet.do("behind", digests=digests))["behind"] == 0:
-                return
-            await asyncio.sleep(0.02)
-        raise TimeoutError("updates are lost")
+
+        async def all_there() -> bool:
+            return bool((await self.fleet.do("behind", digests=digests))["behind"] == 0)
+
+        await until_async(all_there, told=lambda: "updates are lost")
 
     async def calm_memory(self) -> float:
         """The server's memory (MiB) once gRPC has freed what the faults left: after 15 seconds as it is then."""
@@ -119,12 +120,15 @@ class Bed:
 
     async def gone(self) -> None:
         """Until only the well-behaved streams are left."""
-        for _ in range(150):
-            status: dict[str, Any] = await self.server.do("status", resources=False)
-            if status["streams"] == 2 * GOOD:
-                return
-            await asyncio.sleep(0.1)
-        raise TimeoutError(f"{status['streams']} streams are still open, the newest are {status['last']}")
+        status: dict[str, Any] = {}
+
+        async def only_good() -> bool:
+            status.update(await self.server.do("status", resources=False))
+            return bool(status["streams"] == 2 * GOOD)
+
+        await until_async(
+            only_good, told=lambda: f"{status['streams']} streams are still open, the newest are {status['last']}"
+        )
 
 
 def memory(pid: int) -> float:

@@ -6,12 +6,8 @@ What was in force before the refused edit stays, and the agent says what was ref
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
@@ -21,7 +17,9 @@ from spliceway.agent.reconcile import PATIENCE_SECONDS
 from spliceway.agent.testbed.agentprocess import AgentProcess, start_agent
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.xds.envoyadmin import admin_get
+from support.asking import Asking
 from support.node import http_status, server_manifest
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.envoy]
 
@@ -42,61 +40,6 @@ BAD = {
     # The parser: then it is no policy at all.
     "document": "{method: GET, path: '/articles/[0-9'}",
 }
-
-#: One request after the other on one connection (a new one after a failure), each result with its time.
-REQUESTS = """
-import http.client, sys, time
-address, path, pause = sys.argv[1], sys.argv[2], float(sys.argv[3])
-connection = None
-while True:
-    try:
-        connection = connection or http.client.HTTPConnection(address, 80, timeout=5)
-        connection.request("GET", path)
-        response = connection.getresponse()
-        response.read()
-        said = response.status
-    except OSError:
-        connection.close()
-        connection, said = None, 0
-    print(time.monotonic(), said, flush=True)
-    time.sleep(pause)
-"""
-
-
-class Requests:
-    """Requests of the pod `client` without end, on one connection: (time.monotonic() of the answer, status)."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.results: list[tuple[float, int]] = []
-        self._process = process
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            when, said = line.split()
-            self.results.append((float(when), int(said)))
-
-    def first(self, wanted: int, after: float, wait: float = 10.0) -> float:
-        """Seconds from `after` to the first result that is wanted."""
-        deadline = time.monotonic() + wait
-        while time.monotonic() < deadline:
-            for when, said in self.results[-1000:]:
-                if when > after and said == wanted:
-                    return when - after
-            time.sleep(0.005)
-        raise AssertionError(f"no {wanted} within {wait} s: {self.results[-5:]}")
-
-    def since(self, when: float) -> set[int]:
-        return {said for time_, said in list(self.results) if time_ > when}
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._thread.join()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
 
 
 class World:
@@ -143,22 +86,12 @@ class World:
             return False
         return states.get("CiliumNetworkPolicy default/patient") == "refused"
 
-    def until(self, wanted: Callable[[], object], wait: float = 10.0) -> None:
+    def until(self, wanted: Callable[[], object]) -> None:
         """Wait for it."""
-        deadline = time.monotonic() + wait
-        while not wanted():
-            assert time.monotonic() < deadline, self.status()
-            time.sleep(0.02)
+        until(wanted, told=self.status)
 
-    @contextmanager
-    def requests(self, server: str, path: str, pause: float = 0.002) -> Iterator[Requests]:
-        address = str(self.testbed.pod(server).address(4))
-        argv = [sys.executable, "-c", REQUESTS, address, path, str(pause)]
-        made = Requests(self.testbed.spawn("client", argv, stdout=subprocess.PIPE, text=True))
-        try:
-            yield made
-        finally:
-            made.stop()
+    def requests(self, server: str, path: str, pause: float = 0.002) -> Asking:
+        return Asking(self.testbed, "client", server, path, pause=pause)
 
 
 def policy(server: str, http: str) -> str:
@@ -252,7 +185,7 @@ def test_a_new_policy_that_is_refused_changes_nothing_and_holds_nobody_up(world:
         # While the agent may still have patience with the new listener, and when it has none any more.
         for _ in range(2):
             when = world.write(fresh=BAD[kind], tight=CLOSED)
-            assert tight.first(403, when) < 0.5
+            assert tight.first(403, when) < PATIENCE_SECONDS / 2
             assert world.ask("fresh", "/private") == 200
             tight.first(200, world.write(fresh=BAD[kind]))
             world.until(lambda: time.monotonic() > begin + PATIENCE_SECONDS)

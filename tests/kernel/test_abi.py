@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from spliceway.bpf import abi, lbabi
-from spliceway.bpf.source import PROGRAMS, ROOT, STUBS, flatten
+from spliceway.bpf.source import PROGRAMS, STUBS, flatten
 from spliceway.bpf.types import Hook, Leg, SpliceState
 from spliceway.policy import numbering
 from spliceway.policy.entity import Reserved
@@ -94,7 +94,7 @@ _CONSTANTS = {
 
 
 def enumerators(name: str) -> list[str]:
-    body = re.search(rf"enum {name} \{{(.*?)\}}", (ROOT / "abi.h").read_text(), re.DOTALL)
+    body = re.search(rf"enum {name} \{{(.*?)\}}", flatten("abi.h"), re.DOTALL)
     assert body is not None
     words = re.sub(r"//.*", "", body[1]).split(",")
     return [word.split("=")[0].strip() for word in words if word.strip()]
@@ -164,7 +164,7 @@ def test_the_header_names_every_number(name: str) -> None:
 
 
 def test_every_struct_is_mirrored() -> None:
-    text = "".join((ROOT / name).read_text() for name in ("abi.h", "lbabi.h"))
+    text = "".join(flatten(name) for name in ("abi.h", "lbabi.h"))
     declared = set(re.findall(r"^struct (\w+) \{", text, re.MULTILINE))
     assert declared - set(_STRUCTS) == {"fragment_key", "fragment_value"}  # user space never reads those
 

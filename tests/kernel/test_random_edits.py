@@ -232,7 +232,7 @@ def test_every_verdict_is_of_a_table_that_was_live(node: KernelNode) -> None:
 
 def wait_for_flows(node: KernelNode, sent: list[Sent]) -> dict[Packet, KernelFlow]:
     """Records by packet, once all that are still under way have come. Tuples that came twice are left out."""
-    node.run(asyncio.sleep(0.5))
+    node.flows_seen(0.5)
     found: dict[Packet, KernelFlow] = {}
     twice: set[Packet] = set()
     for flow in node.flows:

@@ -158,7 +158,7 @@ def test_without_backends_it_refuses_at_once(web: KernelNode, client: Remote, ve
     assert client.error(f"dial({version}, '{host}')") == "ECONNREFUSED"
     assert client.error(f"new({version}, DGRAM).connect(('{host}', 80))") == "ECONNREFUSED"
     assert client.error(f"u.sendto(b'x', ('{host}', 80))") == "ECONNREFUSED"
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 15
     # Another port of the address is no Service's.
     assert client.error(f"new({version}, DGRAM).connect(('{host}', 81))") != "ECONNREFUSED"
 

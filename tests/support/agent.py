@@ -34,9 +34,11 @@ from spliceway.policy.model import Cluster
 from spliceway.policy.parse import parse_text
 from spliceway.policy.table import PolicyTable, RuleSet
 from spliceway.policy.verdict import Reason, Verdict
+from support.waiting import LIMIT, until_async
 
 NODE = "node1"
 PROVED = Proof("gate", True, True)
+until = until_async
 
 
 def cluster_of(*texts: str) -> Cluster:
@@ -351,7 +353,7 @@ class MemoryProxyProcess:
         return "1", 0
 
 
-def run(body: Callable[[], Any], timeout: float = 20.0) -> Any:
+def run(body: Callable[[], Any], timeout: float = 2 * LIMIT) -> Any:
     """Run an async test function without arguments; it must end within `timeout` seconds."""
 
     async def bounded() -> Any:
@@ -359,10 +361,3 @@ def run(body: Callable[[], Any], timeout: float = 20.0) -> Any:
             return await body()
 
     return asyncio.run(bounded())
-
-
-async def until(predicate: Callable[[], object], seconds: float = 5.0) -> None:
-    """Return as soon as the predicate holds; fail when it doesn't within `seconds`."""
-    async with asyncio.timeout(seconds):
-        while not predicate():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)

@@ -21,6 +21,7 @@ from spliceway.agent.testbed.plan import IPAddress
 from spliceway.bpf.steering import RECEIVING
 from support import packets as p
 from support.cases import Case
+from support.waiting import LIMIT
 
 SCTP = 132
 #: Protocols that the table has, by IP version.
@@ -98,7 +99,7 @@ class Ears:
         while ready := self._selector.select(0):
             self._take(key.data for key, _ in ready)
 
-    def wait(self, wanted: Iterable[Arrival], patience: float = 3.0) -> None:
+    def wait(self, wanted: Iterable[Arrival], patience: float = LIMIT) -> None:
         """Return when all of these have arrived, or after `patience` seconds."""
         deadline = time.monotonic() + patience
         wanted = set(wanted)

@@ -15,6 +15,7 @@ from spliceway.xds.resources.settings import ResourceSettings
 from support.casebed import CaseBed
 from support.cases import NODE, CaseFile
 from support.proxied import ProxiedNode
+from support.waiting import LIMIT
 
 
 class CaseNode(ProxiedNode):
@@ -45,7 +46,7 @@ class CaseNode(ProxiedNode):
         return table
 
     def wait_flows(
-        self, since: int, done: Callable[[list[KernelFlow]], bool], patience: float = 5.0
+        self, since: int, done: Callable[[list[KernelFlow]], bool], patience: float = LIMIT
     ) -> list[KernelFlow]:
         """The records behind the first `since`, when `done` says that all are there, or after `patience` seconds."""
 
@@ -59,7 +60,7 @@ class CaseNode(ProxiedNode):
             self.run(wait())
         return self.flows[since:]
 
-    def wait_requests(self, since: int, count: int, patience: float = 5.0) -> list[HttpFlow]:
+    def wait_requests(self, since: int, count: int, patience: float = LIMIT) -> list[HttpFlow]:
         """Entries of the access log behind the first `since`, when there are so many, or after `patience` seconds."""
 
         async def wait() -> None:

@@ -103,6 +103,7 @@ def _dial(bed: CaseBed, case: Case) -> socket.socket:
             made.settimeout(5)
             made.bind((str(case.source), 0))
             made.connect((str(case.destination), case.port))
+            made.settimeout(20)
         except BaseException:
             made.close()
             raise

@@ -67,7 +67,7 @@ class Wrk:
         script = directory / f"wrk-{abs(hash(url)):x}.lua"
         script.write_text(_SCRIPT.format(paths=", ".join(map(json.dumps, paths)), pause=pause, mark=_MARK))
         command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", "3600s"]
-        command += ["--timeout", "5s", "--script", str(script), url]
+        command += ["--timeout", "30s", "--script", str(script), url]
         self._process = spawn(command, stdout=subprocess.PIPE, text=True)
 
     def stop(self) -> Result:

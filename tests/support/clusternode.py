@@ -24,6 +24,7 @@ from support.cninode import CniNode, CniPod
 from support.kubeapi import KubeApi
 from support.kubesource import CRDS
 from support.node import pod_manifest
+from support.waiting import until
 
 #: The kubelet's, at the object that stands for a static pod.
 STATIC, MIRROR = "kubernetes.io/config.hash", "kubernetes.io/config.mirror"
@@ -61,6 +62,21 @@ class ClusterNode(CniNode):
         assert self.agent is not None
         found: dict[str, Any] = self.agent.client.get("status")
         return found
+
+    def settled(self) -> None:
+        """Return when what the double has now is in force: a pod elsewhere that goes by is the mark."""
+        name = f"mark-{uuid.uuid4().hex[:8]}"
+        document = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": "default", "labels": {"mark": name}},
+            "spec": {"nodeName": "elsewhere"},
+            "status": {"phase": "Running", "podIPs": [{"ip": "10.240.9.9"}]},
+        }
+        self.api.put(document)
+        until(lambda: any(name in label for label in self.identity("10.240.9.9")))
+        self.api.drop("v1", "Pod", f"default/{name}")
+        until(lambda: not self.identity("10.240.9.9"))
 
     def describe(
         self, name: str, labels: Mapping[str, str], *, namespace: str = "default", uid: str = "", **status: Any

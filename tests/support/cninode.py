@@ -8,8 +8,7 @@ import json
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from spliceway.agent.testbed.linkparts import quiet_ipv6
 from spliceway.agent.testbed.testbed import Testbed
 from support.libcni import Runtime, arguments
 from support.node import SERVER, pod_manifest
+from support.waiting import until
 
 #: Debian's containernetworking-plugins.
 DEBIAN = Path("/usr/lib/cni")
@@ -132,9 +132,9 @@ class CniNode:
         """What else the agent's configuration has."""
         return {"splice": {"mode": "off"}}
 
-    def wait_chained(self, seconds: float = 20.0) -> None:
+    def wait_chained(self) -> None:
         """Return when the plugin is in the chain."""
-        wait(lambda: NAME in [each["type"] for each in self.runtime.conf()["plugins"]], seconds)
+        until(lambda: NAME in [each["type"] for each in self.runtime.conf()["plugins"]])
 
     def status(self) -> dict[str, Any]:
         """What `status` says of CNI."""
@@ -168,7 +168,7 @@ class CniNode:
         cgroup = cgroups.create(self.node.info.cgroups.pods / f"pod{pod.uid or pod.name}")
         argv = [sys.executable, *SERVER[1:], "--name", pod.name]
         self._servers.append(processes.spawn(pod.netns, cgroup, argv, processes.environment()))
-        wait(lambda: 80 in netns.call(pod.netns, netns.listening_ports), 20.0)
+        until(lambda: 80 in netns.call(pod.netns, netns.listening_ports))
 
     def describe_far(self, name: str, labels: Mapping[str, str], address: str) -> None:
         """A Pod object of another node."""
@@ -227,11 +227,3 @@ def cni_node(directory: Path, **cni: Any) -> Iterator[CniNode]:
             yield site
         finally:
             site.close()
-
-
-def wait(holds: Callable[[], object], seconds: float = 10.0) -> None:
-    """Return as soon as it holds; fail when it doesn't in time."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it does not come about"
-        time.sleep(0.01)

@@ -5,7 +5,6 @@ It takes an `EnvoyNode`'s place: the same methods, the same steered connections,
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sys
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from spliceway.proxy.model import Limits, ProxySettings
 from spliceway.xds.accesslog.flow import HttpFlow
 from support.envoy import NODE_ID, EnvoyNode, EnvoyThread, port_of
 from support.steered import Reply, read_reply
+from support.waiting import until
 
 #: Connections that are there at the same time.
 _TOGETHER = 200
@@ -113,12 +113,11 @@ class EmbeddedThread(EnvoyThread):
         return [Got(reply, flows[ends], arrived) for ends, reply, arrived in answers]
 
     def _flows(self, ends: set[Ends]) -> dict[Ends, HttpFlow]:
-        for _ in range(500):
-            found = {Ends(flow.source, flow.source_port, flow.destination_port): flow for flow in self.node.flows}
-            if ends <= set(found):
-                return found
-            self.run(asyncio.sleep(0.02))
-        raise AssertionError(f"no flows of {ends - set(found)}")
+        def found() -> dict[Ends, HttpFlow]:
+            return {Ends(flow.source, flow.source_port, flow.destination_port): flow for flow in self.node.flows}
+
+        until(lambda: ends <= found().keys(), told=lambda: f"no flows of {ends - found().keys()}")
+        return found()
 
 
 def as_known(rule_set: RuleSet) -> RuleSet:

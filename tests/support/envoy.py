@@ -11,7 +11,7 @@ import subprocess
 import threading
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from spliceway.agent.envoyprocess import find_envoy
 from spliceway.agent.testbed import netns
@@ -24,6 +24,7 @@ from spliceway.xds.resources.build import build_snapshot
 from spliceway.xds.resources.settings import BootstrapSettings, ResourceSettings
 from spliceway.xds.server.server import XdsServer
 from support.steered import PORTS, PROXY_MARK, SERVER, Reply, SteeredNet, Upstream, dial, read_reply
+from support.waiting import LIMIT, until, until_async
 
 T = TypeVar("T")
 
@@ -61,13 +62,15 @@ class EnvoyNode:
         enter = shutil.which("nsenter") or "nsenter"
         command = [enter, f"--net={self.net.node}", *self.command()]
         envoy = self._envoy = await asyncio.to_thread(_start, command)
-        for _ in range(200):
+
+        async def answers() -> bool:
+            assert envoy.poll() is None, self.log()
             with contextlib.suppress(AdminError):
                 await admin_get(self.bootstrap.admin_socket, "/server_info")
-                return
-            assert envoy.poll() is None, self.log()
-            await asyncio.sleep(0.05)
-        raise AssertionError(f"{self.what} did not start:\n{self.log()}")
+                return True
+            return False
+
+        await until_async(answers, told=lambda: f"{self.what} did not start:\n{self.log()}")
 
     def command(self) -> list[str]:
         """What is run in the node's namespace, with its configuration written."""
@@ -79,6 +82,12 @@ class EnvoyNode:
             *("--log-path", str(self.directory / "envoy.log")),
             *self.arguments,
         ]
+
+    @property
+    def pid(self) -> int:
+        """Of the process that was started last."""
+        assert self._envoy is not None
+        return self._envoy.pid
 
     async def stop(self) -> None:
         """Stop Envoy, then the server."""
@@ -96,7 +105,7 @@ class EnvoyNode:
         """GET on Envoy's admin interface."""
         return (await admin_get(self.bootstrap.admin_socket, target)).decode()
 
-    async def apply(self, *rule_sets: RuleSet, wait: float = 10.0) -> None:
+    async def apply(self, *rule_sets: RuleSet, wait: float = LIMIT) -> None:
         """Serve these rule sets on port 23000 + id; returns when they are acknowledged and listen."""
         self._revision += 1
         by_id = {rule_set.id: rule_set for rule_set in rule_sets}
@@ -105,11 +114,15 @@ class EnvoyNode:
         version = f"{id(self.server):x}.{self._revision}"
         self.server.set_snapshot(NODE_ID, build_snapshot(by_id, ports, self.settings, version, previous))
         await self.server.wait_acked(NODE_ID, wait)
-        for _ in range(200):
-            if await asyncio.to_thread(lambda: set(ports.values()) <= netns.call(self.net.node, netns.listening_ports)):
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError(f"not listening on {ports}:\n{self.log()}")
+        await self.listening(set(ports.values()))
+
+    async def listening(self, ports: set[int]) -> None:
+        """Wait until these ports are listened on."""
+
+        async def there() -> bool:
+            return ports <= await asyncio.to_thread(netns.call, self.net.node, netns.listening_ports)
+
+        await until_async(there, told=lambda: f"not listening on {ports}:\n{self.log()}")
 
     def connect(self, rule_set: int, version: int = 4) -> socket.socket:
         """A connection from the client's namespace to the server, through the rule set's listener."""
@@ -127,10 +140,7 @@ class EnvoyNode:
 
     async def flow(self, count: int) -> list[HttpFlow]:
         """Wait for so many access log entries, and take them."""
-        for _ in range(250):
-            if len(self.flows) >= count:
-                break
-            await asyncio.sleep(0.02)
+        await until_async(lambda: len(self.flows) >= count, told=lambda: f"{len(self.flows)} of {count} entries")
         taken = list(self.flows)
         self.flows.clear()
         return taken
@@ -167,12 +177,16 @@ class EnvoyThread:
 
     def flow_of(self, source_port: int) -> HttpFlow:
         """The access log entry of the connection from that port; waits until it arrives."""
-        for _ in range(500):
-            found = next((flow for flow in self.node.flows if flow.source_port == source_port), None)
-            if found is not None:
-                return found
-            self.run(asyncio.sleep(0.01))
-        raise AssertionError(f"no access log entry of port {source_port}")
+        return until(
+            lambda: next((flow for flow in self.node.flows if flow.source_port == source_port), None),
+            told=lambda: f"no access log entry of port {source_port}",
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Take everything down."""

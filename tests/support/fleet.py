@@ -37,6 +37,7 @@ from support.agent import run
 from support.helm import CHART
 from support.kubeapi import KubeApi, Rule
 from support.kubesource import CRDS, QUICK, ask, pod
+from support.waiting import LIMIT
 
 Json = dict[str, Any]
 #: Times of a cluster, a hundredth or so of them.
@@ -246,8 +247,15 @@ def all_rights() -> list[Rule]:
     return msgspec.convert([*rights(), *RIGHTS, *TAINT_RIGHTS, *lease], list[Rule])
 
 
+def kubeconfig_of(api: KubeApi, directory: Path) -> Path:
+    """With a token of agents that have these rights."""
+    api.rights(lambda one: one.token("secret", "agent"))
+    api.rights(lambda one: one.allow("agent", all_rights()))
+    return api.kubeconfig(directory / "kubeconfig", token="secret")
+
+
 async def told(
-    api: KubeApi, name: str, wanted: tuple[str, ...], kind: str = "PolicyStatus", seconds: float = 10
+    api: KubeApi, name: str, wanted: tuple[str, ...], kind: str = "PolicyStatus", seconds: float = LIMIT
 ) -> None:
     """Wait for `brief` to be this."""
     found: tuple[str, ...] = ()
@@ -278,13 +286,11 @@ def with_fleet(
     async def main() -> None:
         with KubeApi() as api:
             api.put(*CRDS, *(DEFINITIONS if definitions else ()), *map(node, nodes), *PODS, *before)
-            api.rights(lambda one: one.token("secret", "agent"))
-            api.rights(lambda one: one.allow("agent", all_rights()))
-            kubeconfig = api.kubeconfig(tmp_path / "kubeconfig", token="secret")
+            kubeconfig = kubeconfig_of(api, tmp_path)
             agents = [FleetAgent(name, kubeconfig, **options) for name in nodes]
             async with fleet(agents):
                 await body(api, agents)
                 if definitions:
                     assert await ask(api.rights, lambda one: one.refused) == []
 
-    run(main, 90)
+    run(main)

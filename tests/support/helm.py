@@ -6,11 +6,13 @@ One JSON value in each line, question and answer: {"chart": path, "values": …}
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -22,14 +24,60 @@ class HelmError(Exception):
     """What Helm says of values or templates."""
 
 
-class Helm:
-    """Asks it; a context manager."""
+class Asked:
+    """A program that answers JSON with JSON, line by line; a context manager."""
+
+    def __init__(self, file: str, *arguments: str) -> None:
+        """`file`: the program's; what it imports is found as here."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", file, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+
+    def ask(self, **question: Any) -> Any:
+        """Its answer. Raises HelmError, what it says when it has none."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        if "error" in answer:
+            raise HelmError(answer["error"])
+        return answer["answer"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._process:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+
+
+def answer_all(answer: Callable[[Any], Any]) -> None:
+    """The other side of `Asked`: answer each question by this."""
+    import helm_python
+
+    for line in sys.stdin:
+        try:
+            said = {"answer": answer(json.loads(line))}
+        except helm_python.HelmError as error:
+            said = {"error": str(error)}
+        sys.stdout.write(json.dumps(said) + "\n")
+        sys.stdout.flush()
+
+
+class Helm(Asked):
+    """Asks it."""
 
     def __init__(self, chart: Path = CHART) -> None:
+        super().__init__(__file__)
         self._chart = chart
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
 
     def render(self, values: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         """Every object of the chart with these values. Raises HelmError."""
@@ -53,25 +101,8 @@ class Helm:
         found: dict[str, Any] = self._ask(values=values or {}, lint=kube_version)
         return found
 
-    def __enter__(self) -> Helm:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._process:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-
     def _ask(self, **question: Any) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"chart": str(self._chart), **question}) + "\n")
-        self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
-        if "error" in answer:
-            raise HelmError(answer["error"])
-        return answer["answer"]
+        return self.ask(chart=str(self._chart), **question)
 
 
 def one(objects: list[dict[str, Any]], kind: str, name: str = NAME) -> dict[str, Any]:
@@ -80,25 +111,15 @@ def one(objects: list[dict[str, Any]], kind: str, name: str = NAME) -> dict[str,
     return found
 
 
-def _answers() -> None:
+def _answer(question: dict[str, Any]) -> Any:
     import helm_python
 
-    for line in sys.stdin:
-        question = json.loads(line)
-        try:
-            if version := question.get("lint"):
-                said: Any = helm_python.lint(
-                    question["chart"], question["values"], strict=True, namespace=NAMESPACE, kube_version=version
-                )
-            else:
-                with helm_python.Chart.load(question["chart"]) as chart:
-                    said = chart.render(question["values"], name=NAME, namespace=NAMESPACE, is_install=True)
-            answer = {"answer": said}
-        except helm_python.HelmError as error:
-            answer = {"error": str(error)}
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+    chart, values = question["chart"], question["values"]
+    if version := question.get("lint"):
+        return helm_python.lint(chart, values, strict=True, namespace=NAMESPACE, kube_version=version)
+    with helm_python.Chart.load(chart) as loaded:
+        return loaded.render(values, name=NAME, namespace=NAMESPACE, is_install=True)
 
 
 if __name__ == "__main__":
-    _answers()
+    answer_all(_answer)

@@ -5,36 +5,27 @@ One JSON value in each line, question and answer: {"do": "install", "chart": pat
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from support.helm import CHART, NAME, NAMESPACE, HelmError
+from support.helm import CHART, NAME, NAMESPACE, Asked, answer_all
 from support.kubeapi import KubeApi
 
 Json = dict[str, Any]
 #: Seconds that Helm waits for a hook; nothing takes as long here.
-_HOOK_SECONDS = 20
+_HOOK_SECONDS = 60
 _LOOK_SECONDS = 0.05
 
 
-class Release:
+class Release(Asked):
     """The chart's release in one cluster; a context manager."""
 
     def __init__(self, kubeconfig: Path, chart: Path = CHART) -> None:
+        super().__init__(__file__, str(kubeconfig))
         self._chart = chart
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", __file__, str(kubeconfig)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
 
     def install(self, values: Json | None = None) -> Json:
         """`helm install --create-namespace`. Raises HelmError."""
@@ -59,25 +50,8 @@ class Release:
         """States of the revisions, the oldest first."""
         return [str(one["status"]) for one in self._ask("history")]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._process:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-
     def _ask(self, action: str, **question: Any) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"do": action, "chart": str(self._chart), **question}) + "\n")
-        self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
-        if "error" in answer:
-            raise HelmError(answer["error"])
-        return answer["answer"]
+        return self.ask(do=action, chart=str(self._chart), **question)
 
 
 class Jobs:
@@ -130,27 +104,23 @@ def _answers() -> None:
     # Its own limit of requests is for clusters that others use, too.
     config = helm_python.Config(kubeconfig_path=sys.argv[1], namespace=NAMESPACE, qps=1000, burst_limit=1000)
     waiting: Json = {"timeout": _HOOK_SECONDS, "wait": "hookOnly"}
-    for line in sys.stdin:
-        asked = json.loads(line)
-        try:
-            said: Any = None
-            match asked["do"]:
-                case "install":
-                    where: Json = {"namespace": NAMESPACE, "create_namespace": True}
-                    said = config.install(asked["chart"], NAME, asked["values"], **where, **waiting)
-                case "upgrade":
-                    said = config.upgrade(asked["chart"], NAME, asked["values"], reuse_values=asked["reuse"], **waiting)
-                case "rollback":
-                    config.rollback(NAME, version=asked["revision"], **waiting)
-                case "uninstall":
-                    said = config.uninstall(NAME, **waiting)
-                case "history":
-                    said = config.history(NAME)
-            answer = {"answer": said}
-        except helm_python.HelmError as error:
-            answer = {"error": str(error)}
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+
+    def answer(asked: Json) -> Any:
+        match asked["do"]:
+            case "install":
+                where: Json = {"namespace": NAMESPACE, "create_namespace": True}
+                return config.install(asked["chart"], NAME, asked["values"], **where, **waiting)
+            case "upgrade":
+                return config.upgrade(asked["chart"], NAME, asked["values"], reuse_values=asked["reuse"], **waiting)
+            case "rollback":
+                config.rollback(NAME, version=asked["revision"], **waiting)
+            case "uninstall":
+                return config.uninstall(NAME, **waiting)
+            case "history":
+                return config.history(NAME)
+        return None
+
+    answer_all(answer)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from spliceway.policy.model import Node as NodeObject
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.parse import parse_document
 from spliceway.policy.table import PolicyTable
+from support.waiting import LIMIT
 
 T = TypeVar("T")
 _CLONE_NEWNET = 0x40000000
@@ -42,7 +43,7 @@ class NamespaceLoop:
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._main, args=(started,), daemon=True)
         self._thread.start()
-        started.result(10)
+        started.result(LIMIT)
 
     def _main(self, started: Future[None]) -> None:
         descriptor = os.open(self._netns, os.O_RDONLY)
@@ -57,7 +58,7 @@ class NamespaceLoop:
             self._loop.call_soon(started.set_result, None)
             self._loop.run_forever()
 
-    def run(self, work: Coroutine[Any, Any, T], timeout: float = 120.0) -> T:
+    def run(self, work: Coroutine[Any, Any, T], timeout: float = 10 * LIMIT) -> T:
         """Run a coroutine there and return its result."""
         assert self._loop is not None
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
@@ -177,20 +178,20 @@ class KernelNode:
         """What is attached."""
         return [one.endpoint for one in self.datapath._attached.values()]
 
-    def flows_seen(self) -> int:
-        """How many records there are, those that were still on their way included."""
+    def flows_seen(self, pause: float = 0.03) -> int:
+        """How many records there are, once none came for `pause` seconds."""
 
         async def settle() -> int:
             while True:
                 count = len(self.flows)
-                await asyncio.sleep(0.03)
+                await asyncio.sleep(pause)
                 if len(self.flows) == count:
                     return count
 
         return self.run(settle())
 
     def flow_after(
-        self, seen: int, timeout: float = 5.0, *, port: int | None = None, hook: Hook | None = None
+        self, seen: int, timeout: float = LIMIT, *, port: int | None = None, hook: Hook | None = None
     ) -> KernelFlow:
         """The first record behind the `seen` ones that were there before; of those from this source port, at this hook.
 

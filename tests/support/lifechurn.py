@@ -13,10 +13,11 @@ from functools import partial
 from typing import Any
 
 from spliceway.agent.testbed import netns
-from support.cninode import CniPod, bridge, wait
+from support.cninode import CniPod, bridge
 from support.libcni import PluginError
 from support.lifenode import FAR, LifeNode, died
 from support.lifeprober import NONE, Holders, Prober, Talk, Way, ask
+from support.waiting import until
 
 #: Pods elsewhere: so many come in a second, and each lives for so long.
 RATE, SECONDS = 50, 1.0
@@ -127,7 +128,7 @@ class Churn:
             ways = self._far_ways(welcome)
             if welcome:
                 talks = [life.talk("far", way.name, way.address, way.path) for way in ways if way.right == 200]
-                wait(lambda: all(talk.answers > 1 for talk in talks), 20.0)  # noqa: B023
+                until(lambda: all(talk.answers > 1 for talk in talks), 20.0)  # noqa: B023
             else:
                 self._judge_talks(talks)
             for way in ways:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import time
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from support.kernel import NamespaceLoop
 from support.kerneltable import differences, kernel_says, table_says
 from support.kubecrowd import cluster_in
 from support.lifenode import LifeNode
+from support.waiting import until
 
 _ID = re.compile(r"^(prog|map|link)_id:\s+(\d+)$", re.MULTILINE)
 #: What the base CNI makes, and leaves.
@@ -90,8 +90,7 @@ def in_step(life: LifeNode) -> None:
     table = Engine(options, Numbering()).apply(objects(cluster), revision=1)
     wired = {f"{pod.namespace}/{pod.name}": ip_address(pod.address()) for pod in life.pods.values()}
     wanted = table_says(table, wired)
-    for _ in range(50):
-        if (found := kernel_says(site.node.info.bpffs)) == wanted:
-            return
-        time.sleep(0.1)
-    raise AssertionError(differences(found, wanted))
+    until(
+        lambda: kernel_says(site.node.info.bpffs) == wanted,
+        told=lambda: differences(kernel_says(site.node.info.bpffs), wanted),
+    )

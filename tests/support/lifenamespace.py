@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from support.cninode import CniPod
-from support.lifenode import GATEWAYS, NODE_PORT, VERSIONS, LifeNode
+from support.lifenode import GATEWAYS, NODE_PORT, VERSIONS, LifeNode, dials_nobody, lets_in
 from support.lifeprober import NONE, Prober
 
 NAME = "shop"
@@ -30,22 +30,7 @@ spec:
     ports: [{port: 80}]
 """
 _NAMESPACE = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAME, "labels": {"team": "shop"}}}
-_GOES = """
-apiVersion: cilium.io/v2
-kind: CiliumNetworkPolicy
-metadata: {name: thief, namespace: shop}
-spec:
-  endpointSelector: {matchLabels: {app: thief}}
-  egress: [{toEndpoints: [{matchLabels: {app: nobody}}]}]
----
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: till, namespace: shop}
-spec:
-  podSelector: {matchLabels: {app: till}}
-  policyTypes: [Ingress]
-  ingress: [{from: [{podSelector: {matchLabels: {app: buyer}}}]}]
-"""
+_GOES = "---".join((dials_nobody("thief", NAME), lets_in("till", "buyer", NAME)))
 _POLICIES = {"thief": ("cilium.io/v2", "CiliumNetworkPolicy"), "till": ("networking.k8s.io/v1", "NetworkPolicy")}
 
 

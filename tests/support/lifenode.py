@@ -23,11 +23,12 @@ from typing import Any
 from spliceway.agent.testbed import cgroups, netns
 from spliceway.agent.testbed.testbed import Testbed
 from support.clusternode import ClusterNode
-from support.cninode import CniPod, wait
+from support.cninode import CniPod
 from support.kubeapi import KubeApi
 from support.libcni import PluginError
 from support.lifeprober import NONE, Talk, Way
 from support.node import pod_manifest
+from support.waiting import until
 
 #: A machine outside the node, whose addresses are those of pods elsewhere.
 FAR = {4: "10.10.1.5", 6: "fd00:10:1::5"}
@@ -40,8 +41,35 @@ TRY_AGAIN = 11
 START_SECONDS = 600.0
 #: The source tries again after 10 seconds at most.
 LIMIT = 40.0
+
+
+def lets_in(name: str, peer: str, namespace: str = "default") -> str:
+    """A policy of the pods whose `app` is that name: only those of `peer` get in."""
+    return f"""
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: {name}, namespace: {namespace}}}
+spec:
+  podSelector: {{matchLabels: {{app: {name}}}}}
+  policyTypes: [Ingress]
+  ingress: [{{from: [{{podSelector: {{matchLabels: {{app: {peer}}}}}}}], ports: [{{port: 80}}]}}]
+"""
+
+
+def dials_nobody(name: str, namespace: str = "default") -> str:
+    """A policy of the pods whose `app` is that name."""
+    return f"""
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {{name: {name}, namespace: {namespace}}}
+spec:
+  endpointSelector: {{matchLabels: {{app: {name}}}}}
+  egress: [{{toEndpoints: [{{matchLabels: {{app: nobody}}}}]}}]
+"""
+
+
 #: `api` lets in `good` alone, and that for articles alone, `db` lets in `good`; `bad` may dial nobody.
-POLICIES = """
+_API = """
 apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy
 metadata: {name: api, namespace: default}
@@ -50,22 +78,8 @@ spec:
   ingress:
   - fromEndpoints: [{matchLabels: {app: good}}]
     toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {http: [{method: GET, path: "/articles/.*"}]}}]
----
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: db, namespace: default}
-spec:
-  podSelector: {matchLabels: {app: db}}
-  policyTypes: [Ingress]
-  ingress: [{from: [{podSelector: {matchLabels: {app: good}}}], ports: [{port: 80}]}]
----
-apiVersion: cilium.io/v2
-kind: CiliumNetworkPolicy
-metadata: {name: bad, namespace: default}
-spec:
-  endpointSelector: {matchLabels: {app: bad}}
-  egress: [{toEndpoints: [{matchLabels: {app: nobody}}]}]
 """
+POLICIES = "---".join((_API, lets_in("db", "good"), dials_nobody("bad")))
 #: Directories of the packages.
 PACKAGES = ("agent", "policy", "bpf", "xds", "proxy")
 _TESTS = Path(__file__).resolve().parents[1]
@@ -175,7 +189,7 @@ class LifeNode:
         thread = threading.Thread(target=start)
         thread.start()
         try:
-            wait(lambda: admin.exists() or failed, 60.0)
+            until(lambda: admin.exists() or failed, 60.0)
             yield
         finally:
             thread.join()

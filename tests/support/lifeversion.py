@@ -24,7 +24,7 @@ def other_version(directory: Path) -> Path:
     ours, theirs = f"#define ABI_VERSION {ABI_VERSION}", f"#define ABI_VERSION {OTHER_ABI}"
     _replace(programs / "c/abi.h", ours, theirs)
     _replace(programs / "abi.py", f"ABI_VERSION = {ABI_VERSION}", f"ABI_VERSION = {OTHER_ABI}")
-    _swap(programs / "c/abi.h", "\tu8 has_hole;\n", "\tu8 asks;\t\t// its proxy asks for room (splice_room)\n")
+    _swap(programs / "c/spliceabi.h", "\tu8 has_hole;\n", "\tu8 asks;\t\t// its proxy asks for room (splice_room)\n")
     _swap(programs / "spliceabi.py", '        ("has_hole", c_uint8),\n', '        ("asks", c_uint8),\n')
     with (directory / "proxy/spliceway/proxy/__init__.py").open("a") as code:
         code.write("\n# Another version.\n")

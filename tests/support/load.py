@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -21,6 +22,7 @@ from typing import Any
 import msgspec
 
 from spliceway.agent.testbed.node import Pod
+from support.waiting import LIMIT, until_async
 
 #: Rules of `api` that the load is made for: two that pass, everything else is 403.
 POLICY = """
@@ -106,10 +108,16 @@ class Load:
             raise AssertionError(f"no load: {line}{self._process.communicate()[1]}")
         return self
 
-    def stop(self) -> Result:
-        """End it and return what came of it."""
+    def flawless(self, at_least: int = 20) -> Result:
+        """Let it go on until there are so many right answers, end it, and see that there are no others."""
+        result = self.stop(at_least)
+        result.assert_flawless(at_least)
+        return result
+
+    def stop(self, at_least: int = 0) -> Result:
+        """End it and return what came of it. `at_least`: once so many answers were right, or the first was not."""
         assert self._process is not None
-        out, err = self._process.communicate("", timeout=ANSWER_SECONDS + 20)
+        out, err = self._process.communicate(f"{at_least}\n", timeout=ANSWER_SECONDS + 2 * LIMIT)
         if self._process.returncode != 0:
             raise AssertionError(f"load: {err}")
         return msgspec.json.decode(out, type=Result)
@@ -241,23 +249,37 @@ class _Client:
 
 
 async def _run(options: Options) -> Result:
-    stop = asyncio.Event()
+    asked, stop = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_reader(0, stop.set)
+    loop.add_reader(0, asked.set)
     seed = os.getpid()
     clients = [_Client(options, seed * 100 + index) for index in range(options.connections)]
     print("ready", flush=True)
-    await asyncio.gather(*(client.run(stop) for client in clients))
-    loop.remove_reader(0)
-    outcomes: Counter[str] = Counter()
-    for client in clients:
-        outcomes.update(client.outcomes)
+
+    async def end() -> None:
+        await asked.wait()
+        loop.remove_reader(0)
+        at_least = int(sys.stdin.readline() or 0)
+
+        def is_enough() -> bool:
+            found = _outcomes(clients)
+            return found["ok"] >= at_least or not set(found) <= {"ok"}
+
+        with contextlib.suppress(AssertionError):  # the test will say so
+            await until_async(is_enough)
+        stop.set()
+
+    await asyncio.gather(end(), *(client.run(stop) for client in clients))
     return Result(
-        dict(outcomes),
+        dict(_outcomes(clients)),
         sum(client.connections for client in clients),
         sorted(sample for client in clients for sample in client.samples)[:30],
         max(client.gap for client in clients),
     )
+
+
+def _outcomes(clients: Sequence[_Client]) -> Counter[str]:
+    return sum((client.outcomes for client in clients), Counter())
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from spliceway.xds.resources.packing import seconds, serialized, typed
 from spliceway.xds.resources.settings import BootstrapSettings
 from spliceway.xds.server.events import EventKind, XdsEvent
 from spliceway.xds.server.server import XdsServer
+from support.waiting import LIMIT, until_async
 
 NODE = "plain"
 #: No time limit: a cluster that waits for endpoints that don't come waits for ever, and is seen to.
@@ -134,16 +135,15 @@ class PlainEnvoy:
         dump = await self._dump("ClustersConfigDump")
         return {item["cluster"]["name"] for item in dump.get("dynamic_warming_clusters", ())}
 
-    async def until(self, condition: Callable[[], Awaitable[object]], what: str, wait: float = 15) -> None:
+    async def until(self, condition: Callable[[], Awaitable[object]], what: str, wait: float = LIMIT) -> None:
         """Wait until it is so."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(wait):
-                while not await condition():  # noqa: ASYNC110  Envoy tells nobody
-                    await asyncio.sleep(0.02)
-                return
         file = self.directory / "envoy.log"
-        log = file.read_text()[-3000:] if file.exists() else "(no log)"
-        raise AssertionError(f"never: {what}; status {self.server.status()}\n{log}")
+
+        def told() -> str:
+            log = file.read_text()[-3000:] if file.exists() else "(no log)"
+            return f"never: {what}; status {self.server.status()}\n{log}"
+
+        await until_async(condition, wait, told)
 
     def pushes(self, short: str) -> list[XdsEvent]:
         """What was sent of that type so far."""

@@ -9,7 +9,7 @@ from spliceway.agent.testbed.node import Pod
 from spliceway.agent.testbed.profiles import Profile
 from spliceway.agent.testbed.services import Service
 from spliceway.agent.testbed.testbed import Testbed
-from support.node import pod_manifest, server_manifest
+from support.node import ANSWER_SECONDS, pod_manifest, server_manifest
 
 CLUSTER_IPS = tuple(map(ip_address, ("10.96.0.80", "fd00:96::80")))
 NODE_PORT = 30080
@@ -73,11 +73,15 @@ def services(*pods: str) -> list[Service]:
 
 
 def status(client: Pod, address: object, port: int = 80, path: str = "/", *, timeout: float = 3.0) -> int:
-    """Status of one GET over a fresh connection; 0 when no answer came in time."""
+    """Status of one GET over a fresh connection; 0 when there was none in time, see `http_status`."""
+    return int(client.run(curl(address, port, path, timeout), timeout=timeout + 2 * ANSWER_SECONDS).stdout or 0)
+
+
+def curl(address: object, port: int, path: str, timeout: float = 3.0) -> list[str]:
+    """The command that asks so, and prints the status."""
     host = f"[{address}]" if ":" in str(address) else str(address)
-    what = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-m", str(timeout), f"http://{host}:{port}{path}"]
-    done = client.run(what, timeout=timeout + 10)
-    return int(done.stdout or 0)
+    limits = ["--connect-timeout", str(timeout), "-m", str(timeout + ANSWER_SECONDS)]
+    return ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", *limits, f"http://{host}:{port}{path}"]
 
 
 def node_address(testbed: Testbed, version: int) -> str:

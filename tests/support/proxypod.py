@@ -12,14 +12,18 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from spliceway.agent.configsections import ProxyKind
 from spliceway.agent.proxypod import place
 from spliceway.agent.testbed import processes
 from spliceway.agent.testbed.agentprocess import agent_config, config_text, start_agent
 from spliceway.agent.testbed.node import Node
-from support.attack import Site
+from support.attack import Site, attacked_site
+from support.node import http_status
+from support.waiting import LIMIT, until
 
 #: What the chart gives the proxy's container.
 CAPABILITIES = ("NET_ADMIN",)
@@ -109,11 +113,11 @@ class ProxyPod:
         """The proxy's process id outside; 0 while there is none."""
         return _child(self.keeper) if self.keeper else 0
 
-    def until_ready(self, seconds: float = 60.0) -> None:
+    def until_ready(self, seconds: float = LIMIT) -> None:
         """Wait for it."""
         until(lambda: self.ready, seconds, lambda: self.log)
 
-    def until_serving(self, seconds: float = 60.0) -> int:
+    def until_serving(self, seconds: float = LIMIT) -> int:
         """Wait until it is ready and has a proxy, whose process id is returned."""
         until(lambda: self.ready and self.proxy != 0, seconds, lambda: self.log)
         return self.proxy
@@ -123,7 +127,7 @@ class ProxyPod:
         if keeper := self.keeper:
             os.kill(keeper, signal.SIGTERM)
 
-    def wait(self, seconds: float = 60.0) -> float:
+    def wait(self, seconds: float = LIMIT) -> float:
         """Until it has ended; how long that took, in seconds."""
         began = time.monotonic()
         self._outside.wait(seconds)
@@ -139,7 +143,7 @@ class ProxyPod:
         if self._outside.poll() is None:
             self._outside.kill()  # and its child, and so all of that PID namespace
         self._outside.wait(20)
-        until(self._gone, 20, lambda: self.log)
+        until(self._gone, told=lambda: self.log)
 
     def _gone(self) -> bool:
         try:
@@ -174,6 +178,27 @@ class PodSite:
         found: dict[str, Any] = self.site.control.client.get("status")["proxy"]["process"]
         return found
 
+    def answers(self, path: str) -> list[int]:
+        """Statuses of a request by IPv4 and by IPv6; 0: no connection was made in time."""
+        asked = partial(http_status, self.site.testbed, "frontend", "api", path, timeout=2.0)
+        return [asked(version=version) for version in (4, 6)]
+
+    def until_answered(self) -> None:
+        """Wait until what is allowed is answered."""
+        until(lambda: self.answers("/articles/1") == [200, 200])
+
+    def assert_judges(self) -> None:
+        """What is allowed is answered soon, and nothing else."""
+        self.until_answered()
+        assert self.answers("/private") == [403, 403]
+
+
+@contextmanager
+def pod_node(kind: ProxyKind, **proxy: Any) -> Iterator[PodSite]:
+    """With a node of its own, which has no agent yet."""
+    with attacked_site(kind, agent=False) as site, pod_site(site, kind, **proxy) as made:
+        yield made
+
 
 @contextmanager
 def pod_site(site: Site, kind: str, **proxy: Any) -> Iterator[PodSite]:
@@ -184,14 +209,6 @@ def pod_site(site: Site, kind: str, **proxy: Any) -> Iterator[PodSite]:
     finally:
         for pod in made.pods:
             pod.close()
-
-
-def until(condition: Any, seconds: float = 30.0, told: Any = lambda: "") -> None:
-    """Wait for it; AssertionError with `told()` when it takes longer."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, told()
-        time.sleep(0.02)
 
 
 def _child(pid: int) -> int:

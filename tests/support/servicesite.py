@@ -22,8 +22,9 @@ from spliceway.agent.testbed.services import Service
 from spliceway.agent.testbed.testbed import Testbed
 from support import lbpod
 from support.node import pod_manifest, server_manifest
-from support.splicebed import until
+from support.profiled import curl, status
 from support.talk import Talk
+from support.waiting import until
 
 Json = dict[str, Any]
 
@@ -39,7 +40,6 @@ MODES = {
 #: Endpoints at the start.
 PODS = {"guarded": ("guarded1", "guarded2"), "plain": ("plain1",), "far": ("far1",), "names": ("one", "two")}
 NODE_PORTS = {name: 30000 + number for name, number in NUMBERS.items()}
-PATIENCE = 20.0
 
 _RULES = 'rules: {http: [{method: GET, path: "/open/.*"}, {method: POST, path: /echo}]}'
 POLICIES = f"""
@@ -113,7 +113,7 @@ class ServiceSite:
                 if each["address"] in wanted
             }
 
-        until(lambda: held() == wanted, PATIENCE)
+        until(lambda: held() == wanted)
 
     def translate(self) -> None:
         """Have kube-proxy's rules for what is by TCP, where the profile has such."""
@@ -145,14 +145,14 @@ class ServiceSite:
 
     def status(self, client: str, address: str, port: int, path: str) -> int:
         """Of a GET by a socket of the pod's; 0: no answer."""
-        return int(self.bed.pod(client).run(_curl(address, port, path), timeout=15).stdout or 0)
+        return status(self.bed.pod(client), address, port, path)
 
     def past(self, client: str, address: str, port: int, path: str) -> int:
         """Of a GET by a socket that is in the pod's network namespace and not in its cgroup; 0: no answer."""
 
         def ask() -> str:
-            what = _curl(address, port, path)
-            return subprocess.run(what, capture_output=True, text=True, check=False, timeout=15).stdout
+            what = curl(address, port, path)
+            return subprocess.run(what, capture_output=True, text=True, check=False, timeout=60).stdout
 
         return int(netns.call(self.bed.pod(client).netns, ask) or 0)
 
@@ -163,17 +163,12 @@ class ServiceSite:
             known = self.agent.client.lines("flows", last="8192")
             return [one for one in known if one["http"] and one["http"]["path"] == path]
 
-        return until(found, PATIENCE)
+        return until(found)
 
     def counters(self) -> dict[str, int]:
         """Of splicing, since the programs were loaded."""
         found: dict[str, int] = self.agent.client.get("status")["splice"]["counters"]
         return found
-
-
-def _curl(address: str, port: int, path: str) -> list[str]:
-    host = f"[{address}]" if ":" in address else address
-    return ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-m", "3", f"http://{host}:{port}{path}"]
 
 
 def _documents(bed: Testbed, name: str, pods: Sequence[str]) -> str:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv6Address, ip_address
 from socket import ntohs
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import msgspec
 
@@ -26,6 +25,7 @@ from support.kernel import KernelNode
 from support.node import pod_manifest
 from support.rps import set_rps
 from support.socketmaker import SocketMaker
+from support.waiting import LIMIT, until
 
 #: What the servers listen on, what else has HTTP rules, and what is allowed without.
 PORT, SECOND_PORT, PLAIN_PORT = 80, 8080, 81
@@ -44,9 +44,8 @@ spec:
     toPorts: [{ports: [{port: "81", protocol: TCP}]}]
 """
 Veths = Literal["plain", "rps"]
-T = TypeVar("T")
 #: For every wait in these tests, in seconds: none takes that long but one that fails.
-PATIENCE = 10.0
+PATIENCE = LIMIT
 
 _IP_TRANSPARENT, _IP_BIND_ADDRESS_NO_PORT, _IPV6_TRANSPARENT = 19, 24, 75
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -308,15 +307,6 @@ class SpliceBed:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def until(found: Callable[[], T | None], patience: float = PATIENCE) -> T:
-    """Ask again and again until the answer is true, and return it."""
-    deadline = time.monotonic() + patience
-    while not (answer := found()):
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.002)
-    return answer
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import re
 import selectors
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -15,8 +14,10 @@ from typing import Any, Self
 import httpx
 import yaml
 
+from support import waiting
+
 #: Seconds in which what must happen has happened, on a busy machine too.
-PATIENCE = 20.0
+PATIENCE = waiting.LIMIT
 COMMAND = (str(Path(sys.executable).with_name("spliceway")), "xds", "serve")
 
 
@@ -111,8 +112,11 @@ class StaticServer:
 
 def until(look: Callable[[], Any], right: Callable[[Any], object]) -> Any:
     """Look again and again until what is seen is right, and return it."""
-    deadline = time.monotonic() + PATIENCE
-    while not right(found := look()):
-        assert time.monotonic() < deadline, found
-        time.sleep(0.02)
-    return found
+    seen: list[Any] = []
+
+    def is_right() -> bool:
+        seen[:] = [look()]
+        return bool(right(seen[0]))
+
+    waiting.until(is_right, PATIENCE, lambda: seen[0])
+    return seen[0]

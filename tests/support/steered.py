@@ -207,6 +207,7 @@ def dial(place: Path, address: tuple[str, int], version: int = 4) -> socket.sock
         except OSError:
             made.close()
             raise
+        made.settimeout(20)  # what answers is a process that may have to wait for a CPU
         return made
 
     return netns.call(place, connect)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,14 +100,6 @@ def switched(overrides: Mapping[str, Any] | None = None) -> Iterator[Switched]:
             yield site
         finally:
             site.stop()
-
-
-def wait_for(what: Callable[[], object], seconds: float = 10.0) -> None:
-    """Return when it is so."""
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s"
-        time.sleep(0.02)
 
 
 class Stream:

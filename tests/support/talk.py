@@ -6,10 +6,11 @@ import subprocess
 from types import TracebackType
 
 from spliceway.agent.testbed.testbed import Testbed
+from support.waiting import LIMIT
 
 _CODE = """
 import http.client, sys
-connection = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=5)
+connection = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=float(sys.argv[3]))
 connection.connect()
 connection.auto_open = 0
 for line in sys.stdin:
@@ -29,9 +30,12 @@ class Talk:
     `ask` gives the status, or the name of what was raised in the pod.
     """
 
-    def __init__(self, testbed: Testbed, client: str, server: str, *, version: int = 4, port: int = 80) -> None:
+    def __init__(
+        self, testbed: Testbed, client: str, server: str, *, version: int = 4, port: int = 80, patience: float = 20.0
+    ) -> None:
+        """`patience`: seconds after which an answer is given up."""
         address = server if set(".:") & set(server) else str(testbed.pod(server).address(version))
-        argv = ["python", "-c", _CODE, address, str(port)]
+        argv = ["python", "-c", _CODE, address, str(port), str(patience)]
         pipe = subprocess.PIPE
         self._process: subprocess.Popen[str] = testbed.spawn(client, argv, stdin=pipe, stdout=pipe, text=True)
 
@@ -49,4 +53,4 @@ class Talk:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=LIMIT)

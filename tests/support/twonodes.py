@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from spliceway.agent.testbed.node import Node, Pod
 from spliceway.agent.testbed.profiles import Profile
 from spliceway.agent.testbed.testbed import Testbed
 from support.node import pod_manifest
+from support.waiting import until
 
 Json = dict[str, Any]
 
@@ -29,8 +29,6 @@ _SERVER = str(Path(__file__).with_name("farserver.py"))
 _CLIENT = str(Path(__file__).with_name("farclient.py"))
 #: Which end has HTTP rules → client and server, without the node's number.
 MODES = {"client": ("shopper", "plain"), "server": ("client", "guarded"), "both": ("shopper", "guarded")}
-#: How long a flow may take until it is there, in seconds.
-_FLOW_SECONDS = 10.0
 
 EGRESS = """
 apiVersion: cilium.io/v2
@@ -144,7 +142,7 @@ class TwoNodes:
             found[:] = self.flows(number, **wanted)
             return bool(found)
 
-        until(there, _FLOW_SECONDS, lambda: f"node{number}: no flow {wanted}: {self.flows(number)[-10:]}")
+        until(there, told=lambda: f"node{number}: no flow {wanted}: {self.flows(number)[-10:]}")
         assert len(found) == 1, found
         return found[0]
 
@@ -157,16 +155,8 @@ class TwoNodes:
             else:
                 self.node(number).write_policy(name, text)
             agent = self.agent(number)
-            until(lambda a=agent, b=before: a.client.get("status")["policy"]["wanted"] > b, 10.0)  # type: ignore[misc]
+            until(lambda a=agent, b=before: a.client.get("status")["policy"]["wanted"] > b)  # type: ignore[misc]
             agent.wait_in_force()
-
-
-def until(there: Callable[[], object], seconds: float, told: Callable[[], str] = lambda: "") -> None:
-    """Return as soon as it is so; fail with what `told` says when it isn't in time."""
-    deadline = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < deadline, told()
-        time.sleep(0.02)
 
 
 def _is_like(flow: Json, wanted: Mapping[str, Any]) -> bool:

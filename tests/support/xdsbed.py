@@ -16,6 +16,7 @@ from spliceway.xds.protocol.typeurls import CLUSTER, ENDPOINT, LISTENER, ROUTE, 
 from spliceway.xds.server.events import EventKind, XdsEvent
 from spliceway.xds.server.listen import TcpSettings
 from spliceway.xds.server.server import XdsServer
+from support.waiting import until_async
 from support.xdsclient import NODE, DeltaStream, SotwStream, body, dial, names_of
 
 
@@ -93,11 +94,7 @@ class Bed:
 
     async def until(self, condition: Callable[[], object], what: str = "") -> None:
         """Wait until it is so; requests take a moment to arrive."""
-        for _ in range(1000):
-            if condition():
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError(f"never: {what}; events {self.events[-5:]}")
+        await until_async(condition, told=lambda: f"never: {what}; events {self.events[-5:]}")
 
     async def close(self) -> None:
         """End everything."""
@@ -107,7 +104,7 @@ class Bed:
 
 
 def run(
-    socket: Path, work: Callable[[Bed], Awaitable[None]], loop: str = "asyncio", wait: float = 60, **arguments: Any
+    socket: Path, work: Callable[[Bed], Awaitable[None]], loop: str = "asyncio", wait: float = 120, **arguments: Any
 ) -> None:
     """Run `work` with a bed on one of the event loops, in `wait` seconds at most."""
 

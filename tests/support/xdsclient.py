@@ -21,12 +21,13 @@ from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2
 
 from spliceway.xds.protocol.typeurls import CLUSTER, ENDPOINT, EXTENSION, LISTENER, ROUTE, SECRET, TYPES, URLS
+from support.waiting import LIMIT
 
 NODE = "node-1"
 #: Seconds in which nothing may come.
 QUIET = 0.15
 #: Seconds in which what must come has come, on a busy machine too.
-PATIENCE = 10.0
+PATIENCE = LIMIT
 #: The feature by which a client says that it can forget a resource after a time.
 TTL = "xds.config.supports-resource-ttl"
 #: The feature by which a client of the state-of-the-world variant says that resources may come wrapped.

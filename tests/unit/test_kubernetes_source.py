@@ -43,10 +43,10 @@ def follow(tmp_path: Path, body: Body, *before: Any, timing: Timing = QUICK, wat
             api.put(*before)
             api.watch_list(watch_list)
             async with followed(api.kubeconfig(tmp_path / "kubeconfig"), timing) as it:
-                await until(lambda: it.inventory.synced, 10)
+                await until(lambda: it.inventory.synced)
                 await body(api, it)
 
-    run(main, 60)
+    run(main)
 
 
 def port_of(it: Followed, name: str = "default/web") -> int:
@@ -153,14 +153,14 @@ def test_a_list_whose_pages_expire_begins_anew(tmp_path: Path) -> None:
             api.faults(delay=0.01)
             timing = msgspec.structs.replace(QUICK, page=10)
             async with followed(api.kubeconfig(tmp_path / "kubeconfig"), timing) as it:
-                await until(lambda: any("continue=" in query for _m, _p, query in api.requests), 10)
+                await until(lambda: any("continue=" in query for _m, _p, query in api.requests))
                 await ask(api.drop, "v1", "Pod", "default/p0")
                 await ask(api.compact)
-                await until(lambda: it.inventory.synced, 10)
+                await until(lambda: it.inventory.synced)
                 assert len(it.names()) == 49
                 assert "default/p0" not in it.names()
 
-    run(main, 60)
+    run(main)
 
 
 def test_a_look_that_never_ends_well_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,10 +178,10 @@ def test_a_look_that_never_ends_well_is_told(tmp_path: Path, monkeypatch: pytest
         await ask(api.put, pod("b", "10.0.0.2"))
         await ask(api.compact)
         await ask(api.start)
-        await until(lambda: "pods: 410 Expired" in it.source.status().lost, 10)
+        await until(lambda: "pods: 410 Expired" in it.source.status().lost)
         assert it.names() == ["default/a"], "what is in force stays"
         expires[0] = False
-        await until(lambda: not it.source.status().lost and it.names() == ["default/a", "default/b"], 10)
+        await until(lambda: not it.source.status().lost and it.names() == ["default/a", "default/b"])
 
     follow(tmp_path, body, pod("a", "10.0.0.1"), watch_list=False)
 
@@ -201,12 +201,12 @@ def test_a_watch_that_expires_after_each_good_look_is_not_asked_without_end(
     async def body(api: KubeApi, it: Followed) -> None:
         monkeypatch.setattr(Connection, "stream", other)
         await ask(api.drop_watches)
-        await until(lambda: expired[0] > 2, 20)
+        await until(lambda: expired[0] > 2)
         await asyncio.sleep(2.0)
         assert expired[0] < 9, f"{expired[0]} looks"
         monkeypatch.setattr(Connection, "stream", stream)
         await ask(api.put, pod("b", "10.0.0.2"))
-        await until(lambda: it.names() == ["default/a", "default/b"], 20)
+        await until(lambda: it.names() == ["default/a", "default/b"])
 
     slow = Timing(again=0.2, gone=0.3, lost=0.3, retry=(0.5, 5.0))
     follow(tmp_path, body, pod("a", "10.0.0.1"), timing=slow, watch_list=False)
@@ -276,10 +276,10 @@ def test_a_server_that_takes_no_notice_of_watch_list(tmp_path: Path) -> None:
             api.faults(stalled=True)
             timing = msgspec.structs.replace(QUICK, first_idle=0.2)
             async with followed(api.kubeconfig(tmp_path / "kubeconfig"), timing) as it:
-                await until(lambda: it.inventory.synced, 10)
+                await until(lambda: it.inventory.synced)
                 assert it.names() == ["default/a"]
 
-    run(main, 60)
+    run(main)
 
 
 def test_bookmarks_keep_the_place(tmp_path: Path) -> None:
@@ -370,19 +370,19 @@ def test_at_a_start_a_kind_that_had_objects_may_be_away_for_a_moment(tmp_path: P
             place = api.kubeconfig(tmp_path / "kubeconfig")
             api.put(CILIUM, policy("web"), pod("a", "10.0.0.1"))
             async with followed(place, timing, state_dir=tmp_path) as it:
-                await until(lambda: it.inventory.synced, 10)
+                await until(lambda: it.inventory.synced)
             stored = api.get("cilium.io/v2", "CiliumNetworkPolicy", "default/web")
             assert stored is not None
             await ask(api.drop, "apiextensions.k8s.io/v1", "CustomResourceDefinition", DEFINITION)
             async with followed(place, timing, state_dir=tmp_path) as it:
-                await until(lambda: it.figures("Pod").state == "listed", 10)
+                await until(lambda: it.figures("Pod").state == "listed")
                 await asyncio.sleep(0.5)
                 assert not it.inventory.synced
                 await ask(api.put, CILIUM, stored)
-                await until(lambda: it.inventory.synced, 10)
+                await until(lambda: it.inventory.synced)
                 assert it.names("CiliumNetworkPolicy") == ["default/web"]
 
-    run(main, 60)
+    run(main)
 
 
 def test_at_a_start_a_kind_that_had_objects_and_stays_away_is_gone(tmp_path: Path) -> None:
@@ -392,7 +392,7 @@ def test_at_a_start_a_kind_that_had_objects_and_stays_away_is_gone(tmp_path: Pat
     async def starts(place: Path) -> float:
         began = asyncio.get_running_loop().time()
         async with followed(place, timing, state_dir=tmp_path) as it:
-            await until(lambda: it.inventory.synced, 10)
+            await until(lambda: it.inventory.synced)
             assert it.names() == ["default/a"]
             return asyncio.get_running_loop().time() - began
 
@@ -411,7 +411,7 @@ def test_at_a_start_a_kind_that_had_objects_and_stays_away_is_gone(tmp_path: Pat
             (tmp_path / FILE).write_text("{")  # nobody knows: any kind may have had some
             assert await starts(place) > timing.gone
 
-    run(main, 60)
+    run(main)
 
 
 def test_the_first_version_that_is_served_is_read(tmp_path: Path) -> None:
@@ -466,7 +466,7 @@ def test_a_refusal_that_others_can_do_without(tmp_path: Path) -> None:
             api.rights(lambda rights: rights.allow("agent", [*everything, core]))
             kubeconfig = api.kubeconfig(tmp_path / "kubeconfig", token="secret")
             async with followed(kubeconfig) as it:
-                await until(lambda: it.inventory.synced, 10)
+                await until(lambda: it.inventory.synced)
                 assert it.names() == ["default/a"]
                 services = it.figures("Service")
                 assert services.state == "refused"
@@ -478,7 +478,7 @@ def test_a_refusal_that_others_can_do_without(tmp_path: Path) -> None:
                 await until(lambda: it.figures("Service").state == "listed")
                 assert not it.source.warnings()
 
-    run(main, 60)
+    run(main)
 
 
 @pytest.mark.parametrize("watch_list", [True, False], ids=["watch-list", "pages"])
@@ -493,14 +493,14 @@ def test_a_moments_failure_makes_no_cluster_without_services(tmp_path: Path, wat
             api.watch_list(watch_list)
             api.faults(refuse={"services": (500, 0)})
             async with followed(api.kubeconfig(tmp_path / "kubeconfig")) as it:
-                await until(lambda: it.figures("Service").error and it.figures("Pod").state == "listed", 10)
+                await until(lambda: it.figures("Service").error and it.figures("Pod").state == "listed")
                 await asyncio.sleep(2)  # longer than the source takes to look whether all is there
                 assert not it.inventory.synced
                 await ask(api.faults, refuse={})
-                await until(lambda: it.inventory.synced, 10)
+                await until(lambda: it.inventory.synced)
                 assert it.names("Service") == ["default/web"]
 
-    run(main, 60)
+    run(main)
 
 
 def test_what_others_can_do_without_is_not_waited_for_without_end(tmp_path: Path) -> None:
@@ -510,10 +510,10 @@ def test_what_others_can_do_without_is_not_waited_for_without_end(tmp_path: Path
             api.faults(refuse={"services": (500, 0)})
             timing = msgspec.structs.replace(QUICK, without=1.0)
             async with followed(api.kubeconfig(tmp_path / "kubeconfig"), timing) as it:
-                await until(lambda: it.inventory.synced, 10)
+                await until(lambda: it.inventory.synced)
                 assert it.names() == ["default/a"]
 
-    run(main, 60)
+    run(main)
 
 
 def test_the_rights_are_enough_and_no_more(tmp_path: Path) -> None:
@@ -531,7 +531,7 @@ def test_the_rights_are_enough_and_no_more(tmp_path: Path) -> None:
                     assert {it.figures(one.kind).state for one in RESOURCES} == {"listed"}
             assert await ask(api.rights, lambda one: one.refused) == []
 
-    run(main, 60)
+    run(main)
 
 
 def test_nothing_is_whole_without_what_is_essential(tmp_path: Path) -> None:
@@ -541,18 +541,18 @@ def test_nothing_is_whole_without_what_is_essential(tmp_path: Path) -> None:
             api.rights(lambda rights: rights.token("secret", "agent"))
             api.rights(lambda rights: rights.allow("agent", [Rule(api_groups=("",))]))
             async with followed(api.kubeconfig(tmp_path / "kubeconfig", token="secret")) as it:
-                await until(lambda: "networkpolicies" in it.source.status().lost, 10)
+                await until(lambda: "networkpolicies" in it.source.status().lost)
                 assert not it.inventory.synced
                 assert any("networkpolicies" in str(one) for one in it.inventory.refusals)
                 await ask(api.rights, lambda rights: rights.allow("agent", [Rule()]))
-                await until(lambda: it.inventory.synced, 10)
+                await until(lambda: it.inventory.synced)
                 # What was in force stays, and what changes is not known: that is told, and no reason to take it away.
                 await ask(api.rights, lambda rights: rights.allow("agent", [Rule(api_groups=("",))]))
                 await ask(api.drop_watches)
                 await until(lambda: "networkpolicies" in it.source.status().lost)
                 assert it.names() == ["default/a"]
 
-    run(main, 60)
+    run(main)
 
 
 def test_a_token_that_was_rotated_is_read_again(tmp_path: Path) -> None:
@@ -563,7 +563,7 @@ def test_a_token_that_was_rotated_is_read_again(tmp_path: Path) -> None:
             api.put(pod("a", "10.0.0.1"))
             api.rights(lambda rights: rights.token("first"))
             async with followed(api.kubeconfig(tmp_path / "kubeconfig", token_file=token)) as it:
-                await until(lambda: it.inventory.synced, 10)
+                await until(lambda: it.inventory.synced)
                 await ask(api.rights, lambda rights: rights.revoke("first"))
                 await ask(api.rights, lambda rights: rights.token("second"))
                 await ask(api.drop_watches)
@@ -574,7 +574,7 @@ def test_a_token_that_was_rotated_is_read_again(tmp_path: Path) -> None:
                 await ask(api.put, pod("b", "10.0.0.2"))
                 await until(lambda: it.names() == ["default/a", "default/b"])
 
-    run(main, 60)
+    run(main)
 
 
 def test_tls_and_who_signed(tmp_path: Path) -> None:
@@ -585,13 +585,13 @@ def test_tls_and_who_signed(tmp_path: Path) -> None:
         with KubeApi(tls=pair) as api:
             api.put(pod("a", "10.0.0.1"))
             async with followed(api.kubeconfig(tmp_path / "good", ca=authority.path)) as it:
-                await until(lambda: it.inventory.synced, 10)
+                await until(lambda: it.inventory.synced)
                 assert it.names() == ["default/a"]
             async with followed(api.kubeconfig(tmp_path / "bad", ca=other.path)) as it:
-                await until(lambda: "certificate" in it.source.status().lost.lower(), 10)
+                await until(lambda: "certificate" in it.source.status().lost.lower())
                 assert not it.inventory.synced
 
-    run(main, 60)
+    run(main)
 
 
 def test_in_a_pod_it_is_the_service_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -612,7 +612,7 @@ def test_in_a_pod_it_is_the_service_account(tmp_path: Path, monkeypatch: pytest.
             monkeypatch.setenv("KUBERNETES_SERVICE_HOST", api.host)
             monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(api.port))
             async with followed(None) as it:
-                await until(lambda: it.inventory.synced, 10)
+                await until(lambda: it.inventory.synced)
                 await ask(api.rights, lambda rights: rights.revoke("first"))
                 await ask(api.rights, lambda rights: rights.token("second"))
                 (account / "token").write_text("second")
@@ -621,7 +621,7 @@ def test_in_a_pod_it_is_the_service_account(tmp_path: Path, monkeypatch: pytest.
                 await until(lambda: it.names() == ["default/a", "default/b"])
                 assert not it.source.status().lost
 
-    run(main, 60)
+    run(main)
 
 
 def test_its_metrics_are_those_that_are_documented(tmp_path: Path) -> None:
@@ -694,7 +694,7 @@ def test_kinds_that_are_left_to_others_are_not_asked_for(tmp_path: Path) -> None
             assert not [path for _method, path, _query in api.requests if path.endswith("/networkpolicies")]
             assert not [path for _method, path, _query in api.requests if path.endswith("adminnetworkpolicies")]
 
-    run(main, 60)
+    run(main)
 
 
 def test_kinds_that_can_not_be_written_down_are_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

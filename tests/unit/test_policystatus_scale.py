@@ -21,11 +21,11 @@ from support.fleet import (
     FAST,
     FleetAgent,
     address,
-    all_rights,
     brief,
     cnp,
     events,
     fleet,
+    kubeconfig_of,
     node,
     status_in,
     told,
@@ -105,9 +105,9 @@ def test_two_hundred_policies_on_fifty_nodes(tmp_path: Path) -> None:
 
                 before = len(await ask(written, api))
                 await ask(api.put, cnp("p7", "a7", port=81))
-                await until(lambda: status_in(api, "default/ciliumnetworkpolicy.p7")["observedGeneration"] == 2, 20)
+                await until(lambda: status_in(api, "default/ciliumnetworkpolicy.p7")["observedGeneration"] == 2)
                 await told(api, "default/ciliumnetworkpolicy.p7", (*GOOD, "4/4"))
-                await until(lambda: status_in(api, "default/ciliumnetworkpolicy.p7")["nodes"]["unseen"] == 0, 20)
+                await until(lambda: status_in(api, "default/ciliumnetworkpolicy.p7")["nodes"]["unseen"] == 0)
                 await asyncio.sleep(1.5)
                 edit = kinds((await ask(written, api))[before:])
                 print("one edit", dict(edit))
@@ -129,12 +129,12 @@ def test_two_hundred_policies_on_fifty_nodes(tmp_path: Path) -> None:
                 before = len(await ask(written, api))
                 (leader,) = (one for one in agents if one.leads)
                 await leader.stop()
-                await until(lambda: any(one.leads for one in agents if one is not leader), 20)
+                await until(lambda: any(one.leads for one in agents if one is not leader))
                 await asyncio.sleep(2.0)
                 print("another leader", dict(kinds((await ask(written, api))[before:])))
                 assert (await ask(written, api))[before:] == []
                 await ask(api.put, cnp("p9", "a9", port=99))
-                await until(lambda: status_in(api, "default/ciliumnetworkpolicy.p9")["observedGeneration"] == 3, 20)
+                await until(lambda: status_in(api, "default/ciliumnetworkpolicy.p9")["observedGeneration"] == 3)
 
     run(main, 200)
 
@@ -158,7 +158,7 @@ def test_writes_are_bounded_by_their_rate(tmp_path: Path) -> None:
                     assert len(await ask(written, api, "policystatuses")) - before <= 1.5 * 20 + 42, "rate and burst"
                 assert len(await ask(written, api, "policystatuses")) < 140
 
-    run(main, 60)
+    run(main)
 
 
 def test_many_refusals_are_not_as_many_events(tmp_path: Path) -> None:
@@ -168,11 +168,11 @@ def test_many_refusals_are_not_as_many_events(tmp_path: Path) -> None:
             api.put(*CRDS, *DEFINITIONS, node("n1"), *bad)
             agent = FleetAgent("n1", api.kubeconfig(tmp_path / "kubeconfig"))
             async with fleet([agent]):
-                await until(lambda: in_force(api) == {("False", "False", "True", "Refused", "0/0"): 120}, 30)
+                await until(lambda: in_force(api) == {("False", "False", "True", "Refused", "0/0"): 120})
                 assert 50 <= len(await ask(events, api)) <= 70
                 assert agent.side.status().dropped_events == 120 - agent.side.status().events
 
-    run(main, 60)
+    run(main)
 
 
 class _Elected:
@@ -213,7 +213,7 @@ def test_two_that_believe_to_be_elected_undo_nothing(tmp_path: Path) -> None:
                 ]
                 tasks = [asyncio.create_task(one.run()) for one in writers]
                 wanted = {("False", "False", "True", "Refused", "0/0"): 10, (*GOOD, "1/1"): 10}
-                await until(lambda: in_force(api) == wanted, 20)
+                await until(lambda: in_force(api) == wanted)
                 for turn in range(10):
                     await ask(api.put, *(cnp(f"p{number}", "web", port=90 + turn) for number in range(1, 20, 2)))
                     await asyncio.sleep(0.1)
@@ -221,10 +221,9 @@ def test_two_that_believe_to_be_elected_undo_nothing(tmp_path: Path) -> None:
                     lambda: all(
                         status_in(api, f"default/ciliumnetworkpolicy.p{number}")["observedGeneration"] == 11
                         for number in range(1, 20, 2)
-                    ),
-                    20,
+                    )
                 )
-                await until(lambda: in_force(api) == wanted, 20)
+                await until(lambda: in_force(api) == wanted)
                 await asyncio.sleep(0.5)
                 before = len(await ask(written, api))
                 await asyncio.sleep(0.5)
@@ -239,7 +238,7 @@ def test_two_that_believe_to_be_elected_undo_nothing(tmp_path: Path) -> None:
                 await connection.close()
             print("conflicts", [one.conflicts for one in figures])
 
-    run(main, 90)
+    run(main)
 
 
 def test_the_one_that_writes_dies_and_the_next_goes_on(tmp_path: Path) -> None:
@@ -253,9 +252,7 @@ def test_the_one_that_writes_dies_and_the_next_goes_on(tmp_path: Path) -> None:
                     for number, name in enumerate(names)
                 )
             )
-            api.rights(lambda one: one.token("secret", "agent"))
-            api.rights(lambda one: one.allow("agent", all_rights()))
-            kubeconfig = api.kubeconfig(tmp_path / "kubeconfig", token="secret")
+            kubeconfig = kubeconfig_of(api, tmp_path)
             agents = [FleetAgent(name, kubeconfig) for name in names]
             async with fleet(agents):
                 refused = ("False", "False", "True", "Refused", "0/0")
@@ -282,4 +279,4 @@ def test_the_one_that_writes_dies_and_the_next_goes_on(tmp_path: Path) -> None:
                 async with fleet([again]):
                     await told(api, "default/ciliumnetworkpolicy.web", (*GOOD, "3/3"))
 
-    run(main, 60)
+    run(main)

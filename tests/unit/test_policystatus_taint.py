@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from support.agent import run, until
-from support.fleet import FleetAgent, all_rights, fleet, node
+from support.fleet import FleetAgent, all_rights, fleet, kubeconfig_of, node
 from support.kubeapi import KubeApi
 from support.kubesource import CRDS, ask
 
@@ -29,9 +29,7 @@ def test_it_goes_when_policy_is_in_force_and_others_stay(tmp_path: Path) -> None
     async def main() -> None:
         with KubeApi() as api:
             api.put(*CRDS, node("n1", taints=[OTHERS[0], TAINT, OTHERS[1]]), node("n2", taints=[TAINT]))
-            api.rights(lambda one: one.token("secret", "agent"))
-            api.rights(lambda one: one.allow("agent", all_rights()))
-            kubeconfig = api.kubeconfig(tmp_path / "kubeconfig", token="secret")
+            kubeconfig = kubeconfig_of(api, tmp_path)
             agent = FleetAgent("n1", kubeconfig, taint=NAME, write=False)
             agent.force.held = True
             async with fleet([agent]):
@@ -70,7 +68,7 @@ def test_others_write_into_the_node_all_the_time(tmp_path: Path) -> None:
                     kept = [one for one in found["spec"].get("taints") or [] if one == TAINT]
                     await ask(api.put, {**found, "spec": {"taints": [*kept, *added]}})
                     await asyncio.sleep(0.01)
-                await until(lambda: TAINT not in taints(api), 10)
+                await until(lambda: TAINT not in taints(api))
                 assert await ask(taints, api) == added
 
     run(main)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -25,6 +25,7 @@ from spliceway.agent.proxypod.plan import Plan
 from spliceway.proxy import __main__ as program
 from spliceway.proxy.errors import HANDOVER_REFUSED, ProxyError
 from spliceway.proxy.process.handover import HandoverError
+from support.waiting import until
 
 #: Stands for a proxy: holds the lock and the admin socket, or hands both over to the next one that says so.
 PROXY = """
@@ -123,13 +124,6 @@ def pods(tmp_path: Path) -> Iterator[Pods]:
         yield made
     finally:
         made.close()
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def ready(own: Path) -> bool:

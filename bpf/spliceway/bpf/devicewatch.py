@@ -17,6 +17,7 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from spliceway.bpf import linktable
+from spliceway.bpf.background import Background
 from spliceway.bpf.devicechoice import ENDPOINTS_OWN, NETWORK_PROGRAMS, Choice, Wanted, choose, missing, unjudged
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.hookorder import Place
@@ -33,8 +34,8 @@ _ERRORS = (DatapathError, NetlinkError, OSError)
 _log = structlog.get_logger(__name__)
 
 
-class DeviceWatch:
-    """See the module. `start` and `stop` belong to one event loop, in the node's network namespace."""
+class DeviceWatch(Background):
+    """See the module. It runs in the node's network namespace."""
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class DeviceWatch:
 
         `on_unjudged` is told when there come to be devices by which packets leave and can't be judged, or no more.
         """
+        super().__init__("devices")
         self._on_unjudged = on_unjudged
         self._unjudged: list[str] = []
         self._hooks, self._wanted, self._endpoints = hooks, wanted, endpoints
@@ -54,7 +56,6 @@ class DeviceWatch:
         self._failed: dict[str, str] = {}
         self._missing: tuple[str, ...] = ()
         self._failure = ""
-        self._task: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
 
     def __repr__(self) -> str:
@@ -94,17 +95,6 @@ class DeviceWatch:
         """Attach to all, and detach from what was one for an earlier agent or configuration. Raises DatapathError."""
         await self._follow(await asyncio.to_thread(self._hooks.of_network))
         await self._tell()
-
-    def start(self) -> None:
-        """Follow from now on."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="devices")
-
-    async def stop(self) -> None:
-        """Return when it does not look any more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
 
     async def leave(self, ipr: AsyncIPRoute, ifindex: int) -> None:
         """This device becomes an endpoint's: it has programs of its own then. Raises KernelRefusedError."""

@@ -18,11 +18,13 @@ import structlog
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from spliceway.bpf.background import Background
 from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.filters import messages
 from spliceway.bpf.hookorder import CLSACT, LEAVING, Contest, Finding, Place, State, judge, listed
 from spliceway.bpf.hooks import Hooks
 from spliceway.bpf.types import HookStatus
+from spliceway.bpf.whole import whole
 
 #: How often all is looked at, and how long to wait for more after the kernel told of a change, in seconds.
 INTERVAL, PAUSE = 5.0, 0.2
@@ -41,11 +43,12 @@ class _Trouble(NamedTuple):
     text: str
 
 
-class HookWatch:
-    """See the module. `start` and `stop` belong to one event loop."""
+class HookWatch(Background):
+    """See the module."""
 
     def __init__(self, hooks: Hooks, after: Callable[[], Awaitable[None]]) -> None:
         """`after`: what else is looked at each time."""
+        super().__init__("hooks")
         self._hooks, self._after = hooks, after
         self._contest = Contest()
         self._trouble: dict[Place, _Trouble] = {}
@@ -53,7 +56,6 @@ class HookWatch:
         self._failure = ""
         self._put_back, self._moved = 0, 0
         self._last, self._last_time = "", 0.0
-        self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"HookWatch({self._hooks!r}, trouble={len(self._trouble)})"
@@ -85,29 +87,13 @@ class HookWatch:
         missing = [place for place, one in self._trouble.items() if one.state is State.MISSING]
         return sorted(self._name(place) for place in missing if place.program in LEAVING)
 
-    def start(self) -> None:
-        """Look again and again."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="hooks")
-
-    async def stop(self) -> None:
-        """Return when it does not look any more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
-
     async def _run(self) -> None:
         with contextlib.ExitStack() as stack:
             events = _Events()
             if self._hooks.kind == CLSACT:
                 stack.enter_context(events)
             while True:
-                looking = asyncio.ensure_future(self.look(await events.next(INTERVAL)))
-                try:
-                    await asyncio.shield(looking)
-                except asyncio.CancelledError:
-                    await asyncio.wait([looking])
-                    raise
+                await whole(self.look(await events.next(INTERVAL)))
 
     async def look(self, only: Collection[int] = ()) -> None:
         """Look at the hooks of these interfaces, or of all, and mend what is not as it should be."""

@@ -1,8 +1,8 @@
 """What a map's elements mean, as one word for each map: two versions of the programs may share a map if it is the same.
 
-The word is a digest of the map's definition and of every struct in it, by their text in `maps.h`, `abi.h` and the load
-balancer's headers, without comments. A change of meaning without one of the text (an enumerator that moves) must change
-the struct's text as well.
+The word is a digest of the map's definition and of every struct in it, by their text in `maps.h`, `abi.h`,
+`spliceabi.h` and the load balancer's headers, without comments. A change of meaning without one of the text (an
+enumerator that moves) must change the struct's text as well.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _CONTENT = {"events": "struct event", "fragments": "", "unspliced": ""}
 def layouts(defines: Mapping[str, str]) -> dict[str, str]:
     """Map's name → digest (16 hex digits) of its layout in programs that are compiled with these definitions."""
     *headers, lines, lb_lines = (
-        _COMMENT.sub("", (ROOT / name).read_text()) for name in ("abi.h", "lbabi.h", "maps.h", "lbmaps.h")
+        _COMMENT.sub("", (ROOT / name).read_text())
+        for name in ("abi.h", "spliceabi.h", "lbabi.h", "maps.h", "lbmaps.h")
     )
     header, maps = "\n".join(headers), f"{lines}\n{lb_lines}"
     structs = dict(_STRUCT.findall(header) + _STRUCT.findall(maps))

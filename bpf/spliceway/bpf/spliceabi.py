@@ -1,4 +1,4 @@
-"""The part of the ABI (`abi.py`) that is about splices: states, questions, what waits unread, counters."""
+"""Python mirror of `c/spliceabi.h`, the part of the ABI (`abi.py`) that is about splices."""
 
 from __future__ import annotations
 

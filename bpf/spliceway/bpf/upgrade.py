@@ -19,6 +19,7 @@ from pathlib import Path
 import structlog
 
 from spliceway.bpf import abi, diag, libbpf, record
+from spliceway.bpf.background import Background
 from spliceway.bpf.errors import KernelRefusedError
 from spliceway.bpf.maps import LAYOUT, SERVICES_LAYOUT
 
@@ -74,15 +75,15 @@ def record_layouts(root: Path, layouts: Mapping[str, str]) -> None:
             link.symlink_to(layout)  # bpffs has no regular files
 
 
-class Drain:
-    """Roots of other versions: kept as long as sockets are in their sockhash."""
+class Drain(Background):
+    """Roots of other versions: kept as long as sockets are in their sockhash. It runs until all are gone."""
 
     def __init__(self, bpffs: Path, root: Path) -> None:
         """`root`: the one that is live now."""
+        super().__init__("drain")
         self._bpffs, self._root = bpffs, root
         self._counts: dict[str, int] = {}
         self._looking = asyncio.Lock()
-        self._task: asyncio.Task[None] | None = None
 
     @property
     def others(self) -> list[Path]:
@@ -93,17 +94,6 @@ class Drain:
     def left(self) -> tuple[str, ...]:
         """What drains, for people: «v2: 7 connections»."""
         return tuple(f"{name}: {count} connections" for name, count in sorted(self._counts.items()))
-
-    def start(self) -> None:
-        """Look now and then, until all are gone."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="drain")
-
-    async def stop(self) -> None:
-        """Return when it does not look any more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
 
     async def look(self) -> None:
         """Count what is left, and remove the roots that have nothing. Raises KernelRefusedError or OSError."""

@@ -1,7 +1,7 @@
 """The plugin's binary: static, so that it runs on any node, whatever image brings it.
 
 An image builds it once (`python -m spliceway.agent.cni.build`, into the package); where nobody did, the agent does,
-into its state directory. The name of what is built holds a digest of source and version, so an old one is never taken.
+into its state directory. The name of what is built holds a digest of sources and version, so an old one is never taken.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from spliceway.agent.errors import AgentError
 
 NAME = "spliceway-cni"
-SOURCE = Path(__file__).parent / "c" / f"{NAME}.c"
+SOURCES = Path(__file__).parent / "c"
 #: Where an image has it.
 INSIDE = Path(__file__).parent / "bin"
 _FLAGS = (
@@ -32,7 +32,10 @@ def version() -> str:
 
 def file_name() -> str:
     """What the binary of this version is called where it is kept."""
-    return f"{NAME}-{hashlib.sha256(SOURCE.read_bytes() + version().encode()).hexdigest()[:16]}"
+    digest = hashlib.sha256(version().encode())
+    for path in sorted(SOURCES.glob("*.[ch]")):
+        digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
+    return f"{NAME}-{digest.hexdigest()[:16]}"
 
 
 def binary(state_dir: Path) -> Path:
@@ -48,7 +51,8 @@ def build(directory: Path) -> Path:
     """Compile it into a directory. Raises AgentError."""
     target = directory / file_name()
     beside = directory / f".{target.name}.new"
-    command = ("gcc", *_FLAGS, f'-DSPLICEWAY_VERSION="{version()}"', "-o", str(beside), str(SOURCE))
+    sources = map(str, sorted(SOURCES.glob("*.c")))
+    command = ("gcc", *_FLAGS, f'-DSPLICEWAY_VERSION="{version()}"', "-o", str(beside), *sources)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)

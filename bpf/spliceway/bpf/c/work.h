@@ -134,30 +134,26 @@ static __always_inline int read_packet(struct __sk_buff *skb, struct work *w)
 	return read_packet_at(skb, w, ETH_HEADER);
 }
 
-// Conntrack key with `local` = source (out) or destination of the packet.
-static __always_inline void make_key(struct work *w, u32 out, u8 side)
+static __always_inline void set_key(struct work *w, const struct tuple *t, u8 protocol, u32 out, u8 side)
 {
-	struct tuple *t = &w->p.outer;
-
 	w->key.local = out ? t->src : t->dst;
 	w->key.remote = out ? t->dst : t->src;
 	w->key.local_port = out ? t->sport : t->dport;
 	w->key.remote_port = out ? t->dport : t->sport;
-	w->key.protocol = w->p.protocol;
+	w->key.protocol = protocol;
 	w->key.side = side;
+}
+
+// Conntrack key with `local` = source (out) or destination of the packet.
+static __always_inline void make_key(struct work *w, u32 out, u8 side)
+{
+	set_key(w, &w->p.outer, w->p.protocol, out, side);
 }
 
 // Key of the connection that an ICMP error is about. `out`: the error leaves the local end, so the quoted packet came in.
 static __always_inline void make_quoted_key(struct work *w, u32 out, u8 side)
 {
-	struct tuple *t = &w->p.inner;
-
-	w->key.local = out ? t->dst : t->src;
-	w->key.remote = out ? t->src : t->dst;
-	w->key.local_port = out ? t->dport : t->sport;
-	w->key.remote_port = out ? t->sport : t->dport;
-	w->key.protocol = w->p.inner_protocol;
-	w->key.side = side;
+	set_key(w, &w->p.inner, w->p.inner_protocol, !out, side);
 }
 
 static __always_inline int is_own(const struct endpoint *ep, const struct addr *a)

@@ -24,7 +24,7 @@ NOTHING = -1
 _PIECES = 512
 #: What a spliced socket may send before it is asked about room, in bytes: less than any limit.
 UNASKED = 262_144
-#: What a message costs of that besides its bytes (abi.h: MESSAGE_COST).
+#: What a message costs of that besides its bytes (spliceabi.h: MESSAGE_COST).
 MESSAGE_COST = 33_792
 #: One of so many bytes is always asked about: it is then that its reader may be reading, and keep its socket for long.
 ALWAYS_ASKED = 65_536

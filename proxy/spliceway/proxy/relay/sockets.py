@@ -13,7 +13,7 @@ _IP_BIND_ADDRESS_NO_PORT = 24
 _IPV6_TRANSPARENT = 75
 _TCP_CLOSED = 7
 _RESET, _ORDERLY = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
-#: The node agent's own socket option (abi.h: SOCKOPT_LEVEL, SOCKOPT_ROOM): a program on the proxy's cgroup answers.
+#: The node agent's own socket option (spliceabi.h: SOCKOPT_LEVEL and _ROOM): a program on the proxy's cgroup answers.
 ROOM = 0x5317, 1
 #: A dead peer is noticed after some five minutes.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 120), (socket.TCP_KEEPINTVL, 30), (socket.TCP_KEEPCNT, 6))
