@@ -71,18 +71,7 @@ istio.io/dataplane-mode: none
 {{- if and .Values.proxy.backToAgent (not .Values.proxy.daemonSet) -}}
 {{- fail "proxy.backToAgent is the step before proxy.daemonSet is false: now it has no meaning" -}}
 {{- end -}}
-{{- $section := .Values.agent.config.proxy | default dict -}}
-{{- if not (kindIs "map" $section) -}}
-{{- fail "agent.config.proxy: is not a mapping of fields" -}}
-{{- end -}}
-{{- $limits := $section.limits | default dict -}}
-{{- if not (kindIs "map" $limits) -}}
-{{- fail "agent.config.proxy.limits: is not a mapping of fields" -}}
-{{- end -}}
-{{- $drain := dig "drain" 30 $limits -}}
-{{- if not (has (kindOf $drain) (list "int" "int64" "float64")) -}}
-{{- fail (printf "agent.config.proxy.limits.drain: %v is not a number of seconds" $drain) -}}
-{{- end -}}
+{{- $drain := dig "proxy" "limits" "drain" 30 .Values.agent.config -}}
 {{- $least := add (ceil $drain) 5 -}}
 {{- if and .Values.proxy.daemonSet (eq .Values.proxy.kind "embedded") (lt (int64 .Values.proxy.terminationGracePeriodSeconds) $least) -}}
 {{- fail (printf "proxy.terminationGracePeriodSeconds: %d is too short for agent.config.proxy.limits.drain (%v): connections would be reset before that; at least %d" (int .Values.proxy.terminationGracePeriodSeconds) $drain $least) -}}
