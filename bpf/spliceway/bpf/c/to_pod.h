@@ -152,15 +152,18 @@ static __always_inline int is_neighbour_port(struct __sk_buff *skb, const struct
 	return other && other->bridge == ep->bridge;
 }
 
-// May the packets of an endpoint with this device come in here? By its own device, where their source was checked, or by the bridge that both are
-// ports of, when they were routed there.
+// May the packets of an endpoint with this device come in here? By its own device, where their source was checked, or by the bridge that it is a
+// port of, when they were routed there. Others may be ports of that bridge, too, which nobody checks. So where this endpoint is none, and packets
+// are routed from it to here, the note of the other's own hook must be on them.
 static __always_inline int came_from(struct __sk_buff *skb, const struct endpoint *ep, u32 remote_ifindex)
 {
+	u32 in = skb->ingress_ifindex;
+
 	// The node served this address: when it does no more, whoever answers by it comes from where a Service leads.
-	if (remote_ifindex == skb->ingress_ifindex || remote_ifindex == SERVED_BY_NODE || (!skb->ingress_ifindex && is_sender(skb, remote_ifindex)))
+	if (remote_ifindex == in || remote_ifindex == SERVED_BY_NODE || (!in && is_sender(skb, remote_ifindex)))
 		return 1;
-	struct endpoint *other = ep->bridge && ep->bridge == skb->ingress_ifindex ? endpoints.lookup(&remote_ifindex) : NULL;
-	return other && other->bridge == ep->bridge;
+	struct endpoint *other = in ? endpoints.lookup(&remote_ifindex) : NULL;
+	return other && other->bridge == in && (ep->bridge == in || is_sender(skb, remote_ifindex));
 }
 
 // Did the proxy dial something that led here, and ask other rules than those for here? A reset gets out all the same.
