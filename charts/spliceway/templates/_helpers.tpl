@@ -26,8 +26,13 @@ istio.io/dataplane-mode: none
 {{ .Values.serviceAccount.name | default (include "spliceway.name" .) }}
 {{- end }}
 
+{{/* All releases of a cluster have the same: one agent of all writes what all nodes report. */}}
 {{- define "spliceway.lease" -}}
-{{ include "spliceway.name" . }}-policy-status
+spliceway-policy-status
+{{- end }}
+
+{{- define "spliceway.leaseNamespace" -}}
+{{ .Values.policyStatus.leaseNamespace | default "kube-system" }}
 {{- end }}
 
 {{- define "spliceway.image" -}}
@@ -116,7 +121,7 @@ istio.io/dataplane-mode: none
 {{- $_ := set $made "cni" (dict "enabled" true "confDir" "/host/etc/cni/net.d" "nodeConfDir" .Values.cni.confDir "binDir" "/host/opt/cni/bin" "timeout" .Values.cni.timeout "onFailure" (.Values.cni.onFailure | default (ternary "fail" "allow" (eq .Values.enforcement "enforce"))) "exemptNamespaces" .Values.cni.exemptNamespaces) -}}
 {{- end -}}
 {{- if .Values.policyStatus.enabled -}}
-{{- $_ := set $made "status" (dict "write" true "namespace" .Release.Namespace "lease" (include "spliceway.lease" .) "writesPerSecond" .Values.policyStatus.writesPerSecond) -}}
+{{- $_ := set $made "status" (dict "write" true "namespace" (include "spliceway.leaseNamespace" .) "lease" (include "spliceway.lease" .) "writesPerSecond" .Values.policyStatus.writesPerSecond) -}}
 {{- end -}}
 {{- if eq .Values.mode "istio" -}}
 {{- $_ := set $made "istio" (dict "enabled" true) -}}
