@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from spliceway.agent.policystatus.asked import is_newest
-from spliceway.agent.policystatus.ledger import Version, Written
+from spliceway.agent.policystatus.election import Election
+from spliceway.agent.policystatus.ledger import Ledger, Version, Written
 from spliceway.agent.policystatus.pacing import Bucket
 from spliceway.agent.policystatus.writer import Figures, Writer
 from spliceway.agent.sources.kubernetes.connection import Connection
@@ -120,16 +121,19 @@ def _object(revision: int) -> dict[str, Any]:
 
 def test_an_answer_does_not_hide_an_edit_that_the_watch_has_told_of_already() -> None:
     async def main() -> None:
-        connection, rates = cast(Connection, None), (Bucket(1, 1), Bucket(1, 1))
-        rest: Any = {
-            "kinds": (),
-            "own": lambda: None,
-            "whole": lambda: True,
-            "pacing": FAST,
-            "timing": QUICK,
-            "figures": Figures(),
-        }
-        writer = Writer(connection, cast(Any, None), cast(Any, None), "n1", rates=rates, **rest)
+        writer = Writer(
+            cast(Connection, None),
+            cast(Ledger, None),
+            cast(Election, None),
+            "n1",
+            kinds=(),
+            own=lambda: None,
+            whole=lambda: True,
+            pacing=FAST,
+            timing=QUICK,
+            rates=(Bucket(1, 1), Bucket(1, 1)),
+            figures=Figures(),
+        )
         for revision in (5, 7, 6):
             if revision == 6:
                 writer._keep(AT, msgspec.json.encode(_object(6)))

@@ -1,4 +1,4 @@
-"""Agents of two releases in one cluster, one for each pool of nodes: one of all writes, and counts the nodes of both."""
+"""Agents of two releases in a cluster, one for each pool of nodes: one of all writes, and counts the nodes of both."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Writer:
         rates: tuple[Bucket, Bucket],
         figures: Figures,
     ) -> None:
-        """`kinds`: of policies that the ledger has; `own`: this node's report; `whole`: whether the ledger has them all.
+        """`kinds`: of policies that the ledger has; `own`: this node's report; `whole`: whether it has all of them.
 
         `rates`: of writes, of Events.
         """
