@@ -42,6 +42,10 @@ _HANDLE, _PRIORITY = 0x5317, 1
 _log = structlog.get_logger(__name__)
 
 
+class _OtherNamespaceError(DatapathError):
+    """A path that names another namespace by now."""
+
+
 class Sidecars:
     """Writes `sidecar_pods`, after the program is where it belongs. All of it blocks."""
 
@@ -99,7 +103,7 @@ class Sidecars:
                     continue
                 self._hook(one)
             except (DatapathError, OSError) as error:
-                if not one.endpoint.netns.exists():
+                if isinstance(error, _OtherNamespaceError) or not one.endpoint.netns.exists():
                     continue  # the pod is going
                 if cookie not in self._lost:
                     _log.error("a program of ours is not where it belongs", problem=f"{_place(one)}: {error}")
@@ -216,9 +220,9 @@ def _is_linked(pin: Path) -> bool:
 
 
 def _check(cookie: int) -> None:
-    """Whether this thread is where it should be. Raises DatapathError: the path names another namespace by now."""
+    """Whether this thread is where it should be. Raises _OtherNamespaceError."""
     if current_cookie() != cookie:
-        raise DatapathError("its network namespace is another one by now")
+        raise _OtherNamespaceError("its network namespace is another one by now")
 
 
 def _link(pin: Path, program: int, cookie: int) -> None:
