@@ -279,7 +279,9 @@ class Datapath(KernelViews):
     async def _look_further(self) -> None:
         async with self._lock:
             await asyncio.to_thread(self._sidecars.look)
-        await self._on_unjudged("filters", await asyncio.to_thread(resetting, list(self._attached.values())))
+        who = await asyncio.to_thread(resetting, list(self._attached.values()))
+        self._splices.set_notes_stay(not who)
+        await self._on_unjudged("filters", who)
         await self._on_unjudged("not attached", self._watch.unjudged)
 
     async def set_listeners(self, ports: Mapping[int, int]) -> None:
