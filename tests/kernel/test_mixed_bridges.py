@@ -140,21 +140,8 @@ def test_pods_of_a_bridge_reach_each_other_though_a_filter_has_packets_forgotten
 ) -> None:
     """Routed by the node. To a pod elsewhere they don't get then: nobody could tell them from a stranger's."""
     device = testbed.pod("first").interface
-    words = (
-        "tc",
-        "filter",
-        "add",
-        "dev",
-        device,
-        "ingress",
-        "prio",
-        "9",
-        "protocol",
-        "all",
-        "matchall",
-        "action",
-        "ok",
-    )
+    place = ("dev", device, "ingress", "prio", "9")
+    words = ("tc", "filter", "add", *place, "protocol", "all", "matchall", "action", "ok")
     testbed.node.run_on_node(["tc", "qdisc", "add", "dev", device, "clsact"])
     try:
         done = testbed.node.run_on_node(words)
@@ -165,6 +152,6 @@ def test_pods_of_a_bridge_reach_each_other_though_a_filter_has_packets_forgotten
         assert http_status(testbed, "first", "alone", version=version, timeout=1) == 0
         assert _spoofed(node) > before
     finally:
-        testbed.node.run_on_node(["tc", "filter", "del", "dev", device, "ingress", "prio", "9"])
+        testbed.node.run_on_node(["tc", "filter", "del", *place])
         node.run(node.datapath._watch.look())
     assert http_status(testbed, "first", "alone", version=version) == 200
