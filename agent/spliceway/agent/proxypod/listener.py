@@ -37,7 +37,7 @@ def listener(path: Path) -> ProcessHandle | None:
         try:
             _connect(sock, path)
             pid = _pid(sock)
-            return ProcessHandle(pid, sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)) if pid else None
+            return _alive(ProcessHandle(pid, sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD))) if pid else None
         except OSError as error:
             if error.errno != errno.ENOPROTOOPT:
                 return None
@@ -46,7 +46,15 @@ def listener(path: Path) -> ProcessHandle | None:
         handle = ProcessHandle(pid)
     except OSError:
         return None
-    if began is None or handle.has_ended() or listener_pid(path) != pid or start_time(pid) != began:
+    if began is None or listener_pid(path) != pid or start_time(pid) != began:
+        handle.close()
+        return None
+    return _alive(handle)
+
+
+def _alive(handle: ProcessHandle) -> ProcessHandle | None:
+    """Linux 6.16 gives handles of processes that have ended, too."""
+    if handle.has_ended():
         handle.close()
         return None
     return handle
