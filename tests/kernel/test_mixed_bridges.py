@@ -16,6 +16,7 @@ from support import packets as p
 from support.attack import MARKER, Witness
 from support.kernel import KernelNode
 from support.node import http_status, server_manifest
+from support.serviceegress import somebodys_filter
 
 pytestmark = pytest.mark.kernel
 
@@ -139,19 +140,11 @@ def test_pods_of_a_bridge_reach_each_other_though_a_filter_has_packets_forgotten
     testbed: Testbed, node: KernelNode, version: int
 ) -> None:
     """Routed by the node. To a pod elsewhere they don't get then: nobody could tell them from a stranger's."""
-    device = testbed.pod("first").interface
-    place = ("dev", device, "ingress", "prio", "9")
-    words = ("tc", "filter", "add", *place, "protocol", "all", "matchall", "action", "ok")
-    testbed.node.run_on_node(["tc", "qdisc", "add", "dev", device, "clsact"])
-    try:
-        done = testbed.node.run_on_node(words)
-        assert done.returncode == 0, done.stderr
+    with somebodys_filter(node, "default/first"):
         node.run(node.datapath._watch.look())
         assert http_status(testbed, "first", "beside", version=version) == 200
         before = _spoofed(node)
         assert http_status(testbed, "first", "alone", version=version, timeout=1) == 0
         assert _spoofed(node) > before
-    finally:
-        testbed.node.run_on_node(["tc", "filter", "del", *place])
-        node.run(node.datapath._watch.look())
+    node.run(node.datapath._watch.look())
     assert http_status(testbed, "first", "alone", version=version) == 200
