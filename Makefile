@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup chart image kernels demo test attack bypass profiles two-nodes services soak rollback revoke rows fuzz edits xds-faults xds-churn proxy-diff torture services-churn kube life bench-services istio-random lint bench lock clean
+.PHONY: help setup chart chart-schema image kernels demo test attack bypass profiles two-nodes services soak rollback revoke rows fuzz edits xds-faults xds-churn proxy-diff torture services-churn kube life bench-services istio-random lint bench lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
@@ -37,6 +37,7 @@ help:
 	@echo "make istio-random  random policies as Istio's AuthorizationPolicies in Envoy, against the interpreter; CLUSTERS=400 SEED=0"
 	@echo "make kernels  self-test and kernel tests on Debian's 6.1 and 6.12 kernels, emulated side by side (needs qemu-system-x86; an hour or more)"
 	@echo "make chart   the Helm chart: rendered, linted, validated for each version of Kubernetes, its alerts tested"
+	@echo "make chart-schema  write what the chart's schema says of agent.config anew, from the agent's structs"
 	@echo "make image   the image's root by the Dockerfile's steps, and an agent in it with the chart's rights; IMAGE_ROOT=directory"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   compare the data paths; ARGS=… for spliceway bench"
@@ -129,6 +130,9 @@ kernels: setup
 
 chart: setup
 	$(BIN)/python -m pytest tests/unit/test_chart_*.py tests/unit/test_image_*.py $(ARGS)
+
+chart-schema: setup
+	PYTHONPATH=tests $(BIN)/python -m support.chartschema
 
 # Made once: remove the directory for a new one. BIND: further directories that the steps may read, as a local index of packages.
 image: setup

@@ -270,7 +270,7 @@ def test_somebodys_filter_that_resets_the_note(site: Site) -> None:
 
     site.node.run(watch.stop())
     try:
-        with somebodys_filter(site):
+        with somebodys_filter(site.node):
             for version in (4, 6):
                 service = cluster_ip(UNSERVED, version)
                 for name, expected in {"fardns": 3, "farnodns": "TimeoutError"}.items():

@@ -50,6 +50,7 @@ _CONSTANTS = {
     "CONFIG_AUDIT": abi.ConfigFlag.AUDIT,
     "CONFIG_DISABLED": abi.ConfigFlag.DISABLED,
     "CONFIG_LENIENT": abi.ConfigFlag.LENIENT,
+    "CONFIG_NOTES_STAY": abi.ConfigFlag.NOTES_STAY,
     "SOCKOPT_LEVEL": abi.SOCKOPT_LEVEL,
     "SOCKOPT_ROOM": abi.SOCKOPT_ROOM,
     "FORSAKEN": abi.FORSAKEN,

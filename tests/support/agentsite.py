@@ -34,6 +34,7 @@ bpffs: {directory}
 cgroups: {{pods: {directory}/pods, proxy: {directory}/proxy}}
 source: {source or f"{{directory: {self.source}}}"}
 admin: {{socket: {directory}/agent.sock}}
+killSwitch: {{file: {directory}/disabled}}
 {extra}
 """,
             "agent.yaml",

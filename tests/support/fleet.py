@@ -19,13 +19,15 @@ import yaml
 from spliceway.agent.cni.side import CniStatus
 from spliceway.agent.compiler import Compiler
 from spliceway.agent.config import parse_config
+from spliceway.agent.configsections import DEFAULT_KINDS
 from spliceway.agent.inventory import Inventory
+from spliceway.agent.manifests import POLICY_KINDS
 from spliceway.agent.policystatus.pacing import Pacing
 from spliceway.agent.policystatus.resources import RIGHTS, TAINT_RIGHTS, lease_rights
 from spliceway.agent.policystatus.side import PolicyStatusSide
 from spliceway.agent.provenance import PolicyState
 from spliceway.agent.sources.events import Batch
-from spliceway.agent.sources.kubernetes.resources import rights
+from spliceway.agent.sources.kubernetes.resources import RESOURCES, rights
 from spliceway.agent.sources.kubernetes.source import KubernetesSource
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.budget import Limits
@@ -106,16 +108,18 @@ class FleetAgent:
         taint: str = "",
         write: bool = True,
         rate: float = 500.0,
+        kinds: Sequence[str] = DEFAULT_KINDS,
     ) -> None:
         document = {
             "source": {"kubernetes": {"kubeconfig": str(kubeconfig)}},
             "node": {"name": node, "notReadyTaint": taint},
             "enforcement": enforcement,
+            "policies": {"kinds": list(kinds)},
             "status": {"write": write, "namespace": LEASE[0], "lease": LEASE[1], "writesPerSecond": rate},
         }
         self.node = node
         self.config = parse_config(yaml.safe_dump(document), "agent.yaml")
-        self.inventory = Inventory(node)
+        self.inventory = Inventory(node, kinds=kinds)
         self.compiler = Compiler(Options(node=node, limits=limits or Limits()), Numbering())
         self.side = PolicyStatusSide(self.config, self.inventory, pacing=pacing, timing=QUICK)
         self.force = _Force()
@@ -150,7 +154,11 @@ class FleetAgent:
         """A source of its own."""
         kubernetes = self.config.source.kubernetes
         assert kubernetes is not None
-        with KubernetesSource(self.node, kubeconfig=kubernetes.kubeconfig, timing=QUICK, wired=True) as source:
+        left_out = POLICY_KINDS - set(self.config.policies.kinds)
+        kinds = {one.kind for one in RESOURCES} - left_out
+        with KubernetesSource(
+            self.node, kubeconfig=kubernetes.kubeconfig, kinds=kinds, timing=QUICK, wired=True
+        ) as source:
             try:
                 async for batch in source.batches():
                     self.feed(batch)

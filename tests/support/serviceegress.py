@@ -231,10 +231,10 @@ def answered(sock: socket.socket, path: str = "/open", seconds: float = 0.7) -> 
 
 
 @contextlib.contextmanager
-def somebodys_filter(site: Site, pod: str = "default/client") -> Iterator[None]:
+def somebodys_filter(node: KernelNode, pod: str = "default/client") -> Iterator[None]:
     """A clsact filter behind ours at a pod's device that accepts: the kernel forgets then whose a packet is."""
-    device = next(one.interface for one in site.node.endpoints_now() if one.name == pod)
-    place = site.bed.node.info.netns
+    device = next(one.interface for one in node.endpoints_now() if one.name == pod)
+    place = node.node.info.netns
     match = ("protocol", "all", "u32", "match", "u32", "0", "0", "classid", "1:0")
 
     def others() -> None:

@@ -271,7 +271,7 @@ def test_with_uninstall_nodes_are_cleaned_before_the_release_goes(helm: Helm) ->
 def test_what_is_told_is_where_the_roles_are(helm: Helm) -> None:
     parsed = parse_config(yaml.safe_dump(agent_yaml(helm.render(MATRIX["taint"]))), "agent.yaml")
     assert parsed.status.write
-    assert (parsed.status.namespace, parsed.status.writes_per_second) == (NAMESPACE, 5)
+    assert (parsed.status.namespace, parsed.status.writes_per_second) == ("kube-system", 5)
     assert parsed.node.not_ready_taint == "spliceway.io/agent-not-ready:NoExecute"
     bare = parse_config(yaml.safe_dump(agent_yaml(helm.render(MATRIX["bare"]))), "agent.yaml")
     assert not bare.status.write
@@ -356,5 +356,7 @@ def test_everything_is_in_the_releases_namespace(helm: Helm) -> None:
     clusterwide = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
     for each in helm.render(MATRIX["metrics"]):
         assert ("namespace" in each["metadata"]) == (each["kind"] not in clusterwide)
-        assert each["metadata"].get("namespace", NAMESPACE) == NAMESPACE
+        # The Lease is one for all releases, and so are the rights to it in another place.
+        wanted = "kube-system" if each["kind"] in ("Role", "RoleBinding") else NAMESPACE
+        assert each["metadata"].get("namespace", wanted) == wanted
         assert each["metadata"]["labels"]["app.kubernetes.io/instance"] == "spliceway"

@@ -38,15 +38,41 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a drain in words": (
         {"agent": {"config": {"proxy": {"limits": {"drain": "long"}}}}},
-        "agent.config.proxy.limits.drain: long is not a number of seconds",
+        "at '/agent/config/proxy/limits/drain': got string, want number",
     ),
     "the proxy's section as text": (
         {"agent": {"config": {"proxy": "embedded"}}},
-        "agent.config.proxy: is not a mapping of fields",
+        "at '/agent/config/proxy': got string, want object",
     ),
-    "the proxy's limits as a number": (
-        {"agent": {"config": {"proxy": {"limits": 5}}}},
-        "agent.config.proxy.limits: is not a mapping of fields",
+    "a field that the agent has not": (
+        {"agent": {"config": {"datapath": {"uplinks": ["eth0"]}}}},
+        "at '/agent/config/datapath': additional properties 'uplinks' not allowed",
+    ),
+    "a section that the agent has not": (
+        {"agent": {"config": {"splicing": {"mode": "off"}}}},
+        "at '/agent/config': additional properties 'splicing' not allowed",
+    ),
+    "off, which YAML has for false": ({"agent": {"config": {"splice": {"mode": False}}}}, "/agent/config/splice/mode"),
+    "a port as a list of them": (
+        {"agent": {"config": {"proxy": {"listenerPorts": [23000, 23999]}}}},
+        "at '/agent/config/proxy/listenerPorts': got array, want string",
+    ),
+    "more rows than a map can have": (
+        {"agent": {"config": {"datapath": {"maxRows": 1 << 25}}}},
+        "/agent/config/datapath/maxRows",
+    ),
+    "half a row": ({"agent": {"config": {"datapath": {"maxRows": 0.5}}}}, "/agent/config/datapath/maxRows"),
+    "a relative directory of results": (
+        {"agent": {"config": {"splice": {"selfTestDir": "run/results"}}}},
+        "/agent/config/splice/selfTestDir",
+    ),
+    "a kind of somebody else's": (
+        {"agent": {"config": {"policies": {"kinds": ["GlobalNetworkPolicy"]}}}},
+        "/agent/config/policies/kinds/0",
+    ),
+    "a certificate without a key": (
+        {"agent": {"config": {"xds": {"listen": "127.0.0.1:1", "tls": {"certFile": "/c", "clientCaFile": "/a"}}}}},
+        "keyFile",
     ),
     "a roll that replaces nobody": (
         {"proxy": {"updateStrategy": {"rollingUpdate": {"maxSurge": "0%", "maxUnavailable": "0%"}}}},
@@ -154,7 +180,6 @@ def test_objects_of_the_schema_are_closed() -> None:
     def walk(schema: dict[str, Any], path: str) -> None:
         if schema.get("type") == "object" and path not in (
             "global",
-            "agent.config",
             "agent.extraEnv[]",
             "proxy.extraEnv[]",
         ):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from spliceway.agent.configsections import DEFAULT_KINDS
 from spliceway.agent.policystatus.ledger import Ledger
 from spliceway.agent.policystatus.pacing import Bucket, Pacing
 from spliceway.agent.policystatus.writer import Figures, Writer
@@ -202,6 +203,7 @@ def test_two_that_believe_to_be_elected_undo_nothing(tmp_path: Path) -> None:
                         ledger,
                         _Elected(),  # type: ignore[arg-type]
                         "n1",
+                        kinds=DEFAULT_KINDS,
                         own=lambda: agent.side._current,
                         whole=lambda: True,
                         pacing=FAST,

@@ -104,9 +104,10 @@ def start_time(pid: int) -> int | None:
 class ProcessHandle:
     """A process by pidfd: child or not, its end is seen at once, and no signal hits another with the same pid."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, pidfd: int = -1) -> None:
+        """`pidfd`: one of it, if the caller has one; it is given away. Raises OSError."""
         self.pid = pid
-        self._fd = os.pidfd_open(pid)
+        self._fd = os.pidfd_open(pid) if pidfd < 0 else pidfd
         self._ended: asyncio.Event | None = None
 
     def __repr__(self) -> str:

@@ -66,6 +66,7 @@ class ConfigFlag(IntFlag):
     AUDIT = 8
     DISABLED = 16
     LENIENT = 32
+    NOTES_STAY = 64
 
 
 class Enforce(IntFlag):

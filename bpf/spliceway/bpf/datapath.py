@@ -86,7 +86,7 @@ class Datapath(KernelViews):
         self._sidecars = Sidecars(maps, wanted=settings.sidecars)
         self._splices = SpliceControl(settings, maps, self._sidecars.end)
         self._hooks = Hooks(settings, maps.root)
-        self._watch = HookWatch(self._hooks, self._look_for_resets)
+        self._watch = HookWatch(self._hooks, self._look_further)
         tell = partial(self._on_unjudged, "devices")
         self._devices = DeviceWatch(self._hooks, settings.devices, self.endpoint_devices, tell)
         self._uncovered = Uncovered()
@@ -276,8 +276,12 @@ class Datapath(KernelViews):
             self._table.marks.hold(kind, who)
         await self.set_service_addresses({})
 
-    async def _look_for_resets(self) -> None:
-        await self._on_unjudged("filters", await asyncio.to_thread(resetting, list(self._attached.values())))
+    async def _look_further(self) -> None:
+        async with self._lock:
+            await asyncio.to_thread(self._sidecars.look)
+        who = await asyncio.to_thread(resetting, list(self._attached.values()))
+        self._splices.set_notes_stay(not who)
+        await self._on_unjudged("filters", who)
         await self._on_unjudged("not attached", self._watch.unjudged)
 
     async def set_listeners(self, ports: Mapping[int, int]) -> None:
@@ -354,6 +358,7 @@ class Datapath(KernelViews):
             problems=(
                 *missing_pins(root, self.services.expected(self._pins)),
                 *self._watch.problems,
+                *self._sidecars.lost,
                 *self._devices.problems,
                 *node.problems(),
                 *self._upkeep.problems,
@@ -361,7 +366,7 @@ class Datapath(KernelViews):
                 *self._table.marks.problems,
             ),
             warnings=(*self._sizes, *self._sidecars.problems),
-            hooks=self._watch.status,
+            hooks=self._sidecars.counted(self._watch.status),
             devices=self._devices.status,
             uncovered=self._uncovered.told,
             socket_lb=self.services.status,

@@ -260,7 +260,7 @@ def detach_pinned_link(path: Path) -> None:
 
 
 class _LinkInfo(ctypes.Structure):
-    # struct bpf_link_info, as far as a cgroup link fills it
+    # struct bpf_link_info, as far as a cgroup link fills it; where that has the cgroup, a TCX link has its interface
     _fields_ = (
         ("type", ctypes.c_uint32),
         ("id", ctypes.c_uint32),
@@ -275,6 +275,11 @@ class _LinkInfo(ctypes.Structure):
 def linked_cgroup(link: int) -> int:
     """The cgroup that a cgroup link is attached to: the inode number of its directory; 0 when that is gone."""
     return int(_link_info(link).cgroup_id)
+
+
+def linked_interface(link: int) -> int:
+    """Index of the interface that a TCX link is attached to, in that one's namespace; 0 when it was taken off."""
+    return ctypes.c_uint32.from_buffer(_link_info(link), _LinkInfo.cgroup_id.offset).value
 
 
 def link_id(link: int) -> int:

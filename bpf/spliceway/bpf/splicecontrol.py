@@ -36,6 +36,7 @@ class SpliceControl:
         self._settings, self._maps, self._end_inside = settings, maps, end_inside
         self._classes = settings.splice
         self._disabled = settings.disabled
+        self._notes_stay = False
         self._steering = (0, 0)
         self._seen: dict[bytes, tuple[int, ...]] = {}
 
@@ -52,6 +53,7 @@ class SpliceControl:
             (not classes.wanted, abi.ConfigFlag.SPLICE_OFF),
             (settings.audit, abi.ConfigFlag.AUDIT),
             (self._disabled, abi.ConfigFlag.DISABLED | abi.ConfigFlag.LENIENT),
+            (self._notes_stay, abi.ConfigFlag.NOTES_STAY),
         ):
             flags |= flag if on else abi.ConfigFlag(0)
         config = abi.Config(
@@ -84,6 +86,12 @@ class SpliceControl:
         """Whether the kill switch is on."""
         self._disabled = disabled
         self.write()
+
+    def set_notes_stay(self, stay: bool) -> None:
+        """Whether nobody makes the kernel forget whose a packet is (`notes.py`)."""
+        if stay != self._notes_stay:
+            self._notes_stay = stay
+            self.write()
 
     def exclude(self, attached: Mapping[str, Attached]) -> None:
         """Make `unspliced` hold the ports of the node and of these endpoints."""

@@ -26,8 +26,13 @@ istio.io/dataplane-mode: none
 {{ .Values.serviceAccount.name | default (include "spliceway.name" .) }}
 {{- end }}
 
+{{/* All releases of a cluster have the same: one agent of all writes what all nodes report. */}}
 {{- define "spliceway.lease" -}}
-{{ include "spliceway.name" . }}-policy-status
+spliceway-policy-status
+{{- end }}
+
+{{- define "spliceway.leaseNamespace" -}}
+{{ .Values.policyStatus.leaseNamespace | default "kube-system" }}
 {{- end }}
 
 {{- define "spliceway.image" -}}
@@ -71,18 +76,7 @@ istio.io/dataplane-mode: none
 {{- if and .Values.proxy.backToAgent (not .Values.proxy.daemonSet) -}}
 {{- fail "proxy.backToAgent is the step before proxy.daemonSet is false: now it has no meaning" -}}
 {{- end -}}
-{{- $section := .Values.agent.config.proxy | default dict -}}
-{{- if not (kindIs "map" $section) -}}
-{{- fail "agent.config.proxy: is not a mapping of fields" -}}
-{{- end -}}
-{{- $limits := $section.limits | default dict -}}
-{{- if not (kindIs "map" $limits) -}}
-{{- fail "agent.config.proxy.limits: is not a mapping of fields" -}}
-{{- end -}}
-{{- $drain := dig "drain" 30 $limits -}}
-{{- if not (has (kindOf $drain) (list "int" "int64" "float64")) -}}
-{{- fail (printf "agent.config.proxy.limits.drain: %v is not a number of seconds" $drain) -}}
-{{- end -}}
+{{- $drain := dig "proxy" "limits" "drain" 30 .Values.agent.config -}}
 {{- $least := add (ceil $drain) 5 -}}
 {{- if and .Values.proxy.daemonSet (eq .Values.proxy.kind "embedded") (lt (int64 .Values.proxy.terminationGracePeriodSeconds) $least) -}}
 {{- fail (printf "proxy.terminationGracePeriodSeconds: %d is too short for agent.config.proxy.limits.drain (%v): connections would be reset before that; at least %d" (int .Values.proxy.terminationGracePeriodSeconds) $drain $least) -}}
@@ -127,7 +121,7 @@ istio.io/dataplane-mode: none
 {{- $_ := set $made "cni" (dict "enabled" true "confDir" "/host/etc/cni/net.d" "nodeConfDir" .Values.cni.confDir "binDir" "/host/opt/cni/bin" "timeout" .Values.cni.timeout "onFailure" (.Values.cni.onFailure | default (ternary "fail" "allow" (eq .Values.enforcement "enforce"))) "exemptNamespaces" .Values.cni.exemptNamespaces) -}}
 {{- end -}}
 {{- if .Values.policyStatus.enabled -}}
-{{- $_ := set $made "status" (dict "write" true "namespace" .Release.Namespace "lease" (include "spliceway.lease" .) "writesPerSecond" .Values.policyStatus.writesPerSecond) -}}
+{{- $_ := set $made "status" (dict "write" true "namespace" (include "spliceway.leaseNamespace" .) "lease" (include "spliceway.lease" .) "writesPerSecond" .Values.policyStatus.writesPerSecond) -}}
 {{- end -}}
 {{- if eq .Values.mode "istio" -}}
 {{- $_ := set $made "istio" (dict "enabled" true) -}}

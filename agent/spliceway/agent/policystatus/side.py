@@ -229,6 +229,7 @@ class PolicyStatusSide:
             self._ledger,
             election,
             self._config.node_name,
+            kinds=self._config.policies.kinds,
             own=lambda: self._current,
             whole=lambda: self._inventory.synced and self._force is not None and bool(self._force.reached),
             pacing=self._pacing,

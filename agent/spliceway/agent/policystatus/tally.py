@@ -46,6 +46,10 @@ class Tally:
         """Whose reports it has."""
         return self._reports.keys()
 
+    def is_read(self, kind: str) -> bool:
+        """Whether any node looks at policies of this kind, in lower case."""
+        return any(kind == one.lower() for told in self._positions.values() for one in told)
+
     def put(self, node: str, told: Report | None) -> set[str] | None:
         """A report came, changed or went (None). Gives uids of the policies that it is about; None: all."""
         before = self._reports.get(node)

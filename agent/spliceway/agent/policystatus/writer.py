@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -17,6 +17,7 @@ import structlog
 
 from spliceway.agent.manifests import Key
 from spliceway.agent.policystatus import statuses
+from spliceway.agent.policystatus.asked import is_newest
 from spliceway.agent.policystatus.conditions import Status, status_of
 from spliceway.agent.policystatus.election import Election
 from spliceway.agent.policystatus.events import Told, event, news
@@ -58,6 +59,7 @@ class Writer:
         election: Election,
         node: str,
         *,
+        kinds: Collection[str],
         own: Callable[[], Report | None],
         whole: Callable[[], bool],
         pacing: Pacing,
@@ -65,11 +67,15 @@ class Writer:
         rates: tuple[Bucket, Bucket],
         figures: Figures,
     ) -> None:
-        """`own`: this node's report; `whole`: whether the ledger has all policies; `rates`: of writes, of Events."""
+        """`kinds`: of policies that the ledger has; `own`: this node's report; `whole`: whether it has all of them.
+
+        `rates`: of writes, of Events.
+        """
         self._connection = connection
         self._ledger = ledger
         self._election = election
         self._node = node
+        self._kinds = {kind.lower() for kind in kinds}
         self._own = own
         self._whole = whole
         self._pacing = pacing
@@ -78,6 +84,7 @@ class Writer:
         self._tally = Tally()
         self._reports: dict[str, tuple[str, Report]] = {}
         self._held: dict[tuple[str, str, str], Held] = {}
+        self._ours: dict[tuple[str, str, str], tuple[str, Status]] = {}  # what was written, of the object with that uid
         self._stale: dict[tuple[str, str, str], float] = {}
         self._written: dict[Key, Written] = {}  # as it was when a policy's status was last looked at
         self._dirty: set[str] | None = None  # uids; None: all
@@ -173,6 +180,7 @@ class Writer:
         at = (kind, namespace, short)
         if document is None:
             self._held.pop(at, None)
+            self._ours.pop(at, None)
         else:
             *_place, held = statuses.read(document)
             before = self._held.get(at)
@@ -279,24 +287,29 @@ class Writer:
         if held is None:
             answer = await self._send("POST", path_of(resource, namespace), made)
             held = self._keep(at, answer)
-        status = self._status(key, policy, held)
+        # What this one wrote last is what counts, but for times, whatever others have made of it since then.
+        uid, ours = self._ours.get(at, ("", None))
+        before = ours if uid == held.uid else held.status
+        status = self._status(key, policy, before, held.status)
         if held.status is not None and held.status.observed_generation > status.observed_generation:
-            return  # who has written this knows more: it comes to us, too
+            await self._bucket.wait()
+            if not await is_newest(self._connection, key, policy):
+                return  # who has written this knows more: it comes to us, too
         if status != held.status:
-            if (told := news(held.status, status)) is not None:
+            if (told := news(before, status)) is not None:
                 await self._tell(told, key, policy)
             content = statuses.with_status(made, held, status)
-            self._keep(at, await self._send("PUT", f"{path_of(resource, namespace, name)}/status", content))
+            held = self._keep(at, await self._send("PUT", f"{path_of(resource, namespace, name)}/status", content))
             self._figures.statuses += 1
+        self._ours[at] = (held.uid, held.status or status)
         self._written[key] = policy
 
-    def _status(self, key: Key, policy: Written, held: Held) -> Status:
-        before = held.status
+    def _status(self, key: Key, policy: Written, before: Status | None, there: Status | None) -> Status:
         if before is not None and before.revision == policy.version.digest and before.resource_version.isdecimal():
             # What others have written into it since then has made no new version of it.
             since = min(policy.since, int(before.resource_version))
             policy = msgspec.structs.replace(policy, since=since)
-        return status_of(policy, self._tally.count(key[0], policy), before, datetime.now(UTC))
+        return status_of(policy, self._tally.count(key[0], policy), there, datetime.now(UTC))
 
     async def _tell(self, told: Told, key: Key, policy: Written) -> None:
         """An Event, if there is room for it. That there is one already is fine, and so is that there may be none."""
@@ -316,9 +329,15 @@ class Writer:
         self._figures.events += 1
 
     async def _sweep(self, policies: dict[Key, Written], now: float) -> None:
-        """Delete what no policy has had for a while: mostly it was collected with its policy."""
+        """Delete what no policy has had for a while: mostly it was collected with its policy.
+
+        Nobody knows of policies of kinds that are not read here: their statuses stay as long as any node reads such.
+        """
         wanted = {(one[0].kind, *one[1:]) for one in map(status_name, policies)}
-        self._stale = {at: self._stale.get(at, now) for at in self._held.keys() - wanted}
+        left = self._held.keys() - wanted
+        kinds = {at[2].partition(".")[0] for at in left} - self._kinds
+        others = {kind for kind in kinds if self._tally.is_read(kind)}
+        self._stale = {at: self._stale.get(at, now) for at in left if at[2].partition(".")[0] not in others}
         for at, since in self._stale.items():
             if now - since >= self._pacing.stale and (held := self._held.get(at)) is not None:
                 try:
@@ -342,13 +361,17 @@ class Writer:
                 raise
         if self._held.get(at) is held:
             del self._held[at]
+            self._ours.pop(at, None)
 
     def _keep(self, at: tuple[str, str, str], answer: bytes) -> Held:
+        """What was answered, unless the watch has told of what somebody made of it since then."""
         try:
             *_place, held = statuses.read(msgspec.json.decode(answer, type=dict))
         except msgspec.MsgspecError as error:
             raise ApiFailure(0, "", f"{at[0]}: not what an API server answers: {error}") from error
-        self._held[at] = held
+        there = self._held.get(at)
+        if there is None or there.uid != held.uid or not _older(held.revision, there.revision):
+            self._held[at] = held
         return held
 
     async def _send(self, method: str, path: str, content: object) -> bytes:

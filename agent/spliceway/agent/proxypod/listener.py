@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
 from pathlib import Path
+
+from spliceway.agent.proxyprocess import ProcessHandle, start_time
+
+#: Linux 6.5 (7b26952a91cf); Python does not name it.
+_SO_PEERPIDFD = 77
 
 
 def listener_pid(path: Path) -> int:
@@ -16,10 +22,42 @@ def listener_pid(path: Path) -> int:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
             _connect(sock, path)
-            pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            return _pid(sock)
         except OSError:
             return 0
-    return int(pid)
+
+
+def listener(path: Path) -> ProcessHandle | None:
+    """The process that listens there; None for none, as above. Never another one, which has got its pid since then.
+
+    Before Linux 6.5 the kernel gives no handle of it, so it is asked again once there is one: it must be the same pid,
+    of a process that began when the first one did. (One whose child has its socket, and that has ended, can't be told.)
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        try:
+            _connect(sock, path)
+            pid = _pid(sock)
+            return _alive(ProcessHandle(pid, sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD))) if pid else None
+        except OSError as error:
+            if error.errno != errno.ENOPROTOOPT:
+                return None
+    began = start_time(pid)
+    try:
+        handle = ProcessHandle(pid)
+    except OSError:
+        return None
+    if began is None or listener_pid(path) != pid or start_time(pid) != began:
+        handle.close()
+        return None
+    return _alive(handle)
+
+
+def _alive(handle: ProcessHandle) -> ProcessHandle | None:
+    """Linux 6.16 gives handles of processes that have ended, too."""
+    if handle.has_ended():
+        handle.close()
+        return None
+    return handle
 
 
 def answers(path: Path) -> bool:
@@ -30,6 +68,11 @@ def answers(path: Path) -> bool:
         except OSError:
             return False
     return True
+
+
+def _pid(sock: socket.socket) -> int:
+    pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(pid)
 
 
 def _connect(sock: socket.socket, path: Path) -> None:

@@ -24,7 +24,7 @@ import structlog
 
 from spliceway.agent.proxypod import place
 from spliceway.agent.proxypod.door import Door
-from spliceway.agent.proxypod.listener import listener_pid
+from spliceway.agent.proxypod.listener import listener, listener_pid
 from spliceway.agent.proxyprocess import ProcessHandle, ProxyProcessError
 from spliceway.agent.proxysupervisor import (
     KINDS,
@@ -170,7 +170,7 @@ class PodSupervisor:
         if self._handle is not None and (pid == self._handle.pid or not pid) and _lives(self._handle):
             await self._look_at_sockets(self._handle)
             return
-        new = _handle(pid) if pid else None
+        new = await asyncio.to_thread(listener, self._admin) if pid else None
         if new is not None or self._handle is not None:
             await self._change(new)
 
@@ -282,11 +282,14 @@ async def end_of_pods(state_dir: Path, grace: float) -> list[int]:
     Their keepers start it again unless the permit was withdrawn before.
     """
     ended = []
-    for pid in pids_of_pods(state_dir):
-        handle = _handle(pid)
+    for name in place.ADMIN.values():
+        handle = await asyncio.to_thread(listener, place.shared(state_dir) / name)
         if handle is None:
             continue
-        ended.append(pid)
+        if handle.pid == os.getpid():
+            handle.close()
+            continue
+        ended.append(handle.pid)
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
             handle.send(number)
             with contextlib.suppress(TimeoutError):
@@ -300,14 +303,6 @@ def pids_of_pods(state_dir: Path) -> dict[int, str]:
     """Process id → kind of what serves in pods."""
     found = {kind: listener_pid(place.shared(state_dir) / name) for kind, name in place.ADMIN.items()}
     return {pid: kind for kind, pid in found.items() if pid and pid != os.getpid()}
-
-
-def _handle(pid: int) -> ProcessHandle | None:
-    """By pidfd; None when it has gone."""
-    try:
-        return ProcessHandle(pid)
-    except OSError:
-        return None
 
 
 def _lives(handle: ProcessHandle) -> bool:

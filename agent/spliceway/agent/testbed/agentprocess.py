@@ -24,7 +24,10 @@ PROGRAMS = Path("/run/spliceway/programs")
 
 
 def agent_config(node: Node, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Configuration of the agent for a virtual node; `overrides` replace values, mappings key by key."""
+    """Configuration of the agent for a virtual node; `overrides` replace values, mappings key by key.
+
+    A section that is None is left out.
+    """
     info = node.info
     config: dict[str, Any] = {
         "node": {"name": info.name},
@@ -36,8 +39,10 @@ def agent_config(node: Node, overrides: Mapping[str, Any] | None = None) -> dict
         "proxy": {"kind": "embedded"},
         "splice": {"mode": "auto"},
         "datapath": {"programCache": str(PROGRAMS)},
+        # The file of the machine is none of this node's.
+        "killSwitch": {"file": str(info.directory / "disabled")},
     }
-    return merged(config, overrides or {})
+    return {name: section for name, section in merged(config, overrides or {}).items() if section is not None}
 
 
 def config_text(config: Mapping[str, Any]) -> str:

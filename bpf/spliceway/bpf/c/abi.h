@@ -64,6 +64,7 @@ struct generation {
 #define CONFIG_AUDIT 8u			// what would be dropped is told and passes (work.h)
 #define CONFIG_DISABLED 16u		// the kill switch is on (disabled.h)
 #define CONFIG_LENIENT 32u		// for user space: the proxy was told to let every request pass
+#define CONFIG_NOTES_STAY 64u		// no filter of others makes the kernel forget whose a packet is (sender.h)
 
 struct config {
 	u64 node_cookie;	// network namespace cookie of the node

@@ -152,15 +152,20 @@ static __always_inline int is_neighbour_port(struct __sk_buff *skb, const struct
 	return other && other->bridge == ep->bridge;
 }
 
-// May the packets of an endpoint with this device come in here? By its own device, where their source was checked, or by the bridge that both are
-// ports of, when they were routed there.
-static __always_inline int came_from(struct __sk_buff *skb, const struct endpoint *ep, u32 remote_ifindex)
+// May the packets of an endpoint with this device come in here? By its own device, where their source was checked, or by the bridge that it is a
+// port of, when they were routed there. Others may be ports of that bridge, too, which nobody checks, so the note of the endpoint's own hook must be
+// on them; where filters of others reset it, pods of that same bridge take them all the same.
+static __always_inline int came_from(struct __sk_buff *skb, const struct work *w, const struct endpoint *ep, u32 remote_ifindex)
 {
+	u32 in = skb->ingress_ifindex;
+
 	// The node served this address: when it does no more, whoever answers by it comes from where a Service leads.
-	if (remote_ifindex == skb->ingress_ifindex || remote_ifindex == SERVED_BY_NODE || (!skb->ingress_ifindex && is_sender(skb, remote_ifindex)))
+	if (remote_ifindex == in || remote_ifindex == SERVED_BY_NODE || (!in && is_sender(skb, remote_ifindex)))
 		return 1;
-	struct endpoint *other = ep->bridge && ep->bridge == skb->ingress_ifindex ? endpoints.lookup(&remote_ifindex) : NULL;
-	return other && other->bridge == ep->bridge;
+	struct endpoint *other = in ? endpoints.lookup(&remote_ifindex) : NULL;
+	if (!other || other->bridge != in)
+		return 0;
+	return is_sender(skb, remote_ifindex) || (ep->bridge == in && !(w->mode & CONFIG_NOTES_STAY));
 }
 
 // Did the proxy dial something that led here, and ask other rules than those for here? A reset gets out all the same.
@@ -213,7 +218,7 @@ static __always_inline int to_pod_new(struct __sk_buff *skb, struct work *w, con
 			return drop(HOOK_TO_POD, w, FOREIGN_SOURCE);
 		// A local pod's packet comes from its own veth, where its source was checked: not from a tunnel, say.
 		if (o->from == FROM_ELSEWHERE && w->f.remote_ifindex &&
-		    (w->f.remote_ifindex == SERVED_BY_NODE || !came_from(skb, ep, w->f.remote_ifindex)))
+		    (w->f.remote_ifindex == SERVED_BY_NODE || !came_from(skb, w, ep, w->f.remote_ifindex)))
 			return drop(HOOK_TO_POD, w, SPOOFED_SOURCE);
 		// Nobody was there to be asked, or the connection is older than the policy.
 		if (only_audited(&w->d))
@@ -328,7 +333,7 @@ int to_pod(struct __sk_buff *skb)
 	if (reason)
 		return drop(HOOK_TO_POD, w, reason);
 	// A local pod's packets come from its own veth, where their source was checked.
-	if (o.from == FROM_ELSEWHERE && e->peer_ifindex && !came_from(skb, ep, e->peer_ifindex))
+	if (o.from == FROM_ELSEWHERE && e->peer_ifindex && !came_from(skb, w, ep, e->peer_ifindex))
 		return drop(HOOK_TO_POD, w, SPOOFED_SOURCE);
 	// The reset that tells a pod of the end of a proxied connection gets out, whatever the policy says by now.
 	u32 ends = e->leg != LEG_DIRECT && is_bare_reset(&w->p);

@@ -1,0 +1,150 @@
+"""Pods of one node on a bridge, on another, and on none: each reaches the others, and nobody speaks in their names."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from spliceway.agent.testbed import netns
+from spliceway.agent.testbed.linkparts import mac_address
+from spliceway.agent.testbed.node import Pod
+from spliceway.agent.testbed.testbed import Testbed
+from spliceway.policy.verdict import Reason, Verdict
+from support import packets as p
+from support.attack import MARKER, Witness
+from support.kernel import KernelNode
+from support.node import http_status, server_manifest
+from support.serviceegress import somebodys_filter
+
+pytestmark = pytest.mark.kernel
+
+#: Who may reach `alone`: the pod on the first bridge, by its identity.
+POLICY = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: alone, namespace: default}
+spec:
+  endpointSelector: {matchLabels: {role: alone}}
+  ingress: [{fromEndpoints: [{matchLabels: {role: first}}]}]
+"""
+ROLES = ("first", "second", "alone", "beside")
+BRIDGES = {"first": "mix1", "beside": "mix1", "second": "mix2"}
+STRANGER = ("odd1", "odd1-end")
+
+
+@pytest.fixture(scope="module")
+def testbed() -> Iterator[Testbed]:
+    with Testbed.up([server_manifest(role, {"role": role}) for role in ROLES]) as made:
+        for bridge in dict.fromkeys(BRIDGES.values()):
+            _on_node(made, "link", "add", bridge, "type", "bridge")
+            _on_node(made, "link", "set", bridge, "up")
+        for role, bridge in BRIDGES.items():
+            _move(made, made.pod(role), bridge)
+        _on_node(made, "link", "add", STRANGER[0], "type", "veth", "peer", "name", STRANGER[1])
+        _on_node(made, "link", "set", STRANGER[0], "master", BRIDGES["first"])
+        for name in STRANGER:
+            _on_node(made, "link", "set", name, "up")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def node(testbed: Testbed) -> Iterator[KernelNode]:
+    with KernelNode(testbed.node) as made:
+        made.apply(POLICY)
+        made.run(made.datapath._watch.look())  # whose filters there are is looked at now and then
+        yield made
+
+
+def _on_node(testbed: Testbed, *words: str) -> None:
+    done = testbed.node.run_on_node(["ip", *words])
+    assert done.returncode == 0, done.stderr
+
+
+def _move(testbed: Testbed, pod: Pod, bridge: str) -> None:
+    """Make the node's end of a pod a port of a bridge, by which the pod is routed from then on."""
+    _on_node(testbed, "link", "set", pod.interface, "master", bridge)
+    for address in pod.addresses:
+        family = f"-{address.version}"
+        whole = f"{address}/{address.max_prefixlen}"
+        where = ("lladdr", mac_address(f"pod {pod.key}"), "dev", bridge, "nud", "permanent")
+        _on_node(testbed, family, "route", "replace", whole, "dev", bridge)
+        _on_node(testbed, family, "neigh", "replace", str(address), *where)
+
+
+def _spoofed(node: KernelNode) -> int:
+    found = node.datapath.reasons()
+    return sum(one.packets for one in found if one.verdict is Verdict.DENY and one.reason is Reason.SPOOFED_SOURCE)
+
+
+def _sent(testbed: Testbed, packets: Sequence[bytes]) -> None:
+    """By the stranger on the first bridge, to the node's own end of that."""
+    macs = (mac_address(f"lxc {testbed.pod('first').key}"), "02:00:00:00:06:66")
+    head = b"".join(bytes.fromhex(mac.replace(":", "")) for mac in macs)
+
+    def send() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+            sock.bind((STRANGER[1], 0))
+            for packet in packets:
+                sock.send(head + (b"\x08\x00" if packet[0] >> 4 == 4 else b"\x86\xdd") + packet)
+
+    netns.call(testbed.node.info.netns, send)
+
+
+def _claims(testbed: Testbed, source: str, target: str) -> list[bytes]:
+    """What `source` might have sent to `target`: the beginning of a connection, and datagrams."""
+    made = []
+    for version in (4, 6):
+        one, other = testbed.pod(source).address(version), testbed.pod(target).address(version)
+        made.append(p.ip(one, other, p.TCP, p.tcp(one, other, 40000, 80, p.SYN, MARKER)))
+        made.append(p.ip(one, other, p.UDP, p.udp(one, other, 40000, 80, MARKER)))
+    return made
+
+
+def test_before_there_are_programs_a_strangers_packets_arrive(testbed: Testbed) -> None:
+    """So they are not lost for another reason."""
+    claims = _claims(testbed, "first", "alone")
+    with Witness(testbed.pod("alone").netns) as witness:
+        _sent(testbed, claims)
+        witness.close()
+    assert len(witness.seen) == len(claims)
+
+
+@pytest.mark.parametrize("version", [4, 6], ids=["v4", "v6"])
+def test_pods_on_different_bridges_and_on_none_reach_each_other(
+    testbed: Testbed, node: KernelNode, version: int
+) -> None:
+    allowed = {(one, other): one != other and (other != "alone" or one == "first") for one in ROLES for other in ROLES}
+    before = _spoofed(node)
+    for (client, server), passes in allowed.items():
+        if client != server:
+            found = http_status(testbed, client, server, version=version, timeout=5 if passes else 1)
+            assert found == (200 if passes else 0), (client, server)
+    assert _spoofed(node) == before
+
+
+@pytest.mark.parametrize("target", ["alone", "second", "beside"])
+def test_a_stranger_on_the_bridge_is_nobody(testbed: Testbed, node: KernelNode, target: str) -> None:
+    """Its packets come in by the same bridge, and with the address of the pod that may."""
+    claims = _claims(testbed, "first", target)
+    before = _spoofed(node)
+    with Witness(testbed.pod(target).netns) as witness:
+        _sent(testbed, claims)
+        witness.assert_nothing()
+    assert _spoofed(node) == before + len(claims)
+
+
+@pytest.mark.parametrize("version", [4, 6], ids=["v4", "v6"])
+def test_pods_of_a_bridge_reach_each_other_though_a_filter_has_packets_forgotten(
+    testbed: Testbed, node: KernelNode, version: int
+) -> None:
+    """Routed by the node. To a pod elsewhere they don't get then: nobody could tell them from a stranger's."""
+    with somebodys_filter(node, "default/first"):
+        node.run(node.datapath._watch.look())
+        assert http_status(testbed, "first", "beside", version=version) == 200
+        before = _spoofed(node)
+        assert http_status(testbed, "first", "alone", version=version, timeout=1) == 0
+        assert _spoofed(node) > before
+    node.run(node.datapath._watch.look())
+    assert http_status(testbed, "first", "alone", version=version) == 200
