@@ -34,7 +34,8 @@ def _sidecar_bed() -> Iterator[SidecarBed]:
 
 
 @pytest.fixture
-def bed(_sidecar_bed: SidecarBed) -> Iterator[SidecarBed]:
-    """Two pods with sidecars."""
+def bed(_sidecar_bed: SidecarBed, request: pytest.FixtureRequest) -> Iterator[SidecarBed]:
+    """Two pods with sidecars; RPS at their loopbacks only for what asks for it."""
+    _sidecar_bed.set_veths(request.getfixturevalue("veths") if "veths" in request.fixturenames else "plain")
     yield _sidecar_bed
     _sidecar_bed.release()

@@ -134,7 +134,7 @@ class Pair:
 class SpliceBed:
     """A node with a client's and a server's pod, a datapath, and the ends of what the tests connect."""
 
-    #: Whether its connections go over veths, on which RPS can be set.
+    #: Whether its connections go over veths, the two directions of each handled on different CPUs with RPS.
     by_veths = True
 
     def __init__(self, testbed: Testbed, **settings: Any) -> None:
