@@ -14,7 +14,7 @@ from spliceway.policy.istio.httprules import Ambiguous, Normalization
 from support.cases import ROOT
 from support.istiobed import IstioBed
 from support.istiocases import WAYS, Asked, MeshFile, Way, asked, mesh_file, reason_of, reduced
-from support.istiojudge import Found, judge
+from support.istiojudge import Found, chains_of, judge, status_of
 from support.istiorandom import random_file
 from support.tables import FILES
 
@@ -62,6 +62,17 @@ def test_refusals_are_counted_by_reason(way: Way) -> None:
         if match := re.fullmatch(r"\| refused: (.+?) \|" + r" ([0-9]+) \|" * len(WAYS), line):
             told[match[1]] = int(match[2 + column])
     assert {name: count for name, count in told.items() if count} == dict(reasons)
+
+
+def test_without_the_filter_no_http_rule_matches(bed: IstioBed) -> None:
+    """As where an EnvoyFilter was not applied, or another one has thrown ours out."""
+    there = asked(reduced(FILES["http-rules.yaml"], WAYS[0]))
+    cases = [one for one in there if not one.refused and one.http is not None and one.passes][:30]
+    chains, patched = chains_of(cases)
+    with bed.serving(chains, "BASE", patches=patched):
+        assert {status_of(bed, one) for one in cases} == {200}
+    with bed.serving(chains, "BASE"):
+        assert {status_of(bed, one) for one in cases} == {403}
 
 
 @pytest.mark.parametrize("way", MORE, ids=str)
