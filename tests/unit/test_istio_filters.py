@@ -16,6 +16,7 @@ from spliceway.policy.istio.translate import Translation
 from spliceway.policy.wellformed import DOT_SEGMENTS, DOUBLE_SLASHES, ORIGIN_FORM, WELL_FORMED_PATH
 from support.istiopolicies import CLUSTER, allow, made, policy
 
+EVERY = "ports: [{port: '1', endPort: 65535, protocol: TCP}]"
 RULE = "rules: {http: [{path: /a}]}"
 
 
@@ -58,7 +59,7 @@ def test_a_document() -> None:
 
 
 def test_every_http_rule_asks_for_it_and_no_other_does() -> None:
-    found = made(allow("{path: /a}, {method: GET}, {}"), policy("endpointSelector: {}\ningress: [{}]"))
+    found = made(allow("{path: /a}, {method: GET}, {}"), policy("endpointSelector: {}\ningress: [{}]", name="other"))
     assert any(rule.http for one in found.policies for rule in one.rules)
     for one in found.policies:
         for rule in one.rules:
@@ -72,8 +73,8 @@ def test_every_http_rule_asks_for_it_and_no_other_does() -> None:
     ("ingress", "read", "noted"),
     [
         ("{toPorts: [{ports: [{port: '80', protocol: TCP}, {port: '81', protocol: TCP}], RULE}]}", [80, 81], ""),
-        ("{toPorts: [{RULE}]}", [None], ""),
-        ("{toPorts: [{RULE}]}, {toPorts: [{ports: [{port: '80', protocol: TCP}]}]}", [], "every port"),
+        ("{toPorts: [{EVERY, RULE}]}", [None], ""),
+        ("{toPorts: [{EVERY, RULE}]}, {toPorts: [{ports: [{port: '80', protocol: TCP}]}]}", [], "every port"),
         (
             "{toPorts: [{ports: [{port: '80', protocol: TCP}, {port: '81', protocol: TCP}], RULE}]}, "
             "{fromEntities: [world], toPorts: [{ports: [{port: '80', protocol: TCP}]}]}",
@@ -86,7 +87,7 @@ def test_every_http_rule_asks_for_it_and_no_other_does() -> None:
 def test_paths_are_read_our_way_where_nobody_passes_without_http_rules(
     ingress: str, read: list[int | None], noted: str
 ) -> None:
-    text = ingress.replace("RULE", RULE)
+    text = ingress.replace("RULE", RULE).replace("EVERY", EVERY)
     found = made(policy(f"endpointSelector: {{matchLabels: {{app: api}}}}\ningress: [{text}]"))
     assert ports(found) == read
     assert [note for note in found.notes if "without HTTP rules" in note and f": {noted}: " in note] == (
