@@ -7,6 +7,7 @@ whether the pod's policies are translated, or why not.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -216,9 +217,8 @@ def exception(one: Asked, way: Way, *, passes: bool) -> str:
     path = one.case.request.path.partition(b"?")[0]
     if way.ambiguous is Ambiguous.DENY:
         if passes:
-            # Resolved before any filter sees it, as in Spliceway's own Envoy.
-            if one.http.reason is Reason.HTTP_AMBIGUOUS and b"%2e" in path.lower():
-                return "%2e"
+            if one.http.reason is Reason.HTTP_AMBIGUOUS and re.search(rb"%2e|/\.\.?;", path, re.IGNORECASE):
+                return "dots that Envoy resolves before any filter sees them"
             decoded = way.normalization is Normalization.DECODE_AND_MERGE_SLASHES and not one.read
             return "%2f, where the mesh decodes it" if decoded and b"%2f" in path.lower() else ""
         if not one.read and (_odd_slashes(path) or (way.normalization is Normalization.NONE and _odd_path(path))):

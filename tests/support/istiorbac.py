@@ -102,7 +102,8 @@ def _noted(condition: Doc) -> Doc:
     if not found or not condition["values"] or any(value[0] == "[" for value in condition["values"]):
         raise BadPolicyError(f"condition {condition}")
     values = [{"string_match": _text(value)} for value in condition["values"]]
-    matcher = {"filter": found[1], "path": [{"key": found[2]}], "value": {"or_match": {"value_matchers": values}}}
+    wanted = values[0] if len(values) == 1 else {"or_match": {"value_matchers": values}}
+    matcher = {"filter": found[1], "path": [{"key": found[2]}], "value": wanted}
     return {"metadata": matcher}
 
 
