@@ -57,7 +57,7 @@ class Translation(msgspec.Struct, frozen=True):
 
     def documents(self) -> list[dict[str, Any]]:
         """All of it as YAML has it: filters first, so that applying it in this order never denies for a moment."""
-        return [one.document() for one in (*self.filters, *self.policies)]
+        return [*(one.document() for one in self.filters), *(one.document() for one in self.policies)]
 
 
 def translate(cluster: Cluster, mesh: Mesh, options: Options | None = None) -> Translation:
