@@ -43,9 +43,6 @@ class SidecarPair(Pair):
 class SidecarBed(SpliceBed):
     """Two pods with sidecars, and a datapath that knows of them."""
 
-    #: Its connections go over the pods' own loopbacks.
-    by_veths = False
-
     def __init__(self, testbed: Testbed, kind: rules.Rules = "iptables", **settings: Any) -> None:
         self.kind = kind
         self._uid = 0 if kind == "tproxy" else rules.PROXY_UID
@@ -89,7 +86,7 @@ class SidecarBed(SpliceBed):
         self.node.run(self.node.datapath.set_endpoints(wanted))
 
     def set_veths(self, veths: Veths) -> None:
-        """With receive packet steering on the pods' loopbacks: of each two connections one is another CPU's."""
+        """With receive packet steering on the pods' loopbacks: one connection in two is another CPU's."""
         for pod in self.testbed.node.pods.values():
             pod.set_rps(0b11 * (veths == "rps"), loopback=True)
 
