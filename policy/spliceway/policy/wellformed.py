@@ -17,6 +17,6 @@ ORIGIN_FORM = r"(?s)/.*"
 # A host without userinfo, as `policy.http` has it. Two Host headers arrive joined with a comma, an empty one empty.
 WELL_FORMED_HOST = r"[A-Za-z0-9._~!$&'()*+=%:\[\]-]+"
 
-# What is left of no path once dots are resolved and slashes merged; one of nothing but slashes stays as it is.
+# What is left of no path once dots are resolved and slashes merged, which makes `//` of nothing but slashes.
 DOT_SEGMENTS = r"(?s)[^?]*/\.\.?(?:[/?].*)?"
-DOUBLE_SLASHES = r"(?s)(?:[^?]*[^/?]//.*|//+[^/?].*)"
+DOUBLE_SLASHES = r"(?s)(?:[^?]*[^/?]//.*|//[^?].*)"
