@@ -40,8 +40,9 @@ def _sidecar_bed() -> Iterator[SidecarBed]:
 
 
 @pytest.fixture
-def sidecars(_sidecar_bed: SidecarBed) -> Iterator[SidecarBed]:
+def sidecars(_sidecar_bed: SidecarBed, request: pytest.FixtureRequest) -> Iterator[SidecarBed]:
     """Two pods with sidecars; a module that has tests of others run on it makes it their `bed`."""
+    _sidecar_bed.set_veths(request.getfixturevalue("veths") if "veths" in request.fixturenames else "plain")
     yield _sidecar_bed
     _sidecar_bed.release()
 

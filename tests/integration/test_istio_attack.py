@@ -16,7 +16,7 @@ from spliceway.agent.testbed import netns
 from spliceway.bpf.types import Leg, SpliceState
 from support.istio import rules
 from support.istio.bed import ANY, OWN, SidecarBed, sidecar_bed
-from support.splicebed import PATIENCE, Pair
+from support.splicebed import PATIENCE, Pair, Veths
 from support.spliceread import Drained, drain, exactly, readable
 from support.waiting import until
 
@@ -78,6 +78,7 @@ def accept_outbound(bed: SidecarBed, version: int) -> socket.socket:
     return bed.accept(Leg.DOWNSTREAM, version)
 
 
+@pytest.mark.usefixtures("veths")
 def test_one_port_to_many_destinations(bed: SidecarBed, version: int) -> None:
     """Behind the translation they would all have the same ends: netfilter gives them other ports."""
     source = (bed.address("client", version), 7000)
@@ -98,6 +99,7 @@ def test_one_port_to_many_destinations(bed: SidecarBed, version: int) -> None:
     assert all(pair.known.to_proxy_messages == 2 for pair in pairs.values())
 
 
+@pytest.mark.usefixtures("veths")
 def test_all_at_once_with_tokens_under_way(bed: SidecarBed, version: int) -> None:
     """Every end sends before anybody reads."""
     source = (bed.address("client", version), 7001)
@@ -113,6 +115,7 @@ def test_all_at_once_with_tokens_under_way(bed: SidecarBed, version: int) -> Non
         assert exactly(dialled[target], TOKEN) == token(("down", target))
 
 
+@pytest.mark.usefixtures("veths")
 def test_a_port_is_used_again(bed: SidecarBed, leg: Leg, version: int) -> None:
     """With bytes of the connection before that nobody has read."""
     for number in range(TIMES):
@@ -126,6 +129,7 @@ def test_a_port_is_used_again(bed: SidecarBed, leg: Leg, version: int) -> None:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
 
+@pytest.mark.usefixtures("veths")
 def test_a_socket_is_dissolved_and_dials_again(bed: SidecarBed, version: int) -> None:
     """connect() with AF_UNSPEC, in mid-connection: the new connection is another one."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -152,7 +156,9 @@ def test_a_socket_is_dissolved_and_dials_again(bed: SidecarBed, version: int) ->
 
 
 @pytest.mark.parametrize("opened_by", ["application", "sidecar"])
-def test_two_pods_with_the_same_ends_at_the_same_time(bed: SidecarBed, version: int, opened_by: str) -> None:
+def test_two_pods_with_the_same_ends_at_the_same_time(
+    bed: SidecarBed, veths: Veths, version: int, opened_by: str
+) -> None:
     """Addresses and ports of both connections are the same, all four, in two pods."""
     listeners = {}
     for pod in ("client", "server"):
@@ -201,7 +207,8 @@ def test_two_pods_with_the_same_ends_at_the_same_time(bed: SidecarBed, version: 
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 pair.close()
             until(lambda: not any(one.endpoint_port in (7200, 7203) for one in bed.node.datapath.socks()))
-    assert spliced == 2 * TIMES
+    # With RPS a byte may be quicker than the accepting end: then all of it goes by TCP.
+    assert 0 < spliced <= 2 * TIMES if veths == "rps" else spliced == 2 * TIMES
 
 
 def test_who_listens_in_the_sidecars_place(bed: SidecarBed, version: int) -> None:

@@ -17,12 +17,14 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from spliceway.agent.envoyprocess import find_envoy
 from spliceway.agent.testbed import netns
 from spliceway.policy.model import IPAddress
 from support.certificates import Authority
+from support.istiofilters import patched
 from support.steered import read_reply
 
 Doc = dict[str, Any]
@@ -81,10 +83,21 @@ class IstioBed:
 
     @contextlib.contextmanager
     def serving(
-        self, chains: Mapping[Place, Sequence[Doc]], normalization: str, *, tcp: bool = False
+        self,
+        chains: Mapping[Place, Sequence[Doc]],
+        normalization: str,
+        *,
+        patches: Mapping[Place, Sequence[Doc]] = MappingProxyType({}),
+        tcp: bool = False,
     ) -> Iterator[None]:
-        """Run Envoy with these filters; every request that passes them is answered with 200."""
-        listeners = [self._listener(place, filters, normalization, tcp) for place, filters in chains.items()]
+        """Run Envoy with these filters; every request that passes them is answered with 200.
+
+        `patches`: of EnvoyFilters, for those that have any.
+        """
+        listeners = [
+            self._listener(place, filters, normalization, patches.get(place, ()), tcp)
+            for place, filters in chains.items()
+        ]
         config = {
             "admin": {"address": {"pipe": {"path": str(self._directory / "admin.sock")}}},
             "node": {"id": "sidecar", "cluster": "sidecar"},
@@ -141,7 +154,9 @@ class IstioBed:
             self._contexts[principal] = found
         return found
 
-    def _listener(self, place: Place, filters: Sequence[Doc], normalization: str, tcp: bool) -> Doc:
+    def _listener(
+        self, place: Place, filters: Sequence[Doc], normalization: str, patches: Sequence[Doc], tcp: bool
+    ) -> Doc:
         router = {
             "name": "envoy.filters.http.router",
             "typed_config": {"@type": f"{_TYPES}filters.http.router.v3.Router"},
@@ -167,7 +182,10 @@ class IstioBed:
             "common_tls_context": context,
             "require_client_certificate": True,
         }
-        http = {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
+        http = {
+            "name": "envoy.filters.network.http_connection_manager",
+            "typed_config": patched(manager, patches, place.port),
+        }
         chain = {
             "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": tls},
             "filters": [*(filters if tcp else ()), http],

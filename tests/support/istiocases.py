@@ -7,8 +7,9 @@ whether the pod's policies are translated, or why not.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -17,14 +18,15 @@ from spliceway.policy.evaluate import Connection, evaluate_half
 from spliceway.policy.evaluate_facts import Facts, find_pod
 from spliceway.policy.evaluate_http import rule_set
 from spliceway.policy.evaluate_tiers import Half
-from spliceway.policy.http import HttpDecision, HttpRequest, decide
-from spliceway.policy.istio.httprules import Meaning, Normalization
+from spliceway.policy.http import HttpDecision, decide
+from spliceway.policy.istio.httprules import Ambiguous, Meaning, Normalization
 from spliceway.policy.istio.mesh import Mesh, read_document
 from spliceway.policy.istio.peers import account
 from spliceway.policy.istio.translate import Options, Translation, translate
 from spliceway.policy.model import Cluster, Pod
 from spliceway.policy.verdict import Direction, Protocol, Reason, Verdict
-from support.cases import POD_CIDRS, Case, CaseFile
+from support.cases import POD_CIDRS, Case, CaseFile, ExpectHttp
+from support.envoycases import difference
 
 ROOT_NAMESPACE = "istio-system"
 #: Whose certificate comes from an address that is no pod's: a machine outside the cluster that is in the mesh.
@@ -35,8 +37,21 @@ STRICT = {
     "metadata": {"name": "default", "namespace": ROOT_NAMESPACE},
     "spec": {"mtls": {"mode": "STRICT"}},
 }
-#: How paths are taken: (normalization, whether ambiguous ones are accepted).
-WAYS = ((Normalization.BASE, False), (Normalization.DECODE_AND_MERGE_SLASHES, True))
+
+
+class Way(NamedTuple):
+    """A mesh, and how its policies are made."""
+
+    normalization: Normalization
+    ambiguous: Ambiguous
+
+
+#: As docs/istio-policy.md counts: what comes without options first.
+WAYS = (
+    Way(Normalization.BASE, Ambiguous.DENY),
+    Way(Normalization.BASE, Ambiguous.REFUSE),
+    Way(Normalization.DECODE_AND_MERGE_SLASHES, Ambiguous.PASS),
+)
 
 #: Reasons for refusals: words that stand in them.
 REASONS = (
@@ -67,14 +82,14 @@ class MeshFile(msgspec.Struct, frozen=True):
     cases: tuple[Case, ...]
 
     def documents(self) -> list[dict[str, Any]]:
-        """The AuthorizationPolicies."""
-        return [policy.document() for policy in self.translation.policies]
+        """AuthorizationPolicies and EnvoyFilters."""
+        return self.translation.documents()
 
 
 class Asked(msgspec.Struct, frozen=True):
     """A case, its ends, and what the interpreter says. `refused`: why the server's policies are not translated.
 
-    `any_path`: the same request passes with a path that no rule asks for.
+    `read`: paths are read by an EnvoyFilter of ours there.
     """
 
     file: MeshFile
@@ -84,7 +99,7 @@ class Asked(msgspec.Struct, frozen=True):
     half: Half
     http: HttpDecision | None
     refused: str
-    any_path: bool = False
+    read: bool = False
 
     @property
     def principal(self) -> str:
@@ -102,14 +117,12 @@ class Asked(msgspec.Struct, frozen=True):
         return self.half.verdict is Verdict.ALLOW
 
 
-def mesh_file(file: CaseFile, normalization: Normalization, ambiguous: bool) -> MeshFile:
+def mesh_file(file: CaseFile, way: Way) -> MeshFile:
     """A file of cases with sidecars everywhere."""
-    return in_mesh(file.name, file.documents, file.cases, normalization, ambiguous)
+    return in_mesh(file.name, file.documents, file.cases, way)
 
 
-def in_mesh(
-    name: str, documents: Iterable[Any], cases: tuple[Case, ...], normalization: Normalization, ambiguous: bool
-) -> MeshFile:
+def in_mesh(name: str, documents: Iterable[Any], cases: tuple[Case, ...], way: Way) -> MeshFile:
     """Documents of a cluster with sidecars everywhere, translated."""
     contents = [copy.deepcopy(one) for one in documents]
     for content in contents:
@@ -125,7 +138,7 @@ def in_mesh(
         {key: told for read in reads for key, told in read.annotations.items()},
         ROOT_NAMESPACE,
     )
-    options = Options(meaning=Meaning(normalization, ambiguous))
+    options = Options(meaning=Meaning(*way))
     return MeshFile(name, cluster, mesh, translate(cluster, mesh, options), cases)
 
 
@@ -141,16 +154,25 @@ def asked(file: MeshFile) -> Iterator[Asked]:
         client = find_pod(facts, case.source)
         connection = Connection(case.source, case.destination, case.protocol, case.port)
         half = evaluate_half(file.cluster, server, Direction.INGRESS, connection)
-        http, any_path = None, False
+        http = None
         if half.verdict is Verdict.REDIRECT:
             if case.request is None:
                 continue  # the requests of the same connection say more
             rules, names = rule_set(file.cluster, None, half)
             http = decide(case.request, rules, names)
-            elsewhere = msgspec.structs.replace(case.request, path=b"/nobody/asks/for/that")
-            any_path = decide(elsewhere, rules, names).verdict is Verdict.ALLOW
         refused = [error.reason for error in file.translation.refused.get(server.key, ())]
-        yield Asked(file, case, server, client, half, http, refused[0] if refused else "", any_path)
+        yield Asked(
+            file, case, server, client, half, http, refused[0] if refused else "", _reads(file, server, case.port)
+        )
+
+
+def _reads(file: MeshFile, server: Pod, port: int) -> bool:
+    return any(
+        (one.read is None or port in one.read)
+        and one.namespace in (server.namespace, ROOT_NAMESPACE)
+        and dict(one.match_labels).items() <= server.labels.items()
+        for one in file.translation.filters
+    )
 
 
 def has_http(cluster: Cluster, pod: Pod) -> bool:
@@ -176,36 +198,59 @@ def reason_of(refused: str) -> str:
     raise LookupError(refused)
 
 
-def exception(one: Asked, normalization: Normalization) -> str:
+def as_own_envoy(one: Asked, way: Way, *, passes: bool) -> bool:
+    """Whether Spliceway's own Envoy is known to answer so, though the interpreter does not."""
+    if way.ambiguous is not Ambiguous.DENY or one.http is None or not one.read:
+        return False
+    expected = ExpectHttp(one.http.status, one.http.reason.label)
+    asked = msgspec.structs.replace(one.case, expect=msgspec.structs.replace(one.case.expect, http=expected))
+    why = difference(asked) or ""
+    return why.startswith("laxer" if passes else "stricter")
+
+
+def exception(one: Asked, way: Way, *, passes: bool) -> str:
     """Why Istio's answer may differ from ours (docs/istio-policy.md); empty: it may not."""
     if one.half.reason is Reason.HOST_ALLOWED:
         return "own node"
     if one.http is None or one.case.request is None:
         return ""
+    path = one.case.request.path.partition(b"?")[0]
+    if way.ambiguous is Ambiguous.DENY:
+        if passes:
+            if one.http.reason is Reason.HTTP_AMBIGUOUS and re.search(rb"%2e|/\.\.?;", path, re.IGNORECASE):
+                return "dots that Envoy resolves before any filter sees them"
+            decoded = way.normalization is Normalization.DECODE_AND_MERGE_SLASHES and not one.read
+            return "%2f, where the mesh decodes it" if decoded and b"%2f" in path.lower() else ""
+        if not one.read and (_odd_slashes(path) or (way.normalization is Normalization.NONE and _odd_path(path))):
+            return "a path that the mesh does not normalise, where some peers have no HTTP rules"
+        return "" if one.read else _http_1_0(one)
     if one.http.reason in (Reason.HTTP_AMBIGUOUS, Reason.HTTP_MALFORMED):
-        # With BASE only what passes by a rule that asks for no path: no other path is reached by it.
-        if normalization is Normalization.BASE and not one.any_path:
-            return ""
-        return "target that Spliceway refuses before rules"
-    if one.case.request.version == "1.0":
-        return "HTTP/1.0, which Istio refuses"
+        return "" if way.ambiguous is Ambiguous.REFUSE else "target that Spliceway refuses before rules"
     if any(len(one.case.request.values(name.lower())) > 1 for name, _ in one.case.request.headers):
         return "a header that is there twice"
-    if normalization is Normalization.BASE and _odd_slashes(one.case.request):
+    if way.normalization is Normalization.BASE and _odd_slashes(path):
         return "slashes that BASE does not merge"
-    return ""
+    return _http_1_0(one)
 
 
-def _odd_slashes(request: HttpRequest) -> bool:
-    path = request.path.partition(b"?")[0].replace(b"\\", b"/")
-    return b"//" in path
+def _http_1_0(one: Asked) -> str:
+    assert one.case.request is not None
+    return "HTTP/1.0, which Istio refuses" if one.case.request.version == "1.0" else ""
 
 
-def reduced(file: CaseFile, normalization: Normalization, ambiguous: bool) -> MeshFile:
+def _odd_slashes(path: bytes) -> bool:
+    return b"//" in path.replace(b"\\", b"/")
+
+
+def _odd_path(path: bytes) -> bool:
+    return b"%" in path or b"\\" in path or any(segment in (b".", b"..") for segment in path.split(b"/"))
+
+
+def reduced(file: CaseFile, way: Way) -> MeshFile:
     """The same without the HTTP rules that are refused for what they say themselves."""
     documents = [copy.deepcopy(one) for one in file.documents]
     while True:
-        found = in_mesh(file.name, documents, file.cases, normalization, ambiguous)
+        found = in_mesh(file.name, documents, file.cases, way)
         fields = {
             (error.document, error.field) for error in found.translation.refusals if ".rules.http[" in error.field
         }

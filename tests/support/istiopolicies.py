@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from spliceway.policy.documents import load_documents
-from spliceway.policy.istio.httprules import Meaning, Normalization
+from spliceway.policy.istio.httprules import Ambiguous, Meaning, Normalization
 from spliceway.policy.istio.mesh import Mesh, read_document
 from spliceway.policy.istio.translate import Options, Translation, translate
 from spliceway.policy.model import Cluster
@@ -52,7 +52,8 @@ metadata: {name: teller, namespace: bank, labels: {app: front}}
 spec: {nodeName: node1}
 status: {podIPs: [{ip: 10.240.1.4}]}
 """
-EVERYTHING = Options(meaning=Meaning(Normalization.DECODE_AND_MERGE_SLASHES, ambiguous=True))
+ALONE = Options(meaning=Meaning(ambiguous=Ambiguous.REFUSE))
+EVERYTHING = Options(meaning=Meaning(Normalization.DECODE_AND_MERGE_SLASHES, Ambiguous.PASS))
 
 
 def policy(spec: str, kind: str = "CiliumNetworkPolicy", name: str = "web", namespace: str = "shop") -> str:

@@ -14,10 +14,9 @@ from typing import Any
 import msgspec
 
 from spliceway.policy.http import HttpRequest
-from spliceway.policy.istio.httprules import Normalization
 from spliceway.policy.verdict import Protocol
 from support.cases import Case, Expect
-from support.istiocases import MeshFile, asked, in_mesh
+from support.istiocases import MeshFile, Way, asked, in_mesh
 
 Doc = dict[str, Any]
 _NAMESPACES = {"shop": {"team": "red"}, "bank": {"team": "blue"}}
@@ -63,7 +62,7 @@ _ODD = (
 )
 
 
-def random_file(seed: int, normalization: Normalization, *, ambiguous: bool, wanted: int = 45) -> MeshFile:
+def random_file(seed: int, way: Way, *, wanted: int = 45) -> MeshFile:
     """A cluster of three to eight pods with one to three policies, and up to so many connections and requests.
 
     A third of them are requests that pass, a third such as don't, as far as there are any. In every other cluster HTTP
@@ -87,7 +86,7 @@ def random_file(seed: int, normalization: Normalization, *, ambiguous: bool, wan
     ]
     policies = [_policy(random, index, plain) for index in range(random.randint(1, 3))]
     cases = tuple(_case(random, seed, pods, index) for index in range(wanted * 8))
-    found = in_mesh(f"random {seed // 250}", [*spaces, *nodes, *pods, *policies], cases, normalization, ambiguous)
+    found = in_mesh(f"random {seed // 250}", [*spaces, *nodes, *pods, *policies], cases, way)
     return msgspec.structs.replace(found, cases=tuple(_chosen(found, wanted // 3)))
 
 

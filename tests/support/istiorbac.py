@@ -17,7 +17,7 @@ from typing import Any
 Doc = dict[str, Any]
 _HTTP_KEYS = ("hosts", "notHosts", "methods", "notMethods", "paths", "notPaths")
 _TYPES = "type.googleapis.com/envoy.extensions."
-_NEVER: Doc = {"not_rule": {"any": True}}
+_NOTED = "experimental.envoy.filters."
 
 
 class BadPolicyError(Exception):
@@ -28,7 +28,9 @@ def applying(documents: Iterable[Doc], namespace: str, labels: Mapping[str, str]
     """The policies that are about a workload with a sidecar."""
     found = []
     for one in documents:
-        if one["metadata"]["namespace"] not in (namespace, root) or one["spec"].get("targetRefs"):
+        if one["kind"] != "AuthorizationPolicy" or one["metadata"]["namespace"] not in (namespace, root):
+            continue
+        if one["spec"].get("targetRefs"):
             continue
         if one["spec"].get("selector", {}).get("matchLabels", {}).items() <= labels.items():
             found.append(one)
@@ -66,13 +68,19 @@ def _policy(rule: Doc, action: str, tcp: bool) -> Doc | None:
     http = http or any(one["key"].startswith("request.") for one in rule.get("when", ()))
     if tcp and http and action == "ALLOW":
         return None
-    permissions = [_operation(to["operation"], tcp) for to in rule.get("to", ())] or [{"any": True}]
+    noted = [_noted(one) for one in rule.get("when", ()) if one["key"].startswith(_NOTED)]
+    permissions = [
+        _all([*_operation(to["operation"], tcp), *noted], "and_rules", "rules")
+        for to in rule.get("to", [{"operation": {}}])
+    ]
     sources = [_source(one["source"]) for one in rule.get("from", ())] or [[]]
-    conditions = [part for one in rule.get("when", ()) for part in _condition(one, tcp)]
+    conditions = [
+        part for one in rule.get("when", ()) if not one["key"].startswith(_NOTED) for part in _condition(one, tcp)
+    ]
     return {"permissions": permissions, "principals": [_all([*one, *conditions], "and_ids", "ids") for one in sources]}
 
 
-def _operation(operation: Doc, tcp: bool) -> Doc:
+def _operation(operation: Doc, tcp: bool) -> list[Doc]:
     _known(operation, (*_HTTP_KEYS, "ports", "notPorts"))
     found: list[Doc] = []
     for key, make in (
@@ -84,7 +92,19 @@ def _operation(operation: Doc, tcp: bool) -> Doc:
         if tcp and key != "ports":
             continue
         found += _either(operation, key, make, "or_rules", "rules", "not_rule")
-    return _all(found, "and_rules", "rules")
+    return found
+
+
+def _noted(condition: Doc) -> Doc:
+    """What a filter has written down: `experimental.envoy.filters.a.b[c]` is `c` of the filter `envoy.filters.a.b`."""
+    _known(condition, ("key", "values"))
+    found = re.fullmatch(r"experimental\.(envoy\.filters\.[a-z_.]+)\[([a-z_]+)\]", condition["key"])
+    if not found or not condition["values"] or any(value[0] == "[" for value in condition["values"]):
+        raise BadPolicyError(f"condition {condition}")
+    values = [{"string_match": _text(value)} for value in condition["values"]]
+    wanted = values[0] if len(values) == 1 else {"or_match": {"value_matchers": values}}
+    matcher = {"filter": found[1], "path": [{"key": found[2]}], "value": wanted}
+    return {"metadata": matcher}
 
 
 def _source(source: Doc) -> list[Doc]:

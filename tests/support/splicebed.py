@@ -133,9 +133,6 @@ class Pair:
 class SpliceBed:
     """A node with a client's and a server's pod, a datapath, and the ends of what the tests connect."""
 
-    #: Whether its connections go over veths, on which RPS can be set.
-    by_veths = True
-
     def __init__(self, testbed: Testbed, **settings: Any) -> None:
         self.testbed = testbed
         self.node = KernelNode(testbed.node, **{"max_connections": 8192, **settings})

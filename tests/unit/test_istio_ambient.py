@@ -5,7 +5,7 @@ from __future__ import annotations
 import yaml
 
 from spliceway.policy.istio.translate import Translation
-from support.istiopolicies import CLUSTER, allow, made, policy, refusal
+from support.istiopolicies import CLUSTER, EVERYTHING, allow, made, policy, refusal
 
 AMBIENT = CLUSTER.replace("istio-injection: enabled", "istio.io/dataplane-mode: ambient")
 WAYPOINT = "istio.io/use-waypoint: way"
@@ -81,6 +81,15 @@ def test_what_is_refused() -> None:
         name="deny",
     )
     assert "by which everybody comes" in refusal(ambient(SERVICE, allow("{path: /a}"), deny))
+
+
+def test_waypoints_get_no_filter_so_that_open_paths_need_consent() -> None:
+    found = ambient(SERVICE, allow("{path: /a}"))
+    assert found.filters == ()
+    assert "experimental" not in str(found.documents())
+    for http in ("{path: '/a/.*'}", "{method: GET}"):
+        assert refusal(ambient(SERVICE, allow(http)))
+        assert made(SERVICE, allow(http), cluster=AMBIENT, options=EVERYTHING).refusals == ()
 
 
 def test_pods_with_sidecars_and_ambient_ones_together() -> None:

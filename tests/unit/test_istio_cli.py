@@ -31,7 +31,8 @@ def test_yaml(directory: Path) -> None:
     done = RUNNER.invoke(app, ["policy", "istio", "translate", str(directory)])
     assert done.exit_code == 0
     assert "note: pod shop/api: shows no sidecar yet" in done.stderr
-    (document,) = yaml.safe_load_all(done.stdout)
+    first, document = yaml.safe_load_all(done.stdout)
+    assert (first["kind"], first["metadata"]["name"]) == ("EnvoyFilter", "spliceway-cnp-filter-0-0-web")
     assert document["apiVersion"] == "security.istio.io/v1"
     assert document["metadata"] == {
         "name": "spliceway-cnp-allow-0-0-web",
@@ -45,7 +46,7 @@ def test_what_is_refused_and_the_rest(directory: Path) -> None:
     (directory / "other.yaml").write_text(OTHER)
     done = RUNNER.invoke(app, ["policy", "istio", "translate", str(directory)])
     assert done.exit_code == 1
-    assert len(list(yaml.safe_load_all(done.stdout))) == 1
+    assert len(list(yaml.safe_load_all(done.stdout))) == 2
     assert "CiliumNetworkPolicy shop/other: spec.ingress[0].toPorts[0].rules.http[0]: path /a/[0-9]+" in done.stderr
 
 
@@ -55,7 +56,7 @@ def test_json(directory: Path) -> None:
     done = RUNNER.invoke(app, ["policy", "istio", "translate", "--json", *files])
     assert done.exit_code == 1
     told = json.loads(done.stdout)
-    assert [one["kind"] for one in told["policies"]] == ["AuthorizationPolicy"]
+    assert [one["kind"] for one in told["policies"]] == ["EnvoyFilter", "AuthorizationPolicy"]
     assert [(one["policy"], one["field"]) for one in told["refused"]] == [
         ("CiliumNetworkPolicy shop/other", "spec.ingress[0].toPorts[0].rules.http[0]")
     ]
@@ -83,7 +84,7 @@ def test_options(directory: Path) -> None:
         "--root-namespace",
         "mesh",
     ]
-    assert RUNNER.invoke(app, asked).exit_code == 1
+    assert RUNNER.invoke(app, [*asked, "--ambiguous", "refuse"]).exit_code == 1
     asked += ["--path-normalization", "DECODE_AND_MERGE_SLASHES", "--ambiguous", "pass"]
     done = RUNNER.invoke(app, asked)
     assert done.exit_code == 0, done.stderr

@@ -10,7 +10,10 @@ import yaml
 from spliceway.policy.errors import PolicyError
 from spliceway.policy.istio.mesh import Dataplane
 from spliceway.policy.istio.translate import Options
-from support.istiopolicies import CLUSTER, EVERYTHING, allow, made, policy, read, refusal, specs
+from support.istiopolicies import ALONE, CLUSTER, EVERYTHING, allow, made, policy, read, refusal, specs
+
+#: What every HTTP rule asks for besides (test_istio_filters.py).
+FORMED = '{key: "experimental.envoy.filters.http.rbac[spliceway_shadow_engine_result]", values: [allowed]}'
 
 
 def test_methods_paths_and_peers() -> None:
@@ -22,11 +25,11 @@ def test_methods_paths_and_peers() -> None:
         rules:
         - from: [{source: {principals: [cluster.local/ns/shop/sa/front]}}]
           to: [{operation: {ports: ["80"], methods: [GET, HEAD]}}]
-          when: [{key: "request.headers[:path]", values: [/a, /b]}]
+          when: [{key: "request.headers[:path]", values: [/a, /b]}, *formed]
         - from: [{source: {principals: [cluster.local/ns/shop/sa/front]}}]
           to: [{operation: {ports: ["80"], paths: [/c]}}]
-          when: [{key: "request.headers[:authority]", values: [shop]}]
-        """
+          when: [{key: "request.headers[:authority]", values: [shop]}, *formed]
+        """.replace("*formed", FORMED)
     )
 
 
@@ -45,7 +48,7 @@ def test_everything_but_http_is_said_again_and_denied() -> None:
         - fromCIDRSet: [{cidr: 10.9.0.0/16, except: [10.9.1.0/24]}]
         """.replace("\n        ", "\n")
     )
-    allowing, denying = specs(made(text))
+    allowing, denying = specs(made(text, options=EVERYTHING))
     assert allowing["rules"] == [
         {
             "from": [{"source": {"principals": ["cluster.local/ns/shop/sa/front"]}}],
@@ -65,7 +68,6 @@ def test_everything_but_http_is_said_again_and_denied() -> None:
 @pytest.mark.parametrize(
     ("http", "why"),
     [
-        ("{path: '/a/.*'}", "with path normalization BASE"),
         ("{path: '/a/[0-9]+'}", "repeats without end"),
         ("{host: 'a.b'}", "host a.b"),
         ("{headers: ['X-A: b']}", "one that is there twice"),
@@ -76,6 +78,16 @@ def test_everything_but_http_is_said_again_and_denied() -> None:
 )
 def test_http_rules_that_are_refused(http: str, why: str) -> None:
     assert why in refusal(made(allow(http)))
+
+
+@pytest.mark.parametrize("http", ["{}", "{method: GET}", "{path: '/.*'}", "{host: shop}", "{path: '/a/.*'}"])
+def test_open_paths_need_a_filter_or_consent(http: str) -> None:
+    found = made(allow(http))
+    assert (len(found.policies), len(found.filters)) == (1, 1)
+    found = made(allow(http), options=EVERYTHING)
+    assert (len(found.policies), len(found.filters)) == (1, 0)
+    reason = refusal(made(allow(http), options=ALONE))
+    assert ("with path normalization BASE" if "/a" in http else "what two servers can read differently") in reason
 
 
 @pytest.mark.parametrize(
@@ -93,7 +105,7 @@ def test_what_is_translated_if_it_is_accepted(http: str, condition: dict[str, An
 
 
 def test_paths_that_no_normalised_request_has_are_left_out() -> None:
-    (spec,) = specs(made(allow("{path: '/a//b|/a;b|/a%2fb|/c'}")))
+    (spec,) = specs(made(allow("{path: '/a//b|/a;b|/a%2fb|/c'}"), options=ALONE))
     assert spec["rules"][0]["when"] == [{"key": "request.headers[:path]", "values": ["/c"]}]
 
 
@@ -267,8 +279,8 @@ def test_what_stands_against_it(text: str, why: str) -> None:
 
 def test_own_policies_of_an_earlier_translation_do_not_count() -> None:
     first = made(allow("{path: /a}"))
-    earlier = yaml.safe_dump_all(one.document() for one in first.policies)
-    assert made(allow("{path: /a}"), earlier).policies == first.policies
+    again = made(allow("{path: /a}"), yaml.safe_dump_all(first.documents()))
+    assert (again.policies, again.filters) == (first.policies, first.filters)
 
 
 def test_policies_in_audit_are_left_out() -> None:

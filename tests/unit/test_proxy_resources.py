@@ -16,6 +16,7 @@ from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from spliceway.policy import wellformed
 from spliceway.policy.compile import compile_table
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, RuleSet
@@ -131,7 +132,7 @@ def test_names_are_those_that_are_served() -> None:
     assert digest == sha256(SCRIPT.encode()).hexdigest()
     for key, value in own.items():
         assert value == getattr(served_names, key), key
-    assert (*(served_rbac.WELL_FORMED_PATH, served_rbac.ORIGIN_FORM, served_rbac.WELL_FORMED_HOST),) == (
+    assert (*(wellformed.WELL_FORMED_PATH, wellformed.ORIGIN_FORM, wellformed.WELL_FORMED_HOST),) == (
         filters.WELL_FORMED_PATH,
         filters.ORIGIN_FORM,
         filters.WELL_FORMED_HOST,

@@ -10,6 +10,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError, EncodeError
 
 from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, RuleSet
+from spliceway.policy.wellformed import WELL_FORMED_HOST, WELL_FORMED_PATH
 from spliceway.xds.errors import InconsistentSnapshotError, ResourceError
 from spliceway.xds.protocol.snapshot import Snapshot
 from spliceway.xds.protocol.typeurls import CLUSTER, LISTENER, ROUTE, TYPES
@@ -25,7 +26,6 @@ from spliceway.xds.resources.names import (
     rule_of,
     rule_set_of,
 )
-from spliceway.xds.resources.rbac import WELL_FORMED_HOST, WELL_FORMED_PATH
 from spliceway.xds.resources.rules import allow_rules
 from spliceway.xds.resources.settings import ResourceSettings
 from spliceway.xds.resources.shape import policy_facts

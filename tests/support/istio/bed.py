@@ -24,7 +24,7 @@ from spliceway.bpf.types import Leg
 from support.istio import rules
 from support.istio.mesh import mesh_manifest
 from support.socketmaker import SocketMaker
-from support.splicebed import FAMILIES, PATIENCE, Pair, SpliceBed, name_of
+from support.splicebed import FAMILIES, PATIENCE, Pair, SpliceBed, Veths, name_of
 
 OWN = {4: "127.0.0.6", 6: "::6"}
 ANY = {4: "0.0.0.0", 6: "::"}
@@ -42,9 +42,6 @@ class SidecarPair(Pair):
 
 class SidecarBed(SpliceBed):
     """Two pods with sidecars, and a datapath that knows of them."""
-
-    #: Whether its connections go over veths, on which RPS can be set.
-    by_veths = False
 
     def __init__(self, testbed: Testbed, kind: rules.Rules = "iptables", **settings: Any) -> None:
         self.kind = kind
@@ -87,6 +84,11 @@ class SidecarBed(SpliceBed):
         """Whether the datapath knows of the sidecars."""
         wanted = [msgspec.structs.replace(one, sidecar=self._uid if on else None) for one in self.node.endpoints]
         self.node.run(self.node.datapath.set_endpoints(wanted))
+
+    def set_veths(self, veths: Veths) -> None:
+        """With receive packet steering on the pods' loopbacks: one connection in two is another CPU's."""
+        for pod in self.testbed.node.pods.values():
+            pod.set_rps(0b11 * (veths == "rps"), loopback=True)
 
     def make(self, place: str, version: int) -> socket.socket:
         """As there; `proxy` is the sidecar that accepts, of the pod `client`."""

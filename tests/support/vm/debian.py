@@ -15,7 +15,10 @@ MODULES = (
     *("veth", "bridge", "dummy", "sch_ingress", "cls_bpf", "cls_u32", "sch_fq", "tcp_diag", "udp_diag", "af_packet"),
     *("tun", "vxlan", "ipip", "sit", "ip_gre", "ip6_tunnel", "wireguard", "bonding", "8021q", "macvlan"),
     "crc32c_generic",  # nobody names it, and without it those that follow are not loaded
-    *("nf_tables", "nft_tproxy", "nft_socket", "nft_ct", "nft_chain_nat", "nft_redir"),
+    *("nf_tables", "nft_tproxy", "nft_socket", "nft_ct", "nft_chain_nat", "nft_redir", "nft_nat", "nft_masq"),
+    # What the iptables commands ask for: Istio's rules in pods, kube-proxy's on nodes.
+    *("nft_compat", "xt_tcpudp", "xt_multiport", "xt_owner", "xt_mark", "xt_connmark", "xt_conntrack", "xt_comment"),
+    *("xt_REDIRECT", "xt_TPROXY", "xt_nat", "xt_MASQUERADE", "xt_statistic", "xt_addrtype"),
 )
 _BUSYBOX = "busybox-static"
 _NAME = re.compile(r"linux-image-(?P<release>\d+\.\d+[.\d]*(?:-\d+)?(?:\+\w+)?)-amd64")

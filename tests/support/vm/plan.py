@@ -48,6 +48,11 @@ RUN = (
     "kernel/test_service_marks.py",
     "kernel/test_halves.py",
     "kernel/test_modes.py",
+    "kernel/test_socket_lb_mesh.py",
+    "integration/test_istio_attack.py",
+    "integration/test_istio_ends.py",
+    "integration/test_istio_rows.py",
+    "integration/test_istio_sidecar.py",
     "integration/test_other_owners.py",
     "integration/test_older_connections.py",
 )
@@ -111,12 +116,9 @@ LEFT_OUT = (
             *("integration/test_proxied_profiles.py", "integration/test_testbed_profiles.py"),
             *("integration/test_bypass.py", "integration/test_cases_profiles.py"),
             *("integration/test_service_egress*.py", "integration/test_service_attacks.py"),
-            *("integration/test_istio_attack.py", "integration/test_istio_ends.py", "integration/test_istio_rows.py"),
-            *("integration/test_istio_agent.py", "integration/test_istio_sidecar.py", "integration/test_istio_dump.py"),
-            "integration/test_istio_hbone.py",
-            "kernel/test_socket_lb_mesh.py",
+            *("integration/test_istio_agent.py", "integration/test_istio_dump.py", "integration/test_istio_hbone.py"),
         ),
-        "whole nodes with both proxies: as above, for Envoy and for agents; the guests have no netfilter tools",
+        "whole nodes with both proxies: as above, for Envoy and for agents",
     ),
     LeftOut(
         (

@@ -31,6 +31,7 @@ class Normalization(StrEnum):
 class Ambiguous(StrEnum):
     """What of requests that two servers can read differently."""
 
+    DENY = "deny"
     REFUSE = "refuse"
     PASS = "pass"
 
@@ -63,14 +64,15 @@ def translate(
     ambiguous: Annotated[
         Ambiguous,
         typer.Option(
-            help="pass: translate open paths and headers, though Istio takes `;`, `%25` and headers sent twice."
+            help="deny: EnvoyFilters come with the policies, by which such requests match no HTTP rule. refuse: no "
+            "EnvoyFilters, rules in which it matters are refused. pass: Istio may pass `;`, `%25`, headers sent twice."
         ),
-    ] = Ambiguous.REFUSE,
+    ] = Ambiguous.DENY,
     without_own_node: Annotated[
         bool, typer.Option("--without-own-node", help="Where plaintext is let in: a pod's own node needs a rule.")
     ] = False,
 ) -> None:
-    """HTTP rules of CiliumNetworkPolicies as AuthorizationPolicies: the same verdicts, or a reason why not.
+    """HTTP rules of CiliumNetworkPolicies as Istio's policies: the same verdicts, or a reason why not.
 
     Reads policies, Namespaces, Pods, Nodes, Services and PeerAuthentications. Exit status 1 when anything is refused;
     the policies of other workloads are printed all the same.
@@ -80,12 +82,12 @@ def translate(
     from spliceway.policy.istio import translate as istio
 
     cluster, mesh, refused = read_mesh(paths, root_namespace)
-    how = httprules.Meaning(httprules.Normalization(path_normalization.value), ambiguous is Ambiguous.PASS)
+    how = httprules.Meaning(httprules.Normalization(path_normalization.value), httprules.Ambiguous(ambiguous.value))
     # A document that can't be read may be a deny rule, or a PeerAuthentication that lets plaintext in.
     found = istio.Translation((), tuple(refused), ())
     if not refused:
         found = istio.translate(cluster, mesh, istio.Options(trust_domain, how, without_own_node))
-    documents = [policy.document() for policy in found.policies]
+    documents = found.documents()
     if json:
         told = [
             {"file": error.file, "policy": error.document, "field": error.field, "reason": error.reason}

@@ -80,8 +80,10 @@ def sysctl(name: str, value: int) -> None:
         raise TestbedError(f"{path}: can't be set to {value}: {error.strerror}{hint}") from error
 
 
-def set_rps(cpus: int) -> None:
-    """Receive packet steering to the CPUs of a bit mask (0: none), on every interface but `lo` of this namespace.
+def set_rps(cpus: int, *, loopback: bool = False) -> None:
+    """Receive packet steering to the CPUs of a bit mask (0: none), on every interface of this namespace but `lo`.
+
+    `loopback`: on `lo` alone instead.
 
     sysfs shows the interfaces of the namespace that mounted it, so it is mounted anew, at no path: nothing has to be
     undone, and it works where the root is no mount point. Source: Documentation/networking/scaling.rst. Raises
@@ -91,7 +93,7 @@ def set_rps(cpus: int) -> None:
         root = mount_detached("sysfs")
         try:
             for queue in Path(f"/proc/self/fd/{root}/class/net").glob("*/queues/rx-*/rps_cpus"):
-                if queue.parts[-4] != "lo":
+                if (queue.parts[-4] == "lo") == loopback:
                     queue.write_text(f"{cpus:x}")
         finally:
             os.close(root)

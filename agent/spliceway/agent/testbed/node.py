@@ -76,9 +76,9 @@ class Pod(msgspec.Struct, frozen=True):
         """Environment of the pod's programs: names as in the downward API's usual examples."""
         return processes.environment({"POD_NAME": self.name, "POD_NAMESPACE": self.namespace, **(extra or {})})
 
-    def set_rps(self, cpus: int) -> None:
+    def set_rps(self, cpus: int, *, loopback: bool = False) -> None:
         """Steer what the pod receives to the CPUs of a bit mask, 0: none (see `netns.set_rps`)."""
-        netns.call(self.netns, lambda: netns.set_rps(cpus))
+        netns.call(self.netns, lambda: netns.set_rps(cpus, loopback=loopback))
 
     def start(self, container: Container) -> subprocess.Popen[bytes]:
         """Start a container's program, with its output in the log, and return at once."""

@@ -67,11 +67,11 @@ class Compiled(msgspec.Struct, frozen=True):
 class RuleCompiler:
     """Compiles specifications of one cluster."""
 
-    def __init__(self, mesh: Mesh, peers: PeerSources, meaning: Meaning, namespaces: Iterable[str]) -> None:
-        self._mesh, self._peers, self._meaning = mesh, peers, meaning
+    def __init__(self, mesh: Mesh, peers: PeerSources, namespaces: Iterable[str]) -> None:
+        self._mesh, self._peers = mesh, peers
         self._namespaces = tuple(sorted(namespaces))
 
-    def compile(self, entry: Entry) -> Compiled:
+    def compile(self, entry: Entry, meaning: Meaning) -> Compiled:
         """All of its rules."""
         allow: list[AuthorizationRule] = []
         deny: list[AuthorizationRule] = []
@@ -89,7 +89,7 @@ class RuleCompiler:
                 except RefusedError as refused:
                     errors.append(entry.error(path, str(refused)))
                     continue
-                made, failed = self._one(entry, to_port, sources, ports or ())
+                made, failed = _one(entry, to_port, AuthorizationRule(sources, Operation(ports or ())), meaning)
                 (deny if rule.deny else allow).extend(made)
                 errors += failed
                 if to_port is not None and to_port.http is not None:
@@ -125,21 +125,23 @@ class RuleCompiler:
         if any(source.by_identity for source in sources) and (reason := self.not_strict(entry, ports)):
             raise RefusedError(f"{reason}, so that peers may come without a certificate, by which alone they are known")
 
-    def _one(
-        self, entry: Entry, to_port: PortRule | None, sources: tuple[Source, ...], ports: tuple[int, ...]
-    ) -> tuple[list[AuthorizationRule], list[PolicyError]]:
-        if to_port is None or to_port.http is None:
-            return [AuthorizationRule(sources, Operation(ports))], []
-        made: list[AuthorizationRule] = []
-        errors = []
-        for match in to_port.http:
-            try:
-                for part in http_parts(match, self._meaning):
-                    operation = msgspec.structs.replace(part.operation, ports=ports)
-                    made.append(AuthorizationRule(sources, operation, part.conditions))
-            except RefusedError as refused:
-                errors.append(entry.error(match.path, str(refused)))
-        return made, errors
+
+def _one(
+    entry: Entry, to_port: PortRule | None, about: AuthorizationRule, meaning: Meaning
+) -> tuple[list[AuthorizationRule], list[PolicyError]]:
+    """What becomes of ports of a rule, for the peers and ports of `about`."""
+    if to_port is None or to_port.http is None:
+        return [about], []
+    made: list[AuthorizationRule] = []
+    errors = []
+    for match in to_port.http:
+        try:
+            for part in http_parts(match, meaning):
+                operation = msgspec.structs.replace(part.operation, ports=about.operation.ports)
+                made.append(AuthorizationRule(about.sources, operation, part.conditions))
+        except RefusedError as refused:
+            errors.append(entry.error(match.path, str(refused)))
+    return made, errors
 
 
 def _named(entry: Entry, wanted: PortRange) -> list[int]:

@@ -14,7 +14,7 @@ import msgspec
 
 from spliceway.policy.errors import SplicewayError
 from spliceway.policy.httppath import TargetError, normalise
-from spliceway.policy.istio.objects import Condition, Operation
+from spliceway.policy.istio.objects import WELL_FORMED, Condition, Operation
 from spliceway.policy.istio.patterns import Form, PatternError, forms
 from spliceway.policy.model import HeaderCondition, HttpMatch
 from spliceway.policy.table import Mismatch
@@ -28,6 +28,7 @@ _PROXYS = re.compile(
 #: What a path may begin or end with where more follows or goes before: nothing that normalisation changes.
 _PLAIN = re.compile(r"[A-Za-z0-9_~!$&'()+,=:@./*-]*")
 _DOTS = re.compile(r"(^|/)\.\.?(/|$)|//")
+_NOT_REFUSED = "what two servers can read differently (`;`, `%25`) is not refused by Istio"
 
 
 class RefusedError(SplicewayError):
@@ -43,15 +44,24 @@ class Normalization(Enum):
     DECODE_AND_MERGE_SLASHES = "DECODE_AND_MERGE_SLASHES"
 
 
-class Meaning(msgspec.Struct, frozen=True):
-    """What is known of the mesh and of its servers.
+class Ambiguous(Enum):
+    """What becomes of rules that requests could match which two servers can read differently (`;` or `%25` in paths).
 
-    `ambiguous`: it is accepted that Istio, as Cilium does, passes on what two servers can read differently: `;` and
-    `%25` in paths, headers that are there twice.
+    `DENY`: with an EnvoyFilter such requests match no HTTP rule. `REFUSE`: such rules are refused, where nothing but
+    AuthorizationPolicies may be written. `PASS`: it is accepted that Istio, as Cilium does, passes such requests on,
+    also headers that are there twice.
     """
 
+    DENY = "deny"
+    REFUSE = "refuse"
+    PASS = "pass"
+
+
+class Meaning(msgspec.Struct, frozen=True):
+    """What is known of the mesh and of its servers."""
+
     normalization: Normalization = Normalization.BASE
-    ambiguous: bool = False
+    ambiguous: Ambiguous = Ambiguous.DENY
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -67,12 +77,13 @@ def http_parts(match: HttpMatch, meaning: Meaning) -> tuple[Part, ...]:
     common = (*_host(match.host_regex), *(_header(header, meaning) for header in match.headers))
     if methods is None:
         return ()
+    formed = (WELL_FORMED,) if meaning.ambiguous is Ambiguous.DENY else ()
     found = []
     for values, conditions in _paths(match.path_regex, meaning):
         told = (*conditions, *common)
         # Something must be asked of a request, so that what is no HTTP does not pass.
         said = methods or (() if values or told else ("*",))
-        found.append(Part(Operation(methods=said, paths=values), told))
+        found.append(Part(Operation(methods=said, paths=values), (*told, *formed)))
     return tuple(found)
 
 
@@ -111,7 +122,7 @@ def _header(header: HeaderCondition, meaning: Meaning) -> Condition:
         raise RefusedError(f"header {name}: the value of a Secret would stand in the AuthorizationPolicy")
     if _PROXYS.fullmatch(name.lower()):
         raise RefusedError(f"header {name}: proxies of the mesh set or change it themselves")
-    if not meaning.ambiguous:
+    if meaning.ambiguous is not Ambiguous.PASS:
         raise RefusedError(
             f"header {name}: one that is there twice never matches, and Istio asks whether any of its values does"
         )
@@ -129,6 +140,8 @@ def _paths(pattern: str, meaning: Meaning) -> list[tuple[tuple[str, ...], tuple[
         form.everything or (form.prefix == "/" and not form.exact and not form.suffix and not form.excluded)
         for form in meant
     ):
+        if meaning.ambiguous is Ambiguous.REFUSE:
+            raise RefusedError(f"every path: {_NOT_REFUSED}")
         return [((), ())]
     for form in meant:
         _check_wild(form, pattern, meaning)
@@ -160,20 +173,22 @@ def _check_wild(form: Form, pattern: str, meaning: Meaning) -> None:
     """Refuse forms in which a part of the path is left open, unless paths have one meaning for proxy and server."""
     if form.exact or "?" in form.prefix:
         return
+    if meaning.ambiguous is not Ambiguous.DENY:
+        _check_meaning(pattern, meaning)
+    for text in (form.prefix, form.suffix, *form.excluded):
+        if not _PLAIN.fullmatch(text) or _DOTS.search(text):
+            raise RefusedError(f"path {pattern}: {text} is not as paths are once they are normalised")
+
+
+def _check_meaning(pattern: str, meaning: Meaning) -> None:
     if meaning.normalization is not Normalization.DECODE_AND_MERGE_SLASHES:
         raise RefusedError(
             f"path {pattern}: with path normalization {meaning.normalization.value} a server that decodes %2F "
             "may see a path that it does not match (set meshConfig.pathNormalization to DECODE_AND_MERGE_SLASHES, "
             "and say so here)"
         )
-    if not meaning.ambiguous:
-        raise RefusedError(
-            f"path {pattern}: what two servers can read differently (`;`, `%25`) is not refused by Istio, "
-            "and may be another path to the server"
-        )
-    for text in (form.prefix, form.suffix, *form.excluded):
-        if not _PLAIN.fullmatch(text) or _DOTS.search(text):
-            raise RefusedError(f"path {pattern}: {text} is not as paths are once they are normalised")
+    if meaning.ambiguous is Ambiguous.REFUSE:
+        raise RefusedError(f"path {pattern}: {_NOT_REFUSED}, and may be another path to the server")
 
 
 def _without_query(meant: list[Form]) -> tuple[str, ...]:

@@ -184,12 +184,20 @@ def _read(document: Document) -> Read:
             return Read((), (_authentication(fields, where),), (), {})
         foreign = _foreign(fields, where)
         return Read((), (), () if foreign is None else (foreign,), {})
+    if kind == "EnvoyFilter" and _is_ours(content):
+        return Read((), (), (), {})
     objects = parse_document(document)
     annotations: dict[str, Mapping[str, Any]] = {}
     for item in objects:
         if isinstance(item, Pod) and isinstance(told := content["metadata"].get("annotations"), dict):
             annotations[item.key] = told
     return Read(objects, (), (), annotations)
+
+
+def _is_ours(content: dict[str, Any]) -> bool:
+    metadata = content.get("metadata")
+    labels = metadata.get("labels") if isinstance(metadata, dict) else None
+    return isinstance(labels, dict) and MANAGED_BY in labels.items()
 
 
 def _authentication(fields: Fields, where: Where) -> PeerAuthentication:

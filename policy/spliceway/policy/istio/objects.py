@@ -43,6 +43,11 @@ class Condition(msgspec.Struct, frozen=True):
     not_values: tuple[str, ...] = ()
 
 
+#: Prefix of what the filter of our EnvoyFilters writes down, and the condition that asks for it (envoyfilter.py).
+METADATA_PREFIX = "spliceway_"
+WELL_FORMED = Condition(f"experimental.envoy.filters.http.rbac[{METADATA_PREFIX}shadow_engine_result]", ("allowed",))
+
+
 class AuthorizationRule(msgspec.Struct, frozen=True):
     """One rule: any of `sources` (empty: everybody) does `operation`, under all `conditions`."""
 

@@ -2,26 +2,29 @@
 
 Each specification becomes an ALLOW policy (its allow rules, also those without HTTP) and a DENY policy (its deny
 rules) for the same workloads. Cilium's union of rules, «deny wins» and «an allow without HTTP rules voids them» are
-Istio's too. What can't be said in one specification is refused for all workloads that it has a part in, and with it
-every specification that is about one of them: an ALLOW policy without it would deny what it allows. Nothing is ever
-made wider.
+Istio's too. For workloads with sidecars an EnvoyFilter comes with them (envoyfilter.py), so that what Spliceway refuses
+before any rule is asked meets no HTTP rule there either. What can't be said in one specification is refused for all
+workloads that it has a part in, and with it every specification that is about one of them: an ALLOW policy without it
+would deny what it allows. Nothing is ever made wider.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
+from typing import Any
 
 import msgspec
 
 from spliceway.policy.errors import PolicyError
 from spliceway.policy.istio.ambient import for_waypoint
 from spliceway.policy.istio.compilerules import Compiled, Entry, RuleCompiler, complement
-from spliceway.policy.istio.httprules import Meaning, RefusedError
+from spliceway.policy.istio.envoyfilter import EnvoyFilter, Judged, judged
+from spliceway.policy.istio.httprules import Ambiguous, Meaning, RefusedError
 from spliceway.policy.istio.mesh import Dataplane, Mesh
 from spliceway.policy.istio.objects import AuthorizationPolicy, AuthorizationRule
 from spliceway.policy.istio.peers import PeerSources
-from spliceway.policy.istio.subjects import targets
+from spliceway.policy.istio.subjects import Target, targets
 from spliceway.policy.model import Cluster, NetworkPolicy, Pod, Spec, Tier
 from spliceway.policy.verdict import Direction
 
@@ -42,6 +45,7 @@ class Options(msgspec.Struct, frozen=True):
 class Translation(msgspec.Struct, frozen=True):
     """`refusals` say what is not translated, `notes` what is worth knowing of the rest.
 
+    `filters` belong to `policies`: without them HTTP rules match nothing.
     `refused`: the refusals because of which there is nothing for a pod, by «namespace/name».
     """
 
@@ -49,6 +53,11 @@ class Translation(msgspec.Struct, frozen=True):
     refusals: tuple[PolicyError, ...]
     notes: tuple[str, ...]
     refused: Mapping[str, tuple[PolicyError, ...]] = {}
+    filters: tuple[EnvoyFilter, ...] = ()
+
+    def documents(self) -> list[dict[str, Any]]:
+        """All of it as YAML has it: filters first, so that applying it in this order never denies for a moment."""
+        return [*(one.document() for one in self.filters), *(one.document() for one in self.policies)]
 
 
 def translate(cluster: Cluster, mesh: Mesh, options: Options | None = None) -> Translation:
@@ -62,11 +71,12 @@ class _Translator:
         self._notes: dict[str, None] = {}
         self._refusals: list[PolicyError] = []
         self._refused: dict[str, tuple[PolicyError, ...]] = {}
+        self._filters: list[EnvoyFilter] = []
         self._about = ""
         self._pods = [pod for pod in cluster.pods.values() if not pod.host_network]
         peers = PeerSources(cluster, options.trust_domain, lambda text: self._note(f"{self._about}: {text}"))
         namespaces = {*cluster.namespaces, *(pod.namespace for pod in self._pods)}
-        self._compiler = RuleCompiler(mesh, peers, options.meaning, namespaces)
+        self._compiler = RuleCompiler(mesh, peers, namespaces)
 
     def run(self) -> Translation:
         entries = list(self._entries())
@@ -74,7 +84,8 @@ class _Translator:
         for component in _components(entries):
             if any(entry.http for entry in component):
                 policies += self._component(component)
-        return Translation(tuple(policies), tuple(self._refusals), tuple(self._notes), self._refused)
+        filters = tuple(self._filters)
+        return Translation(tuple(policies), tuple(self._refusals), tuple(self._notes), self._refused, filters)
 
     def _note(self, text: str) -> None:
         self._notes[text] = None
@@ -104,6 +115,7 @@ class _Translator:
         """All specifications that are about the same workloads, directly or by others; all of them or none."""
         errors: list[PolicyError] = []
         ready: list[tuple[Entry, Compiled]] = []
+        meaning = self._meaning(entries)
         for entry in entries:
             self._about = entry.policy.title
             try:
@@ -112,7 +124,7 @@ class _Translator:
                 errors.append(entry.error(entry.spec.path, str(refused)))
                 continue
             entry = msgspec.structs.replace(entry, targets=found)
-            compiled = self._compiler.compile(entry)
+            compiled = self._compiler.compile(entry, meaning)
             errors += compiled.errors
             ready.append((entry, compiled))
         errors += self._surroundings(entries, [entry for entry, _ in ready])
@@ -131,6 +143,14 @@ class _Translator:
                 f"nothing is translated of {titles}: they are about the same workloads, of which a part is refused"
             )
         return made
+
+    def _meaning(self, entries: Iterable[Entry]) -> Meaning:
+        """Waypoints have no filters of ours: no kind of EnvoyFilter is promised to work there."""
+        meaning = self._options.meaning
+        planes = {self._mesh.dataplane(self._cluster, pod) for entry in entries for pod in entry.pods}
+        if meaning.ambiguous is Ambiguous.DENY and Dataplane.AMBIENT in planes:
+            return msgspec.structs.replace(meaning, ambiguous=Ambiguous.REFUSE)
+        return meaning
 
     def _surroundings(self, entries: list[Entry], ready: list[Entry]) -> Iterator[PolicyError]:
         """What stands against an AuthorizationPolicy for these workloads, whatever it says."""
@@ -202,6 +222,9 @@ class _Translator:
                 return list(for_waypoint(self._cluster, self._mesh, self._options.trust_domain, allowing, ready, _name))
             except RefusedError as refused:
                 raise _EntryRefusedError(entry.error(entry.spec.path, str(refused))) from None
+        if self._options.meaning.ambiguous is Ambiguous.DENY:
+            about = [entry for entry, compiled in ready if compiled.boxes]
+            self._filters += self._filtering(about, judged(ready, allowing))
         for entry, compiled in ready:
             if not entry.pods:
                 self._note(f"{entry.policy.title}: selects no pod of the inventory")
@@ -219,6 +242,22 @@ class _Translator:
                         AuthorizationPolicy(target.namespace, name, action, rules, labels, (), entry.policy.title)
                     )
         return made
+
+    def _filtering(self, entries: Iterable[Entry], where: Judged) -> Iterator[EnvoyFilter]:
+        """One for each selection of workloads."""
+        done: set[Target] = set()
+        for entry in entries:
+            for index, target in enumerate(entry.targets):
+                if target not in done:
+                    done.add(target)
+                    name, title = _name(entry, "FILTER", index), entry.policy.title
+                    yield EnvoyFilter(target.namespace, name, target.match_labels, where.ports, title)
+            if where.mixed != ():
+                about = "every port" if where.mixed is None else f"port {', '.join(map(str, where.mixed))}"
+                self._note(
+                    f"{entry.policy.title}: {about}: some peers pass without HTTP rules, so paths are read there as "
+                    "the mesh reads them, and the others' are denied where that leaves `//`"
+                )
 
     def _allowing(self, ready: list[tuple[Entry, Compiled]]) -> dict[Entry, tuple[AuthorizationRule, ...]]:
         """Rules of the ALLOW policies; specifications that are not there need none."""

@@ -10,19 +10,8 @@ from envoy.config.rbac.v3 import rbac_pb2
 from envoy.config.route.v3 import route_components_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
 
+from spliceway.policy.wellformed import ORIGIN_FORM, WELL_FORMED_HOST, WELL_FORMED_PATH
 from spliceway.xds.resources.names import AMBIGUOUS_PATH, MALFORMED_HOST, MALFORMED_TARGET, PASS, PREFIXES
-
-# A path that two servers can't read differently, up to `?` (docs/xds.md). Not in it: `;`, controls, space, DEL, bytes
-# >= 0x80, `\`; %25 %2e %2f %5c %3b, encoded controls and bytes >= 0x80; a bare or cut percent sign.
-_PLAIN = r"[^?%;\\\x00-\x20\x7f-\xff]"
-_ENCODED = r"%(?:2[0-46-9a-dA-D]|3[0-9ac-fAC-F]|[46][0-9a-fA-F]|5[0-9abd-fABD-F]|7[0-9a-eA-E])"
-WELL_FORMED_PATH = rf"(?s)(?:{_PLAIN}|{_ENCODED})*(?:\?.*)?"
-
-# Origin form. `*` and absolute targets get a 404 before they come here, CONNECT and HTTP/2 do come.
-ORIGIN_FORM = r"(?s)/.*"
-
-# A host without userinfo, as `policy.http` has it. Two Host headers arrive joined with a comma, an empty one empty.
-WELL_FORMED_HOST = r"[A-Za-z0-9._~!$&'()*+=%:\[\]-]+"
 
 ANYONE = rbac_pb2.Principal(any=True)
 ANYTHING = rbac_pb2.Permission(any=True)
