@@ -40,6 +40,7 @@ RUN = (
     "integration/test_splice_ulp.py",
     "kernel/test_hook_order.py",
     "kernel/test_hook_handover.py",
+    "kernel/test_hook_sweep.py",
     "kernel/test_devices.py",
     "integration/test_devices_proxied.py",
     "kernel/test_parse.py",
