@@ -2,8 +2,8 @@
 
 The other release is a copy of the sources with another ABI number and another layout of the splices' states: nothing
 of these is shared, as after a real change. SPLICEWAY_OTHER_RELEASE names a commit that is tried as well
-(`make rollback`): whole agents with their proxies and programs, each of its own code. One that knows no TCX is gone back
-to as docs/operations.md says.
+(`make rollback`): whole agents with their proxies and programs, each of its own code. One that knows no TCX takes over
+from filters, as docs/operations.md says.
 
 Requests are judged by the load; what kernel rules deny is sent as thousands of datagrams a second, none of which may
 arrive.

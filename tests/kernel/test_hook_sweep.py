@@ -14,6 +14,7 @@ from support.foreign import BOTH, KIND, Foreigner, needs_tcx
 from support.kernel import KernelNode
 from support.node import pod_manifest
 from support.packetstream import PacketStream
+from support.proxypod import until
 
 pytestmark = pytest.mark.kernel
 DENY = """
