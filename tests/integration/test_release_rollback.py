@@ -2,7 +2,11 @@
 
 The other release is a copy of the sources with another ABI number and another layout of the splices' states: nothing
 of these is shared, as after a real change. SPLICEWAY_OTHER_RELEASE names a commit that is tried as well
-(`make rollback`): whole agents with their proxies and programs, each of its own code.
+(`make rollback`): whole agents with their proxies and programs, each of its own code. One that knows no TCX takes over
+from filters, as docs/operations.md says.
+
+Requests are judged by the load; what kernel rules deny is sent as thousands of datagrams a second, none of which may
+arrive.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +31,10 @@ from spliceway.bpf.abi import ABI_VERSION
 from support.attack import Site, attacked_site
 from support.load import Result
 from support.node import http_status
+from support.packetstream import PacketStream
 from support.waiting import until
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("agent", "policy", "bpf", "xds", "proxy")
 COPY = "a copy"
@@ -67,13 +73,25 @@ def site() -> Iterator[Site]:
         yield built
 
 
-def start(site: Site, sources: Path) -> None:
-    """An agent of that release, with a cache of its own for its programs."""
+def start(site: Site, sources: Path, **datapath: str) -> None:
+    """An agent of that release, with a cache of its own for its programs, and these settings of its datapath."""
     path = os.pathsep.join(str(sources / part) for part in PARTS)
     # A release may be older than the kill switch, and would refuse the section.
-    overrides: dict[str, Any] = {"proxy": {"limits": {"drain": 10}}, "killSwitch": None}
+    overrides: dict[str, Any] = {"proxy": {"limits": {"drain": 10}}, "killSwitch": None, "datapath": datapath}
     # Beside the load, each compiles its programs and has its self-test.
     site.agent = start_agent(site.node, overrides, timeout=300.0, wrap=("env", f"PYTHONPATH={path}"))
+
+
+def give_way(site: Site, to: Path, *, killed: bool) -> None:
+    """The agent of this release ends, for one of another."""
+    if not (to / "bpf/spliceway/bpf/tcx.py").exists():
+        # It would take off links before it attaches its filters: so there are filters before it comes.
+        assert site.control.stop() == 0
+        start(site, ROOT, tcx="off")
+    if killed:
+        site.control.kill()
+    else:
+        assert site.control.stop() == 0
 
 
 def status(site: Site) -> dict[str, Any]:
@@ -107,10 +125,13 @@ def test_there_and_back_with_traffic(site: Site, other: Path, request: pytest.Fi
     with (
         site.load(requests=100_000, pause=0.02) as held,
         site.load(fresh=True, connections=2, pause=0.02) as fresh,
+        PacketStream(site.testbed, "intruder", "backend") as near,
+        PacketStream(site.testbed, "outside", "backend", port=9098) as far,
     ):
+        arrived = near.stops(), far.stops()
         pids = [before["proxy"]["process"]["pid"]]
-        for sources in (ROOT, other, ROOT):
-            assert site.control.stop() == 0
+        for sources, killed in ((ROOT, False), (other, False), (ROOT, True), (other, True), (ROOT, False)):
+            give_way(site, sources, killed=killed)
             start(site, sources)
             found = status(site)
             assert (found["datapath"]["abi"] == ABI_VERSION) is (sources == ROOT)
@@ -121,6 +142,9 @@ def test_there_and_back_with_traffic(site: Site, other: Path, request: pytest.Fi
             pids.append(status(site)["proxy"]["process"]["pid"])
             until(lambda: start_time(pids[-2]) is None)
             assert json.loads((site.node.info.state / "state.json").read_text())["numbering"] == numbers
+            assert (near.arrived(), far.arrived()) == arrived
+            for version, (one, two) in product((4, 6), (("frontend", "outside"), ("outside", "frontend"))):
+                assert http_status(site.testbed, one, two, version=version) == 200, (one, version)
         for load in (held, fresh):
             assert_right(load.stop(), flawless=flawless)
     until(lambda: status(site)["datapath"]["draining"] == [])

@@ -116,7 +116,7 @@ class Datapath(KernelViews):
         self = cls(settings, Maps(root), program_names(names), taken_over=known)
         self._sizes = mapsizes.differing(root, names)
         record.set_netns(settings.bpffs)
-        self._hooks.adopt(self._drain.others)
+        await asyncio.to_thread(self._hooks.adopt, self._drain.others)
         await self._upkeep.begin()
         attach_links(settings, self._maps, self._drain.others)
         self.services = await asyncio.to_thread(SocketLb, settings, root)
@@ -169,6 +169,8 @@ class Datapath(KernelViews):
             await asyncio.to_thread(self._uncovered.look, there)
             if not failures:
                 failures += await self._hooks.settle(ipr)
+            if not failures:
+                self._drain.in_place()
         if rows and self._policy is not None:
             await self.apply(self._policy)
         if failures:

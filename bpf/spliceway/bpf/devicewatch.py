@@ -119,10 +119,8 @@ class DeviceWatch(Background):
         async with self._lock:
             devices = await asyncio.to_thread(linktable.devices)
             # Also of a pod that is known no more and may still run: its device keeps what it has.
-            taken = {place.ifindex for place in self._hooks.places if place.program not in NETWORK_PROGRAMS}
-            self._choices = await asyncio.to_thread(
-                choose, devices, self._wanted, taken.union(self._endpoints()), linktable.leads_out
-            )
+            taken = self._hooks.of_pods.union(self._endpoints())
+            self._choices = await asyncio.to_thread(choose, devices, self._wanted, taken, linktable.leads_out)
             self._missing = tuple(missing(devices, self._wanted))
             wanted = {place: one.device.name for one in self._choices for place in _places(one)}
             there = {place for place in self._hooks.places if place.program in NETWORK_PROGRAMS}

@@ -27,6 +27,8 @@ from spliceway.bpf.types import DatapathSettings
 
 #: Whose place at a device's egress a pod's program takes: the device was one of the node's that leads nowhere known.
 _FORMER = {"to_pod": "to_network"}
+#: Where these are, an endpoint is or was.
+_OF_PODS = frozenset({"from_pod", "to_pod"})
 _PROGRAMS = ("from_pod", "to_pod", *sorted(NETWORK_PROGRAMS), "steered")
 T = TypeVar("T")
 
@@ -39,6 +41,7 @@ class Hooks:
         self.kind = TCX if settings.tcx == "auto" and tcx.supported() else CLSACT
         self._settings, self._root = settings, root
         self._places: dict[Place, str] = {}
+        self._left: set[Place] = set()
         self._settled = False
         self.lock = asyncio.Lock()
         found = {name: loaded.pinned_id(root / "programs" / name) for name in _PROGRAMS}
@@ -50,9 +53,13 @@ class Hooks:
     # ---- putting them there ----
 
     def adopt(self, others: Iterable[Path]) -> None:
-        """Take over the TCX links of other versions' roots, with their programs. Raises KernelRefusedError, OSError."""
+        """Take over the TCX links of other versions' roots, with their programs. Raises KernelRefusedError, OSError.
+
+        What earlier agents have at pods' devices stays, in whichever way it is attached, until ours takes its place.
+        """
         for other in others:
             tcx.adopt(self._root, other)
+        self._left = self._found(_OF_PODS)
 
     async def put(self, ipr: AsyncIPRoute, place: Place, device: str) -> None:
         """Attach there, or replace in place; from now on it belongs there. Raises KernelRefusedError."""
@@ -80,34 +87,43 @@ class Hooks:
 
     def of_network(self) -> set[Place]:
         """Where programs for packets from outside are attached, whoever did it. Raises KernelRefusedError."""
+        return self._found(NETWORK_PROGRAMS)
+
+    def _found(self, programs: Collection[str]) -> set[Place]:
         found = {
             Place(index, one.name)
             for index in _devices()
             for parent in (INGRESS, EGRESS)
             for one in filters(index, parent)
-            if is_ours(one) and one.name in NETWORK_PROGRAMS
+            if is_ours(one) and one.name in programs
         }
         pinned = {Place(one.ifindex, one.program.removesuffix("-moving")) for one in tcx.pinned(self._root)}
-        return found | {place for place in pinned if place.program in NETWORK_PROGRAMS}
+        return found | {place for place in pinned if place.program in programs}
 
     async def settle(self, ipr: AsyncIPRoute) -> list[str]:
         """Once all endpoints have theirs: take over what earlier agents attached for pods that are known no more.
 
-        As long as such a pod has its veth, it must not be without. Returns what failed; then it is tried again.
+        As long as such a pod has its veth, it must not be without. Programs of another version that this one does not
+        know go: nobody would keep the maps that they go by. Returns what failed; then it is tried again.
         """
         if self._settled:
             return []
         devices, failures = _devices(), []
-        for one in tcx.pinned(self._root):
-            if one.ifindex not in devices:
-                one.path.unlink(missing_ok=True)  # it died with its interface
-            elif one.program in self._ids.keys() - NETWORK_PROGRAMS and (
-                (place := Place(one.ifindex, one.program)) not in self._places
-            ):
-                try:
-                    await self.put(ipr, place, devices[one.ifindex])
-                except KernelRefusedError as error:
-                    failures.append(str(error))
+        known = {place.ifindex for place in self._places}
+        try:
+            for one in tcx.pinned(self._root):
+                if one.ifindex not in devices:
+                    one.path.unlink(missing_ok=True)  # it died with its interface
+                elif one.program.removesuffix("-moving") not in self._ids and one.ifindex in known:
+                    await _blocking(tcx.take_off, one.path)
+        except KernelRefusedError as error:
+            failures.append(str(error))
+        for place in sorted(self._left - self._places.keys()):
+            try:
+                if place.ifindex in devices:
+                    await self.put(ipr, place, devices[place.ifindex])
+            except KernelRefusedError as error:
+                failures.append(str(error))
         self._settled = not failures
         return failures
 
@@ -153,6 +169,11 @@ class Hooks:
     def places(self) -> dict[Place, str]:
         """Where ours belong: place → interface."""
         return dict(self._places)
+
+    @property
+    def of_pods(self) -> set[int]:
+        """Indexes of the devices that have programs of pods, also of pods that only earlier agents know."""
+        return {place.ifindex for place in (*self._places, *self._left) if place.program in _OF_PODS}
 
     async def read(self, only: Collection[int] = ()) -> dict[Place, list[Seen]]:
         """What is attached where ours belong, in the order in which packets meet it; of these interfaces, or all.

@@ -5,6 +5,9 @@ own with the root that was live before (the same map has two pins then), takes o
 filters. Sockets that were spliced before keep the old sk_msg program and its maps, until they are closed: the old root
 drains, and goes when its sockhash is empty. They are judged by the maps that are shared. Where one of those is not,
 nothing could be withdrawn from them any more, so they are ended.
+
+With a root goes what is attached by pins in it, also in ways that came after this version. So none goes before the
+programs of this version are at all endpoints: until then those of the other one may be the only ones there.
 """
 
 from __future__ import annotations
@@ -75,14 +78,20 @@ def record_layouts(root: Path, layouts: Mapping[str, str]) -> None:
             link.symlink_to(layout)  # bpffs has no regular files
 
 
+<<<<<<< HEAD
 class Drain(Background):
     """Roots of other versions: kept as long as sockets are in their sockhash. It runs until all are gone."""
+=======
+class Drain:
+    """Roots of other versions: kept as long as sockets are in their sockhash, and until ours is `in_place`."""
+>>>>>>> rollback
 
     def __init__(self, bpffs: Path, root: Path) -> None:
         """`root`: the one that is live now."""
         super().__init__("drain")
         self._bpffs, self._root = bpffs, root
         self._counts: dict[str, int] = {}
+        self._in_place = False
         self._looking = asyncio.Lock()
 
     @property
@@ -95,6 +104,24 @@ class Drain(Background):
         """What drains, for people: «v2: 7 connections»."""
         return tuple(f"{name}: {count} connections" for name, count in sorted(self._counts.items()))
 
+<<<<<<< HEAD
+=======
+    def in_place(self) -> None:
+        """Packets of all endpoints meet the programs of this version: those of others are not needed any more."""
+        self._in_place = True
+
+    def start(self) -> None:
+        """Look now and then, until all are gone."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="drain")
+
+    async def stop(self) -> None:
+        """Return when it does not look any more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+
+>>>>>>> rollback
     async def look(self) -> None:
         """Count what is left, and remove the roots that have nothing. Raises KernelRefusedError or OSError."""
         async with self._looking:
@@ -114,7 +141,7 @@ class Drain(Background):
                 diag.destroy_many([one for one in diag.connections() if one[2] in cookies])
             if members:
                 counts[other.name] = len({key[:-4] for key in members})  # without the end
-            else:
+            elif self._in_place:
                 shutil.rmtree(other)
                 _log.info("an earlier version's programs are removed", root=str(other))
         self._counts = counts

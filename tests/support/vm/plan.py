@@ -41,6 +41,7 @@ RUN = (
     "kernel/test_hook_order.py",
     "kernel/test_hook_handover.py",
     "kernel/test_sidecar_hooks.py",
+    "kernel/test_hook_sweep.py",
     "kernel/test_devices.py",
     "kernel/test_mixed_bridges.py",
     "integration/test_devices_proxied.py",

@@ -1,0 +1,144 @@
+"""What another version has attached in ways that this one does not know: it goes, but not before ours is everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from spliceway.agent.testbed.testbed import Testbed
+from spliceway.bpf.datapath import Datapath
+from support.foreign import BOTH, KIND, Foreigner, needs_tcx
+from support.kernel import KernelNode
+from support.node import pod_manifest
+from support.packetstream import PacketStream
+from support.proxypod import until
+
+pytestmark = pytest.mark.kernel
+DENY = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: server, namespace: default}
+spec: {podSelector: {matchLabels: {role: server}}, policyTypes: [Ingress, Egress]}
+"""
+
+
+class NewerNode(KernelNode):
+    """A node where everything to and from `server` is denied, by a version whose pins are of another kind."""
+
+    def __init__(self, testbed: Testbed, how: str = "auto") -> None:
+        super().__init__(testbed.node, tcx=how)
+        self.apply(DENY)
+
+    def forget(self) -> None:
+        """End, and leave no endpoint that the next one could know: as if the map had another layout for it."""
+        self.run(self.datapath.close())
+        root = self.datapath._maps.root
+        (root / "maps" / "endpoints").unlink()
+        (root / "digest").unlink()
+
+    def give_way(self, kind: str, suffix: str = "") -> Path:
+        """End, and have all links of the endpoints pinned below `kind` in a root of another version, which is returned.
+
+        The next one loads its programs anew, as one of another version has others: one can't be at a hook twice.
+        """
+        self.run(self.datapath.close())
+        root = self.datapath._maps.root
+        theirs = root.with_name("v1003")
+        (theirs / kind).mkdir(parents=True)
+        for pin in (root / "tcx").glob("*_pod"):
+            pin.rename(theirs / kind / f"{pin.name}{suffix}")
+        (root / "digest").unlink()
+        return theirs
+
+    def open(self, how: str = "auto") -> None:
+        """An agent begins, and has looked at what others have left."""
+        self.settings = msgspec.structs.replace(self.settings, tcx=how)
+        self.datapath = self.run(Datapath.open(self.settings))
+        self.run(self.datapath._watch.stop())
+        self.run(self.datapath._drain.look())
+
+    def attach(self) -> None:
+        """It knows its endpoints by now, and has looked again."""
+        self.run(self.datapath.set_endpoints(self.endpoints))
+        self.apply(DENY)
+        self.run(self.datapath._drain.look())
+
+
+@pytest.fixture(scope="module")
+def testbed() -> Iterator[Testbed]:
+    manifests = [
+        pod_manifest("server", {"role": "server"}),
+        pod_manifest("outside", outside=True, addresses=("10.10.1.5", "fd00:10:1::5")),
+    ]
+    with Testbed.up(manifests) as made:
+        yield made
+
+
+@pytest.fixture
+def other(testbed: Testbed) -> Iterator[Foreigner]:
+    with Foreigner(testbed.node.info.netns) as made:
+        yield made
+
+
+@needs_tcx
+def test_pins_of_another_kind_stay_until_ours_are_everywhere(testbed: Testbed, other: Foreigner) -> None:
+    device = testbed.pod("server").interface
+    with NewerNode(testbed) as node, PacketStream(testbed, "outside", "server") as stream:
+        arrived = stream.stops()
+        theirs = node.give_way("unheard-of")
+        node.open()
+        assert other.at(device, "egress") == ["tcx to_pod"]
+        assert theirs.exists()
+        assert stream.stops() == arrived
+        node.attach()
+        assert not theirs.exists()
+        until(lambda: other.at(device, "egress") == ["tcx to_pod"])  # a link ends a moment after its pin
+        assert stream.stops() == arrived
+        node.apply()  # nothing is denied any more: what is there does let packets through
+        stream.flows()
+
+
+@needs_tcx
+def test_programs_that_it_does_not_know_go_once_its_own_are_there(testbed: Testbed, other: Foreigner) -> None:
+    device = testbed.pod("server").interface
+    with NewerNode(testbed) as node, PacketStream(testbed, "outside", "server") as stream:
+        arrived = stream.stops()
+        theirs = node.give_way("tcx", "-newer")
+        node.open()
+        assert (other.at(device, "egress"), stream.stops()) == (["tcx to_pod"], arrived)
+        node.attach()
+        assert other.at(device, "egress") == ["tcx to_pod"]
+        assert stream.stops() == arrived
+        assert not theirs.exists()
+        assert not list((node.datapath._maps.root / "tcx").glob("*-newer"))
+        node.apply()
+        stream.flows()
+
+
+@pytest.mark.parametrize("how", BOTH)
+@pytest.mark.parametrize("before", BOTH)
+def test_what_pods_have_stays_where_no_endpoint_is_known(
+    testbed: Testbed, other: Foreigner, before: str, how: str
+) -> None:
+    """Their devices are none of the node's, although the maps say of none that it is an endpoint's."""
+    device = testbed.pod("server").interface
+    with NewerNode(testbed, before) as node, PacketStream(testbed, "outside", "server") as stream:
+        arrived = stream.stops()
+        node.forget()
+        node.open(how)
+        assert not node.datapath.knows_endpoints()
+        node.run(node.datapath._devices.look())
+        assert other.at(device, "ingress") == [f"{KIND[before]} from_pod"]
+        assert other.at(device, "egress") == [f"{KIND[before]} to_pod"]
+        assert stream.stops() == arrived
+        # Nobody knows this pod any more, which may still run: it keeps programs, by which nothing passes.
+        node.run(node.datapath.set_endpoints([]))
+        node.run(node.datapath._devices.look())
+        assert other.at(device, "egress") == [f"{KIND[how]} to_pod"]
+        assert stream.stops() == arrived
+        node.attach()
+        node.apply()
+        stream.flows()
