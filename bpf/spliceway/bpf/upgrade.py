@@ -78,13 +78,11 @@ def record_layouts(root: Path, layouts: Mapping[str, str]) -> None:
             link.symlink_to(layout)  # bpffs has no regular files
 
 
-<<<<<<< HEAD
 class Drain(Background):
-    """Roots of other versions: kept as long as sockets are in their sockhash. It runs until all are gone."""
-=======
-class Drain:
-    """Roots of other versions: kept as long as sockets are in their sockhash, and until ours is `in_place`."""
->>>>>>> rollback
+    """Roots of other versions: kept as long as sockets are in their sockhash, and until ours is `in_place`.
+
+    It runs until all are gone.
+    """
 
     def __init__(self, bpffs: Path, root: Path) -> None:
         """`root`: the one that is live now."""
@@ -104,24 +102,10 @@ class Drain:
         """What drains, for people: «v2: 7 connections»."""
         return tuple(f"{name}: {count} connections" for name, count in sorted(self._counts.items()))
 
-<<<<<<< HEAD
-=======
     def in_place(self) -> None:
         """Packets of all endpoints meet the programs of this version: those of others are not needed any more."""
         self._in_place = True
 
-    def start(self) -> None:
-        """Look now and then, until all are gone."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="drain")
-
-    async def stop(self) -> None:
-        """Return when it does not look any more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
-
->>>>>>> rollback
     async def look(self) -> None:
         """Count what is left, and remove the roots that have nothing. Raises KernelRefusedError or OSError."""
         async with self._looking:
