@@ -227,7 +227,8 @@ class Names:
         The access log has no headers. So the rules are asked without their conditions on headers: where none matches
         that is why, and otherwise it must have been the headers.
         """
-        names = {rule.rule: ref for rule in rules if (ref := self._rule(rule.rule)) is not None}
+        numbers = {number for rule in rules for number in rule.numbers}
+        names = {number: ref for number in numbers if (ref := self._rule(number)) is not None}
         bare = [msgspec.structs.replace(rule, headers=()) for rule in rules]
         found = decide(request, RuleSet(0, "", tuple(bare)), names)
         if found.reason is not Reason.HTTP_ALLOWED:
