@@ -111,7 +111,7 @@ LEFT_OUT = (
             *("integration/test_service_egress*.py", "integration/test_service_attacks.py"),
             *("integration/test_istio_attack.py", "integration/test_istio_ends.py", "integration/test_istio_rows.py"),
             *("integration/test_istio_agent.py", "integration/test_istio_sidecar.py", "integration/test_istio_dump.py"),
-            "integration/test_istio_hbone.py",
+            *("integration/test_istio_hbone.py", "integration/test_istio_authorization.py"),
             "kernel/test_socket_lb_mesh.py",
         ),
         "whole nodes with both proxies: as above, for Envoy and for agents; the guests have no netfilter tools",
