@@ -1,6 +1,6 @@
 """AuthorizationPolicies as input of a node: pods without sidecars, by the kernel and by both proxies.
 
-Between real pods and a real agent: who may reach whom, by which requests, beside a NetworkPolicy, and what an edit does.
+Between real pods and a real agent: who may reach whom, by which requests, beside a NetworkPolicy, and after an edit.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ from spliceway.agent.endpoints import Claim, local_endpoint
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.documents import Document, load_documents
 from spliceway.policy.errors import PolicyError
+from spliceway.policy.istio.hbone import AUTHORIZATION
 from spliceway.policy.istio.objects import MANAGED_BY
 from spliceway.policy.model import EndpointSlice, Node, Object, Pod, Secret, object_key
 from spliceway.policy.parse import parse_document
-from spliceway.policy.parse_authorization import KIND as AUTHORIZATION
 from spliceway.policy.parse_authorization_source import IstioNames
 from spliceway.policy.parse_objects import annotation_errors
 

@@ -14,13 +14,13 @@ import msgspec
 from spliceway.policy.documents import Document, Limits, load_documents
 from spliceway.policy.errors import PolicyError
 from spliceway.policy.fields import Fields, Where, shown
+from spliceway.policy.istio.hbone import AUTHORIZATION
 from spliceway.policy.model import Object, object_key
 from spliceway.policy.parse_admin import (
     parse_admin_network_policy,
     parse_baseline_policy,
     parse_cluster_network_policy,
 )
-from spliceway.policy.parse_authorization import KIND as AUTHORIZATION
 from spliceway.policy.parse_authorization import parse_authorization_policy
 from spliceway.policy.parse_authorization_source import IstioNames
 from spliceway.policy.parse_network_policy import parse_network_policy

@@ -7,12 +7,12 @@ Sources: Istio, AuthorizationPolicy; istio/istio, pilot/pkg/security/authz (what
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
 from spliceway.policy.fields import Fields, Where, shown
-from spliceway.policy.istio.hbone import AMBIENT, DATAPLANE, NONE
+from spliceway.policy.istio.hbone import AMBIENT, AUTHORIZATION, DATAPLANE, HBONE, NONE, PROXY
 from spliceway.policy.istio.objects import MANAGED_BY
 from spliceway.policy.labels import HBONE_KEY, NAMESPACE_LABELS_PREFIX, Operator, Requirement, Selector
 from spliceway.policy.model import Action, NetworkPolicy, Peers, PortRange, PortRule, Rule, Spec, Tier
@@ -23,17 +23,21 @@ from spliceway.policy.parse_port import LAST_PORT
 from spliceway.policy.parse_selector import in_any_namespace, in_namespace, parse_pod_selector
 from spliceway.policy.verdict import Direction, Protocol
 
-KIND = "AuthorizationPolicy"
 #: Annotation by which Istio does not enforce a policy, and only says what it would do.
 DRY_RUN = "istio.io/dry-run"
+_UNMARKED = Requirement("k8s", HBONE_KEY, Operator.DOES_NOT_EXIST)
+_NAMESPACE = NAMESPACE_LABELS_PREFIX + DATAPLANE
 #: Pods that no proxy of Istio's stands before: by their own marks, or without any by their namespace's label.
 _BARE = (
     (Requirement("k8s", HBONE_KEY, Operator.IN, (NONE,)),),
-    (
-        Requirement("k8s", HBONE_KEY, Operator.DOES_NOT_EXIST),
-        Requirement("k8s", NAMESPACE_LABELS_PREFIX + DATAPLANE, Operator.NOT_IN, (AMBIENT,)),
-    ),
+    (_UNMARKED, Requirement("k8s", _NAMESPACE, Operator.NOT_IN, (AMBIENT,))),
 )
+#: All others.
+_MESHED = (
+    (Requirement("k8s", HBONE_KEY, Operator.IN, (AMBIENT, PROXY)),),
+    (_UNMARKED, Requirement("k8s", _NAMESPACE, Operator.IN, (AMBIENT,))),
+)
+_EVERY_PORT = PortRange(Protocol.TCP, 0, LAST_PORT)
 _ACTIONS = {"ALLOW": Action.ALLOW, "DENY": Action.DENY, "AUDIT": None}
 
 
@@ -43,9 +47,9 @@ def parse_authorization_policy(fields: Fields, where: Where, names: IstioNames |
     What we have made of other policies ourselves says nothing here: it is for Istio's proxies.
     """
     names = names or IstioNames()
-    meta = Metadata(fields, where, KIND)
+    meta = Metadata(fields, where, AUTHORIZATION)
     if MANAGED_BY in meta.labels.items():
-        return NetworkPolicy(KIND, meta.namespace, meta.name, (), where.file)
+        return NetworkPolicy(AUTHORIZATION, meta.namespace, meta.name, (), where.file)
     where = meta.where
     prefix = f"{where.field}." if where.field else ""
     audit = _audit(Fields(meta.annotations or {}, where.at("metadata.annotations")))
@@ -67,30 +71,76 @@ def parse_authorization_policy(fields: Fields, where: Where, names: IstioNames |
         for place, item in spec.where.at("rules").items(found, dict):
             path = place.field.removeprefix(prefix)
             rules += _rules(Fields(item, place), action, path, meta.namespace, names)
-    return NetworkPolicy(KIND, meta.namespace, meta.name, tuple(_specs(action, subject, rules)), where.file, audit)
+    return NetworkPolicy(
+        AUTHORIZATION, meta.namespace, meta.name, tuple(_specs(action, subject, rules)), where.file, audit
+    )
 
 
 def _specs(action: Action | None, subject: Selector, rules: list[Rule]) -> Iterator[Spec]:
-    """Denials of connections hold for all pods. The rest would be lost on those where HBONE or mTLS hides it."""
-    if action is None:
+    """Where a proxy of Istio's stands, only denials of connections are for us: HBONE and mTLS hide the rest.
+
+    Of those that name ports the port of HBONE is left out there, or it would be denied for what comes by it.
+    """
+    if action is None or (action is Action.DENY and not rules):
+        yield _spec(subject, [])
         return
-    denials = [rule for rule in rules if action is Action.DENY and any(entry.http is None for entry in rule.to_ports)]
-    if denials:
-        plain = [_only(rule, http=False) for rule in denials]
-        yield Spec("spec", subject, tuple(plain), (False, False), (True, False), tier=Tier.AUTHORIZATION)
-    rest = [_only(rule, http=True) for rule in rules] if action is Action.DENY else rules
-    rest = [rule for rule in rest if rule.to_ports]
-    if not rest and action is Action.DENY:
+    plain = [_only(rule, lambda entry: entry.http is None) for rule in rules]
+    seen = [rule for rule in plain if rule.to_ports]
+    if action is Action.DENY and len(seen) == len(rules) == len([one for one in rules if _is_literal(one)]):
+        yield _spec(subject, rules)
         return
     for marks in _BARE:
-        bare = msgspec.structs.replace(subject, requirements=(*subject.requirements, *marks))
-        closed = (action is Action.ALLOW, False)
-        yield Spec("spec", bare, tuple(rest), closed, (True, False), tier=Tier.AUTHORIZATION)
+        yield _spec(_also(subject, marks), rules, closed=action is Action.ALLOW)
+    if action is Action.DENY and seen:
+        for marks in _MESHED:
+            yield _spec(_also(subject, marks), [_without_hbone(rule) for rule in seen])
 
 
-def _only(rule: Rule, *, http: bool) -> Rule:
-    entries = tuple(entry for entry in rule.to_ports if (entry.http is not None) is http)
-    return msgspec.structs.replace(rule, to_ports=entries)
+def _spec(subject: Selector, rules: list[Rule], *, closed: bool = False) -> Spec:
+    applies = closed or bool(rules)
+    return Spec("spec", subject, tuple(rules), (closed, False), (applies, False), tier=Tier.AUTHORIZATION)
+
+
+def _also(subject: Selector, marks: tuple[Requirement, ...]) -> Selector:
+    return msgspec.structs.replace(subject, requirements=(*subject.requirements, *marks))
+
+
+def _only(rule: Rule, wanted: Callable[[PortRule], bool]) -> Rule:
+    return msgspec.structs.replace(rule, to_ports=tuple(filter(wanted, rule.to_ports)))
+
+
+def _is_literal(rule: Rule) -> bool:
+    """Whether a rule is without HTTP, and has the port of HBONE among others only where it has all ports."""
+    return all(
+        entry.http is None
+        and (_EVERY_PORT in entry.ports or not any(one.first != one.last and _has_hbone(one) for one in entry.ports))
+        for entry in rule.to_ports
+    )
+
+
+def _has_hbone(ports: PortRange) -> bool:
+    return ports.covers(Protocol.TCP, HBONE)
+
+
+def _without_hbone(rule: Rule) -> Rule:
+    if _is_literal(rule):
+        return rule
+    entries = (
+        msgspec.structs.replace(entry, ports=tuple(part for one in entry.ports for part in _cut(one)))
+        for entry in rule.to_ports
+    )
+    return msgspec.structs.replace(rule, to_ports=tuple(entries))
+
+
+def _cut(ports: PortRange) -> Iterator[PortRange]:
+    """Ports but that of HBONE, which alone is meant so."""
+    if ports.first == ports.last or not _has_hbone(ports):
+        yield ports
+        return
+    if ports.first < HBONE:
+        yield msgspec.structs.replace(ports, last=HBONE - 1)
+    if ports.last > HBONE:
+        yield msgspec.structs.replace(ports, first=HBONE + 1)
 
 
 def _audit(annotations: Fields) -> bool:
@@ -131,7 +181,7 @@ def _rules(fields: Fields, action: Action, path: str, namespace: str, names: Ist
         elif found:
             entries.append(PortRule(name, tuple(found), (http,)))
     if not operations:
-        ports = [PortRange(Protocol.TCP, 0, LAST_PORT)]
+        ports = [_EVERY_PORT]
     if ports:
         entries.insert(0, PortRule(path, tuple(ports)))
     if not entries:
@@ -169,7 +219,8 @@ def _operation(fields: Fields, *, any_port: bool) -> list[PortRange]:
     kept = sorted(set(range(LAST_PORT + 1) if ports is None else ports) - (without or set()))
     found: list[PortRange] = []
     for port in kept:
-        if found and found[-1].last == port - 1:
+        # The port of HBONE, where it is named, stays apart from its neighbours (`_is_literal`).
+        if found and found[-1].last == port - 1 and (ports is None or HBONE not in (port - 1, port)):
             found[-1] = PortRange(Protocol.TCP, found[-1].first, port)
         else:
             found.append(PortRange(Protocol.TCP, port, port))
