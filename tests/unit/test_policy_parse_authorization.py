@@ -5,15 +5,18 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import Any
 
+import msgspec
 import pytest
 
 from spliceway.policy.documents import Document
 from spliceway.policy.errors import PolicyError
 from spliceway.policy.evaluate import Connection, evaluate
-from spliceway.policy.model import Cluster, NetworkPolicy
+from spliceway.policy.istio.patterns import TEMPLATE
+from spliceway.policy.model import Cluster, HttpMatch, NetworkPolicy
 from spliceway.policy.parse import parse_document
 from spliceway.policy.parse_authorization_source import IstioNames
 from spliceway.policy.parse_metadata import ENFORCEMENT
+from spliceway.policy.regex import compile_regex
 from spliceway.policy.verdict import Reason, Verdict
 
 SERVER, FRONT, TELLER, WORLD, NODE = "10.0.0.1", "10.0.0.2", "10.0.1.2", "192.0.2.7", "172.30.0.1"
@@ -326,3 +329,44 @@ def test_our_own_are_no_input() -> None:
     assert found.specs == ()
     other = authorization({}, labels={"app.kubernetes.io/managed-by": "helm"})
     assert denied(other) == NOT_NODE
+
+
+def http_of(**fields: list[str]) -> HttpMatch:
+    """What an operation asks of requests."""
+    (found,) = parse_document(Document("test", 1, 1, authorization(operation(**fields))))
+    assert isinstance(found, NetworkPolicy)
+    (rule,) = found.specs[0].rules
+    (entry,) = rule.to_ports
+    assert entry.http is not None
+    return entry.http[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"methods": ["GET", "P*", "*T"]}, HttpMatch("", "GET|P.*|.*T")),
+        ({"methods": ["*"]}, HttpMatch("", ".+")),
+        ({"notMethods": ["GET"]}, HttpMatch("", unless_method="GET")),
+        ({"paths": ["/a.b", "/a/*", "*.b", "*"]}, HttpMatch("", "", r"/a\.b(\?.*)?|/a/.*|[^?]*\.b(\?.*)?|.+")),
+        ({"notPaths": ["/a"]}, HttpMatch("", unless_path=r"/a(\?.*)?")),
+        ({"hosts": ["a.B:80", "*.c", "d*"]}, HttpMatch("", "", "", r"(?i:a\.B:80)|(?i:.*\.c)|(?i:d.*)")),
+        ({"notHosts": ["*"]}, HttpMatch("", unless_host=".+")),
+    ],
+)
+def test_what_is_asked_of_requests(fields: dict[str, list[str]], expected: HttpMatch) -> None:
+    found = http_of(**fields)
+    assert found.path == "spec.rules[0].to[0].operation"
+    assert msgspec.structs.replace(found, path="") == expected
+
+
+def test_parts_of_templates_are_envoys() -> None:
+    """`{*}` stands for the same characters as in the translation the other way round."""
+    one = compile_regex(http_of(paths=["/{*}"]).path_regex)
+    several = compile_regex(http_of(paths=["/{**}"]).path_regex)
+    for char in map(chr, range(0x21, 0x7F)):
+        path = f"/{char}".encode()
+        assert (one.fullmatch(path) is not None) == (char in TEMPLATE), char
+        assert (several.fullmatch(path) is not None) == (char in TEMPLATE or char in "/?"), char
+    assert one.fullmatch(b"/") is None
+    assert several.fullmatch(b"/a/b?c") is not None
+    assert one.fullmatch(b"/a/b") is None

@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 from spliceway.policy.fields import Fields, Where, shown
 from spliceway.policy.httppath import TargetError, normalise
-from spliceway.policy.istio.patterns import TEMPLATE
 from spliceway.policy.model import HttpMatch
 from spliceway.policy.parse_authorization_source import listed
 from spliceway.policy.regex import RegexError, compile_regex
@@ -27,8 +26,9 @@ _PATH = re.compile(r"(?:[A-Za-z0-9._~!$&'()+,:@=/-]|%[0-9A-Fa-f]{2})*")
 _ONE, _MANY = "{*}", "{**}"
 #: A path goes on with its query, or ends.
 _QUERY = r"(\?.*)?"
-_SEGMENT = "[" + "".join(c if c.isalnum() else f"\\{c}" for c in sorted(TEMPLATE)) + "]+"
-_SEGMENTS = "[" + "".join(c if c.isalnum() else f"\\{c}" for c in sorted(TEMPLATE | {"/"})) + "]*"
+#: What the parts of a template stand for in Envoy (`istio.patterns.TEMPLATE`).
+_SEGMENT = r"[A-Za-z0-9._~%!$&'()+,;:@=-]+"
+_SEGMENTS = r"[A-Za-z0-9._~%!$&'()+,;:@=/-]*"
 
 _Read = Callable[[str, Where], str]
 
