@@ -163,8 +163,8 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
         ("splice: {mode: true}", "splice.mode: Expected str, got bool"),
         ("killSwitch: {file: disabled}", "killSwitch.file: 'disabled' is not an absolute path"),
         ("killSwitch: {annotation: a b}", "killSwitch.annotation: 'a b' is not an annotation's key"),
-        ("istio: {trustDomain: A.b}", "istio.trustDomain"),
-        ("istio: {rootNamespace: a.b}", "istio.rootNamespace"),
+        ("istio: {trustDomain: A.b}", "istio.trustDomain: 'A.b' is not a trust domain's name"),
+        ("istio: {rootNamespace: a.b}", "istio.rootNamespace: 'a.b' is not a namespace's name"),
         ("policies: {kinds: []}", "policies.kinds: names no kind: say which, or leave it out for all"),
         (
             "policies: {kinds: [NetworkPolicy, Ingress]}",

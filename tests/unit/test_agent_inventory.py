@@ -354,7 +354,9 @@ spec: {}
 def test_what_we_made_for_others_is_not_even_looked_at() -> None:
     """AuthorizationPolicies of our own would say again what they were made of; nor does their content matter."""
     listed = "apiVersion: v1\nkind: List\nitems:\n- " + OURS.strip().replace("\n", "\n  ") + "\n"
-    inventory = fed(FileChanged("p", OURS), FileChanged("q", OURS.replace("{}", "5")), FileChanged("r", listed + NS))
+    inventory = fed(
+        FileChanged("p", OURS), FileChanged("q", OURS.replace("{}", "5")), FileChanged("r", f"{listed}\n---\n{NS}")
+    )
     assert (inventory.policies, inventory.refusals) == ((0, 0), ())
     other = OURS.replace("managed-by: spliceway", "managed-by: helm")
     inventory.feed((FileChanged("p", other),))

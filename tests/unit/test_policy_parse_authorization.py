@@ -204,7 +204,7 @@ def test_what_denies_nothing() -> None:
         (operation(methods=["G ET"]), "spec.rules[0].to[0].operation.methods[0]"),
         (operation(hosts=["a/b"]), "spec.rules[0].to[0].operation.hosts[0]"),
         (operation(notHosts=[]), "spec.rules[0].to[0].operation.notHosts"),
-        (operation(paths=[f"/{'x' * 90}{number}" for number in range(20)]), "spec.rules[0].to[0].operation.paths"),
+        (operation(paths=[f"/{number}{'x' * 90}" for number in range(20)]), "spec.rules[0].to[0].operation.paths"),
         (operation(methods=["GET"], port=["80"]), "spec.rules[0].to[0].operation.port"),
         (
             {"action": "DENY", "rules": [{"to": [{"operation": {"ports": ["x"]}}]}]},

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from msgspec import Meta
-
 from spliceway.agent.configsections import Section
+from spliceway.agent.errors import ConfigError
+from spliceway.policy.fields import DNS_LABEL, DNS_SUBDOMAIN
 from spliceway.policy.parse_authorization_source import TRUST_DOMAIN, IstioNames
-
-_LABEL = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 
 
 class IstioConfig(Section, frozen=True):
@@ -19,10 +15,18 @@ class IstioConfig(Section, frozen=True):
     """
 
     enabled: bool = False
-    trust_domain: Annotated[str, Meta(pattern=rf"^{_LABEL}(\.{_LABEL})*$", max_length=253)] = TRUST_DOMAIN
-    root_namespace: Annotated[str, Meta(pattern=f"^{_LABEL}$")] = IstioNames().root_namespace
+    trust_domain: str = TRUST_DOMAIN
+    root_namespace: str = IstioNames().root_namespace
 
     @property
     def names(self) -> IstioNames:
         """As policies are read by them."""
         return IstioNames(self.trust_domain, self.root_namespace)
+
+
+def check_istio(config: IstioConfig, file: str) -> None:
+    """Refuse what a mesh can't call itself. Raises ConfigError."""
+    if not DNS_SUBDOMAIN.fullmatch(config.trust_domain):
+        raise ConfigError(file, "istio.trustDomain", f"{config.trust_domain!r} is not a trust domain's name")
+    if not DNS_LABEL.fullmatch(config.root_namespace):
+        raise ConfigError(file, "istio.rootNamespace", f"{config.root_namespace!r} is not a namespace's name")

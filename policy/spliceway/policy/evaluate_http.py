@@ -55,7 +55,9 @@ def _rules(
     never = tuple((_test(number, match, negated=True),) for number, match in denying)
     found = []
     for number, match in wanted or allowing:
-        tests = ((HttpTest(*("",) * 3, *_excepted(match), rule=number),),) if any(_excepted(match)) else ()
+        tests: tuple[tuple[HttpTest, ...], ...] = ()
+        if any(_excepted(match)):
+            tests = ((HttpTest("", "", "", *_excepted(match), rule=number),),)
         if wanted and allowing:
             tests += (tuple(_test(one, allowed, negated=False) for one, allowed in allowing),)
         headers = tuple(_header(cluster, header) for header in match.headers)

@@ -175,5 +175,5 @@ class _Ladder:
             self._asked.setdefault(key, Counter())[term.ref] += times
 
     def _refs(self, tier: Tier, effect: Effect) -> frozenset[RuleRef]:
-        found = self._asked.get((tier is Tier.AUTHORIZATION, effect), {})
+        found = self._asked.get((tier is Tier.AUTHORIZATION, effect), Counter())
         return frozenset(ref for ref, spans in found.items() if spans)

@@ -94,7 +94,6 @@ def policy_terms(policy: NetworkPolicy, *, audit: bool = False) -> list[SpecTerm
 
 
 _EFFECTS = {Action.ALLOW: Effect.ALLOW, Action.DENY: Effect.DENY, Action.PASS: Effect.PASS}
-_HTTP_EFFECTS = {Action.ALLOW: Effect.HTTP, Action.DENY: Effect.DENY_HTTP}
 
 
 def _terms(policy: NetworkPolicy, spec: Spec, place: int, *, audit: bool) -> Iterator[tuple[Direction, Term]]:
@@ -106,7 +105,11 @@ def _terms(policy: NetworkPolicy, spec: Spec, place: int, *, audit: bool) -> Ite
         if not rule.to_ports:
             entries = [(rule.path, (), None)]
         for path, ports, http in entries:
-            effect = (_EFFECTS if http is None else _HTTP_EFFECTS)[rule.action]
+            effect = _EFFECTS[rule.action]
+            if http is not None and rule.action is Action.ALLOW:
+                effect = Effect.HTTP
+            elif http is not None and rule.deny and spec.tier is Tier.AUTHORIZATION:
+                effect = Effect.DENY_HTTP
             order = (
                 0 if spec.tier in _BY_EFFECT else spec.priority,
                 policy.kind,

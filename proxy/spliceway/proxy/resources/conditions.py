@@ -113,8 +113,9 @@ def _test_in(permission: Any) -> HttpTest:
         opposite = part.WhichOneof("rule") == "not_rule"
         header = (part.not_rule if opposite else part).header
         (unless if opposite else wanted)[header.name] = header.string_match.safe_regex.regex
-    patterns = [found.get(name, "") for found in (wanted, unless) for name in _PARTS]
-    return HttpTest(*patterns, negated=negated)
+    method, path, host = (wanted.get(name, "") for name in _PARTS)
+    no_method, no_path, no_host = (unless.get(name, "") for name in _PARTS)
+    return HttpTest(method, path, host, no_method, no_path, no_host, negated)
 
 
 def _test(test: HttpTest) -> Shape:
