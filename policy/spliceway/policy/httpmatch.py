@@ -168,7 +168,7 @@ def _nearness(rule: HttpRule, request: HttpRequest, path: bytes) -> int:
         16 * (path_fits and bool(rule.path))
         + 8 * (method_fits and bool(rule.method))
         + 4 * bool(rule.host and _fits(rule.host, _host(request)))
-        + 2 * bool((rule.headers or rule.tests) and not [*_failed(rule, request), *_untrue(rule, request, path, None)])
+        + 2 * bool((rule.headers or rule.tests) and not [*_failed(rule, request), *untrue(rule, request, path, None)])
         + (path_fits or method_fits)
     )
 
@@ -184,7 +184,7 @@ def _miss(rule: HttpRule, request: HttpRequest, path: bytes, names: Mapping[int,
         host = _host(request)
         parts.append(f"host {'matches' if _fits(rule.host, host) else f'{text(host)} does not match {rule.host}'}")
     name = names.get(rule.rule) if names else None
-    parts += [*_failed(rule, request), *_untrue(rule, request, path, names)]
+    parts += [*_failed(rule, request), *untrue(rule, request, path, names)]
     return f"rule {name or rule.rule}: {', '.join(parts)}"
 
 
@@ -193,8 +193,8 @@ def _failed(rule: HttpRule, request: HttpRequest) -> list[str]:
     return [why for header in rule.headers if header.mismatch is Mismatch.DENY and (why := _wrong(header, request))]
 
 
-def _untrue(rule: HttpRule, request: HttpRequest, path: bytes, names: Mapping[int, RuleRef] | None) -> list[str]:
-    """What of its tests does not hold."""
+def untrue(rule: HttpRule, request: HttpRequest, path: bytes, names: Mapping[int, RuleRef] | None) -> list[str]:
+    """What of its tests does not hold. `path` is the normalised one; the proxy has no `names` for rules of tests."""
     found = []
     for group in rule.tests:
         if any(_holds(test, request, path) for test in group):
@@ -205,6 +205,4 @@ def _untrue(rule: HttpRule, request: HttpRequest, path: bytes, names: Mapping[in
 
 
 def _called(test: HttpTest, names: Mapping[int, RuleRef] | None) -> str:
-    if not test.rule:
-        return "another rule"  # the proxy does not know which
-    return f"rule {names.get(test.rule, test.rule) if names else test.rule}"
+    return f"rule {names[test.rule]}" if names and test.rule in names else "another rule"
