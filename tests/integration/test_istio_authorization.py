@@ -63,6 +63,7 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
         config = {
             "proxy": {"kind": request.param},
             "policies": {"kinds": ["NetworkPolicy", "AuthorizationPolicy"]},
+            "splice": {"mode": "off"},
             "istio": {"trustDomain": "mesh.example", "rootNamespace": "mesh-root"},
         }
         agent = start_agent(bed.node, config)
