@@ -225,7 +225,7 @@ def decode_seconds(cluster: Cluster) -> dict[str, float]:
 def memory(pods: int, workloads: int, nodes: int) -> dict[str, float]:
     """Of this process: RSS in MiB that the inventory, and then the engine, add; seconds; then one more pod's."""
     from spliceway.agent.inventory import Inventory
-    from spliceway.agent.manifests import read_documents
+    from spliceway.agent.manifests import Reading, read_documents
     from spliceway.policy.documents import Document
     from spliceway.policy.engine import Engine, Options
     from spliceway.policy.numbering import Numbering
@@ -246,7 +246,7 @@ def memory(pods: int, workloads: int, nodes: int) -> dict[str, float]:
     def feed(chosen: dict[str, list[dict[str, Any]]]) -> None:
         batch = tuple(FileChanged(name, "") for name in chosen)
         said = {
-            name: read_documents([Document(name, 1, 1, one) for one in contents], "node-0")
+            name: read_documents([Document(name, 1, 1, one) for one in contents], Reading("node-0"))
             for name, contents in chosen.items()
         }
         inventory.feed(batch, said)

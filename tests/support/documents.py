@@ -214,6 +214,14 @@ spec:
     to:
     - operation: {ports: ["80"]}
     - operation: {notPorts: ["81"]}
+    - operation:
+        ports: ["82"]
+        methods: [GET]
+        notMethods: [HEAD]
+        paths: [/a/*]
+        notPaths: [/a/b]
+        hosts: [a.test]
+        notHosts: [b.test]
   - from: [{source: {principals: [cluster.local/ns/c/sa/d], notNamespaces: [e], notServiceAccounts: [c/f]}}]
 """
 

@@ -16,7 +16,7 @@ from random import Random
 
 from spliceway.policy.documents import Document
 from spliceway.policy.http import HttpRequest
-from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, RuleSet
+from spliceway.policy.table import HeaderMatch, HttpRule, HttpTest, Mismatch, RuleSet
 from support.cases import Case, CaseFile, Expect, ExpectHttp, cluster_of
 from support.oracle_world import Doc
 
@@ -63,8 +63,25 @@ def _rules(draw: Random, number: int) -> tuple[HttpRule, ...]:
             draw.choice(_PATTERNS),
             draw.choice(["", "", "api", "a.i", "web"]),
             tuple(_match(draw, index < 4) for _ in range(draw.choice([0, 0, 1, 1, 2]))),
+            tuple(_tests(draw) for _ in range(draw.choice([0, 0, 0, 1, 2]))),
         )
         for index in range(draw.randint(1, 5))
+    )
+
+
+def _tests(draw: Random) -> tuple[HttpTest, ...]:
+    """Tests of which one must hold, as AuthorizationPolicies make them."""
+    return tuple(
+        HttpTest(
+            draw.choice(["GET", "GET|PUT", ".*T"]),
+            draw.choice(_PATTERNS),
+            draw.choice(["", "(?i:api)", "(?i:.*b)"]),
+            draw.choice(["", "", "POST"]),
+            draw.choice(["", "", "", "/a/.*"]),
+            draw.choice(["", "", "", "web"]),
+            draw.random() < 0.4,
+        )
+        for _ in range(draw.choice([1, 1, 2]))
     )
 
 

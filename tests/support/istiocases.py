@@ -143,13 +143,13 @@ def in_mesh(name: str, documents: Iterable[Any], cases: tuple[Case, ...], way: W
 
 
 def asked(file: MeshFile) -> Iterator[Asked]:
-    """Every connection and request over TCP to a pod that HTTP rules are about."""
+    """Every connection and request over TCP to a pod that HTTP rules are about, and no AuthorizationPolicy."""
     facts = Facts(file.cluster)
     for case in file.cases:
         server = find_pod(facts, case.destination)
         if case.protocol != Protocol.TCP or server is None or not has_http(file.cluster, server):
             continue
-        if case.source == case.destination:
+        if case.source == case.destination or is_authorized(file.mesh, server):
             continue
         client = find_pod(facts, case.source)
         connection = Connection(case.source, case.destination, case.protocol, case.port)
@@ -187,6 +187,14 @@ def has_http(cluster: Cluster, pod: Pod) -> bool:
         for rule in spec.rules
         if rule.direction is Direction.INGRESS
         for entry in rule.to_ports
+    )
+
+
+def is_authorized(mesh: Mesh, pod: Pod) -> bool:
+    """Whether AuthorizationPolicies of somebody else's are about a pod: then nothing is translated for it."""
+    return any(
+        one.namespace in (ROOT_NAMESPACE, pod.namespace) and one.match_labels.items() <= pod.labels.items()
+        for one in mesh.foreign
     )
 
 

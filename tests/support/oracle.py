@@ -22,15 +22,41 @@ class Verdict(NamedTuple):
 
 
 def judge(world: World, ask: Ask) -> Verdict:
-    """One end: Istio's denials, the Admin tier, then NetworkPolicy and Cilium's together, then the Baseline tier."""
-    denials = oracle_istio.denials(world, ask)
-    for match in denials:
+    """One end: Istio's policies, and the Admin tier, NetworkPolicy and Cilium's together, the Baseline tier."""
+    istio = _istio(world, ask)
+    found = _rest(world, ask)
+    for one in (istio, found):
+        if one.verdict == "deny":
+            return one
+    if istio.reason == "policy-denied":  # tried only: it is told
+        return istio if istio.verdict == "redirect" else istio._replace(verdict=found.verdict)
+    if found.verdict == "redirect" or (istio.verdict == "allow" and found.reason != "no-policy"):
+        return found
+    return istio
+
+
+def _istio(world: World, ask: Ask) -> Verdict:
+    said = oracle_istio.says(world, ask)
+    for match in said.denials:
         if match.action == "Deny":
             return Verdict("deny", "policy-denied", match.rule)
-    found = _rest(world, ask)
-    if denials and found.verdict == "allow":
-        return Verdict("allow", "policy-denied", denials[0].rule)  # tried only: it is told
-    return found
+    node = ask.peer.node
+    tried = said.denials[0].rule if said.denials else None
+    if not said.silent and node is not None and name_of(node) == ask.pod["spec"]["nodeName"]:
+        found = Verdict("allow", "host-allowed")
+    elif said.allowed:
+        found = Verdict("redirect" if said.refuses else "allow", "policy-allowed", said.allowed[0].rule)
+    elif said.asks:
+        found = Verdict("redirect", "redirected", said.asks[0].rule)
+    elif said.closed:
+        return Verdict("deny", "default-deny")
+    elif said.refuses:
+        found = Verdict("redirect", "redirected", said.refuses[0].rule)
+    else:
+        found = Verdict("allow", "no-policy")
+    if found.verdict == "redirect":
+        found = found._replace(reason="redirected")
+    return Verdict(found.verdict, "policy-denied", tried) if tried else found
 
 
 def _rest(world: World, ask: Ask) -> Verdict:

@@ -297,7 +297,31 @@ class World:
             entries.append(PortRule(entry, self._ports(http=http), tuple(matches) if http else None))
         return Rule(path, direction, action, self._peers(kind), tuple(entries), void=self.random.random() < 0.05)
 
+    def _authorization(self) -> NetworkPolicy:
+        """One that allows, or denies, of TCP alone, by connections and requests."""
+        action = self.random.choice((Action.ALLOW, Action.DENY))
+        rules = []
+        for place in range(self.random.choice((0, 1, 1, 2))):
+            entries = []
+            for number in range(self.random.choice((1, 1, 2))):
+                entry = f"spec.rules[{place}].to[{number}]"
+                except_path = self.random.choice(("", "", "/a"))
+                match = HttpMatch(entry, path_regex=self.random.choice(("/a", "/.*")), unless_path=except_path)
+                ports = tuple(one for one in self._ports(http=True) if not one.name)
+                http = (match,) if self.random.random() < 0.4 + 0.3 * self.http else None
+                entries.append(PortRule(entry, ports or (PortRange(Protocol.TCP, 0, 65535),), http))
+            peers = self._peers("NetworkPolicy")
+            rules.append(Rule(f"spec.rules[{place}]", Direction.INGRESS, action, peers, tuple(entries)))
+        closed = (action is Action.ALLOW, False)
+        subject = self.random.choice((Selector(), self._selector()))
+        spec = Spec("spec", subject, tuple(rules), closed, (True, False), tier=Tier.AUTHORIZATION)
+        name = f"p{self.random.randrange(3)}"
+        audit = self.random.random() < 0.2
+        return NetworkPolicy("AuthorizationPolicy", self.random.choice(NAMESPACES[:2]), name, (spec,), audit=audit)
+
     def _policy(self) -> NetworkPolicy:
+        if self.random.random() < 0.2:
+            return self._authorization()
         kind = self.random.choice(KINDS[:2] if self.http and self.random.random() < 0.9 else KINDS)
         tier = self.random.choice((Tier.ADMIN, Tier.BASELINE)) if kind.endswith(("nNetworkPolicy",)) else Tier.NORMAL
         tier = self.random.choice((Tier.ADMIN, Tier.BASELINE)) if kind == "ClusterNetworkPolicy" else tier

@@ -23,6 +23,7 @@ from spliceway.agent.errors import ConfigError
 from spliceway.agent.preflight import envoy_settings, proxy_settings, resource_settings, xds_tcp
 from spliceway.agent.splicelimits import node_limits
 from spliceway.bpf.types import DatapathSettings, SpliceClasses, SpliceLimits
+from spliceway.policy.parse_authorization_source import IstioNames
 from spliceway.proxy.model import Limits
 from spliceway.xds.server.listen import TcpSettings, TlsSettings
 
@@ -78,6 +79,7 @@ flows: {bufferSize: 10}
 enforcement: audit
 killSwitch: {file: /host/etc/spliceway/disabled, annotation: example.org/off}
 policies: {kinds: [NetworkPolicy, CiliumNetworkPolicy], besideCilium: true}
+istio: {trustDomain: mesh.example, rootNamespace: mesh-root}
 identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
 """,
         "agent.yaml",
@@ -89,6 +91,7 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
         file=Path("/host/etc/spliceway/disabled"), annotation="example.org/off"
     )
     assert config.policies == PoliciesConfig(kinds=("NetworkPolicy", "CiliumNetworkPolicy"), beside_cilium=True)
+    assert config.istio.names == IstioNames("mesh.example", "mesh-root")
     assert config.datapath.tcx == "off"
     assert config.identity.labels == LabelsConfig(include=("app", "*.example.org/*"), exclude=())
     assert config.proxy.listener_ports == PortRange(24000, 24099)
@@ -160,6 +163,8 @@ identity: {labels: {include: [app, "*.example.org/*"], exclude: []}}
         ("splice: {mode: true}", "splice.mode: Expected str, got bool"),
         ("killSwitch: {file: disabled}", "killSwitch.file: 'disabled' is not an absolute path"),
         ("killSwitch: {annotation: a b}", "killSwitch.annotation: 'a b' is not an annotation's key"),
+        ("istio: {trustDomain: A.b}", "istio.trustDomain: 'A.b' is not a trust domain's name"),
+        ("istio: {rootNamespace: a.b}", "istio.rootNamespace: 'a.b' is not a namespace's name"),
         ("policies: {kinds: []}", "policies.kinds: names no kind: say which, or leave it out for all"),
         (
             "policies: {kinds: [NetworkPolicy, Ingress]}",

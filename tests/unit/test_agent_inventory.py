@@ -10,6 +10,7 @@ from spliceway.agent.sources.events import FileChanged, FileRefused, FileRemoved
 from spliceway.agent.state import Held
 from spliceway.policy.model import Cluster, Pod
 from spliceway.policy.parse import READERS
+from spliceway.policy.parse_authorization_source import IstioNames
 from support.agent import endpoint, pod, policy
 
 NS = "apiVersion: v1\nkind: Namespace\nmetadata: {name: default}\n"
@@ -340,3 +341,37 @@ def test_an_annotation_of_an_object_in_force() -> None:
     inventory.feed((FileRemoved("n.yaml"),))
     assert inventory.annotation(("Node", "node1"), "a/b") is None
     assert fed(FileChanged("n.yaml", NS)).annotation(("Namespace", "default"), "a") is None
+
+
+OURS = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: made, labels: {app.kubernetes.io/managed-by: spliceway}}
+spec: {}
+"""
+
+
+def test_what_we_made_for_others_is_not_even_looked_at() -> None:
+    """AuthorizationPolicies of our own would say again what they were made of; nor does their content matter."""
+    listed = "apiVersion: v1\nkind: List\nitems:\n- " + OURS.strip().replace("\n", "\n  ") + "\n"
+    inventory = fed(
+        FileChanged("p", OURS), FileChanged("q", OURS.replace("{}", "5")), FileChanged("r", f"{listed}\n---\n{NS}")
+    )
+    assert (inventory.policies, inventory.refusals) == ((0, 0), ())
+    other = OURS.replace("managed-by: spliceway", "managed-by: helm")
+    inventory.feed((FileChanged("p", other),))
+    assert set(inventory.cluster.policies) == {("AuthorizationPolicy", "default/made")}
+    # Whoever labels his own as ours takes it away.
+    inventory.feed((FileChanged("p", OURS),))
+    assert (inventory.policies, inventory.refusals) == ((0, 0), ())
+
+
+def test_the_mesh_names_itself() -> None:
+    text = OURS.replace(", labels: {app.kubernetes.io/managed-by: spliceway}", "").replace(
+        "spec: {}", "spec: {rules: [{from: [{source: {principals: [mesh.example/ns/a/sa/b]}}]}]}"
+    )
+    inventory = Inventory("node1", istio=IstioNames("mesh.example"))
+    inventory.feed((FileChanged("p", text),))
+    assert inventory.refusals == ()
+    (refusal,) = fed(FileChanged("p", text)).refusals
+    assert "spec.rules[0].from[0].source.principals[0]" in str(refusal)

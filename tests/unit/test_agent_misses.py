@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from spliceway.agent.flows import Names
-from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, PolicyTable, RuleRef, RuleSet
+from spliceway.policy.table import HeaderMatch, HttpRule, HttpTest, Mismatch, PolicyTable, RuleRef, RuleSet
 from spliceway.policy.verdict import Reason, Verdict
 from spliceway.xds.accesslog.flow import HttpFlow
 
@@ -102,4 +102,28 @@ def test_the_proxy_also_says_what_could_be_read_in_two_ways() -> None:
     assert (
         told(RuleSet(1, "api", (ARTICLES,)), "GET", "/a;b", reason=Reason.HTTP_AMBIGUOUS, said="; in path")
         == "; in path"
+    )
+
+
+def test_rules_of_tests_are_named_for_the_proxy() -> None:
+    """It knows the rule that it asked by number, and not what stands beside that."""
+    tests = (
+        (HttpTest(path="/a.*", rule=2), HttpTest(path="/b", rule=3)),
+        (HttpTest(path="/ab", negated=True, rule=4),),
+    )
+    rule_set = RuleSet(1, "api", (HttpRule(1, "GET", tests=tests),))
+    denied = "rule 1: method matches, path matches, denied by another rule"
+    said = told(rule_set, "GET", "/ab", said=denied)
+    assert said == "rule CiliumNetworkPolicy shop/api http[1]: method matches, path matches, " + (
+        "denied by rule CiliumNetworkPolicy shop/api http[4]"
+    )
+    assert told(rule_set, "GET", "/ab") == said  # of Envoy, which says nothing
+    assert (
+        "not allowed by rule CiliumNetworkPolicy shop/api http[2], rule CiliumNetworkPolicy shop/api http[3]"
+        in told(
+            rule_set,
+            "GET",
+            "/c",
+            said="rule 1: method matches, path matches, not allowed by another rule, another rule",
+        )
     )

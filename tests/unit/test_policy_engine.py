@@ -15,7 +15,7 @@ from spliceway.policy.evaluate import Connection, evaluate, evaluate_half
 from spliceway.policy.lookup import Judgement, identify, lookup, lookup_pair
 from spliceway.policy.model import Cluster, Pod
 from spliceway.policy.numbering import Numbering
-from spliceway.policy.table import PolicyTable, RuleSet
+from spliceway.policy.table import HttpRule, PolicyTable, RuleSet
 from spliceway.policy.verdict import Direction, Protocol
 from support.worlds import POD_CIDRS, PORTS, World
 
@@ -30,8 +30,13 @@ def contents(table: PolicyTable) -> dict[int, Any]:
         return (
             None
             if found is None
-            else [(table.rules[rule.rule], rule.method, rule.path, rule.headers) for rule in found]
+            else [(table.rules[rule.rule], rule.method, rule.path, rule.headers, tests_of(rule)) for rule in found]
         )
+
+    def tests_of(rule: HttpRule) -> Any:
+        return [
+            [(table.rules[test.rule], test.negated, test.wanted, test.unless) for test in group] for group in rule.tests
+        ]
 
     def content(rule_set: RuleSet) -> Any:
         also = content(rule_set.also) if rule_set.also is not None else None

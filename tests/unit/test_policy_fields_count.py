@@ -87,6 +87,7 @@ OTHER_AT: dict[str, Any] = {
     "spec.action": "AUDIT",
     "spec.rules[0].from[1].source.ipBlocks[0]": "10.0.0.0/9",
     "spec.rules[0].from[1].source.notIpBlocks[0]": "10.2.0.0/16",
+    "spec.rules[0].to[2].operation.paths[0]": "/b/*",
     "spec.type": "ExternalName",
     "spec.clusterIP": "10.96.0.11",
     "spec.clusterIPs[0]": "10.96.0.11",

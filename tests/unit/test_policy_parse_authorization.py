@@ -5,14 +5,18 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import Any
 
+import msgspec
 import pytest
 
 from spliceway.policy.documents import Document
 from spliceway.policy.errors import PolicyError
 from spliceway.policy.evaluate import Connection, evaluate
-from spliceway.policy.model import Cluster
+from spliceway.policy.istio.patterns import TEMPLATE
+from spliceway.policy.model import Cluster, HttpMatch, NetworkPolicy
 from spliceway.policy.parse import parse_document
+from spliceway.policy.parse_authorization_source import IstioNames
 from spliceway.policy.parse_metadata import ENFORCEMENT
+from spliceway.policy.regex import compile_regex
 from spliceway.policy.verdict import Reason, Verdict
 
 SERVER, FRONT, TELLER, WORLD, NODE = "10.0.0.1", "10.0.0.2", "10.0.1.2", "192.0.2.7", "172.30.0.1"
@@ -47,23 +51,23 @@ ADMIN_ACCEPT = {
 }
 
 
-def authorization(spec: dict[str, Any], namespace: str = "shop", **metadata: Any) -> dict[str, Any]:
+def authorization(spec: dict[str, Any], namespace: str = "shop", *, name: str = "a", **metadata: Any) -> dict[str, Any]:
     return {
         "apiVersion": "security.istio.io/v1",
         "kind": "AuthorizationPolicy",
-        "metadata": {"name": "a", "namespace": namespace, **metadata},
+        "metadata": {"name": name, "namespace": namespace, **metadata},
         "spec": spec,
     }
 
 
-def cluster(*contents: dict[str, Any]) -> Cluster:
+def cluster(*contents: dict[str, Any], istio: IstioNames | None = None) -> Cluster:
     documents = [Document("test", index, 1, one) for index, one in enumerate((*WORLD_OF_PODS, *contents))]
-    return Cluster().with_objects(item for one in documents for item in parse_document(one))
+    return Cluster().with_objects(item for one in documents for item in parse_document(one, istio))
 
 
-def denied(*contents: dict[str, Any], port: int = 80, protocol: int = 6) -> set[str]:
+def denied(*contents: dict[str, Any], port: int = 80, protocol: int = 6, istio: IstioNames | None = None) -> set[str]:
     """Of the four clients those whose connections to the server are denied."""
-    found, everything = set(), cluster(*contents)
+    found, everything = set(), cluster(*contents, istio=istio)
     for source in (FRONT, TELLER, WORLD, NODE):
         asked = Connection(ip_address(source), ip_address(SERVER), protocol, port)
         if evaluate(everything, asked).verdict is Verdict.DENY:
@@ -77,6 +81,10 @@ def deny(*rules: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 def source(**fields: list[str]) -> dict[str, Any]:
     return {"from": [{"source": fields}]}
+
+
+def operation(**fields: list[str]) -> dict[str, Any]:
+    return {"rules": [{"to": [{"operation": fields}]}]}
 
 
 ALL = {FRONT, TELLER, WORLD, NODE}
@@ -148,8 +156,6 @@ def test_what_denies_nothing() -> None:
 @pytest.mark.parametrize(
     ("spec", "field"),
     [
-        ({}, "spec.action"),
-        ({"action": "ALLOW", "rules": [{}]}, "spec.action"),
         ({"action": "CUSTOM", "rules": [{}]}, "spec.action"),
         ({"action": "deny"}, "spec.action"),
         ({"action": "DENY", "targetRefs": [{"kind": "Gateway"}]}, "spec.targetRefs"),
@@ -178,14 +184,28 @@ def test_what_denies_nothing() -> None:
         ),
         ({"action": "DENY", "rules": [source(namespaces=["a"], ipBlocks=["::/0"])]}, "spec.rules[0].from[0].source"),
         ({"action": "DENY", "rules": [source()]}, "spec.rules[0].from[0].source"),
-        (
-            {"action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/a"]}}]}]},
-            "spec.rules[0].to[0].operation.paths",
-        ),
-        (
-            {"action": "DENY", "rules": [{"to": [{"operation": {"notHosts": ["a"]}}]}]},
-            "spec.rules[0].to[0].operation.notHosts",
-        ),
+        ({"rules": [{"from": []}]}, "spec.rules[0].from"),
+        ({"rules": [{"to": []}]}, "spec.rules[0].to"),
+        ({"rules": [{"when": [{"key": "request.headers[x]", "values": ["a"]}]}]}, "spec.rules[0].when"),
+        (operation(paths=["a"]), "spec.rules[0].to[0].operation.paths[0]"),
+        (operation(paths=["/a?b"]), "spec.rules[0].to[0].operation.paths[0]"),
+        (operation(paths=["/a", "/a//b"]), "spec.rules[0].to[0].operation.paths[1]"),
+        (operation(paths=["/a/../b"]), "spec.rules[0].to[0].operation.paths[0]"),
+        (operation(paths=["/a;b"]), "spec.rules[0].to[0].operation.paths[0]"),
+        (operation(paths=["/%61"]), "spec.rules[0].to[0].operation.paths[0]"),
+        (operation(paths=["/a%2fb*"]), "spec.rules[0].to[0].operation.paths[0]"),
+        (operation(paths=["*%"]), "spec.rules[0].to[0].operation.paths[0]"),
+        (operation(paths=["*/a*"]), "spec.rules[0].to[0].operation.paths[0]"),
+        (operation(paths=["/a*b"]), "spec.rules[0].to[0].operation.paths[0]"),
+        (operation(paths=["/a/x{*}"]), "spec.rules[0].to[0].operation.paths[0]"),
+        (operation(paths=["/{**}/{*}"]), "spec.rules[0].to[0].operation.paths[0]"),
+        (operation(paths=["/{*}/*"]), "spec.rules[0].to[0].operation.paths[0]"),
+        (operation(notPaths=["{*}"]), "spec.rules[0].to[0].operation.notPaths[0]"),
+        (operation(methods=["G ET"]), "spec.rules[0].to[0].operation.methods[0]"),
+        (operation(hosts=["a/b"]), "spec.rules[0].to[0].operation.hosts[0]"),
+        (operation(notHosts=[]), "spec.rules[0].to[0].operation.notHosts"),
+        (operation(paths=[f"/{number}{'x' * 90}" for number in range(20)]), "spec.rules[0].to[0].operation.paths"),
+        (operation(methods=["GET"], port=["80"]), "spec.rules[0].to[0].operation.port"),
         (
             {"action": "DENY", "rules": [{"to": [{"operation": {"ports": ["x"]}}]}]},
             "spec.rules[0].to[0].operation.ports[0]",
@@ -204,3 +224,149 @@ def test_many_negative_principals_are_refused() -> None:
     many = [f"cluster.local/ns/a{number}/sa/b" for number in range(7)]
     with pytest.raises(PolicyError, match="more than 64 selectors"):
         cluster(deny(source(notPrincipals=many)))
+
+
+NOT_NODE = {FRONT, TELLER, WORLD}
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ([], NOT_NODE),
+        ([{}], set()),
+        ([source(namespaces=["shop"])], {TELLER, WORLD}),
+        ([source(principals=["cluster.local/ns/bank/sa/default"])], {FRONT, WORLD}),
+        ([source(notPrincipals=["cluster.local/ns/bank/sa/default"])], {TELLER}),
+        ([source(notNamespaces=["*"])], {FRONT, TELLER}),
+        ([source(ipBlocks=["10.0.0.0/8"], notIpBlocks=["10.0.1.0/24"])], {TELLER, WORLD}),
+        ([{"to": [{"operation": {"ports": ["80"]}}]}], set()),
+        ([{"to": [{"operation": {"notPorts": ["80"]}}]}], NOT_NODE),
+        ([source(namespaces=["shop"]), source(namespaces=["bank"])], {WORLD}),
+        ([{**source(namespaces=["shop"]), "to": [{"operation": {"ports": ["81"]}}]}], NOT_NODE),
+    ],
+)
+def test_whom_an_allowance_leaves_out(rules: list[dict[str, Any]], expected: set[str]) -> None:
+    allow = authorization({"rules": rules})
+    assert denied(allow) == expected
+    # It is a say of its own: nobody else's allows more, not even administrators'; and nothing but TCP is judged.
+    assert denied(allow, ADMIN_ACCEPT) == expected
+    assert denied(allow, protocol=17) == set()
+
+
+def test_what_all_policies_of_a_workload_say() -> None:
+    shop = authorization({"rules": [source(namespaces=["shop"])]})
+    world = authorization({"rules": [source(ipBlocks=[WORLD])]}, name="b")
+    front = deny(source(principals=["*/sa/front"]), selector={"matchLabels": {"app": "server"}})
+    front["metadata"]["name"] = "c"
+    assert denied(shop, world) == {TELLER}
+    assert denied(shop, world, front) == {FRONT, TELLER}
+    closed = {"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.2/32"}}]}]}
+    metadata = {"name": "a", "namespace": "shop"}
+    narrow = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": closed}
+    assert denied(narrow) == {TELLER, WORLD}
+    assert denied(narrow, world) == {FRONT, TELLER, WORLD}
+    assert denied(narrow, shop) == {TELLER, WORLD}
+
+
+def test_a_dry_run_allows_and_denies_nothing() -> None:
+    dry = authorization({"rules": [source(namespaces=["shop"])]}, annotations={"istio.io/dry-run": "true"})
+    asked = Connection(ip_address(TELLER), ip_address(SERVER), 6, 80)
+    found = evaluate(cluster(dry), asked)
+    assert (found.verdict, found.reason) == (Verdict.ALLOW, Reason.DEFAULT_DENY)
+    shut = authorization({}, name="b")
+    assert denied(dry, shut) == NOT_NODE
+
+
+@pytest.mark.parametrize(
+    ("annotations", "labels", "namespace", "expected"),
+    [
+        ({}, {}, {}, NOT_NODE),
+        ({"sidecar.istio.io/status": "{}"}, {}, {}, set()),
+        ({"ambient.istio.io/redirection": "enabled"}, {}, {}, set()),
+        ({}, {"istio.io/dataplane-mode": "ambient"}, {}, set()),
+        ({}, {}, {"istio.io/dataplane-mode": "ambient"}, set()),
+        ({}, {"istio.io/dataplane-mode": "none"}, {"istio.io/dataplane-mode": "ambient"}, NOT_NODE),
+    ],
+)
+def test_where_a_proxy_of_istios_does_it(
+    annotations: dict[str, str], labels: dict[str, str], namespace: dict[str, str], expected: set[str]
+) -> None:
+    meshed = pod("shop", "server", SERVER, "server")
+    meshed["metadata"] |= {"annotations": annotations, "labels": labels}
+    shop = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": namespace}}
+    assert denied(shop, meshed, authorization({})) == expected
+    http = authorization({"action": "DENY", **operation(paths=["/a"])})
+    asked = Connection(ip_address(FRONT), ip_address(SERVER), 6, 80)
+    found = evaluate(cluster(shop, meshed, http), asked).verdict
+    assert found is (Verdict.REDIRECT if expected else Verdict.ALLOW)
+    # What denies connections denies them all the same, but for HBONE's port where that could be another one.
+    assert denied(shop, meshed, authorization({"action": "DENY", "rules": [{}]})) == ALL
+    assert (
+        denied(shop, meshed, authorization({"action": "DENY", **operation(ports=["80", "15008"])}), port=15008) == ALL
+    )
+    most = authorization({"action": "DENY", **operation(notPorts=["81"])})
+    assert denied(shop, meshed, most) == ALL
+    assert denied(shop, meshed, most, port=15009) == ALL
+    assert denied(shop, meshed, most, port=81) == set()
+    assert denied(shop, meshed, most, port=15008) == (ALL if expected else set())
+
+
+def test_names_of_the_mesh() -> None:
+    names = IstioNames("mesh.example", "mesh-root")
+    rules = [source(principals=["mesh.example/ns/shop/sa/front", "cluster.local/ns/bank/*"])]
+    assert denied(authorization({"rules": rules}), istio=names) == {WORLD}
+    assert denied(authorization({"action": "DENY", "rules": [{}]}, "mesh-root"), istio=names) == ALL
+    assert denied(authorization({"action": "DENY", "rules": [{}]}, "istio-system"), istio=names) == set()
+    with pytest.raises(PolicyError, match=r"mesh\.example/ns/NAMESPACE"):
+        denied(authorization({"rules": [source(principals=["other.example/ns/a/sa/b"])]}), istio=names)
+
+
+def test_our_own_are_no_input() -> None:
+    own = authorization({"action": "odd", "rules": 5}, labels={"app.kubernetes.io/managed-by": "spliceway"})
+    assert denied(own) == set()
+    (found,) = parse_document(Document("test", 1, 1, own))
+    assert isinstance(found, NetworkPolicy)
+    assert found.specs == ()
+    other = authorization({}, labels={"app.kubernetes.io/managed-by": "helm"})
+    assert denied(other) == NOT_NODE
+
+
+def http_of(**fields: list[str]) -> HttpMatch:
+    """What an operation asks of requests."""
+    (found,) = parse_document(Document("test", 1, 1, authorization(operation(**fields))))
+    assert isinstance(found, NetworkPolicy)
+    (rule,) = found.specs[0].rules
+    (entry,) = rule.to_ports
+    assert entry.http is not None
+    return entry.http[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"methods": ["GET", "P*", "*T"]}, HttpMatch("", "GET|P.*|.*T")),
+        ({"methods": ["*"]}, HttpMatch("", ".+")),
+        ({"notMethods": ["GET"]}, HttpMatch("", unless_method="GET")),
+        ({"paths": ["/a.b", "/a/*", "*.b", "*"]}, HttpMatch("", "", r"/a\.b(\?.*)?|/a/.*|[^?]*\.b(\?.*)?|.+")),
+        ({"notPaths": ["/a"]}, HttpMatch("", unless_path=r"/a(\?.*)?")),
+        ({"hosts": ["a.B:80", "*.c", "d*"]}, HttpMatch("", "", "", r"(?i:a\.B:80)|(?i:.*\.c)|(?i:d.*)")),
+        ({"notHosts": ["*"]}, HttpMatch("", unless_host=".+")),
+    ],
+)
+def test_what_is_asked_of_requests(fields: dict[str, list[str]], expected: HttpMatch) -> None:
+    found = http_of(**fields)
+    assert found.path == "spec.rules[0].to[0].operation"
+    assert msgspec.structs.replace(found, path="") == expected
+
+
+def test_parts_of_templates_are_envoys() -> None:
+    """`{*}` stands for the same characters as in the translation the other way round."""
+    one = compile_regex(http_of(paths=["/{*}"]).path_regex)
+    several = compile_regex(http_of(paths=["/{**}"]).path_regex)
+    for char in map(chr, range(0x21, 0x7F)):
+        path = f"/{char}".encode()
+        assert (one.fullmatch(path) is not None) == (char in TEMPLATE), char
+        assert (several.fullmatch(path) is not None) == (char in TEMPLATE or char in "/?"), char
+    assert one.fullmatch(b"/") is None
+    assert several.fullmatch(b"/a/b?c") is not None
+    assert one.fullmatch(b"/a/b") is None

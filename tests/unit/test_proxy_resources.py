@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from spliceway.policy import wellformed
 from spliceway.policy.compile import compile_table
 from spliceway.policy.numbering import Numbering
-from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, RuleSet
+from spliceway.policy.table import HeaderMatch, HttpRule, HttpTest, Mismatch, RuleSet
 from spliceway.proxy.errors import UnenforceableError
 from spliceway.proxy.model import ClusterConfig, ListenerConfig
 from spliceway.proxy.resources import filters, names, routes
@@ -47,7 +47,12 @@ def plain(rule_set: RuleSet, *, hidden: bool) -> RuleSet:
         if held is None:
             return None
         return tuple(
-            msgspec.structs.replace(rule, headers=tuple(header(match) for match in rule.headers)) for rule in held
+            msgspec.structs.replace(
+                rule,
+                headers=tuple(header(match) for match in rule.headers),
+                tests=tuple(tuple(msgspec.structs.replace(test, rule=0) for test in group) for group in rule.tests),
+            )
+            for rule in held
         )
 
     def header(match: HeaderMatch) -> HeaderMatch:
@@ -103,6 +108,18 @@ HEADERS = st.builds(
     secret=st.booleans(),
     mismatch=st.just(Mismatch.DENY) | st.sampled_from(list(Mismatch)),
 )
+PATTERNS = st.sampled_from(["", "GET|PUT", "/a", r"/\x80"])
+TESTS = st.builds(
+    HttpTest,
+    method=PATTERNS,
+    path=PATTERNS,
+    host=PATTERNS,
+    unless_method=PATTERNS,
+    unless_path=PATTERNS,
+    unless_host=PATTERNS,
+    negated=st.booleans(),
+    rule=st.integers(0, 9),
+).filter(lambda test: bool(test.wanted or test.unless))
 RULES = st.lists(
     st.builds(
         HttpRule,
@@ -111,6 +128,7 @@ RULES = st.lists(
         path=st.sampled_from(["", "/a", "/[0-9]+", r"/\x80"]),
         host=st.sampled_from(["", "api", "a.c(:80)?"]),
         headers=st.lists(HEADERS, max_size=5).map(tuple),
+        tests=st.lists(st.lists(TESTS, min_size=1, max_size=2).map(tuple), max_size=2).map(tuple),
     ),
     max_size=5,
 ).map(tuple)
@@ -200,6 +218,11 @@ def regex_policy(pattern: str) -> dict[str, Any]:
     return ANY | {"permissions": [{"and_rules": {"rules": [{"header": header}]}}]}
 
 
+def with_part(permission: dict[str, Any]) -> dict[str, Any]:
+    return ANY | {"permissions": [{"and_rules": {"rules": [permission]}}]}
+
+
+PATH_TWICE = {"header": {"name": ":path", "string_match": {"safe_regex": {"regex": "/a"}}}}
 MAIN_POLICY = f'{OVERRIDES}["spliceway.policy"]'
 POLICIES = f"{MAIN_POLICY}.rbac.rules.policies"
 
@@ -223,6 +246,28 @@ POLICIES = f"{MAIN_POLICY}.rbac.rules.policies"
         (
             rules({"00000/1": ANY | {"permissions": [{"url_path": {"path": {"exact": "/"}}}]}}),
             f'{POLICIES}["00000/1"].permissions[0].url_path: can\'t be enforced by this proxy',
+        ),
+        (
+            rules({"00000/1": with_part({"or_rules": {"rules": [{"and_rules": {"rules": [{"any": True}]}}]}})}),
+            f'{POLICIES}["00000/1"].permissions[0].and_rules.rules[0].or_rules.rules[0].and_rules.rules[0]: can\'t',
+        ),
+        (
+            rules({"00000/1": with_part({"or_rules": {"rules": [{"not_rule": {"any": True}}]}})}),
+            f'{POLICIES}["00000/1"].permissions[0].and_rules.rules[0].or_rules.rules[0].not_rule.any: can\'t be',
+        ),
+        (
+            rules({"00000/1": with_part({"or_rules": {}})}),
+            f'{POLICIES}["00000/1"].permissions[0].and_rules.rules[0].or_rules.rules: is required',
+        ),
+        (
+            rules(
+                {"00000/1": with_part({"or_rules": {"rules": [{"and_rules": {"rules": [PATH_TWICE, PATH_TWICE]}}]}})}
+            ),
+            f'{POLICIES}["00000/1"].permissions[0].and_rules.rules[0].or_rules.rules[0].and_rules.rules[1]: can\'t be',
+        ),
+        (
+            rules({"00000/1": with_part({"not_rule": PATH_TWICE})}),
+            f'{POLICIES}["00000/1"].permissions[0].and_rules.rules[0].not_rule: can\'t be',
         ),
         (
             lambda config: override(config, names.MAIN.policy, http_rbac_pb2.RBACPerRoute()),

@@ -9,7 +9,7 @@ from envoy.config.route.v3 import route_pb2
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError, EncodeError
 
-from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, RuleSet
+from spliceway.policy.table import HeaderMatch, HttpRule, HttpTest, Mismatch, RuleSet
 from spliceway.policy.wellformed import WELL_FORMED_HOST, WELL_FORMED_PATH
 from spliceway.xds.errors import InconsistentSnapshotError, ResourceError
 from spliceway.xds.protocol.snapshot import Snapshot
@@ -138,6 +138,21 @@ def test_names_tell_their_rule_set() -> None:
             {5: RuleSet(5, "web", (GET,), audit=(HttpRule(3, path="/(a"),))},
             {5: 1},
             "rule set 5 (web), rule 3, path: '/(a': not an RE2 expression",
+        ),
+        (
+            {5: rule_set(5, HttpRule(3, tests=((HttpTest(unless_path="/(a"),),)))},
+            {5: 1},
+            "rule set 5 (set 5), rule 3, test of path: '/(a': not an RE2 expression",
+        ),
+        (
+            {5: rule_set(5, HttpRule(3, tests=((HttpTest(negated=True),),)))},
+            {5: 1},
+            "rule set 5 (set 5), rule 3: a test that asks for nothing",
+        ),
+        (
+            {5: rule_set(5, HttpRule(3, tests=((),)))},
+            {5: 1},
+            "rule set 5 (set 5), rule 3: a test that asks for nothing",
         ),
         (
             {5: rule_set(5, HttpRule(3, headers=(HeaderMatch("x-forwarded-proto", "https"),)))},

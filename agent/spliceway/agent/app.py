@@ -137,7 +137,7 @@ class Agent:
         self._proxy = ProxyLink(self._server, node, preflight.resource_settings(config), config.envoy_extra())
         self._xds_view = ServerView(self._server)
         self._supervisor = self._make_proxy(config, lambda _how: self._reconciler.proxy_gone())
-        self._inventory = Inventory(config.node_name, state.held, config.policies.kinds)
+        self._inventory = Inventory(config.node_name, state.held, config.policies.kinds, config.istio.names)
         self._kill_switch = KillSwitch(config.kill_switch, was_on=left_disabled(config.bpffs))
         self._cni = cni_side(config, self._inventory)
         self._told = PolicyStatusSide(config, self._inventory)

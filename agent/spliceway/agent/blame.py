@@ -42,6 +42,7 @@ class Blamer:
         return self._asked[key]
 
     def _of(self, rule_set: RuleSet) -> set[str]:
-        numbers = {rule.rule for rule in (*(rule_set.rules or ()), *(rule_set.audit or ()))}
+        rules = (*(rule_set.rules or ()), *(rule_set.audit or ()))
+        numbers = {number for rule in rules for number in rule.numbers}
         found = {self._rules[number].policy for number in numbers if number in self._rules}
         return found | (self._of(rule_set.also) if rule_set.also is not None else set())

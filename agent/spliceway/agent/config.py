@@ -39,7 +39,7 @@ from spliceway.agent.configsections import (
 )
 from spliceway.agent.configtext import field_and_reason, read_mapping
 from spliceway.agent.errors import ConfigError
-from spliceway.agent.istioconfig import IstioConfig
+from spliceway.agent.istioconfig import IstioConfig, check_istio
 from spliceway.bpf.gate import declared_rows
 from spliceway.bpf.steering import RECEIVING, SENDING
 from spliceway.bpf.types import DatapathSettings, SpliceClasses
@@ -258,6 +258,7 @@ def _check(config: Config, file: str) -> None:
         if text := getattr(config.metrics, field):
             listen_address(text, file, f"metrics.{field}")
     _check_cni(config.cni, file)
+    check_istio(config.istio, file)
     _check_told(config, file)
     _check_splice(config.splice, file)
     _check_xds(config.xds, file)

@@ -18,6 +18,8 @@ from spliceway.agent.flowlog import Flow, FlowPeer, HttpPart
 from spliceway.agent.verdicts import verdict_label
 from spliceway.bpf.types import Hook, KernelFlow, Leg
 from spliceway.policy.http import HttpRequest, decide
+from spliceway.policy.httpmatch import untrue
+from spliceway.policy.httppath import TargetError, normalise
 from spliceway.policy.lookup import identify, lookup
 from spliceway.policy.table import HttpRule, Mismatch, PolicyTable, RuleRef, RuleSet
 from spliceway.policy.verdict import Direction, Protocol, Reason, Verdict
@@ -207,7 +209,8 @@ class Names:
     def _nearest_miss(self, record: HttpFlow) -> str:
         if record.nearest_miss:
             # The proxy has seen the headers, and knows rules by number only.
-            return _RULE_NUMBER.sub(lambda found: f"{self._called(int(found[1]))}:", record.nearest_miss, count=1)
+            told = _RULE_NUMBER.sub(lambda found: f"{self._called(int(found[1]))}:", record.nearest_miss, count=1)
+            return self._tests_named(told, record)
         rule_set = self._rule_set(record.rule_set)
         if record.reason is not Reason.HTTP_DENIED or rule_set is None:
             return ""
@@ -216,6 +219,26 @@ class Names:
         misses = [miss for rules in ends if (miss := self._miss(request, rules))]
         # What is sure comes first, and then the client's end.
         return min(misses, key=lambda miss: miss[0])[1] if misses else ""
+
+    def _tests_named(self, told: str, record: HttpFlow) -> str:
+        """What the proxy told, with the names of the rules that tests are of: it does not know them."""
+        rule_set, found = self._rule_set(record.rule_set), _RULE_NUMBER.match(record.nearest_miss)
+        if rule_set is None or found is None:
+            return told
+        ends = [rule_set, *([rule_set.also] if rule_set.also else [])]
+        every = [rule for end in ends for rule in (*(end.rules or ()), *(end.audit or ()))]
+        rule = next((one for one in every if one.rule == int(found[1]) and one.tests), None)
+        if rule is None:
+            return told
+        request = HttpRequest.of(record.method, record.path, (("host", record.authority),))
+        names = {number: ref for number in rule.numbers if (ref := self._rule(number)) is not None}
+        try:
+            path = normalise(request.path)
+        except TargetError:
+            return told
+        for unnamed, named in zip(untrue(rule, request, path, None), untrue(rule, request, path, names), strict=True):
+            told = told.replace(unnamed, named, 1)
+        return told
 
     def _called(self, number: int) -> str:
         ref = self._rule(number)
@@ -227,7 +250,8 @@ class Names:
         The access log has no headers. So the rules are asked without their conditions on headers: where none matches
         that is why, and otherwise it must have been the headers.
         """
-        names = {rule.rule: ref for rule in rules if (ref := self._rule(rule.rule)) is not None}
+        numbers = {number for rule in rules for number in rule.numbers}
+        names = {number: ref for number in numbers if (ref := self._rule(number)) is not None}
         bare = [msgspec.structs.replace(rule, headers=()) for rule in rules]
         found = decide(request, RuleSet(0, "", tuple(bare)), names)
         if found.reason is not Reason.HTTP_ALLOWED:

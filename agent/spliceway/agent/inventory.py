@@ -15,7 +15,17 @@ from typing import Any
 from spliceway.agent.endpoints import INTERFACE, Claim
 from spliceway.agent.hbone import HboneSide
 from spliceway.agent.inventoryfiles import NOTHING, File, Files, Owners, Refusal
-from spliceway.agent.manifests import POLICY_KINDS, Entry, Key, Said, Shared, read_documents, read_object, read_text
+from spliceway.agent.manifests import (
+    POLICY_KINDS,
+    Entry,
+    Key,
+    Reading,
+    Said,
+    Shared,
+    read_documents,
+    read_object,
+    read_text,
+)
 from spliceway.agent.podaddresses import PodAddresses
 from spliceway.agent.sources.events import (
     Batch,
@@ -32,6 +42,7 @@ from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.documents import Document
 from spliceway.policy.errors import PolicyError
 from spliceway.policy.model import Cluster, NetworkPolicy, Object
+from spliceway.policy.parse_authorization_source import IstioNames
 
 #: Object by kind and name; None: it went.
 Changes = Mapping[Key, Object | None]
@@ -44,12 +55,18 @@ class Inventory:
     """
 
     def __init__(
-        self, node: str, held: Held | None = None, kinds: Collection[str] = tuple(sorted(POLICY_KINDS))
+        self,
+        node: str,
+        held: Held | None = None,
+        kinds: Collection[str] = tuple(sorted(POLICY_KINDS)),
+        istio: IstioNames | None = None,
     ) -> None:
-        """`node`: whose pods are local; `held`: what the last agent held; `kinds`: of the policies that are read."""
+        """`node`: whose pods are local; `held`: what the last agent held; `kinds`: of the policies that are read.
+
+        `istio`: what the mesh calls itself.
+        """
         held = held or Held()
-        self._node = node
-        self._left_out = POLICY_KINDS - set(kinds)
+        self._reading = Reading(node, POLICY_KINDS - set(kinds), istio)
         self._files = Files()
         self._owners = Owners()
         self._rivals: dict[Key, set[str]] = {}  # other files that have an object, too
@@ -68,7 +85,7 @@ class Inventory:
         self._restored_owners = held.owners
         for file, contents in held.documents.items():
             documents = (Document(file, index, 1, content) for index, content in enumerate(contents, start=1))
-            said = read_documents(documents, node, self._left_out).entries
+            said = read_documents(documents, self._reading).entries
             self._files.put(file, File.of(said, frozenset(said)))
         self._settle(dict.fromkeys(self._files, NOTHING))
 
@@ -80,9 +97,9 @@ class Inventory:
         said = {}
         for event in batch:
             if isinstance(event, FileChanged):
-                said[event.file] = read_text(event.text, event.file, self._node, self._left_out)
+                said[event.file] = read_text(event.text, event.file, self._reading)
             elif isinstance(event, ObjectChanged):
-                said[event.file] = read_object(event.content, event.file, self._node, self._shared, self._left_out)
+                said[event.file] = read_object(event.content, event.file, self._shared, self._reading)
         return said
 
     def feed(self, batch: Batch, read: Mapping[str, Said] | None = None) -> bool:

@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 from spliceway.agent.configsections import Section
+from spliceway.agent.errors import ConfigError
+from spliceway.policy.fields import DNS_LABEL, DNS_SUBDOMAIN
+from spliceway.policy.parse_authorization_source import TRUST_DOMAIN, IstioNames
 
 
 class IstioConfig(Section, frozen=True):
-    """`enabled`: what applications and their sidecars say to each other may be spliced, as `splice` allows."""
+    """`enabled`: what applications and their sidecars say to each other may be spliced, as `splice` allows.
+
+    `trust_domain`, `root_namespace`: what the mesh calls itself in AuthorizationPolicies (meshConfig).
+    """
 
     enabled: bool = False
+    trust_domain: str = TRUST_DOMAIN
+    root_namespace: str = IstioNames().root_namespace
+
+    @property
+    def names(self) -> IstioNames:
+        """As policies are read by them."""
+        return IstioNames(self.trust_domain, self.root_namespace)
+
+
+def check_istio(config: IstioConfig, file: str) -> None:
+    """Refuse what a mesh can't call itself. Raises ConfigError."""
+    if not DNS_SUBDOMAIN.fullmatch(config.trust_domain):
+        raise ConfigError(file, "istio.trustDomain", f"{config.trust_domain!r} is not a trust domain's name")
+    if not DNS_LABEL.fullmatch(config.root_namespace):
+        raise ConfigError(file, "istio.rootNamespace", f"{config.root_namespace!r} is not a namespace's name")

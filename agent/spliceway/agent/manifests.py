@@ -14,8 +14,11 @@ from spliceway.agent.endpoints import Claim, local_endpoint
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.documents import Document, load_documents
 from spliceway.policy.errors import PolicyError
+from spliceway.policy.istio.hbone import AUTHORIZATION
+from spliceway.policy.istio.objects import MANAGED_BY
 from spliceway.policy.model import EndpointSlice, Node, Object, Pod, Secret, object_key
 from spliceway.policy.parse import parse_document
+from spliceway.policy.parse_authorization_source import IstioNames
 from spliceway.policy.parse_objects import annotation_errors
 
 #: Kind and «namespace/name» of an object; of a clusterwide one the name alone.
@@ -58,6 +61,17 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         return marshal.loads(self.packed) if self.packed else None  # packed by us, in this process
 
 
+class Reading(msgspec.Struct, frozen=True):
+    """How documents are read. `node`: whose pods are local; `left_out`: kinds that are not looked at, good or bad.
+
+    `istio`: what the mesh calls itself. AuthorizationPolicies that we have made ourselves are never looked at.
+    """
+
+    node: str
+    left_out: frozenset[str] = frozenset()
+    istio: IstioNames | None = None
+
+
 class Said(msgspec.Struct, frozen=True):
     """What a file says. `refused`: errors with the objects they were meant to be (empty: it can't be told).
 
@@ -69,25 +83,25 @@ class Said(msgspec.Struct, frozen=True):
     broken: PolicyError | None = None
 
 
-def read_text(text: str, file: str, node: str, left_out: Collection[str] = ()) -> Said:
-    """Take a file apart. `node`: whose pods are local; `left_out`: kinds that are not looked at, good or bad."""
+def read_text(text: str, file: str, reading: Reading) -> Said:
+    """Take a file apart."""
     try:
         documents = load_documents(text, file)
     except PolicyError as error:
         return Said(broken=error)
-    return read_documents(documents, node, left_out)
+    return read_documents(documents, reading)
 
 
-def read_documents(documents: Iterable[Document], node: str, left_out: Collection[str] = ()) -> Said:
+def read_documents(documents: Iterable[Document], reading: Reading) -> Said:
     """Take documents of one file apart."""
     said: dict[Key, Entry] = {}
     refused: list[tuple[PolicyError, tuple[Key, ...]]] = []
     for each in documents:
-        document = _without(each, left_out) if left_out else each
+        document = _without(each, reading.left_out)
         if document is None:
             continue
         try:
-            entries = _entries(document, node)
+            entries = _entries(document, reading)
             for kind, name in entries:
                 if (kind, name) in said:
                     raise PolicyError(document.file, f"{kind} {name}", "", "appears twice in this file")
@@ -98,12 +112,10 @@ def read_documents(documents: Iterable[Document], node: str, left_out: Collectio
     return Said(said, tuple(refused))
 
 
-def read_object(
-    content: Mapping[str, Any], file: str, node: str, shared: Shared, left_out: Collection[str] = ()
-) -> Said:
+def read_object(content: Mapping[str, Any], file: str, shared: Shared, reading: Reading) -> Said:
     """Take one object of a cluster apart. What many have alike is kept once, in `shared`."""
     told = file if ":" in file else f"kubernetes:{content.get('kind')}/{file}"
-    said = read_documents((Document(told, 1, 1, content),), node, left_out)
+    said = read_documents((Document(told, 1, 1, content),), reading)
     if len(said.entries) != 1:
         return said
     ((key, entry),) = said.entries.items()
@@ -111,7 +123,7 @@ def read_object(
     if isinstance(item, Pod):
         item = shared.pod(item)
     # A cluster has many of these, and its API server refuses what is wrong with them: they need not survive a restart.
-    if isinstance(item, EndpointSlice) or (isinstance(item, Pod) and item.node != node):
+    if isinstance(item, EndpointSlice) or (isinstance(item, Pod) and item.node != reading.node):
         packed = b""
     return Said({key: msgspec.structs.replace(entry, item=item, packed=packed)})
 
@@ -142,13 +154,13 @@ class Shared:
         return self._values.setdefault(key, value)
 
 
-def _entries(document: Document, node: str) -> dict[Key, Entry]:
-    items = parse_document(document)
+def _entries(document: Document, reading: Reading) -> dict[Key, Entry]:
+    items = parse_document(document, reading.istio)
     is_list = document.content.get("kind") == "List"
     contents = document.content["items"] if is_list else [document.content]
     entries: dict[Key, Entry] = {}
     for item, content in zip(items, contents, strict=True):
-        wired = local_endpoint(item, content, node) if isinstance(item, Pod) else None
+        wired = local_endpoint(item, content, reading.node) if isinstance(item, Pod) else None
         packed = b"" if isinstance(item, Secret) else marshal.dumps(content)
         errors = wired.errors if wired else ()
         if isinstance(item, Node):
@@ -160,14 +172,14 @@ def _entries(document: Document, node: str) -> dict[Key, Entry]:
 
 
 def _without(document: Document, left_out: Collection[str]) -> Document | None:
-    """The document, or what is left of a List, without objects of these kinds; None when it is one."""
+    """The document, or what is left of a List, without objects of these kinds and our own; None when it is one."""
     content: object = document.content
-    if _is_one_of(content, left_out):
+    if _is_one_of(content, left_out) or _is_own(content):
         return None
     # What is no mapping is refused by whoever reads it.
     if not _is_one_of(content, ("List",)) or not isinstance(items := document.content.get("items"), list):
         return document
-    kept = [item for item in items if not _is_one_of(item, left_out)]
+    kept = [item for item in items if not _is_one_of(item, left_out) and not _is_own(item)]
     if len(kept) == len(items):
         return document
     return msgspec.structs.replace(document, content={**document.content, "items": kept})
@@ -176,6 +188,15 @@ def _without(document: Document, left_out: Collection[str]) -> Document | None:
 def _is_one_of(content: object, kinds: Collection[str]) -> bool:
     kind = content.get("kind") if isinstance(content, Mapping) else None
     return isinstance(kind, str) and kind in kinds
+
+
+def _is_own(content: object) -> bool:
+    """Whether it is an AuthorizationPolicy that we made of other policies: read again, it would say them twice."""
+    if not isinstance(content, Mapping) or content.get("kind") != AUTHORIZATION:
+        return False
+    metadata = content.get("metadata")
+    labels = metadata.get("labels") if isinstance(metadata, Mapping) else None
+    return isinstance(labels, Mapping) and MANAGED_BY in labels.items()
 
 
 def _rank(metadata: Mapping[str, Any]) -> int:

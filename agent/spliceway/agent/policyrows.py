@@ -9,7 +9,7 @@ from typing import Any
 from spliceway.agent.provenance import Unapplied, worst
 from spliceway.agent.verdicts import verdict_label
 from spliceway.policy.rulesets import NO_VALUE
-from spliceway.policy.table import OTHER_PEERS, HeaderMatch, PolicyTable, RowKey, RuleSet
+from spliceway.policy.table import OTHER_PEERS, HeaderMatch, HttpTest, PolicyTable, RowKey, RuleSet
 from spliceway.policy.verdict import Direction, Protocol
 
 
@@ -70,12 +70,23 @@ def _http(table: PolicyTable, rule_set: RuleSet) -> list[dict[str, Any]]:
             "path": rule.path,
             "host": rule.host,
             "headers": [_header(header) for header in rule.headers],
+            "tests": [[_test(table, test) for test in group] for group in rule.tests],
             "audit": audit,
             "rule": str(table.rules.get(rule.rule, "")),
         }
         for audit, rules in ((False, rule_set.rules), (True, rule_set.audit))
         for rule in rules or ()
     ]
+
+
+def _test(table: PolicyTable, test: HttpTest) -> dict[str, Any]:
+    """What an AuthorizationPolicy asks beside the rule."""
+    return {
+        "negated": test.negated,
+        "matches": dict(test.wanted),
+        "unless": dict(test.unless),
+        "rule": str(table.rules.get(test.rule, "")),
+    }
 
 
 def _header(header: HeaderMatch) -> dict[str, str | None]:

@@ -93,8 +93,9 @@ def provenance(
         return CONFIGURATION
     found: dict[str, dict[int, SourceRule]] = {}
     for rule, audit in _rules(rule_set):
-        ref = rules.get(rule.rule, _GONE)
-        found.setdefault(ref.policy, {}).setdefault(rule.rule, SourceRule(rule.rule, ref.path, audit))
+        for number in rule.numbers:
+            ref = rules.get(number, _GONE)
+            found.setdefault(ref.policy, {}).setdefault(number, SourceRule(number, ref.path, audit))
     policies = (_policy(title, tuple(of.values()), file_of) for title, of in found.items())
     return Provenance("policy", rule_set.name, tuple(policies))
 
@@ -118,8 +119,9 @@ def policy_states(
     found: dict[str, dict[int, Unapplied]] = {}
     for key, why in missing.items():
         for rule, _audit in _rules(rule_sets[key]):
-            if (ref := rules.get(rule.rule)) is not None:
-                found.setdefault(ref.policy, {})[key] = why
+            for number in rule.numbers:
+                if (ref := rules.get(number)) is not None:
+                    found.setdefault(ref.policy, {})[key] = why
     return [
         PolicyState(title, file_of(_key(title)), worst(each.state for each in of.values()), tuple(of.values()))
         for title, of in sorted(found.items())

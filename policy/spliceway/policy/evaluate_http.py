@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from spliceway.policy.evaluate_tiers import Half
 from spliceway.policy.model import Cluster, HeaderCondition, HttpMatch, NetworkPolicy
-from spliceway.policy.table import HeaderMatch, HttpRule, RuleRef, RuleSet
+from spliceway.policy.table import HeaderMatch, HttpRule, HttpTest, RuleRef, RuleSet
 from spliceway.policy.verdict import Verdict
 
 #: No header of an accepted request has a line feed: a condition on it never holds.
@@ -32,17 +32,61 @@ def rule_set(cluster: Cluster, *halves: Half | None) -> tuple[RuleSet, dict[int,
 
 def _of_half(cluster: Cluster, half: Half, names: dict[int, RuleRef], also: RuleSet | None) -> RuleSet:
     refs = half.contributors or half.audit
-    rules = []
+    rules = _rules(cluster, names, half.contributors, half.allows, half.denies)
+    would_ask = _rules(cluster, names, refs, half.would_allow, half.would_deny)
+    name = "+".join(map(str, (*refs, *half.would_allow, *half.would_deny)))
+    return RuleSet(1, name, rules, audit=None if would_ask == rules else would_ask, also=also)
+
+
+def _rules(
+    cluster: Cluster,
+    names: dict[int, RuleRef],
+    refs: tuple[RuleRef, ...],
+    allows: tuple[RuleRef, ...],
+    denies: tuple[RuleRef, ...],
+) -> tuple[HttpRule, ...] | None:
+    """Rules of which one must match, none of a denial, and one of `allows`. None: nothing is asked.
+
+    What is allowed without HTTP rules passes by its own rule, and what is only not denied by that of the first denial.
+    """
+    if not (refs or allows or denies):
+        return None
+    wanted, allowing, denying = (_numbered(cluster, names, found) for found in (refs, allows, denies))
+    never = tuple((_test(number, match, negated=True),) for number, match in denying)
+    found = []
+    for number, match in wanted or allowing:
+        tests: tuple[tuple[HttpTest, ...], ...] = ()
+        if any(_excepted(match)):
+            tests = ((HttpTest("", "", "", *_excepted(match), rule=number),),)
+        if wanted and allowing:
+            tests += (tuple(_test(one, allowed, negated=False) for one, allowed in allowing),)
+        headers = tuple(_header(cluster, header) for header in match.headers)
+        patterns = (match.method_regex, match.path_regex, match.host_regex)
+        found.append(HttpRule(number, *patterns, headers, tests + never))
+    return tuple(found) or (HttpRule(denying[0][0], tests=never),)
+
+
+def _numbered(cluster: Cluster, names: dict[int, RuleRef], refs: tuple[RuleRef, ...]) -> list[tuple[int, HttpMatch]]:
+    """The HTTP rules of these rules, each with its number."""
+    found: dict[RuleRef, HttpMatch] = {}
     for policy in cluster.ordered_policies():
         for match in _http_rules(policy, refs):
-            number = len(names) + 1
-            names[number] = RuleRef(policy.title, match.path)
-            headers = tuple(_header(cluster, header) for header in match.headers)
-            rules.append(HttpRule(number, match.method_regex, match.path_regex, match.host_regex, headers))
-    name = "+".join(map(str, refs))
-    if half.contributors:
-        return RuleSet(1, name, tuple(rules), also=also)
-    return RuleSet(1, name, None, audit=tuple(rules), also=also)
+            found[RuleRef(policy.title, match.path)] = match
+    known = {ref: number for number, ref in names.items()}
+    for ref in found:
+        if ref not in known:
+            known[ref] = len(names) + 1
+            names[known[ref]] = ref
+    return [(known[ref], match) for ref, match in found.items()]
+
+
+def _excepted(match: HttpMatch) -> tuple[str, str, str]:
+    return match.unless_method, match.unless_path, match.unless_host
+
+
+def _test(number: int, match: HttpMatch, *, negated: bool) -> HttpTest:
+    patterns = (match.method_regex, match.path_regex, match.host_regex, *_excepted(match))
+    return HttpTest(*patterns, negated=negated, rule=number)
 
 
 def _http_rules(policy: NetworkPolicy, refs: tuple[RuleRef, ...]) -> Iterator[HttpMatch]:

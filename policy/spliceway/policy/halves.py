@@ -243,8 +243,10 @@ class Halves:
             if outcome.ref is not None:
                 rule = self._numbering.rule(outcome.ref)
                 self._use_rule(rule, outcome.ref)
-            if outcome.contributors:
-                rule_set = self._rule_sets.number(outcome.contributors, audited=outcome.audited)
+            if outcome.contributors or outcome.requests:
+                rule_set = self._rule_sets.number(
+                    outcome.contributors, audited=outcome.audited, requests=outcome.requests
+                )
                 if not self._rule_set_uses[rule_set]:
                     self.reread.add(rule_set)
                 self._rule_set_uses[rule_set] += 1
@@ -291,5 +293,5 @@ def _row_keys(half: Half, class_id: int, content: Content) -> list[RowKey]:
 
 
 def _rules(rule_set: RuleSet) -> set[int]:
-    found = {rule.rule for rule in (*(rule_set.rules or ()), *(rule_set.audit or ()))}
+    found = {number for rule in (*(rule_set.rules or ()), *(rule_set.audit or ())) for number in rule.numbers}
     return found | _rules(rule_set.also) if rule_set.also is not None else found

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from spliceway.policy.regex import compile_regex
-from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, RuleRef
+from spliceway.policy.table import HeaderMatch, HttpRule, HttpTest, Mismatch, RuleRef
 
 
 class HttpRequest(msgspec.Struct, frozen=True):
@@ -115,7 +115,16 @@ def _matches(rule: HttpRule, request: HttpRequest, path: bytes) -> bool:
         and _fits(rule.path, path)
         and (not rule.host or _fits(rule.host, _host(request)))
         and all(header.mismatch is not Mismatch.DENY or not _wrong(header, request) for header in rule.headers)
+        and all(any(_holds(test, request, path) for test in group) for group in rule.tests)
     )
+
+
+def _holds(test: HttpTest, request: HttpRequest, path: bytes) -> bool:
+    values = {":method": request.method, ":path": path, ":authority": _host(request)}
+    matches = all(_fits(pattern, values[part]) for part, pattern in test.wanted) and not any(
+        _fits(pattern, values[part]) for part, pattern in test.unless
+    )
+    return matches is not test.negated
 
 
 def _changes(rule: HttpRule, request: HttpRequest) -> list[HeaderChange]:
@@ -159,7 +168,7 @@ def _nearness(rule: HttpRule, request: HttpRequest, path: bytes) -> int:
         16 * (path_fits and bool(rule.path))
         + 8 * (method_fits and bool(rule.method))
         + 4 * bool(rule.host and _fits(rule.host, _host(request)))
-        + 2 * bool(rule.headers and not _failed(rule, request))
+        + 2 * bool((rule.headers or rule.tests) and not [*_failed(rule, request), *untrue(rule, request, path, None)])
         + (path_fits or method_fits)
     )
 
@@ -175,9 +184,25 @@ def _miss(rule: HttpRule, request: HttpRequest, path: bytes, names: Mapping[int,
         host = _host(request)
         parts.append(f"host {'matches' if _fits(rule.host, host) else f'{text(host)} does not match {rule.host}'}")
     name = names.get(rule.rule) if names else None
-    return f"rule {name or rule.rule}: {', '.join((*parts, *_failed(rule, request)))}"
+    parts += [*_failed(rule, request), *untrue(rule, request, path, names)]
+    return f"rule {name or rule.rule}: {', '.join(parts)}"
 
 
 def _failed(rule: HttpRule, request: HttpRequest) -> list[str]:
     """What of its conditions on headers does not hold."""
     return [why for header in rule.headers if header.mismatch is Mismatch.DENY and (why := _wrong(header, request))]
+
+
+def untrue(rule: HttpRule, request: HttpRequest, path: bytes, names: Mapping[int, RuleRef] | None) -> list[str]:
+    """What of its tests does not hold. `path` is the normalised one; the proxy has no `names` for rules of tests."""
+    found = []
+    for group in rule.tests:
+        if any(_holds(test, request, path) for test in group):
+            continue
+        called = ", ".join(_called(test, names) for test in group)
+        found.append(f"denied by {called}" if group[0].negated else f"not allowed by {called}")
+    return found
+
+
+def _called(test: HttpTest, names: Mapping[int, RuleRef] | None) -> str:
+    return f"rule {names[test.rule]}" if names and test.rule in names else "another rule"

@@ -178,17 +178,26 @@ class HeaderCondition(msgspec.Struct, frozen=True):
 
 
 class HttpMatch(msgspec.Struct, frozen=True):
-    """One HTTP rule, written at field `path`. Empty expressions match everything; all are RE2, whole, ASCII."""
+    """One HTTP rule, written at field `path`. Empty expressions match everything; all are RE2, whole, ASCII.
+
+    `unless_…`: what must not match, empty: nothing is excepted (AuthorizationPolicy, `notPaths` and its like).
+    """
 
     path: str
     method_regex: str = ""
     path_regex: str = ""
     host_regex: str = ""
     headers: tuple[HeaderCondition, ...] = ()
+    unless_method: str = ""
+    unless_path: str = ""
+    unless_host: str = ""
 
 
 class PortRule(msgspec.Struct, frozen=True):
-    """One entry of toPorts, written at field `path`. `http` is None when it has no HTTP rules, and never empty."""
+    """One entry of toPorts, written at field `path`. `http` is None when it has no HTTP rules, and never empty.
+
+    HTTP rules of a rule that denies (of Tier.AUTHORIZATION alone) are the requests that it denies.
+    """
 
     path: str
     ports: tuple[PortRange, ...]
@@ -204,11 +213,15 @@ class Action(IntEnum):
 
 
 class Tier(IntEnum):
-    """In which order policies are asked. NORMAL: Cilium's and NetworkPolicy, together, without order among them."""
+    """In which order policies are asked. NORMAL: Cilium's and NetworkPolicy, together, without order among them.
+
+    AUTHORIZATION is none of that order: it judges TCP of its own, and what it lets pass the others must let pass, too.
+    """
 
     ADMIN = 0
     NORMAL = 1
     BASELINE = 2
+    AUTHORIZATION = 3
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -237,7 +250,8 @@ class Spec(msgspec.Struct, frozen=True):
 
     `default_deny` and `applies` are indexed by Direction: whether what no rule allows is denied, and whether the
     specification says anything about that direction at all. In the admin tiers rules are asked in order: policies by
-    `priority` (lower first), then by name, and the first rule that matches decides; default deny is of NORMAL only.
+    `priority` (lower first), then by name, and the first rule that matches decides; default deny is of NORMAL and
+    AUTHORIZATION only (of the latter for TCP).
     """
 
     path: str

@@ -14,6 +14,7 @@ import msgspec
 from spliceway.policy.documents import Document, Limits, load_documents
 from spliceway.policy.errors import PolicyError
 from spliceway.policy.fields import Fields, Where, shown
+from spliceway.policy.istio.hbone import AUTHORIZATION
 from spliceway.policy.model import Object, object_key
 from spliceway.policy.parse_admin import (
     parse_admin_network_policy,
@@ -21,6 +22,7 @@ from spliceway.policy.parse_admin import (
     parse_cluster_network_policy,
 )
 from spliceway.policy.parse_authorization import parse_authorization_policy
+from spliceway.policy.parse_authorization_source import IstioNames
 from spliceway.policy.parse_network_policy import parse_network_policy
 from spliceway.policy.parse_objects import parse_namespace, parse_node, parse_pod
 from spliceway.policy.parse_policy import parse_cilium_policy, parse_clusterwide_policy
@@ -59,13 +61,16 @@ class Parsed(msgspec.Struct, frozen=True):
     errors: tuple[PolicyError, ...]
 
 
-def parse_document(document: Document) -> tuple[Object, ...]:
-    """Objects of one document: one, or several for a `List`. Raises PolicyError; then none of them counts."""
+def parse_document(document: Document, istio: IstioNames | None = None) -> tuple[Object, ...]:
+    """Objects of one document: one, or several for a `List`. Raises PolicyError; then none of them counts.
+
+    `istio`: what the mesh calls itself, None: as it does by default.
+    """
     where = Where(document.file, f"document {document.index} (line {document.line})")
-    return _parse(document.content, where, in_list=False)
+    return _parse(document.content, where, istio, in_list=False)
 
 
-def parse_text(text: str, file: str, limits: Limits | None = None) -> Parsed:
+def parse_text(text: str, file: str, limits: Limits | None = None, istio: IstioNames | None = None) -> Parsed:
     """Objects and errors of a file. When the text is not YAML, that is the only error and there are no objects.
 
     Two documents that name the same object are an error of the second.
@@ -78,7 +83,7 @@ def parse_text(text: str, file: str, limits: Limits | None = None) -> Parsed:
     errors: list[PolicyError] = []
     for document in documents:
         try:
-            for item in parse_document(document):
+            for item in parse_document(document, istio):
                 kind, name = object_key(item)
                 if (kind, name) in found:
                     raise PolicyError(file, f"{kind} {name}", "metadata.name", "appears twice in this file")
@@ -88,7 +93,7 @@ def parse_text(text: str, file: str, limits: Limits | None = None) -> Parsed:
     return Parsed(tuple(found.values()), tuple(errors))
 
 
-def _parse(content: object, where: Where, *, in_list: bool) -> tuple[Object, ...]:
+def _parse(content: object, where: Where, istio: IstioNames | None, *, in_list: bool) -> tuple[Object, ...]:
     if not isinstance(content, dict):
         where.refuse("must be a mapping")  # without the text: it may be what is left of a Secret
     fields = Fields(content, where)
@@ -101,7 +106,7 @@ def _parse(content: object, where: Where, *, in_list: bool) -> tuple[Object, ...
         place = Where(where.file, where.document, "items")
         found: dict[tuple[str, str], Object] = {}
         for index, item in enumerate(items):
-            for entry in _parse(item, place.item(index), in_list=True):
+            for entry in _parse(item, place.item(index), istio, in_list=True):
                 key = object_key(entry)
                 if key in found:
                     place.item(index).refuse(f"{key[0]} {key[1]} appears twice in this list")
@@ -112,4 +117,6 @@ def _parse(content: object, where: Where, *, in_list: bool) -> tuple[Object, ...
     if (version, kind) not in READERS:
         versions = ", ".join(known for known, name in READERS if name == kind)
         where.at("apiVersion").refuse(f"unsupported version {shown(version)} of {kind} (supported: {versions})")
+    if kind == AUTHORIZATION:
+        return (parse_authorization_policy(fields, where, istio),)
     return (READERS[version, kind](fields, where),)

@@ -1,49 +1,55 @@
 """AuthorizationPolicy (security.istio.io): what of it holds for pods without a proxy of Istio's.
 
-A DENY policy without HTTP is a rule in front of all others, for TCP; an AUDIT policy changes nothing. An ALLOW policy
-is a second say beside NetworkPolicies, and those of one workload add up: neither is a rule here, so that it is
-refused. Certificates are service accounts, `cluster.local/ns/…/sa/…`.
+It is a say of its own beside all other policies (Tier.AUTHORIZATION), about TCP alone: a DENY policy that matches
+denies; where any ALLOW policy selects a pod, one of them must match. An AUDIT policy changes nothing.
 Sources: Istio, AuthorizationPolicy; istio/istio, pilot/pkg/security/authz (what matches), pkg/config/validation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import product
-from typing import Any
+from collections.abc import Callable, Iterator
 
-from spliceway.policy.fields import DNS_LABEL, Fields, Where, shown
-from spliceway.policy.labels import NAMESPACE_KEY, SERVICE_ACCOUNT_KEY, Operator, Requirement, Selector
-from spliceway.policy.model import Action, CidrPeer, NetworkPolicy, Peers, PortRange, PortRule, Rule, Spec, Tier
-from spliceway.policy.parse_address import parse_block
+import msgspec
+
+from spliceway.policy.fields import Fields, Where, shown
+from spliceway.policy.istio.hbone import AMBIENT, AUTHORIZATION, DATAPLANE, HBONE, NONE, PROXY
+from spliceway.policy.istio.objects import MANAGED_BY
+from spliceway.policy.labels import HBONE_KEY, NAMESPACE_LABELS_PREFIX, Operator, Requirement, Selector
+from spliceway.policy.model import Action, NetworkPolicy, Peers, PortRange, PortRule, Rule, Spec, Tier
+from spliceway.policy.parse_authorization_http import parse_http
+from spliceway.policy.parse_authorization_source import IstioNames, listed, parse_source
 from spliceway.policy.parse_metadata import ENFORCEMENT, Metadata
 from spliceway.policy.parse_port import LAST_PORT
 from spliceway.policy.parse_selector import in_any_namespace, in_namespace, parse_pod_selector
-from spliceway.policy.table import IPNetwork
 from spliceway.policy.verdict import Direction, Protocol
 
-_KIND = "AuthorizationPolicy"
-#: Where policies are about every namespace.
-ROOT_NAMESPACE = "istio-system"
-TRUST_DOMAIN = "cluster.local"
-#: Before the administrators' policies, whose priorities begin with 0: an additional denial is no matter of tiers.
-PRIORITY = -1
 #: Annotation by which Istio does not enforce a policy, and only says what it would do.
 DRY_RUN = "istio.io/dry-run"
-#: Most selectors that the peers of one source become.
-MAX_SELECTORS = 64
-_DEFAULT_ACCOUNT = "default"
-_HTTP = ("hosts", "notHosts", "methods", "notMethods", "paths", "notPaths")
-_NO_SOURCE = ("requestPrincipals", "notRequestPrincipals", "remoteIpBlocks", "notRemoteIpBlocks", "trustDomains")
-_EVERY_BLOCK = ("0.0.0.0/0", "::/0")
+_UNMARKED = Requirement("k8s", HBONE_KEY, Operator.DOES_NOT_EXIST)
+_NAMESPACE = NAMESPACE_LABELS_PREFIX + DATAPLANE
+#: Pods that no proxy of Istio's stands before: by their own marks, or without any by their namespace's label.
+_BARE = (
+    (Requirement("k8s", HBONE_KEY, Operator.IN, (NONE,)),),
+    (_UNMARKED, Requirement("k8s", _NAMESPACE, Operator.NOT_IN, (AMBIENT,))),
+)
+#: All others.
+_MESHED = (
+    (Requirement("k8s", HBONE_KEY, Operator.IN, (AMBIENT, PROXY)),),
+    (_UNMARKED, Requirement("k8s", _NAMESPACE, Operator.IN, (AMBIENT,))),
+)
+_EVERY_PORT = PortRange(Protocol.TCP, 0, LAST_PORT)
+_ACTIONS = {"ALLOW": Action.ALLOW, "DENY": Action.DENY, "AUDIT": None}
 
-#: Requirements that hold together.
-_All = tuple[Requirement, ...]
 
+def parse_authorization_policy(fields: Fields, where: Where, names: IstioNames | None = None) -> NetworkPolicy:
+    """An AuthorizationPolicy. Raises PolicyError for what can't be enforced exactly.
 
-def parse_authorization_policy(fields: Fields, where: Where) -> NetworkPolicy:
-    """An AuthorizationPolicy. Raises PolicyError for what can't be enforced exactly."""
-    meta = Metadata(fields, where, _KIND)
+    What we have made of other policies ourselves says nothing here: it is for Istio's proxies.
+    """
+    names = names or IstioNames()
+    meta = Metadata(fields, where, AUTHORIZATION)
+    if MANAGED_BY in meta.labels.items():
+        return NetworkPolicy(AUTHORIZATION, meta.namespace, meta.name, (), where.file)
     where = meta.where
     prefix = f"{where.field}." if where.field else ""
     audit = _audit(Fields(meta.annotations or {}, where.at("metadata.annotations")))
@@ -51,26 +57,90 @@ def parse_authorization_policy(fields: Fields, where: Where) -> NetworkPolicy:
     fields.ignore("status")
     fields.done()
 
-    action = spec.take("action", str, "ALLOW")
-    if action not in ("DENY", "AUDIT"):
-        why = "is no action (DENY, AUDIT)"
-        if action == "ALLOW":
-            why = "ALLOW is a second say beside NetworkPolicies and adds up with others: no rule here does both"
-        elif action == "CUSTOM":
-            why = "CUSTOM asks somebody else: not supported"
-        spec.where.at("action").refuse(why if action in ("ALLOW", "CUSTOM") else f"{shown(action)} {why}")
+    said = spec.take("action", str, "ALLOW")
+    if said not in _ACTIONS:
+        why = "asks somebody else: not supported" if said == "CUSTOM" else f"is no action ({', '.join(_ACTIONS)})"
+        spec.where.at("action").refuse(f"{shown(said)} {why}")
+    action = _ACTIONS[said]
     spec.unsupported(("targetRef", "targetRefs", "provider"))
-    subject = _subject(spec, meta.namespace)
-    rules: list[Rule] = []
-    listed = spec.take("rules", list, [])
-    if action == "AUDIT":
-        listed = []  # whatever it says, it changes nothing
-    for place, item in spec.where.at("rules").items(listed, dict):
-        rules += _rules(Fields(item, place), place.field.removeprefix(prefix), meta.namespace)
+    subject = _subject(spec, meta.namespace, names)
+    found = spec.take("rules", list, [])
     spec.done()
-    ingress, egress = (bool(rules) and direction is Direction.INGRESS for direction in Direction)
-    made = Spec("spec", subject, tuple(rules), (False, False), (ingress, egress), tier=Tier.ADMIN, priority=PRIORITY)
-    return NetworkPolicy(_KIND, meta.namespace, meta.name, (made,), where.file, audit)
+    rules: list[Rule] = []
+    if action is not None:  # an audit changes nothing, whatever it says
+        for place, item in spec.where.at("rules").items(found, dict):
+            path = place.field.removeprefix(prefix)
+            rules += _rules(Fields(item, place), action, path, meta.namespace, names)
+    return NetworkPolicy(
+        AUTHORIZATION, meta.namespace, meta.name, tuple(_specs(action, subject, rules)), where.file, audit
+    )
+
+
+def _specs(action: Action | None, subject: Selector, rules: list[Rule]) -> Iterator[Spec]:
+    """Where a proxy of Istio's stands, only denials of connections are for us: HBONE and mTLS hide the rest.
+
+    Of those that name ports the port of HBONE is left out there, or it would be denied for what comes by it.
+    """
+    if action is None or (action is Action.DENY and not rules):
+        yield _spec(subject, [])
+        return
+    plain = [_only(rule, lambda entry: entry.http is None) for rule in rules]
+    seen = [rule for rule in plain if rule.to_ports]
+    if action is Action.DENY and len(seen) == len(rules) == len([one for one in rules if _is_literal(one)]):
+        yield _spec(subject, rules)
+        return
+    for marks in _BARE:
+        yield _spec(_also(subject, marks), rules, closed=action is Action.ALLOW)
+    if action is Action.DENY and seen:
+        for marks in _MESHED:
+            yield _spec(_also(subject, marks), [_without_hbone(rule) for rule in seen])
+
+
+def _spec(subject: Selector, rules: list[Rule], *, closed: bool = False) -> Spec:
+    applies = closed or bool(rules)
+    return Spec("spec", subject, tuple(rules), (closed, False), (applies, False), tier=Tier.AUTHORIZATION)
+
+
+def _also(subject: Selector, marks: tuple[Requirement, ...]) -> Selector:
+    return msgspec.structs.replace(subject, requirements=(*subject.requirements, *marks))
+
+
+def _only(rule: Rule, wanted: Callable[[PortRule], bool]) -> Rule:
+    return msgspec.structs.replace(rule, to_ports=tuple(filter(wanted, rule.to_ports)))
+
+
+def _is_literal(rule: Rule) -> bool:
+    """Whether a rule is without HTTP, and has the port of HBONE among others only where it has all ports."""
+    return all(
+        entry.http is None
+        and (_EVERY_PORT in entry.ports or not any(one.first != one.last and _has_hbone(one) for one in entry.ports))
+        for entry in rule.to_ports
+    )
+
+
+def _has_hbone(ports: PortRange) -> bool:
+    return ports.covers(Protocol.TCP, HBONE)
+
+
+def _without_hbone(rule: Rule) -> Rule:
+    if _is_literal(rule):
+        return rule
+    entries = (
+        msgspec.structs.replace(entry, ports=tuple(part for one in entry.ports for part in _cut(one)))
+        for entry in rule.to_ports
+    )
+    return msgspec.structs.replace(rule, to_ports=tuple(entries))
+
+
+def _cut(ports: PortRange) -> Iterator[PortRange]:
+    """Ports but that of HBONE, which alone is meant so."""
+    if ports.first == ports.last or not _has_hbone(ports):
+        yield ports
+        return
+    if ports.first < HBONE:
+        yield msgspec.structs.replace(ports, last=HBONE - 1)
+    if ports.last > HBONE:
+        yield msgspec.structs.replace(ports, first=HBONE + 1)
 
 
 def _audit(annotations: Fields) -> bool:
@@ -84,52 +154,73 @@ def _audit(annotations: Fields) -> bool:
     return bool(dry == "true" or mode == "audit")
 
 
-def _subject(spec: Fields, namespace: str) -> Selector:
+def _subject(spec: Fields, namespace: str, names: IstioNames) -> Selector:
     selector = Fields(spec.take("selector", dict, {}), spec.where.at("selector"))
     labels = selector.take("matchLabels", dict, {})
     selector.done()
     found = parse_pod_selector({"matchLabels": labels}, selector.where)
-    return in_any_namespace(found) if namespace == ROOT_NAMESPACE else in_namespace(found, namespace)
+    return in_any_namespace(found) if namespace == names.root_namespace else in_namespace(found, namespace)
 
 
-def _rules(fields: Fields, path: str, namespace: str) -> list[Rule]:
-    """One rule for each source: any of them, any of the operations."""
+def _rules(fields: Fields, action: Action, path: str, namespace: str, names: IstioNames) -> list[Rule]:
+    """What one rule says: any of its sources, any of its operations."""
     if fields.has("when"):
         fields.where.at("when").refuse("conditions are not supported")
     fields.ignore("when")
-    ports: list[PortRange] = []
-    operations = list(fields.where.at("to").items(fields.take("to", list, []), dict))
-    for place, item in operations:
-        to = Fields(item, place)
-        ports += _operation(Fields(to.need("operation", dict), place.at("operation")))
-        to.done()
-    if not operations:
-        ports = [PortRange(Protocol.TCP, 0, LAST_PORT)]
-    peers: list[Peers | None] = []
-    sources = list(fields.where.at("from").items(fields.take("from", list, []), dict))
-    for place, item in sources:
-        one = Fields(item, place)
-        peers.append(_source(Fields(one.need("source", dict), place.at("source")), namespace))
-        one.done()
+    sources = [parse_source(one, namespace, names) for one in _each(fields, "from", "source")]
+    operations = _each(fields, "to", "operation")
     fields.done()
-    if not ports:
+    ports: list[PortRange] = []
+    entries: list[PortRule] = []
+    for index, operation in enumerate(operations):
+        name = f"{path}.to[{index}].operation"
+        http = parse_http(operation, name)
+        found = _operation(operation, any_port=http is not None)
+        if http is None:
+            ports += found
+        elif found:
+            entries.append(PortRule(name, tuple(found), (http,)))
+    if not operations:
+        ports = [_EVERY_PORT]
+    if ports:
+        entries.insert(0, PortRule(path, tuple(ports)))
+    if not entries:
         return []  # all ports, but for all ports
-    to_ports = (PortRule(path, tuple(ports)),)
-    return [Rule(path, Direction.INGRESS, Action.DENY, one, to_ports) for one in (peers if sources else [None])]
+    return [Rule(path, Direction.INGRESS, action, _any_of(sources), tuple(entries))]
 
 
-def _operation(fields: Fields) -> list[PortRange]:
-    for name in _HTTP:
-        if fields.has(name):
-            fields.where.at(name).refuse("a denial by HTTP has no counterpart")
+def _each(fields: Fields, name: str, inner: str) -> list[Fields]:
+    """What is in each item of a list. An empty list is refused: it could mean nobody or everybody."""
+    place = fields.where.at(name)
+    if not fields.has(name):
+        return []
+    found = []
+    for at, item in place.items(fields.take(name, list), dict):
+        one = Fields(item, at)
+        found.append(Fields(one.need(inner, dict), at.at(inner)))
+        one.done()
+    if not found:
+        place.refuse("is empty")
+    return found
+
+
+def _any_of(sources: list[Peers]) -> Peers | None:
+    if not sources:
+        return None
+    endpoints = dict.fromkeys(selector for one in sources for selector in one.endpoints)
+    return Peers(endpoints=tuple(endpoints), cidrs=tuple(dict.fromkeys(cidr for one in sources for cidr in one.cidrs)))
+
+
+def _operation(fields: Fields, *, any_port: bool) -> list[PortRange]:
     ports, without = _ports(fields, "ports"), _ports(fields, "notPorts")
-    if ports is None and without is None:
-        fields.where.refuse("needs one of ports, notPorts")
+    if ports is None and without is None and not any_port:
+        fields.where.refuse("needs something that it means")
     fields.done()
     kept = sorted(set(range(LAST_PORT + 1) if ports is None else ports) - (without or set()))
     found: list[PortRange] = []
     for port in kept:
-        if found and found[-1].last == port - 1:
+        # The port of HBONE, where it is named, stays apart from its neighbours (`_is_literal`).
+        if found and found[-1].last == port - 1 and (ports is None or HBONE not in (port - 1, port)):
             found[-1] = PortRange(Protocol.TCP, found[-1].first, port)
         else:
             found.append(PortRange(Protocol.TCP, port, port))
@@ -140,149 +231,8 @@ def _ports(fields: Fields, name: str) -> set[int] | None:
     if not fields.has(name):
         return None
     found = set()
-    for place, text in _listed(fields, name):
+    for place, text in listed(fields, name):
         if not (text.isascii() and text.isdigit()) or int(text) > LAST_PORT:
             place.refuse(f"{shown(text)} is not a port")
         found.add(int(text))
     return found
-
-
-def _source(fields: Fields, namespace: str) -> Peers:
-    """Whom a source means; all that it says must hold."""
-    fields.unsupported((*_NO_SOURCE, "notTrustDomains"))
-    alternatives: list[list[_All]] = []
-    for name, read in (("principals", _principal), ("namespaces", _namespace), ("serviceAccounts", _account)):
-        for key, negated in ((name, False), (f"not{name[0].upper()}{name[1:]}", True)):
-            if not fields.has(key):
-                continue
-            meant = [part for place, text in _listed(fields, key) for part in read(text, place, namespace)]
-            alternatives.append(_negated(meant, fields.where.at(key)) if negated else meant)
-    blocks = [(place, parse_block(text, place)) for place, text in _listed(fields, "ipBlocks")]
-    without = [parse_block(text, place) for place, text in _listed(fields, "notIpBlocks")]
-    fields.done()
-    if alternatives and (blocks or without):
-        fields.where.refuse("identities and addresses can't be asked together")
-    if alternatives:
-        found = [_joined(parts) for parts in _product(alternatives, fields.where)]
-        return Peers(endpoints=tuple(dict.fromkeys(Selector(one) for one in found)))
-    if not blocks and not without:
-        fields.where.refuse("needs something that it means")
-    every = [parse_block(text, fields.where) for text in _EVERY_BLOCK]
-    return Peers(cidrs=tuple(_cidrs([block for _, block in blocks] or every, without)))
-
-
-def _cidrs(blocks: Iterable[IPNetwork], without: Iterable[IPNetwork]) -> Iterable[CidrPeer]:
-    for block in blocks:
-        cut = [one for one in without if one.version == block.version and one.overlaps(block)]
-        if any(block.subnet_of(one) for one in cut):  # type: ignore[arg-type]
-            continue
-        yield CidrPeer(block, tuple(dict.fromkeys(cut)), inside=True)
-
-
-def _listed(fields: Fields, name: str) -> Iterable[tuple[Where, str]]:
-    place = fields.where.at(name)
-    values: Any = fields.take(name, list)
-    if values is None:
-        return ()
-    if not values:
-        place.refuse("is empty")
-    found = list(place.items(values, str))
-    for at, text in found:
-        if not text:
-            at.refuse("is empty")
-    return found
-
-
-def _principal(text: str, where: Where, _namespace: str) -> list[_All]:
-    """Who has such a name in a certificate."""
-    if text == "*":
-        return [_in_any()]
-    domain, slash, rest = text.partition("/")
-    parts = rest.split("/")
-    if domain == TRUST_DOMAIN or (domain == "*" and slash):
-        match parts:
-            case ["ns", namespace, "sa", name] if _is_name(namespace) and _is_name(name):
-                return _pair(namespace, name)
-            case ["ns", namespace, "*"] | ["ns", namespace, "sa", "*"] if domain != "*" and _is_name(namespace):
-                return [_in_namespace(namespace)]
-            case ["sa", name] if domain == "*" and _is_name(name):
-                return [(*_in_any(), *_of_account(name)), *_unnamed(name, _in_any())]
-            case ["*"] | ["ns", "*"] if domain != "*":
-                return [_in_any()]
-    return where.refuse(
-        f"{shown(text)}: only {TRUST_DOMAIN}/ns/NAMESPACE/sa/NAME, {TRUST_DOMAIN}/ns/NAMESPACE/*, "
-        "*/ns/NAMESPACE/sa/NAME, */sa/NAME and *"
-    )
-
-
-def _namespace(text: str, where: Where, _namespace_of_policy: str) -> list[_All]:
-    if text == "*":
-        return [_in_any()]
-    if not _is_name(text):
-        where.refuse(f"{shown(text)} is not a namespace (a part of a name with «*» is not supported)")
-    return [_in_namespace(text)]
-
-
-def _account(text: str, where: Where, namespace: str) -> list[_All]:
-    of, slash, name = text.partition("/")
-    if not slash:
-        of, name = namespace, text
-    if not _is_name(of) or not _is_name(name):
-        where.refuse(f"{shown(text)} is not a service account (NAME or NAMESPACE/NAME)")
-    return _pair(of, name)
-
-
-def _is_name(text: str) -> bool:
-    return all(DNS_LABEL.fullmatch(part) is not None for part in text.split("."))
-
-
-def _pair(namespace: str, name: str) -> list[_All]:
-    own = _in_namespace(namespace)
-    return [(*own, *_of_account(name)), *_unnamed(name, own)]
-
-
-def _unnamed(name: str, scope: _All) -> list[_All]:
-    """Pods without a service account in their manifest have the default one."""
-    if name != _DEFAULT_ACCOUNT:
-        return []
-    return [(*scope, Requirement("k8s", SERVICE_ACCOUNT_KEY, Operator.DOES_NOT_EXIST))]
-
-
-def _in_any() -> _All:
-    return (Requirement("k8s", NAMESPACE_KEY, Operator.EXISTS),)
-
-
-def _in_namespace(namespace: str) -> _All:
-    return (Requirement("k8s", NAMESPACE_KEY, Operator.IN, (namespace,)),)
-
-
-def _of_account(name: str) -> _All:
-    return (Requirement("k8s", SERVICE_ACCOUNT_KEY, Operator.IN, (name,)),)
-
-
-_OPPOSITE = {
-    Operator.IN: Operator.NOT_IN,
-    Operator.EXISTS: Operator.DOES_NOT_EXIST,
-    Operator.DOES_NOT_EXIST: Operator.EXISTS,
-}
-
-
-def _negated(meant: list[_All], where: Where) -> list[_All]:
-    """Who is none of these: for each of them one of its requirements does not hold. Who is no pod is none of them."""
-    choices: list[list[_All]] = [
-        [(Requirement(one.source, one.key, _OPPOSITE[one.operator], one.values),) for one in parts] for parts in meant
-    ]
-    return [_joined(parts) for parts in _product(choices, where)]
-
-
-def _product(choices: list[list[_All]], where: Where) -> list[tuple[_All, ...]]:
-    size = 1
-    for one in choices:
-        size *= len(one)
-    if size > MAX_SELECTORS:
-        where.refuse(f"becomes more than {MAX_SELECTORS} selectors")
-    return list(product(*choices))
-
-
-def _joined(parts: tuple[_All, ...]) -> _All:
-    return tuple(dict.fromkeys(one for part in parts for one in part))

@@ -1,7 +1,7 @@
 """Terms that hold for one class of peers, resolved into rows: tiers are settled, ranges are disjoint prefixes.
 
 The tiers are asked in order, and in each of them one term speaks for it (`Term.precedence`). The first tier that says
-anything but PASS decides; what no tier says anything about passes.
+anything but PASS decides; what no tier says anything about passes. AUTHORIZATION is asked apart: both must let pass.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from heapq import heappop, heappush
 from itertools import count
 
 from spliceway.policy.model import PORT_PROTOCOLS, Tier
-from spliceway.policy.outcome import Outcome, combine
+from spliceway.policy.outcome import Outcome, Requests, combine, combine_authorization, together
 from spliceway.policy.ports import LAST_PORT, prefixes
 from spliceway.policy.table import RuleRef
 from spliceway.policy.terms import Effect, Order, Term
@@ -26,6 +26,8 @@ VERDICTS = {
     Effect.HTTP: (Verdict.REDIRECT, Reason.REDIRECTED),
     Effect.DEFAULT_DENY: (Verdict.DENY, Reason.DEFAULT_DENY),
 }
+#: The tiers of which the first decides.
+_ORDERED = (Tier.ADMIN, Tier.NORMAL, Tier.BASELINE)
 NO_POLICY = Outcome(Verdict.ALLOW, Reason.NO_POLICY)
 #: What a missing row means.
 MISSING = Outcome(Verdict.DENY, Reason.DEFAULT_DENY)
@@ -107,9 +109,12 @@ def _runs(spans: list[_Span]) -> Iterator[tuple[int, int, Outcome]]:
             everything.begin(last, term)
             if enforced and not term.audit:
                 enforced.begin(last, term)
-        outcome = everything.outcome(port)
+        outcome, authorization = everything.outcome(port), everything.authorization(port)
         if enforced:
             outcome = combine(enforced.outcome(port), outcome)
+            authorization = combine_authorization(enforced.authorization(port), authorization)
+        if authorization != NO_POLICY:
+            outcome = together(authorization, outcome)
         if port == 0:
             current = outcome
         elif outcome != current:
@@ -123,32 +128,52 @@ class _Ladder:
 
     def __init__(self) -> None:
         # Each tier's best term is on top; what has ended stays below until it would be.
-        self._tiers: tuple[list[_Standing], ...] = ([], [], [])
+        self._tiers: tuple[list[_Standing], ...] = tuple([] for _ in Tier)
         self._serial = count()
-        self._http: Counter[RuleRef] = Counter()
+        self._asked: dict[tuple[bool, Effect], Counter[RuleRef]] = {}
 
     def begin(self, last: int, term: Term) -> None:
         """This term holds from here to port `last`."""
         heappush(self._tiers[term.tier], (term.precedence, next(self._serial), last, term))
-        if term.effect is Effect.HTTP and term.ref is not None:
-            self._http[term.ref] += 1
+        self._count(term, 1)
 
     def end(self, term: Term) -> None:
         """It ended at the port before; it may still hold by another range of its own."""
-        if term.effect is Effect.HTTP and term.ref is not None:
-            self._http[term.ref] -= 1
+        self._count(term, -1)
 
     def outcome(self, port: int) -> Outcome:
-        """What the terms in force make of a port."""
-        for heap in self._tiers:
-            while heap and heap[0][2] < port:
-                heappop(heap)
-            if heap and heap[0][-1].effect is not Effect.PASS:
-                return self._of(heap[0][-1])
+        """What the terms in force make of a port, AUTHORIZATION apart."""
+        for tier in _ORDERED:
+            term = self._first(tier, port)
+            if term is not None and term.effect is not Effect.PASS:
+                verdict, reason = VERDICTS[term.effect]
+                contributors = self._refs(term.tier, Effect.HTTP) if term.effect is Effect.HTTP else frozenset()
+                return Outcome(verdict, reason, term.ref, contributors)
         return NO_POLICY
 
-    def _of(self, term: Term) -> Outcome:
-        verdict, reason = VERDICTS[term.effect]
-        if term.effect is not Effect.HTTP:
-            return Outcome(verdict, reason, term.ref)
-        return Outcome(verdict, reason, term.ref, frozenset(ref for ref, spans in self._http.items() if spans))
+    def authorization(self, port: int) -> Outcome:
+        """What those of AUTHORIZATION make of it."""
+        term = self._first(Tier.AUTHORIZATION, port)
+        if term is None:
+            return NO_POLICY
+        if term.effect in (Effect.DENY, Effect.HOST, Effect.DEFAULT_DENY):
+            return Outcome(*VERDICTS[term.effect], term.ref)
+        allows = self._refs(term.tier, Effect.HTTP) if term.effect is Effect.HTTP else frozenset()
+        denies = self._refs(term.tier, Effect.DENY_HTTP)
+        effect = Effect.HTTP if denies else term.effect
+        return Outcome(*VERDICTS[effect], term.ref, requests=Requests.of(allows, denies))
+
+    def _first(self, tier: Tier, port: int) -> Term | None:
+        heap = self._tiers[tier]
+        while heap and heap[0][2] < port:
+            heappop(heap)
+        return heap[0][-1] if heap else None
+
+    def _count(self, term: Term, times: int) -> None:
+        if term.effect in (Effect.HTTP, Effect.DENY_HTTP) and term.ref is not None:
+            key = term.tier is Tier.AUTHORIZATION, term.effect
+            self._asked.setdefault(key, Counter())[term.ref] += times
+
+    def _refs(self, tier: Tier, effect: Effect) -> frozenset[RuleRef]:
+        found = self._asked.get((tier is Tier.AUTHORIZATION, effect), Counter())
+        return frozenset(ref for ref, spans in found.items() if spans)

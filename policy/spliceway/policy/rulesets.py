@@ -13,11 +13,14 @@ import msgspec
 
 from spliceway.policy.model import HeaderCondition, HttpMatch, Secret
 from spliceway.policy.numbering import Numbering
-from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, RuleRef, RuleSet
+from spliceway.policy.outcome import NOTHING, Requests
+from spliceway.policy.table import HeaderMatch, HttpRule, HttpTest, Mismatch, RuleRef, RuleSet
 from spliceway.policy.terms import Effect, Order, SpecTerms
 
 #: Longest name; the proxy uses names in statistics and logs.
 MAX_NAME = 200
+#: What terms with HTTP rules do.
+_ASKING = frozenset({Effect.HTTP, Effect.DENY_HTTP})
 #: A value that no header has: no proxy lets NUL pass in one (RFC 9110, section 5.5).
 NO_VALUE = "\0"
 
@@ -26,15 +29,41 @@ _VALUE = re.compile(rb"[!-~\x80-\xff]([\t -~\x80-\xff]*[!-~\x80-\xff])?")
 
 
 class Contributors(msgspec.Struct, frozen=True):
-    """What a rule set is made of: rules with HTTP rules, enforced or not."""
+    """What a rule set is made of: rules with HTTP rules, enforced or not, and what must hold beside them."""
 
     refs: frozenset[RuleRef]
     audited: bool = False
+    requests: Requests = NOTHING
+
+    @property
+    def enforces(self) -> bool:
+        """Whether any of it is enforced."""
+        return bool((self.refs and not self.audited) or self.requests.allows or self.requests.denies)
+
+    @property
+    def all_refs(self) -> frozenset[RuleRef]:
+        """Every rule that contributes."""
+        return frozenset().union(*(refs for _, refs in self.parts))
+
+    @property
+    def parts(self) -> list[tuple[str, frozenset[RuleRef]]]:
+        """The rules by what they do here, each kind under a word of its own; enforced ones of CNPs have none."""
+        asked = self.requests
+        return [
+            ("audit" if self.audited else "", self.refs),
+            ("allow", asked.allows),
+            ("deny", asked.denies),
+            ("audit-allow", asked.would_allow - asked.allows),
+            ("audit-deny", asked.would_deny - asked.denies),
+        ]
 
     def key(self, side: str = "") -> list[RuleRef]:
         """As the numbering keys it: apart from others by what no policy's kind begins with."""
-        prefix = f"{side} {'audit' if self.audited else ''}".strip()
-        return [RuleRef(f"{prefix} {ref.policy}", ref.path) if prefix else ref for ref in self.refs]
+        found = []
+        for word, refs in self.parts:
+            prefix = f"{side} {word}".strip()
+            found += [RuleRef(f"{prefix} {ref.policy}", ref.path) if prefix else ref for ref in refs]
+        return found
 
 
 class RuleSets:
@@ -73,7 +102,7 @@ class RuleSets:
         it are those that the edit changes, and `keep` drops it.
         """
         terms = [term for spec in specs for by_direction in spec.terms for term in by_direction]
-        new = {term.ref: (term.order, term.http) for term in terms if term.effect is Effect.HTTP and term.ref}
+        new = {term.ref: (term.order, term.http) for term in terms if term.effect in _ASKING and term.ref}
         refs = self._by_policy.pop(title, set())
         before = {ref: self._http.pop(ref) for ref in refs}
         self._http.update(new)
@@ -82,7 +111,7 @@ class RuleSets:
         touched = {ref for ref in {*before, *new} if before.get(ref) != new.get(ref)}
         if not touched:
             return set()
-        return self._rebuild(number for number, made_of in self._made_of.items() if made_of.refs & touched)
+        return self._rebuild(number for number, made_of in self._made_of.items() if made_of.all_refs & touched)
 
     def set_secrets(self, secrets: Mapping[str, Secret], changed: Collection[str]) -> set[int]:
         """Read these Secrets from now on. Gives the rule sets that read differently by those that changed."""
@@ -94,9 +123,12 @@ class RuleSets:
             if any(header.secret and header.secret[0] in wanted for header in self._headers(made_of))
         )
 
-    def number(self, refs: frozenset[RuleRef], *, audited: bool = False) -> int:
-        """Id of the rule set of these rules, built on first use. `audited`: every request passes (see RuleSet)."""
-        made_of = Contributors(refs, audited)
+    def number(self, refs: frozenset[RuleRef], *, audited: bool = False, requests: Requests = NOTHING) -> int:
+        """Id of the rule set of these rules, built on first use.
+
+        `audited`: they are not enforced (see RuleSet). `requests`: what must hold beside them.
+        """
+        made_of = Contributors(refs, audited, requests)
         found = self._numbers.get(made_of)
         if found is None:
             found = self._numbers[made_of] = self._numbering.rule_set(made_of.key())
@@ -136,9 +168,9 @@ class RuleSets:
 
         Audit must change no traffic, and without it the connection would be denied. 0: both ends are enforced.
         """
-        if self._made_of[ingress].audited:
+        if not self._made_of[ingress].enforces:
             return egress
-        return ingress if self._made_of[egress].audited else 0
+        return ingress if not self._made_of[egress].enforces else 0
 
     def refuse(self, pairs: Collection[tuple[int, int]]) -> dict[tuple[int, int], int]:
         """There is no room for these pairs. Gives what stands in for some of them, all pairs within `max_pairs`."""
@@ -158,7 +190,7 @@ class RuleSets:
         gone = self.rule_sets.keys() - self._made_of.keys() - set(self.pairs.values())
         for number in gone:
             del self.rule_sets[number]
-        used = {rule.rule for rule_set in self.rule_sets.values() for rule in _rules(rule_set)}
+        used = {number for rule_set in self.rule_sets.values() for rule in _rules(rule_set) for number in rule.numbers}
         self.rules = {number: ref for number, ref in self.rules.items() if number in used}
         return gone
 
@@ -167,7 +199,7 @@ class RuleSets:
         different: set[int] = set()
         for number in numbers:
             made_of = self._made_of[number]
-            if made_of.refs <= self._http.keys():
+            if made_of.all_refs <= self._http.keys():
                 built = self._build(number, made_of)
                 if built != self.rule_sets[number]:
                     self.rule_sets[number] = built
@@ -178,30 +210,77 @@ class RuleSets:
         return different | set(pairs.values())
 
     def _build(self, number: int, made_of: Contributors) -> RuleSet:
-        rules = []
-        for ref in sorted(made_of.refs, key=lambda ref: self._http[ref][0]):
+        asked = made_of.requests
+        refs = frozenset() if made_of.audited else made_of.refs
+        rules = self._list(refs, asked.allows, asked.denies)
+        would_ask = self._list(made_of.refs, asked.would_allow, asked.would_deny)
+        name = "&".join(_named(word, refs) for word, refs in made_of.parts if refs)
+        return RuleSet(
+            number,
+            _short(name, len(made_of.all_refs)),
+            rules if made_of.enforces else None,
+            None if would_ask == rules else would_ask,
+        )
+
+    def _list(
+        self, refs: frozenset[RuleRef], allows: frozenset[RuleRef], denies: frozenset[RuleRef]
+    ) -> tuple[HttpRule, ...]:
+        """The rules, each with what must hold beside it; without any those of `allows`, or one that is asked alone.
+
+        What no denial is about passes by the first of them, where nothing else is asked.
+        """
+        allowing, denying = self._rules(allows), self._rules(denies)
+        unless = tuple((http_test(rule, match, negated=True),) for rule, match in denying)
+        if refs:
+            needed = tuple(http_test(rule, match) for rule, match in allowing)
+            tests = ((needed,) if needed else ()) + unless
+            return tuple(self._rule(rule, match, tests) for rule, match in self._rules(refs))
+        if allowing:
+            return tuple(self._rule(rule, match, unless) for rule, match in allowing)
+        return (HttpRule(denying[0][0], tests=unless),) if denying else ()
+
+    def _rule(self, rule: int, match: HttpMatch, tests: tuple[tuple[HttpTest, ...], ...]) -> HttpRule:
+        headers = tuple(header_match(condition, self._secrets) for condition in match.headers)
+        excepted = HttpTest("", "", "", match.unless_method, match.unless_path, match.unless_host, rule=rule)
+        own = ((excepted,),) if excepted.unless else ()
+        return HttpRule(rule, match.method_regex, match.path_regex, match.host_regex, headers, own + tests)
+
+    def _rules(self, refs: frozenset[RuleRef]) -> list[tuple[int, HttpMatch]]:
+        """HTTP rules of these rules in order, with their numbers."""
+        found = []
+        for ref in sorted(refs, key=lambda ref: self._http[ref][0]):
             for match in self._http[ref][1]:
                 http_ref = RuleRef(ref.policy, match.path)
                 rule = self._numbering.rule(http_ref)
                 self.rules[rule] = http_ref
-                headers = tuple(header_match(condition, self._secrets) for condition in match.headers)
-                rules.append(HttpRule(rule, match.method_regex, match.path_regex, match.host_regex, headers))
-        name = rule_set_name(made_of.refs)
-        if made_of.audited:
-            return RuleSet(number, _short(f"audit:{name}", len(made_of.refs)), None, tuple(rules))
-        return RuleSet(number, name, tuple(rules))
+                found.append((rule, match))
+        return found
 
     def _build_pair(self, number: int, egress: int, ingress: int) -> RuleSet:
         first, second = self.rule_sets[egress], self.rule_sets[ingress]
-        parts = len(self._made_of[egress].refs) + len(self._made_of[ingress].refs)
+        parts = len(self._made_of[egress].all_refs) + len(self._made_of[ingress].all_refs)
         name = _short(f"{first.name}&{second.name}", parts)
         return RuleSet(number, name, first.rules, first.audit, also=second)
 
     def _headers(self, made_of: Contributors) -> Iterator[HeaderCondition]:
-        for ref in made_of.refs:
+        for ref in made_of.all_refs:
             _, matches = self._http.get(ref, (None, ()))
             for match in matches:
                 yield from match.headers
+
+
+def http_test(rule: int, match: HttpMatch, *, negated: bool = False) -> HttpTest:
+    """What an AuthorizationPolicy asks of a request, as a test."""
+    return HttpTest(
+        match.method_regex,
+        match.path_regex,
+        match.host_regex,
+        match.unless_method,
+        match.unless_path,
+        match.unless_host,
+        negated,
+        rule,
+    )
 
 
 def header_match(condition: HeaderCondition, secrets: Mapping[str, Secret]) -> HeaderMatch:
@@ -240,6 +319,10 @@ def rule_set_name(refs: Iterable[RuleRef]) -> str:
     """
     parts = sorted(f"{ref.policy.partition(' ')[2]}:{ref.path.removeprefix('spec.')}" for ref in refs)
     return _short("+".join(parts), len(parts))
+
+
+def _named(word: str, refs: Iterable[RuleRef]) -> str:
+    return f"{word}:{rule_set_name(refs)}" if word else rule_set_name(refs)
 
 
 def _short(name: str, parts: int) -> str:

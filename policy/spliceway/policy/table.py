@@ -97,11 +97,43 @@ class HeaderMatch(msgspec.Struct, frozen=True):
         return f"HeaderMatch({self.name!r}, {value}, {self.mismatch.name})"
 
 
+class HttpTest(msgspec.Struct, frozen=True):
+    """What an AuthorizationPolicy asks of a request, expressions as in HttpRule: all that is given must match.
+
+    `unless_…` must not match; empty, nothing is excepted. `negated`: it holds for all other requests instead. Each test
+    asks for something. `rule`: the rule that it is of, which only the agent knows.
+    """
+
+    method: str = ""
+    path: str = ""
+    host: str = ""
+    unless_method: str = ""
+    unless_path: str = ""
+    unless_host: str = ""
+    negated: bool = False
+    rule: int = 0
+
+    @property
+    def wanted(self) -> tuple[tuple[str, str], ...]:
+        """What must match: the part of the request line, as Envoy names it, and the expression."""
+        return _said(self.method, self.path, self.host)
+
+    @property
+    def unless(self) -> tuple[tuple[str, str], ...]:
+        """What must not match, likewise."""
+        return _said(self.unless_method, self.unless_path, self.unless_host)
+
+
+def _said(method: str, path: str, host: str) -> tuple[tuple[str, str], ...]:
+    parts = ((":method", method), (":path", path), (":authority", host))
+    return tuple(part for part in parts if part[1])
+
+
 class HttpRule(msgspec.Struct, frozen=True):
     """One HTTP rule of a rule set: all that it has must match. Empty fields match everything.
 
     `method`, `path` and `host` are RE2, whole, Latin-1. `path` is matched against `:path`, query included, `host`
-    against the Host header as it came (`:authority`), as Cilium does.
+    against the Host header as it came (`:authority`), as Cilium does. `tests`: of each group one must hold, too.
     """
 
     rule: int
@@ -109,6 +141,12 @@ class HttpRule(msgspec.Struct, frozen=True):
     path: str = ""
     host: str = ""
     headers: tuple[HeaderMatch, ...] = ()
+    tests: tuple[tuple[HttpTest, ...], ...] = ()
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Its own id, and those of the rules that its tests are of."""
+        return (self.rule, *(test.rule for group in self.tests for test in group if test.rule))
 
 
 class RuleSet(msgspec.Struct, frozen=True):

@@ -14,8 +14,9 @@ import msgspec
 
 from spliceway.policy.entity import Entity
 from spliceway.policy.model import Action, HttpMatch, NetworkPolicy, Peers, PortRange, Spec, Tier
+from spliceway.policy.ports import LAST_PORT
 from spliceway.policy.table import RuleRef
-from spliceway.policy.verdict import Direction
+from spliceway.policy.verdict import Direction, Protocol
 
 #: Which of two terms comes first: (priority, kind, namespace and name of the policy, place in it).
 Order = tuple[int, str, str, str, int]
@@ -27,8 +28,14 @@ NO_ORDER: Order = (0, "", "", "", 0)
 HOST_PEERS = Peers(entities=(Entity.HOST,))
 
 
+#: Tiers in which it is the effect that counts, and not the order of policies.
+_BY_EFFECT = frozenset({Tier.NORMAL, Tier.AUTHORIZATION})
+#: What Tier.AUTHORIZATION judges.
+TCP_PORTS = (PortRange(Protocol.TCP, 0, LAST_PORT),)
+
+
 class Effect(IntEnum):
-    """What a term does; in the NORMAL tier the smallest wins. A plain allow beats HTTP rules (as in Cilium)."""
+    """What a term does; in NORMAL and AUTHORIZATION the smallest wins. A plain allow beats HTTP rules."""
 
     DENY = 0
     HOST = 1  # the node itself may always reach its pods, unless denied
@@ -36,6 +43,7 @@ class Effect(IntEnum):
     HTTP = 3
     DEFAULT_DENY = 4  # nothing in this tier allows, and a policy asks for default deny
     PASS = 5  # this tier has no say
+    DENY_HTTP = 6  # some requests are denied, whatever else is allowed; it never decides on a connection
 
 
 class Term(msgspec.Struct, frozen=True):
@@ -60,7 +68,7 @@ class Term(msgspec.Struct, frozen=True):
 
         In ADMIN and BASELINE that is the first in order, whatever it does (ClusterNetworkPolicy, «priority»).
         """
-        return (self.effect if self.tier is Tier.NORMAL else 0), self.order
+        return (self.effect if self.tier in _BY_EFFECT else 0), self.order
 
 
 class SpecTerms(msgspec.Struct, frozen=True):
@@ -97,9 +105,13 @@ def _terms(policy: NetworkPolicy, spec: Spec, place: int, *, audit: bool) -> Ite
         if not rule.to_ports:
             entries = [(rule.path, (), None)]
         for path, ports, http in entries:
-            effect = Effect.HTTP if http is not None and rule.action is Action.ALLOW else _EFFECTS[rule.action]
+            effect = _EFFECTS[rule.action]
+            if http is not None and rule.action is Action.ALLOW:
+                effect = Effect.HTTP
+            elif http is not None and rule.deny and spec.tier is Tier.AUTHORIZATION:
+                effect = Effect.DENY_HTTP
             order = (
-                0 if spec.tier is Tier.NORMAL else spec.priority,
+                0 if spec.tier in _BY_EFFECT else spec.priority,
                 policy.kind,
                 policy.namespace,
                 policy.name,
@@ -113,18 +125,21 @@ def _terms(policy: NetworkPolicy, spec: Spec, place: int, *, audit: bool) -> Ite
 def direction_terms(specs: Iterable[SpecTerms], direction: Direction) -> tuple[Term, ...] | None:
     """Every term for an endpoint that these specifications select, or None when none of them is about the direction.
 
-    Added to what rules say: the node's own way in, and default deny. Both are in audit as long as only specifications
-    in audit bring them.
+    Added to what rules say: the node's own way in, and default deny, both of AUTHORIZATION apart from the others. They
+    are in audit as long as only specifications in audit bring them.
     """
     applying = [entry for entry in specs if entry.spec.applies[direction]]
     if not applying:
         return None
     terms = [term for entry in applying for term in entry.terms[direction]]
-    if direction is Direction.INGRESS:
-        audit = all(entry.audit for entry in applying)
-        terms.append(Term(Tier.NORMAL, Effect.HOST, peers=HOST_PEERS, audit=audit))
-    normal = [entry for entry in applying if entry.spec.tier is Tier.NORMAL]
-    asking = [entry.audit for entry in normal if entry.spec.default_deny[direction]]
-    if asking:
-        terms.append(Term(Tier.NORMAL, Effect.DEFAULT_DENY, audit=all(asking)))
+    authorizing = [entry for entry in applying if entry.spec.tier is Tier.AUTHORIZATION]
+    others = [entry for entry in applying if entry.spec.tier is not Tier.AUTHORIZATION]
+    for tier, found in ((Tier.NORMAL, others), (Tier.AUTHORIZATION, authorizing)):
+        if found and direction is Direction.INGRESS:
+            audit = all(entry.audit for entry in found)
+            terms.append(Term(tier, Effect.HOST, peers=HOST_PEERS, audit=audit))
+        asking = [entry.audit for entry in found if entry.spec.tier is tier and entry.spec.default_deny[direction]]
+        if asking:
+            ports = TCP_PORTS if tier is Tier.AUTHORIZATION else ()
+            terms.append(Term(tier, Effect.DEFAULT_DENY, ports=ports, audit=all(asking)))
     return tuple(terms)

@@ -61,6 +61,19 @@ ConfigOption = Annotated[
 ]
 
 
+def _name(value: str) -> str:
+    """Check a name that becomes part of patterns (usage error)."""
+    from spliceway.policy.fields import DNS_SUBDOMAIN
+
+    if not DNS_SUBDOMAIN.fullmatch(value):
+        raise typer.BadParameter(f"{value!r} is not a name (lower-case letters, digits, «-» and «.»)")
+    return value
+
+
+TrustDomainOption = Annotated[str, typer.Option(help="The mesh's trust domain.", callback=_name)]
+RootNamespaceOption = Annotated[str, typer.Option(help="Istio's root namespace.", callback=_name)]
+
+
 class WideGroup(typer.core.TyperGroup):
     """A command group: lines of its commands' help are as wide as the terminal, whatever they are in the source."""
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 import typer.core
 
-from spliceway.agent.cli.common import Output, OutputOption
+from spliceway.agent.cli.common import Output, OutputOption, RootNamespaceOption, TrustDomainOption
 
 if TYPE_CHECKING:
     from spliceway.policy.errors import PolicyError
     from spliceway.policy.model import Cluster
+    from spliceway.policy.parse_authorization_source import IstioNames
 
 #: Longest line of a query, in bytes.
 _MAX_LINE = 1 << 20
@@ -60,14 +61,17 @@ def evaluate(
     skip_refused: Annotated[
         bool, typer.Option("--skip-refused", help="Go on without documents that are refused.")
     ] = False,
+    trust_domain: TrustDomainOption = "cluster.local",
+    root_namespace: RootNamespaceOption = "istio-system",
 ) -> None:
     """What policies say of connections and requests, by the interpreter alone: for tests of policies.
 
     Exit status 1 when a document is refused (nothing is answered then, but with --skip-refused) or a query is wrong.
     """
     from spliceway.agent.cli.queries import Asker
+    from spliceway.policy.parse_authorization_source import IstioNames
 
-    cluster, refusals = read_cluster((*policies, *inventory))
+    cluster, refusals = read_cluster((*policies, *inventory), IstioNames(trust_domain, root_namespace))
     for refusal in refusals:
         typer.echo(str(refusal), err=True)
     if refusals:
@@ -89,7 +93,7 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def read_cluster(paths: Iterable[Path]) -> tuple[Cluster, list[PolicyError]]:
+def read_cluster(paths: Iterable[Path], istio: IstioNames | None = None) -> tuple[Cluster, list[PolicyError]]:
     """Everything that these files and directories say, and what is refused. Raises SourceError.
 
     A file that is named twice, also by its directory, is read once; an object that two files have is refused.
@@ -106,7 +110,7 @@ def read_cluster(paths: Iterable[Path]) -> tuple[Cluster, list[PolicyError]]:
         if isinstance(text, PolicyError):
             refusals.append(text)
             continue
-        parsed = parse_text(text, file, limits)
+        parsed = parse_text(text, file, limits, istio)
         refusals += parsed.errors
         for item in parsed.objects:
             kind, name = key = object_key(item)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spliceway.agent.cli.common import Group
+from spliceway.agent.cli.common import Group, RootNamespaceOption, TrustDomainOption
 
 if TYPE_CHECKING:
     from spliceway.policy.errors import PolicyError
@@ -36,15 +36,6 @@ class Ambiguous(StrEnum):
     PASS = "pass"
 
 
-def _name(value: str) -> str:
-    """Check a name that becomes part of patterns (usage error)."""
-    from spliceway.policy.fields import DNS_SUBDOMAIN
-
-    if not DNS_SUBDOMAIN.fullmatch(value):
-        raise typer.BadParameter(f"{value!r} is not a name (lower-case letters, digits, «-» and «.»)")
-    return value
-
-
 @app.callback()
 def group() -> None:
     """Policy under Istio's mTLS."""
@@ -56,8 +47,8 @@ def translate(
         list[Path], typer.Argument(exists=True, metavar="PATH...", help="Files, or directories of YAML or JSON files.")
     ],
     json: Annotated[bool, typer.Option("--json", help="One JSON object: policies, refused, notes.")] = False,
-    trust_domain: Annotated[str, typer.Option(help="The mesh's trust domain.", callback=_name)] = "cluster.local",
-    root_namespace: Annotated[str, typer.Option(help="Istio's root namespace.", callback=_name)] = "istio-system",
+    trust_domain: TrustDomainOption = "cluster.local",
+    root_namespace: RootNamespaceOption = "istio-system",
     path_normalization: Annotated[
         Normalization, typer.Option(help="meshConfig.pathNormalization of the mesh, which is not read.")
     ] = Normalization.BASE,

@@ -234,7 +234,9 @@ def _rules(decision: Decision) -> list[RuleRef]:
         return [decision.rule] if decision.rule is not None else []
     if decision.http is not None and decision.http.verdict is Verdict.DENY:
         end = _asked_last(decision)
-        return list(end.contributors) if end is not None and decision.http.reason is Reason.HTTP_DENIED else []
+        if end is None or decision.http.reason is not Reason.HTTP_DENIED:
+            return []
+        return [*end.contributors, *end.allows, *end.denies]
     halves = [half.rule for half in (decision.egress, decision.ingress) if half is not None]
     return [rule for rule in dict.fromkeys((*halves, decision.http_rule)) if rule is not None]
 

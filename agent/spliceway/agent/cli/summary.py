@@ -289,7 +289,16 @@ def _http_rule(rule: Json) -> str:
         text = header["name"] if header["value"] is None else f"{header['name']}: {header['value']}"
         # With an action on mismatch it is no condition.
         parts.append(f"({header['mismatch']} {text})" if header["mismatch"] else text)
+    for group in rule.get("tests", ()):
+        told = " or ".join(map(_http_test, group))
+        parts.append(f"and ({told})")
     return " ".join((*parts, "(audit)") if rule["audit"] else parts)
+
+
+def _http_test(test: Json) -> str:
+    said = [f"{part.strip(':')} {pattern}" for part, pattern in test["matches"].items()]
+    said += [f"{part.strip(':')} other than {pattern}" for part, pattern in test["unless"].items()]
+    return f"not {', '.join(said)}" if test["negated"] else ", ".join(said)
 
 
 def _enforcement(found: Json) -> str:

@@ -147,7 +147,7 @@ def _simple(rule_set: RuleSet) -> tuple[_Compiled, ...] | None:
     every = _rules(rule_set)
     compiled = tuple(map(_compile, every))
     plain = rule_set.also is None and rule_set.audit is None and rule_set.rules is not None
-    return compiled if plain and not any(rule.headers for rule in every) else None
+    return compiled if plain and not any(rule.headers or rule.tests for rule in every) else None
 
 
 def _rules(rule_set: RuleSet) -> list[HttpRule]:

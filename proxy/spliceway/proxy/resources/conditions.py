@@ -10,11 +10,13 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from spliceway.policy.table import HeaderMatch
+from spliceway.policy.table import HeaderMatch, HttpTest
 from spliceway.proxy.resources.filters import ANYONE
 from spliceway.proxy.resources.names import first_value_key
 from spliceway.proxy.resources.shapes import Shape, Unsaid
 
+#: Parts of the request line, and the host, as headers.
+_PARTS = (":method", ":path", ":authority")
 #: A header's name: a token of RFC 9110 in lower case.
 NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
 #: Names whose first value Envoy can keep; others mean something else in its format strings.
@@ -30,16 +32,20 @@ class Group(NamedTuple):
     path: str
     host: str
     headers: tuple[HeaderMatch, ...]
+    tests: tuple[tuple[HttpTest, ...], ...] = ()
 
 
 def group_in(policy: Any) -> Group:
     """The group that a Policy is for, if it is for any: whether it is, `policy_of` tells."""
     patterns: dict[str, str] = {}
     headers: list[HeaderMatch] = []
+    tests: list[tuple[HttpTest, ...]] = []
     permissions = policy.permissions[0].and_rules.rules if policy.permissions else ()
     for permission in permissions:
         header = permission.header
-        if header.name.startswith(":"):
+        if permission.WhichOneof("rule") == "or_rules":
+            tests.append(tuple(map(_test_in, permission.or_rules.rules)))
+        elif header.name.startswith(":"):
             patterns[header.name] = header.string_match.safe_regex.regex
         elif header.WhichOneof("header_match_specifier") == "present_match":
             headers.append(HeaderMatch(header.name))
@@ -47,8 +53,8 @@ def group_in(policy: Any) -> Group:
             headers.append(HeaderMatch(header.name, _unescaped(header.string_match.safe_regex.regex)))
         else:
             headers.append(HeaderMatch(header.name, header.string_match.exact))
-    method, path, host = (patterns.get(name, "") for name in (":method", ":path", ":authority"))
-    return Group(method, path, host, tuple(headers))
+    method, path, host = (patterns.get(name, "") for name in _PARTS)
+    return Group(method, path, host, tuple(headers), tuple(tests))
 
 
 def policy_of(groups: Sequence[Group]) -> Shape:
@@ -58,6 +64,7 @@ def policy_of(groups: Sequence[Group]) -> Shape:
         patterns = ((":method", group.method), (":path", group.path), (":authority", group.host))
         wanted += [_header(name, _regex(pattern)) for name, pattern in patterns if pattern]
         wanted += [_permission(match) for match in group.headers]
+        wanted += [{"or_rules": {"rules": list(map(_test, tests))}} for tests in group.tests]
     permission = {"and_rules": {"rules": wanted}} if wanted else {"any": True}
     result: Shape = {"permissions": [permission], "principals": ANYONE}
     headers = [match for group in groups for match in group.headers]
@@ -95,6 +102,27 @@ def why_not(match: HeaderMatch) -> str:
 def escaped(value: str) -> str:
     """An expression that matches exactly this value."""
     return "".join(c if c.isascii() and c.isalnum() else f"\\x{ord(c) & 0xFF:02x}" for c in value)
+
+
+def _test_in(permission: Any) -> HttpTest:
+    """The test that a Permission is, if it is any."""
+    negated = permission.WhichOneof("rule") == "not_rule"
+    wanted: dict[str, str] = {}
+    unless: dict[str, str] = {}
+    for part in (permission.not_rule if negated else permission).and_rules.rules:
+        opposite = part.WhichOneof("rule") == "not_rule"
+        header = (part.not_rule if opposite else part).header
+        (unless if opposite else wanted)[header.name] = header.string_match.safe_regex.regex
+    method, path, host = (wanted.get(name, "") for name in _PARTS)
+    no_method, no_path, no_host = (unless.get(name, "") for name in _PARTS)
+    return HttpTest(method, path, host, no_method, no_path, no_host, negated)
+
+
+def _test(test: HttpTest) -> Shape:
+    parts = [_header(name, _regex(pattern)) for name, pattern in test.wanted]
+    parts += [{"not_rule": _header(name, _regex(pattern))} for name, pattern in test.unless]
+    meant = {"and_rules": {"rules": parts}}
+    return {"not_rule": meant} if test.negated else meant
 
 
 def _unescaped(pattern: str) -> str:

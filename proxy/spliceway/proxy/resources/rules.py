@@ -41,7 +41,7 @@ def allow_list(rules: Any, at: str) -> tuple[HttpRule, ...]:
         if found is None or int(found[1]) != index:
             raise UnenforceableError(keyed(path, name), f"is not the name of a rule at place {index}")
         group = group_in(rules.policies[name])
-        places[name] = HttpRule(int(found[2]), group.method, group.path, group.host, group.headers)
+        places[name] = HttpRule(int(found[2]), group.method, group.path, group.host, group.headers, group.tests)
         shapes[name] = policy_of([group])
     check(rules, {"policies": shapes} if shapes else {}, at, {})
     for name, rule in places.items():
@@ -51,7 +51,7 @@ def allow_list(rules: Any, at: str) -> tuple[HttpRule, ...]:
 
 def group_of(rule: HttpRule) -> Group:
     """What decides whether a rule without mismatch actions matches."""
-    return Group(rule.method, rule.path, rule.host, rule.headers)
+    return Group(rule.method, rule.path, rule.host, rule.headers, rule.tests)
 
 
 def _check_rule(rule: HttpRule, at: str) -> None:
@@ -75,3 +75,15 @@ def _check_rule(rule: HttpRule, at: str) -> None:
             except RegexError:
                 path = f"{permission}[{index}].header.string_match.safe_regex.regex"
                 raise UnenforceableError(path, "is too large an expression") from None
+    for index, tests in enumerate(rule.tests, place + len(rule.headers)):
+        path = f"{permission}[{index}].or_rules"
+        if not tests:
+            raise UnenforceableError(f"{path}.rules", "is required")
+        for number, test in enumerate(tests):
+            if not test.wanted and not test.unless:
+                raise UnenforceableError(f"{path}.rules[{number}]", "asks for nothing")
+            for _, pattern in (*test.wanted, *test.unless):
+                try:
+                    compile_regex(pattern)
+                except RegexError as error:
+                    raise UnenforceableError(f"{path}.rules[{number}]", str(error)) from None

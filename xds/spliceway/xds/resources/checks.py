@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from spliceway.policy.regex import RegexError, compile_regex
 from spliceway.policy.table import HttpRule, RuleSet
 from spliceway.xds.errors import ResourceError
@@ -31,7 +33,7 @@ def check_rule_set(rule_set: RuleSet) -> None:
 
 
 def _check_rule(where: str, rule: HttpRule) -> None:
-    for field, pattern in (("method", rule.method), ("path", rule.path), ("host", rule.host)):
+    for field, pattern in (("method", rule.method), ("path", rule.path), ("host", rule.host), *_tested(where, rule)):
         if pattern:
             try:
                 compile_regex(pattern)
@@ -40,3 +42,12 @@ def _check_rule(where: str, rule: HttpRule) -> None:
     for match in rule.headers:
         if reason := why_not(match):
             raise ResourceError(f"{where}, {reason}")
+
+
+def _tested(where: str, rule: HttpRule) -> Iterator[tuple[str, str]]:
+    """The expressions of its tests. An empty group would be nobody, and an empty test everybody."""
+    for group in rule.tests:
+        if not group or not all(test.wanted or test.unless for test in group):
+            raise ResourceError(f"{where}: a test that asks for nothing")
+        for test in group:
+            yield from ((f"test of {part.strip(':')}", pattern) for part, pattern in (*test.wanted, *test.unless))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import msgspec
 from envoy.config.rbac.v3 import rbac_pb2
 
-from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, RuleSet
+from spliceway.policy.table import HeaderMatch, HttpRule, HttpTest, Mismatch, RuleSet
 from spliceway.xds.resources.headers import condition, permission, shown_forms
 from spliceway.xds.resources.names import policy_name
 from spliceway.xds.resources.rbac import ANYONE, ANYTHING, pass_all, regex_permission
@@ -20,6 +21,7 @@ class Group(NamedTuple):
     path: str
     host: str
     headers: tuple[HeaderMatch, ...]
+    tests: tuple[tuple[HttpTest, ...], ...] = ()
 
 
 def allow_rules(rules: Sequence[HttpRule]) -> rbac_pb2.RBAC:
@@ -61,7 +63,8 @@ def secret_forms(rule_set: RuleSet) -> frozenset[str]:
 
 def group_of(rule: HttpRule) -> Group:
     """All that decides whether the rule matches: rules that are equal in it match the same requests."""
-    return Group(rule.method, rule.path, rule.host, tuple(conditions(rule)))
+    tests = tuple(tuple(msgspec.structs.replace(test, rule=0) for test in group) for group in rule.tests)
+    return Group(rule.method, rule.path, rule.host, tuple(conditions(rule)), tests)
 
 
 def matching_policy(groups: Sequence[Group]) -> rbac_pb2.Policy:
@@ -71,6 +74,15 @@ def matching_policy(groups: Sequence[Group]) -> rbac_pb2.Policy:
         patterns = ((":method", group.method), (":path", group.path), (":authority", group.host))
         wanted += [regex_permission(header, pattern) for header, pattern in patterns if pattern]
         wanted += [permission(match) for match in group.headers]
+        wanted += [rbac_pb2.Permission(or_rules={"rules": list(map(_test, tests))}) for tests in group.tests]
     permissions = [rbac_pb2.Permission(and_rules={"rules": wanted}) if wanted else ANYTHING]
     headers = [match for group in groups for match in group.headers]
     return rbac_pb2.Policy(permissions=permissions, principals=[ANYONE], condition=condition(headers))
+
+
+def _test(test: HttpTest) -> rbac_pb2.Permission:
+    """What a request must be; the parts of the request line are there in every request that gets here."""
+    parts = [regex_permission(header, pattern) for header, pattern in test.wanted]
+    parts += [rbac_pb2.Permission(not_rule=regex_permission(header, pattern)) for header, pattern in test.unless]
+    meant = rbac_pb2.Permission(and_rules={"rules": parts})
+    return rbac_pb2.Permission(not_rule=meant) if test.negated else meant
