@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +19,7 @@ from spliceway.agent.configsections import ProxyKind
 from support.largebody import echoed
 from support.lbpod import Remote
 from support.profiled import PROFILES, node_address
-from support.servicesite import MODES, NODE_PORTS, PATIENCE, PODS, ServiceSite, cluster_ip, guarded, service_site
+from support.servicesite import MODES, NODE_PORTS, PODS, ServiceSite, cluster_ip, guarded, service_site
 from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(180)]
@@ -203,7 +202,7 @@ def test_a_rolling_restart_loses_no_request(site: ServiceSite) -> None:
             for load in loads.values():
                 load.goes_on()  # whoever dialled before is there by now
             gone = {str(site.bed.pod(leaving).address(version)) for version in (4, 6)}
-            until(lambda g=gone: not g & {part for key in site.socks() for part in key}, PATIENCE)  # type: ignore[misc]
+            until(lambda g=gone: not g & {part for key in site.socks() for part in key})  # type: ignore[misc]
             site.bed.remove_pod(leaving)
     finally:
         found = {client: load.end() for client, load in loads.items()}
@@ -270,10 +269,8 @@ class _Load:
 
     def goes_on(self) -> None:
         """Wait until each of its threads has begun two connections more: one that was being dialled is over then."""
-        first, deadline = self._turns(), time.monotonic() + PATIENCE
-        while any(now < before + 2 for now, before in zip(self._turns(), first, strict=True)):
-            assert time.monotonic() < deadline, "it does not get on"
-            time.sleep(0.02)
+        first = self._turns()
+        until(lambda: all(now >= before + 2 for now, before in zip(self._turns(), first, strict=True)))
 
     def _turns(self) -> list[int]:
         self._process.stdin.write("\n")

@@ -17,8 +17,8 @@ from spliceway.agent.errors import ClientError
 from spliceway.agent.testbed.errors import TestbedError
 from spliceway.agent.testbed.node import Node
 
-#: How long an agent may take until all is in force, in seconds: on a busy machine the self-test alone takes one minute.
-START_SECONDS = 120.0
+#: How long an agent may take until all is in force, in seconds: on a busy machine the self-test alone takes minutes.
+START_SECONDS = 240.0
 #: Compiled programs, shared by all virtual nodes of the machine.
 PROGRAMS = Path("/run/spliceway/programs")
 
