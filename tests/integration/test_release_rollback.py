@@ -34,7 +34,7 @@ from support.node import http_status
 from support.packetstream import PacketStream
 from support.proxypod import until
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("agent", "policy", "bpf", "xds", "proxy")
 COPY = "a copy"
@@ -78,7 +78,7 @@ def start(site: Site, sources: Path, **datapath: str) -> None:
     path = os.pathsep.join(str(sources / part) for part in PARTS)
     overrides: dict[str, Any] = {"proxy": {"limits": {"drain": 10}}, "datapath": datapath}
     # Beside the load, each compiles its programs and has its self-test.
-    site.agent = start_agent(site.node, overrides, timeout=300.0, wrap=("env", f"PYTHONPATH={path}"))
+    site.agent = start_agent(site.node, overrides, timeout=600.0, wrap=("env", f"PYTHONPATH={path}"))
 
 
 def give_way(site: Site, to: Path, *, killed: bool) -> None:

@@ -175,7 +175,7 @@ class LifeNode:
         thread = threading.Thread(target=start)
         thread.start()
         try:
-            wait(lambda: admin.exists() or failed, 60.0)
+            wait(lambda: admin.exists() or failed, START_SECONDS)  # it may have to compile its programs first
             yield
         finally:
             thread.join()
