@@ -32,6 +32,9 @@ class NewerNode(KernelNode):
         super().__init__(testbed.node, tcx=how)
         self.apply(DENY)
 
+    def __enter__(self) -> NewerNode:
+        return self
+
     def forget(self) -> None:
         """End, and leave no endpoint that the next one could know: as if the map had another layout for it."""
         self.run(self.datapath.close())

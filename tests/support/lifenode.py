@@ -189,7 +189,7 @@ class LifeNode:
         thread = threading.Thread(target=start)
         thread.start()
         try:
-            until(lambda: admin.exists() or failed, 60.0)
+            until(lambda: admin.exists() or failed, START_SECONDS)  # it may have to compile its programs first
             yield
         finally:
             thread.join()

@@ -63,8 +63,9 @@ class Options(msgspec.Struct, frozen=True):
 class Result(msgspec.Struct, frozen=True):
     """What came of it.
 
-    `outcomes` counts ok, reset, eof (before any byte of an answer), truncated, refused and unanswered (connect), hang
-    and wrong (a byte that nobody asked for); `samples` describe the first that were not ok, with their time.
+    `outcomes` counts ok, reset, eof (before any byte of an answer), truncated, refused and unanswered (connect), hang,
+    unavailable (the proxy's 503 to what is allowed) and wrong (a byte that nobody asked for); `samples` describe the
+    first that were not ok, with their time.
     `longest_gap`: the longest time in seconds in which nothing was ok.
     """
 
@@ -132,6 +133,10 @@ class _Wrong(Exception):  # noqa: N818
     """A byte that nobody asked for."""
 
 
+class _Unavailable(Exception):  # noqa: N818
+    """The proxy says that it could not ask the server."""
+
+
 class _Ended(Exception):  # noqa: N818
     """A clean end of the stream; the argument tells whether part of an answer had come."""
 
@@ -180,6 +185,8 @@ class _Client:
                     await self._exchange(sock)
             except _Wrong as error:
                 outcome, what = "wrong", str(error)
+            except _Unavailable as error:
+                outcome, what = "unavailable", str(error)
             except _Ended as error:
                 outcome, what = ("truncated" if error.args[0] else "eof"), f"after {time.monotonic() - begin:.3f} s"
             except TimeoutError:
@@ -214,6 +221,8 @@ class _Client:
         finally:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
+        if found[0] == 503 and wanted[0] == 200 and not self._buffer:
+            raise _Unavailable(f"{target}: {found[1][:80]!r}")
         if found != wanted or self._buffer:
             raise _Wrong(f"{target}: {found[0]} {found[1][:80]!r} rest {bytes(self._buffer[:80])!r}")
 
