@@ -14,6 +14,7 @@ from spliceway.agent.endpoints import Claim, local_endpoint
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.documents import Document, load_documents
 from spliceway.policy.errors import PolicyError
+from spliceway.policy.istio.objects import is_translated
 from spliceway.policy.model import EndpointSlice, Node, Object, Pod, Secret, object_key
 from spliceway.policy.parse import parse_document
 from spliceway.policy.parse_objects import annotation_errors
@@ -83,7 +84,7 @@ def read_documents(documents: Iterable[Document], node: str, left_out: Collectio
     said: dict[Key, Entry] = {}
     refused: list[tuple[PolicyError, tuple[Key, ...]]] = []
     for each in documents:
-        document = _without(each, left_out) if left_out else each
+        document = _without(each, left_out)
         if document is None:
             continue
         try:
@@ -160,17 +161,22 @@ def _entries(document: Document, node: str) -> dict[Key, Entry]:
 
 
 def _without(document: Document, left_out: Collection[str]) -> Document | None:
-    """The document, or what is left of a List, without objects of these kinds; None when it is one."""
+    """The document, or what is left of a List, without objects of these kinds and our own; None when it is one."""
     content: object = document.content
-    if _is_one_of(content, left_out):
+    if _is_one_of(content, left_out) or _is_own(content):
         return None
     # What is no mapping is refused by whoever reads it.
     if not _is_one_of(content, ("List",)) or not isinstance(items := document.content.get("items"), list):
         return document
-    kept = [item for item in items if not _is_one_of(item, left_out)]
+    kept = [item for item in items if not _is_one_of(item, left_out) and not _is_own(item)]
     if len(kept) == len(items):
         return document
     return msgspec.structs.replace(document, content={**document.content, "items": kept})
+
+
+def _is_own(content: object) -> bool:
+    """Whether it is a translation of ours: what it says another policy says already."""
+    return isinstance(content, Mapping) and is_translated(content)
 
 
 def _is_one_of(content: object, kinds: Collection[str]) -> bool:

@@ -17,9 +17,10 @@ import structlog
 
 from spliceway.agent.manifests import Key
 from spliceway.agent.policystatus import statuses
-from spliceway.agent.policystatus.conditions import Status, status_of
+from spliceway.agent.policystatus.conditions import Condition, Status, status_of
 from spliceway.agent.policystatus.election import Election
-from spliceway.agent.policystatus.events import Told, event, news
+from spliceway.agent.policystatus.events import Told, event, news, translation_news
+from spliceway.agent.policystatus.fenced import FencedWrites
 from spliceway.agent.policystatus.ledger import Ledger, Written
 from spliceway.agent.policystatus.naming import path_of, status_name
 from spliceway.agent.policystatus.pacing import Bucket, Pacing
@@ -33,6 +34,8 @@ from spliceway.agent.sources.kubernetes.discovery import Discovery
 from spliceway.agent.sources.kubernetes.figures import Timing
 from spliceway.agent.sources.kubernetes.reflector import Reflector
 
+#: What is said of a policy's translation: by what was said before.
+Translated = Callable[[Key, Condition | None], Condition | None]
 #: So many policies are worked out before others of the agent's tasks have their turn.
 _TURN = 50
 
@@ -64,17 +67,22 @@ class Writer:
         timing: Timing,
         rates: tuple[Bucket, Bucket],
         figures: Figures,
+        translated: Translated = lambda _key, _before: None,
     ) -> None:
-        """`own`: this node's report; `whole`: whether the ledger has all policies; `rates`: of writes, of Events."""
-        self._connection = connection
+        """`own`: this node's report; `whole`: whether the ledger has all policies; `rates`: of writes, of Events.
+
+        `translated`: what is to be said of a policy's translation, given what was said before; call `again` when it is
+        another one.
+        """
+        self._writes = FencedWrites(connection, election, rates[0])
         self._ledger = ledger
-        self._election = election
         self._node = node
         self._own = own
         self._whole = whole
         self._pacing = pacing
-        self._bucket, self._events = rates
+        self._events = rates[1]
         self._figures = figures
+        self._translated = translated
         self._tally = Tally()
         self._reports: dict[str, tuple[str, Report]] = {}
         self._held: dict[tuple[str, str, str], Held] = {}
@@ -106,6 +114,12 @@ class Writer:
 
     def wake(self) -> None:
         """Something may be different."""
+        self._woken.set()
+
+    def again(self, keys: Iterable[Key] | None) -> None:
+        """Of these policies (None: of all) something is different that no node reports."""
+        for key in list(self._written) if keys is None else keys:
+            self._written.pop(key, None)
         self._woken.set()
 
     async def run(self) -> None:
@@ -277,16 +291,17 @@ class Writer:
             await self._delete(at, held)  # of a policy of that name that is no more
             held = None
         if held is None:
-            answer = await self._send("POST", path_of(resource, namespace), made)
+            answer = await self._writes.send("POST", path_of(resource, namespace), made)
             held = self._keep(at, answer)
         status = self._status(key, policy, held)
         if held.status is not None and held.status.observed_generation > status.observed_generation:
             return  # who has written this knows more: it comes to us, too
         if status != held.status:
-            if (told := news(held.status, status)) is not None:
-                await self._tell(told, key, policy)
+            for told in (news(held.status, status), translation_news(held.status, status)):
+                if told is not None:
+                    await self._tell(told, key, policy)
             content = statuses.with_status(made, held, status)
-            self._keep(at, await self._send("PUT", f"{path_of(resource, namespace, name)}/status", content))
+            self._keep(at, await self._writes.send("PUT", f"{path_of(resource, namespace, name)}/status", content))
             self._figures.statuses += 1
         self._written[key] = policy
 
@@ -296,7 +311,9 @@ class Writer:
             # What others have written into it since then has made no new version of it.
             since = min(policy.since, int(before.resource_version))
             policy = msgspec.structs.replace(policy, since=since)
-        return status_of(policy, self._tally.count(key[0], policy), before, datetime.now(UTC))
+        known = before.condition("Translated") if before is not None else None
+        translated = self._translated(key, known)
+        return status_of(policy, self._tally.count(key[0], policy), before, datetime.now(UTC), translated)
 
     async def _tell(self, told: Told, key: Key, policy: Written) -> None:
         """An Event, if there is room for it. That there is one already is fine, and so is that there may be none."""
@@ -305,7 +322,7 @@ class Writer:
             return
         namespace, content = event(told, key, policy, self._node, datetime.now(UTC))
         try:
-            await self._send("POST", f"/api/v1/namespaces/{namespace}/events", content)
+            await self._writes.send("POST", f"/api/v1/namespaces/{namespace}/events", content)
         except ApiFailure as failure:
             if failure.code in (0, 401, 429) or failure.code >= 500:
                 raise
@@ -330,16 +347,7 @@ class Writer:
     async def _delete(self, at: tuple[str, str, str], held: Held) -> None:
         kind, namespace, name = at
         resource = NAMESPACED if kind == NAMESPACED.kind else CLUSTERWIDE
-        options = {
-            "apiVersion": "v1",
-            "kind": "DeleteOptions",
-            "preconditions": {"uid": held.uid, "resourceVersion": held.revision},
-        }
-        try:
-            await self._send("DELETE", path_of(resource, namespace, name), options)
-        except ApiFailure as failure:
-            if failure.code != 404:
-                raise
+        await self._writes.delete(path_of(resource, namespace, name), held.uid, held.revision)
         if self._held.get(at) is held:
             del self._held[at]
 
@@ -350,14 +358,6 @@ class Writer:
             raise ApiFailure(0, "", f"{at[0]}: not what an API server answers: {error}") from error
         self._held[at] = held
         return held
-
-    async def _send(self, method: str, path: str, content: object) -> bytes:
-        """Write, when there is room, and as long as this one may. Raises ApiFailure."""
-        await self._bucket.wait()
-        seconds = self._election.left
-        if not seconds:
-            raise ApiFailure(0, "", "this agent is not elected any more")
-        return await self._connection.send(method, path, content, seconds=seconds)
 
 
 def _older(one: str, other: str) -> bool:

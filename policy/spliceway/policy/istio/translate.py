@@ -39,16 +39,31 @@ class Options(msgspec.Struct, frozen=True):
     without_own_node: bool = False
 
 
+class Part(msgspec.Struct, frozen=True):
+    """Specifications about the same workloads, of which one at least has HTTP rules: `policies`, or `errors`.
+
+    `keys`: kind and name of the policies that they are in; `pods`: those that they are about now.
+    """
+
+    keys: tuple[tuple[str, str], ...]
+    pods: tuple[Pod, ...]
+    policies: tuple[AuthorizationPolicy, ...]
+    errors: tuple[PolicyError, ...]
+
+
 class Translation(msgspec.Struct, frozen=True):
     """`refusals` say what is not translated, `notes` what is worth knowing of the rest.
 
-    `refused`: the refusals because of which there is nothing for a pod, by «namespace/name».
+    `refused`: the refusals because of which there is nothing for a pod, by «namespace/name». `parts`: the same by
+    workloads, but for HTTP rules of egress; `idle`: policies that are about no pod now.
     """
 
     policies: tuple[AuthorizationPolicy, ...]
     refusals: tuple[PolicyError, ...]
     notes: tuple[str, ...]
     refused: Mapping[str, tuple[PolicyError, ...]] = {}
+    parts: tuple[Part, ...] = ()
+    idle: frozenset[tuple[str, str]] = frozenset()
 
 
 def translate(cluster: Cluster, mesh: Mesh, options: Options | None = None) -> Translation:
@@ -70,11 +85,12 @@ class _Translator:
 
     def run(self) -> Translation:
         entries = list(self._entries())
-        policies: list[AuthorizationPolicy] = []
-        for component in _components(entries):
-            if any(entry.http for entry in component):
-                policies += self._component(component)
-        return Translation(tuple(policies), tuple(self._refusals), tuple(self._notes), self._refused)
+        with_http = (one for one in _components(entries) if any(entry.http for entry in one))
+        parts = tuple(self._component(one) for one in with_http)
+        policies = tuple(policy for part in parts for policy in part.policies)
+        busy = {_key(entry.policy) for entry in entries if entry.pods}
+        idle = frozenset(map(_key, self._cluster.policies.values())) - busy
+        return Translation(policies, tuple(self._refusals), tuple(self._notes), self._refused, parts, idle)
 
     def _note(self, text: str) -> None:
         self._notes[text] = None
@@ -100,7 +116,7 @@ class _Translator:
                     reason = "HTTP rules of egress: Istio has no AuthorizationPolicy at the client's end"
                     self._refusals.append(PolicyError(policy.file, policy.title, entry.path, reason))
 
-    def _component(self, entries: list[Entry]) -> list[AuthorizationPolicy]:
+    def _component(self, entries: list[Entry]) -> Part:
         """All specifications that are about the same workloads, directly or by others; all of them or none."""
         errors: list[PolicyError] = []
         ready: list[tuple[Entry, Compiled]] = []
@@ -130,7 +146,9 @@ class _Translator:
             self._note(
                 f"nothing is translated of {titles}: they are about the same workloads, of which a part is refused"
             )
-        return made
+        keys = dict.fromkeys(_key(entry.policy) for entry in entries)
+        pods = {pod.key: pod for entry in entries for pod in entry.pods}
+        return Part(tuple(keys), tuple(pods.values()), tuple(made), tuple(errors))
 
     def _surroundings(self, entries: list[Entry], ready: list[Entry]) -> Iterator[PolicyError]:
         """What stands against an AuthorizationPolicy for these workloads, whatever it says."""
@@ -286,6 +304,10 @@ def _components(entries: Iterable[Entry]) -> list[list[Entry]]:
         for one in component:
             home.update((pod.key, component) for pod in one.pods)
     return found
+
+
+def _key(policy: NetworkPolicy) -> tuple[str, str]:
+    return policy.kind, policy.key
 
 
 def _name(entry: Entry, action: str, index: int) -> str:
