@@ -105,8 +105,10 @@ class FleetAgent:
         taint: str = "",
         write: bool = True,
         rate: float = 500.0,
+        istio: Json | None = None,
     ) -> None:
         document = {
+            "istio": istio or {},
             "source": {"kubernetes": {"kubeconfig": str(kubeconfig)}},
             "node": {"name": node, "notReadyTaint": taint},
             "enforcement": enforcement,
@@ -240,10 +242,10 @@ def written(api: KubeApi, what: str = "") -> list[tuple[str, str]]:
     ]
 
 
-def all_rights() -> list[Rule]:
-    """What the chart gives an agent that writes."""
+def all_rights(*more: Any) -> list[Rule]:
+    """What the chart gives an agent that writes, and more."""
     lease = [{**one, "namespace": LEASE[0]} for one in lease_rights(LEASE[1])]
-    return msgspec.convert([*rights(), *RIGHTS, *TAINT_RIGHTS, *lease], list[Rule])
+    return msgspec.convert([*rights(), *RIGHTS, *TAINT_RIGHTS, *lease, *more], list[Rule])
 
 
 async def told(
@@ -271,6 +273,7 @@ def with_fleet(
     *before: Any,
     nodes: Sequence[str] = NAMES,
     definitions: bool = True,
+    more_rights: Sequence[Any] = (),
     **options: Any,
 ) -> None:
     """Run a test with an agent on each node, and their pods."""
@@ -279,7 +282,7 @@ def with_fleet(
         with KubeApi() as api:
             api.put(*CRDS, *(DEFINITIONS if definitions else ()), *map(node, nodes), *PODS, *before)
             api.rights(lambda one: one.token("secret", "agent"))
-            api.rights(lambda one: one.allow("agent", all_rights()))
+            api.rights(lambda one: one.allow("agent", all_rights(*more_rights)))
             kubeconfig = api.kubeconfig(tmp_path / "kubeconfig", token="secret")
             agents = [FleetAgent(name, kubeconfig, **options) for name in nodes]
             async with fleet(agents):
