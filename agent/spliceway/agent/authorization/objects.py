@@ -129,7 +129,8 @@ def own(content: Mapping[str, Any]) -> Held | None:
     except ValueError:
         return None
     shape = _shape(metadata, spec, bridge=bridge == _BRIDGE)
-    return Held(dict(metadata), spec, shape, _source(origin), version, digest)
+    kept = {key: value for key, value in metadata.items() if key != "managedFields"}
+    return Held(kept, spec, shape, _source(origin), version, digest)
 
 
 def others(content: Mapping[str, Any]) -> tuple[Shape, Foreign | None]:

@@ -64,7 +64,9 @@ class AuthorizationSide:
 
     def condition(self, key: Key, before: Condition | None) -> Condition | None:
         """See `AuthorizationWriter`."""
-        return self._writer.condition(key, before) if self._writer is not None else None
+        if self._writer is None:
+            return before if self._mode != "off" else None
+        return self._writer.condition(key, before)
 
     async def lead(
         self,

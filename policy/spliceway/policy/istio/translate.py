@@ -23,6 +23,7 @@ from spliceway.policy.istio.objects import AuthorizationPolicy, AuthorizationRul
 from spliceway.policy.istio.peers import PeerSources
 from spliceway.policy.istio.subjects import targets
 from spliceway.policy.model import Cluster, NetworkPolicy, Pod, Spec, Tier
+from spliceway.policy.selectors import facts_of, matcher
 from spliceway.policy.verdict import Direction
 
 #: Most rules of an AuthorizationPolicy (its CRD).
@@ -79,6 +80,9 @@ class _Translator:
         self._refused: dict[str, tuple[PolicyError, ...]] = {}
         self._about = ""
         self._pods = [pod for pod in cluster.pods.values() if not pod.host_network]
+        self._alike: dict[tuple[str, ...], list[int]] = {}  # places of pods with the same labels
+        for place, pod in enumerate(self._pods):
+            self._alike.setdefault(cluster.labels_of(pod), []).append(place)
         peers = PeerSources(cluster, options.trust_domain, lambda text: self._note(f"{self._about}: {text}"))
         namespaces = {*cluster.namespaces, *(pod.namespace for pod in self._pods)}
         self._compiler = RuleCompiler(mesh, peers, options.meaning, namespaces)
@@ -107,7 +111,9 @@ class _Translator:
                     yield Entry(policy, spec, self._selected(spec))
 
     def _selected(self, spec: Spec) -> tuple[Pod, ...]:
-        return tuple(pod for pod in self._pods if spec.subject.matches(self._cluster.labels_of(pod)))
+        test = matcher(spec.subject)
+        places = (place for labels, alike in self._alike.items() if test.matches(facts_of(labels)) for place in alike)
+        return tuple(self._pods[place] for place in sorted(places))
 
     def _refuse_egress(self, policy: NetworkPolicy, spec: Spec) -> None:
         for rule in spec.rules:
