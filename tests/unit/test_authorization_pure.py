@@ -154,7 +154,7 @@ def test_what_is_refused_stays_as_it_was() -> None:
     assert not found.unwanted
     assert not found.wanted
     assert found.troubles[KEY].reason == "Refused"
-    assert found.troubles[KEY].field == "spec.ingress[0].toPorts[0].rules.http[0].path"
+    assert found.troubles[KEY].field == "spec.ingress[0].toPorts[0].rules.http[0]"
 
 
 def test_of_a_policy_that_is_gone_stays_what_is_about_the_workloads_of_a_refused_one() -> None:

@@ -171,7 +171,7 @@ def test_a_refused_translation_keeps_its_last_good_one(tmp_path: Path) -> None:
             for one in status_in(api, "default/ciliumnetworkpolicy.web")["conditions"]
             if one["type"] == "Translated"
         )
-        assert condition["field"] == "spec.ingress[0].toPorts[0].rules.http[0].path"
+        assert condition["field"] == "spec.ingress[0].toPorts[0].rules.http[0]"
         await until(lambda: ("Warning", "PolicyNotTranslated", "web") in events(api))
         assert await ask(applied, api) == [good]
         # The wire has the new one all the same.

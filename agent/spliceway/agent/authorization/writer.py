@@ -103,6 +103,7 @@ class AuthorizationWriter:
             if not self._seen.is_whole or not self._whole():
                 again = self._now() + self._pacing.gather
                 continue
+            begun = self._now()
             try:
                 await self._round()
             except ApiFailure as failure:
@@ -114,7 +115,7 @@ class AuthorizationWriter:
                 await self._troubled(f"internal error: {error!r}", self._pacing.pause[1])
                 again = self._now()
             else:
-                tries, again = 0, self._due()
+                tries, again = 0, self._due(begun)
 
     async def _wait(self, again: float) -> None:
         """Until something is different, or is to be tried again; others may change meanwhile, and are one round."""
@@ -134,10 +135,9 @@ class AuthorizationWriter:
         pause: float = min(most, first * 2.0 ** min(tries, 16)) * random.uniform(0.5, 1.0)
         return pause
 
-    def _due(self) -> float:
-        """When there is something to be tried again, should nothing happen; 0: never."""
-        now = self._now()
-        times = [self._failed.next(now), self._edited.next(now)]
+    def _due(self, begun: float) -> float:
+        """When there is something to be tried again, should nothing happen; 0: never. `begun`: of the last round."""
+        times = [self._failed.next(begun), self._edited.next(begun)]
         if self._translating is not None:
             times.append(self._translating.due(self._seen))
         return min((one for one in times if one), default=0.0)
@@ -168,12 +168,12 @@ class AuthorizationWriter:
         What is deleted opens: that there is no such policy the server itself must say.
         """
         unwanted = (self._seen.own[name] for name in self._aimed(world).unwanted)
-        gone = {one.source: one.uid for one in unwanted if one.source not in world.versions}
-        still = {key for key, uid in gone.items() if await self._is_there(key, uid)}
+        gone = {one.source for one in unwanted if one.source not in world.versions}
+        still = {key for key in sorted(gone) if await self._is_there(key)}
         return msgspec.structs.replace(world, unread=world.unread | still) if still else world
 
-    async def _is_there(self, key: Key, uid: str) -> bool:
-        """Whether the server has the policy. Raises ApiFailure."""
+    async def _is_there(self, key: Key) -> bool:
+        """Whether the server has a policy of that name, made anew or not. Raises ApiFailure."""
         kind, path = key
         namespace, _, name = path.rpartition("/")
         resource = next((one for one in RESOURCES if one.kind == kind), None)
@@ -185,8 +185,7 @@ class AuthorizationWriter:
             if failure.code != 404:
                 raise
             return False  # not even its kind
-        items = _decoded(answer).get("items") or ()
-        return any(one.get("metadata", {}).get("uid") == uid for one in items)
+        return bool(_decoded(answer).get("items"))
 
     def _remember(self, found: Aim) -> None:
         """What is kept of translations that are refused now: so it stays, whoever edits or deletes it."""
