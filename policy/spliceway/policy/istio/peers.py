@@ -25,7 +25,7 @@ from spliceway.policy.labels import (
     pod_labels,
 )
 from spliceway.policy.model import CidrPeer, Cluster, IPAddress, Peers, Pod
-from spliceway.policy.selectors import facts_of, matcher
+from spliceway.policy.selectors import Facts, facts_of, matcher
 from spliceway.policy.table import IPNetwork
 
 #: Everybody, as sources.
@@ -47,9 +47,10 @@ class PeerSources:
     def __init__(self, cluster: Cluster, trust_domain: str, note: Callable[[str], None]) -> None:
         self._cluster, self._trust_domain, self._note = cluster, trust_domain, note
         self._pods = [pod for pod in cluster.pods.values() if not pod.host_network]
-        self._alike: dict[tuple[str, ...], list[Pod]] = {}  # pods with the same labels are asked about once
+        alike: dict[tuple[str, ...], list[Pod]] = {}
         for pod in self._pods:
-            self._alike.setdefault(cluster.labels_of(pod), []).append(pod)
+            alike.setdefault(cluster.labels_of(pod), []).append(pod)
+        self._alike = [(facts_of(labels), pods) for labels, pods in alike.items()]  # each is asked about once
         names = {*cluster.namespaces, *(pod.namespace for pod in self._pods)}
         self._namespaces = {
             name: cluster.namespaces[name].labels if name in cluster.namespaces else {} for name in names
@@ -104,15 +105,15 @@ class PeerSources:
     def _selected(self, selectors: list[Selector], *, deny: bool) -> Iterator[Source]:
         tests = [matcher(selector) for selector in selectors]
 
-        def means(labels: Iterable[str]) -> bool:
-            facts = facts_of(labels)
+        def means(facts: Facts) -> bool:
             return any(test.matches(facts) for test in tests)
 
-        host, remote = means([Reserved.HOST.label]), means([Reserved.REMOTE_NODE.label])
-        unmanaged = means([Reserved.UNMANAGED.label])
-        world = {version: means([label]) for version, label in _WORLD.items()}
-        api = means([Reserved.KUBE_APISERVER.label])
-        pods = {pod.key for labels, alike in self._alike.items() if means(labels) for pod in alike}
+        host, remote, unmanaged, api = (
+            means(facts_of([one.label]))
+            for one in (Reserved.HOST, Reserved.REMOTE_NODE, Reserved.UNMANAGED, Reserved.KUBE_APISERVER)
+        )
+        world = {version: means(facts_of([label])) for version, label in _WORLD.items()}
+        pods = {pod.key for facts, alike in self._alike if means(facts) for pod in alike}
         if api and not (host or remote or unmanaged or any(world.values()) or pods):
             yield from self._api_server(deny=deny)
             return
@@ -170,13 +171,12 @@ class PeerSources:
             else:
                 meant |= symbolic
         tests = [matcher(selector) for selector in by_labels]
-        for labels, (pod, *_) in self._alike.items():
-            facts = facts_of(labels)
+        for facts, (pod, *_) in self._alike:
             if any(test.matches(facts) for test in tests):
                 meant.add(self._principal(*account(pod)))
         if by_labels and not meant:
             self._note("selects no pod of the inventory, which could tell service accounts: nobody is meant")
-        for pod, *_ in self._alike.values():
+        for _, (pod, *_) in self._alike:
             principal = self._principal(*account(pod))
             covered = principal in meant or self._principal(pod.namespace, "*") in meant
             if covered != (pod.key in pods):

@@ -80,9 +80,10 @@ class _Translator:
         self._refused: dict[str, tuple[PolicyError, ...]] = {}
         self._about = ""
         self._pods = [pod for pod in cluster.pods.values() if not pod.host_network]
-        self._alike: dict[tuple[str, ...], list[int]] = {}  # places of pods with the same labels
+        alike: dict[tuple[str, ...], list[int]] = {}
         for place, pod in enumerate(self._pods):
-            self._alike.setdefault(cluster.labels_of(pod), []).append(place)
+            alike.setdefault(cluster.labels_of(pod), []).append(place)
+        self._alike = [(facts_of(labels), places) for labels, places in alike.items()]  # places of pods
         peers = PeerSources(cluster, options.trust_domain, lambda text: self._note(f"{self._about}: {text}"))
         namespaces = {*cluster.namespaces, *(pod.namespace for pod in self._pods)}
         self._compiler = RuleCompiler(mesh, peers, options.meaning, namespaces)
@@ -112,7 +113,7 @@ class _Translator:
 
     def _selected(self, spec: Spec) -> tuple[Pod, ...]:
         test = matcher(spec.subject)
-        places = (place for labels, alike in self._alike.items() if test.matches(facts_of(labels)) for place in alike)
+        places = (place for facts, alike in self._alike if test.matches(facts) for place in alike)
         return tuple(self._pods[place] for place in sorted(places))
 
     def _refuse_egress(self, policy: NetworkPolicy, spec: Spec) -> None:
