@@ -62,6 +62,22 @@ def paths(api: KubeApi) -> list[str]:
     )
 
 
+def recorded(api: KubeApi) -> list[list[Json]]:
+    """What AuthorizationPolicies there are, from now on after each write of any of them."""
+    found: list[list[Json]] = []
+    store = api._api.store
+    write = store.write
+
+    def recording(resource: tuple[str, str], name: tuple[str, str], content: Json | None) -> object:
+        item = write(resource, name, content)
+        if resource[1] == "authorizationpolicies":
+            found.append([one.content for one in store.objects(resource).values()])
+        return item
+
+    store.write = recording  # type: ignore[assignment,method-assign]
+    return found
+
+
 def said(api: KubeApi, name: str) -> tuple[str, str, str]:
     """Status, reason and message of what is said of a CiliumNetworkPolicy's translation; empty: nothing is."""
     namespace, _, short = name.rpartition("/")

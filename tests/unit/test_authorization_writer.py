@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from support.meshfleet import (
     heard,
     http,
     paths,
+    recorded,
     said,
     with_mesh,
     writes,
@@ -319,6 +321,43 @@ def test_a_policy_that_is_gone_for_our_watch_alone_keeps_its_objects(tmp_path: P
         assert await ask(writes, api) == done
 
     with_mesh(tmp_path, body, http("web", "web"))
+
+
+def test_whatever_changes_and_whoever_writes_nothing_is_open_for_a_moment(tmp_path: Path) -> None:
+    """One policy closes `web` all the while; others come, go and are refused, and so do those who write."""
+    chance = random.Random(1)
+
+    def change(api: KubeApi) -> None:
+        name, path = chance.choice(["one", "one", "two"]), chance.choice(["/a", "/b", "/c", "/d", "/[0-9]+"])
+        api.put(PERMISSIVE if chance.random() < 0.1 else STRICT)
+        match chance.randrange(6):
+            case 0 if api.get("cilium.io/v2", "CiliumNetworkPolicy", "default/two"):
+                api.drop("cilium.io/v2", "CiliumNetworkPolicy", "default/two")
+            case 1:
+                api.put(denying(http(name, "web", path), chance.choice(["81", "82"])))
+            case _:
+                api.put(http(name, "web", path))
+
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        await heard(api, "default/one", "True", "Emitted")
+        states = await ask(recorded, api)
+        for number in range(30):
+            await ask(change, api)
+            await asyncio.sleep(0.05 + chance.random() * 0.3)
+            if number % 10 == 9:
+                gone = next((one for one in agents if one.leads), agents[0])
+                await gone.stop()
+                gone.start()
+        await ask(api.put, STRICT, http("one", "web", "/end"), http("two", "web", "/also"))
+        await until(lambda: paths(api) == ["/also", "/end"], 30)
+        await heard(api, "default/one", "True", "Emitted")
+        assert len(states) > 3
+        for state in states:
+            allowing = [one["spec"] for one in state if one["spec"]["action"] == "ALLOW"]
+            assert allowing, "web would be open"
+            assert not any(spec.get("rules") == [{}] for spec in allowing), "nothing was open before"
+
+    with_mesh(tmp_path, body, http("one", "web"))
 
 
 def test_off_asks_nothing_and_remove_takes_away_what_is_ours(tmp_path: Path) -> None:
