@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from spliceway.agent.policystatus.resources import EMISSION_RIGHTS
-from support.agent import until
 from support.fleet import FleetAgent, cnp, status_in, with_fleet
 from support.kubeapi import KubeApi, crd
 from support.kubesource import ask, pod
@@ -88,8 +88,12 @@ def said(api: KubeApi, name: str) -> tuple[str, str, str]:
 
 async def heard(api: KubeApi, name: str, status: str, reason: str, seconds: float = 20) -> str:
     """Wait for what is said of a translation to be this; the message."""
-    await until(lambda: said(api, name)[:2] == (status, reason), seconds)
-    return (await ask(said, api, name))[2]
+    found = ("", "", "")
+    async with asyncio.timeout(seconds):
+        while found[:2] != (status, reason):
+            await asyncio.sleep(0.01)
+            found = await ask(said, api, name)
+    return found[2]
 
 
 def writes(api: KubeApi) -> list[tuple[str, str]]:
