@@ -16,8 +16,8 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 #: Beside `spliceway_verdicts…`, whose labels are bounded by the enumerations of the code.
 MOST_SERIES = 260
 #: With an API server as the source only (test_kubernetes_source.py, test_policystatus_writer.py), with CNI only
-#: (test_cni_metrics.py).
-ELSEWHERE = ("spliceway_source_", "spliceway_status_", "spliceway_cni_")
+#: (test_cni_metrics.py), with Istio only (test_authorization_writer.py).
+ELSEWHERE = ("spliceway_source_", "spliceway_status_", "spliceway_cni_", "spliceway_authorization_")
 
 
 def section(title: str) -> str:

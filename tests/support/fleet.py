@@ -109,8 +109,10 @@ class FleetAgent:
         write: bool = True,
         rate: float = 500.0,
         kinds: Sequence[str] = DEFAULT_KINDS,
+        istio: Json | None = None,
     ) -> None:
         document = {
+            "istio": istio or {},
             "source": {"kubernetes": {"kubeconfig": str(kubeconfig)}},
             "node": {"name": node, "notReadyTaint": taint},
             "enforcement": enforcement,
@@ -249,16 +251,16 @@ def written(api: KubeApi, what: str = "") -> list[tuple[str, str]]:
     ]
 
 
-def all_rights() -> list[Rule]:
-    """What the chart gives an agent that writes."""
+def all_rights(*more: Any) -> list[Rule]:
+    """What the chart gives an agent that writes, and more."""
     lease = [{**one, "namespace": LEASE[0]} for one in lease_rights(LEASE[1])]
-    return msgspec.convert([*rights(), *RIGHTS, *TAINT_RIGHTS, *lease], list[Rule])
+    return msgspec.convert([*rights(), *RIGHTS, *TAINT_RIGHTS, *lease, *more], list[Rule])
 
 
-def kubeconfig_of(api: KubeApi, directory: Path) -> Path:
+def kubeconfig_of(api: KubeApi, directory: Path, *more: Any) -> Path:
     """With a token of agents that have these rights."""
     api.rights(lambda one: one.token("secret", "agent"))
-    api.rights(lambda one: one.allow("agent", all_rights()))
+    api.rights(lambda one: one.allow("agent", all_rights(*more)))
     return api.kubeconfig(directory / "kubeconfig", token="secret")
 
 
@@ -287,6 +289,7 @@ def with_fleet(
     *before: Any,
     nodes: Sequence[str] = NAMES,
     definitions: bool = True,
+    more_rights: Sequence[Any] = (),
     **options: Any,
 ) -> None:
     """Run a test with an agent on each node, and their pods."""
@@ -294,7 +297,7 @@ def with_fleet(
     async def main() -> None:
         with KubeApi() as api:
             api.put(*CRDS, *(DEFINITIONS if definitions else ()), *map(node, nodes), *PODS, *before)
-            kubeconfig = kubeconfig_of(api, tmp_path)
+            kubeconfig = kubeconfig_of(api, tmp_path, *more_rights)
             agents = [FleetAgent(name, kubeconfig, **options) for name in nodes]
             async with fleet(agents):
                 await body(api, agents)

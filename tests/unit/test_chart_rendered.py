@@ -38,6 +38,11 @@ MATRIX: dict[str, dict[str, Any]] = {
     "cni": {"cni": {"exemptNamespaces": ["kube-system", "istio-system"]}},
     "istio": {"mode": "istio", "agent": {"config": {"datapath": {"socketLb": "auto"}}}},
     "istio enforcing": {"mode": "istio", "enforcement": "enforce", "proxy": {"daemonSet": True}, "uninstall": False},
+    "istio emitting": {
+        "mode": "istio",
+        "istio": {"authorizationPolicies": "emit", "pathNormalization": "MERGE_SLASHES"},
+    },
+    "istio removing": {"istio": {"authorizationPolicies": "remove"}, "uninstall": True},
     "no cni": {"cni": {"enabled": False}},
     "metrics": {
         "metrics": {

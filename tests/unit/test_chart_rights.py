@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from spliceway.agent.nodecheck.rights import NEEDED
-from spliceway.agent.policystatus.resources import RIGHTS, TAINT_RIGHTS, lease_rights
+from spliceway.agent.policystatus.resources import EMISSION_RIGHTS, RIGHTS, TAINT_RIGHTS, lease_rights
 from spliceway.agent.sources.kubernetes.resources import rights
 from support.helm import CHART, Helm, one
 
@@ -74,6 +74,18 @@ def test_nodes_are_changed_only_where_a_taint_is_to_go(helm: Helm) -> None:
     objects = helm.render({"notReadyTaint": "a:NoSchedule", "policyStatus": {"enabled": False}})
     assert rules(objects) == asked(*rights(), *TAINT_RIGHTS)
     assert "status" not in agent_config(objects)
+
+
+@pytest.mark.parametrize("mode", ["emit", "remove"])
+def test_authorization_policies_are_written_only_where_they_are_asked_for(helm: Helm, mode: str) -> None:
+    objects = helm.render({"istio": {"authorizationPolicies": mode, "trustDomain": "mesh.example"}})
+    assert rules(objects) == asked(*rights(), *RIGHTS, *EMISSION_RIGHTS)
+    config = agent_config(objects)["istio"]
+    assert (config["authorizationPolicies"], config["trustDomain"]) == (mode, "mesh.example")
+    for off in ("off", False):  # YAML takes the word for a boolean
+        objects = helm.render({"istio": {"authorizationPolicies": off}, "mode": "istio"})
+        assert rules(objects) == asked(*rights(), *RIGHTS)
+        assert agent_config(objects)["istio"] == {"enabled": True}
 
 
 def agent_config(objects: list[dict[str, Any]]) -> dict[str, Any]:

@@ -24,6 +24,20 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"agent": {"config": {"istio": {"enabled": True}}}},
         "agent.config.istio.enabled: is not set there, but by mode",
     ),
+    "AuthorizationPolicies as a boolean": ({"istio": {"authorizationPolicies": True}}, "authorizationPolicies"),
+    "AuthorizationPolicies in two places": (
+        {"agent": {"config": {"istio": {"authorizationPolicies": "emit"}}}},
+        "agent.config.istio.authorizationPolicies: is not set there",
+    ),
+    "AuthorizationPolicies by nobody": (
+        {"istio": {"authorizationPolicies": "emit"}, "policyStatus": {"enabled": False}},
+        "istio.authorizationPolicies: emit needs policyStatus.enabled",
+    ),
+    "AuthorizationPolicies that nobody maintains": (
+        {"istio": {"authorizationPolicies": "emit"}, "uninstall": True},
+        "uninstall: istio.authorizationPolicies is emit",
+    ),
+    "a trust domain that can't be": ({"istio": {"trustDomain": "A b"}}, "trustDomain"),
     "unknown enforcement": ({"enforcement": "permissive"}, "enforcement"),
     "enforcement as a boolean": ({"enforcement": True}, "enforcement"),
     "unknown proxy": ({"proxy": {"kind": "nginx"}}, "kind"),

@@ -33,7 +33,7 @@ from spliceway.agent.listening import HttpServer, unix_listener
 from spliceway.agent.metrics import Gauges, Metrics
 from spliceway.agent.nodelocaldns import NodeLocalDns
 from spliceway.agent.policystatus.side import PolicyStatusSide
-from spliceway.agent.policystatus.told import WritingCollector
+from spliceway.agent.policystatus.told import collectors
 from spliceway.agent.ports import PortAllocator
 from spliceway.agent.portwatch import PortWatch
 from spliceway.agent.proxylink import ProxyLink
@@ -157,7 +157,7 @@ class Agent:
             on_services=(self._recorder.services.update, addresses.update, *([services.want] if translates else [])),
         )
         self._metrics = Metrics(self._datapath, self._gauges, self._splicing.status)
-        for collector in (SourceCollector(source.status), WritingCollector(self._told.status), *self._cni.collectors()):
+        for collector in (SourceCollector(source.status), *collectors(self._told.status), *self._cni.collectors()):
             self._metrics.registry.register(collector)
         ports = config.proxy.listener_ports
         saver = Saver(self._store, config.node_name, self._numbering, lambda: self._compiler.given)

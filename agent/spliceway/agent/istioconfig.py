@@ -1,22 +1,32 @@
-"""The mapping `istio` of the agent's configuration (docs/istio-sidecars.md)."""
+"""The mapping `istio` of the agent's configuration (docs/istio-sidecars.md, docs/istio-policy.md)."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from spliceway.agent.configsections import Section
 from spliceway.agent.errors import ConfigError
 from spliceway.policy.fields import DNS_LABEL, DNS_SUBDOMAIN
 from spliceway.policy.parse_authorization_source import TRUST_DOMAIN, IstioNames
 
+Emission = Literal["off", "emit", "remove"]
+
 
 class IstioConfig(Section, frozen=True):
     """`enabled`: what applications and their sidecars say to each other may be spliced, as `splice` allows.
 
     `trust_domain`, `root_namespace`: what the mesh calls itself in AuthorizationPolicies (meshConfig).
+    `authorization_policies`: `emit` keeps translations of HTTP rules applied, `remove` takes away what that has made,
+    `off` touches and asks nothing. The others are what the mesh is, see `spliceway policy istio translate`.
     """
 
     enabled: bool = False
+    authorization_policies: Emission = "off"
     trust_domain: str = TRUST_DOMAIN
     root_namespace: str = IstioNames().root_namespace
+    path_normalization: Literal["NONE", "BASE", "MERGE_SLASHES", "DECODE_AND_MERGE_SLASHES"] = "BASE"
+    ambiguous: Literal["refuse", "pass"] = "refuse"
+    without_own_node: bool = False
 
     @property
     def names(self) -> IstioNames:

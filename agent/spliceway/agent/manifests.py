@@ -14,8 +14,7 @@ from spliceway.agent.endpoints import Claim, local_endpoint
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.documents import Document, load_documents
 from spliceway.policy.errors import PolicyError
-from spliceway.policy.istio.hbone import AUTHORIZATION
-from spliceway.policy.istio.objects import MANAGED_BY
+from spliceway.policy.istio.objects import is_translated
 from spliceway.policy.model import EndpointSlice, Node, Object, Pod, Secret, object_key
 from spliceway.policy.parse import parse_document
 from spliceway.policy.parse_authorization_source import IstioNames
@@ -185,18 +184,14 @@ def _without(document: Document, left_out: Collection[str]) -> Document | None:
     return msgspec.structs.replace(document, content={**document.content, "items": kept})
 
 
+def _is_own(content: object) -> bool:
+    """Whether it is a translation of ours: what it says another policy says already."""
+    return isinstance(content, Mapping) and is_translated(content)
+
+
 def _is_one_of(content: object, kinds: Collection[str]) -> bool:
     kind = content.get("kind") if isinstance(content, Mapping) else None
     return isinstance(kind, str) and kind in kinds
-
-
-def _is_own(content: object) -> bool:
-    """Whether it is an AuthorizationPolicy that we made of other policies: read again, it would say them twice."""
-    if not isinstance(content, Mapping) or content.get("kind") != AUTHORIZATION:
-        return False
-    metadata = content.get("metadata")
-    labels = metadata.get("labels") if isinstance(metadata, Mapping) else None
-    return isinstance(labels, Mapping) and MANAGED_BY in labels.items()
 
 
 def _rank(metadata: Mapping[str, Any]) -> int:

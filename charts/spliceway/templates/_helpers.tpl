@@ -35,6 +35,12 @@ spliceway-policy-status
 {{ .Values.policyStatus.leaseNamespace | default "kube-system" }}
 {{- end }}
 
+{{/* emit, remove, or empty: off, which YAML may have read as false. */}}
+{{- define "spliceway.applies" -}}
+{{- $mode := (.Values.istio | default dict).authorizationPolicies | default "off" -}}
+{{- if ne $mode "off" -}}{{ $mode }}{{- end -}}
+{{- end }}
+
 {{- define "spliceway.image" -}}
 {{- $image := .Values.image -}}
 {{- if $image.digest -}}
@@ -70,8 +76,14 @@ spliceway-policy-status
 
 {{/* What a schema can't say in words that help. */}}
 {{- define "spliceway.check" -}}
-{{- if not (hasKey .Values "policyStatus") -}}
+{{- if not (and (hasKey .Values "policyStatus") (hasKey .Values "istio")) -}}
 {{- fail "these are the values of an older chart, without the defaults of this one: helm upgrade with --reset-then-reuse-values in place of --reuse-values" -}}
+{{- end -}}
+{{- if and (include "spliceway.applies" .) (not .Values.policyStatus.enabled) -}}
+{{- fail (printf "istio.authorizationPolicies: %v needs policyStatus.enabled: the agent that writes the status of policies applies them" .Values.istio.authorizationPolicies) -}}
+{{- end -}}
+{{- if and .Values.uninstall (eq (include "spliceway.applies" .) "emit") -}}
+{{- fail "uninstall: istio.authorizationPolicies is emit, and nobody would maintain what was applied: first set it to remove, and wait until nothing is left (docs/istio-policy.md); off leaves everything there" -}}
 {{- end -}}
 {{- if and .Values.proxy.backToAgent (not .Values.proxy.daemonSet) -}}
 {{- fail "proxy.backToAgent is the step before proxy.daemonSet is false: now it has no meaning" -}}
@@ -98,7 +110,7 @@ spliceway-policy-status
 {{- fail (printf "agent.config.%s: is not set there, but by %s" $field $value) -}}
 {{- end -}}
 {{- end -}}
-{{- range $path, $value := dict "proxy.kind" "proxy.kind" "proxy.managed" "proxy.daemonSet" "metrics.listen" "metrics.enabled, metrics.address and metrics.port" "metrics.health" "metrics.port" "cgroups.proxy" "the chart" "istio.enabled" "mode" -}}
+{{- range $path, $value := dict "proxy.kind" "proxy.kind" "proxy.managed" "proxy.daemonSet" "metrics.listen" "metrics.enabled, metrics.address and metrics.port" "metrics.health" "metrics.port" "cgroups.proxy" "the chart" "istio.enabled" "mode" "istio.authorizationPolicies" "istio.authorizationPolicies" "istio.trustDomain" "istio.trustDomain" "istio.rootNamespace" "istio.rootNamespace" "istio.pathNormalization" "istio.pathNormalization" "istio.ambiguous" "istio.ambiguous" "istio.withoutOwnNode" "istio.withoutOwnNode" -}}
 {{- $parts := splitList "." $path -}}
 {{- $section := index $.Values.agent.config (first $parts) -}}
 {{- if and (kindIs "map" $section) (hasKey $section (last $parts)) -}}
@@ -123,8 +135,15 @@ spliceway-policy-status
 {{- if .Values.policyStatus.enabled -}}
 {{- $_ := set $made "status" (dict "write" true "namespace" (include "spliceway.leaseNamespace" .) "lease" (include "spliceway.lease" .) "writesPerSecond" .Values.policyStatus.writesPerSecond) -}}
 {{- end -}}
+{{- $istio := dict -}}
 {{- if eq .Values.mode "istio" -}}
-{{- $_ := set $made "istio" (dict "enabled" true) -}}
+{{- $_ := set $istio "enabled" true -}}
+{{- end -}}
+{{- if include "spliceway.applies" . -}}
+{{- $istio = merge $istio .Values.istio -}}
+{{- end -}}
+{{- if $istio -}}
+{{- $_ := set $made "istio" $istio -}}
 {{- end -}}
 {{- with .Values.notReadyTaint -}}
 {{- $_ := set $made "node" (dict "notReadyTaint" .) -}}

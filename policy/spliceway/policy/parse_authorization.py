@@ -13,7 +13,7 @@ import msgspec
 
 from spliceway.policy.fields import Fields, Where, shown
 from spliceway.policy.istio.hbone import AMBIENT, AUTHORIZATION, DATAPLANE, HBONE, NONE, PROXY
-from spliceway.policy.istio.objects import MANAGED_BY
+from spliceway.policy.istio.objects import MANAGED_BY, TRANSLATED_FROM
 from spliceway.policy.labels import HBONE_KEY, NAMESPACE_LABELS_PREFIX, Operator, Requirement, Selector
 from spliceway.policy.model import Action, NetworkPolicy, Peers, PortRange, PortRule, Rule, Spec, Tier
 from spliceway.policy.parse_authorization_http import parse_http
@@ -48,7 +48,7 @@ def parse_authorization_policy(fields: Fields, where: Where, names: IstioNames |
     """
     names = names or IstioNames()
     meta = Metadata(fields, where, AUTHORIZATION)
-    if MANAGED_BY in meta.labels.items():
+    if MANAGED_BY in meta.labels.items() and TRANSLATED_FROM in (meta.annotations or {}):
         return NetworkPolicy(AUTHORIZATION, meta.namespace, meta.name, (), where.file)
     where = meta.where
     prefix = f"{where.field}." if where.field else ""

@@ -18,4 +18,20 @@ def writing_line(found: dict[str, Any], now: float) -> list[str]:
         who = f"written by this agent: {policies}, {nodes}"
     else:
         who = f"written by {found['writer']}" if found["writer"] else "nobody writes"
-    return [printable("; ".join((ago, who)))]
+    return [printable("; ".join((ago, who, *_applied(found))))]
+
+
+def _applied(found: dict[str, Any]) -> list[str]:
+    """«for Istio: 12 AuthorizationPolicies, 2 kept of refused translations», of the agent that writes."""
+    applied = found.get("authorization") or {"mode": "off"}
+    if applied["mode"] == "off" or not found["leads"]:
+        return []
+    parts = [f"{applied['emitted']} AuthorizationPolic{'y' if applied['emitted'] == 1 else 'ies'}"]
+    for count, what in (
+        (applied["kept"], "kept of refused translations"),
+        (applied["going"], "to be deleted"),
+        (applied["refused"], "policies refused"),
+    ):
+        if count:
+            parts.append(f"{count} {what}")
+    return [f"for Istio: {', '.join(parts)}"]

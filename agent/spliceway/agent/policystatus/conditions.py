@@ -59,11 +59,16 @@ class Status(msgspec.Struct, frozen=True, rename="camel"):
         return next((one for one in self.conditions if one.type == kind), None)
 
 
-def status_of(policy: Written, count: Count, before: Status | None, now: datetime) -> Status:
-    """The status now. Times are those of `before` where a condition is as it was."""
+def status_of(
+    policy: Written, count: Count, before: Status | None, now: datetime, translated: Condition | None = None
+) -> Status:
+    """The status now. Times are those of `before` where a condition is as it was.
+
+    `translated`: what is said of HTTP rules in the mesh, where anything is.
+    """
     generation = policy.version.generation
     made = []
-    for one in (_valid(count), _applied(count), _refused(count)):
+    for one in (_valid(count), _applied(count), _refused(count), *([translated] if translated else [])):
         old = before.condition(one.type) if before is not None else None
         same = old is not None and old.status == one.status
         made.append(

@@ -47,6 +47,22 @@ def news(before: Status | None, now: Status) -> Told | None:
     return None
 
 
+def translation_news(before: Status | None, now: Status) -> Told | None:
+    """The same of the translation for Istio."""
+    told, was = now.condition("Translated"), before.condition("Translated") if before is not None else None
+    was_bad = was is not None and was.status == "False" and was.reason != "Pending"
+    if told is None or told.reason == "Pending":
+        return None
+    if told.status == "False":
+        if was_bad and was and was.reason == told.reason and before and before.revision == now.revision:
+            return None  # of another pod, maybe
+        where = f"{told.field}: " if told.field else ""
+        return Told("Warning", "PolicyNotTranslated", f"{where}{told.message}")
+    if was_bad:
+        return Told("Normal", "PolicyTranslated", f"generation {now.observed_generation}: {told.message}")
+    return None
+
+
 def event(told: Told, key: Key, policy: Written, instance: str, now: datetime) -> tuple[str, dict[str, Any]]:
     """Namespace and object. `instance`: who tells it."""
     kind, path = key

@@ -15,6 +15,7 @@ import msgspec
 
 from spliceway.agent.manifests import POLICY_KINDS, Key
 from spliceway.agent.sources.events import Batch, FileRemoved, ObjectChanged
+from spliceway.policy.istio.objects import is_translated
 from spliceway.policy.parse_metadata import ENFORCEMENT
 
 Json = Mapping[str, Any]
@@ -80,7 +81,9 @@ class Ledger:
         for event in batch:
             if isinstance(event, ObjectChanged):
                 kind, name = _key(event.file)
-                if kind in POLICY_KINDS:
+                if is_translated(event.content):  # it says again what another policy says
+                    self._went((kind, name))
+                elif kind in POLICY_KINDS:
                     self._policy((kind, name), event.content)
                 elif kind == "Node":
                     self.nodes[name] = str(event.content["metadata"].get("uid", ""))
@@ -88,8 +91,8 @@ class Ledger:
                 kind, name = _key(event.file)
                 if kind == "Node":
                     self.nodes.pop(name, None)
-                elif self.written.pop((kind, name), None) is not None:
-                    self._dirty[kind, name] = None
+                else:
+                    self._went((kind, name))
 
     def asked(self, number: int, document: Callable[[Key], Json | None]) -> None:
         """All that was seen is in force when the intent of this number is. `document`: a policy's last good one."""
@@ -108,6 +111,10 @@ class Ledger:
                     self.in_force.pop(key, None)
                 else:
                     self.in_force[key] = version
+
+    def _went(self, key: Key) -> None:
+        if self.written.pop(key, None) is not None:
+            self._dirty[key] = None
 
     def _policy(self, key: Key, content: Json) -> None:
         version = version_of(content)

@@ -31,6 +31,22 @@ RIGHTS: tuple[dict[str, tuple[str, ...]], ...] = (
     },
     {"apiGroups": ("",), "resources": ("events",), "verbs": ("create",)},
 )
+#: Istio's kinds, where translations are kept applied; the second is only read.
+AUTHORIZATIONS = Resource(
+    "AuthorizationPolicy", "security.istio.io", ("v1", "v1beta1"), "authorizationpolicies", False, True
+)
+AUTHENTICATIONS = Resource(
+    "PeerAuthentication", "security.istio.io", ("v1", "v1beta1"), "peerauthentications", False, True
+)
+#: Of a ClusterRole, beside RIGHTS, with `istio.authorizationPolicies` emit or remove.
+EMISSION_RIGHTS: tuple[dict[str, tuple[str, ...]], ...] = (
+    {
+        "apiGroups": (AUTHORIZATIONS.group,),
+        "resources": (AUTHORIZATIONS.plural,),
+        "verbs": ("list", "watch", "create", "update", "delete"),
+    },
+    {"apiGroups": (AUTHENTICATIONS.group,), "resources": (AUTHENTICATIONS.plural,), "verbs": ("list", "watch")},
+)
 #: Of a ClusterRole, where the taint is used.
 TAINT_RIGHTS: tuple[dict[str, tuple[str, ...]], ...] = (
     {"apiGroups": ("",), "resources": ("nodes",), "verbs": ("get", "patch")},

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from spliceway.agent.authorization.side import AuthorizationSide
 from spliceway.agent.cni.side import CniSide
 from spliceway.agent.config import Config
 from spliceway.agent.errors import SourceError
@@ -68,6 +69,7 @@ class PolicyStatusSide:
         self._pacing = pacing or Pacing()
         self._timing = timing or Timing()
         self._ledger = Ledger()
+        self._authorization = AuthorizationSide(config, inventory, self._ledger, self._pacing, self._timing)
         self._figures = Figures()
         self._local: LocalReport | None = None
         self._force: Force | None = None
@@ -118,11 +120,13 @@ class PolicyStatusSide:
         """The source says this, and the inventory has taken it in."""
         if self._is_on:
             self._ledger.saw(batch)
+            self._authorization.saw(batch)
 
     def asked(self, number: int) -> None:
         """What was seen is in force when the intent of this number is."""
         if self._is_on:
             self._ledger.asked(number, self._document)
+            self._authorization.asked(number)
             self._changed.set()
 
     def passed(self, first: Callable[[], None]) -> None:
@@ -140,7 +144,8 @@ class PolicyStatusSide:
             return WritingStatus()
         figures, reporter, election, taint = self._figures, self._reporter, self._election, self._taint
         leads = election is not None and election.leads
-        errors = (self._problem, *(one.error for one in (reporter, election, taint) if one is not None))
+        parts = (reporter, election, taint, self._authorization)
+        errors = (self._problem, *(one.error for one in parts if one is not None))
         return WritingStatus(
             enabled=self._config.status.write,
             reported=reporter.when if reporter else 0.0,
@@ -159,6 +164,7 @@ class PolicyStatusSide:
             taint=self._config.node.not_ready_taint,
             taint_removed=taint.removed if taint else 0,
             problems=tuple(dict.fromkeys(text for text in (*errors, figures.error if leads else "") if text)),
+            authorization=self._authorization.status(),
         )
 
     def warnings(self) -> tuple[str, ...]:
@@ -224,6 +230,9 @@ class PolicyStatusSide:
             await connection.close()
 
     async def _lead(self, connection: Connection, election: Election, rates: tuple[Bucket, Bucket]) -> None:
+        def whole() -> bool:
+            return self._inventory.synced and self._force is not None and bool(self._force.reached)
+
         self._writer = writer = Writer(
             connection,
             self._ledger,
@@ -231,14 +240,18 @@ class PolicyStatusSide:
             self._config.node_name,
             kinds=self._config.policies.kinds,
             own=lambda: self._current,
-            whole=lambda: self._inventory.synced and self._force is not None and bool(self._force.reached),
+            whole=whole,
             pacing=self._pacing,
             timing=self._timing,
             rates=rates,
             figures=self._figures,
+            translated=self._authorization.condition,
         )
         try:
-            await writer.run()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(writer.run(), name="status writer")
+                applied = self._authorization.lead(connection, election, whole=whole, on_news=writer.again)
+                group.create_task(applied, name="authorization writer")
         finally:
             self._writer = None
 

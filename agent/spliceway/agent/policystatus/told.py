@@ -8,12 +8,15 @@ import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from spliceway.agent.authorization.told import EmissionCollector, EmissionStatus
+
 
 class WritingStatus(msgspec.Struct, frozen=True, rename="camel"):
     """What `status` says. `reported`: when this node did last, seconds since 1970 (0: never).
 
     `writer`: who writes, of those that stand for election; `leads`: this agent; `policies`, `nodes`: that it
     writes of, and whose reports it has. `taint`: what is taken off the node, `taint_removed`: how often it was.
+    `authorization`: what is kept applied for Istio.
     """
 
     enabled: bool = False
@@ -33,6 +36,7 @@ class WritingStatus(msgspec.Struct, frozen=True, rename="camel"):
     taint: str = ""
     taint_removed: int = 0
     problems: tuple[str, ...] = ()
+    authorization: EmissionStatus = EmissionStatus()
 
 
 class WritingCollector(Collector):
@@ -68,3 +72,8 @@ class WritingCollector(Collector):
         ):
             failures.add_metric([kind], count)
         yield from (writes, failures)
+
+
+def collectors(status: Callable[[], WritingStatus]) -> tuple[Collector, ...]:
+    """All of what is told and applied."""
+    return WritingCollector(status), EmissionCollector(lambda: status().authorization)

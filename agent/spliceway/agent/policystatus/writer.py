@@ -18,9 +18,10 @@ import structlog
 from spliceway.agent.manifests import Key
 from spliceway.agent.policystatus import statuses
 from spliceway.agent.policystatus.asked import is_newest
-from spliceway.agent.policystatus.conditions import Status, status_of
+from spliceway.agent.policystatus.conditions import Condition, Status, status_of
 from spliceway.agent.policystatus.election import Election
-from spliceway.agent.policystatus.events import Told, event, news
+from spliceway.agent.policystatus.events import Told, event, news, translation_news
+from spliceway.agent.policystatus.fenced import FencedWrites
 from spliceway.agent.policystatus.ledger import Ledger, Written
 from spliceway.agent.policystatus.naming import path_of, status_name
 from spliceway.agent.policystatus.pacing import Bucket, Pacing
@@ -34,6 +35,8 @@ from spliceway.agent.sources.kubernetes.discovery import Discovery
 from spliceway.agent.sources.kubernetes.figures import Timing
 from spliceway.agent.sources.kubernetes.reflector import Reflector
 
+#: What is said of a policy's translation: by what was said before.
+Translated = Callable[[Key, Condition | None], Condition | None]
 #: So many policies are worked out before others of the agent's tasks have their turn.
 _TURN = 50
 
@@ -66,21 +69,25 @@ class Writer:
         timing: Timing,
         rates: tuple[Bucket, Bucket],
         figures: Figures,
+        translated: Translated = lambda _key, _before: None,
     ) -> None:
         """`kinds`: of policies that the ledger has; `own`: this node's report; `whole`: whether it has all of them.
 
-        `rates`: of writes, of Events.
+        `rates`: of writes, of Events; `translated`: what is to be said of a policy's translation, given what was said
+        before; call `again` when it is another one.
         """
         self._connection = connection
+        self._bucket = rates[0]
+        self._writes = FencedWrites(connection, election, rates[0])
         self._ledger = ledger
-        self._election = election
         self._node = node
         self._kinds = {kind.lower() for kind in kinds}
         self._own = own
         self._whole = whole
         self._pacing = pacing
-        self._bucket, self._events = rates
+        self._events = rates[1]
         self._figures = figures
+        self._translated = translated
         self._tally = Tally()
         self._reports: dict[str, tuple[str, Report]] = {}
         self._held: dict[tuple[str, str, str], Held] = {}
@@ -113,6 +120,12 @@ class Writer:
 
     def wake(self) -> None:
         """Something may be different."""
+        self._woken.set()
+
+    def again(self, keys: Iterable[Key] | None) -> None:
+        """Of these policies (None: of all) something is different that no node reports."""
+        for key in list(self._written) if keys is None else keys:
+            self._written.pop(key, None)
         self._woken.set()
 
     async def run(self) -> None:
@@ -285,7 +298,7 @@ class Writer:
             await self._delete(at, held)  # of a policy of that name that is no more
             held = None
         if held is None:
-            answer = await self._send("POST", path_of(resource, namespace), made)
+            answer = await self._writes.send("POST", path_of(resource, namespace), made)
             held = self._keep(at, answer)
         # What this one wrote last is what counts, but for times, whatever others have made of it since then.
         uid, ours = self._ours.get(at, ("", None))
@@ -296,10 +309,12 @@ class Writer:
             if not await is_newest(self._connection, key, policy):
                 return  # who has written this knows more: it comes to us, too
         if status != held.status:
-            if (told := news(before, status)) is not None:
-                await self._tell(told, key, policy)
+            for told in (news(before, status), translation_news(before, status)):
+                if told is not None:
+                    await self._tell(told, key, policy)
             content = statuses.with_status(made, held, status)
-            held = self._keep(at, await self._send("PUT", f"{path_of(resource, namespace, name)}/status", content))
+            answer = await self._writes.send("PUT", f"{path_of(resource, namespace, name)}/status", content)
+            held = self._keep(at, answer)
             self._figures.statuses += 1
         self._ours[at] = (held.uid, held.status or status)
         self._written[key] = policy
@@ -309,7 +324,9 @@ class Writer:
             # What others have written into it since then has made no new version of it.
             since = min(policy.since, int(before.resource_version))
             policy = msgspec.structs.replace(policy, since=since)
-        return status_of(policy, self._tally.count(key[0], policy), there, datetime.now(UTC))
+        known = before.condition("Translated") if before is not None else None
+        translated = self._translated(key, known)
+        return status_of(policy, self._tally.count(key[0], policy), there, datetime.now(UTC), translated)
 
     async def _tell(self, told: Told, key: Key, policy: Written) -> None:
         """An Event, if there is room for it. That there is one already is fine, and so is that there may be none."""
@@ -318,7 +335,7 @@ class Writer:
             return
         namespace, content = event(told, key, policy, self._node, datetime.now(UTC))
         try:
-            await self._send("POST", f"/api/v1/namespaces/{namespace}/events", content)
+            await self._writes.send("POST", f"/api/v1/namespaces/{namespace}/events", content)
         except ApiFailure as failure:
             if failure.code in (0, 401, 429) or failure.code >= 500:
                 raise
@@ -349,16 +366,7 @@ class Writer:
     async def _delete(self, at: tuple[str, str, str], held: Held) -> None:
         kind, namespace, name = at
         resource = NAMESPACED if kind == NAMESPACED.kind else CLUSTERWIDE
-        options = {
-            "apiVersion": "v1",
-            "kind": "DeleteOptions",
-            "preconditions": {"uid": held.uid, "resourceVersion": held.revision},
-        }
-        try:
-            await self._send("DELETE", path_of(resource, namespace, name), options)
-        except ApiFailure as failure:
-            if failure.code != 404:
-                raise
+        await self._writes.delete(path_of(resource, namespace, name), held.uid, held.revision)
         if self._held.get(at) is held:
             del self._held[at]
             self._ours.pop(at, None)
@@ -373,14 +381,6 @@ class Writer:
         if there is None or there.uid != held.uid or not _older(held.revision, there.revision):
             self._held[at] = held
         return held
-
-    async def _send(self, method: str, path: str, content: object) -> bytes:
-        """Write, when there is room, and as long as this one may. Raises ApiFailure."""
-        await self._bucket.wait()
-        seconds = self._election.left
-        if not seconds:
-            raise ApiFailure(0, "", "this agent is not elected any more")
-        return await self._connection.send(method, path, content, seconds=seconds)
 
 
 def _older(one: str, other: str) -> bool:

@@ -19,11 +19,13 @@ class ObjectChanged(msgspec.Struct, frozen=True):
     """One object appeared or is another: what a file with it alone would say, as plain values of JSON.
 
     `file` is a name for it that no other object has, such as `kubernetes:Service/default/web`; pods, of which there are
-    very many, have «namespace/name» alone, the very text of `Pod.key`.
+    very many, have «namespace/name» alone, the very text of `Pod.key`. `mesh`: a pod's annotations of Istio's that
+    the translation of policies needs, also of pods of other nodes.
     """
 
     file: str
     content: Mapping[str, Any]
+    mesh: Mapping[str, str] = {}
 
 
 class FileRemoved(msgspec.Struct, frozen=True):

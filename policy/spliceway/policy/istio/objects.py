@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -10,6 +11,17 @@ import msgspec
 MANAGED_BY = ("app.kubernetes.io/managed-by", "spliceway")
 #: Annotation that names the policy that one came from.
 TRANSLATED_FROM = "spliceway.io/translated-from"
+
+
+def is_translated(content: Mapping[str, Any]) -> bool:
+    """Whether an object is a translation of ours, by an agent or by hand: it says again what another policy says."""
+    metadata = content.get("metadata")
+    if content.get("kind") != "AuthorizationPolicy" or not isinstance(metadata, Mapping):
+        return False
+    labels, annotations = metadata.get("labels"), metadata.get("annotations")
+    if not isinstance(labels, Mapping) or not isinstance(annotations, Mapping):
+        return False
+    return MANAGED_BY in labels.items() and TRANSLATED_FROM in annotations
 
 
 class Source(msgspec.Struct, frozen=True):

@@ -25,7 +25,7 @@ from spliceway.policy.labels import (
     pod_labels,
 )
 from spliceway.policy.model import CidrPeer, Cluster, IPAddress, Peers, Pod
-from spliceway.policy.selectors import facts_of, matcher
+from spliceway.policy.selectors import Facts, facts_of, matcher
 from spliceway.policy.table import IPNetwork
 
 #: Everybody, as sources.
@@ -47,7 +47,10 @@ class PeerSources:
     def __init__(self, cluster: Cluster, trust_domain: str, note: Callable[[str], None]) -> None:
         self._cluster, self._trust_domain, self._note = cluster, trust_domain, note
         self._pods = [pod for pod in cluster.pods.values() if not pod.host_network]
-        self._labels = {pod.key: cluster.labels_of(pod) for pod in self._pods}
+        alike: dict[tuple[str, ...], list[Pod]] = {}
+        for pod in self._pods:
+            alike.setdefault(cluster.labels_of(pod), []).append(pod)
+        self._alike = [(facts_of(labels), pods) for labels, pods in alike.items()]  # each is asked about once
         names = {*cluster.namespaces, *(pod.namespace for pod in self._pods)}
         self._namespaces = {
             name: cluster.namespaces[name].labels if name in cluster.namespaces else {} for name in names
@@ -69,7 +72,8 @@ class PeerSources:
         )
         ranges = cluster.all_pod_cidrs()
         self._ranges = ranges
-        stray = {one for pod in self._pods for one in pod.addresses if not any(one in block for block in ranges)}
+        inside = _within(ranges)
+        stray = {one for pod in self._pods for one in pod.addresses if not inside(one)}
         self._strays = stray
         self._inside = (
             *ranges,
@@ -101,15 +105,15 @@ class PeerSources:
     def _selected(self, selectors: list[Selector], *, deny: bool) -> Iterator[Source]:
         tests = [matcher(selector) for selector in selectors]
 
-        def means(labels: Iterable[str]) -> bool:
-            facts = facts_of(labels)
+        def means(facts: Facts) -> bool:
             return any(test.matches(facts) for test in tests)
 
-        host, remote = means([Reserved.HOST.label]), means([Reserved.REMOTE_NODE.label])
-        unmanaged = means([Reserved.UNMANAGED.label])
-        world = {version: means([label]) for version, label in _WORLD.items()}
-        api = means([Reserved.KUBE_APISERVER.label])
-        pods = {pod.key for pod in self._pods if means(self._labels[pod.key])}
+        host, remote, unmanaged, api = (
+            means(facts_of([one.label]))
+            for one in (Reserved.HOST, Reserved.REMOTE_NODE, Reserved.UNMANAGED, Reserved.KUBE_APISERVER)
+        )
+        world = {version: means(facts_of([label])) for version, label in _WORLD.items()}
+        pods = {pod.key for facts, alike in self._alike if means(facts) for pod in alike}
         if api and not (host or remote or unmanaged or any(world.values()) or pods):
             yield from self._api_server(deny=deny)
             return
@@ -167,13 +171,12 @@ class PeerSources:
             else:
                 meant |= symbolic
         tests = [matcher(selector) for selector in by_labels]
-        for pod in self._pods:
-            facts = facts_of(self._labels[pod.key])
+        for facts, (pod, *_) in self._alike:
             if any(test.matches(facts) for test in tests):
                 meant.add(self._principal(*account(pod)))
         if by_labels and not meant:
             self._note("selects no pod of the inventory, which could tell service accounts: nobody is meant")
-        for pod in self._pods:
+        for _, (pod, *_) in self._alike:
             principal = self._principal(*account(pod))
             covered = principal in meant or self._principal(pod.namespace, "*") in meant
             if covered != (pod.key in pods):
@@ -246,7 +249,33 @@ class PeerSources:
             others = [other for other in kept_out if other.version == block.version and other.overlaps(block)]
             if any(block.subnet_of(other) for other in others):  # type: ignore[arg-type]
                 continue
-            others = [one for one in others if not any(one != two and one.subnet_of(two) for two in others)]  # type: ignore[arg-type]
-            by_excepts.setdefault(tuple(map(str, others)), []).append(str(block))
+            by_excepts.setdefault(tuple(map(str, _outermost(others))), []).append(str(block))
         for others_text, texts in by_excepts.items():
             yield Source(ip_blocks=tuple(texts), not_ip_blocks=others_text)
+
+
+def _outermost(blocks: list[IPNetwork]) -> list[IPNetwork]:
+    """Those of one version that are in none of the others, in their order."""
+    kept: set[IPNetwork] = set()
+    end = -1
+    for one in sorted(blocks, key=lambda block: (int(block.network_address), block.prefixlen)):
+        last = int(one.broadcast_address)
+        if last > end:
+            kept.add(one)
+            end = last
+    return [one for one in blocks if one in kept]
+
+
+def _within(blocks: Iterable[IPNetwork]) -> Callable[[IPAddress], bool]:
+    """Whether an address is in any of the blocks, of which a cluster has as many as nodes."""
+    known = {(block.version, block.prefixlen, int(block.network_address)) for block in blocks}
+    lengths = {version: {length for each, length, _ in known if each == version} for version in (4, 6)}
+
+    def test(address: IPAddress) -> bool:
+        bits, number = address.max_prefixlen, int(address)
+        return any(
+            (address.version, length, number >> (bits - length) << (bits - length)) in known
+            for length in lengths[address.version]
+        )
+
+    return test

@@ -26,6 +26,7 @@ from spliceway.policy.istio.objects import AuthorizationPolicy, AuthorizationRul
 from spliceway.policy.istio.peers import PeerSources
 from spliceway.policy.istio.subjects import Target, targets
 from spliceway.policy.model import Cluster, NetworkPolicy, Pod, Spec, Tier
+from spliceway.policy.selectors import facts_of, matcher
 from spliceway.policy.verdict import Direction
 
 #: Most rules of an AuthorizationPolicy (its CRD).
@@ -42,11 +43,24 @@ class Options(msgspec.Struct, frozen=True):
     without_own_node: bool = False
 
 
+class Part(msgspec.Struct, frozen=True):
+    """Specifications about the same workloads, of which one at least has HTTP rules: `policies`, or `errors`.
+
+    `keys`: kind and name of the policies that they are in; `pods`: those that they are about now.
+    """
+
+    keys: tuple[tuple[str, str], ...]
+    pods: tuple[Pod, ...]
+    policies: tuple[AuthorizationPolicy, ...]
+    errors: tuple[PolicyError, ...]
+
+
 class Translation(msgspec.Struct, frozen=True):
     """`refusals` say what is not translated, `notes` what is worth knowing of the rest.
 
     `filters` belong to `policies`: without them HTTP rules match nothing.
-    `refused`: the refusals because of which there is nothing for a pod, by «namespace/name».
+    `refused`: the refusals because of which there is nothing for a pod, by «namespace/name». `parts`: the same by
+    workloads, but for HTTP rules of egress; `idle`: policies that are about no pod now.
     """
 
     policies: tuple[AuthorizationPolicy, ...]
@@ -54,6 +68,8 @@ class Translation(msgspec.Struct, frozen=True):
     notes: tuple[str, ...]
     refused: Mapping[str, tuple[PolicyError, ...]] = {}
     filters: tuple[EnvoyFilter, ...] = ()
+    parts: tuple[Part, ...] = ()
+    idle: frozenset[tuple[str, str]] = frozenset()
 
     def documents(self) -> list[dict[str, Any]]:
         """All of it as YAML has it: filters first, so that applying it in this order never denies for a moment."""
@@ -74,18 +90,29 @@ class _Translator:
         self._filters: list[EnvoyFilter] = []
         self._about = ""
         self._pods = [pod for pod in cluster.pods.values() if not pod.host_network]
+        alike: dict[tuple[str, ...], list[int]] = {}
+        for place, pod in enumerate(self._pods):
+            alike.setdefault(cluster.labels_of(pod), []).append(place)
+        self._alike = [(facts_of(labels), places) for labels, places in alike.items()]  # places of pods
         peers = PeerSources(cluster, options.trust_domain, lambda text: self._note(f"{self._about}: {text}"))
         namespaces = {*cluster.namespaces, *(pod.namespace for pod in self._pods)}
         self._compiler = RuleCompiler(mesh, peers, namespaces)
 
     def run(self) -> Translation:
         entries = list(self._entries())
-        policies: list[AuthorizationPolicy] = []
-        for component in _components(entries):
-            if any(entry.http for entry in component):
-                policies += self._component(component)
-        filters = tuple(self._filters)
-        return Translation(tuple(policies), tuple(self._refusals), tuple(self._notes), self._refused, filters)
+        with_http = (one for one in _components(entries) if any(entry.http for entry in one))
+        parts = tuple(self._component(one) for one in with_http)
+        policies = tuple(policy for part in parts for policy in part.policies)
+        busy = {_key(entry.policy) for entry in entries if entry.pods}
+        return Translation(
+            policies,
+            tuple(self._refusals),
+            tuple(self._notes),
+            self._refused,
+            tuple(self._filters),
+            parts,
+            frozenset(map(_key, self._cluster.policies.values())) - busy,
+        )
 
     def _note(self, text: str) -> None:
         self._notes[text] = None
@@ -102,7 +129,9 @@ class _Translator:
                     yield Entry(policy, spec, self._selected(spec))
 
     def _selected(self, spec: Spec) -> tuple[Pod, ...]:
-        return tuple(pod for pod in self._pods if spec.subject.matches(self._cluster.labels_of(pod)))
+        test = matcher(spec.subject)
+        places = (place for facts, alike in self._alike if test.matches(facts) for place in alike)
+        return tuple(self._pods[place] for place in sorted(places))
 
     def _refuse_egress(self, policy: NetworkPolicy, spec: Spec) -> None:
         for rule in spec.rules:
@@ -111,7 +140,7 @@ class _Translator:
                     reason = "HTTP rules of egress: Istio has no AuthorizationPolicy at the client's end"
                     self._refusals.append(PolicyError(policy.file, policy.title, entry.path, reason))
 
-    def _component(self, entries: list[Entry]) -> list[AuthorizationPolicy]:
+    def _component(self, entries: list[Entry]) -> Part:
         """All specifications that are about the same workloads, directly or by others; all of them or none."""
         errors: list[PolicyError] = []
         ready: list[tuple[Entry, Compiled]] = []
@@ -142,7 +171,9 @@ class _Translator:
             self._note(
                 f"nothing is translated of {titles}: they are about the same workloads, of which a part is refused"
             )
-        return made
+        keys = dict.fromkeys(_key(entry.policy) for entry in entries)
+        pods = {pod.key: pod for entry in entries for pod in entry.pods}
+        return Part(tuple(keys), tuple(pods.values()), tuple(made), tuple(errors))
 
     def _meaning(self, entries: Iterable[Entry]) -> Meaning:
         """Waypoints have no filters of ours: no kind of EnvoyFilter is promised to work there."""
@@ -325,6 +356,10 @@ def _components(entries: Iterable[Entry]) -> list[list[Entry]]:
         for one in component:
             home.update((pod.key, component) for pod in one.pods)
     return found
+
+
+def _key(policy: NetworkPolicy) -> tuple[str, str]:
+    return policy.kind, policy.key
 
 
 def _name(entry: Entry, action: str, index: int) -> str:

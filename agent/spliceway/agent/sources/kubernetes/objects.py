@@ -1,13 +1,13 @@
 """From the server's JSON to what is needed of it: pods and nodes typed, so that the rest is never made. Pure.
 
 A pod is some KiB, of which verdicts need some hundred bytes. Pods of other nodes are peers only: of them annotations
-are left out, too.
+are left out, too, but for a few of Istio's, which stand apart.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -116,16 +116,17 @@ class _Head(msgspec.Struct):
 
 
 class Read(msgspec.Struct, frozen=True):
-    """One object: what it is called here, its resourceVersion, and what it says."""
+    """One object: what it is called here, its resourceVersion, and what it says; `mesh`: see `ObjectChanged`."""
 
     file: str
     version: str
     content: Json
+    mesh: Mapping[str, str] = {}
 
     @property
     def event(self) -> ObjectChanged:
         """As the inventory takes it."""
-        return ObjectChanged(self.file, self.content)
+        return ObjectChanged(self.file, self.content, self.mesh)
 
 
 class WatchEvent(msgspec.Struct):
@@ -185,7 +186,8 @@ class Reader:
     def read(self, raw: bytes | msgspec.Raw) -> Read:
         """An object. Raises msgspec.MsgspecError (or RecursionError) when it is none of this kind."""
         metadata, content = self._read(raw)
-        return Read(self._file(metadata), metadata.resource_version, {**self._head, **content})
+        mesh = _mesh(metadata) if self._kind == "Pod" else {}
+        return Read(self._file(metadata), metadata.resource_version, {**self._head, **content}, mesh)
 
     def name(self, raw: bytes | msgspec.Raw) -> tuple[str, str]:
         """What an object is called, and its resourceVersion. Raises as `read` does."""
@@ -278,6 +280,30 @@ def _metadata(metadata: Metadata, left_out: tuple[str, ...], *, whole: bool) -> 
     if whole and (told := _ANNOTATIONS.decode(metadata.annotations)):
         found["annotations"] = {key: value for key, value in told.items() if key not in left_out}
     return found
+
+
+class _MeshAnnotations(msgspec.Struct, omit_defaults=True):
+    """See `policy.istio.mesh`."""
+
+    status: str | None = msgspec.field(default=None, name="sidecar.istio.io/status")
+    inject: str | None = msgspec.field(default=None, name="sidecar.istio.io/inject")
+    excluded: str | None = msgspec.field(default=None, name="traffic.sidecar.istio.io/excludeInboundPorts")
+    included: str | None = msgspec.field(default=None, name="traffic.sidecar.istio.io/includeInboundPorts")
+
+
+_MESH = msgspec.json.Decoder(_MeshAnnotations)
+
+
+def _mesh(metadata: Metadata) -> dict[str, str]:
+    """Of a pod; mostly none: that it has a sidecar its label says."""
+    if b"sidecar.istio.io" not in bytes(metadata.annotations):
+        return {}
+    found = _MESH.decode(metadata.annotations)
+    shown = (metadata.labels or {}).get("security.istio.io/tlsMode") == "istio"
+    # Of the first it counts only that it is there.
+    status = None if shown or found.status is None else "{}"
+    told: dict[str, str] = msgspec.to_builtins(msgspec.structs.replace(found, status=status))
+    return told
 
 
 def _containers(containers: list[_Container] | None, *, own: bool) -> list[Json] | None:

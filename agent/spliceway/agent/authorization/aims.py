@@ -1,0 +1,179 @@
+"""What there should be of AuthorizationPolicies, what stays as it was, what goes, and what is told of it. Pure.
+
+A translation that is refused leaves what its last good one has made: it would open what that one closes. With it stays
+all else of ours that is about the same workloads, even of a policy that is gone: without it more could pass than by
+the old policies or by the new ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+import msgspec
+
+from spliceway.agent.authorization.objects import Held, Made, made
+from spliceway.agent.manifests import Key
+from spliceway.agent.policystatus.ledger import Version
+from spliceway.policy.istio.mesh import Dataplane, Mesh
+from spliceway.policy.istio.rollout import Name
+from spliceway.policy.istio.translate import Part, Translation
+from spliceway.policy.model import Cluster, Namespace, Pod
+
+#: Of a policy that nobody has the document of.
+NO_VERSION = "/0/"
+
+
+class Trouble(msgspec.Struct, frozen=True):
+    """Why there is nothing new of a policy. `reason`: Refused, Conflict or NotWritten; `field`: of the policy."""
+
+    reason: str
+    message: str
+    field: str = ""
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """A part of the translation, and the objects that it becomes."""
+
+    part: Part
+    objects: tuple[Made, ...]
+
+
+class World(msgspec.Struct, frozen=True):
+    """What was translated: the parts in the mesh.
+
+    `versions`: of the policies, as they were read; `unread`: those that could not be; `idle`: see `Translation`.
+    """
+
+    root_namespace: str
+    versions: Mapping[Key, str]
+    unread: frozenset[Key]
+    idle: frozenset[Key]
+    parts: tuple[Ready, ...]
+
+
+class Aim(msgspec.Struct, frozen=True):
+    """`kept` and `unwanted` are of what is held. `troubles`: by policy; `parts`: policies → names of what is wanted."""
+
+    wanted: Mapping[Name, Made]
+    kept: frozenset[Name]
+    unwanted: frozenset[Name]
+    troubles: Mapping[Key, Trouble]
+    parts: Mapping[Key, tuple[Name, ...]]
+
+
+def nothing(held: Mapping[Name, Held]) -> Aim:
+    """All goes."""
+    return Aim({}, frozenset(), frozenset(held), {}, {})
+
+
+def meshed(cluster: Cluster, mesh: Mesh, found: Translation, versions: Mapping[Key, str]) -> tuple[Ready, ...]:
+    """The parts of which any workload is in the mesh: of all others HTTP is judged on the wire."""
+    return tuple(
+        Ready(part, tuple(made(one, versions.get(_origin(one.origin), NO_VERSION)) for one in part.policies))
+        for part in found.parts
+        if _is_meshed(part, cluster, mesh)
+    )
+
+
+def aim(world: World, held: Mapping[Name, Held], taken: Collection[Name], failed: Mapping[Name, str]) -> Aim:
+    """`held`: what is ours; `taken`: names that others' objects have; `failed`: what could not be written, and why."""
+    troubles = dict(_behind(world, held))
+    for one in world.parts:
+        _refused(one.part, troubles)
+        for each in one.objects:
+            name = "/".join(each.shape.key)
+            if each.shape.key in taken:
+                why = f"there is an AuthorizationPolicy {name} that is not ours: it stays as it is"
+                troubles.setdefault(each.source, Trouble("Conflict", why))
+            elif each.shape.key in failed:
+                troubles.setdefault(each.source, Trouble("NotWritten", f"{name}: {failed[each.shape.key]}"))
+    _spread([one.part for one in world.parts], troubles)
+    good = [one for one in world.parts if not any(key in troubles for key in one.part.keys)]
+    wanted = {each.shape.key: each for one in good for each in one.objects}
+    named: dict[Key, tuple[Name, ...]] = {key: () for one in good for key in one.part.keys}
+    for each in wanted.values():
+        named[each.source] = (*named.get(each.source, ()), each.shape.key)
+    kept = frozenset(_kept(world, held, wanted, troubles))
+    unwanted = frozenset(held) - wanted.keys() - kept
+    return Aim(wanted, kept, unwanted, troubles, named)
+
+
+def _origin(origin: str) -> Key:
+    kind, _, name = origin.partition(" ")
+    return kind, name
+
+
+def _is_meshed(part: Part, cluster: Cluster, mesh: Mesh) -> bool:
+    if part.pods:
+        return any(mesh.dataplane(cluster, pod) is not Dataplane.NONE for pod in part.pods)
+    # No pod yet: what one would get that says nothing of itself.
+    names = {name.rpartition("/")[0] for _kind, name in part.keys}
+    spaces: Iterable[Namespace] = cluster.namespaces.values()
+    if "" not in names:
+        spaces = (one for one in spaces if one.name in names)
+    return any(mesh.dataplane(cluster, Pod(one.name, "any")) is not Dataplane.NONE for one in spaces)
+
+
+def _behind(world: World, held: Mapping[Name, Held]) -> Iterator[tuple[Key, Trouble]]:
+    """Policies of which an agent before has seen more than we have."""
+    for one in held.values():
+        version = Version.parse(world.versions.get(one.source, NO_VERSION))
+        if version.uid == one.uid and version.generation < one.generation:
+            why = f"this agent has not seen generation {one.generation} of it yet"
+            yield one.source, Trouble("Pending", why)
+
+
+def _refused(part: Part, troubles: dict[Key, Trouble]) -> None:
+    for error in part.errors:
+        key = _origin(error.document)
+        if key in part.keys:
+            troubles.setdefault(key, Trouble("Refused", error.reason, error.field))
+    if part.errors and not any(key in troubles for key in part.keys):
+        first = part.errors[0]
+        troubles[part.keys[0]] = Trouble("Refused", f"{first.document}: {first.reason}", first.field)
+
+
+def _spread(parts: Iterable[Part], troubles: dict[Key, Trouble]) -> None:
+    """What has a part in the same workloads, directly or by others, has the same trouble."""
+    again = True
+    while again:
+        again = False
+        for part in parts:
+            bad = next((key for key in part.keys if key in troubles), None)
+            if bad is None:
+                continue
+            for key in part.keys:
+                if key not in troubles:
+                    why = f"it is about the same workloads as {' '.join(bad)}: {troubles[bad].message}"
+                    troubles[key] = Trouble(troubles[bad].reason, why)
+                    again = True
+
+
+def _kept(
+    world: World, held: Mapping[Name, Held], wanted: Mapping[Name, Made], troubles: Mapping[Key, Trouble]
+) -> Iterator[Name]:
+    refused = [one.part for one in world.parts if any(key in troubles for key in one.part.keys)]
+    pods = {pod.key: pod for part in refused for pod in part.pods}
+    spaces: dict[str, list[Pod]] = {}
+    for pod in pods.values():
+        spaces.setdefault(pod.namespace, []).append(pod)
+    root = world.root_namespace
+    about = {key for one in world.parts for key in one.part.keys}
+    for name, one in held.items():
+        if name in wanted:
+            continue
+        near = pods.values() if one.shape.namespace == root else spaces.get(one.shape.namespace, ())
+        if (
+            one.source in troubles
+            or one.source in world.unread
+            or any(one.shape.covers(pod, root) for pod in near)
+            or _is_idle(world, one, about)
+        ):
+            yield name
+
+
+def _is_idle(world: World, one: Held, about: Collection[Key]) -> bool:
+    """Whether its policy only has no pods for now: the first that comes must find what holds for it."""
+    if one.shape.bridge or one.source in about or one.source not in world.idle:
+        return False
+    return world.versions.get(one.source) == one.version

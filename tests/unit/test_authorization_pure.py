@@ -1,0 +1,309 @@
+"""What is ours of AuthorizationPolicies, what there should be of them, and that they are never read as policies."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+
+from spliceway.agent.authorization.aims import World, aim, meshed, nothing
+from spliceway.agent.authorization.marks import PodMarks
+from spliceway.agent.authorization.objects import (
+    EMITTED,
+    Held,
+    authentication,
+    is_as_wanted,
+    made,
+    others,
+    own,
+    recreated,
+    restored,
+)
+from spliceway.agent.authorization.patience import Patience
+from spliceway.agent.cli.writing import writing_line
+from spliceway.agent.config import parse_config
+from spliceway.agent.errors import ConfigError
+from spliceway.agent.inventory import Inventory
+from spliceway.agent.policystatus.ledger import Ledger
+from spliceway.agent.sources.events import FileChanged, FileRemoved, ObjectChanged
+from spliceway.agent.sources.kubernetes.objects import Reader
+from spliceway.policy.istio.objects import AuthorizationPolicy, AuthorizationRule, Operation
+from spliceway.policy.istio.rollout import bridge_policy, shape_of
+from spliceway.policy.istio.translate import translate
+from support.istiopolicies import CLUSTER, STRICT, allow, policy, read
+
+Json = dict[str, Any]
+VERSION = "8f2c/3/aa"
+ORIGIN = "CiliumNetworkPolicy shop/web"
+KEY = ("CiliumNetworkPolicy", "shop/web")
+ALLOW = AuthorizationPolicy(
+    "shop", "spliceway-x", "ALLOW", (AuthorizationRule(operation=Operation((80,))),), (("app", "api"),), (), ORIGIN
+)
+REFUSED = allow("{path: '/[0-9]+'}")
+
+
+def stored(document: Json, **metadata: Any) -> Json:
+    """An object as the server has it."""
+    return {**document, "metadata": {**document["metadata"], "uid": "u", "resourceVersion": "7", **metadata}}
+
+
+def held(document: Json, **metadata: Any) -> Held:
+    found = own(stored(document, **metadata))
+    assert found is not None
+    return found
+
+
+def test_what_is_made_is_known_again() -> None:
+    wanted = made(ALLOW, VERSION)
+    found = held(wanted.document)
+    assert found.shape == wanted.shape
+    assert (found.source, found.version, found.uid, found.generation) == (KEY, VERSION, "8f2c", 3)
+    assert found.is_whole
+    assert is_as_wanted(found, wanted)
+    assert not found.is_going
+    assert held(wanted.document, deletionTimestamp="now").is_going
+    over = made(bridge_policy(shape_of(ALLOW), ORIGIN), VERSION, bridge=True)
+    assert held(over.document).shape.bridge
+    assert over.document["spec"]["rules"] == [{}]
+    # Another content, another name; another version of the policy, the same.
+    other = made(AuthorizationPolicy("shop", "spliceway-x", "ALLOW", (), (), (), ORIGIN), VERSION)
+    assert other.shape.name != wanted.shape.name
+    assert made(ALLOW, "8f2c/4/bb").shape == wanted.shape
+    long = made(AuthorizationPolicy("shop", "x" * 253, "DENY", (), (), (), ORIGIN), VERSION)
+    assert len(long.shape.name) <= 253
+
+
+@pytest.mark.parametrize("left_out", ["app.kubernetes.io/managed-by", "spliceway.io/translated-from", EMITTED])
+def test_without_any_of_the_marks_it_is_somebodys(left_out: str) -> None:
+    document = made(ALLOW, VERSION).document
+    for field in ("labels", "annotations"):
+        document["metadata"][field].pop(left_out, None)
+    assert own(stored(document)) is None
+    shape, foreign = others(stored(document))
+    assert foreign is not None
+    assert foreign.match_labels == {"app": "api"}
+    assert shape.match_labels == (("app", "api"),)
+
+
+def test_marks_that_say_nothing_are_none() -> None:
+    document = made(ALLOW, VERSION).document
+    document["metadata"]["annotations"][EMITTED] = "what"
+    assert own(stored(document)) is None
+
+
+def test_what_cant_be_read_may_be_about_everybody() -> None:
+    bad = {"metadata": {"name": "x", "namespace": "shop"}, "spec": {"selector": 7, "targetRefs": 7}}
+    head = {"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy"}
+    _shape, foreign = others({**head, **bad})
+    assert foreign is not None
+    assert foreign.everybody
+    assert not foreign.match_labels
+    told = authentication({**head, "kind": "PeerAuthentication", **bad})
+    assert told.mode == "PERMISSIVE"
+    assert not told.match_labels
+
+
+def test_restoring_leaves_what_others_have_added() -> None:
+    wanted = made(ALLOW, VERSION)
+    document = json.loads(json.dumps(wanted.document))
+    document["spec"]["action"] = "DENY"
+    document["metadata"]["labels"] = {**document["metadata"]["labels"], "team": "red"}
+    document["metadata"]["annotations"][EMITTED] += "x"
+    found = held(document, finalizers=["a/b"])
+    assert not found.is_whole
+    content = restored(wanted.document, found)
+    assert content["spec"] == wanted.document["spec"]
+    assert content["metadata"]["resourceVersion"] == "7"
+    assert content["metadata"]["finalizers"] == ["a/b"]
+    assert content["metadata"]["labels"]["team"] == "red"
+    assert content["metadata"]["annotations"][EMITTED] == wanted.document["metadata"]["annotations"][EMITTED]
+    assert "uid" not in recreated(found)["metadata"]
+
+
+def world(*texts: str, version: str = VERSION, cluster: str = CLUSTER) -> World:
+    found, mesh = read(cluster, STRICT, *texts)
+    translation = translate(found, mesh)
+    versions = dict.fromkeys(found.policies, version)
+    return World(
+        mesh.root_namespace, versions, frozenset(), translation.idle, meshed(found, mesh, translation, versions)
+    )
+
+
+def everything(*texts: str, **options: Any) -> dict[tuple[str, str], Held]:
+    """What is there when it is all applied."""
+    wanted = aim(world(*texts, **options), {}, (), {}).wanted
+    return {name: held(one.document) for name, one in wanted.items()}
+
+
+def test_what_is_wanted_and_what_goes() -> None:
+    old = everything(allow("{path: /a}"))
+    found = aim(world(allow("{path: /b}")), old, (), {})
+    assert found.unwanted == old.keys()
+    assert not found.kept
+    assert not found.troubles
+    assert [one.source for one in found.wanted.values()] == [KEY]
+    assert nothing(old).unwanted == old.keys()
+
+
+def test_what_is_refused_stays_as_it_was() -> None:
+    old = everything(allow("{path: /a}"))
+    found = aim(world(REFUSED), old, (), {})
+    assert found.kept == old.keys()
+    assert not found.unwanted
+    assert not found.wanted
+    assert found.troubles[KEY].reason == "Refused"
+    assert found.troubles[KEY].field == "spec.ingress[0].toPorts[0].rules.http[0]"
+
+
+def test_of_a_policy_that_is_gone_stays_what_is_about_the_workloads_of_a_refused_one() -> None:
+    other = policy(
+        """
+        endpointSelector: {matchLabels: {app: front}}
+        ingress: [{toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {http: [{path: /x}]}}]}]
+        """.replace("\n        ", "\n"),
+        name="front",
+    )
+    old = everything(allow("{path: /a}").replace("name: web", "name: gone"), other)
+    found = aim(world(REFUSED), old, (), {})
+    assert {old[name].source[1] for name in found.kept} == {"shop/gone"}
+    assert {old[name].source[1] for name in found.unwanted} == {"shop/front"}
+
+
+def test_names_that_are_taken_and_writes_that_fail_are_refusals() -> None:
+    text = allow("{path: /a}")
+    (name,) = everything(text)
+    for taken, failed, reason in (((name,), {}, "Conflict"), ((), {name: "403 Forbidden: no"}, "NotWritten")):
+        found = aim(world(text), {}, taken, failed)
+        assert not found.wanted
+        assert found.troubles[KEY].reason == reason
+        assert name[1] in found.troubles[KEY].message
+
+
+def test_who_has_seen_less_than_the_one_before_waits() -> None:
+    old = everything(allow("{path: /a}"), version="8f2c/4/bb")
+    found = aim(world(allow("{path: /b}")), old, (), {})
+    assert found.kept == old.keys()
+    assert not found.wanted
+    assert found.troubles[KEY].reason == "Pending"
+    # One that was made anew begins again.
+    assert not aim(world(allow("{path: /b}"), version="0000/1/cc"), old, (), {}).troubles
+
+
+def test_without_a_pod_in_the_mesh_there_is_nothing_to_say() -> None:
+    plain = CLUSTER.replace("istio-injection: enabled, ", "")
+    for text in (allow("{path: /a}"), REFUSED):
+        found = aim(world(text, cluster=plain), {}, (), {})
+        assert not found.wanted
+        assert not found.troubles
+
+
+def test_pods_are_known_by_their_annotations() -> None:
+    marks = PodMarks()
+    pod = ObjectChanged("shop/api", {}, {"sidecar.istio.io/inject": "true"})
+    assert marks.saw((pod,))
+    assert not marks.saw((pod, ObjectChanged("kubernetes:Service/shop/api", {})))
+    assert marks.annotations == {"shop/api": {"sidecar.istio.io/inject": "true"}}
+    assert marks.saw((FileRemoved("shop/api"),))
+    assert not marks.annotations
+
+
+def test_of_a_pods_annotations_few_are_kept() -> None:
+    annotations = {
+        "sidecar.istio.io/status": json.dumps({"containers": ["istio-proxy"]}),
+        "traffic.sidecar.istio.io/excludeInboundPorts": "9000",
+        "team": "red",
+    }
+    raw: Json = {
+        "metadata": {"name": "api", "namespace": "shop", "annotations": annotations},
+        "spec": {"nodeName": "n2"},
+    }
+    reader = Reader("Pod", "v1", "n1")
+    told = reader.read(json.dumps(raw).encode())
+    assert told.mesh == {"sidecar.istio.io/status": "{}", "traffic.sidecar.istio.io/excludeInboundPorts": "9000"}
+    assert "annotations" not in told.content["metadata"], "which are of no interest on another node"
+    # Where its label says it, too, it need not be remembered.
+    raw["metadata"]["labels"] = {"security.istio.io/tlsMode": "istio"}
+    del annotations["traffic.sidecar.istio.io/excludeInboundPorts"]
+    assert reader.read(json.dumps(raw).encode()).mesh == {}
+
+
+def test_what_fails_again_and_again_is_tried_ever_more_rarely() -> None:
+    patience = Patience((2.0, 120.0), 600.0)
+    name, now, pauses = ("a", "b"), 0.0, []
+    for _ in range(12):
+        patience.put(name, now, "why")
+        assert patience.waiting(now) == {name: "why"}
+        pauses.append(patience.next(now) - now)
+        now = patience.next(now)
+        assert not patience.waiting(now)
+    assert pauses[0] <= 2
+    assert 90 <= pauses[-1] <= 120
+    patience.sweep(now + 601)
+    patience.put(name, now + 602)
+    assert patience.next(now + 602) <= now + 604
+    patience.forget(name)
+    assert patience.next(now) == 0
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_ours_are_never_read_as_policies(by_hand: bool) -> None:
+    document = made(
+        AuthorizationPolicy("shop", "x", "DENY", ALLOW.rules, (("app", "api"),), (), ORIGIN), VERSION
+    ).document
+    if by_hand:
+        del document["metadata"]["annotations"][EMITTED]
+        del document["metadata"]["labels"]["spliceway.io/emitted"]
+    file = "kubernetes:AuthorizationPolicy/shop/x"
+    theirs = stored({**document, "metadata": {"name": "x", "namespace": "shop"}})
+    batch = (ObjectChanged(file, stored(document)),)
+    inventory, ledger = Inventory("n1"), Ledger()
+    for _ in range(2):
+        inventory.feed(batch)
+        ledger.saw(batch)
+        assert inventory.names("AuthorizationPolicy") == []
+        assert not inventory.refusals
+        assert not ledger.written
+        # One that loses its marks is one, and one that gets them is none any more.
+        inventory.feed((ObjectChanged(file, theirs),))
+        ledger.saw((ObjectChanged(file, theirs),))
+        assert inventory.names("AuthorizationPolicy") == ["shop/x"]
+        assert ledger.written
+    listed = yaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": [document]})
+    inventory = Inventory("n1")
+    inventory.feed((FileChanged("a.yaml", listed), FileChanged("b.yaml", yaml.safe_dump(document))))
+    assert inventory.names("AuthorizationPolicy") == []
+    assert not inventory.refusals
+
+
+def test_the_line_of_status_says_what_is_applied() -> None:
+    applied = {"mode": "emit", "emitted": 1, "kept": 2, "going": 0, "refused": 3}
+    found = {"enabled": True, "reported": 1.0, "leads": True, "policies": 4, "nodes": 5, "authorization": applied}
+    (line,) = writing_line(found, 2.0)
+    assert line.endswith("; for Istio: 1 AuthorizationPolicy, 2 kept of refused translations, 3 policies refused")
+    assert "Istio" not in writing_line({**found, "authorization": {**applied, "mode": "off"}}, 2.0)[0]
+    assert "Istio" not in writing_line({**found, "leads": False, "writer": "n2"}, 2.0)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "reason"),
+    [
+        ("istio: {authorizationPolicies: emit}", "istio.authorizationPolicies", "needs status.write"),
+        ("istio: {authorizationPolicies: remove}", "istio.authorizationPolicies", "needs status.write"),
+        ("istio: {authorizationPolicies: on}", "istio.authorizationPolicies", "'on' is none of emit, off, remove"),
+        ("istio: {trustDomain: a b}", "istio.trustDomain", "is not a name"),
+        ("istio: {rootNamespace: A}", "istio.rootNamespace", "is not a name"),
+        ("istio: {pathNormalization: base}", "istio.pathNormalization", "'base' is none of"),
+    ],
+)
+def test_settings_that_cant_be_are_refused(text: str, field: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_config(f"source: {{kubernetes: {{}}}}\nnode: {{name: n1}}\n{text}", "agent.yaml")
+    assert refused.value.field == field
+    assert reason in refused.value.reason
+
+
+def test_off_is_a_word() -> None:
+    text = "source: {kubernetes: {}}\nnode: {name: n1}\nistio: {authorizationPolicies: off}"
+    assert parse_config(text, "agent.yaml").istio.authorization_policies == "off"
