@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
+from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
 from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spliceway.policy.table import HeaderMatch, HttpRule, Mismatch, RuleSet
+from spliceway.policy.table import HeaderMatch, HttpRule, HttpTest, Mismatch, RuleSet
 from spliceway.proxy.errors import UnenforceableError
 from spliceway.proxy.resources.reading import read_cluster, read_listener, read_routes
 from spliceway.xds.resources.clusters import original_cluster
 from spliceway.xds.resources.listeners import rule_set_listener
-from spliceway.xds.resources.packing import serialized
+from spliceway.xds.resources.packing import packed, serialized
 from spliceway.xds.resources.routes import rule_set_routes
 from spliceway.xds.resources.settings import ResourceSettings
 from support.everyfield import different
@@ -30,6 +32,16 @@ CHANGING = (
     HttpRule(21, "GET", headers=(HeaderMatch("x-a", "1", mismatch=Mismatch.ADD), HeaderMatch("x-b"))),
     HttpRule(22, "PUT", headers=(HeaderMatch("x-c", mismatch=Mismatch.DELETE),)),
 )
+TESTED = (
+    HttpRule(
+        41,
+        path="/a.*",
+        tests=(
+            (HttpTest("GET", host="(?i:a)", unless_path="/ab"), HttpTest(unless_method="PUT", unless_host="b")),
+            (HttpTest(path="/ac", negated=True),),
+        ),
+    ),
+)
 SECRET = (HttpRule(31, headers=(HeaderMatch("x-token", "s3cret", secret=True),)),)
 
 Read = Callable[[bytes], object]
@@ -39,6 +51,7 @@ SERVED: dict[str, tuple[Read, Message]] = {
     "listener, IPv4": (read_listener, rule_set_listener(5, 23005, ResourceSettings(ipv6=False))),
     "cluster": (read_cluster, original_cluster(ResourceSettings())),
     "rules": (read_routes, rule_set_routes(RuleSet(5, "", RULES, audit=CHANGING))),
+    "tests": (read_routes, rule_set_routes(RuleSet(5, "", TESTED))),
     "changes": (read_routes, rule_set_routes(RuleSet(5, "", CHANGING))),
     "audit": (read_routes, rule_set_routes(RuleSet(5, "", None, audit=CHANGING, also=RuleSet(6, "", None, SECRET)))),
     "both ends": (read_routes, rule_set_routes(RuleSet(5, "", SECRET, also=RuleSet(6, "", CHANGING, audit=())))),
@@ -115,3 +128,32 @@ def test_changed_bytes_are_read_or_refused(name: str, data: st.DataObject) -> No
 def test_any_bytes_are_refused(body: bytes) -> None:
     for read in (read_cluster, read_listener, read_routes):
         assert isinstance(outcome(read, body), UnenforceableError)
+
+
+ON_PATH = {"header": {"name": ":path", "string_match": {"safe_regex": {"regex": "/a"}}}}
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (
+            {"or_rules": {"rules": [{"and_rules": {"rules": [{"any": True}]}}]}},
+            "or_rules.rules[0].and_rules.rules[0]: can",
+        ),
+        ({"or_rules": {"rules": [{"not_rule": {"any": True}}]}}, "or_rules.rules[0].not_rule.any: can't be enforced"),
+        ({"or_rules": {}}, "or_rules.rules: is required"),
+        (
+            {"or_rules": {"rules": [{"and_rules": {"rules": [ON_PATH] * 2}}]}},
+            "or_rules.rules[0].and_rules.rules[1]: can",
+        ),
+        ({"not_rule": ON_PATH}, "not_rule: can't be enforced"),
+    ],
+)
+def test_what_is_refused_of_tests(part: dict[str, Any], message: str) -> None:
+    config = rule_set_routes(RuleSet(5, "", (HttpRule(1),)))
+    policy = {"permissions": [{"and_rules": {"rules": [part]}}], "principals": [{"any": True}]}
+    rules = http_rbac_pb2.RBACPerRoute(rbac={"rules": {"policies": {"00000/1": policy}}})
+    config.virtual_hosts[0].routes[0].typed_per_filter_config["spliceway.policy"].CopyFrom(packed(rules))
+    with pytest.raises(UnenforceableError) as caught:
+        read_routes(serialized(config))
+    assert f'policies["00000/1"].permissions[0].and_rules.rules[0].{message}' in str(caught.value)
