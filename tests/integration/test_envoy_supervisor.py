@@ -42,7 +42,7 @@ def run(directory: Path, work: Callable[[], Awaitable[None]], loop: str = "async
     """Run, and leave no Envoy behind whatever happens."""
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop if loop == "uvloop" else None) as runner:
-            runner.run(asyncio.wait_for(work(), 30))  # type: ignore[arg-type]
+            runner.run(asyncio.wait_for(work(), 2 * LIMIT))  # type: ignore[arg-type]
     finally:
         identity = load_identity(directory / "state" / "envoy.json")
         if identity is not None and is_running(identity):
@@ -160,7 +160,7 @@ def test_it_outlives_an_agent_that_is_killed(tmp_path: Path) -> None:
                 BootstrapSettings(node_id="n", xds_socket=at / "xds.sock", admin_socket=at / "admin.sock"),
             )
             await envoy.start()
-            await envoy.wait_ready(LIMIT)
+            await envoy.wait_ready(60)
             print("ready", flush=True)
             await envoy.run()
 

@@ -160,7 +160,10 @@ class PodSite:
 
     def __init__(self, site: Site, kind: str, **proxy: Any) -> None:
         self.site, self.kind = site, kind
-        self.overrides: dict[str, Any] = {"proxy": {"kind": kind, "managed": False, **proxy}}
+        self.overrides: dict[str, Any] = {
+            "proxy": {"kind": kind, "managed": False, **proxy},
+            "splice": {"mode": "force"},  # without the self-test, which is another test's
+        }
         self.pods: list[ProxyPod] = []
 
     def pod(self, **options: Any) -> ProxyPod:
@@ -171,7 +174,8 @@ class PodSite:
 
     def start_agent(self, **proxy: Any) -> None:
         """Until all is in force."""
-        self.site.agent = start_agent(self.site.node, {"proxy": {**self.overrides["proxy"], **proxy}})
+        own = {**self.overrides["proxy"], **proxy}
+        self.site.agent = start_agent(self.site.node, {**self.overrides, "proxy": own})
 
     def status(self) -> dict[str, Any]:
         """Of the proxy's process, as the agent has it."""
