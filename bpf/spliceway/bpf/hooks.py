@@ -172,8 +172,12 @@ class Hooks:
 
     @property
     def of_pods(self) -> set[int]:
-        """Indexes of the devices that have programs of pods, also of pods that only earlier agents know."""
-        return {place.ifindex for place in (*self._places, *self._left) if place.program in _OF_PODS}
+        """Indexes of the devices that have programs of pods, also of pods that only earlier agents know.
+
+        One that an earlier agent was not done with has nothing yet for what is sent to it: that is no pod's so far.
+        """
+        own = {place.ifindex for place in self._places if place.program in _OF_PODS}
+        return own | {place.ifindex for place in self._left if place.is_egress}
 
     async def read(self, only: Collection[int] = ()) -> dict[Place, list[Seen]]:
         """What is attached where ours belong, in the order in which packets meet it; of these interfaces, or all.
