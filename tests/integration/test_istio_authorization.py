@@ -48,7 +48,11 @@ spec:
 EMITTED = """
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
-metadata: {name: emitted, namespace: default, labels: {app.kubernetes.io/managed-by: spliceway}}
+metadata:
+  name: emitted
+  namespace: default
+  labels: {app.kubernetes.io/managed-by: spliceway}
+  annotations: {spliceway.io/translated-from: CiliumNetworkPolicy default/x}
 spec: {}
 """
 Site = tuple[Testbed, AgentProcess]

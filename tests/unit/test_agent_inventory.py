@@ -346,7 +346,7 @@ def test_an_annotation_of_an_object_in_force() -> None:
 OURS = """
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
-metadata: {name: made, labels: {app.kubernetes.io/managed-by: spliceway}}
+metadata: {name: made, labels: {app.kubernetes.io/managed-by: spliceway}, annotations: {spliceway.io/translated-from: x}}
 spec: {}
 """
 

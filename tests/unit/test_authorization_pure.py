@@ -292,8 +292,8 @@ def test_the_line_of_status_says_what_is_applied() -> None:
         ("istio: {authorizationPolicies: emit}", "istio.authorizationPolicies", "needs status.write"),
         ("istio: {authorizationPolicies: remove}", "istio.authorizationPolicies", "needs status.write"),
         ("istio: {authorizationPolicies: on}", "istio.authorizationPolicies", "'on' is none of emit, off, remove"),
-        ("istio: {trustDomain: a b}", "istio.trustDomain", "is not a name"),
-        ("istio: {rootNamespace: A}", "istio.rootNamespace", "is not a name"),
+        ("istio: {trustDomain: a b}", "istio.trustDomain", "is not a trust domain's name"),
+        ("istio: {rootNamespace: A}", "istio.rootNamespace", "is not a namespace's name"),
         ("istio: {pathNormalization: base}", "istio.pathNormalization", "'base' is none of"),
     ],
 )

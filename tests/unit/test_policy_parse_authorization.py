@@ -322,13 +322,15 @@ def test_names_of_the_mesh() -> None:
 
 
 def test_our_own_are_no_input() -> None:
-    own = authorization({"action": "odd", "rules": 5}, labels={"app.kubernetes.io/managed-by": "spliceway"})
+    labels = {"app.kubernetes.io/managed-by": "spliceway"}
+    made_of = {"spliceway.io/translated-from": "CiliumNetworkPolicy shop/x"}
+    own = authorization({"action": "odd", "rules": 5}, labels=labels, annotations=made_of)
     assert denied(own) == set()
     (found,) = parse_document(Document("test", 1, 1, own))
     assert isinstance(found, NetworkPolicy)
     assert found.specs == ()
-    other = authorization({}, labels={"app.kubernetes.io/managed-by": "helm"})
-    assert denied(other) == NOT_NODE
+    for other in (authorization({}, labels=labels), authorization({}, annotations=made_of)):
+        assert denied(other) == NOT_NODE
 
 
 def http_of(**fields: list[str]) -> HttpMatch:

@@ -258,9 +258,8 @@ def _check(config: Config, file: str) -> None:
         if text := getattr(config.metrics, field):
             listen_address(text, file, f"metrics.{field}")
     _check_cni(config.cni, file)
-    check_istio(config.istio, file)
+    check_istio(config.istio, file, writes=config.status.write)
     _check_told(config, file)
-    _check_istio(config, file)
     _check_splice(config.splice, file)
     _check_xds(config.xds, file)
     if config.debug.listen:
@@ -312,16 +311,6 @@ def _check_told(config: Config, file: str) -> None:
         raise ConfigError(file, "status.namespace", f"{status.namespace!r} is not a namespace's name")
     if not _NAME.fullmatch(status.lease):
         raise ConfigError(file, "status.lease", f"{status.lease!r} is not an object's name")
-
-
-def _check_istio(config: Config, file: str) -> None:
-    istio = config.istio
-    if istio.authorization_policies != "off" and not config.status.write:
-        reason = f"{istio.authorization_policies} needs status.write: the agent that writes the status applies them"
-        raise ConfigError(file, "istio.authorizationPolicies", reason)
-    for field, value in (("trustDomain", istio.trust_domain), ("rootNamespace", istio.root_namespace)):
-        if not (_NAME if field == "trustDomain" else _NAMESPACE).fullmatch(value):
-            raise ConfigError(file, f"istio.{field}", f"{value!r} is not a name (lower-case letters, digits, - and .)")
 
 
 def _check_splice(config: SpliceConfig, file: str) -> None:

@@ -34,8 +34,11 @@ class IstioConfig(Section, frozen=True):
         return IstioNames(self.trust_domain, self.root_namespace)
 
 
-def check_istio(config: IstioConfig, file: str) -> None:
-    """Refuse what a mesh can't call itself. Raises ConfigError."""
+def check_istio(config: IstioConfig, file: str, *, writes: bool) -> None:
+    """Refuse what a mesh can't call itself. `writes`: whether the agent may be elected to. Raises ConfigError."""
+    if config.authorization_policies != "off" and not writes:
+        reason = f"{config.authorization_policies} needs status.write: the agent that writes the status applies them"
+        raise ConfigError(file, "istio.authorizationPolicies", reason)
     if not DNS_SUBDOMAIN.fullmatch(config.trust_domain):
         raise ConfigError(file, "istio.trustDomain", f"{config.trust_domain!r} is not a trust domain's name")
     if not DNS_LABEL.fullmatch(config.root_namespace):
