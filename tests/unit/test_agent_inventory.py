@@ -346,7 +346,10 @@ def test_an_annotation_of_an_object_in_force() -> None:
 OURS = """
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
-metadata: {name: made, labels: {app.kubernetes.io/managed-by: spliceway}, annotations: {spliceway.io/translated-from: x}}
+metadata:
+  name: made
+  labels: {app.kubernetes.io/managed-by: spliceway}
+  annotations: {spliceway.io/translated-from: x}
 spec: {}
 """
 
@@ -367,7 +370,7 @@ def test_what_we_made_for_others_is_not_even_looked_at() -> None:
 
 
 def test_the_mesh_names_itself() -> None:
-    text = OURS.replace(", labels: {app.kubernetes.io/managed-by: spliceway}", "").replace(
+    text = OURS.replace("  labels: {app.kubernetes.io/managed-by: spliceway}\n", "").replace(
         "spec: {}", "spec: {rules: [{from: [{source: {principals: [mesh.example/ns/a/sa/b]}}]}]}"
     )
     inventory = Inventory("node1", istio=IstioNames("mesh.example"))
