@@ -9,9 +9,9 @@ import pytest
 
 from spliceway.agent.cli.writing import writing_line
 from support.clusternode import ClusterNode, cluster_node
-from support.cninode import wait
 from support.fleet import DEFINITIONS, events
 from support.meshfleet import API, AUTHENTICATIONS, KIND, STRICT, applied, http, paths, said
+from support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 
@@ -40,36 +40,36 @@ def authorization(site: ClusterNode) -> dict[str, Any]:
 
 
 def test_it_applies_and_tells(site: ClusterNode) -> None:
-    wait(lambda: paths(site.api) == ["/a"], LIMIT)
-    wait(lambda: said(site.api, WEB) == ("True", "Emitted", "1 AuthorizationPolicy"), LIMIT)
-    wait(lambda: authorization(site)["settled"], LIMIT)
+    until(lambda: paths(site.api) == ["/a"], LIMIT)
+    until(lambda: said(site.api, WEB) == ("True", "Emitted", "1 AuthorizationPolicy"), LIMIT)
+    until(lambda: authorization(site)["settled"], LIMIT)
     assert (authorization(site)["mode"], authorization(site)["emitted"]) == ("emit", 1)
     (line,) = writing_line(site.told()["policyStatus"], 0.0)
     assert line.endswith("for Istio: 1 AuthorizationPolicy")
 
 
 def test_a_refused_one_keeps_what_there_is_over_a_restart(site: ClusterNode) -> None:
-    wait(lambda: paths(site.api) == ["/a"], LIMIT)
+    until(lambda: paths(site.api) == ["/a"], LIMIT)
     (before,) = applied(site.api)
     site.api.put(http("web", "web", "/a/[0-9]+"))
-    wait(lambda: said(site.api, WEB)[1] == "Refused", LIMIT)
-    wait(lambda: ("Warning", "PolicyNotTranslated", "web") in events(site.api), LIMIT)
+    until(lambda: said(site.api, WEB)[1] == "Refused", LIMIT)
+    until(lambda: ("Warning", "PolicyNotTranslated", "web") in events(site.api), LIMIT)
     assert site.agent is not None
     site.agent.stop()
     site.start()
-    wait(lambda: authorization(site)["kept"] == 1, LIMIT)
+    until(lambda: authorization(site)["kept"] == 1, LIMIT)
     assert applied(site.api) == [before]
     site.api.put(http("web", "web", "/b"))
-    wait(lambda: paths(site.api) == ["/b"], LIMIT)
+    until(lambda: paths(site.api) == ["/b"], LIMIT)
 
 
 def test_removed_it_leaves_nothing_of_its_own(site: ClusterNode) -> None:
-    wait(lambda: paths(site.api) != [], LIMIT)
+    until(lambda: paths(site.api) != [], LIMIT)
     site.api.put({"apiVersion": API, "kind": KIND, "metadata": {"name": "mine", "namespace": "shop"}, "spec": {}})
     assert site.agent is not None
     site.agent.stop()
     site.overrides["istio"] = {"authorizationPolicies": "remove"}
     site.start()
-    wait(lambda: applied(site.api) == [], LIMIT)
+    until(lambda: applied(site.api) == [], LIMIT)
     assert site.api.get(API, KIND, "shop/mine") is not None
-    wait(lambda: authorization(site)["settled"], LIMIT)
+    until(lambda: authorization(site)["settled"], LIMIT)
