@@ -220,6 +220,14 @@ def test_what_is_refused(spec: dict[str, Any], field: str) -> None:
     assert refused.value.field == field
 
 
+@pytest.mark.parametrize("annotations", [5, "spliceway.io/translated-from", ["spliceway.io/translated-from"]])
+def test_annotations_that_are_no_mapping_are_refused(annotations: object) -> None:
+    labels = {"app.kubernetes.io/managed-by": "spliceway"}
+    with pytest.raises(PolicyError) as refused:
+        cluster(authorization({}, labels=labels, annotations=annotations))
+    assert refused.value.field == "metadata.annotations"
+
+
 def test_many_negative_principals_are_refused() -> None:
     many = [f"cluster.local/ns/a{number}/sa/b" for number in range(7)]
     with pytest.raises(PolicyError, match="more than 64 selectors"):

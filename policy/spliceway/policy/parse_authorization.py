@@ -48,11 +48,12 @@ def parse_authorization_policy(fields: Fields, where: Where, names: IstioNames |
     """
     names = names or IstioNames()
     meta = Metadata(fields, where, AUTHORIZATION)
+    where = meta.where
+    annotations = Fields(meta.annotations or {}, where.at("metadata.annotations"))
     if MANAGED_BY in meta.labels.items() and TRANSLATED_FROM in (meta.annotations or {}):
         return NetworkPolicy(AUTHORIZATION, meta.namespace, meta.name, (), where.file)
-    where = meta.where
     prefix = f"{where.field}." if where.field else ""
-    audit = _audit(Fields(meta.annotations or {}, where.at("metadata.annotations")))
+    audit = _audit(annotations)
     spec = Fields(fields.take("spec", dict, {}), where.at("spec"))
     fields.ignore("status")
     fields.done()
