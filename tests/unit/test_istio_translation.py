@@ -268,7 +268,7 @@ def test_selectors_of_workloads_beyond_match_labels() -> None:
         ),
         (
             "apiVersion: v1\nkind: Pod\nmetadata: {name: part, namespace: shop, labels: {app: api}, "
-            "annotations: {traffic.sidecar.istio.io/excludeInboundPorts: '80,81'}}",
+            f"annotations: {{traffic.sidecar.istio.io/excludeInboundPorts: '80,81,{'9' * 5000}'}}}}",
             "does not see port 80",
         ),
     ],
@@ -311,6 +311,8 @@ def test_dataplanes() -> None:
         "apiVersion: security.istio.io/v2\nkind: PeerAuthentication\nmetadata: {name: a}",
         "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a}\n"
         "spec: {portLevelMtls: {x: {}}}",
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a}\n"
+        f"spec: {{portLevelMtls: {{'{'9' * 5000}': {{}}}}}}",
     ],
 )
 def test_bad_peer_authentications(text: str) -> None:

@@ -210,6 +210,7 @@ def test_what_denies_nothing() -> None:
             {"action": "DENY", "rules": [{"to": [{"operation": {"ports": ["x"]}}]}]},
             "spec.rules[0].to[0].operation.ports[0]",
         ),
+        (operation(ports=["9" * 5000]), "spec.rules[0].to[0].operation.ports[0]"),
         ({"action": "DENY", "rules": [{"to": [{"operation": {}}]}]}, "spec.rules[0].to[0].operation"),
         ({"action": "DENY", "rule": []}, "spec.rule"),
     ],

@@ -233,7 +233,7 @@ def _ports(fields: Fields, name: str) -> set[int] | None:
         return None
     found = set()
     for place, text in listed(fields, name):
-        if not (text.isascii() and text.isdigit()) or int(text) > LAST_PORT:
+        if not (text.isascii() and text.isdigit()) or len(text) > 5 or int(text) > LAST_PORT:
             place.refuse(f"{shown(text)} is not a port")
         found.add(int(text))
     return found
