@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from ipaddress import ip_address
 from typing import Any
 
@@ -368,6 +369,35 @@ def test_what_is_asked_of_requests(fields: dict[str, list[str]], expected: HttpM
     found = http_of(**fields)
     assert found.path == "spec.rules[0].to[0].operation"
     assert msgspec.structs.replace(found, path="") == expected
+
+
+@pytest.mark.parametrize(
+    ("without", "expected"),
+    [
+        ([], [(0, 65535)]),
+        (["81", "80", "15008"], [(0, 79), (82, 15007), (15009, 65535)]),
+        (["0", "65535"], [(1, 65534)]),
+        (["1"], [(0, 0), (2, 65535)]),
+    ],
+)
+def test_all_ports_but_some(without: list[str], expected: list[tuple[int, int]]) -> None:
+    parts = {"methods": ["GET"], **({"notPorts": without} if without else {})}
+    (found,) = parse_document(Document("test", 1, 1, authorization(operation(**parts))))
+    assert isinstance(found, NetworkPolicy)
+    ((entry,),) = (rule.to_ports for rule in found.specs[0].rules)
+    assert [(one.first, one.last) for one in entry.ports] == expected
+
+
+def test_an_operation_without_ports_makes_no_list_of_all() -> None:
+    """There may be thousands of operations, and each of them is read by every node."""
+    http_of(methods=["GET"])  # what is made once is there
+    tracemalloc.start()
+    try:
+        http_of(methods=["GET"])
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 200_000
 
 
 def test_parts_of_templates_are_envoys() -> None:

@@ -217,15 +217,25 @@ def _operation(fields: Fields, *, any_port: bool) -> list[PortRange]:
     if ports is None and without is None and not any_port:
         fields.where.refuse("needs something that it means")
     fields.done()
-    kept = sorted(set(range(LAST_PORT + 1) if ports is None else ports) - (without or set()))
+    if ports is None:
+        return list(_between(sorted(without or ())))
     found: list[PortRange] = []
-    for port in kept:
+    for port in sorted(ports - (without or set())):
         # The port of HBONE, where it is named, stays apart from its neighbours (`_is_literal`).
-        if found and found[-1].last == port - 1 and (ports is None or HBONE not in (port - 1, port)):
+        if found and found[-1].last == port - 1 and HBONE not in (port - 1, port):
             found[-1] = PortRange(Protocol.TCP, found[-1].first, port)
         else:
             found.append(PortRange(Protocol.TCP, port, port))
     return found
+
+
+def _between(without: list[int]) -> Iterator[PortRange]:
+    """All ports but these."""
+    first = 0
+    for port in (*without, LAST_PORT + 1):
+        if first < port:
+            yield PortRange(Protocol.TCP, first, port - 1)
+        first = port + 1
 
 
 def _ports(fields: Fields, name: str) -> set[int] | None:
