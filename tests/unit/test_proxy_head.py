@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spliceway.policy.http import HttpRequest, decide
-from spliceway.policy.table import HttpRule, RuleSet
+from spliceway.policy.table import HttpRule, HttpTest, RuleSet
 from spliceway.policy.verdict import Reason, Verdict
 from spliceway.proxy.http import head as head_module
 from spliceway.proxy.http.decision import Judge
@@ -110,6 +110,15 @@ def test_what_is_accepted_is_what_the_reference_sees(first: str, lines: list[str
         assert found.upgrade != b"websocket"
     else:
         assert (judged.decision.reason, judged.status) == (decision.reason, decision.status)
+
+
+def test_what_an_explanation_costs_is_told_by_rules_and_tests() -> None:
+    told: list[int] = []
+    tests = ((HttpTest(path="/no", negated=True),), (HttpTest(path="/a"), HttpTest(path="/b")))
+    rule_set = RuleSet(1, "two rules, three tests", (HttpRule(1, tests=tests), HttpRule(2, "PUT")))
+    judge = Judge(rule_set, lambda units: bool(told.append(units)))
+    assert judge.judge(read_head(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", 100)).decision.nearest_miss == ""
+    assert told == [5]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r"])

@@ -50,7 +50,7 @@ class Judge:
     __slots__ = ("_explains", "_simple", "_size", "enforces", "rule_set")
 
     def __init__(self, rule_set: RuleSet, explains: Callable[[int], bool] = lambda _rules: True) -> None:
-        """`explains`: whether the nearest miss among so many rules may be looked for, which costs far more than a no.
+        """`explains`: whether the nearest miss among so many rules and tests may be looked for, at far more than a no.
 
         Raises RegexError for an expression that can't be compiled.
         """
@@ -58,7 +58,7 @@ class Judge:
         self.enforces = rule_set.enforces
         self._explains = explains
         self._simple = _simple(rule_set)
-        self._size = len(_rules(rule_set))
+        self._size = sum(1 + sum(map(len, rule.tests)) for rule in _rules(rule_set))
 
     def __repr__(self) -> str:
         return f"<Judge of {self.rule_set.name}{'' if self._simple is None else ', simple'}>"
