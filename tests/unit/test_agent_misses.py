@@ -127,3 +127,17 @@ def test_rules_of_tests_are_named_for_the_proxy() -> None:
             said="rule 1: method matches, path matches, not allowed by another rule, another rule",
         )
     )
+
+
+def test_of_many_rules_of_tests_some_are_named() -> None:
+    denials = tuple((HttpTest(path=f"/{letter}|/z", negated=True, rule=4),) for letter in "abcdefg")
+    allowed = tuple(HttpTest(path=f"/{letter}", rule=2) for letter in "abcdefg")
+    found = told(RuleSet(1, "api", (HttpRule(1, tests=denials),)), "GET", "/z")
+    assert found.count("http[4]") == 5
+    assert found.endswith("denied by rule CiliumNetworkPolicy shop/api http[4], and by more")
+    rule_set = RuleSet(1, "api", (HttpRule(1, tests=(allowed,)),))
+    named = told(rule_set, "GET", "/z")
+    assert named.count("http[2]") == 5
+    assert named.endswith("http[2] or 2 more")
+    unnamed = "rule 1: method matches, path matches, not allowed by " + ", ".join(["another rule"] * 5) + " or 2 more"
+    assert told(rule_set, "GET", "/z", said=unnamed) == named

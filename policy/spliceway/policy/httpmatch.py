@@ -13,6 +13,9 @@ import msgspec
 from spliceway.policy.regex import compile_regex
 from spliceway.policy.table import HeaderMatch, HttpRule, HttpTest, Mismatch, RuleRef
 
+#: Of a group of tests so many rules are named, and of groups so many: there may be thousands.
+_NAMED = 5
+
 
 class HttpRequest(msgspec.Struct, frozen=True):
     """Head of a request. `path` is the request target as it came; header names in any case, values without margins."""
@@ -195,12 +198,15 @@ def _failed(rule: HttpRule, request: HttpRequest) -> list[str]:
 
 def untrue(rule: HttpRule, request: HttpRequest, path: bytes, names: Mapping[int, RuleRef] | None) -> list[str]:
     """What of its tests does not hold. `path` is the normalised one; the proxy has no `names` for rules of tests."""
-    found = []
+    found: list[str] = []
     for group in rule.tests:
         if any(_holds(test, request, path) for test in group):
             continue
-        called = ", ".join(_called(test, names) for test in group)
-        found.append(f"denied by {called}" if group[0].negated else f"not allowed by {called}")
+        if len(found) == _NAMED:
+            return [*found, "and by more"]
+        called = ", ".join(_called(test, names) for test in group[:_NAMED])
+        more = f" or {len(group) - _NAMED} more" if len(group) > _NAMED else ""
+        found.append(f"denied by {called}" if group[0].negated else f"not allowed by {called}{more}")
     return found
 
 
