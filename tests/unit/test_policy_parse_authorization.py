@@ -236,6 +236,14 @@ def test_many_negative_principals_are_refused() -> None:
         cluster(deny(source(notPrincipals=many)))
 
 
+def test_a_long_list_is_taken() -> None:
+    many = [f"cluster.local/ns/a{number}/sa/b" for number in range(100)]
+    assert denied(deny(source(principals=[*many, "cluster.local/ns/shop/sa/front"]))) == {FRONT}
+    assert denied(deny(source(principals=many, notNamespaces=["shop"]))) == set()
+    with pytest.raises(PolicyError, match="more than 64 selectors"):
+        cluster(deny(source(principals=many, serviceAccounts=["shop/front", "bank/teller"])))
+
+
 NOT_NODE = {FRONT, TELLER, WORLD}
 
 

@@ -20,7 +20,7 @@ from spliceway.policy.table import IPNetwork
 
 #: What stands for the mesh's own trust domain in policies, whatever its name.
 TRUST_DOMAIN = "cluster.local"
-#: Most selectors that the peers of one source become.
+#: Most selectors that the peers of one source become, where they are more than it lists.
 MAX_SELECTORS = 64
 _DEFAULT_ACCOUNT = "default"
 _NO_SOURCE = ("requestPrincipals", "notRequestPrincipals", "remoteIpBlocks", "notRemoteIpBlocks", "trustDomains")
@@ -179,7 +179,7 @@ def _product(choices: list[list[_All]], where: Where) -> list[tuple[_All, ...]]:
     size = 1
     for one in choices:
         size *= len(one)
-    if size > MAX_SELECTORS:
+    if size > max([MAX_SELECTORS, *map(len, choices)]):
         where.refuse(f"becomes more than {MAX_SELECTORS} selectors")
     return list(product(*choices))
 
