@@ -88,6 +88,14 @@ def test_authorization_policies_are_written_only_where_they_are_asked_for(helm: 
         assert agent_config(objects)["istio"] == {"enabled": True}
 
 
+def test_where_authorization_policies_are_read_the_agent_knows_the_mesh(helm: Helm) -> None:
+    istio = {"trustDomain": "mesh.example", "rootNamespace": "mesh-root"}
+    for kinds, told in ((["NetworkPolicy", "AuthorizationPolicy"], istio), (["NetworkPolicy"], None)):
+        objects = helm.render({"istio": istio, "agent": {"config": {"policies": {"kinds": kinds}}}})
+        assert agent_config(objects).get("istio") == told
+        assert rules(objects) == asked(*rights(), *RIGHTS)
+
+
 def agent_config(objects: list[dict[str, Any]]) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load(one(objects, "ConfigMap")["data"]["agent.yaml"])
     return config

@@ -141,6 +141,8 @@ spliceway-policy-status
 {{- end -}}
 {{- if include "spliceway.applies" . -}}
 {{- $istio = merge $istio .Values.istio -}}
+{{- else if has "AuthorizationPolicy" ((.Values.agent.config.policies | default dict).kinds | default list) -}}
+{{- $istio = merge $istio (pick .Values.istio "trustDomain" "rootNamespace") -}}
 {{- end -}}
 {{- if $istio -}}
 {{- $_ := set $made "istio" $istio -}}
