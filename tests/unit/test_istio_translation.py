@@ -312,7 +312,7 @@ def test_dataplanes() -> None:
         "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a}\n"
         "spec: {portLevelMtls: {x: {}}}",
         "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a}\n"
-        f"spec: {{portLevelMtls: {{'{'9' * 5000}': {{}}}}}}",
+        f"spec:\n  portLevelMtls:\n    ? '{'9' * 5000}'\n    : {{}}",
     ],
 )
 def test_bad_peer_authentications(text: str) -> None:
