@@ -119,6 +119,11 @@ def test_what_an_explanation_costs_is_told_by_rules_and_tests() -> None:
     judge = Judge(rule_set, lambda units: bool(told.append(units)))
     assert judge.judge(read_head(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", 100)).decision.nearest_miss == ""
     assert told == [5]
+    # What passes takes nothing, so that it leaves enough for what is refused.
+    assert judge.judge(read_head(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n", 100)).status == 200
+    assert told == [5]
+    generous = Judge(rule_set).judge(read_head(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", 100))
+    assert generous.decision.nearest_miss.endswith("not allowed by another rule, another rule")
 
 
 @pytest.mark.parametrize("end", ["\n", "\r"])

@@ -83,7 +83,11 @@ class Judge:
     def _decide(self, head: Head) -> HttpDecision:
         request, rule_set = head.request, self.rule_set
         if self._simple is None:
-            return judge(request, head.target, rule_set, explain=self._explains(self._size))
+            found = judge(request, head.target, rule_set, explain=False)
+            # Only what is refused, or would be, has something to explain, and takes of what there is time for.
+            if found.reason is Reason.HTTP_DENIED and self._explains(self._size):
+                found = judge(request, head.target, rule_set)
+            return found
         try:
             path = normalise(head.target)
         except TargetError:
