@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import re2
 from envoy.config.listener.v3 import listener_pb2
@@ -15,6 +16,7 @@ from spliceway.xds.errors import InconsistentSnapshotError, ResourceError
 from spliceway.xds.protocol.snapshot import Snapshot
 from spliceway.xds.protocol.typeurls import CLUSTER, LISTENER, ROUTE, TYPES
 from spliceway.xds.resources.build import build_snapshot, unfit
+from spliceway.xds.resources.changes import combination_rules, combined_tests
 from spliceway.xds.resources.facts import Facts
 from spliceway.xds.resources.names import (
     CLUSTER_ORIGINAL,
@@ -100,6 +102,20 @@ def test_names_tell_their_rule_set() -> None:
     assert [rule_set_of(name) for name in ("", "rule-set-", "rule-set-x", "12", "x-rule-set-1")] == [0] * 5
 
 
+MANY_TESTS = ((HttpTest(path="/a", negated=True),),) * 1000
+
+
+def with_tests(rule: HttpRule) -> HttpRule:
+    return msgspec.structs.replace(rule, tests=MANY_TESTS)
+
+
+def test_tests_in_combinations_are_counted() -> None:
+    rules = [with_tests(changing(number, f"/{number}")) for number in range(3)]
+    made = combination_rules(rules)
+    there = [len(one.permissions[0].and_rules.rules) for one in made.policies.values()]
+    assert combined_tests(rules) == 12_000 < sum(there) < 12_100
+
+
 @pytest.mark.parametrize(
     ("sets", "ports", "message"),
     [
@@ -183,6 +199,16 @@ def test_names_tell_their_rule_set() -> None:
             {5: rule_set(5, *(changing(number, f"/{number}") for number in range(7)))},
             {5: 1},
             "rule set 5 (set 5): 7 different rules with mismatch actions, and no more than 6 can be served",
+        ),
+        (
+            {5: rule_set(5, *(HttpRule(number, tests=MANY_TESTS) for number in range(1, 52)))},
+            {5: 1},
+            "rule set 5 (set 5): 51000 tests of AuthorizationPolicies beside its rules, and no more than 50000 can",
+        ),
+        (
+            {5: rule_set(5, *(with_tests(changing(number, f"/{number}")) for number in range(6)))},
+            {5: 1},
+            "rule set 5 (set 5): 198000 tests of AuthorizationPolicies beside its rules, and no more than 50000 can",
         ),
     ],
 )

@@ -90,6 +90,12 @@ def too_many(rules: Sequence[HttpRule]) -> str | None:
     return f"{groups} different rules with mismatch actions, and no more than {MAX_GROUPS} can be served"
 
 
+def combined_tests(rules: Sequence[HttpRule]) -> int:
+    """How many tests stand in `combination_rules`: each condition is in half of the combinations."""
+    groups = _groups(rules)
+    return sum(len(tests) for group in groups for tests in group.tests) << max(len(groups) - 1, 0)
+
+
 def combination_rules(rules: Sequence[HttpRule]) -> rbac_pb2.RBAC:
     """The allow list that names which of the changing rules match; everything passes."""
     result = pass_all()

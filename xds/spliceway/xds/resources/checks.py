@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from spliceway.policy.regex import RegexError, compile_regex
 from spliceway.policy.table import HttpRule, RuleSet
 from spliceway.xds.errors import ResourceError
-from spliceway.xds.resources.changes import too_many
+from spliceway.xds.resources.changes import combined_tests, too_many
 from spliceway.xds.resources.headers import why_not
+
+#: Most tests of requests in one rule set: each stands beside each rule, so that they multiply (some 50 bytes each).
+MAX_TESTS = 50_000
 
 
 def check_rule_set(rule_set: RuleSet) -> None:
@@ -17,19 +20,37 @@ def check_rule_set(rule_set: RuleSet) -> None:
     Raises:
         ResourceError: no rules (that would be a listener that serves nobody, or everybody, and a mistake), a third end,
             a pattern that Envoy would refuse (one refused route would hold back what comes with it), a condition on
-            headers or an action that it can't be asked for exactly. Never says the value of a header.
+            headers or an action that it can't be asked for exactly, too many tests. Never says the value of a header.
     """
     title = f"rule set {rule_set.id} ({rule_set.name})"
     also = rule_set.also
     if also is not None and also.also is not None:
         raise ResourceError(f"{title}: rules of more than two ends")
-    for half in (rule_set, also) if also is not None else (rule_set,):
+    halves = (rule_set, also) if also is not None else (rule_set,)
+    count = sum(len(group) for half in halves for rule in _rules(half) for group in rule.tests)
+    if count > MAX_TESTS:
+        raise ResourceError(f"{title}: {_too_many_tests(count)}")
+    for half in halves:
         if half.rules == () or (half.rules is None and half.audit is None):
             raise ResourceError(f"{title}: no rules{'' if half is rule_set else ' of the other end'}")
-        for rule in (*(half.rules or ()), *(half.audit or ())):
+        for rule in _rules(half):
             _check_rule(f"{title}, rule {rule.rule}", rule)
         if reason := too_many(half.rules or ()):
             raise ResourceError(f"{title}: {reason}")
+        count += combined_tests(half.rules or ())
+    if count > MAX_TESTS:
+        raise ResourceError(f"{title}: {_too_many_tests(count)}")
+
+
+def _rules(half: RuleSet) -> tuple[HttpRule, ...]:
+    return *(half.rules or ()), *(half.audit or ())
+
+
+def _too_many_tests(count: int) -> str:
+    return (
+        f"{count} tests of AuthorizationPolicies beside its rules, and no more than {MAX_TESTS} can be served: "
+        "each operation stands beside each rule of the other policies"
+    )
 
 
 def _check_rule(where: str, rule: HttpRule) -> None:
