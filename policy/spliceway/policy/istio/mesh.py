@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from spliceway.policy.documents import Document
-from spliceway.policy.errors import PolicyError
 from spliceway.policy.fields import Fields, Where, shown
 from spliceway.policy.istio.objects import MANAGED_BY
 from spliceway.policy.model import Cluster, Pod
@@ -24,6 +23,8 @@ _MODES = ("UNSET", "DISABLE", "PERMISSIVE", "STRICT")
 STRICT = "STRICT"
 #: Annotations of pods that say which ports a sidecar sees.
 _EXCLUDED, _INCLUDED = "traffic.sidecar.istio.io/excludeInboundPorts", "traffic.sidecar.istio.io/includeInboundPorts"
+#: The same, each with what holds without it.
+_PORTS = {_EXCLUDED: "", _INCLUDED: "*"}
 _STATUS, _INJECT = "sidecar.istio.io/status", "sidecar.istio.io/inject"
 #: The injector's label on pods that have a sidecar.
 _TLS_MODE = "security.istio.io/tlsMode"
@@ -90,8 +91,8 @@ class Mesh(msgspec.Struct, frozen=True):
     def hidden_ports(self, pod: Pod, ports: Iterable[int]) -> tuple[int, ...]:
         """Which of these ports the pod's sidecar does not see, by the pod's annotations."""
         annotations = self.annotations.get(pod.key, {})
-        excluded = _port_list(annotations.get(_EXCLUDED, ""))
-        included = annotations.get(_INCLUDED, "*")
+        excluded = _port_list(annotations.get(_EXCLUDED, _PORTS[_EXCLUDED]))
+        included = annotations.get(_INCLUDED, _PORTS[_INCLUDED])
         seen = None if included == "*" else _port_list(included)
         return tuple(port for port in ports if port in excluded or (seen is not None and port not in seen))
 
@@ -190,7 +191,8 @@ def _read(document: Document) -> Read:
     annotations: dict[str, Mapping[str, Any]] = {}
     for item in objects:
         if isinstance(item, Pod) and isinstance(told := content["metadata"].get("annotations"), dict):
-            annotations[item.key] = told
+            fields = Fields(told, Where(document.file, f"Pod {item.key}", "metadata.annotations"))
+            annotations[item.key] = told | {name: fields.take(name, str, default) for name, default in _PORTS.items()}
     return Read(objects, (), (), annotations)
 
 
@@ -242,7 +244,5 @@ def _foreign(fields: Fields, where: Where) -> Foreign | None:
     return Foreign(meta.namespace, meta.name, _selector(spec), everybody=not targeted)
 
 
-def _port_list(value: Any) -> frozenset[int]:
-    if not isinstance(value, str):
-        raise PolicyError("", "", "metadata.annotations", f"{shown(value)} is not a list of ports")
+def _port_list(value: str) -> frozenset[int]:
     return frozenset(int(part) for part in value.replace(" ", "").split(",") if part.isdecimal())
