@@ -71,6 +71,30 @@ def test_nothing_is_translated_beside_a_document_that_is_refused(directory: Path
     assert "unsupported kind Deployment" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("items", "why"),
+    [
+        ("5", "items: must be a list, is an integer (5)"),
+        ("[{apiVersion: v1, kind: Pods}]", "items[0].kind: unsupported kind Pods"),
+        (
+            "[{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: a}, spec: {mtls: STRICT}}]",
+            "PeerAuthentication default/a: items[0].spec.mtls: must be a mapping",
+        ),
+    ],
+)
+def test_items_of_a_list_have_their_place(directory: Path, items: str, why: str) -> None:
+    (directory / "list.yaml").write_text(f"apiVersion: v1\nkind: List\nitems: {items}")
+    done = RUNNER.invoke(app, ["policy", "istio", "translate", str(directory)])
+    assert done.exit_code == 1
+    assert why in done.stderr
+
+
+def test_nothing_to_translate_is_said(directory: Path) -> None:
+    done = RUNNER.invoke(app, ["policy", "istio", "translate", str(directory / "cluster.yaml")])
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "there is nothing to translate" in done.stderr
+
+
 def test_options(directory: Path) -> None:
     (directory / "web.yaml").write_text(allow("{path: '/a/.*'}"))
     (directory / "cluster.yaml").write_text(f"{CLUSTER}---\n{STRICT.replace('istio-system', 'mesh')}")

@@ -44,7 +44,7 @@ def group() -> None:
 @app.command("translate")
 def translate(
     paths: Annotated[
-        list[Path], typer.Argument(exists=True, metavar="PATH...", help="Files, or directories of YAML or JSON files.")
+        list[Path], typer.Argument(exists=True, metavar="PATH", help="Files, or directories of YAML or JSON files.")
     ],
     json: Annotated[bool, typer.Option("--json", help="One JSON object: policies, refused, notes.")] = False,
     trust_domain: TrustDomainOption = "cluster.local",
@@ -60,13 +60,17 @@ def translate(
         ),
     ] = Ambiguous.DENY,
     without_own_node: Annotated[
-        bool, typer.Option("--without-own-node", help="Where plaintext is let in: a pod's own node needs a rule.")
+        bool,
+        typer.Option(
+            "--without-own-node", help="Where plaintext is let in: without Cilium's rule that its node may reach a pod."
+        ),
     ] = False,
 ) -> None:
     """HTTP rules of CiliumNetworkPolicies as Istio's policies: the same verdicts, or a reason why not.
 
-    Reads policies, Namespaces, Pods, Nodes, Services and PeerAuthentications. Exit status 1 when anything is refused;
-    the policies of other workloads are printed all the same.
+    Reads all policies about the workloads, and what `kubectl get namespaces,pods,nodes,services,endpointslices,
+    peerauthentications,authorizationpolicies -A -o yaml` prints; writes YAML for `kubectl apply`. Exit status 1 when
+    anything is refused; the policies of other workloads are printed all the same, unless a document can't be read.
     """
     from spliceway.agent.cli.render import emit_json
     from spliceway.policy.istio import httprules
@@ -78,16 +82,18 @@ def translate(
     found = istio.Translation((), tuple(refused), ())
     if not refused:
         found = istio.translate(cluster, mesh, istio.Options(trust_domain, how, without_own_node))
-    documents = found.documents()
+    documents, notes = found.documents(), found.notes
+    if not documents and not notes and not found.refusals:
+        notes = ("no policy here has HTTP rules of ingress that are enforced: there is nothing to translate",)
     if json:
         told = [
             {"file": error.file, "policy": error.document, "field": error.field, "reason": error.reason}
             for error in found.refusals
         ]
-        emit_json({"policies": documents, "refused": told, "notes": list(found.notes)})
+        emit_json({"policies": documents, "refused": told, "notes": list(notes)})
     else:
         _write(documents)
-        for note in found.notes:
+        for note in notes:
             typer.echo(f"note: {note}", err=True)
         for refusal in found.refusals:
             typer.echo(f"refused: {refusal}", err=True)

@@ -15,7 +15,7 @@ from spliceway.policy.documents import Document
 from spliceway.policy.fields import Fields, Where, shown
 from spliceway.policy.istio.objects import MANAGED_BY
 from spliceway.policy.model import Cluster, Pod
-from spliceway.policy.parse import parse_document
+from spliceway.policy.parse import parse_item
 from spliceway.policy.parse_metadata import Metadata, parse_labels
 
 _VERSIONS = ("security.istio.io/v1", "security.istio.io/v1beta1")
@@ -112,7 +112,7 @@ class Mesh(msgspec.Struct, frozen=True):
         """
         for namespace in namespaces:
             if self._level(namespace) != STRICT:
-                return f"mTLS in namespace {namespace} is not STRICT by a PeerAuthentication"
+                return f"mTLS in namespace {namespace} is not STRICT by a PeerAuthentication{self._seen()}"
         for pod in pods:
             if reason := self._pod_not_strict(pod, ports):
                 return reason
@@ -134,7 +134,11 @@ class Mesh(msgspec.Struct, frozen=True):
                     return f"PeerAuthentication {one.namespace}/{one.name} has {own} for port {port} of pod {pod.key}"
                 if own == "UNSET" and mode != STRICT and (ports is None or port in ports):
                     return f"PeerAuthentication {one.namespace}/{one.name} has {mode} for pod {pod.key}"
-        return "" if inherited == STRICT else f"mTLS of pod {pod.key} is not STRICT by a PeerAuthentication"
+        told = f"mTLS of pod {pod.key} is not STRICT by a PeerAuthentication{self._seen()}"
+        return "" if inherited == STRICT else told
+
+    def _seen(self) -> str:
+        return "" if self.authentications else " (none is known)"
 
     def _level(self, namespace: str) -> str:
         """Mode of a namespace without regard to workloads; of several at one level all must be STRICT."""
@@ -157,11 +161,11 @@ class Read(msgspec.Struct, frozen=True):
 def read_document(document: Document) -> Read:
     """One document: an object of policy, a List, or one of Istio's. Raises PolicyError."""
     content = document.content
+    where = Where(document.file, f"document {document.index} (line {document.line})")
     if not isinstance(content, dict) or content.get("kind") != "List":
-        return _read(document)
-    found = []
-    for item in content.get("items") or ():
-        found.append(_read(msgspec.structs.replace(document, content=item)))
+        return _read(content, where)
+    items = where.at("items")
+    found = [_read(item, items.item(index)) for index, item in enumerate(items.typed(content.get("items"), list))]
     return Read(
         tuple(one for part in found for one in part.objects),
         tuple(one for part in found for one in part.authentications),
@@ -170,11 +174,9 @@ def read_document(document: Document) -> Read:
     )
 
 
-def _read(document: Document) -> Read:
-    content = document.content
+def _read(content: Any, where: Where) -> Read:
     kind = content.get("kind") if isinstance(content, dict) else None
     if kind in ("PeerAuthentication", "AuthorizationPolicy"):
-        where = Where(document.file, f"document {document.index} (line {document.line})")
         fields = Fields(content, where)
         fields.ignore("kind")
         if (version := fields.need("apiVersion", str)) not in _VERSIONS:
@@ -187,11 +189,11 @@ def _read(document: Document) -> Read:
         return Read((), (), () if foreign is None else (foreign,), {})
     if kind == "EnvoyFilter" and _is_ours(content):
         return Read((), (), (), {})
-    objects = parse_document(document)
+    objects = parse_item(content, where)
     annotations: dict[str, Mapping[str, Any]] = {}
     for item in objects:
         if isinstance(item, Pod) and isinstance(told := content["metadata"].get("annotations"), dict):
-            fields = Fields(told, Where(document.file, f"Pod {item.key}", "metadata.annotations"))
+            fields = Fields(told, Where(where.file, f"Pod {item.key}", where.at("metadata.annotations").field))
             annotations[item.key] = told | {name: fields.take(name, str, default) for name, default in _PORTS.items()}
     return Read(objects, (), (), annotations)
 
