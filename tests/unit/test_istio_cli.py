@@ -95,6 +95,26 @@ def test_nothing_to_translate_is_said(directory: Path) -> None:
     assert "there is nothing to translate" in done.stderr
 
 
+def test_what_an_earlier_translation_has_left_is_named(directory: Path) -> None:
+    """`kubectl apply` takes nothing away: an ALLOW policy of a policy with another name adds to the new one."""
+    asked = ["policy", "istio", "translate", str(directory)]
+    first = RUNNER.invoke(app, asked).stdout
+    (directory / "applied.yaml").write_text(first.partition("---\n")[2])
+    again = RUNNER.invoke(app, asked)
+    assert (again.stdout, "earlier" in again.stderr) == (first, False)
+    (directory / "web.yaml").write_text(allow("{path: /a}").replace("name: web", "name: shop"))
+    done = RUNNER.invoke(app, asked)
+    assert done.exit_code == 0
+    assert "note: AuthorizationPolicy shop/spliceway-cnp-allow-0-0-web: is of an earlier translation" in done.stderr
+    emitted = first.replace("managed-by: spliceway", "managed-by: spliceway\n    spliceway.io/emitted: 'true'")
+    (directory / "applied.yaml").write_text(emitted)
+    assert "earlier" not in RUNNER.invoke(app, asked).stderr
+    (directory / "applied.yaml").write_text(first.replace("spliceway.io/translated-from", "other"))
+    done = RUNNER.invoke(app, asked)
+    assert done.exit_code == 1
+    assert "adds to it" in done.stderr
+
+
 def test_options(directory: Path) -> None:
     (directory / "web.yaml").write_text(allow("{path: '/a/.*'}"))
     (directory / "cluster.yaml").write_text(f"{CLUSTER}---\n{STRICT.replace('istio-system', 'mesh')}")

@@ -13,7 +13,7 @@ import msgspec
 
 from spliceway.policy.documents import Document
 from spliceway.policy.fields import Fields, Where, shown
-from spliceway.policy.istio.objects import MANAGED_BY
+from spliceway.policy.istio.objects import MANAGED_BY, TRANSLATED_FROM
 from spliceway.policy.model import Cluster, Pod
 from spliceway.policy.parse import parse_item
 from spliceway.policy.parse_metadata import Metadata, parse_labels
@@ -150,12 +150,13 @@ class Mesh(msgspec.Struct, frozen=True):
 
 
 class Read(msgspec.Struct, frozen=True):
-    """What documents hold for the translation."""
+    """What documents hold for the translation. `earlier`: namespace, name and labels of what one before has made."""
 
     objects: tuple[Any, ...]
     authentications: tuple[PeerAuthentication, ...]
     foreign: tuple[Foreign, ...]
     annotations: Mapping[str, Mapping[str, Any]]
+    earlier: tuple[tuple[str, str, Mapping[str, str]], ...] = ()
 
 
 def read_document(document: Document) -> Read:
@@ -171,6 +172,7 @@ def read_document(document: Document) -> Read:
         tuple(one for part in found for one in part.authentications),
         tuple(one for part in found for one in part.foreign),
         {key: value for part in found for key, value in part.annotations.items()},
+        tuple(one for part in found for one in part.earlier),
     )
 
 
@@ -185,7 +187,10 @@ def _read(content: Any, where: Where) -> Read:
             )
         if kind == "PeerAuthentication":
             return Read((), (_authentication(fields, where),), (), {})
-        foreign = _foreign(fields, where)
+        meta = Metadata(fields, where, kind)
+        if MANAGED_BY in meta.labels.items() and TRANSLATED_FROM in (meta.annotations or {}):
+            return Read((), (), (), {}, ((meta.namespace, meta.name, meta.labels),))
+        foreign = _foreign(fields, meta)
         return Read((), (), () if foreign is None else (foreign,), {})
     if kind == "EnvoyFilter" and _is_ours(content):
         return Read((), (), (), {})
@@ -234,11 +239,8 @@ def _selector(spec: Fields) -> dict[str, str]:
     return labels
 
 
-def _foreign(fields: Fields, where: Where) -> Foreign | None:
-    """None: it is one of ours, from an earlier translation, or says nothing of what passes."""
-    meta = Metadata(fields, where, "AuthorizationPolicy")
-    if MANAGED_BY in meta.labels.items():
-        return None
+def _foreign(fields: Fields, meta: Metadata) -> Foreign | None:
+    """None: it says nothing of what passes."""
     spec = Fields(fields.take("spec", dict, {}), meta.where.at("spec"))
     if spec.take("action", str, "ALLOW") == "AUDIT":
         return None
