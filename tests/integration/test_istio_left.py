@@ -17,7 +17,7 @@ from spliceway.agent.testbed.testbed import Testbed
 from support import istiorbac
 from support.istio.mesh import STATUS, mesh, mesh_manifest
 from support.istio.rules import Rules
-from support.istiopolicies import ALONE, STRICT, made
+from support.istiopolicies import ALONE, made
 from support.node import http_status, pod_manifest
 from support.waiting import until
 
@@ -47,7 +47,7 @@ spec:
 def judging() -> list[dict[str, Any]]:
     """HTTP filters that Istio makes of the translation for the server."""
     pods = [json.dumps(mesh_manifest(name)) for name in ("client", "server")]
-    found = made(policy(), STRICT, NAMESPACE, cluster="\n---\n".join(pods), strict=False, options=ALONE)
+    found = made(policy(), NAMESPACE, cluster="\n---\n".join(pods), options=ALONE)
     assert not found.refusals, found.refusals
     about = istiorbac.applying(found.documents(), "default", {"app": "server"}, "istio-system")
     assert about
