@@ -65,8 +65,8 @@ def istio_warnings(endpoints: Iterable[LocalEndpoint], setting: Setting, table: 
     if ruled:
         found.append(
             f"istio: {_named(ruled)} of Istio's with HTTP rules, which can't be asked where the mesh encrypts: there "
-            "all is refused that they cover; `spliceway policy istio translate` makes AuthorizationPolicies of them, "
-            f"and {HTTP_RULES}: istio at a policy leaves them to these"
+            "all is refused that they cover: have Istio enforce them (`spliceway policy istio translate`), and leave "
+            f"rules.http out of what is enforced here, or leave them to Istio ({HTTP_RULES}: istio)"
         )
     return found
 

@@ -13,10 +13,10 @@ import msgspec
 
 from spliceway.policy.documents import Document
 from spliceway.policy.fields import Fields, Where, shown
-from spliceway.policy.istio.objects import MANAGED_BY
-from spliceway.policy.istio.sidecar import STATUS, ports_told
+from spliceway.policy.istio.objects import MANAGED_BY, TRANSLATED_FROM
+from spliceway.policy.istio.sidecar import PORTS, STATUS, ports_told
 from spliceway.policy.model import Cluster, Pod
-from spliceway.policy.parse import parse_document
+from spliceway.policy.parse import parse_item
 from spliceway.policy.parse_metadata import Metadata, parse_labels
 
 _VERSIONS = ("security.istio.io/v1", "security.istio.io/v1beta1")
@@ -106,7 +106,7 @@ class Mesh(msgspec.Struct, frozen=True):
         """
         for namespace in namespaces:
             if self._level(namespace) != STRICT:
-                return f"mTLS in namespace {namespace} is not STRICT by a PeerAuthentication"
+                return f"mTLS in namespace {namespace} is not STRICT by a PeerAuthentication{self._seen()}"
         for pod in pods:
             if reason := self._pod_not_strict(pod, ports):
                 return reason
@@ -128,7 +128,11 @@ class Mesh(msgspec.Struct, frozen=True):
                     return f"PeerAuthentication {one.namespace}/{one.name} has {own} for port {port} of pod {pod.key}"
                 if own == "UNSET" and mode != STRICT and (ports is None or port in ports):
                     return f"PeerAuthentication {one.namespace}/{one.name} has {mode} for pod {pod.key}"
-        return "" if inherited == STRICT else f"mTLS of pod {pod.key} is not STRICT by a PeerAuthentication"
+        told = f"mTLS of pod {pod.key} is not STRICT by a PeerAuthentication{self._seen()}"
+        return "" if inherited == STRICT else told
+
+    def _seen(self) -> str:
+        return "" if self.authentications else " (none is known)"
 
     def _level(self, namespace: str) -> str:
         """Mode of a namespace without regard to workloads; of several at one level all must be STRICT."""
@@ -140,35 +144,35 @@ class Mesh(msgspec.Struct, frozen=True):
 
 
 class Read(msgspec.Struct, frozen=True):
-    """What documents hold for the translation."""
+    """What documents hold for the translation. `earlier`: namespace, name and labels of what one before has made."""
 
     objects: tuple[Any, ...]
     authentications: tuple[PeerAuthentication, ...]
     foreign: tuple[Foreign, ...]
     annotations: Mapping[str, Mapping[str, Any]]
+    earlier: tuple[tuple[str, str, Mapping[str, str]], ...] = ()
 
 
 def read_document(document: Document) -> Read:
     """One document: an object of policy, a List, or one of Istio's. Raises PolicyError."""
     content = document.content
+    where = Where(document.file, f"document {document.index} (line {document.line})")
     if not isinstance(content, dict) or content.get("kind") != "List":
-        return _read(document)
-    found = []
-    for item in content.get("items") or ():
-        found.append(_read(msgspec.structs.replace(document, content=item)))
+        return _read(content, where)
+    items = where.at("items")
+    found = [_read(item, items.item(index)) for index, item in enumerate(items.typed(content.get("items"), list))]
     return Read(
         tuple(one for part in found for one in part.objects),
         tuple(one for part in found for one in part.authentications),
         tuple(one for part in found for one in part.foreign),
         {key: value for part in found for key, value in part.annotations.items()},
+        tuple(one for part in found for one in part.earlier),
     )
 
 
-def _read(document: Document) -> Read:
-    content = document.content
+def _read(content: Any, where: Where) -> Read:
     kind = content.get("kind") if isinstance(content, dict) else None
     if kind in ("PeerAuthentication", "AuthorizationPolicy"):
-        where = Where(document.file, f"document {document.index} (line {document.line})")
         fields = Fields(content, where)
         fields.ignore("kind")
         if (version := fields.need("apiVersion", str)) not in _VERSIONS:
@@ -177,15 +181,19 @@ def _read(document: Document) -> Read:
             )
         if kind == "PeerAuthentication":
             return Read((), (_authentication(fields, where),), (), {})
-        foreign = _foreign(fields, where)
+        meta = Metadata(fields, where, kind)
+        if MANAGED_BY in meta.labels.items() and TRANSLATED_FROM in (meta.annotations or {}):
+            return Read((), (), (), {}, ((meta.namespace, meta.name, meta.labels),))
+        foreign = _foreign(fields, meta)
         return Read((), (), () if foreign is None else (foreign,), {})
     if kind == "EnvoyFilter" and _is_ours(content):
         return Read((), (), (), {})
-    objects = parse_document(document)
+    objects = parse_item(content, where)
     annotations: dict[str, Mapping[str, Any]] = {}
     for item in objects:
         if isinstance(item, Pod) and isinstance(told := content["metadata"].get("annotations"), dict):
-            annotations[item.key] = told
+            fields = Fields(told, Where(where.file, f"Pod {item.key}", where.at("metadata.annotations").field))
+            annotations[item.key] = told | {name: fields.take(name, str, default) for name, default in PORTS.items()}
     return Read(objects, (), (), annotations)
 
 
@@ -225,11 +233,8 @@ def _selector(spec: Fields) -> dict[str, str]:
     return labels
 
 
-def _foreign(fields: Fields, where: Where) -> Foreign | None:
-    """None: it is one of ours, from an earlier translation, or says nothing of what passes."""
-    meta = Metadata(fields, where, "AuthorizationPolicy")
-    if MANAGED_BY in meta.labels.items():
-        return None
+def _foreign(fields: Fields, meta: Metadata) -> Foreign | None:
+    """None: it says nothing of what passes."""
     spec = Fields(fields.take("spec", dict, {}), meta.where.at("spec"))
     if spec.take("action", str, "ALLOW") == "AUDIT":
         return None

@@ -27,6 +27,8 @@ INTERCEPTION = "sidecar.istio.io/interceptionMode"
 AMBIENT = "ambient.istio.io/redirection"
 #: Ports that a sidecar does not see, and those that it sees alone (`*`: all).
 EXCLUDED, INCLUDED = "traffic.sidecar.istio.io/excludeInboundPorts", "traffic.sidecar.istio.io/includeInboundPorts"
+#: The same, each with what holds without it.
+PORTS: Mapping[str, str] = {INCLUDED: "*", EXCLUDED: ""}
 #: Interfaces that have rules of their own.
 _INTERFACES = (
     "traffic.sidecar.istio.io/excludeInterfaces",
@@ -117,7 +119,8 @@ def seen_ports(annotations: Any, spec: Any, ports: Iterable[ContainerPort], addr
 
 def ports_told(annotations: Mapping[str, Any]) -> Ports | None:
     """What annotations say of ports; None: it can't be read."""
-    return _ports(annotations.get(INCLUDED, "*"), annotations.get(EXCLUDED, ""))
+    only, excluded = (default if annotations.get(name) is None else annotations[name] for name, default in PORTS.items())
+    return _ports(only, excluded)
 
 
 def containers(spec: Mapping[str, Any], fields: Iterable[str] = _FIELDS) -> Iterator[Mapping[str, Any]]:
