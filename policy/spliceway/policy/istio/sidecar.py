@@ -119,7 +119,8 @@ def seen_ports(annotations: Any, spec: Any, ports: Iterable[ContainerPort], addr
 
 def ports_told(annotations: Mapping[str, Any]) -> Ports | None:
     """What annotations say of ports; None: it can't be read."""
-    only, excluded = (default if annotations.get(name) is None else annotations[name] for name, default in PORTS.items())
+    found = {name: annotations.get(name) for name in PORTS}
+    only, excluded = (PORTS[name] if value is None else value for name, value in found.items())
     return _ports(only, excluded)
 
 
