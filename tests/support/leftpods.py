@@ -71,7 +71,7 @@ def asking(
     """A policy with one HTTP rule of ingress for these ports (`80`, `web`, `80-90`)."""
     listed = []
     for one in ports:
-        first, _, last = one.partition("-")
+        first, _, last = one.partition("-") if one[0].isdecimal() else (one, "", "")
         listed.append({"port": first, "protocol": "TCP", **({"endPort": int(last)} if last else {})})
     entry: Doc = {"ports": listed, "rules": {"http": [{"method": "GET", "path": path}]}}
     return policy(
