@@ -14,6 +14,7 @@ import msgspec
 from spliceway.policy.documents import Document
 from spliceway.policy.fields import Fields, Where, shown
 from spliceway.policy.istio.objects import MANAGED_BY, TRANSLATED_FROM
+from spliceway.policy.istio.sidecar import PORTS, STATUS, ports_told
 from spliceway.policy.model import Cluster, Pod
 from spliceway.policy.parse import parse_item
 from spliceway.policy.parse_metadata import Metadata, parse_labels
@@ -21,11 +22,7 @@ from spliceway.policy.parse_metadata import Metadata, parse_labels
 _VERSIONS = ("security.istio.io/v1", "security.istio.io/v1beta1")
 _MODES = ("UNSET", "DISABLE", "PERMISSIVE", "STRICT")
 STRICT = "STRICT"
-#: Annotations of pods that say which ports a sidecar sees.
-_EXCLUDED, _INCLUDED = "traffic.sidecar.istio.io/excludeInboundPorts", "traffic.sidecar.istio.io/includeInboundPorts"
-#: The same, each with what holds without it.
-_PORTS = {_EXCLUDED: "", _INCLUDED: "*"}
-_STATUS, _INJECT = "sidecar.istio.io/status", "sidecar.istio.io/inject"
+_INJECT = "sidecar.istio.io/inject"
 #: The injector's label on pods that have a sidecar.
 _TLS_MODE = "security.istio.io/tlsMode"
 _DATAPLANE = "istio.io/dataplane-mode"
@@ -72,7 +69,7 @@ class Mesh(msgspec.Struct, frozen=True):
         annotations = self.annotations.get(pod.key, {})
         namespace = cluster.namespaces.get(pod.namespace)
         labels = namespace.labels if namespace is not None else {}
-        if pod.labels.get(_TLS_MODE) == "istio" or _STATUS in annotations:
+        if pod.labels.get(_TLS_MODE) == "istio" or STATUS in annotations:
             return Dataplane.SIDECAR
         if pod.labels.get(_DATAPLANE, labels.get(_DATAPLANE)) == "ambient":
             return Dataplane.AMBIENT
@@ -86,15 +83,12 @@ class Mesh(msgspec.Struct, frozen=True):
 
     def shows_none(self, pod: Pod) -> bool:
         """Whether a pod has no trace of an injected sidecar: it may be older than the label that asks for one."""
-        return pod.labels.get(_TLS_MODE) != "istio" and _STATUS not in self.annotations.get(pod.key, {})
+        return pod.labels.get(_TLS_MODE) != "istio" and STATUS not in self.annotations.get(pod.key, {})
 
     def hidden_ports(self, pod: Pod, ports: Iterable[int]) -> tuple[int, ...]:
-        """Which of these ports the pod's sidecar does not see, by the pod's annotations."""
-        annotations = self.annotations.get(pod.key, {})
-        excluded = _port_list(annotations.get(_EXCLUDED, _PORTS[_EXCLUDED]))
-        included = annotations.get(_INCLUDED, _PORTS[_INCLUDED])
-        seen = None if included == "*" else _port_list(included)
-        return tuple(port for port in ports if port in excluded or (seen is not None and port not in seen))
+        """Which of these ports the pod's sidecar does not see, by its annotations; all, if these can't be read."""
+        told = ports_told(self.annotations.get(pod.key, {}))
+        return tuple(port for port in ports if told is None or not told.has(port))
 
     def waypoint(self, cluster: Cluster, namespace: str, labels: Mapping[str, str]) -> tuple[str, str] | None:
         """Namespace and name of the waypoint of a Service with these labels; None: it has none."""
@@ -199,7 +193,7 @@ def _read(content: Any, where: Where) -> Read:
     for item in objects:
         if isinstance(item, Pod) and isinstance(told := content["metadata"].get("annotations"), dict):
             fields = Fields(told, Where(where.file, f"Pod {item.key}", where.at("metadata.annotations").field))
-            annotations[item.key] = told | {name: fields.take(name, str, default) for name, default in _PORTS.items()}
+            annotations[item.key] = told | {name: fields.take(name, str, default) for name, default in PORTS.items()}
     return Read(objects, (), (), annotations)
 
 
@@ -246,7 +240,3 @@ def _foreign(fields: Fields, meta: Metadata) -> Foreign | None:
         return None
     targeted = bool(spec.raw("targetRefs") or spec.raw("targetRef"))
     return Foreign(meta.namespace, meta.name, _selector(spec), everybody=not targeted)
-
-
-def _port_list(value: str) -> frozenset[int]:
-    return frozenset(int(part) for part in value.replace(" ", "").split(",") if part.isdecimal())
