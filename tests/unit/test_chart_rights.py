@@ -88,12 +88,12 @@ def test_authorization_policies_are_written_only_where_they_are_asked_for(helm: 
         assert agent_config(objects)["istio"] == {"enabled": True}
 
 
-def test_where_authorization_policies_are_read_the_agent_knows_the_mesh(helm: Helm) -> None:
-    istio = {"trustDomain": "mesh.example", "rootNamespace": "mesh-root"}
-    for kinds, told in ((["NetworkPolicy", "AuthorizationPolicy"], istio), (["NetworkPolicy"], None)):
-        objects = helm.render({"istio": istio, "agent": {"config": {"policies": {"kinds": kinds}}}})
-        assert agent_config(objects).get("istio") == told
-        assert rules(objects) == asked(*rights(), *RIGHTS)
+def test_authorization_policies_that_are_read_have_the_meshs_names(helm: Helm) -> None:
+    """A root namespace that agents don't know would make policies about the mesh policies about one namespace."""
+    names = {"trustDomain": "mesh.example", "rootNamespace": "mesh"}
+    for mode, enabled in (("istio", {"enabled": True}), ("sidecar-free", {})):
+        assert agent_config(helm.render({"istio": names, "mode": mode}))["istio"] == {**enabled, **names}
+    assert "istio" not in agent_config(helm.render())
 
 
 def agent_config(objects: list[dict[str, Any]]) -> dict[str, Any]:
