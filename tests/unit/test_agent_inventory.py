@@ -8,8 +8,9 @@ import pytest
 from spliceway.agent.inventory import Inventory
 from spliceway.agent.sources.events import FileChanged, FileRefused, FileRemoved, SourceLost
 from spliceway.agent.state import Held
-from spliceway.policy.model import Cluster, Pod
-from spliceway.policy.parse import READERS
+from spliceway.policy.documents import Document
+from spliceway.policy.model import Cluster, Object, Pod
+from spliceway.policy.parse import READERS, parse_document
 from spliceway.policy.parse_authorization_source import IstioNames
 from support.agent import endpoint, pod, policy
 
@@ -31,6 +32,23 @@ def said(inventory: Inventory) -> list[str]:
 
 def port_of(inventory: Inventory, name: str = "default/web") -> int:
     return inventory.cluster.policies["CiliumNetworkPolicy", name].specs[0].rules[0].to_ports[0].ports[0].first
+
+
+def test_a_fault_of_ours_refuses_one_object_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(document: Document, names: IstioNames | None) -> tuple[Object, ...]:
+        if document.content["metadata"]["name"] == "web":
+            int("secret")
+        return parse_document(document, names)
+
+    inventory = fed(FileChanged("p.yaml", GOOD))
+    monkeypatch.setattr("spliceway.agent.manifests.parse_document", read)
+    inventory.feed((FileChanged("p.yaml", GOOD.replace("'80'", "'81'") + "---\n" + policy("api", "server", 82)),))
+    assert (port_of(inventory), port_of(inventory, "default/api")) == (80, 82)
+    (told,) = said(inventory)
+    assert told.startswith("p.yaml: CiliumNetworkPolicy default/web: can't be read, by a fault of Spliceway's own")
+    assert "(ValueError in test_agent_inventory.py:" in told
+    assert "the last good version stays in force" in told
+    assert "secret" not in told
 
 
 def test_objects_and_endpoints() -> None:

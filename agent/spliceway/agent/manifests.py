@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import marshal
+import traceback
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
+from pathlib import PurePath
 from typing import Any, get_args
 
 import msgspec
@@ -95,20 +97,33 @@ def read_documents(documents: Iterable[Document], reading: Reading) -> Said:
     """Take documents of one file apart."""
     said: dict[Key, Entry] = {}
     refused: list[tuple[PolicyError, tuple[Key, ...]]] = []
-    for each in documents:
-        document = _without(each, reading.left_out)
-        if document is None:
-            continue
+    for document in documents:
         try:
+            if (kept := _without(document, reading.left_out)) is None:
+                continue
+            document = kept  # what is left out of a List is not refused with it
             entries = _entries(document, reading)
             for kind, name in entries:
                 if (kind, name) in said:
                     raise PolicyError(document.file, f"{kind} {name}", "", "appears twice in this file")
         except PolicyError as error:
             refused.append((error, tuple(_meant(document.content))))
+        except Exception as error:  # a fault of ours must not end the agent, and with it what all others say
+            refused.append((_fault(document, error), tuple(_meant(document.content))))
         else:
             said.update(entries)
     return Said(said, tuple(refused))
+
+
+def _fault(document: Document, error: Exception) -> PolicyError:
+    """Without the error's own words: they may be of a Secret."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{PurePath(where.filename).name}:{where.lineno}"
+    what = f"document {document.index} (line {document.line})"
+    if len(meant := _meant(document.content)) == 1:
+        what = " ".join(meant[0])
+    reason = f"can't be read, by a fault of Spliceway's own, which please report ({type(error).__name__} in {place})"
+    return PolicyError(document.file, what, "", reason)
 
 
 def read_object(content: Mapping[str, Any], file: str, shared: Shared, reading: Reading) -> Said:
