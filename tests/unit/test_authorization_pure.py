@@ -122,6 +122,8 @@ def test_restoring_leaves_what_others_have_added() -> None:
     assert "uid" not in recreated(found)["metadata"]
 
 
+    ports = {"spec": {"mtls": {"mode": "STRICT"}, "portLevelMtls": {"9" * 5000: {"mode": "STRICT"}}}}
+    assert authentication({**head, "kind": "PeerAuthentication", **bad, **ports}).mode == "PERMISSIVE"
 def world(*texts: str, version: str = VERSION, cluster: str = CLUSTER) -> World:
     found, mesh = read(cluster, STRICT, *texts)
     translation = translate(found, mesh)

@@ -293,6 +293,34 @@ def test_policies_in_audit_are_left_out() -> None:
     assert "is in audit" in found.notes[0]
 
 
+def test_one_label_asked_for_again_and_again_takes_no_time() -> None:
+    chosen = ", ".join(
+        f"{{key: app, operator: In, values: [api, {', '.join(f'v{turn}-{one}' for one in range(60))}]}}"
+        for turn in range(8)
+    )
+    text = allow("{path: /a}").replace("{matchLabels: {app: api}}", f"{{matchExpressions: [{chosen}]}}", 1)
+    (spec,) = specs(made(text))
+    assert spec["selector"] == {"matchLabels": {"app": "api"}}
+    (found,) = made(text.replace("[api, ", "[")).parts
+    assert (found.policies, found.errors) == ((), ()), "it selects nobody"
+    nowhere = ", ".join(
+        f"{{key: k{turn}, operator: In, values: [{', '.join(f'v{one}' for one in range(60))}]}}" for turn in range(8)
+    )
+    nowhere += ", {key: 'k8s:io.cilium.k8s.namespace.labels.no', operator: In, values: [such]}"
+    text = allow("{path: /a}").replace("{matchLabels: {app: api}}", f"{{matchExpressions: [{nowhere}]}}", 1)
+    (found,) = made(text).parts
+    assert (found.policies, found.errors) == ((), ()), "nor anywhere"
+
+
+def test_what_a_tenant_writes_is_refused_and_breaks_nothing() -> None:
+    assert "no counterpart" in refusal(made(allow(f"{{path: '{'(?:' * 900}/a{')' * 900}'}}")))
+    annotated = CLUSTER.replace(
+        "{name: api, namespace: shop,",
+        f"{{name: api, namespace: shop, annotations: {{traffic.sidecar.istio.io/excludeInboundPorts: '{'9' * 5000}'}},",
+    )
+    assert made(allow("{path: /a}"), cluster=annotated).policies
+
+
 def test_dataplanes() -> None:
     cluster, mesh = read(CLUSTER)
     pod = cluster.pods["shop/api"]

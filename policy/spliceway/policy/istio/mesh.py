@@ -208,7 +208,7 @@ def _authentication(fields: Fields, where: Where) -> PeerAuthentication:
     ports = {}
     place = spec.where.at("portLevelMtls")
     for port, value in spec.take("portLevelMtls", dict, {}).items():
-        if not str(port).isdecimal():
+        if not str(port).isdecimal() or len(str(port)) > 5:
             place.refuse(f"{shown(port)} is not a port")
         ports[int(port)] = _mode(value, place.at(str(port)))
     spec.done()
@@ -245,4 +245,4 @@ def _foreign(fields: Fields, where: Where) -> Foreign | None:
 def _port_list(value: Any) -> frozenset[int]:
     if not isinstance(value, str):
         raise PolicyError("", "", "metadata.annotations", f"{shown(value)} is not a list of ports")
-    return frozenset(int(part) for part in value.replace(" ", "").split(",") if part.isdecimal())
+    return frozenset(int(part) for part in value.replace(" ", "").split(",") if part.isdecimal() and len(part) < 6)
