@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import yaml
 
 from spliceway.policy.istio.translate import Translation
@@ -81,6 +82,34 @@ def test_what_is_refused() -> None:
         name="deny",
     )
     assert "by which everybody comes" in refusal(ambient(SERVICE, allow("{path: /a}"), deny))
+
+
+@pytest.mark.parametrize(
+    ("namespace", "kind", "name", "refused"),
+    [
+        ("shop", "Service", "api", True),
+        ("shop", "Gateway", "way", True),
+        ("istio-system", "GatewayClass", "istio-waypoint", True),
+        ("shop", "Service", "other", False),
+        ("bank", "Gateway", "way", False),
+    ],
+)
+def test_somebodys_policy_at_the_same_waypoint_adds_to_ours(
+    namespace: str, kind: str, name: str, refused: bool
+) -> None:
+    """An ALLOW policy there lets pass what ours is to deny."""
+    theirs = f"""
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: mine, namespace: {namespace}}}
+spec: {{targetRefs: [{{kind: {kind}, name: {name}}}], rules: [{{}}]}}
+"""
+    for text in (theirs, theirs.replace("targetRefs: [", "targetRef: ").replace("}], rules", "}, rules")):
+        found = ambient(SERVICE, allow("{path: /a}"), text)
+        if refused:
+            assert f"{namespace}/mine is judged at their waypoint" in refusal(found)
+        else:
+            assert found.policies
 
 
 def test_waypoints_get_no_filter_so_that_open_paths_need_consent() -> None:

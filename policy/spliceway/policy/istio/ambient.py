@@ -15,7 +15,7 @@ import msgspec
 
 from spliceway.policy.istio.compilerules import Compiled, Entry
 from spliceway.policy.istio.httprules import RefusedError
-from spliceway.policy.istio.mesh import Mesh
+from spliceway.policy.istio.mesh import Foreign, Mesh
 from spliceway.policy.istio.objects import AuthorizationPolicy, AuthorizationRule, Operation, Source
 from spliceway.policy.model import Cluster, Pod, Service
 from spliceway.policy.verdict import Protocol
@@ -79,6 +79,27 @@ def for_waypoint(
                     (),
                     entry.policy.title,
                 )
+
+
+def beside(cluster: Cluster, mesh: Mesh, pods: Iterable[Pod]) -> Foreign | None:
+    """Somebody's AuthorizationPolicy that is judged at these pods' waypoints, beside ours."""
+    pods = list(pods)
+    places: set[tuple[str, str, str]] = set()
+    for service in cluster.services.values():
+        if not service.selector or not any(
+            pod.namespace == service.namespace and service.selector.items() <= pod.labels.items() for pod in pods
+        ):
+            continue
+        places.add((service.namespace, "Service", service.name))
+        if (waypoint := mesh.waypoint(cluster, service.namespace, service.labels)) is not None:
+            places.add((waypoint[0], "Gateway", waypoint[1]))
+    for one in mesh.foreign:
+        if any(
+            (one.namespace, kind, name) in places or (kind == "GatewayClass" and one.namespace == mesh.root_namespace)
+            for kind, name in one.targets
+        ):
+            return one
+    return None
 
 
 def _allow(

@@ -50,12 +50,16 @@ class PeerAuthentication(msgspec.Struct, frozen=True):
 
 
 class Foreign(msgspec.Struct, frozen=True):
-    """An AuthorizationPolicy of somebody else's, as far as it matters whom it is about."""
+    """An AuthorizationPolicy of somebody else's, as far as it matters whom it is about.
+
+    `everybody`: all workloads with these labels; else what it targets, by `targets` (kind, name): waypoints judge it.
+    """
 
     namespace: str
     name: str
     match_labels: Mapping[str, str] = {}
     everybody: bool = True
+    targets: frozenset[tuple[str, str]] = frozenset()
 
 
 class Mesh(msgspec.Struct, frozen=True):
@@ -238,8 +242,11 @@ def _foreign(fields: Fields, where: Where) -> Foreign | None:
     spec = Fields(fields.take("spec", dict, {}), meta.where.at("spec"))
     if spec.take("action", str, "ALLOW") == "AUDIT":
         return None
-    targeted = bool(spec.raw("targetRefs") or spec.raw("targetRef"))
-    return Foreign(meta.namespace, meta.name, _selector(spec), everybody=not targeted)
+    targets = [*(spec.take("targetRefs", list, [])), *([one] if (one := spec.take("targetRef", dict, {})) else [])]
+    told = frozenset(
+        (str(one.get("kind")), str(one.get("name"))) if isinstance(one, dict) else ("", "") for one in targets
+    )
+    return Foreign(meta.namespace, meta.name, _selector(spec), everybody=not targets, targets=told)
 
 
 def _port_list(value: Any) -> frozenset[int]:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from spliceway.policy.errors import PolicyError
-from spliceway.policy.istio.ambient import for_waypoint
+from spliceway.policy.istio.ambient import beside, for_waypoint
 from spliceway.policy.istio.compilerules import Compiled, Entry, RuleCompiler, complement
 from spliceway.policy.istio.envoyfilter import EnvoyFilter, Judged, judged
 from spliceway.policy.istio.httprules import Ambiguous, Meaning, RefusedError
@@ -219,6 +219,10 @@ class _Translator:
                     yield first.error(first.spec.path, reason)
                     break
         for entry in ready:
+        ambient = [pod for pod in pods.values() if self._mesh.dataplane(self._cluster, pod) is Dataplane.AMBIENT]
+        if ambient and (there := beside(self._cluster, self._mesh, ambient)) is not None:
+            reason = f"AuthorizationPolicy {there.namespace}/{there.name} is judged at their waypoint, too"
+            yield first.error(first.spec.path, reason)
             yield from self._hidden(entry)
             reason = self._compiler.not_strict(entry, None)
             if entry.http and reason and not self._options.without_own_node:
