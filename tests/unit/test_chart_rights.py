@@ -88,6 +88,13 @@ def test_authorization_policies_are_written_only_where_they_are_asked_for(helm: 
         assert agent_config(objects)["istio"] == {"enabled": True}
 
 
+def test_what_the_mesh_calls_itself_is_told_where_policies_are_only_read(helm: Helm) -> None:
+    """In another root namespace a DENY for the whole mesh would be about that namespace alone."""
+    mesh = {"trustDomain": "mesh.example", "rootNamespace": "istio-config"}
+    assert agent_config(helm.render({"istio": mesh}))["istio"] == mesh
+    assert "istio" not in agent_config(helm.render())
+
+
 def agent_config(objects: list[dict[str, Any]]) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load(one(objects, "ConfigMap")["data"]["agent.yaml"])
     return config

@@ -142,6 +142,13 @@ spliceway-policy-status
 {{- if include "spliceway.applies" . -}}
 {{- $istio = merge $istio .Values.istio -}}
 {{- end -}}
+{{- /* By these AuthorizationPolicies are read, too, whether any are written or not. */ -}}
+{{- range $field, $usual := dict "trustDomain" "cluster.local" "rootNamespace" "istio-system" -}}
+{{- $told := index $.Values.istio $field | default $usual -}}
+{{- if ne $told $usual -}}
+{{- $_ := set $istio $field $told -}}
+{{- end -}}
+{{- end -}}
 {{- if $istio -}}
 {{- $_ := set $made "istio" $istio -}}
 {{- end -}}
