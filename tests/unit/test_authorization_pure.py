@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 
@@ -88,6 +89,23 @@ def test_without_any_of_the_marks_it_is_somebodys(left_out: str) -> None:
 
 
 def test_marks_that_say_nothing_are_none() -> None:
+@pytest.mark.parametrize(
+    ("origin", "ours"),
+    [
+        ("CiliumNetworkPolicy shop/web", True),
+        ("CiliumClusterwideNetworkPolicy web", True),
+        ("CiliumNetworkPolicy bank/web", False),
+        ("CiliumNetworkPolicy shop/web,metadata.namespace=bank", False),
+        ("CiliumNetworkPolicy shop/a/web", False),
+        ("CiliumNetworkPolicy ", False),
+        ("Pod shop/web", False),
+    ],
+)
+def test_who_writes_in_one_namespace_says_nothing_of_others_policies(origin: str, ours: bool) -> None:
+    document = made(msgspec.structs.replace(ALLOW, origin=origin), VERSION).document
+    assert (own(stored(document)) is not None) is ours
+
+
     document = made(ALLOW, VERSION).document
     document["metadata"]["annotations"][EMITTED] = "what"
     assert own(stored(document)) is None
