@@ -71,9 +71,12 @@ class Translating:
         by_hand = tuple(one for one in seen.others.values() if one.foreign is not None and one.said)
         mesh = Mesh(seen.authentications, foreign, self._marks.annotations, self._root)
         versions = {(one.kind, one.key): self._version((one.kind, one.key)) for one in policies}
-        made = self._world = await asyncio.to_thread(
-            _translated, cluster, mesh, self._options, by_hand, versions, unread
-        )
+        try:
+            made = await asyncio.to_thread(_translated, cluster, mesh, self._options, by_hand, versions, unread)
+        except Exception:
+            seen.is_stale = True  # or the one before would pass for this one
+            raise
+        self._world = made
         self.seconds = time.monotonic() - begun
         self._next = asyncio.get_running_loop().time() + min(_LONGEST, _SHARE * self.seconds)
         return made
