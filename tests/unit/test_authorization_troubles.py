@@ -11,16 +11,22 @@ import pytest
 
 from spliceway.agent.authorization import translating
 from spliceway.agent.policystatus.fenced import FencedWrites
+from spliceway.agent.policystatus.resources import EMISSION_RIGHTS
 from spliceway.agent.sources.kubernetes.connection import ApiFailure
-from support.agent import until
-from support.fleet import FleetAgent
+from support.agent import run, until
+from support.fleet import DEFINITIONS, NAMES, FleetAgent, fleet, kubeconfig_of, node
 from support.kubeapi import KubeApi
-from support.kubesource import ask
+from support.kubesource import CRDS, ask
 from support.meshfleet import (
+    AUTHENTICATIONS,
+    MESHED,
+    STRICT,
+    applied,
     heard,
     http,
     paths,
     with_mesh,
+    writes,
 )
 
 Json = dict[str, Any]
@@ -83,3 +89,32 @@ def test_a_bug_is_told_until_all_is_translated(tmp_path: Path, monkeypatch: pyte
         await heard(api, WEB, "True", "Emitted")
 
     with_mesh(tmp_path, body, http("web", "web"))
+
+
+def test_an_agent_in_audit_takes_nothing_away_that_other_nodes_enforce(tmp_path: Path) -> None:
+    """Two releases in a cluster, of which one is in audit: any agent of both may be elected."""
+    istio = {"authorizationPolicies": "emit"}
+
+    async def main() -> None:
+        with KubeApi() as api:
+            api.put(*CRDS, *DEFINITIONS, AUTHENTICATIONS, STRICT, *map(node, NAMES), *MESHED, http("web", "web"))
+            kubeconfig = kubeconfig_of(api, tmp_path, *EMISSION_RIGHTS)
+            first, *others = (
+                FleetAgent(name, kubeconfig, istio=istio, enforcement=mode)
+                for name, mode in zip(NAMES, ("enforce", "audit", "audit"), strict=True)
+            )
+            async with fleet([first]):
+                await heard(api, WEB, "True", "Emitted")
+                async with fleet(others):
+                    done = len(await ask(writes, api))
+                    await first.stop()
+                    await until(lambda: any(one.side.status().authorization.settled for one in others), 20)
+                    await asyncio.sleep(0.5)
+                    assert (await ask(writes, api))[done:] == []
+                    await ask(api.put, http("web", "web", "/b"))
+                    await until(lambda: paths(api) == ["/b"], 20)
+                    # With the last node that enforces anything they go.
+                    await ask(api.drop, "v1", "Node", "n1")
+                    await until(lambda: applied(api) == [], 20)
+
+    run(main, 90)

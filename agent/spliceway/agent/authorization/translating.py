@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -30,9 +30,9 @@ class Translating:
     """Gives the `World`, translated anew if anything is different; in a large cluster that is seconds of a thread."""
 
     def __init__(
-        self, config: IstioConfig, inventory: Inventory, ledger: Ledger, marks: PodMarks, *, audit: bool
+        self, config: IstioConfig, inventory: Inventory, ledger: Ledger, marks: PodMarks, *, audit: Callable[[], bool]
     ) -> None:
-        """`audit`: whether no policy is enforced."""
+        """`audit`: whether no policy is enforced anywhere; call `stale` when that is different."""
         self._inventory = inventory
         self._ledger = ledger
         self._marks = marks
@@ -66,7 +66,7 @@ class Translating:
         policies, unread = self._policies()
         cluster = Cluster()
         if any(map(_has_http, policies)):  # to look at a hundred thousand pods takes a while
-            cluster = msgspec.structs.replace(self._inventory.cluster, audit=self._audit)
+            cluster = msgspec.structs.replace(self._inventory.cluster, audit=self._audit())
         foreign = tuple(one.foreign for one in seen.others.values() if one.foreign is not None and not one.said)
         by_hand = tuple(one for one in seen.others.values() if one.foreign is not None and one.said)
         mesh = Mesh(seen.authentications, foreign, self._marks.annotations, self._root)

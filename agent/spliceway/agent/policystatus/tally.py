@@ -46,6 +46,11 @@ class Tally:
         """Whose reports it has."""
         return self._reports.keys()
 
+    @property
+    def in_audit(self) -> bool:
+        """Whether every node is in audit; one whose kill switch is on may not be."""
+        return all(one.enforcement == "audit" for one in self._reports.values())
+
     def is_read(self, kind: str) -> bool:
         """Whether any node looks at policies of this kind, in lower case."""
         return any(kind == one.lower() for told in self._positions.values() for one in told)

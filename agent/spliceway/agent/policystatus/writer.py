@@ -98,6 +98,7 @@ class Writer:
         self._moved: set[tuple[str, str, str]] = set()
         self._nodes: dict[str, str] = {}
         self._paused: dict[Key, tuple[float, int]] = {}
+        self._is_counted = False
         self._woken = asyncio.Event()
         discovery = Discovery(connection)
         self._reflectors = tuple(
@@ -117,6 +118,11 @@ class Writer:
 
     def __repr__(self) -> str:
         return f"Writer({self._tally!r}, statuses={len(self._held)})"
+
+    @property
+    def in_audit(self) -> bool | None:
+        """Whether every node says that nothing is denied there; None: not all were heard yet."""
+        return self._tally.in_audit if self._is_counted else None
 
     def wake(self) -> None:
         """Something may be different."""
@@ -224,6 +230,7 @@ class Writer:
                     self._count(node)
             self._nodes = nodes
         self._count(self._node)
+        self._is_counted = True
         policies = dict(self._ledger.written)
         dirty, self._dirty = self._dirty, set()
         moved, self._moved = self._moved, set()
