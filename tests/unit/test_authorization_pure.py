@@ -22,7 +22,8 @@ from spliceway.agent.authorization.objects import (
     recreated,
     restored,
 )
-from spliceway.agent.authorization.patience import Patience
+from spliceway.agent.authorization.patience import Patience, crowded
+from spliceway.agent.authorization.saying import conditions
 from spliceway.agent.cli.writing import writing_line
 from spliceway.agent.config import parse_config
 from spliceway.agent.errors import ConfigError
@@ -88,7 +89,6 @@ def test_without_any_of_the_marks_it_is_somebodys(left_out: str) -> None:
     assert shape.match_labels == (("app", "api"),)
 
 
-def test_marks_that_say_nothing_are_none() -> None:
 @pytest.mark.parametrize(
     ("origin", "ours"),
     [
@@ -106,6 +106,7 @@ def test_who_writes_in_one_namespace_says_nothing_of_others_policies(origin: str
     assert (own(stored(document)) is not None) is ours
 
 
+def test_marks_that_say_nothing_are_none() -> None:
     document = made(ALLOW, VERSION).document
     document["metadata"]["annotations"][EMITTED] = "what"
     assert own(stored(document)) is None
@@ -121,6 +122,8 @@ def test_what_cant_be_read_may_be_about_everybody() -> None:
     told = authentication({**head, "kind": "PeerAuthentication", **bad})
     assert told.mode == "PERMISSIVE"
     assert not told.match_labels
+    ports = {"spec": {"mtls": {"mode": "STRICT"}, "portLevelMtls": {"9" * 5000: {"mode": "STRICT"}}}}
+    assert authentication({**head, "kind": "PeerAuthentication", **bad, **ports}).mode == "PERMISSIVE"
 
 
 def test_restoring_leaves_what_others_have_added() -> None:
@@ -140,8 +143,6 @@ def test_restoring_leaves_what_others_have_added() -> None:
     assert "uid" not in recreated(found)["metadata"]
 
 
-    ports = {"spec": {"mtls": {"mode": "STRICT"}, "portLevelMtls": {"9" * 5000: {"mode": "STRICT"}}}}
-    assert authentication({**head, "kind": "PeerAuthentication", **bad, **ports}).mode == "PERMISSIVE"
 def world(*texts: str, version: str = VERSION, cluster: str = CLUSTER) -> World:
     found, mesh = read(cluster, STRICT, *texts)
     translation = translate(found, mesh)
@@ -201,12 +202,37 @@ def test_names_that_are_taken_and_writes_that_fail_are_refusals() -> None:
         assert name[1] in found.troubles[KEY].message
 
 
+def test_what_is_old_is_in_force_until_it_is_gone() -> None:
+    now = world(allow("{path: /b}"))
+    old = everything(allow("{path: /a}"))
+    new = {name: held(one.document) for name, one in aim(now, old, (), {}).wanted.items()}
+    both = old | new
+    told = conditions(aim(now, both, (), {}), both, {})[KEY]
+    assert (told.status, told.reason) == ("False", "Pending")
+    assert told.message == "1 of 1 AuthorizationPolicy, 1 of earlier ones still in force"
+    assert conditions(aim(now, new, (), {}), new, {KEY: told})[KEY].status == "True"
+
+
+def test_where_many_writes_fail_nothing_new_is_tried() -> None:
+    text = allow("{path: /a}")
+    (name,) = everything(text)
+    closed = crowded({("shop", str(number)): "403 Forbidden: no" for number in range(3)}, 3)
+    found = aim(world(text), {}, (), {}, closed)
+    assert found.troubles[KEY].reason == "NotWritten"
+    assert name[1] in found.troubles[KEY].message
+    assert not aim(world(text), everything(text), (), {}, closed).troubles, "what is there is as it should be"
+    assert not crowded({("shop", "a"): "", ("bank", "b"): ""}, 2)
+
+
 def test_who_has_seen_less_than_the_one_before_waits() -> None:
     old = everything(allow("{path: /a}"), version="8f2c/4/bb")
     found = aim(world(allow("{path: /b}")), old, (), {})
     assert found.kept == old.keys()
     assert not found.wanted
     assert found.troubles[KEY].reason == "Pending"
+    # The server itself has nothing newer.
+    sure = msgspec.structs.replace(world(allow("{path: /b}")), newest=frozenset({KEY}))
+    assert not aim(sure, old, (), {}).troubles
     # One that was made anew begins again.
     assert not aim(world(allow("{path: /b}"), version="0000/1/cc"), old, (), {}).troubles
 

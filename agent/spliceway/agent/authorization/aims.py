@@ -8,6 +8,7 @@ the old policies or by the new ones.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 import msgspec
 
@@ -41,7 +42,8 @@ class Ready(msgspec.Struct, frozen=True):
 class World(msgspec.Struct, frozen=True):
     """What was translated: the parts in the mesh.
 
-    `versions`: of the policies, as they were read; `unread`: those that could not be; `idle`: see `Translation`.
+    `versions`: of the policies, as they were read; `unread`: those that could not be; `idle`: see `Translation`;
+    `newest`: those of which the server itself has nothing newer, whatever is written somewhere.
     """
 
     root_namespace: str
@@ -49,6 +51,7 @@ class World(msgspec.Struct, frozen=True):
     unread: frozenset[Key]
     idle: frozenset[Key]
     parts: tuple[Ready, ...]
+    newest: frozenset[Key] = frozenset()
 
 
 class Aim(msgspec.Struct, frozen=True):
@@ -75,9 +78,23 @@ def meshed(cluster: Cluster, mesh: Mesh, found: Translation, versions: Mapping[K
     )
 
 
-def aim(world: World, held: Mapping[Name, Held], taken: Collection[Name], failed: Mapping[Name, str]) -> Aim:
-    """`held`: what is ours; `taken`: names that others' objects have; `failed`: what could not be written, and why."""
-    troubles = dict(_behind(world, held))
+def aim(
+    world: World,
+    held: Mapping[Name, Held],
+    taken: Collection[Name],
+    failed: Mapping[Name, str],
+    closed: Mapping[str, str] = MappingProxyType({}),
+) -> Aim:
+    """`held`: what is ours; `taken`: names that others' objects have; `failed`: what could not be written, and why.
+
+    `closed`: namespaces in which nothing new can be written, and why.
+    """
+    late = "this agent has not seen generation {} of it yet"
+    troubles = {
+        key: Trouble("Pending", late.format(generation))
+        for key, generation in behind(world, held).items()
+        if key not in world.newest
+    }
     for one in world.parts:
         _refused(one.part, troubles)
         for each in one.objects:
@@ -87,6 +104,8 @@ def aim(world: World, held: Mapping[Name, Held], taken: Collection[Name], failed
                 troubles.setdefault(each.source, Trouble("Conflict", why))
             elif each.shape.key in failed:
                 troubles.setdefault(each.source, Trouble("NotWritten", f"{name}: {failed[each.shape.key]}"))
+            elif each.shape.namespace in closed and each.shape.key not in held:
+                troubles.setdefault(each.source, Trouble("NotWritten", f"{name}: {closed[each.shape.namespace]}"))
     _spread([one.part for one in world.parts], troubles)
     good = [one for one in world.parts if not any(key in troubles for key in one.part.keys)]
     wanted = {each.shape.key: each for one in good for each in one.objects}
@@ -96,6 +115,16 @@ def aim(world: World, held: Mapping[Name, Held], taken: Collection[Name], failed
     kept = frozenset(_kept(world, held, wanted, troubles))
     unwanted = frozenset(held) - wanted.keys() - kept
     return Aim(wanted, kept, unwanted, troubles, named)
+
+
+def behind(world: World, held: Mapping[Name, Held]) -> dict[Key, int]:
+    """Policies of which an agent before says that it has seen more than we have, and which generation."""
+    found: dict[Key, int] = {}
+    for one in held.values():
+        version = Version.parse(world.versions.get(one.source, NO_VERSION))
+        if version.uid and version.uid == one.uid and version.generation < one.generation:
+            found[one.source] = max(one.generation, found.get(one.source, 0))
+    return found
 
 
 def _origin(origin: str) -> Key:
@@ -112,15 +141,6 @@ def _is_meshed(part: Part, cluster: Cluster, mesh: Mesh) -> bool:
     if "" not in names:
         spaces = (one for one in spaces if one.name in names)
     return any(mesh.dataplane(cluster, Pod(one.name, "any")) is not Dataplane.NONE for one in spaces)
-
-
-def _behind(world: World, held: Mapping[Name, Held]) -> Iterator[tuple[Key, Trouble]]:
-    """Policies of which an agent before has seen more than we have."""
-    for one in held.values():
-        version = Version.parse(world.versions.get(one.source, NO_VERSION))
-        if version.uid == one.uid and version.generation < one.generation:
-            why = f"this agent has not seen generation {one.generation} of it yet"
-            yield one.source, Trouble("Pending", why)
 
 
 def _refused(part: Part, troubles: dict[Key, Trouble]) -> None:
