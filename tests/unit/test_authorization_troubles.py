@@ -149,6 +149,31 @@ def test_what_cant_be_put_back_holds_nobody_else_up(tmp_path: Path, refuse: Refu
     with_mesh(tmp_path, body, http("web", "web"), http("db", "db", "/d"))
 
 
+def test_what_is_deleted_before_its_write_is_answered_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watch may tell of it before the answer comes, and does not tell again."""
+    send, late = FencedWrites.send, [False]
+
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        async def sending(self: FencedWrites, method: str, path: str, content: object) -> bytes:
+            answer = await send(self, method, path, content)
+            if method == "PUT" and "/authorizationpolicies/" in path:
+                late[0] = True
+                await ask(api.drop, API, KIND, named(one))
+                await until(lambda: not seen.own, 20)
+            return answer
+
+        await heard(api, WEB, "True", "Emitted")
+        (one,) = await ask(applied, api)
+        seen = next(each for each in agents if each.leads).side._authorization._writer._seen  # type: ignore[union-attr]
+        monkeypatch.setattr(FencedWrites, "send", sending)
+        await ask(api.put, {**one, "spec": {**one["spec"], "rules": [{}]}})
+        await until(lambda: late[0] and [each["spec"] for each in applied(api)] == [one["spec"]], 20)
+
+    with_mesh(tmp_path, body, http("web", "web"))
+
+
 def test_a_bug_is_told_until_all_is_translated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, broken = translating.translate, [False]
 

@@ -287,6 +287,7 @@ class AuthorizationWriter:
     async def _write(self, method: str, shape: Shape, content: Json) -> bool:
         """Whether it was taken. Raises ApiFailure when that is no matter of the object."""
         path = path_of(AUTHORIZATIONS, shape.namespace, shape.name if method == "PUT" else "")
+        self._seen.asked(shape.key)
         try:
             answer = await self._writes.send(method, path, content)
         except ApiFailure as failure:
@@ -300,7 +301,7 @@ class AuthorizationWriter:
             log.warning("an AuthorizationPolicy can't be written", name="/".join(shape.key), error=str(failure))
             return False
         self._failed.forget(shape.key)
-        self._seen.took(_decoded(answer))
+        self._seen.answered(_decoded(answer))
         return True
 
     async def _delete(self, name: Name) -> None:
@@ -312,6 +313,7 @@ class AuthorizationWriter:
         if held is None or held.is_going or name in self._failed.waiting(self._now()):
             return
         path = path_of(AUTHORIZATIONS, *name)
+        self._seen.asked(name)
         try:
             answer = _decoded(await self._writes.delete(path, str(held.metadata.get("uid", "")), held.revision))
         except ApiFailure as failure:
@@ -324,7 +326,7 @@ class AuthorizationWriter:
         self._failed.forget(name)
         self._figures.deleted += 1
         if answer.get("kind") == AUTHORIZATIONS.kind:
-            self._seen.took(answer)
+            self._seen.answered(answer)
         else:
             self._seen.went(name)
 
