@@ -84,6 +84,32 @@ def test_what_is_refused() -> None:
     assert "by which everybody comes" in refusal(ambient(SERVICE, allow("{path: /a}"), deny))
 
 
+@pytest.mark.parametrize("address", ["10.240.1.2", "fd00:240:1::2"])
+def test_a_service_without_a_selector_is_no_way_past_the_rules(address: str) -> None:
+    """At the same waypoint: there its policies would be asked, and ztunnel lets the waypoint in."""
+    side = f"""
+apiVersion: v1
+kind: Service
+metadata: {{name: side, namespace: shop, labels: {{istio.io/use-waypoint: way}}}}
+spec: {{ports: [{{port: 80, protocol: TCP}}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: side-1, namespace: shop, labels: {{kubernetes.io/service-name: side}}}}
+addressType: {"IPv6" if ":" in address else "IPv4"}
+endpoints: [{{addresses: ["{address}"]}}]
+ports: [{{port: 80, protocol: TCP}}]
+"""
+    found = ambient(SERVICE, side, allow("{path: /a}"))
+    assert "Service shop/side leads to these pods, too, by EndpointSlice shop/side-1" in refusal(found)
+    for harmless in (
+        side.replace(address, f"{address[:-1]}3"),
+        side.replace("{istio.io/use-waypoint: way}", "{}"),
+        side.replace("service-name: side", "service-name: api"),
+    ):
+        assert ambient(SERVICE, harmless, allow("{path: /a}")).policies
+
+
 @pytest.mark.parametrize(
     ("namespace", "kind", "name", "refused"),
     [

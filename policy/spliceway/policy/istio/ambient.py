@@ -9,7 +9,7 @@ istio/istio, convertAuthorizationPolicy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -43,6 +43,8 @@ def for_waypoint(
             raise RefusedError(
                 "no Service selects these ambient pods: nothing leads to a waypoint, and ztunnel judges no HTTP"
             )
+        if entry.http:
+            _check_ways(cluster, mesh, entry.pods, services, waypoints)
         rules = allowing.get(entry)
         if any(
             source.ip_blocks or source.not_ip_blocks
@@ -176,6 +178,22 @@ def _services(cluster: Cluster, pods: tuple[Pod, ...]) -> list[Service]:
             raise RefusedError(f"Service {service.key} leads to pod {other}, too, which the policy is not about")
         found.append(service)
     return found
+
+
+def _check_ways(
+    cluster: Cluster, mesh: Mesh, pods: tuple[Pod, ...], services: list[Service], waypoints: Collection[tuple[str, str]]
+) -> None:
+    """A Service without a selector may lead to these pods by the same waypoint, which asks its policies then."""
+    addresses = {address for pod in pods for address in pod.addresses}
+    ours = {service.key for service in services}
+    for found in cluster.slices.values():
+        service = cluster.services.get(f"{found.namespace}/{found.service}")
+        if service is None or service.key in ours:
+            continue
+        if mesh.waypoint(cluster, service.namespace, service.labels) in waypoints and any(
+            not addresses.isdisjoint(endpoint.addresses) for endpoint in found.endpoints
+        ):
+            raise RefusedError(f"Service {service.key} leads to these pods, too, by EndpointSlice {found.key}")
 
 
 def _waypoint(cluster: Cluster, mesh: Mesh, service: Service) -> tuple[str, str]:
