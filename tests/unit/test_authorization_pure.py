@@ -259,6 +259,7 @@ def test_of_a_pods_annotations_few_are_kept() -> None:
     annotations = {
         "sidecar.istio.io/status": json.dumps({"containers": ["istio-proxy"]}),
         "traffic.sidecar.istio.io/excludeInboundPorts": "9000",
+        "sidecar.istio.io/interceptionMode": "REDIRECT",
         "team": "red",
     }
     raw: Json = {
@@ -269,6 +270,9 @@ def test_of_a_pods_annotations_few_are_kept() -> None:
     told = reader.read(json.dumps(raw).encode())
     assert told.mesh == {"sidecar.istio.io/status": "{}", "traffic.sidecar.istio.io/excludeInboundPorts": "9000"}
     assert "annotations" not in told.content["metadata"], "which are of no interest on another node"
+    annotations["sidecar.istio.io/interceptionMode"] = "NONE"
+    assert reader.read(json.dumps(raw).encode()).mesh["sidecar.istio.io/interceptionMode"] == "NONE"
+    del annotations["sidecar.istio.io/interceptionMode"]
     # Where its label says it, too, it need not be remembered.
     raw["metadata"]["labels"] = {"security.istio.io/tlsMode": "istio"}
     del annotations["traffic.sidecar.istio.io/excludeInboundPorts"]

@@ -271,10 +271,36 @@ def test_selectors_of_workloads_beyond_match_labels() -> None:
             "annotations: {traffic.sidecar.istio.io/excludeInboundPorts: '80,81'}}",
             "does not see port 80",
         ),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: part, namespace: shop, labels: {app: api}, "
+            "annotations: {sidecar.istio.io/interceptionMode: NONE}}",
+            "does not see any connection",
+        ),
     ],
 )
 def test_what_stands_against_it(text: str, why: str) -> None:
     assert why in refusal(made(allow("{path: /a}"), text))
+
+
+@pytest.mark.parametrize(
+    ("ports", "seen"),
+    [
+        ("excludeInboundPorts: '15020'", True),
+        ("includeInboundPorts: '*'", True),
+        ("excludeInboundPorts: '15020,9000'", False),
+        ("includeInboundPorts: '80'", False),
+    ],
+)
+def test_rules_for_every_port_need_a_sidecar_that_sees_every_port(ports: str, seen: bool) -> None:
+    part = (
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: part, namespace: shop, labels: {app: api}, "
+        f"annotations: {{traffic.sidecar.istio.io/{ports}}}}}\nspec: {{serviceAccountName: api}}"
+    )
+    found = made(allow("{path: /a}").replace("port: '80'", "port: '1', endPort: 65535"), part)
+    if seen:
+        assert found.policies
+    else:
+        assert "the sidecar of pod shop/part does not see every port" in refusal(found)
 
 
 def test_own_policies_of_an_earlier_translation_do_not_count() -> None:

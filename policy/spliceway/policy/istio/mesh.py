@@ -24,6 +24,10 @@ _MODES = ("UNSET", "DISABLE", "PERMISSIVE", "STRICT")
 STRICT = "STRICT"
 #: Annotations of pods that say which ports a sidecar sees.
 _EXCLUDED, _INCLUDED = "traffic.sidecar.istio.io/excludeInboundPorts", "traffic.sidecar.istio.io/includeInboundPorts"
+#: The sidecar's own ports, which the injector excludes by itself: status, readiness, metrics.
+_SIDECARS = frozenset({15020, 15021, 15090})
+#: NONE: nothing that comes in is led to the sidecar.
+_MODE = "sidecar.istio.io/interceptionMode"
 _STATUS, _INJECT = "sidecar.istio.io/status", "sidecar.istio.io/inject"
 #: The injector's label on pods that have a sidecar.
 _TLS_MODE = "security.istio.io/tlsMode"
@@ -91,13 +95,19 @@ class Mesh(msgspec.Struct, frozen=True):
         """Whether a pod has no trace of an injected sidecar: it may be older than the label that asks for one."""
         return pod.labels.get(_TLS_MODE) != "istio" and _STATUS not in self.annotations.get(pod.key, {})
 
-    def hidden_ports(self, pod: Pod, ports: Iterable[int]) -> tuple[int, ...]:
-        """Which of these ports the pod's sidecar does not see, by the pod's annotations."""
+    def hidden(self, pod: Pod, ports: Iterable[int] | None) -> str:
+        """What of these ports (None: all) the pod's sidecar does not see, by the pod's annotations; empty: nothing."""
         annotations = self.annotations.get(pod.key, {})
+        if annotations.get(_MODE) == "NONE":
+            return "any connection"
         excluded = _port_list(annotations.get(_EXCLUDED, ""))
         included = annotations.get(_INCLUDED, "*")
         seen = None if included == "*" else _port_list(included)
-        return tuple(port for port in ports if port in excluded or (seen is not None and port not in seen))
+        if ports is None:
+            return "every port" if excluded - _SIDECARS or seen is not None else ""
+        return next(
+            (f"port {port}" for port in ports if port in excluded or (seen is not None and port not in seen)), ""
+        )
 
     def waypoint(self, cluster: Cluster, namespace: str, labels: Mapping[str, str]) -> tuple[str, str] | None:
         """Namespace and name of the waypoint of a Service with these labels; None: it has none."""

@@ -236,12 +236,12 @@ class _Translator:
                 if to_port.http is None:
                     continue
                 try:
-                    ports = self._compiler.ports(entry, to_port) or ()
+                    ports = self._compiler.ports(entry, to_port)
                 except RefusedError:
                     continue
                 for pod in entry.pods:
-                    if hidden := self._mesh.hidden_ports(pod, ports):
-                        reason = f"the sidecar of pod {pod.key} does not see port {hidden[0]} (annotation)"
+                    if hidden := self._mesh.hidden(pod, ports):
+                        reason = f"the sidecar of pod {pod.key} does not see {hidden} (annotation)"
                         yield entry.error(to_port.path, reason)
                         break
 
