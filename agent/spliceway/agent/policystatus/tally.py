@@ -48,8 +48,8 @@ class Tally:
 
     @property
     def in_audit(self) -> bool:
-        """Whether every node is in audit; one whose kill switch is on may not be."""
-        return all(one.enforcement == "audit" for one in self._reports.values())
+        """Whether no node enforces anything: all are in audit, or have their kill switch on."""
+        return all(one.enforcement != "enforce" for one in self._reports.values())
 
     def is_read(self, kind: str) -> bool:
         """Whether any node looks at policies of this kind, in lower case."""
