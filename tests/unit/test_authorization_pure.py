@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 
@@ -21,7 +22,8 @@ from spliceway.agent.authorization.objects import (
     recreated,
     restored,
 )
-from spliceway.agent.authorization.patience import Patience
+from spliceway.agent.authorization.patience import Patience, crowded
+from spliceway.agent.authorization.saying import conditions
 from spliceway.agent.cli.writing import writing_line
 from spliceway.agent.config import parse_config
 from spliceway.agent.errors import ConfigError
@@ -87,6 +89,23 @@ def test_without_any_of_the_marks_it_is_somebodys(left_out: str) -> None:
     assert shape.match_labels == (("app", "api"),)
 
 
+@pytest.mark.parametrize(
+    ("origin", "ours"),
+    [
+        ("CiliumNetworkPolicy shop/web", True),
+        ("CiliumClusterwideNetworkPolicy web", True),
+        ("CiliumNetworkPolicy bank/web", False),
+        ("CiliumNetworkPolicy shop/web,metadata.namespace=bank", False),
+        ("CiliumNetworkPolicy shop/a/web", False),
+        ("CiliumNetworkPolicy ", False),
+        ("Pod shop/web", False),
+    ],
+)
+def test_who_writes_in_one_namespace_says_nothing_of_others_policies(origin: str, ours: bool) -> None:
+    document = made(msgspec.structs.replace(ALLOW, origin=origin), VERSION).document
+    assert (own(stored(document)) is not None) is ours
+
+
 def test_marks_that_say_nothing_are_none() -> None:
     document = made(ALLOW, VERSION).document
     document["metadata"]["annotations"][EMITTED] = "what"
@@ -103,6 +122,8 @@ def test_what_cant_be_read_may_be_about_everybody() -> None:
     told = authentication({**head, "kind": "PeerAuthentication", **bad})
     assert told.mode == "PERMISSIVE"
     assert not told.match_labels
+    ports = {"spec": {"mtls": {"mode": "STRICT"}, "portLevelMtls": {"9" * 5000: {"mode": "STRICT"}}}}
+    assert authentication({**head, "kind": "PeerAuthentication", **bad, **ports}).mode == "PERMISSIVE"
 
 
 def test_restoring_leaves_what_others_have_added() -> None:
@@ -181,12 +202,37 @@ def test_names_that_are_taken_and_writes_that_fail_are_refusals() -> None:
         assert name[1] in found.troubles[KEY].message
 
 
+def test_what_is_old_is_in_force_until_it_is_gone() -> None:
+    now = world(allow("{path: /b}"))
+    old = everything(allow("{path: /a}"))
+    new = {name: held(one.document) for name, one in aim(now, old, (), {}).wanted.items()}
+    both = old | new
+    told = conditions(aim(now, both, (), {}), both, {})[KEY]
+    assert (told.status, told.reason) == ("False", "Pending")
+    assert told.message == "1 of 1 AuthorizationPolicy, 1 of earlier ones still in force"
+    assert conditions(aim(now, new, (), {}), new, {KEY: told})[KEY].status == "True"
+
+
+def test_where_many_writes_fail_nothing_new_is_tried() -> None:
+    text = allow("{path: /a}")
+    (name,) = everything(text)
+    closed = crowded({("shop", str(number)): "403 Forbidden: no" for number in range(3)}, 3)
+    found = aim(world(text), {}, (), {}, closed)
+    assert found.troubles[KEY].reason == "NotWritten"
+    assert name[1] in found.troubles[KEY].message
+    assert not aim(world(text), everything(text), (), {}, closed).troubles, "what is there is as it should be"
+    assert not crowded({("shop", "a"): "", ("bank", "b"): ""}, 2)
+
+
 def test_who_has_seen_less_than_the_one_before_waits() -> None:
     old = everything(allow("{path: /a}"), version="8f2c/4/bb")
     found = aim(world(allow("{path: /b}")), old, (), {})
     assert found.kept == old.keys()
     assert not found.wanted
     assert found.troubles[KEY].reason == "Pending"
+    # The server itself has nothing newer.
+    sure = msgspec.structs.replace(world(allow("{path: /b}")), newest=frozenset({KEY}))
+    assert not aim(sure, old, (), {}).troubles
     # One that was made anew begins again.
     assert not aim(world(allow("{path: /b}"), version="0000/1/cc"), old, (), {}).troubles
 
@@ -213,6 +259,7 @@ def test_of_a_pods_annotations_few_are_kept() -> None:
     annotations = {
         "sidecar.istio.io/status": json.dumps({"containers": ["istio-proxy"]}),
         "traffic.sidecar.istio.io/excludeInboundPorts": "9000",
+        "sidecar.istio.io/interceptionMode": "REDIRECT",
         "team": "red",
     }
     raw: Json = {
@@ -223,6 +270,9 @@ def test_of_a_pods_annotations_few_are_kept() -> None:
     told = reader.read(json.dumps(raw).encode())
     assert told.mesh == {"sidecar.istio.io/status": "{}", "traffic.sidecar.istio.io/excludeInboundPorts": "9000"}
     assert "annotations" not in told.content["metadata"], "which are of no interest on another node"
+    annotations["sidecar.istio.io/interceptionMode"] = "NONE"
+    assert reader.read(json.dumps(raw).encode()).mesh["sidecar.istio.io/interceptionMode"] == "NONE"
+    del annotations["sidecar.istio.io/interceptionMode"]
     # Where its label says it, too, it need not be remembered.
     raw["metadata"]["labels"] = {"security.istio.io/tlsMode": "istio"}
     del annotations["traffic.sidecar.istio.io/excludeInboundPorts"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import yaml
 
 from spliceway.policy.istio.translate import Translation
@@ -81,6 +82,60 @@ def test_what_is_refused() -> None:
         name="deny",
     )
     assert "by which everybody comes" in refusal(ambient(SERVICE, allow("{path: /a}"), deny))
+
+
+@pytest.mark.parametrize("address", ["10.240.1.2", "fd00:240:1::2"])
+def test_a_service_without_a_selector_is_no_way_past_the_rules(address: str) -> None:
+    """At the same waypoint: there its policies would be asked, and ztunnel lets the waypoint in."""
+    side = f"""
+apiVersion: v1
+kind: Service
+metadata: {{name: side, namespace: shop, labels: {{istio.io/use-waypoint: way}}}}
+spec: {{ports: [{{port: 80, protocol: TCP}}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: side-1, namespace: shop, labels: {{kubernetes.io/service-name: side}}}}
+addressType: {"IPv6" if ":" in address else "IPv4"}
+endpoints: [{{addresses: ["{address}"]}}]
+ports: [{{port: 80, protocol: TCP}}]
+"""
+    found = ambient(SERVICE, side, allow("{path: /a}"))
+    assert "Service shop/side leads to these pods, too, by EndpointSlice shop/side-1" in refusal(found)
+    for harmless in (
+        side.replace(address, f"{address[:-1]}3"),
+        side.replace("{istio.io/use-waypoint: way}", "{}"),
+        side.replace("service-name: side", "service-name: api"),
+    ):
+        assert ambient(SERVICE, harmless, allow("{path: /a}")).policies
+
+
+@pytest.mark.parametrize(
+    ("namespace", "kind", "name", "refused"),
+    [
+        ("shop", "Service", "api", True),
+        ("shop", "Gateway", "way", True),
+        ("istio-system", "GatewayClass", "istio-waypoint", True),
+        ("shop", "Service", "other", False),
+        ("bank", "Gateway", "way", False),
+    ],
+)
+def test_somebodys_policy_at_the_same_waypoint_adds_to_ours(
+    namespace: str, kind: str, name: str, refused: bool
+) -> None:
+    """An ALLOW policy there lets pass what ours is to deny."""
+    theirs = f"""
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: mine, namespace: {namespace}}}
+spec: {{targetRefs: [{{kind: {kind}, name: {name}}}], rules: [{{}}]}}
+"""
+    for text in (theirs, theirs.replace("targetRefs: [", "targetRef: ").replace("}], rules", "}, rules")):
+        found = ambient(SERVICE, allow("{path: /a}"), text)
+        if refused:
+            assert f"{namespace}/mine is judged at their waypoint" in refusal(found)
+        else:
+            assert found.policies
 
 
 def test_waypoints_get_no_filter_so_that_open_paths_need_consent() -> None:

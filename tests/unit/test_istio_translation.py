@@ -271,6 +271,11 @@ def test_selectors_of_workloads_beyond_match_labels() -> None:
             "annotations: {traffic.sidecar.istio.io/excludeInboundPorts: '80,81'}}",
             "does not see port 80",
         ),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: part, namespace: shop, labels: {app: api}, "
+            "annotations: {sidecar.istio.io/interceptionMode: NONE}}",
+            "does not see any connection",
+        ),
     ],
 )
 def test_what_stands_against_it(text: str, why: str) -> None:
@@ -292,6 +297,27 @@ def test_ports_in_annotations_are_text() -> None:
     assert specs(made(allow("{path: /a}"), text % "null")) == specs(made(allow("{path: /a}")))
 
 
+@pytest.mark.parametrize(
+    ("ports", "seen"),
+    [
+        ("excludeInboundPorts: '15020'", True),
+        ("includeInboundPorts: '*'", True),
+        ("excludeInboundPorts: '15020,9000'", False),
+        ("includeInboundPorts: '80'", False),
+    ],
+)
+def test_rules_for_every_port_need_a_sidecar_that_sees_every_port(ports: str, seen: bool) -> None:
+    part = (
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: part, namespace: shop, labels: {app: api}, "
+        f"annotations: {{traffic.sidecar.istio.io/{ports}}}}}\nspec: {{serviceAccountName: api}}"
+    )
+    found = made(allow("{path: /a}").replace("port: '80'", "port: '1', endPort: 65535"), part)
+    if seen:
+        assert found.policies
+    else:
+        assert "the sidecar of pod shop/part does not see every port" in refusal(found)
+
+
 def test_own_policies_of_an_earlier_translation_do_not_count() -> None:
     first = made(allow("{path: /a}"))
     again = made(allow("{path: /a}"), yaml.safe_dump_all(first.documents()))
@@ -306,6 +332,34 @@ def test_policies_in_audit_are_left_out() -> None:
     )
     assert found.policies == ()
     assert "is in audit" in found.notes[0]
+
+
+def test_one_label_asked_for_again_and_again_takes_no_time() -> None:
+    chosen = ", ".join(
+        f"{{key: app, operator: In, values: [api, {', '.join(f'v{turn}-{one}' for one in range(60))}]}}"
+        for turn in range(8)
+    )
+    text = allow("{path: /a}").replace("{matchLabels: {app: api}}", f"{{matchExpressions: [{chosen}]}}", 1)
+    (spec,) = specs(made(text))
+    assert spec["selector"] == {"matchLabels": {"app": "api"}}
+    (found,) = made(text.replace("[api, ", "[")).parts
+    assert (found.policies, found.errors) == ((), ()), "it selects nobody"
+    nowhere = ", ".join(
+        f"{{key: k{turn}, operator: In, values: [{', '.join(f'v{one}' for one in range(60))}]}}" for turn in range(8)
+    )
+    nowhere += ", {key: 'k8s:io.cilium.k8s.namespace.labels.no', operator: In, values: [such]}"
+    text = allow("{path: /a}").replace("{matchLabels: {app: api}}", f"{{matchExpressions: [{nowhere}]}}", 1)
+    (found,) = made(text).parts
+    assert (found.policies, found.errors) == ((), ()), "nor anywhere"
+
+
+def test_what_a_tenant_writes_is_refused_and_breaks_nothing() -> None:
+    assert "no counterpart" in refusal(made(allow(f"{{path: '{'(?:' * 900}/a{')' * 900}'}}")))
+    annotated = CLUSTER.replace(
+        "{name: api, namespace: shop,",
+        f"{{name: api, namespace: shop, annotations: {{traffic.sidecar.istio.io/excludeInboundPorts: '{'9' * 5000}'}},",
+    )
+    assert "does not see port 80" in refusal(made(allow("{path: /a}"), cluster=annotated))
 
 
 def test_dataplanes() -> None:

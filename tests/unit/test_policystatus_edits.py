@@ -141,5 +141,9 @@ def test_an_answer_does_not_hide_an_edit_that_the_watch_has_told_of_already() ->
                 writer._took(AT[0], f"{AT[1]}/{AT[2]}", _object(revision))
         assert writer._held[AT].revision == "7"
         assert writer._keep(AT, msgspec.json.encode(_object(8))).revision == writer._held[AT].revision == "8"
+        # Nor that it is deleted: the watch does not tell again.
+        writer._took(AT[0], f"{AT[1]}/{AT[2]}", None)
+        writer._keep(AT, msgspec.json.encode(_object(9)))
+        assert AT not in writer._held
 
     asyncio.run(main())

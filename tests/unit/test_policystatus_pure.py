@@ -176,6 +176,20 @@ def test_a_report_that_has_a_policy_twice_is_counted_out_again() -> None:
     assert tally.count("K", written(2)) == Count()
 
 
+def test_a_cluster_is_in_audit_where_no_node_enforces_anything() -> None:
+    tally = Tally()
+    for node, told, in_audit in (
+        ("n1", Report("audit"), True),
+        ("n2", Report("off"), True),  # the kill switch of one node begins nothing
+        ("n3", Report("enforce"), False),
+        ("n3", Report("off"), True),
+        ("n2", Report("enforce"), False),
+        ("n2", None, True),
+    ):
+        tally.put(node, told)
+        assert tally.in_audit is in_audit
+
+
 def test_a_node_whose_agent_is_away_does_not_have_all_nodes_looked_at_for_each_policy() -> None:
     class Watched(dict[str, dict[str, int]]):
         looks = 0

@@ -150,6 +150,13 @@ spliceway-policy-status
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- /* By these AuthorizationPolicies are read, too, whether any are written or not. */ -}}
+{{- range $field, $usual := dict "trustDomain" "cluster.local" "rootNamespace" "istio-system" -}}
+{{- $told := index $.Values.istio $field | default $usual -}}
+{{- if ne $told $usual -}}
+{{- $_ := set $istio $field $told -}}
+{{- end -}}
+{{- end -}}
 {{- if $istio -}}
 {{- $_ := set $made "istio" $istio -}}
 {{- end -}}

@@ -8,6 +8,7 @@ the old policies or by the new ones.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 import msgspec
 
@@ -42,7 +43,8 @@ class World(msgspec.Struct, frozen=True):
     """What was translated: the parts in the mesh.
 
     `versions`: of the policies, as they were read; `unread`: those that could not be; `idle`: see `Translation`;
-    `left`: those whose HTTP rules the wire leaves to Istio.
+    `left`: those whose HTTP rules the wire leaves to Istio; `newest`: those of which the server itself has nothing
+    newer, whatever is written somewhere.
     """
 
     root_namespace: str
@@ -51,6 +53,7 @@ class World(msgspec.Struct, frozen=True):
     idle: frozenset[Key]
     parts: tuple[Ready, ...]
     left: frozenset[Key] = frozenset()
+    newest: frozenset[Key] = frozenset()
 
 
 class Aim(msgspec.Struct, frozen=True):
@@ -81,9 +84,23 @@ def meshed(cluster: Cluster, mesh: Mesh, found: Translation, versions: Mapping[K
     )
 
 
-def aim(world: World, held: Mapping[Name, Held], taken: Collection[Name], failed: Mapping[Name, str]) -> Aim:
-    """`held`: what is ours; `taken`: names that others' objects have; `failed`: what could not be written, and why."""
-    troubles = dict(_behind(world, held))
+def aim(
+    world: World,
+    held: Mapping[Name, Held],
+    taken: Collection[Name],
+    failed: Mapping[Name, str],
+    closed: Mapping[str, str] = MappingProxyType({}),
+) -> Aim:
+    """`held`: what is ours; `taken`: names that others' objects have; `failed`: what could not be written, and why.
+
+    `closed`: namespaces in which nothing new can be written, and why.
+    """
+    late = "this agent has not seen generation {} of it yet"
+    troubles = {
+        key: Trouble("Pending", late.format(generation))
+        for key, generation in behind(world, held).items()
+        if key not in world.newest
+    }
     for one in world.parts:
         _refused(one.part, troubles)
         for each in one.objects:
@@ -93,6 +110,8 @@ def aim(world: World, held: Mapping[Name, Held], taken: Collection[Name], failed
                 troubles.setdefault(each.source, Trouble("Conflict", why))
             elif each.shape.key in failed:
                 troubles.setdefault(each.source, Trouble("NotWritten", f"{name}: {failed[each.shape.key]}"))
+            elif each.shape.namespace in closed and each.shape.key not in held:
+                troubles.setdefault(each.source, Trouble("NotWritten", f"{name}: {closed[each.shape.namespace]}"))
     _spread([one.part for one in world.parts], troubles)
     good = [one for one in world.parts if not any(key in troubles for key in one.part.keys)]
     wanted = {each.shape.key: each for one in good for each in one.objects}
@@ -104,6 +123,16 @@ def aim(world: World, held: Mapping[Name, Held], taken: Collection[Name], failed
     asked = {held[name].source for name in kept}
     unasked = frozenset(key for key in world.left & troubles.keys() if key not in asked)
     return Aim(wanted, kept, unwanted, troubles, named, unasked)
+
+
+def behind(world: World, held: Mapping[Name, Held]) -> dict[Key, int]:
+    """Policies of which an agent before says that it has seen more than we have, and which generation."""
+    found: dict[Key, int] = {}
+    for one in held.values():
+        version = Version.parse(world.versions.get(one.source, NO_VERSION))
+        if version.uid and version.uid == one.uid and version.generation < one.generation:
+            found[one.source] = max(one.generation, found.get(one.source, 0))
+    return found
 
 
 def _origin(origin: str) -> Key:
@@ -120,15 +149,6 @@ def _is_meshed(part: Part, cluster: Cluster, mesh: Mesh) -> bool:
     if "" not in names:
         spaces = (one for one in spaces if one.name in names)
     return any(mesh.dataplane(cluster, Pod(one.name, "any")) is not Dataplane.NONE for one in spaces)
-
-
-def _behind(world: World, held: Mapping[Name, Held]) -> Iterator[tuple[Key, Trouble]]:
-    """Policies of which an agent before has seen more than we have."""
-    for one in held.values():
-        version = Version.parse(world.versions.get(one.source, NO_VERSION))
-        if version.uid == one.uid and version.generation < one.generation:
-            why = f"this agent has not seen generation {one.generation} of it yet"
-            yield one.source, Trouble("Pending", why)
 
 
 def _refused(part: Part, troubles: dict[Key, Trouble]) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 
 import msgspec
 
-from spliceway.agent.manifests import Key
+from spliceway.agent.manifests import POLICY_KINDS, Key
 from spliceway.agent.policystatus.ledger import Version
 from spliceway.policy.documents import Document
 from spliceway.policy.errors import PolicyError
+from spliceway.policy.fields import DNS_SUBDOMAIN
 from spliceway.policy.istio.mesh import Foreign, PeerAuthentication, read_document
 from spliceway.policy.istio.objects import MANAGED_BY, TRANSLATED_FROM, AuthorizationPolicy
 from spliceway.policy.istio.rollout import Name, Shape, shape_of
@@ -129,8 +130,10 @@ def own(content: Mapping[str, Any]) -> Held | None:
     except ValueError:
         return None
     shape = _shape(metadata, spec, bridge=bridge == _BRIDGE)
+    if not _is_possible(source := _source(origin), shape.namespace):
+        return None
     kept = {key: value for key, value in metadata.items() if key != "managedFields"}
-    return Held(kept, spec, shape, _source(origin), version, digest)
+    return Held(kept, spec, shape, source, version, digest)
 
 
 def others(content: Mapping[str, Any]) -> tuple[Shape, Foreign | None]:
@@ -188,6 +191,13 @@ def _shape(metadata: Mapping[str, Any], spec: Json, *, bridge: bool) -> Shape:
     )
     namespace, name = str(metadata.get("namespace", "")), str(metadata.get("name", ""))
     return Shape(namespace, name, str(spec.get("action", "ALLOW")), pairs, tuple(names), bridge)
+
+
+def _is_possible(source: Key, namespace: str) -> bool:
+    """Whether we may have made an object here of such a policy: who writes in one namespace has no say in others'."""
+    kind, path = source
+    own, slash, name = path.rpartition("/")
+    return kind in POLICY_KINDS and DNS_SUBDOMAIN.fullmatch(name) is not None and (not slash or own == namespace)
 
 
 def _source(origin: str) -> Key:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping
 
 import msgspec
@@ -51,3 +52,9 @@ class Patience:
     def sweep(self, now: float) -> None:
         """Forget what has been at peace."""
         self._found = {name: one for name, one in self._found.items() if now - one.until < self._peace}
+
+
+def crowded(waiting: Mapping[Name, str], most: int) -> dict[str, str]:
+    """Namespaces in which so many objects wait, and why: there it is no matter of the objects."""
+    count = Counter(namespace for namespace, _name in waiting)
+    return {namespace: why for (namespace, _name), why in waiting.items() if count[namespace] >= most}

@@ -18,6 +18,7 @@ TYPE = "Translated"
 def conditions(found: Aim, held: Mapping[Name, Held], said: Mapping[Key, Condition]) -> dict[Key, Condition]:
     """By policy. `said`: before; what was not well then stays so until it is."""
     kept = Counter(held[name].source for name in found.kept if name in held)
+    old = Counter(held[name].source for name in found.unwanted if name in held)
     made: dict[Key, Condition] = {}
     for key, trouble in found.troubles.items():
         left = f" ({_many(kept[key])} of its last good translation in force)" if kept[key] else ""
@@ -26,11 +27,12 @@ def conditions(found: Aim, held: Mapping[Name, Held], said: Mapping[Key, Conditi
         made[key] = Condition(TYPE, "False", trouble.reason, message=f"{trouble.message}{left}", field=trouble.field)
     for key, names in found.parts.items():
         there = sum(name in held and held[name].spec == found.wanted[name].document["spec"] for name in names)
-        if there == len(names):
+        if there == len(names) and not old[key]:
             made[key] = Condition(TYPE, "True", "Emitted", message=_many(len(names)))
         else:
             before = said.get(key)
-            waiting = Condition(TYPE, "False", "Pending", message=f"{there} of {_many(len(names))}")
+            more = f", {old[key]} of earlier ones still in force" if old[key] else ""
+            waiting = Condition(TYPE, "False", "Pending", message=f"{there} of {_many(len(names))}{more}")
             made[key] = before if before is not None and before.status == "False" else waiting
     return made
 

@@ -47,6 +47,7 @@ class Seen:
         self.woken = asyncio.Event()
         self.is_stale = True  # what a translation depends on is another one
         self._authentications: dict[Name, PeerAuthentication] = {}
+        self._asked: Name | None = None
         discovery = Discovery(connection)
         self.reflectors = tuple(
             Reflector(
@@ -84,6 +85,15 @@ class Seen:
             return "AuthorizationPolicies are not served: Istio's definitions are not installed"
         return next((one.error for one in self.reflectors if one.error and one.state != "listed"), "")
 
+    def asked(self, name: Name) -> None:
+        """This one is being written: `answered` comes next, one at a time."""
+        self._asked = name
+
+    def answered(self, content: Mapping[str, Any]) -> None:
+        """The answer, unless the watch has said meanwhile that it is gone: one that is made anew it tells, too."""
+        if self._asked == name_of(content):
+            self.took(content)
+
     def took(self, content: Mapping[str, Any]) -> None:
         """An AuthorizationPolicy is this now, the watch says, or the answer to a write of ours."""
         name, held = name_of(content), own(content)
@@ -102,6 +112,8 @@ class Seen:
 
     def went(self, name: Name) -> None:
         """There is no such AuthorizationPolicy any more."""
+        if self._asked == name:
+            self._asked = None
         self.own.pop(name, None)
         self._put(name, None)
 

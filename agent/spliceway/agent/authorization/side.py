@@ -35,6 +35,7 @@ class AuthorizationSide:
         self._mode = config.istio.authorization_policies
         self._marks = PodMarks()
         self._asked = 0
+        self._in_audit: bool | None = None
         self._figures = Figures()
         self._rate = Bucket(config.status.writes_per_second, 2 * config.status.writes_per_second)
         self._writer: AuthorizationWriter | None = None
@@ -52,6 +53,12 @@ class AuthorizationSide:
         if number != self._asked and self._writer is not None:
             self._writer.stale()
         self._asked = number
+
+    def looked(self, in_audit: bool | None) -> None:
+        """Whether every node of the cluster is in audit (None: nobody knows yet), as it is now."""
+        if in_audit != self._in_audit and self._writer is not None:
+            self._in_audit = in_audit
+            self._writer.stale()
 
     @property
     def error(self) -> str:
@@ -76,18 +83,26 @@ class AuthorizationSide:
         whole: Callable[[], bool],
         on_news: Callable[[Iterable[Key] | None], None],
     ) -> None:
-        """Apply for one term of office, until cancelled."""
+        """Apply for one term of office, until cancelled.
+
+        In audit it asks what other nodes do: those of another release may enforce, and then nothing is taken away.
+        """
         if self._mode == "off":
             return
         config = self._config
-        audit = config.enforcement == "audit"
         emits = self._mode == "emit"
+        audit = emits and config.enforcement == "audit"
+        self._in_audit = None
+
+        def in_audit() -> bool:
+            return audit and bool(self._in_audit)
+
         self._writer = writer = AuthorizationWriter(
             Seen(connection, config.node_name, self._timing),
-            Translating(config.istio, self._inventory, self._ledger, self._marks, audit=audit) if emits else None,
+            Translating(config.istio, self._inventory, self._ledger, self._marks, audit=in_audit) if emits else None,
             FencedWrites(connection, election, self._rate),
             root_namespace=config.istio.root_namespace,
-            whole=whole,
+            whole=lambda: whole() and not (audit and self._in_audit is None),
             pacing=self._pacing,
             figures=self._figures,
             on_news=on_news,

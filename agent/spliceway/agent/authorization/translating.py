@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -30,9 +30,9 @@ class Translating:
     """Gives the `World`, translated anew if anything is different; in a large cluster that is seconds of a thread."""
 
     def __init__(
-        self, config: IstioConfig, inventory: Inventory, ledger: Ledger, marks: PodMarks, *, audit: bool
+        self, config: IstioConfig, inventory: Inventory, ledger: Ledger, marks: PodMarks, *, audit: Callable[[], bool]
     ) -> None:
-        """`audit`: whether no policy is enforced."""
+        """`audit`: whether no policy is enforced anywhere; call `stale` when that is different."""
         self._inventory = inventory
         self._ledger = ledger
         self._marks = marks
@@ -66,15 +66,19 @@ class Translating:
         policies, unread = self._policies()
         cluster = Cluster()
         if any(map(_has_http, policies)):  # to look at a hundred thousand pods takes a while
-            cluster = msgspec.structs.replace(self._inventory.cluster, audit=self._audit)
+            cluster = msgspec.structs.replace(self._inventory.cluster, audit=self._audit())
         foreign = tuple(one.foreign for one in seen.others.values() if one.foreign is not None and not one.said)
         by_hand = tuple(one for one in seen.others.values() if one.foreign is not None and one.said)
         mesh = Mesh(seen.authentications, foreign, self._marks.annotations, self._root)
         versions = {(one.kind, one.key): self._version((one.kind, one.key)) for one in policies}
         left = frozenset((one.kind, one.key) for one in policies if one.left_to_istio and _has_http(one))
-        made = self._world = await asyncio.to_thread(
-            _translated, cluster, mesh, self._options, by_hand, versions, unread, left
-        )
+        work = (cluster, mesh, self._options, by_hand, versions, unread, left)
+        try:
+            made = await asyncio.to_thread(_translated, *work)
+        except Exception:
+            seen.is_stale = True  # or the one before would pass for this one
+            raise
+        self._world = made
         self.seconds = time.monotonic() - begun
         self._next = asyncio.get_running_loop().time() + min(_LONGEST, _SHARE * self.seconds)
         return made

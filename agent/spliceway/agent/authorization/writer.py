@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 import structlog
 
-from spliceway.agent.authorization.aims import Aim, World, aim, nothing
+from spliceway.agent.authorization.aims import Aim, World, aim, behind, nothing
 from spliceway.agent.authorization.objects import Held, Json, is_as_wanted, made, recreated, restored
-from spliceway.agent.authorization.patience import Patience
+from spliceway.agent.authorization.patience import Patience, crowded
 from spliceway.agent.authorization.saying import conditions
 from spliceway.agent.authorization.seen import Seen
 from spliceway.agent.authorization.told import Figures
@@ -24,6 +25,7 @@ from spliceway.agent.authorization.translating import Translating
 from spliceway.agent.manifests import Key
 from spliceway.agent.policystatus.conditions import Condition
 from spliceway.agent.policystatus.fenced import FencedWrites
+from spliceway.agent.policystatus.ledger import Version
 from spliceway.agent.policystatus.naming import path_of
 from spliceway.agent.policystatus.pacing import Pacing
 from spliceway.agent.policystatus.resources import AUTHORIZATIONS
@@ -35,6 +37,8 @@ from spliceway.policy.istio.rollout import Name, Shape, bridge_policy, rollout
 _PEACE = 600.0
 #: So many objects may fail before the rest is left for later: then it is no matter of the objects.
 _MOST_FAILURES = 20
+#: So many of one namespace may wait after a failure before the rest of it does: it has a quota, or is going.
+_MOST_IN_NAMESPACE = 5
 #: After so many writes it is said how far it is.
 _SAY = 50
 
@@ -160,32 +164,48 @@ class AuthorizationWriter:
     def _aimed(self, world: World | None) -> Aim:
         if world is None:
             return nothing(self._seen.own)
-        return aim(world, self._seen.own, self._seen.others, self._failed.waiting(self._now()))
+        failed = self._failed.waiting(self._now())
+        return aim(world, self._seen.own, self._seen.others, failed, crowded(failed, _MOST_IN_NAMESPACE))
 
     async def _sure(self, world: World) -> World:
-        """The same, where a policy that has gone for us only, as our watch hangs, is one that can't be read.
+        """The same, and what the server itself says where what was seen opens, or anybody's mark would hold us up.
 
-        What is deleted opens: that there is no such policy the server itself must say.
+        A policy that has gone for us only, as our watch hangs, is one that can't be read; and of which there is nothing
+        newer, an object can't say so.
         """
         unwanted = (self._seen.own[name] for name in self._aimed(world).unwanted)
         gone = {one.source for one in unwanted if one.source not in world.versions}
-        still = {key for key in sorted(gone) if await self._is_there(key)}
-        return msgspec.structs.replace(world, unread=world.unread | still) if still else world
+        still = {key for key in sorted(gone) if await self._generation(key, "") is not None}
+        newest = set()
+        for key in sorted(behind(world, self._seen.own)):
+            version = Version.parse(world.versions[key])
+            there = await self._generation(key, version.uid)
+            if there is not None and there <= version.generation:
+                newest.add(key)
+        if not still and not newest:
+            return world
+        return msgspec.structs.replace(world, unread=world.unread | still, newest=frozenset(newest))
 
-    async def _is_there(self, key: Key) -> bool:
-        """Whether the server has a policy of that name, made anew or not. Raises ApiFailure."""
+    async def _generation(self, key: Key, uid: str) -> int | None:
+        """Of the policy of that name that the server has (`uid` empty: made anew or not); None: it has none.
+
+        What may not be asked may be there, newer than any. Raises ApiFailure.
+        """
         kind, path = key
         namespace, _, name = path.rpartition("/")
         resource = next((one for one in RESOURCES if one.kind == kind), None)
         if resource is None:
-            return False
+            return None
         try:
             answer = await self._writes.get(path_of(resource, namespace), {"fieldSelector": f"metadata.name={name}"})
         except ApiFailure as failure:
-            if failure.code != 404:
+            if failure.code == 404:
+                return None  # not even its kind
+            if _is_general(failure):
                 raise
-            return False  # not even its kind
-        return bool(_decoded(answer).get("items"))
+            return sys.maxsize
+        found = (one.get("metadata") or {} for one in _decoded(answer).get("items") or ())
+        return next((int(one.get("generation") or 0) for one in found if uid in ("", one.get("uid"))), None)
 
     def _remember(self, found: Aim) -> None:
         """What is kept of translations that are refused now: so it stays, whoever edits or deletes it."""
@@ -208,7 +228,7 @@ class AuthorizationWriter:
         for name, good in self._good.items():
             if name not in self._seen.own and name not in self._seen.others:
                 todo.append((good.shape, None, recreated(good)))
-        waiting = self._edited.waiting(self._now())
+        waiting = {*self._edited.waiting(self._now()), *self._failed.waiting(self._now())}
         for shape, held, document in sorted(todo, key=lambda entry: (entry[0].action != "DENY", entry[0].key)):
             name = shape.key
             if name in waiting or (held is not None and held.is_going):
@@ -229,10 +249,12 @@ class AuthorizationWriter:
         there = {name: one.shape for name, one in (self._seen.own | self._seen.others).items()}
         wanted = {name: one.shape for name, one in found.wanted.items()}
         sources = {one.shape.key: one.source for one in found.wanted.values()}
+        left: dict[str, list[Shape]] = {}  # by namespace: what others hold up is still in force; they tell when it goes
         for step in rollout(there, wanted, found.unwanted, self._root):
             for shape in step.shapes:
                 if step.verb == "delete":
-                    await self._delete(shape.key)
+                    if not self._waits(shape, left, wanted.values()):
+                        await self._delete(shape.key)
                     continue
                 content = self._bridge(shape, sources, world) if shape.bridge else found.wanted[shape.key].document
                 if not await self._write("POST", shape, content):
@@ -243,9 +265,18 @@ class AuthorizationWriter:
                 self._count += 1
                 if not self._count % _SAY:
                     self._say(self._aimed(world), done=False)
-            if step.verb == "delete" and any(shape.key in self._seen.own for shape in step.shapes):
-                return True  # what others hold up is still in force; they tell when it goes
+            if step.verb == "delete":
+                for shape in step.shapes:
+                    if shape.key in self._seen.own:
+                        left.setdefault(shape.namespace, []).append(shape)
         return True
+
+    def _waits(self, shape: Shape, left: Mapping[str, list[Shape]], wanted: Iterable[Shape]) -> bool:
+        """Whether something may go only after what is left of the same workloads."""
+        if shape.bridge and any(one.action == "ALLOW" and one.overlaps(shape, self._root) for one in wanted):
+            return False  # without it what is new holds at last
+        spaces = left if shape.namespace == self._root else {shape.namespace, self._root} & left.keys()
+        return any(one.overlaps(shape, self._root) for space in spaces for one in left[space])
 
     def _bridge(self, shape: Shape, sources: dict[Name, Key], world: World | None) -> Json:
         near = (one.source for one in self._seen.own.values() if one.shape.namespace == shape.namespace)
@@ -256,10 +287,11 @@ class AuthorizationWriter:
     async def _write(self, method: str, shape: Shape, content: Json) -> bool:
         """Whether it was taken. Raises ApiFailure when that is no matter of the object."""
         path = path_of(AUTHORIZATIONS, shape.namespace, shape.name if method == "PUT" else "")
+        self._seen.asked(shape.key)
         try:
             answer = await self._writes.send(method, path, content)
         except ApiFailure as failure:
-            if failure.code in (0, 401, 429) or failure.code >= 500:
+            if _is_general(failure):
                 raise
             if failure.code == 409 and method == "PUT":
                 self._edited.put(shape.key, self._now())
@@ -269,19 +301,32 @@ class AuthorizationWriter:
             log.warning("an AuthorizationPolicy can't be written", name="/".join(shape.key), error=str(failure))
             return False
         self._failed.forget(shape.key)
-        self._seen.took(_decoded(answer))
+        self._seen.answered(_decoded(answer))
         return True
 
     async def _delete(self, name: Name) -> None:
-        """Delete one of ours; of what is no more, or is going, nothing. Raises ApiFailure."""
+        """Delete one of ours; of what is no more, or is going, nothing. One that can't be is tried again later.
+
+        Raises ApiFailure when that is no matter of the object.
+        """
         held = self._seen.own.get(name)
-        if held is None or held.is_going:
+        if held is None or held.is_going or name in self._failed.waiting(self._now()):
             return
         path = path_of(AUTHORIZATIONS, *name)
-        answer = _decoded(await self._writes.delete(path, str(held.metadata.get("uid", "")), held.revision))
+        self._seen.asked(name)
+        try:
+            answer = _decoded(await self._writes.delete(path, str(held.metadata.get("uid", "")), held.revision))
+        except ApiFailure as failure:
+            if _is_general(failure):
+                raise
+            self._figures.failures += 1
+            self._failed.put(name, self._now(), str(failure))
+            log.warning("an AuthorizationPolicy can't be deleted", name="/".join(name), error=str(failure))
+            return
+        self._failed.forget(name)
         self._figures.deleted += 1
         if answer.get("kind") == AUTHORIZATIONS.kind:
-            self._seen.took(answer)
+            self._seen.answered(answer)
         else:
             self._seen.went(name)
 
@@ -309,6 +354,11 @@ class AuthorizationWriter:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+def _is_general(failure: ApiFailure) -> bool:
+    """Whether it says nothing of the object."""
+    return failure.code in (0, 401, 429) or failure.code >= 500
 
 
 def _decoded(answer: bytes) -> Json:

@@ -269,6 +269,7 @@ class PolicyStatusSide:
                     self._reporter.wake()
             if self._writer is not None:
                 self._writer.wake()
+                self._authorization.looked(self._writer.in_audit)
             await asyncio.sleep(_SHORTEST)
 
     async def _renew(self, connection: Connection) -> None:

@@ -46,6 +46,11 @@ class Tally:
         """Whose reports it has."""
         return self._reports.keys()
 
+    @property
+    def in_audit(self) -> bool:
+        """Whether no node enforces anything: all are in audit, or have their kill switch on."""
+        return all(one.enforcement != "enforce" for one in self._reports.values())
+
     def is_read(self, kind: str) -> bool:
         """Whether any node looks at policies of this kind, in lower case."""
         return any(kind == one.lower() for told in self._positions.values() for one in told)

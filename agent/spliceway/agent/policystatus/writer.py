@@ -92,12 +92,14 @@ class Writer:
         self._reports: dict[str, tuple[str, Report]] = {}
         self._held: dict[tuple[str, str, str], Held] = {}
         self._ours: dict[tuple[str, str, str], tuple[str, Status]] = {}  # what was written, of the object with that uid
+        self._gone: set[tuple[str, str, str]] = set()  # while one was written
         self._stale: dict[tuple[str, str, str], float] = {}
         self._written: dict[Key, Written] = {}  # as it was when a policy's status was last looked at
         self._dirty: set[str] | None = None  # uids; None: all
         self._moved: set[tuple[str, str, str]] = set()
         self._nodes: dict[str, str] = {}
         self._paused: dict[Key, tuple[float, int]] = {}
+        self._is_counted = False
         self._woken = asyncio.Event()
         discovery = Discovery(connection)
         self._reflectors = tuple(
@@ -117,6 +119,11 @@ class Writer:
 
     def __repr__(self) -> str:
         return f"Writer({self._tally!r}, statuses={len(self._held)})"
+
+    @property
+    def in_audit(self) -> bool | None:
+        """Whether every node says that nothing is denied there; None: not all were heard yet."""
+        return self._tally.in_audit if self._is_counted else None
 
     def wake(self) -> None:
         """Something may be different."""
@@ -194,6 +201,7 @@ class Writer:
         if document is None:
             self._held.pop(at, None)
             self._ours.pop(at, None)
+            self._gone.add(at)
         else:
             *_place, held = statuses.read(document)
             before = self._held.get(at)
@@ -224,6 +232,7 @@ class Writer:
                     self._count(node)
             self._nodes = nodes
         self._count(self._node)
+        self._is_counted = True
         policies = dict(self._ledger.written)
         dirty, self._dirty = self._dirty, set()
         moved, self._moved = self._moved, set()
@@ -293,6 +302,7 @@ class Writer:
             return
         resource, namespace, name = status_name(key)
         at = (resource.kind, namespace, name)
+        self._gone.clear()
         held, made = self._held.get(at), statuses.new_object(key, policy)
         if held is not None and held.owner != policy.version.uid:
             await self._delete(at, held)  # of a policy of that name that is no more
@@ -372,13 +382,15 @@ class Writer:
             self._ours.pop(at, None)
 
     def _keep(self, at: tuple[str, str, str], answer: bytes) -> Held:
-        """What was answered, unless the watch has told of what somebody made of it since then."""
+        """What was answered, unless the watch has told already what became of it since then."""
         try:
             *_place, held = statuses.read(msgspec.json.decode(answer, type=dict))
         except msgspec.MsgspecError as error:
             raise ApiFailure(0, "", f"{at[0]}: not what an API server answers: {error}") from error
         there = self._held.get(at)
-        if there is None or there.uid != held.uid or not _older(held.revision, there.revision):
+        if at not in self._gone and (
+            there is None or there.uid != held.uid or not _older(held.revision, there.revision)
+        ):
             self._held[at] = held
         return held
 

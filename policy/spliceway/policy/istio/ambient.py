@@ -9,13 +9,13 @@ istio/istio, convertAuthorizationPolicy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import msgspec
 
 from spliceway.policy.istio.compilerules import Compiled, Entry
 from spliceway.policy.istio.httprules import RefusedError
-from spliceway.policy.istio.mesh import Mesh
+from spliceway.policy.istio.mesh import Foreign, Mesh
 from spliceway.policy.istio.objects import AuthorizationPolicy, AuthorizationRule, Operation, Source
 from spliceway.policy.model import Cluster, Pod, Service
 from spliceway.policy.verdict import Protocol
@@ -43,6 +43,8 @@ def for_waypoint(
             raise RefusedError(
                 "no Service selects these ambient pods: nothing leads to a waypoint, and ztunnel judges no HTTP"
             )
+        if entry.http:
+            _check_ways(cluster, mesh, entry.pods, services, waypoints)
         rules = allowing.get(entry)
         if any(
             source.ip_blocks or source.not_ip_blocks
@@ -79,6 +81,27 @@ def for_waypoint(
                     (),
                     entry.policy.title,
                 )
+
+
+def beside(cluster: Cluster, mesh: Mesh, pods: Iterable[Pod]) -> Foreign | None:
+    """Somebody's AuthorizationPolicy that is judged at these pods' waypoints, beside ours."""
+    pods = list(pods)
+    places: set[tuple[str, str, str]] = set()
+    for service in cluster.services.values():
+        if not service.selector or not any(
+            pod.namespace == service.namespace and service.selector.items() <= pod.labels.items() for pod in pods
+        ):
+            continue
+        places.add((service.namespace, "Service", service.name))
+        if (waypoint := mesh.waypoint(cluster, service.namespace, service.labels)) is not None:
+            places.add((waypoint[0], "Gateway", waypoint[1]))
+    for one in mesh.foreign:
+        if any(
+            (one.namespace, kind, name) in places or (kind == "GatewayClass" and one.namespace == mesh.root_namespace)
+            for kind, name in one.targets
+        ):
+            return one
+    return None
 
 
 def _allow(
@@ -155,6 +178,22 @@ def _services(cluster: Cluster, pods: tuple[Pod, ...]) -> list[Service]:
             raise RefusedError(f"Service {service.key} leads to pod {other}, too, which the policy is not about")
         found.append(service)
     return found
+
+
+def _check_ways(
+    cluster: Cluster, mesh: Mesh, pods: tuple[Pod, ...], services: list[Service], waypoints: Collection[tuple[str, str]]
+) -> None:
+    """A Service without a selector may lead to these pods by the same waypoint, which asks its policies then."""
+    addresses = {address for pod in pods for address in pod.addresses}
+    ours = {service.key for service in services}
+    for found in cluster.slices.values():
+        service = cluster.services.get(f"{found.namespace}/{found.service}")
+        if service is None or service.key in ours:
+            continue
+        if mesh.waypoint(cluster, service.namespace, service.labels) in waypoints and any(
+            not addresses.isdisjoint(endpoint.addresses) for endpoint in found.endpoints
+        ):
+            raise RefusedError(f"Service {service.key} leads to these pods, too, by EndpointSlice {found.key}")
 
 
 def _waypoint(cluster: Cluster, mesh: Mesh, service: Service) -> tuple[str, str]:

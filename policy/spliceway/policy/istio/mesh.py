@@ -14,7 +14,7 @@ import msgspec
 from spliceway.policy.documents import Document
 from spliceway.policy.fields import Fields, Where, shown
 from spliceway.policy.istio.objects import MANAGED_BY, TRANSLATED_FROM
-from spliceway.policy.istio.sidecar import PORTS, STATUS, ports_told
+from spliceway.policy.istio.sidecar import INTERCEPTION, PORTS, STATUS, ports_told
 from spliceway.policy.model import Cluster, Pod
 from spliceway.policy.parse import parse_item
 from spliceway.policy.parse_metadata import Metadata, parse_labels
@@ -22,6 +22,8 @@ from spliceway.policy.parse_metadata import Metadata, parse_labels
 _VERSIONS = ("security.istio.io/v1", "security.istio.io/v1beta1")
 _MODES = ("UNSET", "DISABLE", "PERMISSIVE", "STRICT")
 STRICT = "STRICT"
+#: The sidecar's own ports, which the injector excludes by itself: status, readiness, metrics.
+_SIDECARS = frozenset({15020, 15021, 15090})
 _INJECT = "sidecar.istio.io/inject"
 #: The injector's label on pods that have a sidecar.
 _TLS_MODE = "security.istio.io/tlsMode"
@@ -48,12 +50,16 @@ class PeerAuthentication(msgspec.Struct, frozen=True):
 
 
 class Foreign(msgspec.Struct, frozen=True):
-    """An AuthorizationPolicy of somebody else's, as far as it matters whom it is about."""
+    """An AuthorizationPolicy of somebody else's, as far as it matters whom it is about.
+
+    `everybody`: all workloads with these labels; else what it targets, by `targets` (kind, name): waypoints judge it.
+    """
 
     namespace: str
     name: str
     match_labels: Mapping[str, str] = {}
     everybody: bool = True
+    targets: frozenset[tuple[str, str]] = frozenset()
 
 
 class Mesh(msgspec.Struct, frozen=True):
@@ -85,10 +91,18 @@ class Mesh(msgspec.Struct, frozen=True):
         """Whether a pod has no trace of an injected sidecar: it may be older than the label that asks for one."""
         return pod.labels.get(_TLS_MODE) != "istio" and STATUS not in self.annotations.get(pod.key, {})
 
-    def hidden_ports(self, pod: Pod, ports: Iterable[int]) -> tuple[int, ...]:
-        """Which of these ports the pod's sidecar does not see, by its annotations; all, if these can't be read."""
-        told = ports_told(self.annotations.get(pod.key, {}))
-        return tuple(port for port in ports if told is None or not told.has(port))
+    def hidden(self, pod: Pod, ports: Iterable[int] | None) -> str:
+        """What of these ports (None: all) the pod's sidecar does not see, by the pod's annotations; empty: nothing.
+
+        What can't be read hides all.
+        """
+        annotations = self.annotations.get(pod.key, {})
+        if annotations.get(INTERCEPTION) == "NONE":
+            return "any connection"
+        told = ports_told(annotations)
+        if ports is None:
+            return "every port" if told is None or told.only is not None or told.excluded - _SIDECARS else ""
+        return next((f"port {port}" for port in ports if told is None or not told.has(port)), "")
 
     def waypoint(self, cluster: Cluster, namespace: str, labels: Mapping[str, str]) -> tuple[str, str] | None:
         """Namespace and name of the waypoint of a Service with these labels; None: it has none."""
@@ -238,5 +252,8 @@ def _foreign(fields: Fields, meta: Metadata) -> Foreign | None:
     spec = Fields(fields.take("spec", dict, {}), meta.where.at("spec"))
     if spec.take("action", str, "ALLOW") == "AUDIT":
         return None
-    targeted = bool(spec.raw("targetRefs") or spec.raw("targetRef"))
-    return Foreign(meta.namespace, meta.name, _selector(spec), everybody=not targeted)
+    targets = [*(spec.take("targetRefs", list, [])), *([one] if (one := spec.take("targetRef", dict, {})) else [])]
+    told = frozenset(
+        (str(one.get("kind")), str(one.get("name"))) if isinstance(one, dict) else ("", "") for one in targets
+    )
+    return Foreign(meta.namespace, meta.name, _selector(spec), everybody=not targets, targets=told)

@@ -69,7 +69,10 @@ def forms(pattern: str) -> tuple[Form, ...]:
     """The forms that together are equal to the expression (empty: it is everything). Raises PatternError."""
     if not pattern:
         return (Form(),)
-    language = _Parser(pattern).whole()
+    try:
+        language = _Parser(pattern).whole()
+    except RecursionError:
+        raise PatternError("hundreds of brackets in each other have no counterpart") from None
     plain = {sequence for sequence in language if not _has_template(sequence)}
     found = [_form(sequence) for sequence in plain]
     found += _templates(language - plain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from math import prod
 
 import msgspec
 
@@ -47,15 +48,17 @@ def targets(cluster: Cluster, subject: Selector, root_namespace: str) -> tuple[T
         else:
             of_labels.append(one)
     namespaces = _namespaces(cluster, of_namespaces, root_namespace)
-    choices = [[(one.key, value) for value in one.values] for one in of_labels]
-    found = []
-    for labels in product(*choices):
-        chosen = dict(labels)
-        if all(chosen[key] == value for key, value in labels):  # one key twice, with two values: nobody
-            found += [Target(namespace, tuple(sorted(chosen.items()))) for namespace in namespaces]
-        if len(found) > MAX_TARGETS:
-            raise RefusedError(f"endpointSelector: needs more than {MAX_TARGETS} AuthorizationPolicies")
-    return tuple(dict.fromkeys(found))
+    if not namespaces:
+        return ()
+    values: dict[str, list[str]] = {}
+    for one in of_labels:  # one key twice: what both have
+        both = frozenset(one.values)
+        values[one.key] = [value for value in values.get(one.key, one.values) if value in both]
+    if prod(map(len, values.values())) * len(namespaces) > MAX_TARGETS:
+        raise RefusedError(f"endpointSelector: needs more than {MAX_TARGETS} AuthorizationPolicies")
+    choices = [[(key, value) for value in values[key]] for key in values]
+    found = (tuple(sorted(labels)) for labels in product(*choices))
+    return tuple(dict.fromkeys(Target(namespace, labels) for labels in found for namespace in namespaces))
 
 
 def _namespaces(cluster: Cluster, requirements: list[Requirement], root_namespace: str) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from spliceway.policy.errors import PolicyError
-from spliceway.policy.istio.ambient import for_waypoint
+from spliceway.policy.istio.ambient import beside, for_waypoint
 from spliceway.policy.istio.compilerules import Compiled, Entry, RuleCompiler, complement
 from spliceway.policy.istio.envoyfilter import EnvoyFilter, Judged, judged
 from spliceway.policy.istio.httprules import Ambiguous, Meaning, RefusedError
@@ -60,7 +60,7 @@ class Translation(msgspec.Struct, frozen=True):
 
     `filters` belong to `policies`: without them HTTP rules match nothing.
     `refused`: the refusals because of which there is nothing for a pod, by «namespace/name». `parts`: the same by
-    workloads, but for HTTP rules of egress; `idle`: policies that are about no pod now.
+    workloads, but for HTTP rules of egress; `idle`: policies that are about no pod now, and would be enforced.
     """
 
     policies: tuple[AuthorizationPolicy, ...]
@@ -104,6 +104,7 @@ class _Translator:
         parts = tuple(self._component(one) for one in with_http)
         policies = tuple(policy for part in parts for policy in part.policies)
         busy = {_key(entry.policy) for entry in entries if entry.pods}
+        enforced = () if self._cluster.audit else (one for one in self._cluster.policies.values() if not one.audit)
         return Translation(
             policies,
             tuple(self._refusals),
@@ -111,7 +112,7 @@ class _Translator:
             self._refused,
             tuple(self._filters),
             parts,
-            frozenset(map(_key, self._cluster.policies.values())) - busy,
+            frozenset(map(_key, enforced)) - busy,
         )
 
     def _note(self, text: str) -> None:
@@ -218,6 +219,10 @@ class _Translator:
                     reason = f"AuthorizationPolicy {name} is about pod {pod.key}, too, and adds to it"
                     yield first.error(first.spec.path, reason)
                     break
+        ambient = [pod for pod in pods.values() if self._mesh.dataplane(self._cluster, pod) is Dataplane.AMBIENT]
+        if ambient and (there := beside(self._cluster, self._mesh, ambient)) is not None:
+            reason = f"AuthorizationPolicy {there.namespace}/{there.name} is judged at their waypoint, too"
+            yield first.error(first.spec.path, reason)
         for entry in ready:
             yield from self._hidden(entry)
             reason = self._compiler.not_strict(entry, None)
@@ -231,12 +236,12 @@ class _Translator:
                 if to_port.http is None:
                     continue
                 try:
-                    ports = self._compiler.ports(entry, to_port) or ()
+                    ports = self._compiler.ports(entry, to_port)
                 except RefusedError:
                     continue
                 for pod in entry.pods:
-                    if hidden := self._mesh.hidden_ports(pod, ports):
-                        reason = f"the sidecar of pod {pod.key} does not see port {hidden[0]} (annotation)"
+                    if hidden := self._mesh.hidden(pod, ports):
+                        reason = f"the sidecar of pod {pod.key} does not see {hidden} (annotation)"
                         yield entry.error(to_port.path, reason)
                         break
 

@@ -309,6 +309,7 @@ class _MeshAnnotations(msgspec.Struct, omit_defaults=True):
     inject: str | None = msgspec.field(default=None, name="sidecar.istio.io/inject")
     excluded: str | None = msgspec.field(default=None, name="traffic.sidecar.istio.io/excludeInboundPorts")
     included: str | None = msgspec.field(default=None, name="traffic.sidecar.istio.io/includeInboundPorts")
+    mode: str | None = msgspec.field(default=None, name="sidecar.istio.io/interceptionMode")
 
 
 _MESH = msgspec.json.Decoder(_MeshAnnotations)
@@ -320,9 +321,10 @@ def _mesh(metadata: Metadata) -> dict[str, str]:
         return {}
     found = _MESH.decode(metadata.annotations)
     shown = (metadata.labels or {}).get("security.istio.io/tlsMode") == "istio"
-    # Of the first it counts only that it is there.
+    # Of the first it counts only that it is there, and of the last one value.
     status = None if shown or found.status is None else "{}"
-    told: dict[str, str] = msgspec.to_builtins(msgspec.structs.replace(found, status=status))
+    mode = found.mode if found.mode == "NONE" else None
+    told: dict[str, str] = msgspec.to_builtins(msgspec.structs.replace(found, status=status, mode=mode))
     return told
 
 

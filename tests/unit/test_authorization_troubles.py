@@ -1,0 +1,270 @@
+"""Writes that fail, bugs, and marks that anybody may write: none of it holds up what it is not about."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spliceway.agent.authorization import translating
+from spliceway.agent.policystatus.fenced import FencedWrites
+from spliceway.agent.policystatus.resources import EMISSION_RIGHTS
+from spliceway.agent.sources.kubernetes.connection import ApiFailure
+from support.agent import run, until
+from support.fleet import DEFINITIONS, NAMES, FleetAgent, fleet, kubeconfig_of, node
+from support.kubeapi import KubeApi
+from support.kubesource import CRDS, ask, pod
+from support.meshfleet import (
+    API,
+    AUTHENTICATIONS,
+    INJECTED,
+    KIND,
+    MESHED,
+    STRICT,
+    applied,
+    denying,
+    heard,
+    http,
+    paths,
+    with_mesh,
+    writes,
+)
+
+Json = dict[str, Any]
+WEB, DB = "default/web", "default/db"
+#: Method and path of a write → whether it is refused.
+Refuse = Callable[[Callable[[str, str], bool] | None], None]
+
+
+@pytest.fixture
+def refuse(monkeypatch: pytest.MonkeyPatch) -> Refuse:
+    """Writes for which this says so are forbidden, as by a webhook or a quota; None: none is."""
+    send, which = FencedWrites.send, [lambda _method, _path: False]
+
+    async def sending(self: FencedWrites, method: str, path: str, content: object) -> bytes:
+        if which[0](method, path):
+            raise ApiFailure(403, "Forbidden", "not by us")
+        return await send(self, method, path, content)
+
+    def change(told: Callable[[str, str], bool] | None) -> None:
+        which[0] = told or (lambda _method, _path: False)
+
+    monkeypatch.setattr(FencedWrites, "send", sending)
+    return change
+
+
+def of(found: list[Json], policy: str, action: str = "ALLOW") -> Json:
+    """The one that was made of a policy."""
+    (one,) = (
+        each
+        for each in found
+        if each["metadata"]["annotations"]["spliceway.io/translated-from"].endswith(f" {policy}")
+        and each["spec"]["action"] == action
+    )
+    return one
+
+
+def named(one: Json) -> str:
+    return f"{one['metadata']['namespace']}/{one['metadata']['name']}"
+
+
+def test_what_cant_be_deleted_is_told_and_holds_nobody_else_up(tmp_path: Path, refuse: Refuse) -> None:
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        await heard(api, WEB, "True", "Emitted")
+        await heard(api, DB, "True", "Emitted")
+        stuck = of(await ask(applied, api), WEB)["metadata"]["name"]
+        refuse(lambda method, path: method == "DELETE" and path.endswith(f"/{stuck}"))
+        await ask(api.put, http("web", "web", "/b"), http("db", "db", "/e"))
+        await until(lambda: paths(api) == ["/a", "/b", "/e"], 20)
+        assert "1 of earlier ones still in force" in await heard(api, WEB, "False", "Pending")
+        await heard(api, DB, "True", "Emitted")
+        refuse(None)
+        await until(lambda: paths(api) == ["/b", "/e"], 20)
+        await heard(api, WEB, "True", "Emitted")
+
+    with_mesh(tmp_path, body, http("web", "web"), http("db", "db", "/d"))
+
+
+def test_what_somebody_holds_up_keeps_what_must_go_later_and_nothing_else(tmp_path: Path) -> None:
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        await heard(api, WEB, "True", "Emitted")
+        await heard(api, DB, "True", "Emitted")
+        one = of(await ask(applied, api), WEB)
+        await ask(api.put, {**one, "metadata": {**one["metadata"], "finalizers": ["a/b"]}})
+        await ask(api.put, denying(http("web", "web", "/b"), "82"), denying(http("db", "db", "/e"), "82"))
+        await heard(api, DB, "True", "Emitted")
+        # The old denial of `web` is there as long as what the old one allows.
+        assert "2 of earlier ones still in force" in await heard(api, WEB, "False", "Pending")
+        assert await ask(paths, api) == ["/a", "/b", "/e"]
+        assert len(await ask(applied, api)) == 6
+        await ask(api.drop, API, KIND, named(one))
+        await heard(api, WEB, "True", "Emitted")
+        assert len(await ask(applied, api)) == 4
+
+    with_mesh(tmp_path, body, denying(http("web", "web")), denying(http("db", "db", "/d")))
+
+
+def test_a_namespace_that_takes_nothing_more_holds_no_other_up(tmp_path: Path, refuse: Refuse) -> None:
+    names = [f"p{number}" for number in range(60)]
+    full = [http(name, name, namespace="full") for name in names]
+    pods = [pod(name, "", namespace="full", node="n3", labels={"app": name, **INJECTED}) for name in names]
+    other = pod("z", "10.0.0.9", namespace="zoo", node="n3", labels={"app": "z", **INJECTED})
+
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        await heard(api, WEB, "True", "Emitted")
+        refuse(lambda method, path: method == "POST" and "/namespaces/full/authorizationpolicies" in path)
+        await ask(api.put, *pods, other, *full, http("z", "z", "/z", namespace="zoo"))
+        await heard(api, "zoo/z", "True", "Emitted")
+        assert "403" in await heard(api, "full/p59", "False", "NotWritten")
+        await ask(api.put, http("web", "web", "/b"))
+        await heard(api, WEB, "True", "Emitted")
+        refuse(None)
+        for name in ("p0", "p59"):
+            await heard(api, f"full/{name}", "True", "Emitted")
+
+    with_mesh(tmp_path, body, http("web", "web"))
+
+
+def test_what_cant_be_put_back_holds_nobody_else_up(tmp_path: Path, refuse: Refuse) -> None:
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        await heard(api, WEB, "True", "Emitted")
+        await heard(api, DB, "True", "Emitted")
+        good = of(await ask(applied, api), WEB)
+        await ask(api.put, http("web", "web", "/a/[0-9]+"))
+        await heard(api, WEB, "False", "Refused")
+        refuse(lambda method, path: method == "POST" and path.endswith("/authorizationpolicies"))
+        await ask(api.drop, API, KIND, named(good))
+        before = len(await ask(writes, api))
+        await asyncio.sleep(0.5)
+        # Deletions are none of its business.
+        await ask(api.drop, "cilium.io/v2", "CiliumNetworkPolicy", DB)
+        await until(lambda: applied(api) == [], 20)
+        assert [method for method, _name in (await ask(writes, api))[before:]] == ["DELETE"]
+        refuse(None)
+        await until(lambda: paths(api) == ["/a"], 20)
+
+    with_mesh(tmp_path, body, http("web", "web"), http("db", "db", "/d"))
+
+
+def test_what_is_deleted_before_its_write_is_answered_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watch may tell of it before the answer comes, and does not tell again."""
+    send, late = FencedWrites.send, [False]
+
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        async def sending(self: FencedWrites, method: str, path: str, content: object) -> bytes:
+            answer = await send(self, method, path, content)
+            if method == "PUT" and "/authorizationpolicies/" in path:
+                late[0] = True
+                await ask(api.drop, API, KIND, named(one))
+                await until(lambda: not seen.own, 20)
+            return answer
+
+        await heard(api, WEB, "True", "Emitted")
+        (one,) = await ask(applied, api)
+        seen = next(each for each in agents if each.leads).side._authorization._writer._seen  # type: ignore[union-attr]
+        monkeypatch.setattr(FencedWrites, "send", sending)
+        await ask(api.put, {**one, "spec": {**one["spec"], "rules": [{}]}})
+        await until(lambda: late[0] and [each["spec"] for each in applied(api)] == [one["spec"]], 20)
+
+    with_mesh(tmp_path, body, http("web", "web"))
+
+
+def test_a_bug_is_told_until_all_is_translated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, broken = translating.translate, [False]
+
+    def translate(*arguments: Any) -> Any:
+        if broken[0]:
+            raise RuntimeError("a bug")
+        return real(*arguments)
+
+    monkeypatch.setattr(translating, "translate", translate)
+
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        await heard(api, WEB, "True", "Emitted")
+        broken[0] = True
+        await ask(api.put, http("web", "web", "/b"))
+        await until(lambda: any("a bug" in str(one.side.warnings()) for one in agents), 20)
+        await asyncio.sleep(0.8)  # another round makes it no better
+        await until(lambda: any("a bug" in str(one.side.warnings()) for one in agents), 20)
+        broken[0] = False
+        await until(lambda: paths(api) == ["/b"], 20)
+        await heard(api, WEB, "True", "Emitted")
+
+    with_mesh(tmp_path, body, http("web", "web"))
+
+
+def test_nobodys_mark_of_a_later_generation_holds_a_policy_up(tmp_path: Path) -> None:
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        await heard(api, WEB, "True", "Emitted")
+        (one,) = await ask(applied, api)
+        policy = await ask(api.get, "cilium.io/v2", "CiliumNetworkPolicy", WEB)
+        for origin, version in ((WEB, f"{policy['metadata']['uid']}/99/aa"), ("default/none", "/99/aa")):
+            told = {
+                "spliceway.io/translated-from": f"CiliumNetworkPolicy {origin}",
+                "spliceway.io/emitted": f"{version} 0123456789abcdef",
+            }
+            metadata = {"name": f"forged-{origin[8:]}", "namespace": "default", "labels": one["metadata"]["labels"]}
+            await ask(api.put, {**one, "metadata": {**metadata, "annotations": told}})
+        await ask(api.put, http("web", "web", "/b"))
+        await until(lambda: paths(api) == ["/b"], 20)
+        await heard(api, WEB, "True", "Emitted")
+        assert len(await ask(applied, api)) == 1
+
+    with_mesh(tmp_path, body, http("web", "web"))
+
+
+@pytest.mark.parametrize("forbidden", [False, True])
+def test_of_what_nobody_may_ask_all_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forbidden: bool) -> None:
+    """As of policies of a kind that no right is left for."""
+    get = FencedWrites.get
+
+    async def getting(self: FencedWrites, path: str, query: Any) -> bytes:
+        if forbidden:
+            raise ApiFailure(403, "Forbidden", "not for us")
+        return await get(self, path, query)
+
+    monkeypatch.setattr(FencedWrites, "get", getting)
+
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        await heard(api, WEB, "True", "Emitted")
+        await heard(api, DB, "True", "Emitted")
+        await ask(api.drop, "cilium.io/v2", "CiliumNetworkPolicy", WEB)
+        await ask(api.put, http("db", "db", "/e"))
+        await until(lambda: paths(api) == (["/a", "/e"] if forbidden else ["/e"]), 20)
+        await heard(api, DB, "True", "Emitted")
+
+    with_mesh(tmp_path, body, http("web", "web"), http("db", "db", "/d"))
+
+
+def test_an_agent_in_audit_takes_nothing_away_that_other_nodes_enforce(tmp_path: Path) -> None:
+    """Two releases in a cluster, of which one is in audit: any agent of both may be elected."""
+    istio = {"authorizationPolicies": "emit"}
+
+    async def main() -> None:
+        with KubeApi() as api:
+            api.put(*CRDS, *DEFINITIONS, AUTHENTICATIONS, STRICT, *map(node, NAMES), *MESHED, http("web", "web"))
+            kubeconfig = kubeconfig_of(api, tmp_path, *EMISSION_RIGHTS)
+            first, *others = (
+                FleetAgent(name, kubeconfig, istio=istio, enforcement=mode)
+                for name, mode in zip(NAMES, ("enforce", "audit", "audit"), strict=True)
+            )
+            async with fleet([first]):
+                await heard(api, WEB, "True", "Emitted")
+                async with fleet(others):
+                    done = len(await ask(writes, api))
+                    await first.stop()
+                    await until(lambda: any(one.side.status().authorization.settled for one in others), 20)
+                    await asyncio.sleep(0.5)
+                    assert (await ask(writes, api))[done:] == []
+                    await ask(api.put, http("web", "web", "/b"))
+                    await until(lambda: paths(api) == ["/b"], 20)
+                    # With the last node that enforces anything they go.
+                    await ask(api.drop, "v1", "Node", "n1")
+                    await until(lambda: applied(api) == [], 20)
+
+    run(main, 90)
