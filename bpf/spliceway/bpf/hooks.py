@@ -189,6 +189,7 @@ class Hooks:
             if one.ifindex not in devices:
                 one.path.unlink(missing_ok=True)
         self._places = {place: devices[place.ifindex] for place in self._places if place.ifindex in devices}
+        self._left = {place for place in self._left if place.ifindex in devices}  # an index may be another's later
         wanted = [place for place in self._places if not only or place.ifindex in only]
         return await _blocking(self._read, wanted)
 
