@@ -124,6 +124,23 @@ def test_programs_that_it_does_not_know_go_once_its_own_are_there(testbed: Testb
         stream.flows()
 
 
+@needs_tcx
+def test_programs_that_it_does_not_know_go_when_their_pod_becomes_known(testbed: Testbed, other: Foreigner) -> None:
+    """Later than all others: until then they are all that its device has."""
+    device = testbed.pod("server").interface
+    with NewerNode(testbed) as node, PacketStream(testbed, "outside", "server") as stream:
+        arrived = stream.stops()
+        node.give_way("tcx", "-newer")
+        node.open()
+        node.run(node.datapath.set_endpoints([]))
+        assert (other.at(device, "egress"), stream.stops()) == (["tcx to_pod"], arrived)
+        assert list((node.datapath._maps.root / "tcx").glob("*-newer"))
+        node.attach()
+        assert other.at(device, "egress") == ["tcx to_pod"]
+        assert not list((node.datapath._maps.root / "tcx").glob("*-newer"))
+        assert stream.stops() == arrived
+
+
 @pytest.mark.parametrize("how", BOTH)
 def test_a_device_that_has_gone_is_no_pods_any_more(testbed: Testbed, how: str) -> None:
     """Its index may be another's."""
