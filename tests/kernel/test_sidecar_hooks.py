@@ -144,3 +144,10 @@ def test_a_pin_that_somebody_has_removed_is_made_anew(node: Meshed, there: Forei
     node.look()
     assert there.at("lo", "egress") == ["tcx sidecar_lo"]
     assert node.pin.exists()
+
+
+def test_a_pod_that_is_forgotten_while_somebody_asks_is_no_trouble(node: Meshed) -> None:
+    """Who is lost is told from another thread than the one that forgets."""
+    node.datapath._sidecars._lost[1] = "its link could not be made"
+    assert node.datapath.status().problems is not None
+    assert node.datapath._sidecars.lost == ()

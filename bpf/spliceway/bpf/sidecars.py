@@ -74,9 +74,10 @@ class Sidecars:
     @property
     def lost(self) -> tuple[str, ...]:
         """Programs that somebody took off, and that could not be put back, one sentence each."""
-        return tuple(
-            f"{_place(self._hooked[cookie])} is not attached, and what is spliced there can't leave in order: {why}"
-            for cookie, why in self._lost.items()
+        return tuple(  # of a copy: the thread that looks may change it meanwhile
+            f"{_place(one)} is not attached, and what is spliced there can't leave in order: {why}"
+            for cookie, why in list(self._lost.items())
+            if (one := self._hooked.get(cookie)) is not None
         )
 
     def counted(self, status: HookStatus) -> HookStatus:
