@@ -11,11 +11,14 @@ from spliceway.agent.testbed import netns
 from spliceway.agent.testbed.linkparts import mac_address
 from spliceway.agent.testbed.node import Pod
 from spliceway.agent.testbed.testbed import Testbed
+from spliceway.bpf.datapath import Datapath
+from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.verdict import Reason, Verdict
 from support import packets as p
 from support.attack import MARKER, Witness
+from support.foreign import ACCEPT, Foreigner, needs_tcx
 from support.kernel import KernelNode
-from support.node import http_status, server_manifest
+from support.node import http_status, pod_manifest, server_manifest
 from support.serviceegress import somebodys_filter
 
 pytestmark = pytest.mark.kernel
@@ -32,11 +35,15 @@ spec:
 ROLES = ("first", "second", "alone", "beside")
 BRIDGES = {"first": "mix1", "beside": "mix1", "second": "mix2"}
 STRANGER = ("odd1", "odd1-end")
+#: A device of the first bridge whose index has none of the bits that a note has room for.
+NOTELESS, NOTELESS_INDEX = "noteless", 1 << 14
+PASSES = -1
 
 
 @pytest.fixture(scope="module")
 def testbed() -> Iterator[Testbed]:
-    with Testbed.up([server_manifest(role, {"role": role}) for role in ROLES]) as made:
+    manifests = [server_manifest(role, {"role": role}) for role in ROLES]
+    with Testbed.up([*manifests, pod_manifest(NOTELESS, {"role": NOTELESS})]) as made:
         for bridge in dict.fromkeys(BRIDGES.values()):
             _on_node(made, "link", "add", bridge, "type", "bridge")
             _on_node(made, "link", "set", bridge, "up")
@@ -46,6 +53,9 @@ def testbed() -> Iterator[Testbed]:
         _on_node(made, "link", "set", STRANGER[0], "master", BRIDGES["first"])
         for name in STRANGER:
             _on_node(made, "link", "set", name, "up")
+        index = ("index", str(NOTELESS_INDEX))
+        _on_node(made, "link", "add", NOTELESS, *index, "type", "veth", "peer", "name", f"{NOTELESS}-end")
+        _on_node(made, "link", "set", NOTELESS, "master", BRIDGES["first"])
         yield made
 
 
@@ -148,3 +158,20 @@ def test_pods_of_a_bridge_reach_each_other_though_a_filter_has_packets_forgotten
         assert _spoofed(node) > before
     node.run(node.datapath._watch.look())
     assert http_status(testbed, "first", "alone", version=version) == 200
+
+
+def test_a_device_whose_index_leaves_no_note(testbed: Testbed, node: KernelNode) -> None:
+    pod, target = testbed.pod(NOTELESS), testbed.pod("beside")
+    replaced = LocalEndpoint(pod.key, NOTELESS, pod.netns, pod.addresses)
+    others = [one for one in node.endpoints if one.name != pod.key]
+    node.run(node.datapath.set_endpoints([*others, replaced]))
+    try:
+        node.apply(POLICY)
+        assert node.ifindex(pod.key) == NOTELESS_INDEX
+        bridge = node.loop.call(socket.if_nametoindex, BRIDGES["first"])
+        for packet in _claims(testbed, NOTELESS, "beside"):
+            frame = p.frame(packet)
+            assert node.judge("to_pod", frame, endpoint=target.key, ingress_ifindex=bridge) == PASSES
+    finally:
+        node.run(node.datapath.set_endpoints(node.endpoints))
+        node.apply(POLICY)
