@@ -160,6 +160,37 @@ def test_pods_of_a_bridge_reach_each_other_though_a_filter_has_packets_forgotten
     assert http_status(testbed, "first", "alone", version=version) == 200
 
 
+def test_a_filter_that_was_there_before_the_agent_or_a_pod_breaks_nothing(testbed: Testbed, node: KernelNode) -> None:
+    """No look comes in between: what is known of filters is known when pods are attached."""
+
+    async def again() -> None:
+        node.datapath = await Datapath.open(node.settings)
+        await node.datapath._watch.stop()
+
+    node.run(node.datapath._watch.stop())
+    try:
+        with somebodys_filter(node, "default/first"):
+            node.run(node.datapath.set_endpoints(node.endpoints))
+            assert http_status(testbed, "first", "beside") == 200
+            node.run(node.datapath.close())
+            node.run(again())
+            assert http_status(testbed, "first", "beside") == 200, "of the endpoints of the agent before"
+            node.run(node.datapath._watch.look())
+            assert http_status(testbed, "first", "beside") == 200
+            node.run(node.datapath.set_endpoints(node.endpoints))
+            node.apply(POLICY)
+            assert http_status(testbed, "first", "beside") == 200
+        node.run(node.datapath.close())
+        node.run(again())
+        before = _spoofed(node)
+        claims = _claims(testbed, "first", "beside")
+        _sent(testbed, claims)
+        assert _spoofed(node) == before + len(claims), "nobody has to look first"
+    finally:
+        node.run(node.datapath.set_endpoints(node.endpoints))
+        node.apply(POLICY)
+
+
 def test_a_device_whose_index_leaves_no_note(testbed: Testbed, node: KernelNode) -> None:
     pod, target = testbed.pod(NOTELESS), testbed.pod("beside")
     replaced = LocalEndpoint(pod.key, NOTELESS, pod.netns, pod.addresses)

@@ -8,15 +8,17 @@ behind a translation. What comes to a device of the network matters no more: our
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 
 from spliceway.bpf.attach import EGRESS, INGRESS, is_ours
 from spliceway.bpf.filters import filters
-from spliceway.bpf.rows import Attached
 
 
-def resetting(endpoints: Collection[Attached]) -> list[str]:
-    """Filters of others that packets of these meet behind `from_pod`, for people. Raises KernelRefusedError."""
+def resetting(endpoints: Mapping[int, int]) -> list[str]:
+    """Filters of others that packets of these meet behind `from_pod`, for people. Raises KernelRefusedError.
+
+    `endpoints`: index of each device → that of the bridge that it is a port of, 0: none.
+    """
     names = dict(socket.if_nameindex())
     return [
         f"{one.name or one.kind} at {side} of {names[ifindex]}"
@@ -27,9 +29,9 @@ def resetting(endpoints: Collection[Attached]) -> list[str]:
     ]
 
 
-def _ways(endpoints: Collection[Attached]) -> Iterator[tuple[int, int, str]]:
-    for ifindex in sorted(one.ifindex for one in endpoints):
+def _ways(endpoints: Mapping[int, int]) -> Iterator[tuple[int, int, str]]:
+    for ifindex in sorted(endpoints):
         yield ifindex, INGRESS, "ingress"
-    for ifindex in sorted({one.bridge for one in endpoints} - {0}):
+    for ifindex in sorted({*endpoints.values()} - {0}):
         yield ifindex, INGRESS, "ingress"
         yield ifindex, EGRESS, "egress"
