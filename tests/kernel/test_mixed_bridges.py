@@ -191,6 +191,19 @@ def test_a_filter_that_was_there_before_the_agent_or_a_pod_breaks_nothing(testbe
         node.apply(POLICY)
 
 
+@needs_tcx
+@pytest.mark.parametrize("side", ["ingress", "egress"])
+def test_a_program_at_the_bridge_that_has_packets_forgotten(testbed: Testbed, node: KernelNode, side: str) -> None:
+    """What the kernel notes behind it is of nobody."""
+    with Foreigner(testbed.node.info.netns, ACCEPT) as other:
+        other.link(BRIDGES["first"], side)
+        node.run(node.datapath._watch.look())
+        assert http_status(testbed, "first", "beside") == 200
+        assert node.datapath._table.marks._held["filters"] == (f"other_prog at {side} of {BRIDGES['first']}",)
+    node.run(node.datapath._watch.look())
+    assert not node.datapath._table.marks._held
+
+
 def test_a_device_whose_index_leaves_no_note(testbed: Testbed, node: KernelNode) -> None:
     pod, target = testbed.pod(NOTELESS), testbed.pod("beside")
     replaced = LocalEndpoint(pod.key, NOTELESS, pod.netns, pod.addresses)
