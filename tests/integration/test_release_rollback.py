@@ -73,6 +73,18 @@ def site() -> Iterator[Site]:
         yield built
 
 
+@pytest.fixture
+def denied(site: Site) -> Iterator[tuple[PacketStream, ...]]:
+    """What kernel rules deny, from a pod and from outside. While there is no agent it arrives."""
+    with (
+        PacketStream(site.testbed, "intruder", "backend") as near,
+        PacketStream(site.testbed, "outside", "backend", port=9098) as far,
+    ):
+        for stream in (near, far):
+            stream.flows()
+        yield near, far
+
+
 def start(site: Site, sources: Path, **datapath: str) -> None:
     """An agent of that release, with a cache of its own for its programs, and these settings of its datapath."""
     path = os.pathsep.join(str(sources / part) for part in PARTS)
@@ -88,6 +100,7 @@ def give_way(site: Site, to: Path, *, killed: bool) -> None:
         # It would take off links before it attaches its filters: so there are filters before it comes.
         assert site.control.stop() == 0
         start(site, ROOT, tcx="off")
+        assert status(site)["datapath"]["hooks"]["kind"] == "clsact"
     if killed:
         site.control.kill()
     else:
@@ -115,7 +128,9 @@ def assert_right(result: Result, *, flawless: bool) -> None:
     assert result.ok > 100
 
 
-def test_there_and_back_with_traffic(site: Site, other: Path, request: pytest.FixtureRequest) -> None:
+def test_there_and_back_with_traffic(
+    site: Site, other: Path, denied: tuple[PacketStream, ...], request: pytest.FixtureRequest
+) -> None:
     flawless = COPY in request.node.name
     start(site, other)
     before = status(site)
@@ -125,10 +140,8 @@ def test_there_and_back_with_traffic(site: Site, other: Path, request: pytest.Fi
     with (
         site.load(requests=100_000, pause=0.02) as held,
         site.load(fresh=True, connections=2, pause=0.02) as fresh,
-        PacketStream(site.testbed, "intruder", "backend") as near,
-        PacketStream(site.testbed, "outside", "backend", port=9098) as far,
     ):
-        arrived = near.stops(), far.stops()
+        arrived = [stream.stops() for stream in denied]
         pids = [before["proxy"]["process"]["pid"]]
         for sources, killed in ((ROOT, False), (other, False), (ROOT, True), (other, True), (ROOT, False)):
             give_way(site, sources, killed=killed)
@@ -142,7 +155,7 @@ def test_there_and_back_with_traffic(site: Site, other: Path, request: pytest.Fi
             pids.append(status(site)["proxy"]["process"]["pid"])
             until(lambda: start_time(pids[-2]) is None)
             assert json.loads((site.node.info.state / "state.json").read_text())["numbering"] == numbers
-            assert (near.arrived(), far.arrived()) == arrived
+            assert [stream.arrived() for stream in denied] == arrived
             for version, (one, two) in product((4, 6), (("frontend", "outside"), ("outside", "frontend"))):
                 assert http_status(site.testbed, one, two, version=version) == 200, (one, version)
         for load in (held, fresh):
