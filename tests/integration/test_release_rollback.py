@@ -49,7 +49,10 @@ def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         for part in PARTS:
             shutil.copytree(ROOT / part, directory / part, ignore=shutil.ignore_patterns("__pycache__"))
         bpf = directory / "bpf/spliceway/bpf"
-        replace(bpf / "c/abi.h", rf"(#define ABI_VERSION) {ABI_VERSION}$", r"\1 1003\n#define TEST_STATE_PADDING 4")
+        replace(bpf / "c/abi.h", rf"(#define ABI_VERSION) {ABI_VERSION}$", r"\1 1003")
+        # In the text of the struct, by which versions know whether they may share a map.
+        padding = r"^#ifdef TEST_STATE_PADDING\n(.*)\[TEST_STATE_PADDING\];\n#endif$"
+        replace(bpf / "c/spliceabi.h", padding, r"\1[4];")
         replace(bpf / "abi.py", rf"^ABI_VERSION = {ABI_VERSION}$", "ABI_VERSION = 1003")
         # The proxy's code is another one, too: it has to hand over.
         replace(directory / "proxy/spliceway/proxy/errors.py", r"\Z", "\n# another release\n")
@@ -112,6 +115,11 @@ def status(site: Site) -> dict[str, Any]:
     return found
 
 
+def layout_of_states(site: Site) -> Path:
+    """What the version that is live says of the map of splices' states, in a word."""
+    return (site.node.info.bpffs / f"spliceway/v{status(site)['datapath']['abi']}/layout/splices").readlink()
+
+
 def assert_judges(site: Site) -> None:
     for version in (4, 6):
         for path, expected in (("/articles/1", 200), ("/private", 403)):
@@ -135,6 +143,7 @@ def test_there_and_back_with_traffic(
     start(site, other)
     before = status(site)
     assert before["datapath"]["abi"] != ABI_VERSION
+    layout = layout_of_states(site) if flawless else None
     assert_judges(site)
     numbers = json.loads((site.node.info.state / "state.json").read_text())["numbering"]
     with (
@@ -149,6 +158,8 @@ def test_there_and_back_with_traffic(
             found = status(site)
             assert (found["datapath"]["abi"] == ABI_VERSION) is (sources == ROOT)
             assert found["datapath"]["problems"] == []
+            if flawless:
+                assert (layout_of_states(site) == layout) is (sources == other)
             assert_judges(site)
             # Each has its own proxy, which has taken over.
             until(lambda: status(site)["proxy"]["process"]["pid"] not in pids)
