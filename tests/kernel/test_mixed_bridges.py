@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from spliceway.agent.testbed import netns
-from spliceway.agent.testbed.linkparts import mac_address
+from spliceway.agent.testbed.linkparts import UPLINK, command, mac_address
 from spliceway.agent.testbed.node import Pod
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf.datapath import Datapath
@@ -43,7 +43,9 @@ PASSES = -1
 @pytest.fixture(scope="module")
 def testbed() -> Iterator[Testbed]:
     manifests = [server_manifest(role, {"role": role}) for role in ROLES]
-    with Testbed.up([*manifests, pod_manifest(NOTELESS, {"role": NOTELESS})]) as made:
+    manifests.append(pod_manifest(NOTELESS, {"role": NOTELESS}))
+    manifests.append(server_manifest("outside", outside=True, addresses=("10.10.2.5", "fd00:10:2::5")))
+    with Testbed.up(manifests) as made:
         for bridge in dict.fromkeys(BRIDGES.values()):
             _on_node(made, "link", "add", bridge, "type", "bridge")
             _on_node(made, "link", "set", bridge, "up")
@@ -202,6 +204,25 @@ def test_a_program_at_the_bridge_that_has_packets_forgotten(testbed: Testbed, no
         assert node.datapath._table.marks._held["filters"] == (f"other_prog at {side} of {BRIDGES['first']}",)
     node.run(node.datapath._watch.look())
     assert not node.datapath._table.marks._held
+
+
+@needs_tcx
+@pytest.mark.parametrize("side", ["ingress", "egress"])
+def test_what_is_masqueraded_gets_out_behind_such_a_program(testbed: Testbed, node: KernelNode, side: str) -> None:
+    """At its ingress the kernel writes something in the note's place that is none."""
+    place = testbed.node.info.netns
+    rules = f"type nat hook postrouting priority srcnat;\noifname {UPLINK} masquerade\n"
+    tables = "".join(f"table {family} out {{ chain after {{ {rules} }}\n }}\n" for family in ("ip", "ip6"))
+    netns.call(place, lambda: command("nft", "-f", "-", stdin=tables))
+    try:
+        with Foreigner(place, ACCEPT) as other:
+            other.link(BRIDGES["first"], side)
+            node.run(node.datapath._watch.look())
+            assert [http_status(testbed, "first", "outside", version=version) for version in (4, 6)] == [200, 200]
+    finally:
+        for family in ("ip", "ip6"):
+            netns.call(place, lambda family=family: command("nft", "delete", "table", family, "out"))  # type: ignore[misc]
+        node.run(node.datapath._watch.look())
 
 
 def test_a_device_whose_index_leaves_no_note(testbed: Testbed, node: KernelNode) -> None:
