@@ -49,7 +49,10 @@ def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         for part in PARTS:
             shutil.copytree(ROOT / part, directory / part, ignore=shutil.ignore_patterns("__pycache__"))
         bpf = directory / "bpf/spliceway/bpf"
-        replace(bpf / "c/abi.h", rf"(#define ABI_VERSION) {ABI_VERSION}$", r"\1 1003\n#define TEST_STATE_PADDING 4")
+        replace(bpf / "c/abi.h", rf"(#define ABI_VERSION) {ABI_VERSION}$", r"\1 1003")
+        # In the text of the struct, by which versions know whether they may share a map.
+        padding = r"^#ifdef TEST_STATE_PADDING\n(.*)\[TEST_STATE_PADDING\];\n#endif$"
+        replace(bpf / "c/spliceabi.h", padding, r"\1[4];")
         replace(bpf / "abi.py", rf"^ABI_VERSION = {ABI_VERSION}$", "ABI_VERSION = 1003")
         # The proxy's code is another one, too: it has to hand over.
         replace(directory / "proxy/spliceway/proxy/errors.py", r"\Z", "\n# another release\n")
@@ -73,6 +76,18 @@ def site() -> Iterator[Site]:
         yield built
 
 
+@pytest.fixture
+def denied(site: Site) -> Iterator[tuple[PacketStream, ...]]:
+    """What kernel rules deny, from a pod and from outside. While there is no agent it arrives."""
+    with (
+        PacketStream(site.testbed, "intruder", "backend") as near,
+        PacketStream(site.testbed, "outside", "backend", port=9098) as far,
+    ):
+        for stream in (near, far):
+            stream.flows()
+        yield near, far
+
+
 def start(site: Site, sources: Path, **datapath: str) -> None:
     """An agent of that release, with a cache of its own for its programs, and these settings of its datapath."""
     path = os.pathsep.join(str(sources / part) for part in PARTS)
@@ -88,6 +103,7 @@ def give_way(site: Site, to: Path, *, killed: bool) -> None:
         # It would take off links before it attaches its filters: so there are filters before it comes.
         assert site.control.stop() == 0
         start(site, ROOT, tcx="off")
+        assert status(site)["datapath"]["hooks"]["kind"] == "clsact"
     if killed:
         site.control.kill()
     else:
@@ -97,6 +113,11 @@ def give_way(site: Site, to: Path, *, killed: bool) -> None:
 def status(site: Site) -> dict[str, Any]:
     found: dict[str, Any] = site.control.client.get("status")
     return found
+
+
+def layout_of_states(site: Site) -> Path:
+    """What the version that is live says of the map of splices' states, in a word."""
+    return (site.node.info.bpffs / f"spliceway/v{status(site)['datapath']['abi']}/layout/splices").readlink()
 
 
 def assert_judges(site: Site) -> None:
@@ -115,20 +136,21 @@ def assert_right(result: Result, *, flawless: bool) -> None:
     assert result.ok > 100
 
 
-def test_there_and_back_with_traffic(site: Site, other: Path, request: pytest.FixtureRequest) -> None:
+def test_there_and_back_with_traffic(
+    site: Site, other: Path, denied: tuple[PacketStream, ...], request: pytest.FixtureRequest
+) -> None:
     flawless = COPY in request.node.name
     start(site, other)
     before = status(site)
     assert before["datapath"]["abi"] != ABI_VERSION
+    layout = layout_of_states(site) if flawless else None
     assert_judges(site)
     numbers = json.loads((site.node.info.state / "state.json").read_text())["numbering"]
     with (
         site.load(requests=100_000, pause=0.02) as held,
         site.load(fresh=True, connections=2, pause=0.02) as fresh,
-        PacketStream(site.testbed, "intruder", "backend") as near,
-        PacketStream(site.testbed, "outside", "backend", port=9098) as far,
     ):
-        arrived = near.stops(), far.stops()
+        arrived = [stream.stops() for stream in denied]
         pids = [before["proxy"]["process"]["pid"]]
         for sources, killed in ((ROOT, False), (other, False), (ROOT, True), (other, True), (ROOT, False)):
             give_way(site, sources, killed=killed)
@@ -136,13 +158,15 @@ def test_there_and_back_with_traffic(site: Site, other: Path, request: pytest.Fi
             found = status(site)
             assert (found["datapath"]["abi"] == ABI_VERSION) is (sources == ROOT)
             assert found["datapath"]["problems"] == []
+            if flawless:
+                assert (layout_of_states(site) == layout) is (sources == other)
             assert_judges(site)
             # Each has its own proxy, which has taken over.
             until(lambda: status(site)["proxy"]["process"]["pid"] not in pids)
             pids.append(status(site)["proxy"]["process"]["pid"])
             until(lambda: start_time(pids[-2]) is None)
             assert json.loads((site.node.info.state / "state.json").read_text())["numbering"] == numbers
-            assert (near.arrived(), far.arrived()) == arrived
+            assert [stream.arrived() for stream in denied] == arrived
             for version, (one, two) in product((4, 6), (("frontend", "outside"), ("outside", "frontend"))):
                 assert http_status(site.testbed, one, two, version=version) == 200, (one, version)
         for load in (held, fresh):

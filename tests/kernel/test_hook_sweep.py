@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
+from pyroute2 import AsyncIPRoute
 
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf.datapath import Datapath
+from spliceway.bpf.hookorder import Place
 from support.foreign import BOTH, KIND, Foreigner, needs_tcx
 from support.kernel import KernelNode
 from support.node import pod_manifest
@@ -119,6 +122,45 @@ def test_programs_that_it_does_not_know_go_once_its_own_are_there(testbed: Testb
         assert not list((node.datapath._maps.root / "tcx").glob("*-newer"))
         node.apply()
         stream.flows()
+
+
+@needs_tcx
+def test_programs_that_it_does_not_know_go_when_their_pod_becomes_known(testbed: Testbed, other: Foreigner) -> None:
+    """Later than all others: until then they are all that its device has."""
+    device = testbed.pod("server").interface
+    with NewerNode(testbed) as node, PacketStream(testbed, "outside", "server") as stream:
+        arrived = stream.stops()
+        node.give_way("tcx", "-newer")
+        node.open()
+        node.run(node.datapath.set_endpoints([]))
+        assert (other.at(device, "egress"), stream.stops()) == (["tcx to_pod"], arrived)
+        assert list((node.datapath._maps.root / "tcx").glob("*-newer"))
+        node.attach()
+        assert other.at(device, "egress") == ["tcx to_pod"]
+        assert not list((node.datapath._maps.root / "tcx").glob("*-newer"))
+        assert stream.stops() == arrived
+
+
+@pytest.mark.parametrize("how", BOTH)
+def test_a_device_that_has_gone_is_no_pods_any_more(testbed: Testbed, how: str) -> None:
+    """Its index may be another's."""
+    with NewerNode(testbed, how) as node:
+        link = ["ip", "link"]
+        assert node.node.run_on_node([*link, "add", "gone0", "type", "veth", "peer", "name", "gone1"]).returncode == 0
+        index = node.loop.call(socket.if_nametoindex, "gone0")
+
+        async def attach() -> None:
+            async with AsyncIPRoute() as ipr:
+                await node.datapath._hooks.put(ipr, Place(index, "to_pod"), "gone0")
+
+        node.run(attach())
+        node.run(node.datapath.close())
+        node.open(how)
+        assert index in node.datapath._hooks.of_pods
+        assert node.node.run_on_node([*link, "delete", "gone0"]).returncode == 0
+        node.run(node.datapath._watch.look())
+        assert index not in node.datapath._hooks.of_pods
+        node.attach()
 
 
 @pytest.mark.parametrize("how", BOTH)

@@ -8,14 +8,17 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from spliceway.agent.testbed import netns
-from spliceway.agent.testbed.linkparts import mac_address
+from spliceway.agent.testbed.linkparts import UPLINK, command, mac_address
 from spliceway.agent.testbed.node import Pod
 from spliceway.agent.testbed.testbed import Testbed
+from spliceway.bpf.datapath import Datapath
+from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.verdict import Reason, Verdict
 from support import packets as p
 from support.attack import MARKER, Witness
+from support.foreign import ACCEPT, Foreigner, needs_tcx
 from support.kernel import KernelNode
-from support.node import http_status, server_manifest
+from support.node import http_status, pod_manifest, server_manifest
 from support.serviceegress import somebodys_filter
 
 pytestmark = pytest.mark.kernel
@@ -32,11 +35,17 @@ spec:
 ROLES = ("first", "second", "alone", "beside")
 BRIDGES = {"first": "mix1", "beside": "mix1", "second": "mix2"}
 STRANGER = ("odd1", "odd1-end")
+#: A device of the first bridge whose index has none of the bits that a note has room for.
+NOTELESS, NOTELESS_INDEX = "noteless", 1 << 14
+PASSES = -1
 
 
 @pytest.fixture(scope="module")
 def testbed() -> Iterator[Testbed]:
-    with Testbed.up([server_manifest(role, {"role": role}) for role in ROLES]) as made:
+    manifests = [server_manifest(role, {"role": role}) for role in ROLES]
+    manifests.append(pod_manifest(NOTELESS, {"role": NOTELESS}))
+    manifests.append(server_manifest("outside", outside=True, addresses=("10.10.2.5", "fd00:10:2::5")))
+    with Testbed.up(manifests) as made:
         for bridge in dict.fromkeys(BRIDGES.values()):
             _on_node(made, "link", "add", bridge, "type", "bridge")
             _on_node(made, "link", "set", bridge, "up")
@@ -46,6 +55,9 @@ def testbed() -> Iterator[Testbed]:
         _on_node(made, "link", "set", STRANGER[0], "master", BRIDGES["first"])
         for name in STRANGER:
             _on_node(made, "link", "set", name, "up")
+        index = ("index", str(NOTELESS_INDEX))
+        _on_node(made, "link", "add", NOTELESS, *index, "type", "veth", "peer", "name", f"{NOTELESS}-end")
+        _on_node(made, "link", "set", NOTELESS, "master", BRIDGES["first"])
         yield made
 
 
@@ -148,3 +160,83 @@ def test_pods_of_a_bridge_reach_each_other_though_a_filter_has_packets_forgotten
         assert _spoofed(node) > before
     node.run(node.datapath._watch.look())
     assert http_status(testbed, "first", "alone", version=version) == 200
+
+
+def test_a_filter_that_was_there_before_the_agent_or_a_pod_breaks_nothing(testbed: Testbed, node: KernelNode) -> None:
+    """No look comes in between: what is known of filters is known when pods are attached."""
+
+    async def again() -> None:
+        node.datapath = await Datapath.open(node.settings)
+        await node.datapath._watch.stop()
+
+    node.run(node.datapath._watch.stop())
+    try:
+        with somebodys_filter(node, "default/first"):
+            node.run(node.datapath.set_endpoints(node.endpoints))
+            assert http_status(testbed, "first", "beside") == 200
+            node.run(node.datapath.close())
+            node.run(again())
+            assert http_status(testbed, "first", "beside") == 200, "of the endpoints of the agent before"
+            node.run(node.datapath._watch.look())
+            assert http_status(testbed, "first", "beside") == 200
+            node.run(node.datapath.set_endpoints(node.endpoints))
+            node.apply(POLICY)
+            assert http_status(testbed, "first", "beside") == 200
+        node.run(node.datapath.close())
+        node.run(again())
+        before = _spoofed(node)
+        claims = _claims(testbed, "first", "beside")
+        _sent(testbed, claims)
+        assert _spoofed(node) == before + len(claims), "nobody has to look first"
+    finally:
+        node.run(node.datapath.set_endpoints(node.endpoints))
+        node.apply(POLICY)
+
+
+@needs_tcx
+@pytest.mark.parametrize("side", ["ingress", "egress"])
+def test_a_program_at_the_bridge_that_has_packets_forgotten(testbed: Testbed, node: KernelNode, side: str) -> None:
+    """What the kernel notes behind it is of nobody."""
+    with Foreigner(testbed.node.info.netns, ACCEPT) as other:
+        other.link(BRIDGES["first"], side)
+        node.run(node.datapath._watch.look())
+        assert http_status(testbed, "first", "beside") == 200
+        assert node.datapath._table.marks._held["filters"] == (f"other_prog at {side} of {BRIDGES['first']}",)
+    node.run(node.datapath._watch.look())
+    assert not node.datapath._table.marks._held
+
+
+@needs_tcx
+@pytest.mark.parametrize("side", ["ingress", "egress"])
+def test_what_is_masqueraded_gets_out_behind_such_a_program(testbed: Testbed, node: KernelNode, side: str) -> None:
+    """At its ingress the kernel writes something in the note's place that is none."""
+    place = testbed.node.info.netns
+    rules = f"type nat hook postrouting priority srcnat;\noifname {UPLINK} masquerade\n"
+    tables = "".join(f"table {family} out {{ chain after {{ {rules} }}\n }}\n" for family in ("ip", "ip6"))
+    netns.call(place, lambda: command("nft", "-f", "-", stdin=tables))
+    try:
+        with Foreigner(place, ACCEPT) as other:
+            other.link(BRIDGES["first"], side)
+            node.run(node.datapath._watch.look())
+            assert [http_status(testbed, "first", "outside", version=version) for version in (4, 6)] == [200, 200]
+    finally:
+        for family in ("ip", "ip6"):
+            netns.call(place, lambda family=family: command("nft", "delete", "table", family, "out"))  # type: ignore[misc]
+        node.run(node.datapath._watch.look())
+
+
+def test_a_device_whose_index_leaves_no_note(testbed: Testbed, node: KernelNode) -> None:
+    pod, target = testbed.pod(NOTELESS), testbed.pod("beside")
+    replaced = LocalEndpoint(pod.key, NOTELESS, pod.netns, pod.addresses)
+    others = [one for one in node.endpoints if one.name != pod.key]
+    node.run(node.datapath.set_endpoints([*others, replaced]))
+    try:
+        node.apply(POLICY)
+        assert node.ifindex(pod.key) == NOTELESS_INDEX
+        bridge = node.loop.call(socket.if_nametoindex, BRIDGES["first"])
+        for packet in _claims(testbed, NOTELESS, "beside"):
+            frame = p.frame(packet)
+            assert node.judge("to_pod", frame, endpoint=target.key, ingress_ifindex=bridge) == PASSES
+    finally:
+        node.run(node.datapath.set_endpoints(node.endpoints))
+        node.apply(POLICY)

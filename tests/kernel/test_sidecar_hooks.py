@@ -124,6 +124,26 @@ def test_what_can_not_be_put_back_is_told_and_nothing_is_spliced_there(
     assert not [one for one in node.datapath.status().problems if "sidecar_lo" in one]
 
 
+def test_what_could_not_be_looked_at_for_a_while_is_spliced_again(
+    node: Meshed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was there all the time."""
+
+    def refused(*_: Any) -> None:
+        raise KernelRefusedError("open the link", 24)
+
+    before = node.datapath.status().hooks
+    with monkeypatch.context() as refusing:
+        refusing.setattr(sidecars, "_is_linked", refused)
+        refusing.setattr(sidecars, "filters", refused)
+        node.look()
+    assert not node.known()
+    node.look()
+    assert node.known()
+    assert node.datapath._sidecars.lost == ()
+    assert node.datapath.status().hooks == before
+
+
 def test_a_pod_that_has_gone_is_no_trouble(node: Meshed, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between its end and the change that forgets it."""
     (one,) = node.datapath._sidecars._hooked.values()
@@ -144,3 +164,10 @@ def test_a_pin_that_somebody_has_removed_is_made_anew(node: Meshed, there: Forei
     node.look()
     assert there.at("lo", "egress") == ["tcx sidecar_lo"]
     assert node.pin.exists()
+
+
+def test_a_pod_that_is_forgotten_while_somebody_asks_is_no_trouble(node: Meshed) -> None:
+    """Who is lost is told from another thread than the one that forgets."""
+    node.datapath._sidecars._lost[1] = "its link could not be made"
+    assert node.datapath.status().problems is not None
+    assert node.datapath._sidecars.lost == ()

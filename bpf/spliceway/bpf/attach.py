@@ -25,7 +25,8 @@ INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3  # parents ffff:fff2 and ffff:fff3 of c
 _PRIORITY = 1
 #: The second one is there while a filter goes to the front.
 _HANDLE, _SPARE = 0x5317, 0x5318
-_FILTERS = frozenset({"from_pod", "to_pod", "steered"}) | NETWORK_PROGRAMS
+#: What is attached to interfaces, by name.
+OURS = frozenset({"from_pod", "to_pod", "steered"}) | NETWORK_PROGRAMS
 
 
 async def interface_index(ipr: AsyncIPRoute, name: str) -> int:
@@ -38,7 +39,7 @@ async def interface_index(ipr: AsyncIPRoute, name: str) -> int:
 
 def is_ours(one: Filter) -> bool:
     """Whether a filter is one of ours, of any version."""
-    return one.handle in (_HANDLE, _SPARE) and one.priority == _PRIORITY and one.name in _FILTERS
+    return one.handle in (_HANDLE, _SPARE) and one.priority == _PRIORITY and one.name in OURS
 
 
 async def attach_tc(ipr: AsyncIPRoute, ifindex: int, parent: int, program: int, name: str, bpffs: Path) -> None:

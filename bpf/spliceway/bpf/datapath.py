@@ -25,14 +25,7 @@ from spliceway.bpf.events import EventStream
 from spliceway.bpf.hookorder import Place
 from spliceway.bpf.hooks import Hooks
 from spliceway.bpf.hookwatch import HookWatch
-from spliceway.bpf.install import (
-    check,
-    defines,
-    install,
-    loaded_digest,
-    missing_pins,
-    pins,
-)
+from spliceway.bpf.install import check, defines, install, loaded_digest, missing_pins, pins
 from spliceway.bpf.kernelviews import KernelViews
 from spliceway.bpf.layouts import layouts
 from spliceway.bpf.links import attach_links
@@ -49,13 +42,7 @@ from spliceway.bpf.source import digest, program_names
 from spliceway.bpf.splicecontrol import SpliceControl
 from spliceway.bpf.staging import KernelTable
 from spliceway.bpf.sweep import Sweeper
-from spliceway.bpf.types import (
-    DatapathSettings,
-    DatapathStatus,
-    IPAddress,
-    LocalEndpoint,
-    SpliceClasses,
-)
+from spliceway.bpf.types import DatapathSettings, DatapathStatus, IPAddress, LocalEndpoint, SpliceClasses
 from spliceway.bpf.upkeep import Upkeep
 from spliceway.policy.lbmodel import Frontend, FrontendState
 from spliceway.policy.table import PolicyTable
@@ -118,6 +105,7 @@ class Datapath(KernelViews):
         record.set_netns(settings.bpffs)
         await asyncio.to_thread(self._hooks.adopt, self._drain.others)
         await self._upkeep.begin()
+        await self._resetting()
         attach_links(settings, self._maps, self._drain.others)
         self.services = await asyncio.to_thread(SocketLb, settings, root)
         self._pins = pins(root)
@@ -167,6 +155,10 @@ class Datapath(KernelViews):
             await self.services.leave_alone(one.netns_cookie for one in there if one.endpoint.mesh)
             await asyncio.to_thread(self._sidecars.apply, there)
             await asyncio.to_thread(self._uncovered.look, there)
+            try:
+                self._table.marks.hold("filters", await self._resetting())
+            except DatapathError as error:
+                failures.append(str(error))
             if not failures:
                 failures += await self._hooks.settle(ipr)
             if not failures:
@@ -281,10 +273,16 @@ class Datapath(KernelViews):
     async def _look_further(self) -> None:
         async with self._lock:
             await asyncio.to_thread(self._sidecars.look)
-        who = await asyncio.to_thread(resetting, list(self._attached.values()))
-        self._splices.set_notes_stay(not who)
+            who = await self._resetting()
         await self._on_unjudged("filters", who)
         await self._on_unjudged("not attached", self._watch.unjudged)
+
+    async def _resetting(self) -> list[str]:
+        """Who makes the kernel forget whose a packet is; programs are told whether anybody does. Under the lock."""
+        bridges = self.endpoint_bridges()
+        who = await asyncio.to_thread(resetting, bridges)
+        self._splices.set_notes_stay(bool(bridges) and not who)  # of no endpoint nothing is known
+        return who
 
     async def set_listeners(self, ports: Mapping[int, int]) -> None:
         """Where the proxy listens for each rule set: acknowledged listeners whose sockets are there, no others.

@@ -11,6 +11,7 @@ import asyncio
 import errno
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -108,24 +109,35 @@ class Hooks:
         """
         if self._settled:
             return []
-        devices, failures = _devices(), []
-        known = {place.ifindex for place in self._places}
-        try:
-            for one in tcx.pinned(self._root):
-                if one.ifindex not in devices:
-                    one.path.unlink(missing_ok=True)  # it died with its interface
-                elif one.program.removesuffix("-moving") not in self._ids and one.ifindex in known:
-                    await _blocking(tcx.take_off, one.path)
-        except KernelRefusedError as error:
-            failures.append(str(error))
+        devices, failures, strange = _devices(), [], False
         for place in sorted(self._left - self._places.keys()):
             try:
                 if place.ifindex in devices:
                     await self.put(ipr, place, devices[place.ifindex])
             except KernelRefusedError as error:
                 failures.append(str(error))
-        self._settled = not failures
+        known, pinned = self._judged(), tcx.pinned(self._root)
+        devices = _devices()  # now, since others attach meanwhile
+        try:
+            for one in pinned:
+                if one.ifindex not in devices:
+                    one.path.unlink(missing_ok=True)  # it died with its interface
+                elif one.program.removesuffix("-moving") in self._ids:
+                    continue
+                elif one.ifindex in known:
+                    await _blocking(tcx.take_off, one.path)
+                else:
+                    strange = True  # its pod may become known
+        except KernelRefusedError as error:
+            failures.append(str(error))
+        self._settled = not failures and not strange
         return failures
+
+    def _judged(self) -> set[int]:
+        """Indexes of the devices that have all of ours: with one of a pod's two the other way is open."""
+        of_pods = Counter(place.ifindex for place in self._places if place.program in _OF_PODS)
+        half = {index for index, count in of_pods.items() if count < len(_OF_PODS)}
+        return {place.ifindex for place in self._places} - half
 
     async def mend(self, ipr: AsyncIPRoute, place: Place) -> bool:
         """Attach there, or replace in place; returns whether it took the place of its former one (`_FORMER`).
@@ -189,6 +201,7 @@ class Hooks:
             if one.ifindex not in devices:
                 one.path.unlink(missing_ok=True)
         self._places = {place: devices[place.ifindex] for place in self._places if place.ifindex in devices}
+        self._left = {place for place in self._left if place.ifindex in devices}  # an index may be another's later
         wanted = [place for place in self._places if not only or place.ifindex in only]
         return await _blocking(self._read, wanted)
 

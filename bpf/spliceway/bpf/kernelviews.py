@@ -87,6 +87,11 @@ class KernelViews:
         """Indexes of the endpoints' devices, also of those that only an earlier agent knows."""
         return {int.from_bytes(key, "little") for key in list(self._maps.endpoints.keys())}
 
+    def endpoint_bridges(self) -> dict[int, int]:
+        """The same devices, each with the index of the bridge that it is a port of, 0: none."""
+        rows = list(self._maps.endpoints.items())
+        return {int.from_bytes(key, "little"): abi.Endpoint.from_buffer_copy(raw).bridge for key, raw in rows}
+
     def knows_endpoints(self) -> bool:
         """Whether the kernel has endpoints, of this agent or of an earlier one."""
         return next(iter(self._maps.endpoints.keys()), None) is not None

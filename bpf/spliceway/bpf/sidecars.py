@@ -74,9 +74,10 @@ class Sidecars:
     @property
     def lost(self) -> tuple[str, ...]:
         """Programs that somebody took off, and that could not be put back, one sentence each."""
-        return tuple(
-            f"{_place(self._hooked[cookie])} is not attached, and what is spliced there can't leave in order: {why}"
-            for cookie, why in self._lost.items()
+        return tuple(  # of a copy: the thread that looks may change it meanwhile
+            f"{_place(one)} is not attached, and what is spliced there can't leave in order: {why}"
+            for cookie, why in list(self._lost.items())
+            if (one := self._hooked.get(cookie)) is not None
         )
 
     def counted(self, status: HookStatus) -> HookStatus:
@@ -99,9 +100,8 @@ class Sidecars:
         self._looked = now
         for cookie, one in self._hooked.items():
             try:
-                if self._is_there(one):
-                    continue
-                self._hook(one)
+                if not (there := self._is_there(one)):
+                    self._hook(one)
             except (DatapathError, OSError) as error:
                 if isinstance(error, _OtherNamespaceError) or not one.endpoint.netns.exists():
                     continue  # the pod is going
@@ -110,10 +110,11 @@ class Sidecars:
                 self._lost[cookie] = str(error)
                 self._maps.sidecar_pods.delete(_key(one))
                 continue
-            what = "was taken off and is attached again"
-            _log.warning("a program of ours was not where it belongs", hook=_place(one), mended=what)
-            self._put_back += 1
-            self._last, self._last_time = f"{_place(one)} {what}", time.time()
+            if not there:
+                what = "was taken off and is attached again"
+                _log.warning("a program of ours was not where it belongs", hook=_place(one), mended=what)
+                self._put_back += 1
+                self._last, self._last_time = f"{_place(one)} {what}", time.time()
             if self._lost.pop(cookie, None) is not None and (row := self._rows.get(_key(one))) is not None:
                 self._maps.sidecar_pods.update(_key(one), row)
 

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from spliceway.bpf import creation, libbpf
 from spliceway.bpf.source import SCHED_CLS
 
+#: Its name.
+STAND_IN = "stand_in"
 _PROG_ARRAY = 3
 _DROP = 2  # TC_ACT_SHOT
 _INSTRUCTION = struct.Struct("=BBhi")
@@ -25,8 +27,8 @@ def stand_in(program: int) -> Iterator[int]:
 
     Raises KernelRefusedError.
     """
-    made = creation.create_map("stand_in", _PROG_ARRAY, 4, 4, 1, 0, creation.MapTypes())
-    array = libbpf.BpfMap(made, "stand_in", 4, 4)
+    made = creation.create_map(STAND_IN, _PROG_ARRAY, 4, 4, 1, 0, creation.MapTypes())
+    array = libbpf.BpfMap(made, STAND_IN, 4, 4)
     try:
         code = b"".join(
             _INSTRUCTION.pack(*each)
@@ -39,7 +41,7 @@ def stand_in(program: int) -> Iterator[int]:
                 (0x95, 0, 0, 0),  # exit
             )
         )
-        standing = creation.load_program("stand_in", SCHED_CLS, -1, code)
+        standing = creation.load_program(STAND_IN, SCHED_CLS, -1, code)
         try:
             array.update(bytes(4), program.to_bytes(4, "little"))
             yield standing

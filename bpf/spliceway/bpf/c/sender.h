@@ -67,6 +67,13 @@ static __always_inline u32 find_sender(struct __sk_buff *skb)
 	return endpoints.lookup(&ifindex) ? ifindex : 0;
 }
 
+// Is there something in the note's place that nobody of ours has written? Behind a TCX program of others that accepts at a bridge's ingress the kernel
+// fills it from what the bridge has left in the packet. Where there may be such ones nothing is left to be judged by it (notes.py).
+static __always_inline int is_no_note(struct __sk_buff *skb, const struct work *w)
+{
+	return (skb->tc_index & SENT_BY_CLIENT) && !(w->mode & CONFIG_NOTES_STAY) && !find_sender(skb);
+}
+
 static __always_inline u16 server_port(const struct packet *p)
 {
 	return p->icmp ? htons(p->icmp) : p->outer.dport;
@@ -110,7 +117,7 @@ static __always_inline int masqueraded_sender(struct __sk_buff *skb, struct work
 	if (!(skb->tc_index & SENT_BY_CLIENT))
 		return 0;
 	find_party(&w->p.outer.src, w->generation & 1, &client);
-	if (client.ifindex)
+	if (client.ifindex || is_no_note(skb, w))
 		return 0;
 	int reason = judge_sender(skb, w);
 	w->f.remote_ifindex = 0;

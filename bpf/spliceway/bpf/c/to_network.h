@@ -168,6 +168,8 @@ static __always_inline int judge_leaving(struct __sk_buff *skb, u32 network_at, 
 	w->f.leg = o.from == FROM_PROXY_SOCK ? LEG_UPSTREAM : LEG_DIRECT;
 	if (o.from == FROM_PROXY_SOCK && !reason && dialled_under_others(w, &o))
 		return drop(HOOK_TO_NETWORK, w, NOT_STEERED);
+	if (o.from == FROM_ELSEWHERE && is_no_note(skb, w))
+		set_note(skb, 0);
 	if (o.from == FROM_ELSEWHERE && skb->tc_index) {
 		struct party to;
 		find_party(&w->p.outer.dst, w->generation & 1, &to);

@@ -154,7 +154,7 @@ static __always_inline int is_neighbour_port(struct __sk_buff *skb, const struct
 
 // May the packets of an endpoint with this device come in here? By its own device, where their source was checked, or by the bridge that it is a
 // port of, when they were routed there. Others may be ports of that bridge, too, which nobody checks, so the note of the endpoint's own hook must be
-// on them; where filters of others reset it, pods of that same bridge take them all the same.
+// on them; where filters of others reset it, or the endpoint's index has no bits for a note, pods of that same bridge take them all the same.
 static __always_inline int came_from(struct __sk_buff *skb, const struct work *w, const struct endpoint *ep, u32 remote_ifindex)
 {
 	u32 in = skb->ingress_ifindex;
@@ -165,7 +165,7 @@ static __always_inline int came_from(struct __sk_buff *skb, const struct work *w
 	struct endpoint *other = in ? endpoints.lookup(&remote_ifindex) : NULL;
 	if (!other || other->bridge != in)
 		return 0;
-	return is_sender(skb, remote_ifindex) || (ep->bridge == in && !(w->mode & CONFIG_NOTES_STAY));
+	return is_sender(skb, remote_ifindex) || (ep->bridge == in && !((w->mode & CONFIG_NOTES_STAY) && (remote_ifindex & SENDER_BITS)));
 }
 
 // Did the proxy dial something that led here, and ask other rules than those for here? A reset gets out all the same.
