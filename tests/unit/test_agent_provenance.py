@@ -12,6 +12,7 @@ from spliceway.policy.compile import compile_table
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.table import HttpRule, HttpTest, PolicyTable, RuleRef, RuleSet
 from spliceway.xds.protocol.typeurls import TYPES
+from spliceway.xds.resources.names import rule_of, rule_set_of
 from support.agent import NODE, cluster_of, pod, policy
 
 API, WEB, ALL = "CiliumNetworkPolicy shop/api", "CiliumNetworkPolicy shop/web", "CiliumClusterwideNetworkPolicy all"
@@ -156,3 +157,9 @@ def test_types_have_many_names() -> None:
     assert short_type("envoy.config.listener.v3.Listener") == "LDS"
     with pytest.raises(ValueError, match=r"no type 'x' \(there are LDS or listeners, RDS or routes, .*, ECDS or ext"):
         short_type("x")
+
+
+@pytest.mark.parametrize("digits", ["", "x", "-1", "٤", "9" * 5000])
+def test_names_that_are_no_rule_sets(digits: str) -> None:
+    assert (rule_set_of("rule-set-5"), rule_of("00001/7")) == (5, 7)
+    assert rule_set_of(f"rule-set-{digits}") == rule_of(f"00001/{digits}") == 0

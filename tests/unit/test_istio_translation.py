@@ -271,6 +271,11 @@ def test_selectors_of_workloads_beyond_match_labels() -> None:
             "annotations: {traffic.sidecar.istio.io/excludeInboundPorts: '80,81'}}",
             "does not see port 80",
         ),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: part, namespace: shop, labels: {app: api}, "
+            f"annotations: {{traffic.sidecar.istio.io/excludeInboundPorts: '{'9' * 5000}, 00080'}}}}",
+            "does not see port 80",
+        ),
     ],
 )
 def test_what_stands_against_it(text: str, why: str) -> None:
@@ -311,6 +316,8 @@ def test_dataplanes() -> None:
         "apiVersion: security.istio.io/v2\nkind: PeerAuthentication\nmetadata: {name: a}",
         "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a}\n"
         "spec: {portLevelMtls: {x: {}}}",
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a}\n"
+        f"spec: {{portLevelMtls: {{'{'9' * 5000}': {{}}}}}}",
     ],
 )
 def test_bad_peer_authentications(text: str) -> None:

@@ -124,6 +124,7 @@ ALL = {FRONT, TELLER, WORLD, NODE}
         ({"from": [{"source": {"namespaces": ["bank"]}}, {"source": {"ipBlocks": [WORLD]}}]}, {TELLER, WORLD}),
         ({"to": [{"operation": {"ports": ["80"]}}]}, ALL),
         ({"to": [{"operation": {"ports": ["81"]}}]}, set()),
+        ({"to": [{"operation": {"ports": ["000080", "0", "65535"]}}]}, ALL),
         ({"to": [{"operation": {"notPorts": ["80"]}}]}, set()),
         ({"to": [{"operation": {"notPorts": ["81"]}}]}, ALL),
         ({"to": [{"operation": {"ports": ["81"]}}, {"operation": {"ports": ["80", "82"]}}]}, ALL),
@@ -269,9 +270,9 @@ def test_what_denies_nothing() -> None:
         (operation(notHosts=[]), "spec.rules[0].to[0].operation.notHosts"),
         (operation(paths=[f"/{number}{'x' * 90}" for number in range(20)]), "spec.rules[0].to[0].operation.paths"),
         (operation(methods=["GET"], port=["80"]), "spec.rules[0].to[0].operation.port"),
-        (
-            {"action": "DENY", "rules": [{"to": [{"operation": {"ports": ["x"]}}]}]},
-            "spec.rules[0].to[0].operation.ports[0]",
+        *(
+            (operation(ports=["80", port]), "spec.rules[0].to[0].operation.ports[1]")
+            for port in ("x", "-1", "65536", "1" * 5000, "8 0", "\u0668")
         ),
         ({"action": "DENY", "rules": [{"to": [{"operation": {}}]}]}, "spec.rules[0].to[0].operation"),
         ({"action": "DENY", "rule": []}, "spec.rule"),

@@ -20,7 +20,7 @@ from spliceway.policy.parse_authorization_http import parse_http
 from spliceway.policy.parse_authorization_source import Demand, IstioNames, demands, parse_source, whom
 from spliceway.policy.parse_authorization_when import parse_when
 from spliceway.policy.parse_metadata import ENFORCEMENT, Metadata
-from spliceway.policy.parse_port import LAST_PORT
+from spliceway.policy.parse_port import LAST_PORT, parse_port_number
 from spliceway.policy.parse_selector import in_any_namespace, in_namespace, parse_pod_selector
 from spliceway.policy.verdict import Direction, Protocol
 
@@ -240,6 +240,5 @@ def _ports(said: Sequence[Demand]) -> list[PortRange]:
 
 
 def _port(text: str, where: Where) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) > LAST_PORT:
-        where.refuse(f"{shown(text)} is not a port")
-    return int(text)
+    found = parse_port_number(text)
+    return where.refuse(f"{shown(text)} is not a port") if found is None else found

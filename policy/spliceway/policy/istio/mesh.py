@@ -18,6 +18,7 @@ from spliceway.policy.istio.objects import MANAGED_BY
 from spliceway.policy.model import Cluster, Pod
 from spliceway.policy.parse import parse_document
 from spliceway.policy.parse_metadata import Metadata, parse_labels
+from spliceway.policy.parse_port import parse_port_number
 
 _VERSIONS = ("security.istio.io/v1", "security.istio.io/v1beta1")
 _MODES = ("UNSET", "DISABLE", "PERMISSIVE", "STRICT")
@@ -208,9 +209,10 @@ def _authentication(fields: Fields, where: Where) -> PeerAuthentication:
     ports = {}
     place = spec.where.at("portLevelMtls")
     for port, value in spec.take("portLevelMtls", dict, {}).items():
-        if not str(port).isdecimal():
+        number = parse_port_number(str(port))
+        if number is None:
             place.refuse(f"{shown(port)} is not a port")
-        ports[int(port)] = _mode(value, place.at(str(port)))
+        ports[number] = _mode(value, place.at(shown(str(port))))
     spec.done()
     return PeerAuthentication(meta.namespace, meta.name, labels, mode, ports)
 
@@ -245,4 +247,5 @@ def _foreign(fields: Fields, where: Where) -> Foreign | None:
 def _port_list(value: Any) -> frozenset[int]:
     if not isinstance(value, str):
         raise PolicyError("", "", "metadata.annotations", f"{shown(value)} is not a list of ports")
-    return frozenset(int(part) for part in value.replace(" ", "").split(",") if part.isdecimal())
+    numbers = map(parse_port_number, value.replace(" ", "").split(","))
+    return frozenset(number for number in numbers if number is not None)
