@@ -113,6 +113,7 @@ def test_status_and_endpoints_tell_istios_pods(world: World) -> None:
         "pods": {"native-sidecar": 2},
         "accelerated": 2,
         "leftAloneBySocketLb": 0,
+        "httpRulesLeft": {"rules": 0, "pods": 0},
     }
     assert "2 pods: 2 native-sidecar; 2 accelerated" in spliceway(world, "status")
     assert spliceway(world, "endpoint", "list").count("native-sidecar, accelerated") == 2

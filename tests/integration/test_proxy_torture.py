@@ -72,9 +72,10 @@ def test_denied_and_kept(rack: Bench, name: str) -> None:
     [
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500), Reason.HTTP_TLS, 0),
         (b"\x16\x03\x03\x00\x05\x01", Reason.HTTP_TLS, 0),
+        (b"\x16\x03\x01\x02\x00\x01\x00 \xfc\x03 \x03\n", Reason.HTTP_TLS, 0),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", Reason.HTTP_2, 505),
     ],
-    ids=["TLS 1.0 record", "short TLS record", "HTTP/2 preface"],
+    ids=["TLS 1.0 record", "short TLS record", "TLS record with blanks", "HTTP/2 preface"],
 )
 def test_other_protocols_are_recognised(rack: Bench, data: bytes, reason: Reason, status: int) -> None:
     for how, pieces in deliveries(data):
@@ -88,6 +89,7 @@ def test_other_protocols_are_recognised(rack: Bench, data: bytes, reason: Reason
         assert status or back.end is End.RESET or how != "whole", how
         [record] = rack.relay.records_of(own)
         assert (record.verdict, record.reason, record.status) == (Verdict.DENY, reason, status), how
+        assert (record.method, record.path) == (("PRI", "*") if reason is Reason.HTTP_2 else ("", "")), how
     assert rack.conversations() == []
 
 

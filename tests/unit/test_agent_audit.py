@@ -77,6 +77,17 @@ def test_records_add_up_by_rule_and_pair() -> None:
     assert (told.records, told.uncounted, told.lost) == (6, 0, {"kernel": 2, "access-log": 0})
 
 
+def test_what_came_to_no_request_adds_up_by_port() -> None:
+    """Its first bytes may look like a request's line, another one each time."""
+    log = AuditLog()
+    for second in (1, 2):
+        log.add(msgspec.structs.replace(flow(second, path=f"/{second}"), protocol="", reason="http-tls"), "")
+    (entry,) = log.summary({}).entries
+    assert (entry.protocol, entry.port, entry.method, entry.path, entry.count) == ("TCP", 80, "", "", 2)
+    ((_, _, _, _, _, port, request, *_),) = audit_rows(plain(log.summary({})))
+    assert (port, request) == ("TCP 80", "")
+
+
 def test_requests_add_up_by_method_and_path_without_query() -> None:
     log = AuditLog()
     log.add(flow(1, path="/a?token=secret"), "")

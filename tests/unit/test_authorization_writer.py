@@ -200,6 +200,25 @@ def test_a_refused_translation_keeps_its_last_good_one(tmp_path: Path) -> None:
     with_mesh(tmp_path, body, http("web", "web"))
 
 
+def test_nobody_asks_what_is_left_to_istio_and_has_no_counterpart(tmp_path: Path) -> None:
+    left = {"spliceway.io/http-rules": "istio"}
+    refused = http("web", "web", "/a/[0-9]+", **left)
+
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        assert "; nobody asks its HTTP rules" in await heard(api, WEB, "False", "Refused")
+        (problem,) = leader(agents).side.status().problems
+        assert "HTTP rules of CiliumNetworkPolicy default/web: left to Istio" in problem
+        await ask(api.put, http("web", "web", **left))
+        await heard(api, WEB, "True", "Emitted")
+        assert leader(agents).side.status().problems == ()
+        # Its last good translation is asked.
+        await ask(api.put, refused)
+        assert "nobody" not in await heard(api, WEB, "False", "Refused")
+        assert leader(agents).side.status().problems == ()
+
+    with_mesh(tmp_path, body, refused)
+
+
 def test_a_policy_that_goes_beside_a_refused_one_leaves_no_opening(tmp_path: Path) -> None:
     """Its workloads would have no ALLOW policy at all, though the other policy is to deny nearly everything."""
 

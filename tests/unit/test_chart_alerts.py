@@ -47,6 +47,11 @@ _FIRES: dict[str, tuple[dict[str, str], dict[str, str], dict[str, str]]] = {
         {"spliceway_policies_not_applied{state='refused'}": "0x120"},
         {"state": "refused"},
     ),
+    "SplicewayAuthorizationsRefused": (
+        {"spliceway_authorization_refused": "2x120"},
+        {"spliceway_authorization_refused": "0x120"},
+        {},
+    ),
     "SplicewayProxyDown": ({"spliceway_proxy_running": "0x120"}, {"spliceway_proxy_running": "1x120"}, {}),
     "SplicewayProxyRestarts": (
         {"spliceway_proxy_worker_restarts_total": "0+1x120"},

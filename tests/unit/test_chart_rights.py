@@ -88,6 +88,14 @@ def test_authorization_policies_are_written_only_where_they_are_asked_for(helm: 
         assert agent_config(objects)["istio"] == {"enabled": True}
 
 
+def test_authorization_policies_that_are_read_have_the_meshs_names(helm: Helm) -> None:
+    """A root namespace that agents don't know would make policies about the mesh policies about one namespace."""
+    names = {"trustDomain": "mesh.example", "rootNamespace": "mesh"}
+    for mode, enabled in (("istio", {"enabled": True}), ("sidecar-free", {})):
+        assert agent_config(helm.render({"istio": names, "mode": mode}))["istio"] == {**enabled, **names}
+    assert "istio" not in agent_config(helm.render())
+
+
 def agent_config(objects: list[dict[str, Any]]) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load(one(objects, "ConfigMap")["data"]["agent.yaml"])
     return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from spliceway.agent.inventory import Inventory
 from spliceway.agent.manifests import Key
 from spliceway.agent.sources.events import FileChanged, FileRemoved
 from spliceway.policy.engine import Engine, Options
+from spliceway.policy.labels import SIDECAR_KEY
 from spliceway.policy.model import Object, Pod
 from spliceway.policy.numbering import Numbering
 from support.agent import NODE
+from support.leftpods import injected
 
 FOUR, SIX = "10.240.1.7", "fd00:240:1::7"
 
@@ -107,6 +110,22 @@ def test_a_status_that_comes_later_changes_nothing_and_outlives_nothing(site: Si
     site.take()
     assert site.addresses("web") == ()
     assert not site.pods.endpoints()
+
+
+def test_what_a_sidecar_sees_is_known_once_the_status_has_both_families(site: Site) -> None:
+    """Istio's rules are for the family of the first address alone, unless it says otherwise."""
+    site.wirings.put(wiring("shop/api"))
+    for families, dual_stack, known in (
+        ((), True, False),
+        ((4,), False, False),
+        ((4, 6), False, False),
+        ((4, 6), True, True),
+    ):
+        site.say("api", json.dumps(injected("api", 1, families=families, dual_stack=dual_stack)))
+        pod = site.known["Pod", "shop/api"]
+        assert isinstance(pod, Pod)
+        assert pod.addresses == (ip_address(FOUR), ip_address(SIX))
+        assert (SIDECAR_KEY in pod.labels) is known, (families, dual_stack)
 
 
 def test_an_address_that_is_given_to_another_pod_has_no_trace_of_the_first(site: Site) -> None:

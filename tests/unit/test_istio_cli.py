@@ -71,6 +71,50 @@ def test_nothing_is_translated_beside_a_document_that_is_refused(directory: Path
     assert "unsupported kind Deployment" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("items", "why"),
+    [
+        ("5", "items: must be a list, is an integer (5)"),
+        ("[{apiVersion: v1, kind: Pods}]", "items[0].kind: unsupported kind Pods"),
+        (
+            "[{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: a}, spec: {mtls: STRICT}}]",
+            "PeerAuthentication default/a: items[0].spec.mtls: must be a mapping",
+        ),
+    ],
+)
+def test_items_of_a_list_have_their_place(directory: Path, items: str, why: str) -> None:
+    (directory / "list.yaml").write_text(f"apiVersion: v1\nkind: List\nitems: {items}")
+    done = RUNNER.invoke(app, ["policy", "istio", "translate", str(directory)])
+    assert done.exit_code == 1
+    assert why in done.stderr
+
+
+def test_nothing_to_translate_is_said(directory: Path) -> None:
+    done = RUNNER.invoke(app, ["policy", "istio", "translate", str(directory / "cluster.yaml")])
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "there is nothing to translate" in done.stderr
+
+
+def test_what_an_earlier_translation_has_left_is_named(directory: Path) -> None:
+    """`kubectl apply` takes nothing away: an ALLOW policy of a policy with another name adds to the new one."""
+    asked = ["policy", "istio", "translate", str(directory)]
+    first = RUNNER.invoke(app, asked).stdout
+    (directory / "applied.yaml").write_text(first.partition("---\n")[2])
+    again = RUNNER.invoke(app, asked)
+    assert (again.stdout, "earlier" in again.stderr) == (first, False)
+    (directory / "web.yaml").write_text(allow("{path: /a}").replace("name: web", "name: shop"))
+    done = RUNNER.invoke(app, asked)
+    assert done.exit_code == 0
+    assert "note: AuthorizationPolicy shop/spliceway-cnp-allow-0-0-web: is of an earlier translation" in done.stderr
+    emitted = first.replace("managed-by: spliceway", "managed-by: spliceway\n    spliceway.io/emitted: 'true'")
+    (directory / "applied.yaml").write_text(emitted)
+    assert "earlier" not in RUNNER.invoke(app, asked).stderr
+    (directory / "applied.yaml").write_text(first.replace("spliceway.io/translated-from", "other"))
+    done = RUNNER.invoke(app, asked)
+    assert done.exit_code == 1
+    assert "adds to it" in done.stderr
+
+
 def test_options(directory: Path) -> None:
     (directory / "web.yaml").write_text(allow("{path: '/a/.*'}"))
     (directory / "cluster.yaml").write_text(f"{CLUSTER}---\n{STRICT.replace('istio-system', 'mesh')}")

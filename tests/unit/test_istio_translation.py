@@ -282,6 +282,21 @@ def test_what_stands_against_it(text: str, why: str) -> None:
     assert why in refusal(made(allow("{path: /a}"), text))
 
 
+def test_ports_in_annotations_are_text() -> None:
+    """YAML makes a number of what stands there without quotes; nothing is nothing, as everywhere."""
+    text = (
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: part, namespace: shop, labels: {app: api}, "
+        "annotations: {traffic.sidecar.istio.io/excludeInboundPorts: %s}}"
+    )
+    with pytest.raises(PolicyError) as error:
+        read(text % "80")
+    assert str(error.value) == (
+        "test.yaml: Pod shop/part: metadata.annotations.traffic.sidecar.istio.io/excludeInboundPorts: "
+        "must be a string, is an integer (80)"
+    )
+    assert specs(made(allow("{path: /a}"), text % "null")) == specs(made(allow("{path: /a}")))
+
+
 def test_own_policies_of_an_earlier_translation_do_not_count() -> None:
     first = made(allow("{path: /a}"))
     again = made(allow("{path: /a}"), yaml.safe_dump_all(first.documents()))

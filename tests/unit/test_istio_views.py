@@ -10,6 +10,7 @@ import pytest
 
 from spliceway.agent.cli.istiotext import istio_line, istio_text
 from spliceway.agent.istioviews import IstioViews, Setting, is_accelerated, istio_status, with_http_rules
+from spliceway.agent.lefttoistio import Left
 from spliceway.agent.nodecheck import neighbours
 from spliceway.agent.nodecheck.model import Status
 from spliceway.agent.nodecheck.neighbours import Signs
@@ -38,18 +39,18 @@ MESH = (pod("a", "sidecar", 1337), pod("b", "sidecar-tproxy", 0, splice=False), 
 
 
 def test_pods_are_counted_by_how_istio_takes_what_they_send() -> None:
-    found = istio_status(MESH, ON)
+    found = istio_status(MESH, ON, Left())
     assert found["pods"] == {"ambient": 1, "sidecar": 1, "sidecar-tproxy": 1}
     assert (found["accelerated"], found["leftAloneBySocketLb"]) == (1, 0)
     assert istio_line(found) == ["3 pods: 1 ambient, 1 sidecar, 1 sidecar-tproxy; 1 accelerated"]
-    (line,) = istio_line(istio_status(MESH, Setting(enabled=False, splice="auto", socket_lb="auto")))
+    (line,) = istio_line(istio_status(MESH, Setting(enabled=False, splice="auto", socket_lb="auto"), Left()))
     assert line.endswith("; 0 accelerated; their sockets dial Services by themselves")
 
 
 def test_without_istio_nothing_is_said() -> None:
     off = Setting(enabled=False, splice="auto", socket_lb="off")
-    assert istio_line(istio_status(MESH[3:], off)) == istio_line({}) == []
-    assert istio_line(istio_status((), ON)) == ["accelerates sidecars; no pod of Istio's on this node"]
+    assert istio_line(istio_status(MESH[3:], off, Left())) == istio_line({}) == []
+    assert istio_line(istio_status((), ON, Left())) == ["accelerates sidecars; no pod of Istio's on this node"]
     assert IstioViews().warnings(MESH[3:], off, None) == ()
 
 

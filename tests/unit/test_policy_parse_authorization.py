@@ -270,6 +270,9 @@ def test_what_denies_nothing() -> None:
         (operation(notHosts=[]), "spec.rules[0].to[0].operation.notHosts"),
         (operation(paths=[f"/{number}{'x' * 90}" for number in range(20)]), "spec.rules[0].to[0].operation.paths"),
         (operation(methods=["GET"], port=["80"]), "spec.rules[0].to[0].operation.port"),
+        (operation(path=["/a"]), "spec.rules[0].to[0].operation.path"),
+        ({"rules": [{"from": [{"principals": ["*"]}]}]}, "spec.rules[0].from[0].principals"),
+        ({"rules": [{"from": [{}]}]}, "spec.rules[0].from[0].source"),
         *(
             (operation(ports=["80", port]), "spec.rules[0].to[0].operation.ports[1]")
             for port in ("x", "-1", "65536", "1" * 5000, "8 0", "\u0668")

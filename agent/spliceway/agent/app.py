@@ -377,7 +377,7 @@ class Agent:
                 *self._source.warnings(),
                 *secret_warnings(self._reconciler.table, cluster=self._source.status() is not None),
                 *self._told.warnings(),
-                *self._inventory.hbone.warnings(),
+                *self._inventory.warnings(),
             ),
             port_use=lambda: self._port_watch.use,
             source=self._source.status,

@@ -165,8 +165,9 @@ class AuditLog:
 
 
 def _detail(flow: Flow) -> _Detail:
-    if flow.http is None:
-        return flow.protocol, flow.destination.port, "", ""
+    if flow.http is None or not flow.protocol:
+        # It came to no request: bytes that happen to look like one would make each connection another entry.
+        return flow.protocol or "TCP", flow.destination.port, "", ""
     # A query is the client's own, often with secrets in it, and would make every request another entry.
     return flow.protocol, flow.destination.port, _short(flow.http.method), _short(flow.http.path.partition("?")[0])
 

@@ -6,10 +6,11 @@ without such a pod all leave it as they are. What a policy means for ambient pod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Set
 
 import msgspec
 
+from spliceway.agent.localpods import LocalPods
 from spliceway.agent.manifests import Key
 from spliceway.policy.entity import Entity
 from spliceway.policy.istio.hbone import (
@@ -24,8 +25,8 @@ from spliceway.policy.istio.hbone import (
     hidden,
     opens,
 )
-from spliceway.policy.labels import NAMESPACE_KEY, Operator, Selector, pod_labels
-from spliceway.policy.model import Action, Namespace, NetworkPolicy, Object, Peers, Pod, Rule, Spec
+from spliceway.policy.labels import NAMESPACE_KEY, Operator, Selector
+from spliceway.policy.model import Action, NetworkPolicy, Object, Peers, Pod, Rule, Spec
 from spliceway.policy.selectors import facts_of, matcher
 from spliceway.policy.verdict import Direction, Protocol
 
@@ -60,18 +61,16 @@ class _Group(msgspec.Struct, frozen=True):
 class HboneSide:
     """Follows the objects; `complete` closes policies, `warnings` says for whom."""
 
-    def __init__(self, node: str) -> None:
-        """`node`: whose pods count."""
-        self._node = node
-        self._pods: dict[str, Pod] = {}  # of this node, by «namespace/name»
-        self._namespaces: dict[str, Mapping[str, str]] = {}
+    def __init__(self, local: LocalPods) -> None:
+        """`local`: the pods that count, as they are after each change."""
+        self._local = local
         self._policies: dict[Key, NetworkPolicy] = {}
         self._closing = False
         self.ambient = False  # whether a pod of this node is
         self._told: tuple[str, ...] | None = ()
 
     def __repr__(self) -> str:
-        return f"HboneSide(pods={len(self._pods)}, policies={len(self._policies)}, closing={self._closing})"
+        return f"HboneSide({self._local!r}, policies={len(self._policies)}, closing={self._closing})"
 
     def complete(self, changes: dict[Key, Object | None]) -> None:
         """Take in what changed, and close policies of it, or all of them when the first pod needs it."""
@@ -80,7 +79,7 @@ class HboneSide:
         for key, item in changes.items():
             self._take(key, item)
         self._told = None
-        planes = set(map(self._plane, self._pods.values()))
+        planes = set(map(self._plane, self._local.pods.values()))
         self.ambient = AMBIENT in planes
         before, self._closing = self._closing, not planes <= {NONE}
         if self._closing != before:
@@ -105,38 +104,22 @@ class HboneSide:
         return self._told
 
     def _take(self, key: Key, item: Object | None) -> None:
-        kind, name = key
-        if kind == "Pod":
-            self._pods.pop(name, None)
-            if isinstance(item, Pod) and item.node == self._node and not item.host_network:
-                self._pods[name] = item
-        elif kind == "Namespace":
-            self._namespaces.pop(name, None)
-            if isinstance(item, Namespace):
-                self._namespaces[name] = item.labels
-        elif isinstance(item, NetworkPolicy):
+        if isinstance(item, NetworkPolicy):
             self._policies[key] = item
         else:
             self._policies.pop(key, None)
 
     def _plane(self, pod: Pod) -> str:
-        return dataplane(pod, self._namespaces.get(pod.namespace, {}))
+        return dataplane(pod, self._local.namespaces.get(pod.namespace, {}))
 
     def _groups(self) -> Iterator[_Group]:
-        alike: dict[tuple[str, ...], list[str]] = {}
-        for name, pod in self._pods.items():
-            if self._plane(pod) == AMBIENT:
-                labels = pod_labels(
-                    pod.namespace, pod.labels, self._namespaces.get(pod.namespace, {}), pod.service_account
-                )
-                alike.setdefault(labels, []).append(name)
         specs = [
             (policy, spec)
             for policy in self._policies.values()
             if policy.kind != AUTHORIZATION
             for spec in policy.specs
         ]
-        for labels, names in alike.items():
+        for labels, names in self._local.alike(lambda pod: self._plane(pod) == AMBIENT):
             facts = facts_of(labels)
             about = tuple((policy, spec) for policy, spec in specs if matcher(spec.subject).matches(facts))
             yield _Group(tuple(sorted(names)), about)
@@ -145,8 +128,8 @@ class HboneSide:
         """Whether a peer may be ambient, too: then what is sent to it goes by HBONE."""
         if peers is None or peers.services or _INSIDE.intersection(peers.entities):
             return True
-        ambient = {name for name, labels in self._namespaces.items() if labels.get(DATAPLANE) == "ambient"}
-        ambient |= {pod.namespace for pod in self._pods.values() if self._plane(pod) == AMBIENT}
+        ambient = {name for name, labels in self._local.namespaces.items() if labels.get(DATAPLANE) == "ambient"}
+        ambient |= {pod.namespace for pod in self._local.pods.values() if self._plane(pod) == AMBIENT}
         return any(_may_be_in(selector, ambient) for selector in peers.endpoints)
 
 

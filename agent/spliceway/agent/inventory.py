@@ -15,6 +15,8 @@ from typing import Any
 from spliceway.agent.endpoints import INTERFACE, Claim
 from spliceway.agent.hbone import HboneSide
 from spliceway.agent.inventoryfiles import NOTHING, File, Files, Owners, Refusal
+from spliceway.agent.lefttoistio import LeftToIstio
+from spliceway.agent.localpods import LocalPods
 from spliceway.agent.manifests import (
     POLICY_KINDS,
     Entry,
@@ -81,7 +83,8 @@ class Inventory:
         self._special: set[str] = set()  # files of which more is to be told than their objects
         self._shared = Shared()
         self._addresses = PodAddresses(self.entry)
-        self.hbone = HboneSide(node)
+        self._local = LocalPods(node)
+        self.hbone, self.left = HboneSide(self._local), LeftToIstio(self._local)
         self._restored_owners = held.owners
         for file, contents in held.documents.items():
             documents = (Document(file, index, 1, content) for index, content in enumerate(contents, start=1))
@@ -131,12 +134,18 @@ class Inventory:
     def changes(self) -> Changes:
         """What changed since this was asked last; at first everything. Each address is one pod's (`podaddresses`).
 
-        Policies are as they are enforced where ports are hidden (`hbone`).
+        Policies are as they are enforced where ports are hidden (`hbone`), and HTTP rules are Istio's (`left`).
         """
         taken, self._changes = self._changes, {}
         self._addresses.complete(taken)
+        self._local.complete(taken)
         self.hbone.complete(taken)
+        self.left.complete(taken)
         return taken
+
+    def warnings(self) -> tuple[str, ...]:
+        """What policies don't do as they say, for pods of Istio's on this node."""
+        return *self.hbone.warnings(), *self.left.warnings()
 
     @property
     def synced(self) -> bool:

@@ -7,19 +7,17 @@ that is read which says whether there is a sidecar at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-STATUS = "sidecar.istio.io/status"
-#: REDIRECT, TPROXY, or NONE: the application dials its sidecar itself.
-INTERCEPTION = "sidecar.istio.io/interceptionMode"
-#: Ambient: ztunnel takes what the pod sends, and nothing of that may get into a sockmap.
-AMBIENT = "ambient.istio.io/redirection"
+from spliceway.policy.istio.sidecar import AMBIENT as AMBIENT
+from spliceway.policy.istio.sidecar import CONTAINER, containers
+from spliceway.policy.istio.sidecar import INTERCEPTION as INTERCEPTION
+from spliceway.policy.istio.sidecar import STATUS as STATUS
+
 #: Label: istio-cni shall take the pod into the ambient mesh, which it does before it annotates it.
 DATAPLANE = "istio.io/dataplane-mode"
-CONTAINER = "istio-proxy"
 _PROXY_UID, _ROOT = 1337, 0
-_FIELDS = ("containers", "initContainers")
 _HOW = {"REDIRECT": "", "TPROXY": "-tproxy", "NONE": "-none"}
 
 
@@ -34,7 +32,7 @@ def sidecar_of(annotations: Mapping[str, Any], spec: object) -> int | None:
     mode = annotations.get(INTERCEPTION, "REDIRECT")
     if not isinstance(spec, Mapping) or spec.get("hostUsers") is False or mode not in ("REDIRECT", "TPROXY"):
         return None
-    found = next((one for one in _containers(spec) if one.get("name") == CONTAINER), None)
+    found = next((one for one in containers(spec) if one.get("name") == CONTAINER), None)
     if found is None:
         return None
     default = _user(spec, _ROOT if mode == "TPROXY" else _PROXY_UID)
@@ -52,17 +50,11 @@ def mesh_of(annotations: Mapping[str, Any], labels: object, spec: object) -> str
     if not isinstance(annotations.get(STATUS), str):
         return "ambient" if isinstance(labels, Mapping) and labels.get(DATAPLANE) == "ambient" else ""
     native = isinstance(spec, Mapping) and any(
-        one.get("name") == CONTAINER for one in _containers(spec, ("initContainers",))
+        one.get("name") == CONTAINER for one in containers(spec, ("initContainers",))
     )
     mode = annotations.get(INTERCEPTION, "REDIRECT")
     how = _HOW.get(mode, "-other") if isinstance(mode, str) else "-other"
     return f"{'native-' if native else ''}sidecar{how}"
-
-
-def _containers(spec: Mapping[str, Any], fields: Iterable[str] = _FIELDS) -> Iterator[Mapping[str, Any]]:
-    for field in fields:
-        listed = spec.get(field)
-        yield from (one for one in listed if isinstance(one, Mapping)) if isinstance(listed, list) else ()
 
 
 def _user(of: Mapping[str, Any], default: int | None) -> int | None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import msgspec
 
+from spliceway.agent.lefttoistio import Left
 from spliceway.bpf.types import LocalEndpoint
+from spliceway.policy.parse_metadata import HTTP_RULES
 from spliceway.policy.table import PolicyTable
 
 #: So many pods are named in a sentence.
@@ -29,10 +31,11 @@ def is_accelerated(endpoint: LocalEndpoint, setting: Setting) -> bool:
     return wanted and setting.enabled and setting.splice != "off"
 
 
-def istio_status(endpoints: Iterable[LocalEndpoint], setting: Setting) -> dict[str, Any]:
+def istio_status(endpoints: Iterable[LocalEndpoint], setting: Setting, left: Left) -> dict[str, Any]:
     """How many pods of this node there are of each kind (`istiopods.mesh_of`), and of how many the inside is spliced.
 
-    `socketLb`: whether the socket load balancer is on, and leaves their sockets alone.
+    `socketLb`: whether the socket load balancer is on, and leaves their sockets alone. `left`: HTTP rules that sidecars
+    ask, and not the wire.
     """
     pods = [one for one in endpoints if one.mesh]
     return {
@@ -40,6 +43,7 @@ def istio_status(endpoints: Iterable[LocalEndpoint], setting: Setting) -> dict[s
         "pods": dict(sorted(Counter(one.mesh for one in pods).items())),
         "accelerated": sum(is_accelerated(one, setting) for one in pods),
         "leftAloneBySocketLb": len(pods) if setting.socket_lb != "off" else 0,
+        "httpRulesLeft": {"rules": left.rules, "pods": left.pods},
     }
 
 
@@ -61,7 +65,8 @@ def istio_warnings(endpoints: Iterable[LocalEndpoint], setting: Setting, table: 
     if ruled:
         found.append(
             f"istio: {_named(ruled)} of Istio's with HTTP rules, which can't be asked where the mesh encrypts: there "
-            "all is refused that they cover; `spliceway policy istio translate` makes AuthorizationPolicies of them"
+            "all is refused that they cover: have Istio enforce them (`spliceway policy istio translate`), and leave "
+            f"rules.http out of what is enforced here, or leave them to Istio ({HTTP_RULES}: istio)"
         )
     return found
 

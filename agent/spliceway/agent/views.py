@@ -185,7 +185,7 @@ class Views:
             "services": service_counts(self._balance()),
             "cni": self._cni.status(),
             "policyStatus": self._told(),
-            "istio": istio_status(self._cni.endpoints, self._beside_istio()),
+            "istio": istio_status(self._cni.endpoints, self._beside_istio(), self._inventory.left.found),
             "enforcement": {"mode": self._config.enforcement, "policies": policies, "policiesInAudit": in_audit},
             "killSwitch": self._kill_switch.status(),
             "datapath": self._datapath.status(),

@@ -141,6 +141,14 @@ spliceway-policy-status
 {{- end -}}
 {{- if include "spliceway.applies" . -}}
 {{- $istio = merge $istio .Values.istio -}}
+{{- else -}}
+{{- /* AuthorizationPolicies that agents enforce are read by these, whatever is applied. */ -}}
+{{- range $field, $default := dict "trustDomain" "cluster.local" "rootNamespace" "istio-system" -}}
+{{- $name := dig $field "" ($.Values.istio | default dict) | default $default -}}
+{{- if ne $name $default -}}
+{{- $_ := set $istio $field $name -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- if $istio -}}
 {{- $_ := set $made "istio" $istio -}}

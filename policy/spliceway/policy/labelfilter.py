@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import msgspec
 
-from spliceway.policy.labels import HBONE_KEY
+from spliceway.policy.labels import HBONE_KEY, SIDECAR_KEY
 
 #: Labels that controllers of Kubernetes make different for each pod, or for each roll-out.
 UNIQUE_KEYS = (
@@ -39,7 +39,9 @@ class LabelFilter(msgspec.Struct, frozen=True):
 
     def counts(self, key: str) -> bool:
         """Whether this key counts although no selector names it."""
-        return key != HBONE_KEY and not _any(self.exclude, key) and (not self.include or _any(self.include, key))
+        if key in (HBONE_KEY, SIDECAR_KEY):
+            return False
+        return not _any(self.exclude, key) and (not self.include or _any(self.include, key))
 
 
 def _any(patterns: tuple[str, ...], key: str) -> bool:

@@ -22,6 +22,8 @@ SERVICE_ACCOUNT_KEY = DERIVED_PREFIX + "serviceaccount"
 #: What the source knows of a pod besides its labels: whether HBONE hides its ports
 #: (`istio.hbone`). No pod can claim it: keys have no colon.
 HBONE_KEY = "spliceway:hbone"
+#: Likewise: which ports its sidecar sees (`istio.sidecar`).
+SIDECAR_KEY = "spliceway:sidecar"
 #: The API server puts this label on every namespace.
 NAMESPACE_NAME_KEY = "kubernetes.io/metadata.name"
 

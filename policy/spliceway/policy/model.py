@@ -268,6 +268,7 @@ class NetworkPolicy(msgspec.Struct, frozen=True):
     """A policy object of any kind, with one or more specifications. `namespace` is empty for clusterwide kinds.
 
     `audit`: annotation `spliceway.io/enforcement: audit`: verdicts that it would change are reported, and not changed.
+    `left_to_istio`: annotation `spliceway.io/http-rules: istio`, see `istio.left`.
     """
 
     kind: str
@@ -276,6 +277,7 @@ class NetworkPolicy(msgspec.Struct, frozen=True):
     specs: tuple[Spec, ...]
     file: str = ""
     audit: bool = False
+    left_to_istio: bool = False
 
     @property
     def key(self) -> str:

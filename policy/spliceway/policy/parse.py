@@ -70,6 +70,11 @@ def parse_document(document: Document, istio: IstioNames | None = None) -> tuple
     return _parse(document.content, where, istio, in_list=False)
 
 
+def parse_item(content: object, where: Where) -> tuple[Object, ...]:
+    """What one item of a `List` is, which is none itself; `where` is its place. Raises PolicyError."""
+    return _parse(content, where, None, in_list=True)
+
+
 def parse_text(text: str, file: str, limits: Limits | None = None, istio: IstioNames | None = None) -> Parsed:
     """Objects and errors of a file. When the text is not YAML, that is the only error and there are no objects.
 

@@ -198,8 +198,11 @@ def _each(fields: Fields, name: str, inner: str) -> list[Fields]:
     found = []
     for at, item in place.items(fields.take(name, list), dict):
         one = Fields(item, at)
-        found.append(Fields(one.need(inner, dict), at.at(inner)))
+        content = one.take(inner, dict)
         one.done()
+        if content is None:
+            at.at(inner).refuse("is missing")
+        found.append(Fields(content, at.at(inner)))
     if not found:
         place.refuse("is empty")
     return found
@@ -214,9 +217,9 @@ def _any_of(sources: list[Peers]) -> Peers | None:
 
 def _operation(fields: Fields, conditions: list[Demand], *, any_port: bool) -> list[PortRange]:
     said = demands(fields, ("ports",))
+    fields.done()
     if not said and not any_port:
         fields.where.refuse("needs something that it means")
-    fields.done()
     return _ports([*said, *conditions])
 
 

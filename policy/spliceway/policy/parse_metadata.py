@@ -1,4 +1,4 @@
-"""ObjectMeta: name, namespace, labels, and the one annotation that counts.
+"""ObjectMeta: name, namespace, labels, and the annotations of policies that count.
 
 Source: Kubernetes API reference, ObjectMeta.
 """
@@ -14,6 +14,8 @@ from spliceway.policy.parse_selector import check_label_key, check_label_value
 
 #: Whether a policy is enforced, or only says what it would do.
 ENFORCEMENT = "spliceway.io/enforcement"
+#: Of a CiliumNetworkPolicy: who asks its HTTP rules where a sidecar of Istio's sees the requests.
+HTTP_RULES = "spliceway.io/http-rules"
 
 #: What ObjectMeta may hold besides name, namespace, labels and annotations.
 _META = (
@@ -36,9 +38,9 @@ _TIME = re.compile(r"[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0
 class Metadata:
     """Name, namespace and labels of an object, and the place of its errors from here on.
 
-    `audit` is what a policy's annotation says; `annotations` are another object's as they were read, of any type: what
-    they mean is told elsewhere. `created` is creationTimestamp (UTC, RFC 3339), empty unless it is what an API server
-    writes.
+    `audit` is what a policy's annotation says; `annotations` are as they were read, a policy's a mapping or None,
+    another object's of any type: what they mean is told elsewhere. `created` is creationTimestamp (UTC, RFC 3339),
+    empty unless it is what an API server writes.
     """
 
     __slots__ = ("annotations", "audit", "created", "labels", "name", "namespace", "where")
@@ -61,10 +63,10 @@ class Metadata:
         if not namespaced and inner.raw("namespace") is not None:
             inner.where.at("namespace").refuse(f"a {kind} has no namespace")
         self.labels = parse_labels(inner.take("labels", dict, {}), inner.where.at("labels"))
-        self.audit = policy and _audit(inner)
+        self.annotations: Any = inner.raw("annotations")
+        self.audit = policy and _audit(self.annotations, inner.where.at("annotations"))
         created = inner.raw("creationTimestamp")
         self.created = created if isinstance(created, str) and _TIME.fullmatch(created) else ""
-        self.annotations: Any = inner.raw("annotations")
         inner.ignore(*_META)
         inner.done()
 
@@ -78,8 +80,8 @@ def parse_labels(value: Mapping[str, Any], where: Where) -> dict[str, str]:
     return dict(value)
 
 
-def _audit(meta: Fields) -> bool:
-    annotations = Fields(meta.take("annotations", dict, {}), meta.where.at("annotations"))
+def _audit(told: Any, where: Where) -> bool:
+    annotations = Fields({} if told is None else told, where)
     mode = annotations.take(ENFORCEMENT, str, "enforce")
     if mode not in _MODES:
         annotations.where.at(ENFORCEMENT).refuse(f"{shown(mode)} is not a mode ({', '.join(_MODES)})")

@@ -8,7 +8,8 @@ from typing import Any
 from spliceway.policy.errors import PolicyError
 from spliceway.policy.fields import Fields, Where
 from spliceway.policy.istio.hbone import mark
-from spliceway.policy.labels import HBONE_KEY
+from spliceway.policy.istio.sidecar import seen_ports
+from spliceway.policy.labels import HBONE_KEY, SIDECAR_KEY
 from spliceway.policy.model import ContainerPort, IPAddress, Namespace, Node, Pod
 from spliceway.policy.nodeaddresses import annotated, conventional
 from spliceway.policy.parse_address import parse_address, parse_network
@@ -29,26 +30,30 @@ def parse_pod(fields: Fields, where: Where) -> Pod:
     """A Pod: labels, spec.nodeName, spec.hostNetwork, spec.serviceAccountName, named ports, status.podIPs or podIP.
 
     A pod that has finished keeps its last addresses in its status; they are not its own any more and are left out.
-    What it says of HBONE (`istio.hbone.mark`) stands among its labels.
+    What it says of HBONE (`istio.hbone.mark`) and what its sidecar sees (`istio.sidecar`) stands among its labels.
     """
     meta = Metadata(fields, where, "Pod")
     where = meta.where
-    spec = Fields(fields.take("spec", dict, {}), where.at("spec"))
+    given = fields.take("spec", dict, {})
+    spec = Fields(given, where.at("spec"))
     status = Fields(fields.take("status", dict, {}), where.at("status"))
     addresses = []
     if status.take("phase", str, "") not in _FINISHED:
         addresses = _pod_addresses(status)
-    told = mark(meta.labels, meta.annotations)
+    ports = tuple(sorted(set(_named_ports(spec)), key=lambda port: (port.name, port.protocol, port.port)))
+    seen = seen_ports(meta.annotations, given, ports, addresses)
+    marks = {HBONE_KEY: mark(meta.labels, meta.annotations), SIDECAR_KEY: seen}
+    told = {key: value for key, value in marks.items() if value}
     return Pod(
         meta.namespace,
         meta.name,
-        {**meta.labels, HBONE_KEY: told} if told else meta.labels,
+        {**meta.labels, **told} if told else meta.labels,
         tuple(dict.fromkeys(addresses)),
         spec.take("nodeName", str, ""),
         spec.take("hostNetwork", bool, False),
         spec.take_name("serviceAccountName"),
         where.file,
-        tuple(sorted(set(_named_ports(spec)), key=lambda port: (port.name, port.protocol, port.port))),
+        ports,
     )
 
 

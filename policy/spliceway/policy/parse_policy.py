@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from spliceway.policy.fields import Fields, Where
+from spliceway.policy.fields import Fields, Where, shown
 from spliceway.policy.model import NetworkPolicy, Rule, Spec
-from spliceway.policy.parse_metadata import Metadata
+from spliceway.policy.parse_metadata import HTTP_RULES, Metadata
 from spliceway.policy.parse_rule import parse_rule
 from spliceway.policy.parse_selector import parse_selector, scope_subject
 from spliceway.policy.verdict import Direction
@@ -46,7 +46,18 @@ def _policy(fields: Fields, where: Where, kind: str, *, namespaced: bool) -> Net
     fields.done()
     if not specs:
         where.at("spec").refuse("is missing (spec, specs or both)")
-    return NetworkPolicy(kind, meta.namespace, meta.name, tuple(specs), where.file, meta.audit)
+    return NetworkPolicy(
+        kind, meta.namespace, meta.name, tuple(specs), where.file, meta.audit, _left_to_istio(meta.annotations, where)
+    )
+
+
+def _left_to_istio(annotations: Any, where: Where) -> bool:
+    """What the annotation says of HTTP rules; without any it means nothing."""
+    found = Fields(annotations or {}, where.at("metadata.annotations"))
+    who = found.take(HTTP_RULES, str)
+    if who not in (None, "istio"):
+        found.where.at(HTTP_RULES).refuse(f"{shown(who)} can't be left HTTP rules (istio, or leave it out)")
+    return who is not None
 
 
 def _spec(value: Any, where: Where, namespace: str, prefix: str) -> Spec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,26 @@ from support.node import pod_manifest
 STATUS = '{"initContainers":["istio-init"],"containers":["istio-proxy"],"revision":"default"}'
 #: An application's user.
 APPLICATION_UID = 1000
+_DUAL_STACK = [{"name": "ISTIO_DUAL_STACK", "value": "true"}]
 
 
-def mesh_manifest(name: str, *, annotations: dict[str, str] | None = None, native: bool = False) -> dict[str, Any]:
+def mesh_manifest(
+    name: str, *, annotations: dict[str, str] | None = None, native: bool = False, mode: str = "REDIRECT"
+) -> dict[str, Any]:
     """A Pod document with a sidecar. `native`: a container that starts before the others and stays (restartPolicy)."""
     made = pod_manifest(name, {"app": name, "service.istio.io/canonical-name": name})
     made["metadata"]["annotations"] = {"sidecar.istio.io/status": STATUS, **(annotations or {})}
-    proxy = {"name": "istio-proxy", "securityContext": {"runAsUser": rules.PROXY_UID, "runAsGroup": rules.PROXY_UID}}
+    made["spec"]["serviceAccountName"] = name
+    proxy = {
+        "name": "istio-proxy",
+        "securityContext": {"runAsUser": rules.PROXY_UID, "runAsGroup": rules.PROXY_UID},
+        "env": _DUAL_STACK,
+    }
+    arguments = ["istio-iptables", "-p", "15001", "-z", "15006", "-u", "1337", "-m", mode, "-i", "*", "-x", ""]
+    arguments += ["-b", "*", "-d", "15090,15021,15020"]
+    made["spec"]["initContainers"] = [{"name": "istio-init", "args": arguments, "env": _DUAL_STACK}]
     if native:
-        made["spec"]["initContainers"] = [{**proxy, "restartPolicy": "Always"}]
+        made["spec"]["initContainers"].append({**proxy, "restartPolicy": "Always"})
     else:
         made["spec"]["containers"].append(proxy)
     return made
@@ -51,19 +62,33 @@ def serve(pod: Pod, directory: Path) -> subprocess.Popen[Any]:
 
 @contextlib.contextmanager
 def mesh(
-    directory: Path, kind: rules.Rules = "iptables", *, http: bool = True, dns: bool = False, **manifest: Any
+    directory: Path,
+    kind: rules.Rules = "iptables",
+    *,
+    http: bool = True,
+    dns: bool = False,
+    more: Sequence[dict[str, Any]] = (),
+    judging: Sequence[dict[str, Any]] = (),
+    **manifest: Any,
 ) -> Iterator[Testbed]:
-    """Build it; the datapath is the caller's. The directory must be open to all users."""
+    """Build it; the datapath is the caller's. The directory must be open to all users.
+
+    `more`: other pods; `judging`: HTTP filters of the server's sidecar, for what comes to it.
+    """
     certificates = directory / "certificates"
     certificates.mkdir()
     authority = Authority(certificates)
     started = []
-    with Testbed.up([mesh_manifest(name, **manifest) for name in ("client", "server")]) as testbed:
+    if kind == "tproxy":
+        manifest = {"mode": "TPROXY", **manifest}
+    documents = [mesh_manifest(name, **manifest) for name in ("client", "server")]
+    with Testbed.up([*documents, *more]) as testbed:
         for name in ("client", "server"):
             pod = testbed.pod(name)
             authority.issue(name)
             rules.write(pod, kind, dns=dns)
-            started.append(sidecar.start(pod, directory, certificates, http=http, tproxy=kind == "tproxy"))
+            own = judging if name == "server" else ()
+            started.append(sidecar.start(pod, directory, certificates, http=http, tproxy=kind == "tproxy", judging=own))
         started.append(serve(testbed.pod("server"), directory))
         yield testbed
     for process in started:  # ended with their pods

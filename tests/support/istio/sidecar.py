@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,13 @@ _ORIGINAL_SOURCE = {
 }
 
 
-def config(certificates: Path, name: str, *, http: bool = True, tproxy: bool = False) -> dict[str, Any]:
-    """Bootstrap of the sidecar of a workload. `http`: it understands what it relays; else it only moves bytes."""
+def config(
+    certificates: Path, name: str, *, http: bool = True, tproxy: bool = False, judging: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """Bootstrap of the sidecar of a workload. `http`: it understands what it relays; else it only moves bytes.
+
+    `judging`: HTTP filters for what comes to it.
+    """
     return {
         "admin": {"address": _address("127.0.0.1", ADMIN)},
         "node": {"id": f"sidecar~{name}", "cluster": name},
@@ -38,7 +44,9 @@ def config(certificates: Path, name: str, *, http: bool = True, tproxy: bool = F
             "listeners": [
                 *(_listener("outbound", OUTBOUND, version, http, {}, ()) for version in (4, 6)),
                 *(
-                    _listener("inbound", INBOUND, version, http, _server_tls(certificates, name), _inbound(tproxy))
+                    _listener(
+                        "inbound", INBOUND, version, http, _server_tls(certificates, name), _inbound(tproxy), judging
+                    )
                     for version in (4, 6)
                 ),
             ],
@@ -51,11 +59,18 @@ def config(certificates: Path, name: str, *, http: bool = True, tproxy: bool = F
 
 
 def start(
-    pod: Pod, directory: Path, certificates: Path, *, http: bool = True, tproxy: bool = False, uid: int = PROXY_UID
+    pod: Pod,
+    directory: Path,
+    certificates: Path,
+    *,
+    http: bool = True,
+    tproxy: bool = False,
+    uid: int = PROXY_UID,
+    judging: Sequence[dict[str, Any]] = (),
 ) -> subprocess.Popen[Any]:
     """Start it in the pod, and wait until it listens."""
     file = directory / f"{pod.name}-envoy.json"
-    file.write_text(json.dumps(config(certificates, pod.name, http=http, tproxy=tproxy)))
+    file.write_text(json.dumps(config(certificates, pod.name, http=http, tproxy=tproxy, judging=judging)))
     file.chmod(0o644)
     binary = directory / "envoy"  # where another user may read it
     if not binary.exists():
@@ -79,20 +94,26 @@ def _inbound(tproxy: bool) -> tuple[dict[str, Any], ...]:
 
 
 def _listener(
-    name: str, port: int, version: int, http: bool, tls: dict[str, Any], more: tuple[dict[str, Any], ...]
+    name: str,
+    port: int,
+    version: int,
+    http: bool,
+    tls: dict[str, Any],
+    more: tuple[dict[str, Any], ...],
+    judging: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     cluster = name if name == "outbound" else f"inbound{version}"
     made = {
         "name": f"{name}{version}",
         "address": _address("0.0.0.0" if version == 4 else "::", port),
         "listener_filters": [_ORIGINAL_DESTINATION, *more],
-        "filter_chains": [{"filters": [_manager(name, cluster) if http else _relay(name, cluster)], **tls}],
+        "filter_chains": [{"filters": [_manager(name, cluster, judging) if http else _relay(name, cluster)], **tls}],
         "traffic_direction": name.upper(),
     }
     return made | ({"transparent": True} if more else {})
 
 
-def _manager(name: str, cluster: str) -> dict[str, Any]:
+def _manager(name: str, cluster: str, judging: Sequence[dict[str, Any]]) -> dict[str, Any]:
     routes = [{"match": {"prefix": "/"}, "route": {"cluster": cluster, "timeout": "0s"}}]
     router = {"@type": f"{_TYPES}.filters.http.router.v3.Router"}
     return {
@@ -101,7 +122,7 @@ def _manager(name: str, cluster: str) -> dict[str, Any]:
             "@type": f"{_TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": name,
             "route_config": {"virtual_hosts": [{"name": "any", "domains": ["*"], "routes": routes}]},
-            "http_filters": [{"name": "envoy.filters.http.router", "typed_config": router}],
+            "http_filters": [*judging, {"name": "envoy.filters.http.router", "typed_config": router}],
         },
     }
 

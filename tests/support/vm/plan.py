@@ -120,7 +120,7 @@ LEFT_OUT = (
             *("integration/test_bypass.py", "integration/test_cases_profiles.py"),
             *("integration/test_service_egress*.py", "integration/test_service_attacks.py"),
             *("integration/test_istio_agent.py", "integration/test_istio_dump.py", "integration/test_istio_hbone.py"),
-            "integration/test_istio_authorization.py",
+            *("integration/test_istio_authorization.py", "integration/test_istio_left.py"),
         ),
         "whole nodes with both proxies: as above, for Envoy and for agents",
     ),

@@ -41,7 +41,8 @@ class Ready(msgspec.Struct, frozen=True):
 class World(msgspec.Struct, frozen=True):
     """What was translated: the parts in the mesh.
 
-    `versions`: of the policies, as they were read; `unread`: those that could not be; `idle`: see `Translation`.
+    `versions`: of the policies, as they were read; `unread`: those that could not be; `idle`: see `Translation`;
+    `left`: those whose HTTP rules the wire leaves to Istio.
     """
 
     root_namespace: str
@@ -49,16 +50,21 @@ class World(msgspec.Struct, frozen=True):
     unread: frozenset[Key]
     idle: frozenset[Key]
     parts: tuple[Ready, ...]
+    left: frozenset[Key] = frozenset()
 
 
 class Aim(msgspec.Struct, frozen=True):
-    """`kept` and `unwanted` are of what is held. `troubles`: by policy; `parts`: policies → names of what is wanted."""
+    """`kept` and `unwanted` are of what is held. `troubles`: by policy; `parts`: policies → names of what is wanted.
+
+    `unasked`: policies in trouble whose HTTP rules nobody asks, the wire neither.
+    """
 
     wanted: Mapping[Name, Made]
     kept: frozenset[Name]
     unwanted: frozenset[Name]
     troubles: Mapping[Key, Trouble]
     parts: Mapping[Key, tuple[Name, ...]]
+    unasked: frozenset[Key] = frozenset()
 
 
 def nothing(held: Mapping[Name, Held]) -> Aim:
@@ -95,7 +101,9 @@ def aim(world: World, held: Mapping[Name, Held], taken: Collection[Name], failed
         named[each.source] = (*named.get(each.source, ()), each.shape.key)
     kept = frozenset(_kept(world, held, wanted, troubles))
     unwanted = frozenset(held) - wanted.keys() - kept
-    return Aim(wanted, kept, unwanted, troubles, named)
+    asked = {held[name].source for name in kept}
+    unasked = frozenset(key for key in world.left & troubles.keys() if key not in asked)
+    return Aim(wanted, kept, unwanted, troubles, named, unasked)
 
 
 def _origin(origin: str) -> Key:

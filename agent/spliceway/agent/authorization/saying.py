@@ -10,6 +10,7 @@ from spliceway.agent.authorization.objects import Held
 from spliceway.agent.manifests import Key
 from spliceway.agent.policystatus.conditions import Condition
 from spliceway.policy.istio.rollout import Name
+from spliceway.policy.parse_metadata import HTTP_RULES
 
 TYPE = "Translated"
 
@@ -20,6 +21,8 @@ def conditions(found: Aim, held: Mapping[Name, Held], said: Mapping[Key, Conditi
     made: dict[Key, Condition] = {}
     for key, trouble in found.troubles.items():
         left = f" ({_many(kept[key])} of its last good translation in force)" if kept[key] else ""
+        if key in found.unasked:
+            left = f"; nobody asks its HTTP rules, which it leaves to Istio ({HTTP_RULES})"
         made[key] = Condition(TYPE, "False", trouble.reason, message=f"{trouble.message}{left}", field=trouble.field)
     for key, names in found.parts.items():
         there = sum(name in held and held[name].spec == found.wanted[name].document["spec"] for name in names)

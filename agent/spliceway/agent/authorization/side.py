@@ -56,7 +56,7 @@ class AuthorizationSide:
     @property
     def error(self) -> str:
         """What keeps it from being applied; empty: nothing, or this agent does not write."""
-        return self._figures.error if self._writer is not None else ""
+        return self._figures.problem if self._writer is not None else ""
 
     def status(self) -> EmissionStatus:
         """As it is now."""

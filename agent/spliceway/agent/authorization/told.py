@@ -9,6 +9,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from spliceway.agent.istioconfig import Emission
+from spliceway.policy.parse_metadata import HTTP_RULES
+
+#: So many policies are named in a sentence.
+_NAMED = 5
 
 
 class Figures:
@@ -19,7 +23,19 @@ class Figures:
         self.created = self.updated = self.restored = self.deleted = self.failures = 0
         self.seconds = 0.0
         self.settled = False
+        self.unasked: tuple[str, ...] = ()
         self.error = ""
+
+    @property
+    def problem(self) -> str:
+        """What keeps it from being applied, or else what nobody enforces meanwhile; empty: nothing."""
+        if self.error or not self.unasked:
+            return self.error
+        more = f" and {len(self.unasked) - _NAMED} more" if len(self.unasked) > _NAMED else ""
+        return (
+            f"nobody asks the HTTP rules of {', '.join(self.unasked[:_NAMED])}{more}: left to Istio ({HTTP_RULES}), "
+            "and not translated (condition Translated says why)"
+        )
 
 
 class EmissionStatus(msgspec.Struct, frozen=True, rename="camel"):

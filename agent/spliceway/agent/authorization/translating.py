@@ -71,8 +71,9 @@ class Translating:
         by_hand = tuple(one for one in seen.others.values() if one.foreign is not None and one.said)
         mesh = Mesh(seen.authentications, foreign, self._marks.annotations, self._root)
         versions = {(one.kind, one.key): self._version((one.kind, one.key)) for one in policies}
+        left = frozenset((one.kind, one.key) for one in policies if one.left_to_istio and _has_http(one))
         made = self._world = await asyncio.to_thread(
-            _translated, cluster, mesh, self._options, by_hand, versions, unread
+            _translated, cluster, mesh, self._options, by_hand, versions, unread, left
         )
         self.seconds = time.monotonic() - begun
         self._next = asyncio.get_running_loop().time() + min(_LONGEST, _SHARE * self.seconds)
@@ -106,6 +107,7 @@ def _translated(
     by_hand: Iterable[Other],
     versions: Mapping[Key, str],
     unread: frozenset[Key],
+    left: frozenset[Key],
 ) -> World:
     found = translate(cluster, mesh, options) if cluster.policies else Translation((), (), ())
     said = {digest_of(one.namespace, one.document()["spec"]) for one in found.policies}
@@ -113,7 +115,7 @@ def _translated(
     if more := tuple(one.foreign for one in by_hand if one.foreign is not None and one.said not in said):
         mesh = msgspec.structs.replace(mesh, foreign=(*mesh.foreign, *more))
         found = translate(cluster, mesh, options) if cluster.policies else found
-    return World(mesh.root_namespace, versions, unread, found.idle, meshed(cluster, mesh, found, versions))
+    return World(mesh.root_namespace, versions, unread, found.idle, meshed(cluster, mesh, found, versions), left)
 
 
 def _has_http(policy: NetworkPolicy) -> bool:

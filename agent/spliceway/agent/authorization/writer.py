@@ -300,6 +300,7 @@ class AuthorizationWriter:
         figures.emitted = sum(name in own and is_as_wanted(own[name], one) for name, one in found.wanted.items())
         figures.kept, figures.going = len(found.kept), len(found.unwanted)
         figures.refused = len(found.troubles)
+        figures.unasked = tuple(sorted(map(" ".join, found.unasked)))
         figures.settled = done and figures.emitted == len(found.wanted) and not found.unwanted
         figures.seconds = self._translating.seconds if self._translating is not None else 0.0
         if changed or first:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,7 +44,7 @@ def group() -> None:
 @app.command("translate")
 def translate(
     paths: Annotated[
-        list[Path], typer.Argument(exists=True, metavar="PATH...", help="Files, or directories of YAML or JSON files.")
+        list[Path], typer.Argument(exists=True, metavar="PATH", help="Files, or directories of YAML or JSON files.")
     ],
     json: Annotated[bool, typer.Option("--json", help="One JSON object: policies, refused, notes.")] = False,
     trust_domain: TrustDomainOption = "cluster.local",
@@ -60,34 +60,41 @@ def translate(
         ),
     ] = Ambiguous.DENY,
     without_own_node: Annotated[
-        bool, typer.Option("--without-own-node", help="Where plaintext is let in: a pod's own node needs a rule.")
+        bool,
+        typer.Option(
+            "--without-own-node", help="Where plaintext is let in: without Cilium's rule that its node may reach a pod."
+        ),
     ] = False,
 ) -> None:
     """HTTP rules of CiliumNetworkPolicies as Istio's policies: the same verdicts, or a reason why not.
 
-    Reads policies, Namespaces, Pods, Nodes, Services and PeerAuthentications. Exit status 1 when anything is refused;
-    the policies of other workloads are printed all the same.
+    Reads all policies about the workloads, and what `kubectl get namespaces,pods,nodes,services,endpointslices,
+    peerauthentications,authorizationpolicies -A -o yaml` prints; writes YAML for `kubectl apply`. Exit status 1 when
+    anything is refused; the policies of other workloads are printed all the same, unless a document can't be read.
     """
     from spliceway.agent.cli.render import emit_json
     from spliceway.policy.istio import httprules
     from spliceway.policy.istio import translate as istio
 
-    cluster, mesh, refused = read_mesh(paths, root_namespace)
+    cluster, mesh, refused, earlier = read_mesh(paths, root_namespace)
     how = httprules.Meaning(httprules.Normalization(path_normalization.value), httprules.Ambiguous(ambiguous.value))
     # A document that can't be read may be a deny rule, or a PeerAuthentication that lets plaintext in.
     found = istio.Translation((), tuple(refused), ())
     if not refused:
         found = istio.translate(cluster, mesh, istio.Options(trust_domain, how, without_own_node))
     documents = found.documents()
+    notes = (*found.notes, *([] if found.refusals else _left_over(documents, earlier)))
+    if not documents and not notes and not found.refusals:
+        notes = ("no policy here has HTTP rules of ingress that are enforced: there is nothing to translate",)
     if json:
         told = [
             {"file": error.file, "policy": error.document, "field": error.field, "reason": error.reason}
             for error in found.refusals
         ]
-        emit_json({"policies": documents, "refused": told, "notes": list(found.notes)})
+        emit_json({"policies": documents, "refused": told, "notes": list(notes)})
     else:
         _write(documents)
-        for note in found.notes:
+        for note in notes:
             typer.echo(f"note: {note}", err=True)
         for refusal in found.refusals:
             typer.echo(f"refused: {refusal}", err=True)
@@ -95,8 +102,14 @@ def translate(
         raise typer.Exit(1)
 
 
-def read_mesh(paths: Iterable[Path], root_namespace: str) -> tuple[Cluster, Mesh, list[PolicyError]]:
-    """Everything that these files and directories say, and what is refused. Raises SourceError."""
+def read_mesh(
+    paths: Iterable[Path], root_namespace: str
+) -> tuple[Cluster, Mesh, list[PolicyError], list[tuple[str, str]]]:
+    """Everything that these files and directories say, and what is refused. Raises SourceError.
+
+    Last, namespaces and names of AuthorizationPolicies of an earlier translation that no agent looks after.
+    """
+    from spliceway.agent.authorization.objects import EMITTED_LABEL
     from spliceway.agent.cli.evaluate import MAX_FILE, MAX_VALUES, texts
     from spliceway.policy.documents import Limits, load_documents
     from spliceway.policy.errors import PolicyError
@@ -134,7 +147,24 @@ def read_mesh(paths: Iterable[Path], root_namespace: str) -> tuple[Cluster, Mesh
         {key: told for read in reads for key, told in read.annotations.items()},
         root_namespace,
     )
-    return Cluster().with_objects(objects.values()), mesh, refused
+    earlier = [
+        (namespace, name)
+        for read in reads
+        for namespace, name, labels in read.earlier
+        if EMITTED_LABEL not in labels.items()
+    ]
+    return Cluster().with_objects(objects.values()), mesh, refused, earlier
+
+
+def _left_over(documents: Iterable[dict[str, Any]], earlier: Iterable[tuple[str, str]]) -> Iterable[str]:
+    """What was applied before and would stay when these are: what it allows is allowed still."""
+    now = {(one["metadata"]["namespace"], one["metadata"]["name"]) for one in documents}
+    for namespace, name in earlier:
+        if (namespace, name) not in now:
+            yield (
+                f"AuthorizationPolicy {namespace}/{name}: is of an earlier translation, and no more of this one: what "
+                "it allows is allowed until you delete it"
+            )
 
 
 def _write(documents: list[dict[str, object]]) -> None:

@@ -19,6 +19,9 @@ def istio_line(found: Json) -> list[str]:
     text = f"{count} pod{'' if count == 1 else 's'}: {kinds}; {found['accelerated']} accelerated"
     if found["leftAloneBySocketLb"]:
         text += "; their sockets dial Services by themselves"
+    if (left := found.get("httpRulesLeft", {})) and left["rules"]:
+        rules, at = left["rules"], left["pods"]
+        text += f"; {rules} HTTP rule{'s' if rules > 1 else ''} of {at} pod{'s' if at > 1 else ''} left to Istio"
     return [printable(text)]
 
 

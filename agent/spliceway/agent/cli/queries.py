@@ -17,6 +17,7 @@ from spliceway.policy.evaluate import Connection, Decision, Half
 from spliceway.policy.evaluator import Evaluator
 from spliceway.policy.http import HttpRequest
 from spliceway.policy.istio.hbone import closed_cluster
+from spliceway.policy.istio.left import cluster_on_the_wire
 from spliceway.policy.model import Cluster, IPAddress
 from spliceway.policy.table import RuleRef
 from spliceway.policy.verdict import Protocol, Reason, Verdict
@@ -96,7 +97,8 @@ class Asker:
     """Answers queries about one cluster. `asked` and `wrong` count; `first_error` says what the first wrong one was."""
 
     def __init__(self, cluster: Cluster) -> None:
-        self._evaluator, self._frontends = Evaluator(closed_cluster(cluster)), Frontends(cluster)
+        self._evaluator = Evaluator(cluster_on_the_wire(closed_cluster(cluster)))
+        self._frontends = Frontends(cluster)
         self._pods = {pod.key: {} for pod in cluster.pods.values()}  # type: dict[str, dict[int, IPAddress]]
         for pod in cluster.pods.values():
             for address in pod.addresses:

@@ -119,7 +119,7 @@ def labels_text(labels: Sequence[str], *, derived: bool = True) -> str:
 
 #: The identity label that has a pod's namespace.
 _NAMESPACE = "k8s:io.kubernetes.pod.namespace="
-_DERIVED = ("block:", "node:", "port:")
+_DERIVED = ("block:", "node:", "port:", "k8s:spliceway:")
 
 _STYLES = {
     "allow": "green",

@@ -16,6 +16,7 @@ from spliceway.agent.cni.wirings import Wiring
 from spliceway.agent.endpoints import Claim
 from spliceway.agent.manifests import Key
 from spliceway.bpf.types import LocalEndpoint
+from spliceway.policy.istio.sidecar import rewired
 from spliceway.policy.model import Object, Pod
 
 
@@ -88,7 +89,7 @@ class WiredPods:
         if claim is not None:
             wiring = self._wirings.get(pod.key)
             if wiring is not None and _is_meant(wiring, claim):
-                return msgspec.structs.replace(pod, addresses=wiring.addresses)
+                return rewired(pod, wiring.addresses)
             if self._only:
                 return msgspec.structs.replace(pod, addresses=())
         if not self._only:

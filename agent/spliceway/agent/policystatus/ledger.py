@@ -1,7 +1,7 @@
 """Which version of each policy the source has, and which is in force here. Pure.
 
-What is in force is told by a digest of what counts of a policy, beside uid and generation: another enforcement by
-annotation is no new generation, and a policy that is made anew may begin with the same one.
+What is in force is told by a digest of what counts of a policy, beside uid and generation: what annotations say
+(enforcement, HTTP rules) is no new generation, and a policy that is made anew may begin with the same one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 from spliceway.agent.manifests import POLICY_KINDS, Key
 from spliceway.agent.sources.events import Batch, FileRemoved, ObjectChanged
 from spliceway.policy.istio.objects import is_translated
-from spliceway.policy.parse_metadata import ENFORCEMENT
+from spliceway.policy.parse_metadata import ENFORCEMENT, HTTP_RULES
 
 Json = Mapping[str, Any]
 _SOURCE = "kubernetes:"
@@ -134,8 +134,8 @@ def version_of(content: Json) -> Version:
         name: value for name, value in content.items() if name not in ("apiVersion", "kind", "metadata", "status")
     }
     annotations = metadata.get("annotations")
-    if isinstance(annotations, Mapping) and ENFORCEMENT in annotations:
-        counts[ENFORCEMENT] = annotations[ENFORCEMENT]
+    if isinstance(annotations, Mapping):
+        counts.update((name, annotations[name]) for name in (ENFORCEMENT, HTTP_RULES) if name in annotations)
     text = msgspec.json.encode(counts, order="deterministic")
     generation = metadata.get("generation")
     return Version(

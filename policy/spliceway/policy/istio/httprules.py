@@ -124,7 +124,8 @@ def _header(header: HeaderCondition, meaning: Meaning) -> Condition:
         raise RefusedError(f"header {name}: proxies of the mesh set or change it themselves")
     if meaning.ambiguous is not Ambiguous.PASS:
         raise RefusedError(
-            f"header {name}: one that is there twice never matches, and Istio asks whether any of its values does"
+            f"header {name}: one that is there twice never matches, and Istio asks whether any of its values does "
+            "(accepted where `ambiguous` is pass)"
         )
     if header.value is None:
         return Condition(f"request.headers[{name}]", ("*",))

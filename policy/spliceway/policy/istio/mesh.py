@@ -12,20 +12,18 @@ from typing import Any
 import msgspec
 
 from spliceway.policy.documents import Document
-from spliceway.policy.errors import PolicyError
 from spliceway.policy.fields import Fields, Where, shown
-from spliceway.policy.istio.objects import MANAGED_BY
+from spliceway.policy.istio.objects import MANAGED_BY, TRANSLATED_FROM
+from spliceway.policy.istio.sidecar import PORTS, STATUS, ports_told
 from spliceway.policy.model import Cluster, Pod
-from spliceway.policy.parse import parse_document
+from spliceway.policy.parse import parse_item
 from spliceway.policy.parse_metadata import Metadata, parse_labels
 from spliceway.policy.parse_port import parse_port_number
 
 _VERSIONS = ("security.istio.io/v1", "security.istio.io/v1beta1")
 _MODES = ("UNSET", "DISABLE", "PERMISSIVE", "STRICT")
 STRICT = "STRICT"
-#: Annotations of pods that say which ports a sidecar sees.
-_EXCLUDED, _INCLUDED = "traffic.sidecar.istio.io/excludeInboundPorts", "traffic.sidecar.istio.io/includeInboundPorts"
-_STATUS, _INJECT = "sidecar.istio.io/status", "sidecar.istio.io/inject"
+_INJECT = "sidecar.istio.io/inject"
 #: The injector's label on pods that have a sidecar.
 _TLS_MODE = "security.istio.io/tlsMode"
 _DATAPLANE = "istio.io/dataplane-mode"
@@ -72,7 +70,7 @@ class Mesh(msgspec.Struct, frozen=True):
         annotations = self.annotations.get(pod.key, {})
         namespace = cluster.namespaces.get(pod.namespace)
         labels = namespace.labels if namespace is not None else {}
-        if pod.labels.get(_TLS_MODE) == "istio" or _STATUS in annotations:
+        if pod.labels.get(_TLS_MODE) == "istio" or STATUS in annotations:
             return Dataplane.SIDECAR
         if pod.labels.get(_DATAPLANE, labels.get(_DATAPLANE)) == "ambient":
             return Dataplane.AMBIENT
@@ -86,15 +84,12 @@ class Mesh(msgspec.Struct, frozen=True):
 
     def shows_none(self, pod: Pod) -> bool:
         """Whether a pod has no trace of an injected sidecar: it may be older than the label that asks for one."""
-        return pod.labels.get(_TLS_MODE) != "istio" and _STATUS not in self.annotations.get(pod.key, {})
+        return pod.labels.get(_TLS_MODE) != "istio" and STATUS not in self.annotations.get(pod.key, {})
 
     def hidden_ports(self, pod: Pod, ports: Iterable[int]) -> tuple[int, ...]:
-        """Which of these ports the pod's sidecar does not see, by the pod's annotations."""
-        annotations = self.annotations.get(pod.key, {})
-        excluded = _port_list(annotations.get(_EXCLUDED, ""))
-        included = annotations.get(_INCLUDED, "*")
-        seen = None if included == "*" else _port_list(included)
-        return tuple(port for port in ports if port in excluded or (seen is not None and port not in seen))
+        """Which of these ports the pod's sidecar does not see, by its annotations; all, if these can't be read."""
+        told = ports_told(self.annotations.get(pod.key, {}))
+        return tuple(port for port in ports if told is None or not told.has(port))
 
     def waypoint(self, cluster: Cluster, namespace: str, labels: Mapping[str, str]) -> tuple[str, str] | None:
         """Namespace and name of the waypoint of a Service with these labels; None: it has none."""
@@ -112,7 +107,7 @@ class Mesh(msgspec.Struct, frozen=True):
         """
         for namespace in namespaces:
             if self._level(namespace) != STRICT:
-                return f"mTLS in namespace {namespace} is not STRICT by a PeerAuthentication"
+                return f"mTLS in namespace {namespace} is not STRICT by a PeerAuthentication{self._seen()}"
         for pod in pods:
             if reason := self._pod_not_strict(pod, ports):
                 return reason
@@ -134,7 +129,11 @@ class Mesh(msgspec.Struct, frozen=True):
                     return f"PeerAuthentication {one.namespace}/{one.name} has {own} for port {port} of pod {pod.key}"
                 if own == "UNSET" and mode != STRICT and (ports is None or port in ports):
                     return f"PeerAuthentication {one.namespace}/{one.name} has {mode} for pod {pod.key}"
-        return "" if inherited == STRICT else f"mTLS of pod {pod.key} is not STRICT by a PeerAuthentication"
+        told = f"mTLS of pod {pod.key} is not STRICT by a PeerAuthentication{self._seen()}"
+        return "" if inherited == STRICT else told
+
+    def _seen(self) -> str:
+        return "" if self.authentications else " (none is known)"
 
     def _level(self, namespace: str) -> str:
         """Mode of a namespace without regard to workloads; of several at one level all must be STRICT."""
@@ -146,35 +145,35 @@ class Mesh(msgspec.Struct, frozen=True):
 
 
 class Read(msgspec.Struct, frozen=True):
-    """What documents hold for the translation."""
+    """What documents hold for the translation. `earlier`: namespace, name and labels of what one before has made."""
 
     objects: tuple[Any, ...]
     authentications: tuple[PeerAuthentication, ...]
     foreign: tuple[Foreign, ...]
     annotations: Mapping[str, Mapping[str, Any]]
+    earlier: tuple[tuple[str, str, Mapping[str, str]], ...] = ()
 
 
 def read_document(document: Document) -> Read:
     """One document: an object of policy, a List, or one of Istio's. Raises PolicyError."""
     content = document.content
+    where = Where(document.file, f"document {document.index} (line {document.line})")
     if not isinstance(content, dict) or content.get("kind") != "List":
-        return _read(document)
-    found = []
-    for item in content.get("items") or ():
-        found.append(_read(msgspec.structs.replace(document, content=item)))
+        return _read(content, where)
+    items = where.at("items")
+    found = [_read(item, items.item(index)) for index, item in enumerate(items.typed(content.get("items"), list))]
     return Read(
         tuple(one for part in found for one in part.objects),
         tuple(one for part in found for one in part.authentications),
         tuple(one for part in found for one in part.foreign),
         {key: value for part in found for key, value in part.annotations.items()},
+        tuple(one for part in found for one in part.earlier),
     )
 
 
-def _read(document: Document) -> Read:
-    content = document.content
+def _read(content: Any, where: Where) -> Read:
     kind = content.get("kind") if isinstance(content, dict) else None
     if kind in ("PeerAuthentication", "AuthorizationPolicy"):
-        where = Where(document.file, f"document {document.index} (line {document.line})")
         fields = Fields(content, where)
         fields.ignore("kind")
         if (version := fields.need("apiVersion", str)) not in _VERSIONS:
@@ -183,15 +182,19 @@ def _read(document: Document) -> Read:
             )
         if kind == "PeerAuthentication":
             return Read((), (_authentication(fields, where),), (), {})
-        foreign = _foreign(fields, where)
+        meta = Metadata(fields, where, kind)
+        if MANAGED_BY in meta.labels.items() and TRANSLATED_FROM in (meta.annotations or {}):
+            return Read((), (), (), {}, ((meta.namespace, meta.name, meta.labels),))
+        foreign = _foreign(fields, meta)
         return Read((), (), () if foreign is None else (foreign,), {})
     if kind == "EnvoyFilter" and _is_ours(content):
         return Read((), (), (), {})
-    objects = parse_document(document)
+    objects = parse_item(content, where)
     annotations: dict[str, Mapping[str, Any]] = {}
     for item in objects:
         if isinstance(item, Pod) and isinstance(told := content["metadata"].get("annotations"), dict):
-            annotations[item.key] = told
+            fields = Fields(told, Where(where.file, f"Pod {item.key}", where.at("metadata.annotations").field))
+            annotations[item.key] = told | {name: fields.take(name, str, default) for name, default in PORTS.items()}
     return Read(objects, (), (), annotations)
 
 
@@ -232,20 +235,10 @@ def _selector(spec: Fields) -> dict[str, str]:
     return labels
 
 
-def _foreign(fields: Fields, where: Where) -> Foreign | None:
-    """None: it is one of ours, from an earlier translation, or says nothing of what passes."""
-    meta = Metadata(fields, where, "AuthorizationPolicy")
-    if MANAGED_BY in meta.labels.items():
-        return None
+def _foreign(fields: Fields, meta: Metadata) -> Foreign | None:
+    """None: it says nothing of what passes."""
     spec = Fields(fields.take("spec", dict, {}), meta.where.at("spec"))
     if spec.take("action", str, "ALLOW") == "AUDIT":
         return None
     targeted = bool(spec.raw("targetRefs") or spec.raw("targetRef"))
     return Foreign(meta.namespace, meta.name, _selector(spec), everybody=not targeted)
-
-
-def _port_list(value: Any) -> frozenset[int]:
-    if not isinstance(value, str):
-        raise PolicyError("", "", "metadata.annotations", f"{shown(value)} is not a list of ports")
-    numbers = map(parse_port_number, value.replace(" ", "").split(","))
-    return frozenset(number for number in numbers if number is not None)

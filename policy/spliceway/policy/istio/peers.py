@@ -175,7 +175,9 @@ class PeerSources:
             if any(test.matches(facts) for test in tests):
                 meant.add(self._principal(*account(pod)))
         if by_labels and not meant:
-            self._note("selects no pod of the inventory, which could tell service accounts: nobody is meant")
+            self._note(
+                "a rule's peers are no pods of the inventory, which alone tell service accounts: nobody is meant"
+            )
         for _, (pod, *_) in self._alike:
             principal = self._principal(*account(pod))
             covered = principal in meant or self._principal(pod.namespace, "*") in meant

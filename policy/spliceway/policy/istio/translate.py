@@ -258,7 +258,7 @@ class _Translator:
             self._filters += self._filtering(about, judged(ready, allowing))
         for entry, compiled in ready:
             if not entry.pods:
-                self._note(f"{entry.policy.title}: selects no pod of the inventory")
+                self._note(f"{entry.policy.title}: is about no pod of the inventory")
             parts = [("ALLOW", allowing.get(entry)), ("DENY", compiled.deny or None)]
             for action, rules in parts:
                 if rules is None:

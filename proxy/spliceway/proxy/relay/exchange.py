@@ -96,7 +96,8 @@ def refusal(
 ) -> AccessRecord:
     """The record of what was refused before it was a request. `raw`: what came, as far as a first line can be seen."""
     line = raw[:_LONGEST].partition(b"\n")[0].rstrip(b"\r").split(b" ")
-    words = [shown(word) for word in line] if len(line) == 3 else []
+    # TLS begins with random bytes, of which some are blanks.
+    words = [shown(word) for word in line] if len(line) == 3 and reason is not Reason.HTTP_TLS else []
     method, path, protocol = words or ("", "", "")
     return AccessRecord(
         time=time.time_ns(),

@@ -14,10 +14,9 @@ import msgspec
 
 from spliceway.agent.endpoints import INTERFACE, NETNS
 from spliceway.agent.sources.events import ObjectChanged
+from spliceway.policy.istio.sidecar import CONTAINER, DUAL_STACK, WRITERS
 
 Json = dict[str, Any]
-#: Name of the container that Istio adds (see `istiopods`).
-SIDECAR = "istio-proxy"
 #: Annotations that repeat the whole object.
 _ECHOES = ("kubectl.kubernetes.io/last-applied-configuration",)
 #: Kinds whose status says something.
@@ -47,11 +46,31 @@ class _SecurityContext(msgspec.Struct, rename="camel", omit_defaults=True):
     run_as_user: int | None = None
 
 
-class _Container(msgspec.Struct, rename="camel", omit_defaults=True):
+class _Variable(msgspec.Struct, omit_defaults=True):
+    name: str
+    value: str | None = None
+
+
+class _Container(msgspec.Struct, rename="camel"):
+    """`args` and `env` are of interest in two containers of Istio's only."""
+
     ports: list[_Port] | None = None
     restart_policy: str | None = None
     name: str | None = None
     security_context: _SecurityContext | None = None
+    args: msgspec.Raw = msgspec.Raw(b"null")
+    env: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Kept(msgspec.Struct, rename="camel", omit_defaults=True):
+    """What stays of a container."""
+
+    ports: list[_Port] | None = None
+    restart_policy: str | None = None
+    name: str | None = None
+    security_context: _SecurityContext | None = None
+    args: list[str] | None = None
+    env: list[_Variable] | None = None
 
 
 class _PodSpec(msgspec.Struct, rename="camel"):
@@ -161,6 +180,7 @@ class Status(msgspec.Struct, rename="camel"):
 
 _POD, _NODE, _HEAD = msgspec.json.Decoder(_Pod), msgspec.json.Decoder(_Node), msgspec.json.Decoder(_Head)
 _ANY, _ANNOTATIONS = msgspec.json.Decoder(Json), msgspec.json.Decoder(dict[str, str] | None)
+_ARGS, _ENV = msgspec.json.Decoder(list[str] | None), msgspec.json.Decoder(list[_Variable] | None)
 
 
 class Reader:
@@ -307,14 +327,17 @@ def _mesh(metadata: Metadata) -> dict[str, str]:
 
 
 def _containers(containers: list[_Container] | None, *, own: bool) -> list[Json] | None:
-    """Those that have named ports; of a pod of this node, also a sidecar, and whose user it is."""
+    """Those that have named ports; of a pod of this node, also a sidecar, whose user it is, and what comes to it."""
     found = []
     for one in containers or ():
         named = [port for port in one.ports or () if port.name] or None
-        if own and one.name == SIDECAR:
-            found.append(msgspec.to_builtins(_Container(named, one.restart_policy, one.name, one.security_context)))
+        if own and one.name in (CONTAINER, *WRITERS):
+            args = _ARGS.decode(one.args) if one.name in WRITERS else None
+            env = [each for each in _ENV.decode(one.env) or () if each.name == DUAL_STACK] or None
+            kept = _Kept(named, one.restart_policy, one.name, one.security_context, args, env)
+            found.append(msgspec.to_builtins(kept))
         elif named:
-            found.append(msgspec.to_builtins(_Container(named, one.restart_policy)))
+            found.append(msgspec.to_builtins(_Kept(named, one.restart_policy)))
     return found or None
 
 
