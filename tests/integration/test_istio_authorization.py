@@ -112,7 +112,9 @@ def test_who_may_ask_for_what(site: Site) -> None:
     expect(bed, {("boss", "/"): NONE, ("other", "/open/a"): NONE, ("friend", "/open/a"): OK})
     expect(bed, {("friend", "/open/not"): REFUSED})
     # A policy that is refused now stays as it was.
-    bed.node.write_policy("allow", ALLOW.replace("to: [{", "when: [{key: source.ip, values: [10.0.0.1]}]\n    to: [{"))
+    bed.node.write_policy(
+        "allow", ALLOW.replace("to: [{", "when: [{key: connection.sni, values: [a.test]}]\n    to: [{")
+    )
     until(lambda: bool(agent.client.get("status")["source"]["refusals"]), 30)
     expect(bed, {("friend", "/open/a"): OK, ("friend", "/open/not"): REFUSED, ("other", "/open/a"): NONE})
     for name in ("allow", "deny"):

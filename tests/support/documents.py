@@ -223,6 +223,7 @@ spec:
         hosts: [a.test]
         notHosts: [b.test]
   - from: [{source: {principals: [cluster.local/ns/c/sa/d], notNamespaces: [e], notServiceAccounts: [c/f]}}]
+    when: [{key: source.namespace, values: [c, h], notValues: [g]}, {key: destination.port, notValues: ["83"]}]
 """
 
 _TEXT = "\n---\n".join(

@@ -223,10 +223,12 @@ def exception(one: Asked, way: Way, *, passes: bool) -> str:
     if one.http is None or one.case.request is None:
         return ""
     path = one.case.request.path.partition(b"?")[0]
+    # What is matched is what the server gets.
+    resolved = one.http.reason is Reason.HTTP_AMBIGUOUS and re.search(rb"%2e|/\.\.?;", path, re.IGNORECASE)
+    if passes and resolved and way.ambiguous is not Ambiguous.PASS:
+        return "dots that Envoy resolves before any filter sees them"
     if way.ambiguous is Ambiguous.DENY:
         if passes:
-            if one.http.reason is Reason.HTTP_AMBIGUOUS and re.search(rb"%2e|/\.\.?;", path, re.IGNORECASE):
-                return "dots that Envoy resolves before any filter sees them"
             decoded = way.normalization is Normalization.DECODE_AND_MERGE_SLASHES and not one.read
             return "%2f, where the mesh decodes it" if decoded and b"%2f" in path.lower() else ""
         if not one.read and (_odd_slashes(path) or (way.normalization is Normalization.NONE and _odd_path(path))):

@@ -18,6 +18,9 @@ Doc = dict[str, Any]
 _HTTP_KEYS = ("hosts", "notHosts", "methods", "notMethods", "paths", "notPaths")
 _TYPES = "type.googleapis.com/envoy.extensions."
 _NOTED = "experimental.envoy.filters."
+#: Names of «any of», of its items, and of «not».
+_PERMISSIONS, _PRINCIPALS = ("or_rules", "rules", "not_rule"), ("or_ids", "ids", "not_id")
+_SERVER_KEYS = ("destination.port",)
 
 
 class BadPolicyError(Exception):
@@ -48,7 +51,7 @@ def filters(documents: Iterable[Doc], *, tcp: bool = False) -> list[Doc]:
         policies = {}
         for one in about:
             for index, rule in enumerate(one["spec"].get("rules", [])):
-                made = _policy(rule, action, tcp)
+                made = _policy(rule, action, tcp, one["metadata"]["namespace"])
                 if made is not None:
                     policies[f"ns[{one['metadata']['namespace']}]-policy[{one['metadata']['name']}]-rule[{index}]"] = (
                         made
@@ -62,22 +65,23 @@ def filters(documents: Iterable[Doc], *, tcp: bool = False) -> list[Doc]:
     return found
 
 
-def _policy(rule: Doc, action: str, tcp: bool) -> Doc | None:
+def _policy(rule: Doc, action: str, tcp: bool, namespace: str) -> Doc | None:
     _known(rule, ("from", "to", "when"))
     http = any(set(_HTTP_KEYS) & set(to["operation"]) for to in rule.get("to", ()))
     http = http or any(one["key"].startswith("request.") for one in rule.get("when", ()))
     if tcp and http and action == "ALLOW":
         return None
-    noted = [_noted(one) for one in rule.get("when", ()) if one["key"].startswith(_NOTED)]
+    conditions: dict[bool, list[Doc]] = {False: [], True: []}  # whether they are about the server
+    for one in rule.get("when", ()):
+        at_server = one["key"] in _SERVER_KEYS or one["key"].startswith(_NOTED)
+        conditions[at_server] += _condition(one, tcp, namespace)
     permissions = [
-        _all([*_operation(to["operation"], tcp), *noted], "and_rules", "rules")
+        _all([*_operation(to["operation"], tcp), *conditions[True]], "and_rules", "rules")
         for to in rule.get("to", [{"operation": {}}])
     ]
-    sources = [_source(one["source"]) for one in rule.get("from", ())] or [[]]
-    conditions = [
-        part for one in rule.get("when", ()) if not one["key"].startswith(_NOTED) for part in _condition(one, tcp)
-    ]
-    return {"permissions": permissions, "principals": [_all([*one, *conditions], "and_ids", "ids") for one in sources]}
+    sources = [_source(one["source"], namespace) for one in rule.get("from", ())] or [[]]
+    principals = [_all([*one, *conditions[False]], "and_ids", "ids") for one in sources]
+    return {"permissions": permissions, "principals": principals}
 
 
 def _operation(operation: Doc, tcp: bool) -> list[Doc]:
@@ -91,7 +95,7 @@ def _operation(operation: Doc, tcp: bool) -> list[Doc]:
     ):
         if tcp and key != "ports":
             continue
-        found += _either(operation, key, make, "or_rules", "rules", "not_rule")
+        found += _either(operation, key, make, *_PERMISSIONS)
     return found
 
 
@@ -107,34 +111,45 @@ def _noted(condition: Doc) -> Doc:
     return {"metadata": matcher}
 
 
-def _source(source: Doc) -> list[Doc]:
-    _known(source, ("principals", "notPrincipals", "namespaces", "notNamespaces", "ipBlocks", "notIpBlocks"))
-    found: list[Doc] = []
-    for key, make in (
-        ("principals", _principal),
-        ("namespaces", lambda value: _certificate({"safe_regex": {"regex": f".*/ns/{_glob(value)}/.*"}})),
-        ("ipBlocks", _block),
-    ):
-        found += _either(source, key, make, "or_ids", "ids", "not_id")
-    return found
+def _source(source: Doc, namespace: str) -> list[Doc]:
+    makers = _clients(namespace)
+    _known(source, [name for key in makers for name in (key, _negative(key))])
+    return [part for key, make in makers.items() for part in _either(source, key, make, *_PRINCIPALS)]
 
 
-def _condition(condition: Doc, tcp: bool) -> list[Doc]:
-    _known(condition, ("key", "values", "notValues"))
+def _clients(namespace: str) -> dict[str, Any]:
+    """What each field of a source asks of clients, by a value of it. `namespace`: of the policy."""
+    return {
+        "principals": _principal,
+        "namespaces": lambda value: _certificate({"safe_regex": {"regex": f".*/ns/{_glob(value)}/.*"}}),
+        "serviceAccounts": lambda value: _account(value, namespace),
+        "ipBlocks": _block,
+    }
+
+
+def _condition(condition: Doc, tcp: bool, namespace: str) -> list[Doc]:
     key = condition["key"]
-    if not (found := re.fullmatch(r"request\.headers\[(.+)\]", key)):
-        raise BadPolicyError(f"condition {key}")
+    if key.startswith(_NOTED):
+        return [_noted(condition)]
+    _known(condition, ("key", "values", "notValues"))
     if not condition.get("values") and not condition.get("notValues"):
         raise BadPolicyError("values or notValues must be there")
+    if key == "destination.port":
+        return _either(condition, "values", lambda value: {"destination_port": int(value)}, *_PERMISSIONS)
+    fields = {"source.ip": "ipBlocks", "source.namespace": "namespaces", "source.principal": "principals"}
+    fields["source.serviceAccount"] = "serviceAccounts"
+    if key in fields:
+        return _either(condition, "values", _clients(namespace)[fields[key]], *_PRINCIPALS)
+    if not (found := re.fullmatch(r"request\.headers\[(.+)\]", key)):
+        raise BadPolicyError(f"condition {key}")
     if tcp:
         return []
-    return _either(condition, "values", lambda value: {"header": _header(found[1], value)}, "or_ids", "ids", "not_id")
+    return _either(condition, "values", lambda value: {"header": _header(found[1], value)}, *_PRINCIPALS)
 
 
 def _either(part: Doc, key: str, make: Any, any_of: str, items: str, negation: str) -> list[Doc]:
     found = []
-    negative = "not" + key[0].upper() + key[1:]
-    for name, negate in ((key, False), (negative, True)):
+    for name, negate in ((key, False), (_negative(key), True)):
         values = part.get(name)
         if values is None:
             continue
@@ -143,6 +158,10 @@ def _either(part: Doc, key: str, make: Any, any_of: str, items: str, negation: s
         made = {any_of: {items: [make(value) for value in values]}}
         found.append({negation: made} if negate else made)
     return found
+
+
+def _negative(key: str) -> str:
+    return f"not{key[0].upper()}{key[1:]}"
 
 
 def _all(parts: list[Doc], all_of: str, items: str) -> Doc:
@@ -181,6 +200,12 @@ def _principal(value: str) -> Doc:
     if value.endswith("*"):
         return _certificate({"prefix": f"spiffe://{value[:-1]}"})
     return _certificate({"exact": f"spiffe://{value}"})
+
+
+def _account(value: str, namespace: str) -> Doc:
+    of, _, name = value.rpartition("/")
+    pattern = f"spiffe://.+/ns/{re.escape(of or namespace)}/(.+/|)sa/{re.escape(name)}(/.+)?"
+    return _certificate({"safe_regex": {"regex": pattern}})
 
 
 def _certificate(match: Doc) -> Doc:

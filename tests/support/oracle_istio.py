@@ -1,9 +1,9 @@
 """What Istio's AuthorizationPolicy says, for the oracle: a say of its own, for TCP, at servers without Istio's proxy.
 
 Source: istio.io/latest/docs/reference/config/security/authorization-policy («Authorization Policy», «Rule», «Source»,
-«Operation»), and «Implicit enablement»: DENY before ALLOW; without any ALLOW policy everything passes; any rule, any
-source, any operation; of one of them all that it has. On TCP rules of ALLOW that ask for HTTP never match, and DENY
-does without what it asks of HTTP.
+«Operation», «Condition»), and «Implicit enablement»: DENY before ALLOW; without any ALLOW policy everything passes; any
+rule, any source, any operation, all conditions; of one of them all that it has. On TCP rules of ALLOW that ask for HTTP
+never match, and DENY does without what it asks of HTTP.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ def says(world: World, ask: Ask) -> Said:
         for index, rule in enumerate(spec.get("rules", [])):
             if not any(_comes(one["source"], policy, ask.peer) for one in rule.get("from", [{"source": {}}])):
                 continue
+            if not all(_is_so(one, policy, ask) for one in rule.get("when", [])):
+                continue
             name = f"{title(policy)} spec.rules[{index}]"
             for place, one in enumerate(rule.get("to", [{"operation": {}}])):
                 if not _holds(one["operation"], "ports", lambda value: int(value) == ask.port):
@@ -110,6 +112,7 @@ def _meshed(world: World, pod: Doc) -> bool:
 def _matches(rule: Doc, policy: Doc, ask: Ask, request: Request | None) -> bool:
     deny = policy["spec"].get("action", "ALLOW") == "DENY"
     comes = any(_comes(one["source"], policy, ask.peer) for one in rule.get("from", [{"source": {}}]))
+    comes = comes and all(_is_so(one, policy, ask) for one in rule.get("when", []))
     http = any(_is_http(one["operation"]) for one in rule.get("to", []))
     if request is None and http and not deny and all(_is_http(one["operation"]) for one in rule["to"]):
         return False
@@ -187,6 +190,26 @@ def _comes(source: Doc, policy: Doc, peer: Who) -> bool:
         "ipBlocks": is_in,
     }
     return all(_holds(source, field, way) for field, way in ways.items())
+
+
+#: Which field of a source says the same as a condition.
+_CONDITIONS = {
+    "source.ip": "ipBlocks",
+    "source.namespace": "namespaces",
+    "source.principal": "principals",
+    "source.serviceAccount": "serviceAccounts",
+}
+
+
+def _is_so(condition: Doc, policy: Doc, ask: Ask) -> bool:
+    """By one of its `values`, where there are any, and by none of its `notValues`."""
+    field = _CONDITIONS.get(condition["key"], "ports")
+    negation = f"not{field[0].upper()}{field[1:]}"
+    names = {"values": field, "notValues": negation}
+    part = {names[name]: values for name, values in condition.items() if name != "key"}
+    if condition["key"] == "destination.port":
+        return _holds(part, "ports", lambda value: int(value) == ask.port)
+    return _comes(part, policy, ask.peer)
 
 
 def _holds(part: Doc, field: str, is_one: Any) -> bool:

@@ -10,8 +10,9 @@ from spliceway.agent.provenance import CONFIGURATION, policy_states, provenance,
 from spliceway.agent.xdstypes import short_type
 from spliceway.policy.compile import compile_table
 from spliceway.policy.numbering import Numbering
-from spliceway.policy.table import HttpRule, PolicyTable, RuleRef, RuleSet
+from spliceway.policy.table import HttpRule, HttpTest, PolicyTable, RuleRef, RuleSet
 from spliceway.xds.protocol.typeurls import TYPES
+from spliceway.xds.resources.names import rule_of, rule_set_of
 from support.agent import NODE, cluster_of, pod, policy
 
 API, WEB, ALL = "CiliumNetworkPolicy shop/api", "CiliumNetworkPolicy shop/web", "CiliumClusterwideNetworkPolicy all"
@@ -75,6 +76,22 @@ def test_policies_that_are_not_applied() -> None:
     assert worst(()) == "applied"
 
 
+def test_policies_that_only_test_what_others_allow_are_among_them() -> None:
+    own, tried = "AuthorizationPolicy shop/own", "AuthorizationPolicy shop/tried"
+    rules = {**RULES, 7: RuleRef(own, "spec.e"), 8: RuleRef(tried, "spec.f")}
+    tests = (HttpTest(path="/a", rule=7),)
+    enforced = HttpRule(1, tests=(tests,))
+    in_audit = HttpRule(1, tests=(tests, (HttpTest(path="/b", negated=True, rule=8),)))
+    sets = {5: RuleSet(5, "five", (enforced,), audit=(in_audit,))}
+    made = provenance("rule-set-5", sets, rules, file_of)
+    told = {
+        f"{one.kind} {one.namespace}/{one.name}": [(rule.id, rule.audit) for rule in one.rules] for one in made.policies
+    }
+    assert told == {API: [(1, False)], own: [(7, False)], tried: [(8, True)]}
+    missing = unapplied({5: Answer(Acceptance.REFUSED, "RDS", "rule-set-5", "no")}, sets)
+    assert [one.policy for one in policy_states(missing, sets, rules, file_of)] == [own, tried, API]
+
+
 def table() -> PolicyTable:
     ingress = policy("in", "server", 80, http=["/a"])
     egress = policy("out", "client", 80, peer="server", http=["/b"]).replace("ingress:", "egress:")
@@ -108,6 +125,29 @@ def test_rows_say_how_far_they_are_with_the_proxy() -> None:
     }  # fmt: skip
 
 
+def test_rows_show_what_an_authorization_policy_asks_beside_a_rule() -> None:
+    own = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: own, namespace: default}
+spec: {rules: [{to: [{operation: {methods: [GET], notPaths: [/a/b]}}]}]}
+"""
+    pods = (pod("client", "10.240.1.10"), pod("server", "10.240.1.11"))
+    cluster = cluster_of(*pods, policy("in", "server", 80, http=["/a.*"]), own)
+    made = compile_table(cluster, node=NODE, numbering=Numbering(), revision=1)
+    server = made.endpoints["default/server"].policy_id
+    (http,) = [row["http"] for row in policy_rows(made, {server})[server] if "in " in row["rule"]]
+    ((rule,),) = [http]
+    assert (rule["path"], rule["audit"]) == ("/a.*", False)
+    test = {
+        "negated": False,
+        "matches": {":method": "GET"},
+        "unless": {":path": r"/a/b(\?.*)?"},
+        "rule": "AuthorizationPolicy default/own spec.rules[0].to[0].operation",
+    }
+    assert rule["tests"] == [[test]]
+
+
 def test_types_have_many_names() -> None:
     for text in ("LDS", "lds", "listener", "Listeners"):
         assert short_type(text) == "LDS"
@@ -117,3 +157,9 @@ def test_types_have_many_names() -> None:
     assert short_type("envoy.config.listener.v3.Listener") == "LDS"
     with pytest.raises(ValueError, match=r"no type 'x' \(there are LDS or listeners, RDS or routes, .*, ECDS or ext"):
         short_type("x")
+
+
+@pytest.mark.parametrize("digits", ["", "x", "-1", "٤", "9" * 5000])
+def test_names_that_are_no_rule_sets(digits: str) -> None:
+    assert (rule_set_of("rule-set-5"), rule_of("00001/7")) == (5, 7)
+    assert rule_set_of(f"rule-set-{digits}") == rule_of(f"00001/{digits}") == 0

@@ -24,6 +24,7 @@ from spliceway.agent.authorization.objects import (
 )
 from spliceway.agent.authorization.patience import Patience, crowded
 from spliceway.agent.authorization.saying import conditions
+from spliceway.agent.authorization.told import EmissionCollector, Figures, emission_status
 from spliceway.agent.cli.writing import writing_line
 from spliceway.agent.config import parse_config
 from spliceway.agent.errors import ConfigError
@@ -334,6 +335,30 @@ def test_the_line_of_status_says_what_is_applied() -> None:
     assert line.endswith("; for Istio: 1 AuthorizationPolicy, 2 kept of refused translations, 3 policies refused")
     assert "Istio" not in writing_line({**found, "authorization": {**applied, "mode": "off"}}, 2.0)[0]
     assert "Istio" not in writing_line({**found, "leads": False, "writer": "n2"}, 2.0)[0]
+
+
+def test_who_does_not_write_counts_what_it_has_written_and_no_objects() -> None:
+    figures = Figures()
+    now = ("emitted", "kept", "going", "refused")
+    since = ("created", "updated", "restored", "deleted", "failures")
+    for number, name in enumerate((*now, *since), 1):
+        setattr(figures, name, number)
+    figures.seconds, figures.settled = 0.5, True
+    writer, another = (emission_status("emit", figures, leads=leads) for leads in (True, False))
+    assert [getattr(writer, name) for name in (*now, *since)] == list(range(1, 10))
+    assert (writer.mode, writer.seconds, writer.settled) == ("emit", 0.5, True)
+    assert [getattr(another, name) for name in (*now, *since)] == [0, 0, 0, 0, 5, 6, 7, 8, 9]
+    assert (another.mode, another.seconds, another.settled) == ("emit", 0.0, False)
+    samples = [one for family in EmissionCollector(lambda: writer).collect() for one in family.samples]
+    assert {
+        (one.name.removeprefix("spliceway_authorization_"), *one.labels.values()): one.value for one in samples
+    } == {
+        **{("policies", name): number for number, name in enumerate(now[:3], 1)},
+        ("refused",): 4,
+        **{("writes_total", name): number for number, name in enumerate(since[:4], 5)},
+        ("failures_total",): 9,
+    }
+    assert not list(EmissionCollector(lambda: emission_status("off", figures, leads=True)).collect())
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,11 @@ def test_selectors_of_workloads_beyond_match_labels() -> None:
             "annotations: {sidecar.istio.io/interceptionMode: NONE}}",
             "does not see any connection",
         ),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: part, namespace: shop, labels: {app: api}, "
+            f"annotations: {{traffic.sidecar.istio.io/excludeInboundPorts: '{'9' * 5000}, 00080'}}}}",
+            "does not see port 80",
+        ),
     ],
 )
 def test_what_stands_against_it(text: str, why: str) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from ipaddress import ip_address
-from random import Random
-from typing import Any
 
 import pytest
 
@@ -22,99 +20,16 @@ from spliceway.policy.model import Cluster
 from spliceway.policy.numbering import Numbering
 from spliceway.policy.table import PolicyTable
 from spliceway.policy.verdict import Direction, Verdict
+from support.authorizationrandom import Maker
 from support.cases import NODE, POD_CIDRS, cluster_of
 from support.oracle_istio import Request, permits
 from support.oracle_world import Ask, Doc, World
 
-WORLDS, ASKED = 60, 12
+WORLDS, ASKED = 100, 12
 SERVER, SERVER_ADDRESS = "shop/server", "10.240.1.80"
 CLIENTS = ("10.240.1.81", "10.240.1.82", "10.240.2.83", "10.1.2.3", "10.1.1.3", "172.30.0.1", "172.30.0.2")
 OWN_NODE = "172.30.0.1"
 _POD_NAMES = (("shop", "front", CLIENTS[0]), ("bank", "teller", CLIENTS[1]), ("bank", "far", CLIENTS[2]))
-_SOURCES: dict[str, tuple[str, ...]] = {
-    "namespaces": ("shop", "bank", "*"),
-    "principals": ("cluster.local/ns/shop/sa/front", "cluster.local/ns/bank/*", "*/sa/teller", "*"),
-    "serviceAccounts": ("front", "bank/teller"),
-}
-_BLOCKS = ("10.1.0.0/16", "10.1.1.0/24", "10.240.0.0/16", "172.30.0.2/32")
-_HTTP: dict[str, tuple[str, ...]] = {
-    "methods": ("GET", "P*", "*T", "*", "DELETE"),
-    "hosts": ("a.test", "*.TEST", "b*", "*"),
-    "paths": ("/a", "/a/*", "*.txt", "/v/{*}", "/v/{**}/z", "*", "/"),
-}
-_TARGETS = ("/", "/a", "/a/", "/a/b?c", "/v/1", "/v/1/2", "/v/1/z", "/v/z?a.txt", "/b.txt", "/v/", "/v/[x]")
-_HOSTS = ("a.test", "A.Test", "b", "b.test:80", "c")
-
-
-class Maker:
-    """Documents at random."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = Random(seed)
-
-    def some(self, values: tuple[str, ...]) -> list[str]:
-        return self.random.sample(values, self.random.choice((1, 1, 2)))
-
-    def source(self) -> Doc:
-        if self.random.random() < 0.3:
-            found = {name: self.some(_BLOCKS) for name in self.some(("ipBlocks", "notIpBlocks"))}
-        else:
-            found = {}
-            for name in self.some(tuple(_SOURCES)):
-                key = name if self.random.random() < 0.7 else f"not{name[0].upper()}{name[1:]}"
-                found[key] = self.some(_SOURCES[name])
-        return {"source": found}
-
-    def operation(self) -> Doc:
-        found: dict[str, list[str]] = {}
-        if self.random.random() < 0.6:
-            found[self.random.choice(("ports", "ports", "notPorts"))] = self.some(("80", "81"))
-        if not found or self.random.random() < 0.6:
-            for name in self.some(tuple(_HTTP)):
-                key = name if self.random.random() < 0.7 else f"not{name.title()}"
-                found[key] = self.some(_HTTP[name])
-        return {"operation": found}
-
-    def authorization(self, name: str) -> Doc:
-        rules = []
-        for _ in range(self.random.choice((0, 1, 1, 2))):
-            rule: dict[str, Any] = {}
-            if self.random.random() < 0.7:
-                rule["from"] = [self.source() for _ in range(self.random.choice((1, 1, 2)))]
-            if self.random.random() < 0.8:
-                rule["to"] = [self.operation() for _ in range(self.random.choice((1, 1, 2)))]
-            rules.append(rule)
-        spec: dict[str, Any] = {"rules": rules} if rules or self.random.random() < 0.5 else {}
-        spec["action"] = self.random.choice(("ALLOW", "ALLOW", "DENY"))
-        namespace = self.random.choice(("shop", "shop", "istio-system", "bank"))
-        if self.random.random() < 0.5:
-            spec["selector"] = {"matchLabels": {"app": self.random.choice(("server", "server", "front"))}}
-        metadata = {"name": name, "namespace": namespace}
-        return {"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": metadata, "spec": spec}
-
-    def others(self) -> list[Doc]:
-        """Policies of other kinds for the server."""
-        http = [{"method": "GET"}, {"path": "/a.*", "method": "POST"}]
-        rules = {"rules": {"http": self.random.sample(http, self.random.choice((1, 2)))}}
-        ports = {"ports": [{"port": "80", "protocol": "TCP"}], **self.random.choice(({}, rules))}
-        cilium = {"endpointSelector": {"matchLabels": {"app": "server"}}, "ingress": [{"toPorts": [ports]}]}
-        plain = {"podSelector": {}, "ingress": [{"from": [{"namespaceSelector": {}}], "ports": [{"port": 81}]}]}
-        accept = {"action": "Allow", "from": [{"namespaces": {}}]}
-        admin = {"priority": 1, "subject": {"namespaces": {}}, "ingress": [accept]}
-        found = [
-            ("cilium.io/v2", "CiliumNetworkPolicy", {"name": "c", "namespace": "shop"}, cilium),
-            ("networking.k8s.io/v1", "NetworkPolicy", {"name": "n", "namespace": "shop"}, plain),
-            ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy", {"name": "a"}, admin),
-        ]
-        chosen = self.random.sample(found, self.random.choice((0, 0, 1, 1, 2, 3)))
-        return [{"apiVersion": version, "kind": kind, "metadata": m, "spec": spec} for version, kind, m, spec in chosen]
-
-    def request(self) -> Request:
-        return Request(
-            self.random.choice(("GET", "POST", "PUT", "DELETE")),
-            self.random.choice(_TARGETS),
-            self.random.choice(_HOSTS),
-        )
 
 
 def _cluster(contents: list[Doc]) -> Cluster:

@@ -41,6 +41,7 @@ DEFAULTS = (
 NO_OTHER = (
     r"Cilium\w*Policy a spec\.ingress\[0\]\.toPorts\[0\]\.ports\[\d\]\.protocol",  # HTTP rules need TCP
     r"BaselineAdminNetworkPolicy default metadata\.name",
+    r"AuthorizationPolicy a spec\.rules\[1\]\.when\[1\]\.key",  # a port is no client
     r"EndpointSlice a addressType",
     r"Service a spec\.(clusterIP|clusterIPs\[0\]|ipFamilies\[\d\])",  # they must fit each other
 )
@@ -88,6 +89,7 @@ OTHER_AT: dict[str, Any] = {
     "spec.rules[0].from[1].source.ipBlocks[0]": "10.0.0.0/9",
     "spec.rules[0].from[1].source.notIpBlocks[0]": "10.2.0.0/16",
     "spec.rules[0].to[2].operation.paths[0]": "/b/*",
+    "spec.rules[1].when[0].key": "source.serviceAccount",
     "spec.type": "ExternalName",
     "spec.clusterIP": "10.96.0.11",
     "spec.clusterIPs[0]": "10.96.0.11",

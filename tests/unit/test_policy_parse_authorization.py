@@ -84,6 +84,11 @@ def source(**fields: list[str]) -> dict[str, Any]:
     return {"from": [{"source": fields}]}
 
 
+def when(key: str, values: Any = None, without: Any = None, **more: Any) -> dict[str, Any]:
+    said = {"values": values, "notValues": without, **more}
+    return {"when": [{"key": key, **{name: value for name, value in said.items() if value is not None}}]}
+
+
 def operation(**fields: list[str]) -> dict[str, Any]:
     return {"rules": [{"to": [{"operation": fields}]}]}
 
@@ -120,10 +125,47 @@ ALL = {FRONT, TELLER, WORLD, NODE}
         ({"from": [{"source": {"namespaces": ["bank"]}}, {"source": {"ipBlocks": [WORLD]}}]}, {TELLER, WORLD}),
         ({"to": [{"operation": {"ports": ["80"]}}]}, ALL),
         ({"to": [{"operation": {"ports": ["81"]}}]}, set()),
+        ({"to": [{"operation": {"ports": ["000080", "0", "65535"]}}]}, ALL),
         ({"to": [{"operation": {"notPorts": ["80"]}}]}, set()),
         ({"to": [{"operation": {"notPorts": ["81"]}}]}, ALL),
         ({"to": [{"operation": {"ports": ["81"]}}, {"operation": {"ports": ["80", "82"]}}]}, ALL),
         ({"to": [{"operation": {"ports": ["80"], "notPorts": ["80"]}}]}, set()),
+        (when("source.ip", ["10.0.0.0/8"]), {FRONT, TELLER}),
+        (when("source.ip", ["10.0.0.0/8"], ["10.0.1.0/24"]), {FRONT}),
+        (when("source.ip", None, ["10.0.0.0/8"]), {WORLD, NODE}),
+        (when("source.namespace", ["bank"]), {TELLER}),
+        (when("source.namespace", None, ["bank"]), {FRONT, WORLD, NODE}),
+        (when("source.principal", ["*"], ["cluster.local/ns/shop/sa/front"]), {TELLER}),
+        (when("source.serviceAccount", ["front", "bank/default"]), {FRONT, TELLER}),
+        (when("destination.port", ["80"]), ALL),
+        (when("destination.port", ["81", "82"]), set()),
+        (when("destination.port", None, ["80"]), set()),
+        (when("destination.port", None, ["81"]), ALL),
+        (when("destination.port", ["80", "81"], ["80"]), set()),
+        # What is beside them must hold, too, whichever of several sources and operations it is.
+        ({**source(ipBlocks=["10.0.0.0/8"]), **when("source.ip", ["10.0.1.0/24", WORLD])}, {TELLER}),
+        ({**source(ipBlocks=["10.0.1.0/24"]), **when("source.ip", ["10.0.0.0/8", WORLD])}, {TELLER}),
+        ({**source(ipBlocks=["10.0.1.0/24"]), **when("source.ip", ["10.0.0.0/24"])}, set()),
+        ({**source(namespaces=["bank", "shop"]), **when("source.principal", ["*/sa/front"])}, {FRONT}),
+        ({**source(notNamespaces=["bank"]), **when("source.serviceAccount", None, ["front"])}, {WORLD, NODE}),
+        (
+            {
+                "from": [{"source": {"namespaces": ["bank"]}}, {"source": {"notPrincipals": ["*/sa/front"]}}],
+                **when("source.namespace", ["shop", "bank"]),
+            },
+            {TELLER},
+        ),
+        ({"to": [{"operation": {"ports": ["80"]}}], **when("destination.port", ["80", "81"])}, ALL),
+        ({"to": [{"operation": {"ports": ["80"]}}], **when("destination.port", ["81"])}, set()),
+        (
+            {
+                "to": [{"operation": {"ports": ["81"]}}, {"operation": {"notPorts": ["82"]}}],
+                **when("destination.port", None, ["83"]),
+            },
+            ALL,
+        ),
+        ({"when": when("source.ip", ["10.0.0.0/8"])["when"] + when("source.ip", ["10.0.1.0/24"])["when"]}, {TELLER}),
+        ({"when": when("source.ip", ["10.0.0.0/8"])["when"] + when("destination.port", ["81"])["when"]}, set()),
     ],
 )
 def test_whom_a_denial_means(rule: dict[str, Any], expected: set[str]) -> None:
@@ -161,7 +203,30 @@ def test_what_denies_nothing() -> None:
         ({"action": "deny"}, "spec.action"),
         ({"action": "DENY", "targetRefs": [{"kind": "Gateway"}]}, "spec.targetRefs"),
         ({"action": "DENY", "selector": {"matchExpressions": []}}, "spec.selector.matchExpressions"),
-        ({"action": "DENY", "rules": [{"when": [{"key": "source.ip"}]}]}, "spec.rules[0].when"),
+        ({"action": "DENY", "rules": [{"when": [{"key": "source.ip"}]}]}, "spec.rules[0].when[0]"),
+        ({"rules": [{"when": []}]}, "spec.rules[0].when"),
+        ({"rules": [{"when": [{"values": ["a"]}]}]}, "spec.rules[0].when[0].key"),
+        ({"rules": [when("source.ip", [])]}, "spec.rules[0].when[0].values"),
+        ({"rules": [when("source.ip", ["10.0.0.0/8"], [])]}, "spec.rules[0].when[0].notValues"),
+        ({"rules": [when("source.ip", ["10.0.0.0/8", "x"])]}, "spec.rules[0].when[0].values[1]"),
+        ({"rules": [when("source.namespace", None, ["a*"])]}, "spec.rules[0].when[0].notValues[0]"),
+        ({"rules": [when("source.principal", ["other/ns/a/sa/b"])]}, "spec.rules[0].when[0].values[0]"),
+        ({"rules": [when("source.serviceAccount", ["a/b/c"])]}, "spec.rules[0].when[0].values[0]"),
+        ({"rules": [when("destination.port", ["http"])]}, "spec.rules[0].when[0].values[0]"),
+        ({"rules": [when("destination.port", ["80"], more=["81"])]}, "spec.rules[0].when[0].more"),
+        ({"rules": [{**source(namespaces=["a"]), **when("source.ip", ["::/0"])}]}, "spec.rules[0].from[0].source"),
+        (
+            {"rules": [when("source.ip", ["::/0"]) | {"to": [{"operation": {}}]}]},
+            "spec.rules[0].to[0].operation",
+        ),
+        *(
+            ({"rules": [when(key, ["a"])]}, "spec.rules[0].when[0].key")
+            for key in (
+                *("request.headers[x]", "request.experimental.inline.headers[x]", "request.auth.claims[a]"),
+                *("request.auth.principal", "remote.ip", "destination.ip", "connection.sni", "source.port"),
+                *("experimental.envoy.filters.a.b[c]", "source.ip ", "Source.ip"),
+            )
+        ),
         (
             {"action": "DENY", "rules": [source(requestPrincipals=["*"])]},
             "spec.rules[0].from[0].source.requestPrincipals",
@@ -187,7 +252,6 @@ def test_what_denies_nothing() -> None:
         ({"action": "DENY", "rules": [source()]}, "spec.rules[0].from[0].source"),
         ({"rules": [{"from": []}]}, "spec.rules[0].from"),
         ({"rules": [{"to": []}]}, "spec.rules[0].to"),
-        ({"rules": [{"when": [{"key": "request.headers[x]", "values": ["a"]}]}]}, "spec.rules[0].when"),
         (operation(paths=["a"]), "spec.rules[0].to[0].operation.paths[0]"),
         (operation(paths=["/a?b"]), "spec.rules[0].to[0].operation.paths[0]"),
         (operation(paths=["/a", "/a//b"]), "spec.rules[0].to[0].operation.paths[1]"),
@@ -210,9 +274,9 @@ def test_what_denies_nothing() -> None:
         (operation(path=["/a"]), "spec.rules[0].to[0].operation.path"),
         ({"rules": [{"from": [{"principals": ["*"]}]}]}, "spec.rules[0].from[0].principals"),
         ({"rules": [{"from": [{}]}]}, "spec.rules[0].from[0].source"),
-        (
-            {"action": "DENY", "rules": [{"to": [{"operation": {"ports": ["x"]}}]}]},
-            "spec.rules[0].to[0].operation.ports[0]",
+        *(
+            (operation(ports=["80", port]), "spec.rules[0].to[0].operation.ports[1]")
+            for port in ("x", "-1", "65536", "1" * 5000, "8 0", "\u0668")
         ),
         (operation(ports=["9" * 5000]), "spec.rules[0].to[0].operation.ports[0]"),
         ({"action": "DENY", "rules": [{"to": [{"operation": {}}]}]}, "spec.rules[0].to[0].operation"),
@@ -264,6 +328,10 @@ NOT_NODE = {FRONT, TELLER, WORLD}
         ([{"to": [{"operation": {"notPorts": ["80"]}}]}], NOT_NODE),
         ([source(namespaces=["shop"]), source(namespaces=["bank"])], {WORLD}),
         ([{**source(namespaces=["shop"]), "to": [{"operation": {"ports": ["81"]}}]}], NOT_NODE),
+        ([when("source.namespace", ["shop"])], {TELLER, WORLD}),
+        ([when("source.ip", ["10.0.0.0/8"], ["10.0.1.0/24"])], {TELLER, WORLD}),
+        ([when("destination.port", ["81"])], NOT_NODE),
+        ([{**source(namespaces=["shop"]), **when("source.serviceAccount", None, ["front"])}], NOT_NODE),
     ],
 )
 def test_whom_an_allowance_leaves_out(rules: list[dict[str, Any]], expected: set[str]) -> None:
@@ -330,6 +398,12 @@ def test_where_a_proxy_of_istios_does_it(
     assert denied(shop, meshed, most, port=15009) == ALL
     assert denied(shop, meshed, most, port=81) == set()
     assert denied(shop, meshed, most, port=15008) == (ALL if expected else set())
+    # By a condition as by a field.
+    most = authorization({"action": "DENY", "rules": [when("destination.port", None, ["81"])]})
+    assert denied(shop, meshed, most, port=15009) == ALL
+    assert denied(shop, meshed, most, port=15008) == (ALL if expected else set())
+    named = authorization({"action": "DENY", "rules": [when("destination.port", ["15007", "15008"])]})
+    assert denied(shop, meshed, named, port=15008) == ALL
 
 
 def test_names_of_the_mesh() -> None:

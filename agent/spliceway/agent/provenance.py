@@ -137,10 +137,12 @@ _GONE = RuleRef("", "(gone)")
 
 
 def _rules(rule_set: RuleSet) -> Iterator[tuple[HttpRule, bool]]:
-    """The rules of both ends, each with whether it is there for audit only."""
-    enforced = {rule.rule for rule in rule_set.rules or ()}
+    """The rules of both ends, each with whether it is of those for audit, which come after those that are enforced.
+
+    A rule may be among both, and be tested in audit by rules that are not enforced.
+    """
     yield from ((rule, False) for rule in rule_set.rules or ())
-    yield from ((rule, True) for rule in rule_set.audit or () if rule.rule not in enforced)
+    yield from ((rule, True) for rule in rule_set.audit or ())
     if rule_set.also is not None:
         yield from _rules(rule_set.also)
 

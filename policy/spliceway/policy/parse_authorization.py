@@ -7,7 +7,7 @@ Sources: Istio, AuthorizationPolicy; istio/istio, pilot/pkg/security/authz (what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -17,9 +17,10 @@ from spliceway.policy.istio.objects import MANAGED_BY, TRANSLATED_FROM
 from spliceway.policy.labels import HBONE_KEY, NAMESPACE_LABELS_PREFIX, Operator, Requirement, Selector
 from spliceway.policy.model import Action, NetworkPolicy, Peers, PortRange, PortRule, Rule, Spec, Tier
 from spliceway.policy.parse_authorization_http import parse_http
-from spliceway.policy.parse_authorization_source import IstioNames, listed, parse_source
+from spliceway.policy.parse_authorization_source import Demand, IstioNames, demands, parse_source, whom
+from spliceway.policy.parse_authorization_when import parse_when
 from spliceway.policy.parse_metadata import ENFORCEMENT, Metadata
-from spliceway.policy.parse_port import LAST_PORT
+from spliceway.policy.parse_port import LAST_PORT, parse_port_number
 from spliceway.policy.parse_selector import in_any_namespace, in_namespace, parse_pod_selector
 from spliceway.policy.verdict import Direction, Protocol
 
@@ -164,11 +165,11 @@ def _subject(spec: Fields, namespace: str, names: IstioNames) -> Selector:
 
 
 def _rules(fields: Fields, action: Action, path: str, namespace: str, names: IstioNames) -> list[Rule]:
-    """What one rule says: any of its sources, any of its operations."""
-    if fields.has("when"):
-        fields.where.at("when").refuse("conditions are not supported")
-    fields.ignore("when")
-    sources = [parse_source(one, namespace, names) for one in _each(fields, "from", "source")]
+    """What one rule says: any of its sources, any of its operations, all of its conditions."""
+    conditions = parse_when(fields)
+    sources = [parse_source(one, namespace, names, conditions.sources) for one in _each(fields, "from", "source")]
+    if conditions.sources and not sources:
+        sources.append(whom(conditions.sources, fields.where.at("when"), namespace, names))
     operations = _each(fields, "to", "operation")
     fields.done()
     ports: list[PortRange] = []
@@ -176,13 +177,13 @@ def _rules(fields: Fields, action: Action, path: str, namespace: str, names: Ist
     for index, operation in enumerate(operations):
         name = f"{path}.to[{index}].operation"
         http = parse_http(operation, name)
-        found = _operation(operation, any_port=http is not None)
+        found = _operation(operation, conditions.ports, any_port=http is not None)
         if http is None:
             ports += found
         elif found:
             entries.append(PortRule(name, tuple(found), (http,)))
     if not operations:
-        ports = [_EVERY_PORT]
+        ports = _ports(conditions.ports)
     if ports:
         entries.insert(0, PortRule(path, tuple(ports)))
     if not entries:
@@ -215,15 +216,30 @@ def _any_of(sources: list[Peers]) -> Peers | None:
     return Peers(endpoints=tuple(endpoints), cidrs=tuple(dict.fromkeys(cidr for one in sources for cidr in one.cidrs)))
 
 
-def _operation(fields: Fields, *, any_port: bool) -> list[PortRange]:
-    ports, without = _ports(fields, "ports"), _ports(fields, "notPorts")
+def _operation(fields: Fields, conditions: list[Demand], *, any_port: bool) -> list[PortRange]:
+    said = demands(fields, ("ports",))
     fields.done()
-    if ports is None and without is None and not any_port:
+    if not said and not any_port:
         fields.where.refuse("needs something that it means")
-    if ports is None:
-        return list(_between(sorted(without or ())))
+    return _ports([*said, *conditions])
+
+
+def _ports(said: Sequence[Demand]) -> list[PortRange]:
+    """Ports that fulfil all of these demands."""
+    if not said:
+        return [_EVERY_PORT]
+    kept: set[int] | None = None
+    without: set[int] = set()
+    for one in said:
+        ports = {_port(text, place) for place, text in one.values}
+        if one.negated:
+            without |= ports
+        else:
+            kept = ports if kept is None else kept & ports
+    if kept is None:
+        return list(_between(sorted(without)))
     found: list[PortRange] = []
-    for port in sorted(ports - (without or set())):
+    for port in sorted(kept - without):
         # The port of HBONE, where it is named, stays apart from its neighbours (`_is_literal`).
         if found and found[-1].last == port - 1 and HBONE not in (port - 1, port):
             found[-1] = PortRange(Protocol.TCP, found[-1].first, port)
@@ -241,12 +257,6 @@ def _between(without: list[int]) -> Iterator[PortRange]:
         first = port + 1
 
 
-def _ports(fields: Fields, name: str) -> set[int] | None:
-    if not fields.has(name):
-        return None
-    found = set()
-    for place, text in listed(fields, name):
-        if not (text.isascii() and text.isdigit()) or len(text) > 5 or int(text) > LAST_PORT:
-            place.refuse(f"{shown(text)} is not a port")
-        found.add(int(text))
-    return found
+def _port(text: str, where: Where) -> int:
+    found = parse_port_number(text)
+    return where.refuse(f"{shown(text)} is not a port") if found is None else found

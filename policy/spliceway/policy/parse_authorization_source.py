@@ -24,6 +24,7 @@ TRUST_DOMAIN = "cluster.local"
 MAX_SELECTORS = 64
 _DEFAULT_ACCOUNT = "default"
 _NO_SOURCE = ("requestPrincipals", "notRequestPrincipals", "remoteIpBlocks", "notRemoteIpBlocks", "trustDomains")
+_BLOCKS = "ipBlocks"
 _EVERY_BLOCK = ("0.0.0.0/0", "::/0")
 
 #: Requirements that hold together.
@@ -37,6 +38,15 @@ class IstioNames(msgspec.Struct, frozen=True):
     root_namespace: str = "istio-system"
 
 
+class Demand(NamedTuple):
+    """One of these values of a field must hold, or with `negated` none. Each has its place; `where` is that of all."""
+
+    field: str
+    where: Where
+    values: list[tuple[Where, str]]
+    negated: bool
+
+
 class _About(NamedTuple):
     """The policy's namespace, and the mesh that it is in."""
 
@@ -44,29 +54,54 @@ class _About(NamedTuple):
     names: IstioNames
 
 
-def parse_source(fields: Fields, namespace: str, names: IstioNames) -> Peers:
-    """Whom a source means; all that it says must hold."""
+def parse_source(fields: Fields, namespace: str, names: IstioNames, conditions: Iterable[Demand] = ()) -> Peers:
+    """Whom a source means; all that it says must hold, and these conditions too."""
     fields.unsupported((*_NO_SOURCE, "notTrustDomains"))
+    said = demands(fields, (*_IDENTITIES, _BLOCKS))
+    fields.done()
+    if not said:
+        fields.where.refuse("needs something that it means")
+    return whom([*said, *conditions], fields.where, namespace, names)
+
+
+def demands(fields: Fields, names: Iterable[str]) -> list[Demand]:
+    """What these fields demand, and those with `not` before their names."""
+    found = []
+    for name in names:
+        for key, negated in ((name, False), (f"not{name[0].upper()}{name[1:]}", True)):
+            if fields.has(key):
+                found.append(Demand(name, fields.where.at(key), list(listed(fields, key)), negated))
+    return found
+
+
+def whom(said: Iterable[Demand], where: Where, namespace: str, names: IstioNames) -> Peers:
+    """Who fulfils all of these demands."""
     about = _About(namespace, names)
     alternatives: list[list[_All]] = []
-    for name, read in (("principals", _principal), ("namespaces", _namespace), ("serviceAccounts", _account)):
-        for key, negated in ((name, False), (f"not{name[0].upper()}{name[1:]}", True)):
-            if not fields.has(key):
-                continue
-            meant = [part for place, text in listed(fields, key) for part in read(text, place, about)]
-            alternatives.append(_negated(meant, fields.where.at(key)) if negated else meant)
-    blocks = [(place, parse_block(text, place)) for place, text in listed(fields, "ipBlocks")]
-    without = [parse_block(text, place) for place, text in listed(fields, "notIpBlocks")]
-    fields.done()
-    if alternatives and (blocks or without):
-        fields.where.refuse("identities and addresses can't be asked together")
-    if alternatives:
-        found = [_joined(parts) for parts in _product(alternatives, fields.where)]
-        return Peers(endpoints=tuple(dict.fromkeys(Selector(one) for one in found)))
-    if not blocks and not without:
-        fields.where.refuse("needs something that it means")
-    every = [parse_block(text, fields.where) for text in _EVERY_BLOCK]
-    return Peers(cidrs=tuple(_cidrs([block for _, block in blocks] or every, without)))
+    blocks, without, by_address = [parse_block(text, where) for text in _EVERY_BLOCK], list[IPNetwork](), False
+    for one in said:
+        if one.field == _BLOCKS:
+            found = [parse_block(text, place) for place, text in one.values]
+            by_address = True
+            if one.negated:
+                without += found
+            else:
+                blocks = _common(blocks, found)
+        else:
+            meant = [part for place, text in one.values for part in _IDENTITIES[one.field](text, place, about)]
+            alternatives.append(_negated(meant, one.where) if one.negated else meant)
+    if not alternatives:
+        return Peers(cidrs=tuple(_cidrs(blocks, without)))
+    if by_address:
+        where.refuse("identities and addresses can't be asked together")
+    selectors = (Selector(_joined(parts)) for parts in _product(alternatives, where))
+    return Peers(endpoints=tuple(dict.fromkeys(selectors)))
+
+
+def _common(blocks: Iterable[IPNetwork], others: Iterable[IPNetwork]) -> list[IPNetwork]:
+    """What is in both: of two prefixes that overlap one is in the other."""
+    pairs = ((one, other) for one in blocks for other in others if one.version == other.version and one.overlaps(other))
+    return list(dict.fromkeys(max(pair, key=lambda block: block.prefixlen) for pair in pairs))
 
 
 def _cidrs(blocks: Iterable[IPNetwork], without: Iterable[IPNetwork]) -> Iterable[CidrPeer]:
@@ -158,6 +193,9 @@ def _in_namespace(namespace: str) -> _All:
 
 def _of_account(name: str) -> _All:
     return (Requirement("k8s", SERVICE_ACCOUNT_KEY, Operator.IN, (name,)),)
+
+
+_IDENTITIES = {"principals": _principal, "namespaces": _namespace, "serviceAccounts": _account}
 
 
 _OPPOSITE = {

@@ -34,6 +34,14 @@ def check_port_name(text: str, where: Where) -> str:
     return text
 
 
+def parse_port_number(text: str) -> int | None:
+    """The number, 0 to 65535, if the text is one in decimal, as Go's ParseUint has it: zeros in front are none."""
+    digits = text.lstrip("0") or text[-1:]
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > 5 or int(digits) > LAST_PORT:
+        return None
+    return int(digits)
+
+
 def check_port_number(value: int, where: Where) -> int:
     """The number, if it is a port. Raises PolicyError otherwise."""
     if not 1 <= value <= LAST_PORT:

@@ -72,7 +72,10 @@ LEFT_OUT = (
         "gRPC over loopback: no kernel programs in it",
     ),
     LeftOut(
-        ("integration/test_envoy_*", "integration/test_istio_translate.py", "integration/test_istio_sidecar.py"),
+        (
+            *("integration/test_envoy_*", "integration/test_istio_translate.py", "integration/test_istio_sidecar.py"),
+            "integration/test_istio_conditions.py",
+        ),
         "Envoy in software emulation takes minutes to start; what the kernel does for it is what it does for the "
         "sockets of the rows",
     ),

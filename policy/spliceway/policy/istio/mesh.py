@@ -18,6 +18,7 @@ from spliceway.policy.istio.sidecar import INTERCEPTION, PORTS, STATUS, ports_to
 from spliceway.policy.model import Cluster, Pod
 from spliceway.policy.parse import parse_item
 from spliceway.policy.parse_metadata import Metadata, parse_labels
+from spliceway.policy.parse_port import parse_port_number
 
 _VERSIONS = ("security.istio.io/v1", "security.istio.io/v1beta1")
 _MODES = ("UNSET", "DISABLE", "PERMISSIVE", "STRICT")
@@ -225,9 +226,10 @@ def _authentication(fields: Fields, where: Where) -> PeerAuthentication:
     ports = {}
     place = spec.where.at("portLevelMtls")
     for port, value in spec.take("portLevelMtls", dict, {}).items():
-        if not str(port).isdecimal() or len(str(port)) > 5:
+        number = parse_port_number(str(port))
+        if number is None:
             place.refuse(f"{shown(port)} is not a port")
-        ports[int(port)] = _mode(value, place.at(str(port)))
+        ports[number] = _mode(value, place.at(shown(str(port))))
     spec.done()
     return PeerAuthentication(meta.namespace, meta.name, labels, mode, ports)
 

@@ -82,7 +82,7 @@ def listener_name(rule_set: int) -> str:
 def rule_set_of(name: str) -> int:
     """Rule set id of a listener's or route configuration's name; 0 when it is neither."""
     digits = name.removeprefix("rule-set-")
-    return int(digits) if digits != name and digits.isascii() and digits.isdigit() else 0
+    return int(digits) if digits != name and _is_id(digits) else 0
 
 
 def first_value_key(header: str) -> str:
@@ -107,4 +107,9 @@ def combination_name(index: int, groups: Iterable[int]) -> str:
 def rule_of(policy: str) -> int:
     """Rule id in an RBAC policy's name; 0 when it has none."""
     _, slash, digits = policy.partition("/")
-    return int(digits) if slash and digits.isascii() and digits.isdigit() else 0
+    return int(digits) if slash and _is_id(digits) else 0
+
+
+def _is_id(digits: str) -> bool:
+    """Clients name what they like, and Python makes no number of thousands of digits."""
+    return digits.isascii() and digits.isdigit() and len(digits) < 20
