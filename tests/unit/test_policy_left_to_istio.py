@@ -98,6 +98,9 @@ SIDECARS: list[tuple[Doc, str | None]] = [
     ({"arguments": ("NONE", "*", "")}, None),
     ({"arguments": ("REDIRECT", "80:90", "")}, None),
     ({"arguments": ("REDIRECT", "*", "80-90")}, None),
+    # Istio lets it pass as 120, and iptables reads 80.
+    ({"arguments": ("REDIRECT", "*", "0120")}, None),
+    ({"annotations": {"traffic.sidecar.istio.io/includeInboundPorts": "0120"}}, None),
     ({"annotations": {"sidecar.istio.io/interceptionMode": "TPROXY"}}, "but http-envoy-prom"),
     ({"annotations": {"sidecar.istio.io/interceptionMode": "NONE"}}, None),
     ({"annotations": {"sidecar.istio.io/interceptionMode": "redirect"}}, None),

@@ -184,7 +184,8 @@ def _numbers(text: Any) -> frozenset[int] | None:
     if not isinstance(text, str):
         return None
     parts = [part for part in text.replace(" ", "").split(",") if part]
-    if not all(part.isascii() and part.isdecimal() and len(part) <= 5 for part in parts):
+    # Istio checks a number as a decimal one, and iptables takes it with a leading 0 for octal: 0120 is port 80.
+    if not all(part.isascii() and part.isdecimal() and len(part) <= 5 and part[0] != "0" for part in parts):
         return None
     return frozenset(map(int, parts))
 
