@@ -136,6 +136,13 @@ def test_what_a_sidecar_sees(what: Doc, expected: str | None) -> None:
         lambda pod: pod["spec"]["initContainers"][0]["args"].extend(["-b", "80"]),
         lambda pod: pod["spec"]["initContainers"][0]["args"].extend(["-c", "eth1"]),
         lambda pod: pod["spec"]["initContainers"][0]["args"].append("--istio-inbound-ports=80"),
+        lambda pod: pod["spec"]["initContainers"][0]["args"].append("--istio-inbound-interception-mode=NONE"),
+        lambda pod: pod["spec"]["initContainers"][0]["args"].append("--dual-stack=false"),
+        lambda pod: pod["spec"]["initContainers"][0]["args"].append("-d=9000"),
+        lambda pod: pod["spec"]["initContainers"][0]["args"].append("-d9000"),
+        lambda pod: pod["spec"]["initContainers"][0]["args"].append("-ceth0"),
+        lambda pod: pod["spec"]["initContainers"][0]["args"].append("--dry-run"),
+        lambda pod: pod["spec"]["initContainers"][0]["args"].append("--skip-rule-apply"),
         lambda pod: pod["spec"]["initContainers"][0].pop("env"),
         lambda pod: pod["spec"]["containers"][-1].update(env=[{"name": "ISTIO_DUAL_STACK", "value": "false"}]),
     ],
@@ -144,6 +151,12 @@ def test_pods_of_which_it_is_not_known(broken: Any) -> None:
     document = injected("api", 1)
     broken(document)
     assert mark(document) is None
+
+
+def test_who_checks_the_rules_of_istio_cni_writes_none() -> None:
+    document = injected("api", 1, writer="istio-validation")
+    document["spec"]["initContainers"][0]["args"] += ["--run-validation", "--skip-rule-apply"]
+    assert mark(document) == "but http-envoy-prom"
 
 
 def test_no_pod_and_no_selector_can_name_the_mark() -> None:

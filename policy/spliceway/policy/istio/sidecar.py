@@ -44,14 +44,19 @@ _FIELDS = ("containers", "initContainers")
 _MODES = ("REDIRECT", "TPROXY")
 #: Arguments: mode, ports included and excluded, interfaces. The injector writes them so.
 _MODE, _ONLY, _BUT, _INTERFACE = "-m", "-b", "-d", ("-c", "-k")
-#: The same in long: who writes these has another template.
-_LONG = (
-    "--inbound-interception-mode",
+#: Who writes these has another template: the same in long, and what leaves the rules as they are.
+_OTHERS = (
+    "--istio-inbound-interception-mode",
     "--istio-inbound-ports",
     "--istio-local-exclude-ports",
     "--istio-exclude-interfaces",
     "--kube-virt-interfaces",
+    "--dual-stack",
+    "--network-namespace",
+    "--cleanup-only",
 )
+#: Only who checks the rules of istio-cni writes none.
+_WRITES_NONE = ("-n", "--dry-run", "--skip-rule-apply")
 #: Ports and names that one pod may tell.
 _MOST = 64
 
@@ -113,7 +118,7 @@ def seen_ports(annotations: Any, spec: Any, ports: Iterable[ContainerPort], addr
         return ""
     if annotations.get(INTERCEPTION, _MODES[0]) not in _MODES or any(annotations.get(one) for one in _INTERFACES):
         return ""
-    told, done = ports_told(annotations), _ports_done(writer.get("args"))
+    told, done = ports_told(annotations), _ports_done(writer.get("args"), writes=writer.get("name") == WRITERS[0])
     return "" if told is None or done is None else _both(told, done, tuple(ports)).mark
 
 
@@ -158,15 +163,17 @@ def _both(told: Ports, done: Ports, named: tuple[ContainerPort, ...]) -> Sees:
     return Sees(frozenset(good | {str(port) for port in listed if sees(port)}), only=True)
 
 
-def _ports_done(arguments: Any) -> Ports | None:
+def _ports_done(arguments: Any, *, writes: bool) -> Ports | None:
     """What the rules do by the arguments of their container; None: something else, or it can't be told."""
     if not isinstance(arguments, list) or not all(isinstance(one, str) for one in arguments):
         return None
+    known, others = (_MODE, _ONLY, _BUT, *_INTERFACE), (*_OTHERS, *(_WRITES_NONE if writes else ()))
     found: dict[str, str] = {}
     for name, value in zip(arguments, (*arguments[1:], ""), strict=True):
-        if name.partition("=")[0] in _LONG or name in found:
+        joined = name not in known and name[:2] in known
+        if joined or name in found or name.partition("=")[0] in others:
             return None
-        if name in (_MODE, _ONLY, _BUT, *_INTERFACE):
+        if name in known:
             found[name] = value
     if found.get(_MODE) not in _MODES or any(found.get(one) for one in _INTERFACE):
         return None
