@@ -144,6 +144,10 @@ def test_what_a_sidecar_sees(what: Doc, expected: str | None) -> None:
         lambda pod: pod["spec"]["initContainers"][0]["args"].append("--dry-run"),
         lambda pod: pod["spec"]["initContainers"][0]["args"].append("--skip-rule-apply"),
         lambda pod: pod["spec"]["initContainers"][0].pop("env"),
+        lambda pod: pod["spec"]["initContainers"][0]["env"].append({"name": "DRY_RUN", "value": "true"}),
+        lambda pod: pod["spec"]["initContainers"][0]["env"].append({"name": "ISTIO_EXCLUDE_INTERFACES", "value": "e"}),
+        lambda pod: pod["spec"]["initContainers"].append({"name": "istio-validation", "args": []}),
+        lambda pod: pod["spec"]["containers"][-1]["env"].append({"name": "ISTIO_DUAL_STACK", "value": "false"}),
         lambda pod: pod["spec"]["containers"][-1].update(env=[{"name": "ISTIO_DUAL_STACK", "value": "false"}]),
     ],
 )

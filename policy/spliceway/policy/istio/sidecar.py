@@ -38,6 +38,16 @@ _INTERFACES = (
 #: The sidecar, and who writes the rules or checks them.
 CONTAINER, WRITERS = "istio-proxy", ("istio-init", "istio-validation")
 DUAL_STACK = "ISTIO_DUAL_STACK"
+#: Variables that are arguments of the container that writes the rules, where it has none of that name.
+_AS_ARGUMENTS = (
+    "ISTIO_EXCLUDE_INTERFACES",
+    "KUBE_VIRT_INTERFACES",
+    "NETWORK_NAMESPACE",
+    "DRY_RUN",
+    "SKIP_RULE_APPLY",
+    "CLEANUP_ONLY",
+)
+VARIABLES = frozenset({DUAL_STACK, *_AS_ARGUMENTS})
 #: Ports of Istio's own, which no AuthorizationPolicy is about.
 OWN_PORTS = range(15000, 15100)
 _FIELDS = ("containers", "initContainers")
@@ -113,8 +123,11 @@ def seen_ports(annotations: Any, spec: Any, ports: Iterable[ContainerPort], addr
     if not isinstance(annotations.get(STATUS), str) or annotations.get(AMBIENT) == "enabled":
         return ""
     proxy = next((one for one in containers(spec) if one.get("name") == CONTAINER), None)
-    writer = next((one for one in containers(spec, _FIELDS[1:]) if one.get("name") in WRITERS), None)
-    if proxy is None or writer is None or not _has_each_family((proxy, writer), addresses):
+    writers = [one for one in containers(spec, _FIELDS[1:]) if one.get("name") in WRITERS]
+    if proxy is None or len(writers) != 1 or not _has_each_family((proxy, *writers), addresses):
+        return ""
+    (writer,) = writers
+    if any(one.get("name") in _AS_ARGUMENTS for one in _variables(writer)):
         return ""
     if annotations.get(INTERCEPTION, _MODES[0]) not in _MODES or any(annotations.get(one) for one in _INTERFACES):
         return ""
@@ -203,7 +216,10 @@ def _has_each_family(who: Iterable[Mapping[str, Any]], addresses: Iterable[IPAdd
 
 
 def _is_dual_stack(container: Mapping[str, Any]) -> bool:
+    told = [one.get("value") for one in _variables(container) if one.get("name") == DUAL_STACK]
+    return told == ["true"]
+
+
+def _variables(container: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     listed = container.get("env")
-    return isinstance(listed, list) and any(
-        isinstance(one, Mapping) and one.get("name") == DUAL_STACK and one.get("value") == "true" for one in listed
-    )
+    yield from (one for one in listed if isinstance(one, Mapping)) if isinstance(listed, list) else ()
