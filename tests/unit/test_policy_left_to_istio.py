@@ -275,6 +275,16 @@ def test_beside_other_policies_it_is_what_a_plain_allow_is() -> None:
     assert said(cluster(*pods, asking("80"), deny), 80) is DENY
 
 
+def test_where_requests_are_asked_on_the_wire_rules_stay_in_order() -> None:
+    """The first that matches says what becomes of headers."""
+    both = asking("80", "9000", path="/a")
+    both["spec"]["ingress"] += asking("80", path="/b")["spec"]["ingress"]
+    sidecar = injected("more", 2, arguments=HIDDEN, labels={"app": "api"})
+    for pods in ((plain("api", 1),), (plain("api", 1), sidecar)):
+        sets = Wire(cluster(*pods, *CLIENTS, both)).table.rule_sets.values()
+        assert ["/a", "/b"] in [[rule.path for rule in one.rules or ()] for one in sets]
+
+
 def test_egress_stays_as_it_is() -> None:
     entry = {"ports": [{"port": "80", "protocol": "TCP"}], "rules": {"http": [{}]}}
     out = policy({"egress": [{"toEndpoints": [{}], "toPorts": [entry]}]}, "out", app="client")
