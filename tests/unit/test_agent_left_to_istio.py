@@ -185,6 +185,16 @@ def test_what_an_api_server_says_of_own_pods_is_enough() -> None:
         assert (SIDECAR_KEY in pod.labels) is seen
 
 
+def test_what_an_api_server_says_of_who_writes_the_rules_counts() -> None:
+    document = injected("api", 1)
+    document["spec"]["initContainers"][0]["env"].append({"name": "DRY_RUN", "value": "true"})
+    inventory = Inventory("node1")
+    inventory.feed((Reader("Pod", "v1", "node1").read(msgspec.json.encode(document)).event,))
+    pod = inventory.changes()["Pod", "shop/api"]
+    assert isinstance(pod, Pod)
+    assert SIDECAR_KEY not in pod.labels
+
+
 def test_another_annotation_is_another_version_in_force() -> None:
     versions = {version_of(asking("80", left=left)).digest for left in (True, False)}
     assert len(versions) == 2

@@ -98,6 +98,9 @@ SIDECARS: list[tuple[Doc, str | None]] = [
     ({"arguments": ("NONE", "*", "")}, None),
     ({"arguments": ("REDIRECT", "80:90", "")}, None),
     ({"arguments": ("REDIRECT", "*", "80-90")}, None),
+    # Istio lets it pass as 120, and iptables reads 80.
+    ({"arguments": ("REDIRECT", "*", "0120")}, None),
+    ({"annotations": {"traffic.sidecar.istio.io/includeInboundPorts": "0120"}}, None),
     ({"annotations": {"sidecar.istio.io/interceptionMode": "TPROXY"}}, "but http-envoy-prom"),
     ({"annotations": {"sidecar.istio.io/interceptionMode": "NONE"}}, None),
     ({"annotations": {"sidecar.istio.io/interceptionMode": "redirect"}}, None),
@@ -133,7 +136,18 @@ def test_what_a_sidecar_sees(what: Doc, expected: str | None) -> None:
         lambda pod: pod["spec"]["initContainers"][0]["args"].extend(["-b", "80"]),
         lambda pod: pod["spec"]["initContainers"][0]["args"].extend(["-c", "eth1"]),
         lambda pod: pod["spec"]["initContainers"][0]["args"].append("--istio-inbound-ports=80"),
+        lambda pod: pod["spec"]["initContainers"][0]["args"].append("--istio-inbound-interception-mode=NONE"),
+        lambda pod: pod["spec"]["initContainers"][0]["args"].append("--dual-stack=false"),
+        lambda pod: pod["spec"]["initContainers"][0]["args"].append("-d=9000"),
+        lambda pod: pod["spec"]["initContainers"][0]["args"].append("-d9000"),
+        lambda pod: pod["spec"]["initContainers"][0]["args"].append("-ceth0"),
+        lambda pod: pod["spec"]["initContainers"][0]["args"].append("--dry-run"),
+        lambda pod: pod["spec"]["initContainers"][0]["args"].append("--skip-rule-apply"),
         lambda pod: pod["spec"]["initContainers"][0].pop("env"),
+        lambda pod: pod["spec"]["initContainers"][0]["env"].append({"name": "DRY_RUN", "value": "true"}),
+        lambda pod: pod["spec"]["initContainers"][0]["env"].append({"name": "ISTIO_EXCLUDE_INTERFACES", "value": "e"}),
+        lambda pod: pod["spec"]["initContainers"].append({"name": "istio-validation", "args": []}),
+        lambda pod: pod["spec"]["containers"][-1]["env"].append({"name": "ISTIO_DUAL_STACK", "value": "false"}),
         lambda pod: pod["spec"]["containers"][-1].update(env=[{"name": "ISTIO_DUAL_STACK", "value": "false"}]),
     ],
 )
@@ -141,6 +155,12 @@ def test_pods_of_which_it_is_not_known(broken: Any) -> None:
     document = injected("api", 1)
     broken(document)
     assert mark(document) is None
+
+
+def test_who_checks_the_rules_of_istio_cni_writes_none() -> None:
+    document = injected("api", 1, writer="istio-validation")
+    document["spec"]["initContainers"][0]["args"] += ["--run-validation", "--skip-rule-apply"]
+    assert mark(document) == "but http-envoy-prom"
 
 
 def test_no_pod_and_no_selector_can_name_the_mark() -> None:
@@ -253,6 +273,16 @@ def test_beside_other_policies_it_is_what_a_plain_allow_is() -> None:
         is REDIRECT
     )
     assert said(cluster(*pods, asking("80"), deny), 80) is DENY
+
+
+def test_where_requests_are_asked_on_the_wire_rules_stay_in_order() -> None:
+    """The first that matches says what becomes of headers."""
+    both = asking("80", "9000", path="/a")
+    both["spec"]["ingress"] += asking("80", path="/b")["spec"]["ingress"]
+    sidecar = injected("more", 2, arguments=HIDDEN, labels={"app": "api"})
+    for pods in ((plain("api", 1),), (plain("api", 1), sidecar)):
+        sets = Wire(cluster(*pods, *CLIENTS, both)).table.rule_sets.values()
+        assert ["/a", "/b"] in [[rule.path for rule in one.rules or ()] for one in sets]
 
 
 def test_egress_stays_as_it_is() -> None:

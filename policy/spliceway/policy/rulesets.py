@@ -102,7 +102,11 @@ class RuleSets:
         it are those that the edit changes, and `keep` drops it.
         """
         terms = [term for spec in specs for by_direction in spec.terms for term in by_direction]
-        new = {term.ref: (term.order, term.http) for term in terms if term.effect in _ASKING and term.ref}
+        new: dict[RuleRef, tuple[Order, tuple[HttpMatch, ...]]] = {}
+        for term in terms:
+            if term.effect in _ASKING and term.ref:
+                # A specification that was made into several (`istio.left`) has all of its rules in the first, in order.
+                new.setdefault(term.ref, (term.order, term.http))
         refs = self._by_policy.pop(title, set())
         before = {ref: self._http.pop(ref) for ref in refs}
         self._http.update(new)

@@ -38,20 +38,35 @@ _INTERFACES = (
 #: The sidecar, and who writes the rules or checks them.
 CONTAINER, WRITERS = "istio-proxy", ("istio-init", "istio-validation")
 DUAL_STACK = "ISTIO_DUAL_STACK"
+#: Variables that are arguments of the container that writes the rules, where it has none of that name.
+_AS_ARGUMENTS = (
+    "ISTIO_EXCLUDE_INTERFACES",
+    "KUBE_VIRT_INTERFACES",
+    "NETWORK_NAMESPACE",
+    "DRY_RUN",
+    "SKIP_RULE_APPLY",
+    "CLEANUP_ONLY",
+)
+VARIABLES = frozenset({DUAL_STACK, *_AS_ARGUMENTS})
 #: Ports of Istio's own, which no AuthorizationPolicy is about.
 OWN_PORTS = range(15000, 15100)
 _FIELDS = ("containers", "initContainers")
 _MODES = ("REDIRECT", "TPROXY")
 #: Arguments: mode, ports included and excluded, interfaces. The injector writes them so.
 _MODE, _ONLY, _BUT, _INTERFACE = "-m", "-b", "-d", ("-c", "-k")
-#: The same in long: who writes these has another template.
-_LONG = (
-    "--inbound-interception-mode",
+#: Who writes these has another template: the same in long, and what leaves the rules as they are.
+_OTHERS = (
+    "--istio-inbound-interception-mode",
     "--istio-inbound-ports",
     "--istio-local-exclude-ports",
     "--istio-exclude-interfaces",
     "--kube-virt-interfaces",
+    "--dual-stack",
+    "--network-namespace",
+    "--cleanup-only",
 )
+#: Only who checks the rules of istio-cni writes none.
+_WRITES_NONE = ("-n", "--dry-run", "--skip-rule-apply")
 #: Ports and names that one pod may tell.
 _MOST = 64
 
@@ -108,12 +123,15 @@ def seen_ports(annotations: Any, spec: Any, ports: Iterable[ContainerPort], addr
     if not isinstance(annotations.get(STATUS), str) or annotations.get(AMBIENT) == "enabled":
         return ""
     proxy = next((one for one in containers(spec) if one.get("name") == CONTAINER), None)
-    writer = next((one for one in containers(spec, _FIELDS[1:]) if one.get("name") in WRITERS), None)
-    if proxy is None or writer is None or not _has_each_family((proxy, writer), addresses):
+    writers = [one for one in containers(spec, _FIELDS[1:]) if one.get("name") in WRITERS]
+    if proxy is None or len(writers) != 1 or not _has_each_family((proxy, *writers), addresses):
+        return ""
+    (writer,) = writers
+    if any(one.get("name") in _AS_ARGUMENTS for one in _variables(writer)):
         return ""
     if annotations.get(INTERCEPTION, _MODES[0]) not in _MODES or any(annotations.get(one) for one in _INTERFACES):
         return ""
-    told, done = ports_told(annotations), _ports_done(writer.get("args"))
+    told, done = ports_told(annotations), _ports_done(writer.get("args"), writes=writer.get("name") == WRITERS[0])
     return "" if told is None or done is None else _both(told, done, tuple(ports)).mark
 
 
@@ -158,15 +176,17 @@ def _both(told: Ports, done: Ports, named: tuple[ContainerPort, ...]) -> Sees:
     return Sees(frozenset(good | {str(port) for port in listed if sees(port)}), only=True)
 
 
-def _ports_done(arguments: Any) -> Ports | None:
+def _ports_done(arguments: Any, *, writes: bool) -> Ports | None:
     """What the rules do by the arguments of their container; None: something else, or it can't be told."""
     if not isinstance(arguments, list) or not all(isinstance(one, str) for one in arguments):
         return None
+    known, others = (_MODE, _ONLY, _BUT, *_INTERFACE), (*_OTHERS, *(_WRITES_NONE if writes else ()))
     found: dict[str, str] = {}
     for name, value in zip(arguments, (*arguments[1:], ""), strict=True):
-        if name.partition("=")[0] in _LONG or name in found:
+        joined = name not in known and name[:2] in known
+        if joined or name in found or name.partition("=")[0] in others:
             return None
-        if name in (_MODE, _ONLY, _BUT, *_INTERFACE):
+        if name in known:
             found[name] = value
     if found.get(_MODE) not in _MODES or any(found.get(one) for one in _INTERFACE):
         return None
@@ -184,7 +204,8 @@ def _numbers(text: Any) -> frozenset[int] | None:
     if not isinstance(text, str):
         return None
     parts = [part for part in text.replace(" ", "").split(",") if part]
-    if not all(part.isascii() and part.isdecimal() and len(part) <= 5 for part in parts):
+    # Istio checks a number as a decimal one, and iptables takes it with a leading 0 for octal: 0120 is port 80.
+    if not all(part.isascii() and part.isdecimal() and len(part) <= 5 and part[0] != "0" for part in parts):
         return None
     return frozenset(map(int, parts))
 
@@ -195,7 +216,10 @@ def _has_each_family(who: Iterable[Mapping[str, Any]], addresses: Iterable[IPAdd
 
 
 def _is_dual_stack(container: Mapping[str, Any]) -> bool:
+    told = [one.get("value") for one in _variables(container) if one.get("name") == DUAL_STACK]
+    return told == ["true"]
+
+
+def _variables(container: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     listed = container.get("env")
-    return isinstance(listed, list) and any(
-        isinstance(one, Mapping) and one.get("name") == DUAL_STACK and one.get("value") == "true" for one in listed
-    )
+    yield from (one for one in listed if isinstance(one, Mapping)) if isinstance(listed, list) else ()

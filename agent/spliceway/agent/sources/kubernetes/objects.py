@@ -14,7 +14,7 @@ import msgspec
 
 from spliceway.agent.endpoints import INTERFACE, NETNS
 from spliceway.agent.sources.events import ObjectChanged
-from spliceway.policy.istio.sidecar import CONTAINER, DUAL_STACK, WRITERS
+from spliceway.policy.istio.sidecar import CONTAINER, VARIABLES, WRITERS
 
 Json = dict[str, Any]
 #: Annotations that repeat the whole object.
@@ -335,7 +335,7 @@ def _containers(containers: list[_Container] | None, *, own: bool) -> list[Json]
         named = [port for port in one.ports or () if port.name] or None
         if own and one.name in (CONTAINER, *WRITERS):
             args = _ARGS.decode(one.args) if one.name in WRITERS else None
-            env = [each for each in _ENV.decode(one.env) or () if each.name == DUAL_STACK] or None
+            env = [each for each in _ENV.decode(one.env) or () if each.name in VARIABLES] or None
             kept = _Kept(named, one.restart_policy, one.name, one.security_context, args, env)
             found.append(msgspec.to_builtins(kept))
         elif named:
