@@ -119,6 +119,8 @@ def another(kind: str, key: str, value: Any) -> Any:
         "Egress": "Ingress",
         "DENY": "AUDIT",
         "true": "false",
+        "source.namespace": "source.serviceAccount",
+        "destination.port": "destination.port",  # there is no other whose values are ports
     }
     if isinstance(value, str) and value in swaps:
         return swaps[value]
