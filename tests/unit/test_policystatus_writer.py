@@ -332,6 +332,7 @@ def test_one_object_that_is_refused_does_not_hold_up_the_others(tmp_path: Path) 
 def test_reports_are_refreshed(tmp_path: Path) -> None:
     async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
         await told(api, f"default/{WEB}", ("True", "True", "False", "InForce", "2/2"))
+        await until(lambda: len(api.all("spliceway.io/v1alpha1", "NodePolicyReport")) == 3)  # n1 has none of it
         await ask(api.drop, "spliceway.io/v1alpha1", "NodePolicyReport", "n1")
         await ask(api.drop, "spliceway.io/v1alpha1", "NodePolicyReport", "n2")
         await until(lambda: len(api.all("spliceway.io/v1alpha1", "NodePolicyReport")) == 3)
