@@ -233,6 +233,8 @@ def away(story: Story) -> None:
     unseen.delete()
     added_at_last(unseen)
     story.note(new_pod_after_server=round(time.monotonic() - began, 2))
+    # Each kind is looked at by itself, and waits the longer the longer the server was away.
+    until(lambda: not site.told()["source"]["kubernetes"]["lost"], LIMIT)
     settled(story)
     story.note(settled_after_server=round(time.monotonic() - began, 2))
     after = {"guest": 200, "visitor": NONE, "far": NONE}
