@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from spliceway.agent.proxysupervisor import running_pids
-from spliceway.agent.testbed.agentprocess import start_agent
+from spliceway.agent.testbed.agentprocess import agent_config, config_text, start_agent
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf import libbpf, record
 from spliceway.bpf.errors import KernelRefusedError
 from spliceway.bpf.install import pin_root
+from spliceway.bpf.selftest.leftovers import PREFIX, own_name
 from support.foreign import BOTH
 from support.kernel import KernelNode
 from support.node import demo_manifests, http_status
@@ -26,6 +27,7 @@ from support.waiting import until
 pytestmark = pytest.mark.kernel
 
 _CLI = (sys.executable, "-m", "spliceway.agent")
+_NOBODY = 4194305  # no process has this number: PID_MAX_LIMIT is smaller
 DENY_ALL = """
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -251,6 +253,30 @@ def test_rules_of_an_agent_with_another_bpffs_stay(testbed: Testbed, tmp_path: P
     assert "Removed rule" in forced.stdout
     assert "not enforced" not in forced.stdout  # the programs are where they were
     assert cleanup(testbed, "--yes").returncode == 0
+
+
+def test_cgroups_of_killed_self_tests_go(testbed: Testbed) -> None:
+    """They are the only things of a self-test that the kernel does not take back."""
+    info = testbed.node.info
+    config = info.directory / "cleanup.yaml"
+    config.write_text(config_text(agent_config(testbed.node)))
+    argv = [*_CLI, "cleanup", "--config", str(config), "--yes"]
+    lives = info.cgroups.proxy / own_name()
+    ended = [parent / f"{PREFIX}-{_NOBODY}-1" for parent in (info.cgroups.pods, info.cgroups.proxy)]
+    for path in (lives, *ended):
+        path.mkdir()
+    try:
+        done = testbed.node.run_on_node(argv)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [line for line in done.stdout.splitlines() if "cgroup" in line] == [
+            f"Removed cgroup {path}" for path in ended
+        ]
+        assert [path for path in (lives, *ended) if path.exists()] == [lives]
+    finally:
+        for path in (lives, *ended):
+            if path.exists():
+                path.rmdir()
+    assert "cgroup" not in testbed.node.run_on_node(argv).stdout
 
 
 def crash(kernel: KernelNode) -> None:

@@ -233,8 +233,9 @@ def away(story: Story) -> None:
     unseen.delete()
     added_at_last(unseen)
     story.note(new_pod_after_server=round(time.monotonic() - began, 2))
-    # Each kind is looked at by itself, and waits the longer the longer the server was away.
-    until(lambda: not site.told()["source"]["kubernetes"]["lost"], LIMIT)
+    # Each kind is looked at by itself: the mark of `settled` tells of Pods alone.
+    until(lambda: not any(one["error"] for one in site.told()["source"]["kubernetes"]["resources"]), LIMIT)
+    story.note(all_kinds_after_server=round(time.monotonic() - began, 2))
     settled(story)
     story.note(settled_after_server=round(time.monotonic() - began, 2))
     after = {"guest": 200, "visitor": NONE, "far": NONE}
@@ -404,7 +405,7 @@ def upgrade(story: Story) -> None:
     for how, source in steps:
         begun = talked(life)
         answered(begun)
-        spliced(story)
+        spliced(story, begun)
         talks += begun
         same = source == life.source
         assert site.agent is not None
@@ -457,7 +458,7 @@ def answered(talks: list[Talk]) -> None:
     until(lambda: all(talk.answers > 3 for talk in talks), LIMIT)
 
 
-def spliced(story: Story) -> None:
+def spliced(story: Story, talks: list[Talk]) -> None:
     """Those that are to be are, and no others."""
     agent = story.life.site.agent
     assert agent is not None
@@ -465,7 +466,8 @@ def spliced(story: Story) -> None:
     at = {
         name: {one["state"] for one in found if one["endpointPod"] == f"default/{name}"} for name in ("good", "plain")
     }
-    assert "spliced" in at["good"], found
+    ends = {talk.way.name: (talk.answers, talk.end) for talk in talks}
+    assert "spliced" in at["good"], (found, ends, story.life.site.told())
     assert "spliced" not in at["plain"], found
 
 
@@ -488,8 +490,8 @@ def ends(story: Story) -> None:
     assert ours <= there()
     assert site.agent is not None
     assert site.agent.stop() == 0
-    places = ("--bpffs", str(life.testbed.node.info.bpffs), "--state-dir", str(life.state))
-    done = life.command("cleanup", "--yes", "--state", *places, "-o", "json")
+    config = life.testbed.node.info.directory / "agent.yaml"
+    done = life.command("cleanup", "--yes", "--state", "--config", str(config), "-o", "json")
     assert (done.returncode, done.stderr) == (0, ""), done
     said = json.loads(done.stdout)
     assert not said["kept"], said["kept"]

@@ -21,6 +21,7 @@ from spliceway.agent.sources.kubernetes.connection import ApiFailure, Connection
 from spliceway.agent.sources.kubernetes.discovery import Discovery
 from spliceway.agent.sources.kubernetes.figures import Timing
 from spliceway.agent.sources.kubernetes.kinds import FILE, Kinds
+from spliceway.agent.sources.kubernetes.reflector import Reflector
 from spliceway.agent.sources.kubernetes.resources import NOT_WATCHED, RESOURCES, rights
 from spliceway.agent.sources.kubernetes.source import KubernetesSource
 from spliceway.agent.sourceviews import SourceCollector
@@ -140,6 +141,32 @@ def test_what_vanished_while_history_was_lost_is_gone(tmp_path: Path, how: str, 
 
     pods = [pod(name, f"10.0.0.{n}") for n, name in enumerate("abc", 1)]
     follow(tmp_path, body, *pods, watch_list=watch_list)
+
+
+def test_a_server_without_history_is_looked_at_at_once_however_long_it_was_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed, pauses = Reflector._failed, []
+
+    def told(self: Reflector, failure: ApiFailure) -> float:
+        pause = failed(self, failure)
+        if failure.is_expired:
+            pauses.append((self.resource.kind, pause))
+        return pause
+
+    async def body(api: KubeApi, it: Followed) -> None:
+        monkeypatch.setattr(Reflector, "_failed", told)
+        await ask(api.stop, abrupt=True)
+        kinds = [one.kind for one in it.source.status().resources if one.state == "listed"]
+        await until(lambda: all(it.figures(kind).failures > 2 for kind in kinds))
+        await ask(api.put, *(pod(name, "10.0.0.2") for name in ("b", "c")))
+        await ask(api.start, forget=True)
+        await until(lambda: it.names() == ["default/a", "default/b", "default/c"])
+        await until(lambda: not any(it.figures(kind).error for kind in kinds))
+        assert pauses, "at least one went on with its watch"
+        assert not [one for one in pauses if one[1]], pauses
+
+    follow(tmp_path, body, CILIUM, pod("a", "10.0.0.1"), policy("web"))
 
 
 def test_a_list_whose_pages_expire_begins_anew(tmp_path: Path) -> None:

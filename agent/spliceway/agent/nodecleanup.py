@@ -36,7 +36,7 @@ _STATE = (
 
 
 class Item(msgspec.Struct, frozen=True):
-    """One thing. `kind`: cni, proxy, link, filter, clsact, rule, sysctl, pins, state."""
+    """One thing. `kind`: cni, proxy, cgroup, link, filter, clsact, rule, sysctl, pins, state."""
 
     kind: str
     what: str
@@ -70,7 +70,7 @@ def foreign(settings: DatapathSettings, found: Iterable[Item]) -> str:
 
 
 async def find(settings: DatapathSettings) -> list[Item]:
-    """What there is; of the settings only `bpffs`, `state_dir` and the rule's numbers count.
+    """What there is; of the settings only `bpffs`, `state_dir`, the cgroups and the rule's numbers count.
 
     Raises DatapathError, and StateError where it may not look.
     """

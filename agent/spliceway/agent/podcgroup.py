@@ -30,6 +30,14 @@ def located(config: Config) -> Config:
     return msgspec.structs.replace(config, cgroups=msgspec.structs.replace(config.cgroups, pods=pods))
 
 
+def usual() -> Path:
+    """The pods' directory of this machine, USUAL where it can't be told."""
+    try:
+        return locate(mounts(_MOUNTS.read_text()))
+    except AgentError:
+        return USUAL
+
+
 def locate(mounted: Iterable[Mount]) -> Path:
     """The pods' directory in the cgroup2 hierarchies among these mounts, USUAL where there is none.
 

@@ -5,6 +5,7 @@ What is ours is known by names and numbers of our own, and by the record (`recor
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import shutil
@@ -22,6 +23,7 @@ from spliceway.bpf.errors import DatapathError, KernelRefusedError
 from spliceway.bpf.filters import GONE, filters
 from spliceway.bpf.netns import current_cookie
 from spliceway.bpf.record import PolicyRule
+from spliceway.bpf.selftest import leftovers as of_selftests
 from spliceway.bpf.types import DatapathSettings
 
 _TABLE = "nftables: table inet spliceway"
@@ -30,7 +32,7 @@ SHARED = ("filter", "rule", "device", "netfilter")
 
 
 class Leftover(msgspec.Struct, frozen=True):
-    """One thing of ours. `kind`: link, filter, clsact, rule, device, netfilter, sysctl, pins.
+    """One thing of ours. `kind`: cgroup, link, filter, clsact, rule, device, netfilter, sysctl, pins.
 
     `what` tells which, for people.
     """
@@ -84,15 +86,18 @@ def strangers(bpffs: Path) -> list[Path]:
 
 
 async def find(settings: DatapathSettings) -> list[Leftover]:
-    """All of it, in the order in which it is to be taken out. Only `bpffs`, `state_dir` and the rule's numbers count.
+    """All of it, in the order in which it is to be taken out.
 
-    Where the agent ran in another network namespace, links and pins only. Raises KernelRefusedError.
+    Of the settings `bpffs`, `state_dir`, the cgroups and the rule's numbers count. Where the agent ran in another
+    network namespace, cgroups, links and pins only. Raises KernelRefusedError.
     """
     bpffs = settings.bpffs
     if record.top(bpffs).exists() and not record.on_bpffs(record.top(bpffs)):
         raise DatapathError(f"bpffs: {record.top(bpffs)} is not on a bpffs: nothing of it is ours")
     roots = record.roots(bpffs)
-    found = [
+    ended = of_selftests.over(settings.pods_cgroup, settings.proxy_cgroup)
+    found = [Leftover("cgroup", str(path), path=path) for path in ended]
+    found += [
         Leftover("link", str(pin), path=pin)
         for root in roots
         for pin in (*_files(root / "links"), *_files(root / sidecars.LINKS))
@@ -135,6 +140,7 @@ async def take_out(found: list[Leftover], settings: DatapathSettings) -> list[Le
     reached = not elsewhere(settings.bpffs)
     async with AsyncIPRoute() as ipr:
         steps: dict[str, Callable[[Leftover], Awaitable[bool]]] = {
+            "cgroup": _remove_cgroup,
             "link": _detach_link,
             "filter": lambda one: _remove_filter(ipr, one),
             "clsact": lambda one: _remove_clsact(ipr, one, settings.bpffs),
@@ -151,6 +157,16 @@ async def take_out(found: list[Leftover], settings: DatapathSettings) -> list[Le
         record.clear(settings.bpffs)
     gone += [one for one in found if one.kind == "sysctl"]
     return gone
+
+
+async def _remove_cgroup(one: Leftover) -> bool:
+    """Of a self-test that was killed together with its agent. One that the kernel still holds on to stays."""
+    assert one.path is not None
+    try:
+        await asyncio.to_thread(of_selftests.remove, one.path)
+    except OSError:
+        return False
+    return True
 
 
 async def _detach_link(one: Leftover) -> bool:

@@ -82,9 +82,13 @@ def _settings(config: Config | None, bpffs: Path | None, state_dir: Path | None)
     """Those of the configuration or the defaults, with what was named on the command line."""
     import msgspec
 
+    from spliceway.agent.configsections import CgroupsConfig
     from spliceway.agent.nodecheck.runner import target_of
+    from spliceway.agent.podcgroup import usual
 
     settings = target_of(config).settings
+    if config is None:
+        settings = msgspec.structs.replace(settings, pods_cgroup=usual(), proxy_cgroup=CgroupsConfig().proxy)
     named = {"bpffs": bpffs, "state_dir": state_dir}
     return msgspec.structs.replace(
         settings, **{name: path.absolute() for name, path in named.items() if path is not None}

@@ -1,7 +1,7 @@
 """Cgroups of the self-test: the only things of a run that the kernel does not take back by itself when it is killed.
 
 Each run has one below the pods' and one below the proxy's cgroup, named by the pid and the start time of its process.
-The next run removes those whose process is gone.
+The next run removes those whose process is gone, as does `spliceway cleanup`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,21 @@ def own_name() -> str:
 
 def sweep(*parents: Path) -> list[Path]:
     """Remove the cgroups of runs that are over, with what still runs in them. Returns what was removed."""
-    removed = []
+    found = over(*parents)
+    for path in found:
+        remove(path)
+    return found
+
+
+def over(*parents: Path) -> list[Path]:
+    """The cgroups of runs that are over."""
+    found = []
     for parent in parents:
         for path in sorted(parent.glob(f"{PREFIX}-*")):
             match = _NAME.fullmatch(path.name)
             if match and _start_time(int(match[1])) != match[2]:
-                remove(path)
-                removed.append(path)
-    return removed
+                found.append(path)
+    return found
 
 
 def remove(cgroup: Path) -> None:

@@ -20,14 +20,7 @@ from spliceway.agent.sources.events import FileEvent, FileRefused, FileRemoved
 from spliceway.agent.sources.kubernetes.connection import MAX_BYTES, ApiFailure, Connection
 from spliceway.agent.sources.kubernetes.discovery import Discovery
 from spliceway.agent.sources.kubernetes.figures import Figures, State, Timing
-from spliceway.agent.sources.kubernetes.objects import (
-    Listed,
-    Read,
-    Reader,
-    Status,
-    WatchEvent,
-    bookmarked,
-)
+from spliceway.agent.sources.kubernetes.objects import Listed, Read, Reader, Status, WatchEvent, bookmarked
 from spliceway.agent.sources.kubernetes.resources import Resource
 
 #: Takes events; waits while there are too many already.
@@ -204,6 +197,8 @@ class Reflector:
             # Again and again, each time after a good look: as much as all objects, and without end.
             soon = self._now() - self._expired_at < _EXPIRED_PEACE
             self._expired, self._expired_at = self._expired + 1 if soon else 0, self._now()
+            if self._unreachable:  # it answers again: how long it was away says nothing of this
+                self._tries, self._unreachable = 0, False
             if not self._tries:  # once is no failure; where it does not end, that must be told
                 self._tries = 1
                 return self._timing.pause(self._expired) if self._expired else 0.0
