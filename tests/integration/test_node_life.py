@@ -16,7 +16,7 @@ import pytest
 
 from spliceway.agent.testbed import netns
 from spliceway.bpf.abi import ABI_VERSION
-from support.clusternode import MIRROR, STATIC
+from support.clusternode import MIRROR, STATIC, ClusterNode
 from support.cninode import CniPod, bridge
 from support.libcni import PluginError
 from support.lifechurn import Churn
@@ -407,7 +407,7 @@ def upgrade(story: Story) -> None:
         answered(begun)
         spliced(story, begun)
         talks += begun
-        same = source == life.source
+        same, proxy = source == life.source, site.told()["proxy"]["process"]["pid"]
         assert site.agent is not None
         site.agent.stop() if how == "term" else site.agent.kill()
         time.sleep(0.5)
@@ -416,7 +416,14 @@ def upgrade(story: Story) -> None:
         life.start_agent()
         starts.append(round(time.monotonic() - began, 1))
         counts = [talk.answers for talk in begun]
-        time.sleep(1.0)
+        if not same:  # what goes through the one before meanwhile ends with it
+            until(lambda old=proxy: handed_over(site, old), LIMIT, lambda: str(site.told()))  # type: ignore[misc]
+        until(
+            lambda talks=begun, counts=counts: all(  # type: ignore[misc]
+                talk.end or talk.answers > count for talk, count in zip(talks, counts, strict=True)
+            ),
+            LIMIT,
+        )
         for talk, count in zip(begun, counts, strict=True):
             # What goes through the proxy is told to come again when that is of another version, and all else stays.
             told_to_close = talk.announced and not same and "api" in talk.way.name
@@ -455,7 +462,18 @@ def talked(life: LifeNode) -> list[Talk]:
 
 def answered(talks: list[Talk]) -> None:
     """Return when each of them goes on."""
-    until(lambda: all(talk.answers > 3 for talk in talks), LIMIT)
+    until(
+        lambda: all(talk.answers > 3 for talk in talks),
+        LIMIT,
+        lambda: str([(talk.way.name, talk.answers, talk.end) for talk in talks]),
+    )
+
+
+def handed_over(site: ClusterNode, old: int) -> bool:
+    """Whether nothing goes by this proxy any more, nor by the kernel programs of the version before."""
+    told = site.told()
+    process = told["proxy"]["process"]
+    return process["pid"] not in (0, old) and not process["draining"] and not told["datapath"]["draining"]
 
 
 def spliced(story: Story, talks: list[Talk]) -> None:
