@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 
 
-class Background:
+class Background(abc.ABC):
     """Runs `_run` from `start` to `stop`, which belong to one event loop."""
 
     def __init__(self, name: str) -> None:
@@ -29,5 +30,6 @@ class Background:
             await asyncio.wait([self._task])
             self._task = None
 
+    @abc.abstractmethod
     async def _run(self) -> None:
-        raise NotImplementedError
+        """Until cancelled."""

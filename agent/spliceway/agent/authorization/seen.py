@@ -15,10 +15,9 @@ import structlog
 from spliceway.agent.authorization.objects import Held, authentication, digest_of, name_of, others, own
 from spliceway.agent.policystatus.resources import AUTHENTICATIONS, AUTHORIZATIONS
 from spliceway.agent.sources.events import FileEvent, FileRefused, ObjectChanged
+from spliceway.agent.sources.kubernetes.beside import reflectors
 from spliceway.agent.sources.kubernetes.connection import Connection
-from spliceway.agent.sources.kubernetes.discovery import Discovery
 from spliceway.agent.sources.kubernetes.figures import Timing
-from spliceway.agent.sources.kubernetes.reflector import Reflector
 from spliceway.policy.istio.mesh import Foreign, PeerAuthentication
 from spliceway.policy.istio.objects import is_translated
 from spliceway.policy.istio.rollout import Name, Shape
@@ -48,20 +47,8 @@ class Seen:
         self.is_stale = True  # what a translation depends on is another one
         self._authentications: dict[Name, PeerAuthentication] = {}
         self._asked: Name | None = None
-        discovery = Discovery(connection)
-        self.reflectors = tuple(
-            Reflector(
-                resource,
-                connection,
-                discovery,
-                self._take,
-                node=node,
-                wired=True,
-                timing=timing,
-                whole=lambda: False,
-                on_state=lambda _one: self.woken.set(),
-            )
-            for resource in (AUTHORIZATIONS, AUTHENTICATIONS)
+        self.reflectors = reflectors(
+            (AUTHORIZATIONS, AUTHENTICATIONS), connection, self._take, node=node, timing=timing, woken=self.woken
         )
 
     def __repr__(self) -> str:

@@ -30,10 +30,9 @@ from spliceway.agent.policystatus.resources import CLUSTERWIDE, NAMESPACED, REPO
 from spliceway.agent.policystatus.statuses import Held
 from spliceway.agent.policystatus.tally import Tally
 from spliceway.agent.sources.events import FileEvent, ObjectChanged
+from spliceway.agent.sources.kubernetes.beside import reflectors
 from spliceway.agent.sources.kubernetes.connection import ApiFailure, Connection
-from spliceway.agent.sources.kubernetes.discovery import Discovery
 from spliceway.agent.sources.kubernetes.figures import Timing
-from spliceway.agent.sources.kubernetes.reflector import Reflector
 
 #: What is said of a policy's translation: by what was said before.
 Translated = Callable[[Key, Condition | None], Condition | None]
@@ -101,20 +100,8 @@ class Writer:
         self._paused: dict[Key, tuple[float, int]] = {}
         self._is_counted = False
         self._woken = asyncio.Event()
-        discovery = Discovery(connection)
-        self._reflectors = tuple(
-            Reflector(
-                resource,
-                connection,
-                discovery,
-                self._take,
-                node=node,
-                wired=True,
-                timing=timing,
-                whole=lambda: False,
-                on_state=lambda _one: self._woken.set(),
-            )
-            for resource in (REPORTS, NAMESPACED, CLUSTERWIDE)
+        self._reflectors = reflectors(
+            (REPORTS, NAMESPACED, CLUSTERWIDE), connection, self._take, node=node, timing=timing, woken=self._woken
         )
 
     def __repr__(self) -> str:
