@@ -20,19 +20,12 @@ from spliceway.bpf.hookorder import ROUNDS, Place
 from spliceway.bpf.hookwatch import INTERVAL
 from spliceway.bpf.install import pin_root
 from spliceway.bpf.standin import stand_in
+from support.deniedserver import DENY, denied_testbed, somebody_else
 from support.foreign import ACCEPT, BOTH, KIND, Foreigner, needs_tcx
 from support.kernel import KernelNode
-from support.node import pod_manifest
 from support.packetstream import PacketStream
 
 pytestmark = pytest.mark.kernel
-
-DENY = """
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: server, namespace: default}
-spec: {podSelector: {matchLabels: {role: server}}, policyTypes: [Ingress, Egress]}
-"""
 SIDES = (("ingress", "from_pod"), ("egress", "to_pod"))
 
 
@@ -83,19 +76,13 @@ class HookedNode(KernelNode):
 
 @pytest.fixture(scope="module")
 def testbed() -> Iterator[Testbed]:
-    manifests = [
-        pod_manifest("client", {"role": "client"}),
-        pod_manifest("server", {"role": "server"}),
-        pod_manifest("outside", outside=True, addresses=("10.10.1.5", "fd00:10:1::5")),
-    ]
-    with Testbed.up(manifests) as made:
+    with denied_testbed() as made:
         yield made
 
 
 @pytest.fixture
 def other(testbed: Testbed) -> Iterator[Foreigner]:
-    with Foreigner(testbed.node.info.netns) as made:
-        yield made
+    yield from somebody_else(testbed)
 
 
 @pytest.mark.parametrize("how", BOTH)

@@ -13,19 +13,13 @@ from pyroute2 import AsyncIPRoute
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf.datapath import Datapath
 from spliceway.bpf.hookorder import Place
+from support.deniedserver import DENY, denied_testbed, somebody_else
 from support.foreign import BOTH, KIND, Foreigner, needs_tcx
 from support.kernel import KernelNode
-from support.node import pod_manifest
 from support.packetstream import PacketStream
 from support.proxypod import until
 
 pytestmark = pytest.mark.kernel
-DENY = """
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: server, namespace: default}
-spec: {podSelector: {matchLabels: {role: server}}, policyTypes: [Ingress, Egress]}
-"""
 
 
 class NewerNode(KernelNode):
@@ -75,18 +69,13 @@ class NewerNode(KernelNode):
 
 @pytest.fixture(scope="module")
 def testbed() -> Iterator[Testbed]:
-    manifests = [
-        pod_manifest("server", {"role": "server"}),
-        pod_manifest("outside", outside=True, addresses=("10.10.1.5", "fd00:10:1::5")),
-    ]
-    with Testbed.up(manifests) as made:
+    with denied_testbed() as made:
         yield made
 
 
 @pytest.fixture
 def other(testbed: Testbed) -> Iterator[Foreigner]:
-    with Foreigner(testbed.node.info.netns) as made:
-        yield made
+    yield from somebody_else(testbed)
 
 
 @needs_tcx

@@ -44,7 +44,8 @@ _SHARES: dict[ProxyKind, dict[str, int]] = {
 class Event(msgspec.Struct, frozen=True):
     """What was done, when (CLOCK_MONOTONIC, seconds), and the ends of the connections that died of it.
 
-    `everything`: whatever lived while it lasted.
+    `everything`: whatever lived while it lasted. With a worker go those that it has not accepted yet, too, whose ends
+    nobody has: the kernel resets what waits at a listener that is closed.
     """
 
     name: str
@@ -59,7 +60,10 @@ class Event(msgspec.Struct, frozen=True):
 
     def explains(self, trouble: Trouble) -> bool:
         """Whether a connection may have been cut by this."""
-        return trouble.what == "cut" and self.meets(trouble) and (self.everything or trouble.peer in self.dead)
+        if trouble.what != "cut" or not self.meets(trouble):
+            return False
+        waited = self.name == "worker-killed" and trouble.detail.startswith("connect: ConnectionResetError")
+        return self.everything or trouble.peer in self.dead or waited
 
 
 class Turmoil:
