@@ -11,8 +11,8 @@ import pytest
 from test_authorization_pure import KEY, held, world
 from test_policy_engine import check_delta, meaning
 
-from spliceway.agent.authorization.aims import aim
-from spliceway.agent.authorization.saying import conditions
+from spliceway.agent.authorization.aims import aim, leaving
+from spliceway.agent.authorization.saying import conditions, unasked
 from spliceway.agent.authorization.told import Figures
 from spliceway.agent.cli.istiotext import istio_line
 from spliceway.agent.inventory import Inventory
@@ -26,10 +26,11 @@ from spliceway.policy.compile import compile_table
 from spliceway.policy.engine import Engine, Options
 from spliceway.policy.istio.hbone import closed_cluster
 from spliceway.policy.istio.left import cluster_on_the_wire
+from spliceway.policy.istio.translate import translate
 from spliceway.policy.labels import SIDECAR_KEY
 from spliceway.policy.model import NetworkPolicy, Pod
 from spliceway.policy.numbering import Numbering
-from support.istiopolicies import allow
+from support.istiopolicies import CLUSTER, STRICT, allow, read
 from support.leftpods import ANNOTATION, PLAIN, asking, injected, plain, policy
 
 Doc = dict[str, Any]
@@ -202,17 +203,70 @@ def test_another_annotation_is_another_version_in_force() -> None:
 
 def test_nobody_asks_what_is_left_and_not_translated() -> None:
     refused = allow("{path: '/[0-9]+'}")
-    for left, loud in ((frozenset({KEY}), True), (frozenset(), False)):
+    for left, loud in (({KEY: ()}, True), ({}, False)):
         found = aim(msgspec.structs.replace(world(refused), left=left), {}, (), {})
         assert found.unasked == left
         message = conditions(found, {}, {})[KEY].message
         assert ("nobody asks its HTTP rules" in message) is loud
     # As long as its last good translation is there, that is asked.
     old = {name: held(one.document) for name, one in aim(world(allow("{path: /a}")), {}, (), {}).wanted.items()}
-    found = aim(msgspec.structs.replace(world(refused), left=frozenset({KEY})), old, (), {})
+    found = aim(msgspec.structs.replace(world(refused), left={KEY: ()}), old, (), {})
     assert found.kept
     assert not found.unasked
     assert "nobody" not in conditions(found, old, {})[KEY].message
+
+
+#: Of the pods of `support.istiopolicies.CLUSTER` none shows a sidecar.
+SHOWN = {"security.istio.io/tlsMode": "istio"}
+
+
+def pods_with(*labels: Doc) -> str:
+    """The cluster with these pods beside its own, of service accounts of their own."""
+    pods = [
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": f"api{number}", "namespace": "shop", "labels": one},
+            "spec": {"nodeName": "far", "serviceAccountName": f"api{number}"},
+            "status": {"podIPs": [{"ip": f"10.240.1.{10 + number}"}, {"ip": f"fd00:240:1::1{number}"}]},
+        }
+        for number, one in enumerate(labels)
+    ]
+    return "\n---\n".join((CLUSTER, *map(json.dumps, pods)))
+
+
+def test_nobody_asks_at_pods_that_only_the_refused_version_is_about() -> None:
+    old = {name: held(one.document) for name, one in aim(world(allow("{path: /a}")), {}, (), {}).wanted.items()}
+    wider = allow("{path: '/[0-9]+'}").replace("{app: api}", "{team: red}")
+    red = {"team": "red"}
+    unseen = {**SHOWN, **red, "app": "web"}
+    cases: list[tuple[list[Doc], tuple[str, ...]]] = [
+        ([{**unseen, "app": "api"}], ()),
+        ([{**unseen, "app": "api"}, unseen], ("shop/api1",)),
+        ([{**unseen, "app": "api"}, {**red, "app": "web"}], ()),  # no sidecar shows: the wire asks
+        ([unseen, unseen], ("shop/api0", "shop/api1")),
+    ]
+    for labels, bare in cases:
+        cluster, mesh = read(pods_with(*labels), STRICT, wider)
+        found = translate(cluster, mesh)
+        now = world(wider, cluster=pods_with(*labels))
+        now = msgspec.structs.replace(now, left=leaving([KEY], cluster, mesh, found))
+        goal = aim(now, old, (), {})
+        assert goal.kept
+        assert goal.unasked == ({KEY: bare} if bare else {})
+        message = conditions(goal, old, {})[KEY].message
+        assert ("nobody asks" in message) is bool(bare)
+        if bare:
+            assert f"in force); at {', '.join(bare)} nobody asks its HTTP rules" in message
+            assert unasked(goal) == [f"CiliumNetworkPolicy shop/web at {len(bare)} of its pods"]
+        # A bridge asks nobody, and a denial closes some of it only.
+        for action, bridge in (("DENY", False), ("ALLOW", True)):
+            shape = {
+                name: msgspec.structs.replace(one.shape, action=action, bridge=bridge) for name, one in old.items()
+            }
+            others = {name: msgspec.structs.replace(one, shape=shape[name]) for name, one in old.items()}
+            shown = tuple(sorted(pod.key for pod in now.left[KEY]))
+            assert aim(now, others, (), {}).unasked == {KEY: shown}
 
 
 def test_the_problem_names_policies() -> None:

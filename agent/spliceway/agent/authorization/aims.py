@@ -16,7 +16,7 @@ from spliceway.agent.authorization.objects import Held, Made, made
 from spliceway.agent.manifests import Key
 from spliceway.agent.policystatus.ledger import Version
 from spliceway.policy.istio.mesh import Dataplane, Mesh
-from spliceway.policy.istio.rollout import Name
+from spliceway.policy.istio.rollout import Name, Shape
 from spliceway.policy.istio.translate import Part, Translation
 from spliceway.policy.model import Cluster, Namespace, Pod
 
@@ -43,8 +43,8 @@ class World(msgspec.Struct, frozen=True):
     """What was translated: the parts in the mesh.
 
     `versions`: of the policies, as they were read; `unread`: those that could not be; `idle`: see `Translation`;
-    `left`: those whose HTTP rules the wire leaves to Istio; `newest`: those of which the server itself has nothing
-    newer, whatever is written somewhere.
+    `left`: those whose HTTP rules the wire leaves to Istio, with the pods whose sidecars are to ask them; `newest`:
+    those of which the server itself has nothing newer, whatever is written somewhere.
     """
 
     root_namespace: str
@@ -52,14 +52,14 @@ class World(msgspec.Struct, frozen=True):
     unread: frozenset[Key]
     idle: frozenset[Key]
     parts: tuple[Ready, ...]
-    left: frozenset[Key] = frozenset()
+    left: Mapping[Key, tuple[Pod, ...]] = {}
     newest: frozenset[Key] = frozenset()
 
 
 class Aim(msgspec.Struct, frozen=True):
     """`kept` and `unwanted` are of what is held. `troubles`: by policy; `parts`: policies → names of what is wanted.
 
-    `unasked`: policies in trouble whose HTTP rules nobody asks, the wire neither.
+    `unasked`: policies in trouble whose HTTP rules nobody asks, the wire neither, and at which pods (empty: at any).
     """
 
     wanted: Mapping[Name, Made]
@@ -67,7 +67,7 @@ class Aim(msgspec.Struct, frozen=True):
     unwanted: frozenset[Name]
     troubles: Mapping[Key, Trouble]
     parts: Mapping[Key, tuple[Name, ...]]
-    unasked: frozenset[Key] = frozenset()
+    unasked: Mapping[Key, tuple[str, ...]] = {}
 
 
 def nothing(held: Mapping[Name, Held]) -> Aim:
@@ -82,6 +82,16 @@ def meshed(cluster: Cluster, mesh: Mesh, found: Translation, versions: Mapping[K
         for part in found.parts
         if _is_meshed(part, cluster, mesh)
     )
+
+
+def leaving(keys: Iterable[Key], cluster: Cluster, mesh: Mesh, found: Translation) -> dict[Key, tuple[Pod, ...]]:
+    """What `World` has of policies that leave HTTP rules to Istio; where no sidecar shows the wire asks them."""
+    left: dict[Key, tuple[Pod, ...]] = dict.fromkeys(keys, ())
+    for part in found.parts:
+        for key, pods in part.asking.items():
+            if key in left:
+                left[key] += tuple(pod for pod in pods if _is_asked_by_sidecar(cluster, mesh, pod))
+    return left
 
 
 def aim(
@@ -120,8 +130,7 @@ def aim(
         named[each.source] = (*named.get(each.source, ()), each.shape.key)
     kept = frozenset(_kept(world, held, wanted, troubles))
     unwanted = frozenset(held) - wanted.keys() - kept
-    asked = {held[name].source for name in kept}
-    unasked = frozenset(key for key in world.left & troubles.keys() if key not in asked)
+    unasked = dict(_unasked(world, [held[name] for name in kept], troubles))
     return Aim(wanted, kept, unwanted, troubles, named, unasked)
 
 
@@ -198,6 +207,25 @@ def _kept(
             or _is_idle(world, one, about)
         ):
             yield name
+
+
+def _unasked(
+    world: World, kept: Iterable[Held], troubles: Mapping[Key, Trouble]
+) -> Iterator[tuple[Key, tuple[str, ...]]]:
+    """Of what is kept each object is about the pods that it selects: those that its policy selects now may be more."""
+    by_source: dict[Key, list[Shape]] = {}
+    for one in kept:
+        by_source.setdefault(one.source, []).append(one.shape)
+    for key in sorted(world.left.keys() & troubles.keys()):
+        shapes = [one for one in by_source.get(key, ()) if one.action == "ALLOW" and not one.bridge]
+        bare = [pod.key for pod in world.left[key] if not any(one.covers(pod, world.root_namespace) for one in shapes)]
+        if bare or key not in by_source:
+            yield key, tuple(sorted(bare)) if key in by_source else ()
+
+
+def _is_asked_by_sidecar(cluster: Cluster, mesh: Mesh, pod: Pod) -> bool:
+    shown = mesh.dataplane(cluster, pod) is Dataplane.SIDECAR and not mesh.shows_none(pod)
+    return shown and not mesh.hidden(pod, ())
 
 
 def _is_idle(world: World, one: Held, about: Collection[Key]) -> bool:

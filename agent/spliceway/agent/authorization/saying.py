@@ -13,6 +13,8 @@ from spliceway.policy.istio.rollout import Name
 from spliceway.policy.parse_metadata import HTTP_RULES
 
 TYPE = "Translated"
+#: Pods that a message names.
+_NAMED = 3
 
 
 def conditions(found: Aim, held: Mapping[Name, Held], said: Mapping[Key, Condition]) -> dict[Key, Condition]:
@@ -23,7 +25,7 @@ def conditions(found: Aim, held: Mapping[Name, Held], said: Mapping[Key, Conditi
     for key, trouble in found.troubles.items():
         left = f" ({_many(kept[key])} of its last good translation in force)" if kept[key] else ""
         if key in found.unasked:
-            left = f"; nobody asks its HTTP rules, which it leaves to Istio ({HTTP_RULES})"
+            left += f"; {_where(found.unasked[key])}nobody asks its HTTP rules, which it leaves to Istio ({HTTP_RULES})"
         made[key] = Condition(TYPE, "False", trouble.reason, message=f"{trouble.message}{left}", field=trouble.field)
     for key, names in found.parts.items():
         there = sum(name in held and held[name].spec == found.wanted[name].document["spec"] for name in names)
@@ -35,6 +37,20 @@ def conditions(found: Aim, held: Mapping[Name, Held], said: Mapping[Key, Conditi
             waiting = Condition(TYPE, "False", "Pending", message=f"{there} of {_many(len(names))}{more}")
             made[key] = before if before is not None and before.status == "False" else waiting
     return made
+
+
+def unasked(found: Aim) -> list[str]:
+    """Policies whose HTTP rules nobody asks, in order, with how many of their pods that is so for, if not for all."""
+    return [
+        " ".join(key) + (f" at {len(pods)} of its pods" if pods else "") for key, pods in sorted(found.unasked.items())
+    ]
+
+
+def _where(pods: tuple[str, ...]) -> str:
+    if not pods:
+        return ""
+    more = f" and {len(pods) - _NAMED} more" if len(pods) > _NAMED else ""
+    return f"at {', '.join(pods[:_NAMED])}{more} "
 
 
 def _many(count: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
-from spliceway.agent.authorization.aims import NO_VERSION, World, meshed
+from spliceway.agent.authorization.aims import NO_VERSION, World, leaving, meshed
 from spliceway.agent.authorization.marks import PodMarks
 from spliceway.agent.authorization.objects import digest_of
 from spliceway.agent.authorization.seen import Other, Seen
@@ -119,7 +119,8 @@ def _translated(
     if more := tuple(one.foreign for one in by_hand if one.foreign is not None and one.said not in said):
         mesh = msgspec.structs.replace(mesh, foreign=(*mesh.foreign, *more))
         found = translate(cluster, mesh, options) if cluster.policies else found
-    return World(mesh.root_namespace, versions, unread, found.idle, meshed(cluster, mesh, found, versions), left)
+    ready = meshed(cluster, mesh, found, versions)
+    return World(mesh.root_namespace, versions, unread, found.idle, ready, leaving(left, cluster, mesh, found))
 
 
 def _has_http(policy: NetworkPolicy) -> bool:

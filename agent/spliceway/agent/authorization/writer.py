@@ -18,7 +18,7 @@ import structlog
 from spliceway.agent.authorization.aims import Aim, World, aim, behind, nothing
 from spliceway.agent.authorization.objects import Held, Json, is_as_wanted, made, recreated, restored
 from spliceway.agent.authorization.patience import Patience, crowded
-from spliceway.agent.authorization.saying import conditions
+from spliceway.agent.authorization.saying import conditions, unasked
 from spliceway.agent.authorization.seen import Seen
 from spliceway.agent.authorization.told import Figures
 from spliceway.agent.authorization.translating import Translating
@@ -345,7 +345,7 @@ class AuthorizationWriter:
         figures.emitted = sum(name in own and is_as_wanted(own[name], one) for name, one in found.wanted.items())
         figures.kept, figures.going = len(found.kept), len(found.unwanted)
         figures.refused = len(found.troubles)
-        figures.unasked = tuple(sorted(map(" ".join, found.unasked)))
+        figures.unasked = tuple(unasked(found))
         figures.settled = done and figures.emitted == len(found.wanted) and not found.unwanted
         figures.seconds = self._translating.seconds if self._translating is not None else 0.0
         if changed or first:

@@ -46,13 +46,15 @@ class Options(msgspec.Struct, frozen=True):
 class Part(msgspec.Struct, frozen=True):
     """Specifications about the same workloads, of which one at least has HTTP rules: `policies`, or `errors`.
 
-    `keys`: kind and name of the policies that they are in; `pods`: those that they are about now.
+    `keys`: kind and name of the policies that they are in; `pods`: those that they are about now; `asking`: by policy,
+    those that its HTTP rules are about.
     """
 
     keys: tuple[tuple[str, str], ...]
     pods: tuple[Pod, ...]
     policies: tuple[AuthorizationPolicy, ...]
     errors: tuple[PolicyError, ...]
+    asking: Mapping[tuple[str, str], tuple[Pod, ...]] = {}
 
 
 class Translation(msgspec.Struct, frozen=True):
@@ -174,7 +176,12 @@ class _Translator:
             )
         keys = dict.fromkeys(_key(entry.policy) for entry in entries)
         pods = {pod.key: pod for entry in entries for pod in entry.pods}
-        return Part(tuple(keys), tuple(pods.values()), tuple(made), tuple(errors))
+        asking: dict[tuple[str, str], dict[str, Pod]] = {}
+        for entry in entries:
+            if entry.http:
+                asking.setdefault(_key(entry.policy), {}).update((pod.key, pod) for pod in entry.pods)
+        about = {key: tuple(found.values()) for key, found in asking.items()}
+        return Part(tuple(keys), tuple(pods.values()), tuple(made), tuple(errors), about)
 
     def _meaning(self, entries: Iterable[Entry]) -> Meaning:
         """Waypoints have no filters of ours: no kind of EnvoyFilter is promised to work there."""
