@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -24,6 +24,7 @@ from spliceway.agent.authorization.objects import (
 )
 from spliceway.agent.authorization.patience import Patience, crowded
 from spliceway.agent.authorization.saying import conditions
+from spliceway.agent.authorization.seen import Seen
 from spliceway.agent.authorization.told import EmissionCollector, Figures, emission_status
 from spliceway.agent.cli.writing import writing_line
 from spliceway.agent.config import parse_config
@@ -31,6 +32,8 @@ from spliceway.agent.errors import ConfigError
 from spliceway.agent.inventory import Inventory
 from spliceway.agent.policystatus.ledger import Ledger
 from spliceway.agent.sources.events import FileChanged, FileRemoved, ObjectChanged
+from spliceway.agent.sources.kubernetes.connection import Connection
+from spliceway.agent.sources.kubernetes.figures import Timing
 from spliceway.agent.sources.kubernetes.objects import Reader
 from spliceway.policy.istio.objects import AuthorizationPolicy, AuthorizationRule, Operation
 from spliceway.policy.istio.rollout import bridge_policy, shape_of
@@ -125,6 +128,18 @@ def test_what_cant_be_read_may_be_about_everybody() -> None:
     assert not told.match_labels
     ports = {"spec": {"mtls": {"mode": "STRICT"}, "portLevelMtls": {"9" * 5000: {"mode": "STRICT"}}}}
     assert authentication({**head, "kind": "PeerAuthentication", **bad, **ports}).mode == "PERMISSIVE"
+
+
+def test_who_has_the_name_of_what_was_deleted_stays() -> None:
+    seen = Seen(cast(Connection, None), "n1", Timing())  # nobody is asked
+    document = made(ALLOW, VERSION).document
+    name = ("shop", document["metadata"]["name"])
+    for uid, there in (("u", False), ("v", True)):
+        seen.took(stored(document))
+        before = seen.own[name]
+        seen.took(stored(document, uid=uid))
+        seen.deleted(before)
+        assert (name in seen.own) is there
 
 
 def test_restoring_leaves_what_others_have_added() -> None:

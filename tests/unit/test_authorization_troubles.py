@@ -71,6 +71,11 @@ def named(one: Json) -> str:
     return f"{one['metadata']['namespace']}/{one['metadata']['name']}"
 
 
+def writer_of(agent: FleetAgent) -> Any:
+    """Its writer, while it is elected."""
+    return agent.side._authorization._writer
+
+
 def test_what_cant_be_deleted_is_told_and_holds_nobody_else_up(tmp_path: Path, refuse: Refuse) -> None:
     async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
         await heard(api, WEB, "True", "Emitted")
@@ -166,12 +171,56 @@ def test_what_is_deleted_before_its_write_is_answered_is_put_back(
 
         await heard(api, WEB, "True", "Emitted")
         (one,) = await ask(applied, api)
-        seen = next(each for each in agents if each.leads).side._authorization._writer._seen  # type: ignore[union-attr]
+        seen = writer_of(next(each for each in agents if each.leads))._seen
         monkeypatch.setattr(FencedWrites, "send", sending)
         await ask(api.put, {**one, "spec": {**one["spec"], "rules": [{}]}})
         await until(lambda: late[0] and [each["spec"] for each in applied(api)] == [one["spec"]], 20)
 
     with_mesh(tmp_path, body, http("web", "web"))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_is_deleted_while_the_watch_is_away_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """The watch has never told of it, so that it can't tell that it has gone. `late`: all is seen before the answer."""
+    send, done = FencedWrites.send, [False]
+
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        await until(lambda: any(one.leads and writer_of(one) for one in agents), 20)
+        seen = writer_of(next(one for one in agents if one.leads))._seen
+        policies = seen.reflectors[0]
+        await until(lambda: policies.state == "listed", 20)
+
+        async def away() -> None:
+            """Somebody deletes it, and the server forgets that there was one."""
+            (one,) = await ask(applied, api)
+            looks = policies.figures.lists
+            await ask(api.drop, API, KIND, named(one))
+            await ask(api.compact)
+            await ask(api.drop_watches)
+            await ask(lambda: api.faults(stalled=False))
+            await until(lambda: policies.figures.lists > looks and policies.state == "listed", 20)
+            done[0] = True
+
+        async def sending(self: FencedWrites, method: str, path: str, content: object) -> bytes:
+            if done[0] or method != "POST" or not path.endswith("/authorizationpolicies"):
+                return await send(self, method, path, content)
+            await ask(lambda: api.faults(stalled=True))
+            answer = await send(self, method, path, content)
+            if late:
+                await away()
+            return answer
+
+        monkeypatch.setattr(FencedWrites, "send", sending)
+        await ask(api.put, http("web", "web"))
+        if not late:
+            await until(lambda: bool(seen.own), 20)
+            await away()
+        await until(lambda: done[0] and paths(api) == ["/a"], 20)
+        await heard(api, WEB, "True", "Emitted")
+
+    with_mesh(tmp_path, body)
 
 
 def test_a_bug_is_told_until_all_is_translated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,7 @@ class Seen:
         self.is_stale = True  # what a translation depends on is another one
         self._authentications: dict[Name, PeerAuthentication] = {}
         self._asked: Name | None = None
+        self._ahead: dict[Name, str] = {}  # revisions that answers told, and the watch has not yet
         self.reflectors = reflectors(
             (AUTHORIZATIONS, AUTHENTICATIONS), connection, self._take, node=node, timing=timing, woken=self.woken
         )
@@ -78,8 +79,18 @@ class Seen:
 
     def answered(self, content: Mapping[str, Any]) -> None:
         """The answer, unless the watch has said meanwhile that it is gone: one that is made anew it tells, too."""
-        if self._asked == name_of(content):
+        if self._asked == (name := name_of(content)):
             self.took(content)
+            self._ahead[name] = str(content["metadata"].get("resourceVersion", ""))
+            self.settle()
+
+    def settle(self) -> None:
+        """Take out what was deleted before the watch could tell of it: who looks at all anew finds nothing to miss."""
+        policies = self.reflectors[0]
+        for name, revision in [*self._ahead.items()]:
+            if policies.lacks(f"kubernetes:{AUTHORIZATIONS.kind}/{'/'.join(name)}", revision):
+                self.went(name)
+                self.woken.set()
 
     def took(self, content: Mapping[str, Any]) -> None:
         """An AuthorizationPolicy is this now, the watch says, or the answer to a write of ours."""
@@ -101,8 +112,15 @@ class Seen:
         """There is no such AuthorizationPolicy any more."""
         if self._asked == name:
             self._asked = None
+        self._ahead.pop(name, None)
         self.own.pop(name, None)
         self._put(name, None)
+
+    def deleted(self, held: Held) -> None:
+        """This one is no more, an answer says; who has its name by now is another one."""
+        now = self.own.get(held.shape.key)
+        if now is not None and now.metadata.get("uid") == held.metadata.get("uid"):
+            self.went(held.shape.key)
 
     def _put(self, name: Name, other: Other | None) -> None:
         if self.others.get(name) == other:
@@ -130,6 +148,7 @@ class Seen:
             elif content is None:
                 self.went((namespace, short))
             else:
+                self._ahead.pop((namespace, short), None)
                 self.took(content)
         self.woken.set()
 

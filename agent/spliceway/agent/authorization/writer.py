@@ -148,6 +148,7 @@ class AuthorizationWriter:
 
     async def _round(self) -> None:
         """Bring everything to where it should be, as far as it can be. Raises ApiFailure."""
+        self._seen.settle()
         for one in (self._failed, self._edited):
             one.sweep(self._now())
         world = await self._translating.world(self._seen) if self._translating is not None else None
@@ -328,7 +329,7 @@ class AuthorizationWriter:
         if answer.get("kind") == AUTHORIZATIONS.kind:
             self._seen.answered(answer)
         else:
-            self._seen.went(name)
+            self._seen.deleted(held)
 
     def _say(self, found: Aim, *, done: bool) -> None:
         """Say what has become of each policy, and how many objects there are."""

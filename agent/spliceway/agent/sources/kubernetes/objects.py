@@ -267,6 +267,11 @@ class _Named(msgspec.Struct, rename="camel"):
     resource_version: str = ""
 
 
+def is_told(revision: str, seen: str) -> bool:
+    """Whether who has seen all up to `seen` has seen this resourceVersion; of what are no numbers nobody knows."""
+    return revision.isdecimal() and seen.isdecimal() and int(revision) <= int(seen)
+
+
 def bookmarked(raw: msgspec.Raw) -> tuple[str, bool]:
     """The resourceVersion of a bookmark, and whether it ends the first events of a watch."""
     metadata = _HEAD_OF_BOOKMARK.decode(raw).metadata

@@ -20,7 +20,7 @@ from spliceway.agent.sources.events import FileEvent, FileRefused, FileRemoved
 from spliceway.agent.sources.kubernetes.connection import MAX_BYTES, ApiFailure, Connection
 from spliceway.agent.sources.kubernetes.discovery import Discovery
 from spliceway.agent.sources.kubernetes.figures import Figures, State, Timing
-from spliceway.agent.sources.kubernetes.objects import Listed, Read, Reader, Status, WatchEvent, bookmarked
+from spliceway.agent.sources.kubernetes.objects import Listed, Read, Reader, Status, WatchEvent, bookmarked, is_told
 from spliceway.agent.sources.kubernetes.resources import Resource
 
 #: Takes events; waits while there are too many already.
@@ -111,6 +111,10 @@ class Reflector:
             self.error,
             self.resource.essential,
         )
+
+    def lacks(self, file: str, revision: str) -> bool:
+        """Whether what had this resourceVersion has gone: what was seen is as new, and has nothing of that name."""
+        return file not in self._known and is_told(revision, self._revision)
 
     @property
     def is_resolved(self) -> bool:
