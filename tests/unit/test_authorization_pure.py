@@ -17,6 +17,7 @@ from spliceway.agent.authorization.objects import (
     authentication,
     is_as_wanted,
     made,
+    moved,
     others,
     own,
     recreated,
@@ -35,9 +36,9 @@ from spliceway.agent.sources.events import FileChanged, FileRemoved, ObjectChang
 from spliceway.agent.sources.kubernetes.connection import Connection
 from spliceway.agent.sources.kubernetes.figures import Timing
 from spliceway.agent.sources.kubernetes.objects import Reader
-from spliceway.policy.istio.objects import AuthorizationPolicy, AuthorizationRule, Operation
-from spliceway.policy.istio.rollout import bridge_policy, shape_of
-from spliceway.policy.istio.translate import translate
+from spliceway.policy.istio.objects import AuthorizationPolicy, AuthorizationRule, Operation, Source
+from spliceway.policy.istio.rollout import bridge_policy, rollout, shape_of
+from spliceway.policy.istio.translate import Options, translate
 from support.istiopolicies import CLUSTER, STRICT, allow, policy, read
 
 Json = dict[str, Any]
@@ -192,6 +193,65 @@ def test_what_is_refused_stays_as_it_was() -> None:
     assert not found.wanted
     assert found.troubles[KEY].reason == "Refused"
     assert found.troubles[KEY].field == "spec.ingress[0].toPorts[0].rules.http[0]"
+
+
+def test_what_stays_goes_with_the_mesh_into_another_trust_domain() -> None:
+    deny = "spec:\n  ingressDeny: [{fromEndpoints: [{}], toPorts: [{ports: [{port: '81', protocol: TCP}]}]}]"
+    old = everything(allow("{path: /a}").replace("spec:", deny))
+    now = msgspec.structs.replace(world(REFUSED), trust_domain="mesh.example")
+    found = aim(now, old, (), {})
+    assert found.unwanted == old.keys()
+    assert not found.kept
+    assert found.troubles[KEY].reason == "Refused"
+    for one in found.wanted.values():
+        (before,) = (each for each in old.values() if each.shape.action == one.shape.action)
+        told = json.dumps(before.spec).replace("cluster.local/", "mesh.example/")
+        assert told != json.dumps(before.spec)
+        assert one.document["spec"] == json.loads(told)
+        assert one.shape.name != before.shape.name
+    steps = rollout({n: o.shape for n, o in old.items()}, {n: o.shape for n, o in found.wanted.items()}, old, "")
+    assert [(one.verb, one.shapes[0].action) for one in steps] == [
+        ("create", "DENY"),
+        ("create", "ALLOW"),
+        ("delete", "ALLOW"),
+        ("delete", "DENY"),
+    ]
+    # Half of the way, and the end of it.
+    new = {name: held(one.document) for name, one in found.wanted.items()}
+    assert all(one.is_whole for one in new.values())
+    half = aim(now, old | new, (), {})
+    assert (half.kept, half.unwanted, half.wanted) == (new.keys(), old.keys(), {})
+    assert aim(now, new, (), {}).kept == new.keys()
+    # The translation itself comes to the same, names too.
+    cluster, mesh = read(CLUSTER, STRICT, allow("{path: /a}").replace("spec:", deny))
+    translation = translate(cluster, mesh, Options("mesh.example"))
+    parts = meshed(cluster, mesh, translation, dict.fromkeys(cluster.policies, VERSION))
+    assert {one.shape.key for part in parts for one in part.objects} == new.keys()
+    # Where the new one can't be, the old one stays.
+    (allowing,) = (name for name, one in found.wanted.items() if one.shape.action == "ALLOW")
+    for taken, failed, closed in (((allowing,), {}, {}), ((), {allowing: "no"}, {}), ((), {}, {"shop": "no"})):
+        stuck = aim(now, old, taken, failed, closed)
+        assert allowing not in stuck.wanted
+        assert {old[name].shape.action for name in stuck.kept} >= {"ALLOW"}
+
+
+def test_what_is_edited_or_going_is_not_moved() -> None:
+    source = Source(("cluster.local/ns/shop/sa/a",), ("*", "old/ns/shop/*"))
+    policy = AuthorizationPolicy("shop", "x", "ALLOW", (AuthorizationRule((source,)),), (), (), ORIGIN)
+    document = made(policy, VERSION).document
+    told = moved(held(document), "new.example")
+    assert told is not None
+    (rule,) = told.document["spec"]["rules"]
+    assert rule["from"] == [
+        {"source": {"principals": ["new.example/ns/shop/sa/a"], "notPrincipals": ["*", "new.example/ns/shop/*"]}}
+    ]
+    assert "uid" not in told.document["metadata"]
+    assert moved(held(told.document), "new.example") is None
+    assert moved(held(document, deletionTimestamp="now"), "new.example") is None
+    edited = json.loads(json.dumps(document))
+    edited["spec"]["action"] = "DENY"
+    assert moved(held(edited), "new.example") is None
+    assert moved(held(made(bridge_policy(shape_of(ALLOW), ORIGIN), VERSION, bridge=True).document), "x") is None
 
 
 def test_of_a_policy_that_is_gone_stays_what_is_about_the_workloads_of_a_refused_one() -> None:

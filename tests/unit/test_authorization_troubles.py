@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from support.meshfleet import (
     heard,
     http,
     paths,
+    recorded,
     with_mesh,
     writes,
 )
@@ -315,5 +318,48 @@ def test_an_agent_in_audit_takes_nothing_away_that_other_nodes_enforce(tmp_path:
                     # With the last node that enforces anything they go.
                     await ask(api.drop, "v1", "Node", "n1")
                     await until(lambda: applied(api) == [], 20)
+
+    run(main, 90)
+
+
+def test_another_trust_domain_opens_nothing_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """The mesh calls itself something else: what is refused goes with it, too, or it would mean nobody any more."""
+    istio = {"authorizationPolicies": "emit"}
+
+    def domains(state: Sequence[Json], action: str, policy: str) -> set[str]:
+        """Of the principals of what was made of a policy."""
+        texts = (
+            json.dumps(one["spec"].get("rules"))
+            for one in state
+            if one["spec"]["action"] == action
+            and one["metadata"]["annotations"]["spliceway.io/translated-from"].endswith(policy)
+        )
+        return {found for text in texts for found in re.findall(r"[a-z.]+(?=/ns/)", text)}
+
+    async def main() -> None:
+        with KubeApi() as api:
+            policies = [denying(http("web", "web")), denying(http("db", "db", "/d"))]
+            api.put(*CRDS, *DEFINITIONS, AUTHENTICATIONS, STRICT, *map(node, NAMES), *MESHED, *policies)
+            kubeconfig = kubeconfig_of(api, tmp_path, *EMISSION_RIGHTS)
+            async with fleet([FleetAgent("n1", kubeconfig, istio=istio)]):
+                await heard(api, WEB, "True", "Emitted")
+                await ask(api.put, denying(http("db", "db", "/[0-9]+")))
+                await heard(api, DB, "False", "Refused")
+            states = await ask(recorded, api)
+            async with fleet([FleetAgent("n1", kubeconfig, istio={**istio, "trustDomain": "mesh.example"})]):
+                await until(lambda: len(applied(api)) == 4 and "cluster.local" not in json.dumps(applied(api)), 20)
+                # Who deletes or edits what stays has it back, in this trust domain.
+                one = of(await ask(applied, api), DB)
+                await ask(api.drop, API, KIND, named(one))
+                await until(lambda: paths(api) == ["/a", "/d"], 20)
+                assert "cluster.local" not in json.dumps(await ask(applied, api))
+                await heard(api, WEB, "True", "Emitted")
+                assert "(2 AuthorizationPolicies of its last" in await heard(api, DB, "False", "Refused")
+            for state in states[:-2]:
+                for policy in (WEB, DB):
+                    allowed, denied = (domains(state, action, policy) for action in ("ALLOW", "DENY"))
+                    assert allowed, "without any it would be open"
+                    assert allowed <= denied, "what is allowed is denied first"
+            assert len(states) > 8
 
     run(main, 90)

@@ -12,13 +12,14 @@ from types import MappingProxyType
 
 import msgspec
 
-from spliceway.agent.authorization.objects import Held, Made, made
+from spliceway.agent.authorization.objects import Held, Made, made, moved
 from spliceway.agent.manifests import Key
 from spliceway.agent.policystatus.ledger import Version
 from spliceway.policy.istio.mesh import Dataplane, Mesh
 from spliceway.policy.istio.rollout import Name, Shape
 from spliceway.policy.istio.translate import Part, Translation
 from spliceway.policy.model import Cluster, Namespace, Pod
+from spliceway.policy.parse_authorization_source import TRUST_DOMAIN
 
 #: Of a policy that nobody has the document of.
 NO_VERSION = "/0/"
@@ -44,7 +45,7 @@ class World(msgspec.Struct, frozen=True):
 
     `versions`: of the policies, as they were read; `unread`: those that could not be; `idle`: see `Translation`;
     `left`: those whose HTTP rules the wire leaves to Istio, with the pods whose sidecars are to ask them; `newest`:
-    those of which the server itself has nothing newer, whatever is written somewhere.
+    those of which the server itself has nothing newer, whatever is written somewhere; `trust_domain`: of the mesh now.
     """
 
     root_namespace: str
@@ -54,11 +55,13 @@ class World(msgspec.Struct, frozen=True):
     parts: tuple[Ready, ...]
     left: Mapping[Key, tuple[Pod, ...]] = {}
     newest: frozenset[Key] = frozenset()
+    trust_domain: str = TRUST_DOMAIN
 
 
 class Aim(msgspec.Struct, frozen=True):
     """`kept` and `unwanted` are of what is held. `troubles`: by policy; `parts`: policies → names of what is wanted.
 
+    `wanted` are also those of what is kept that are of another trust domain, in this one.
     `unasked`: policies in trouble whose HTTP rules nobody asks, the wire neither, and at which pods (empty: at any).
     """
 
@@ -129,8 +132,18 @@ def aim(
     for each in wanted.values():
         named[each.source] = (*named.get(each.source, ()), each.shape.key)
     kept = frozenset(_kept(world, held, wanted, troubles))
-    unwanted = frozenset(held) - wanted.keys() - kept
     unasked = dict(_unasked(world, [held[name] for name in kept], troubles))
+    # In another trust domain what they allow they would deny to all, and what they deny nobody.
+    moves = {name: new for name in kept if (new := moved(held[name], world.trust_domain)) is not None}
+    moves = {
+        name: new
+        for name, new in moves.items()
+        if new.shape.key in held
+        or not (new.shape.key in taken or new.shape.key in failed or new.shape.namespace in closed)
+    }
+    wanted |= {new.shape.key: new for new in moves.values() if new.shape.key not in wanted.keys() | held.keys()}
+    kept -= moves.keys()
+    unwanted = frozenset(held) - wanted.keys() - kept
     return Aim(wanted, kept, unwanted, troubles, named, unasked)
 
 

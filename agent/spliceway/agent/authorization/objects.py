@@ -28,6 +28,7 @@ EMITTED = "spliceway.io/emitted"
 EMITTED_LABEL = ("spliceway.io/emitted", "true")
 API_VERSION, KIND = "security.istio.io/v1", "AuthorizationPolicy"
 _BRIDGE = "bridge"
+_PRINCIPALS = {"principals", "notPrincipals"}
 _MAX_NAME = 253
 
 
@@ -100,6 +101,26 @@ def recreated(held: Held) -> Json:
     """The object as it was, without what the server adds."""
     metadata = {name: held.metadata.get(name) for name in ("name", "namespace", "labels", "annotations")}
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": held.spec}
+
+
+def moved(held: Held, trust_domain: str) -> Made | None:
+    """What it is in a mesh that calls itself so: another object, as any that says something else; None: what it is.
+
+    A translation means pods of its own mesh alone, by trust domain, namespace and service account. What was edited is
+    put back first.
+    """
+    end = f"-{held.digest[:10]}"
+    if held.shape.bridge or held.is_going or not held.is_whole or not held.shape.name.endswith(end):
+        return None
+    spec = {**held.spec, **_renamed({"rules": held.spec.get("rules") or []}, trust_domain)}
+    if spec["rules"] == (held.spec.get("rules") or []):
+        return None
+    digest = digest_of(held.shape.namespace, spec)
+    document = {**recreated(held), "spec": spec}
+    name = f"{held.shape.name.removesuffix(end)}-{digest[:10]}"
+    annotations = {**held.metadata["annotations"], EMITTED: f"{held.version} {digest}"}
+    document["metadata"] = {**document["metadata"], "name": name, "annotations": annotations}
+    return Made(document, msgspec.structs.replace(held.shape, name=name), held.source)
 
 
 def is_as_wanted(held: Held, wanted: Made) -> bool:
@@ -179,6 +200,20 @@ def name_of(content: Mapping[str, Any]) -> Name:
     """Namespace and name."""
     metadata = content["metadata"]
     return str(metadata.get("namespace", "")), str(metadata["name"])
+
+
+def _renamed(value: Any, trust_domain: str) -> Any:
+    """The same with this trust domain in all principals («domain/ns/namespace/…»)."""
+    if isinstance(value, list):
+        return [_renamed(one, trust_domain) for one in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: _renamed(one, trust_domain) for key, one in value.items()}
+    for key in _PRINCIPALS & value.keys():
+        if isinstance(value[key], list):  # whose digest is right may be anybody's all the same
+            parts = [str(one).partition("/ns/") for one in value[key]]
+            found[key] = [f"{trust_domain}{slash}{rest}" if slash else domain for domain, slash, rest in parts]
+    return found
 
 
 def _shape(metadata: Mapping[str, Any], spec: Json, *, bridge: bool) -> Shape:

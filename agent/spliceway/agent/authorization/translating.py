@@ -119,8 +119,15 @@ def _translated(
     if more := tuple(one.foreign for one in by_hand if one.foreign is not None and one.said not in said):
         mesh = msgspec.structs.replace(mesh, foreign=(*mesh.foreign, *more))
         found = translate(cluster, mesh, options) if cluster.policies else found
-    ready = meshed(cluster, mesh, found, versions)
-    return World(mesh.root_namespace, versions, unread, found.idle, ready, leaving(left, cluster, mesh, found))
+    return World(
+        mesh.root_namespace,
+        versions,
+        unread,
+        found.idle,
+        meshed(cluster, mesh, found, versions),
+        leaving(left, cluster, mesh, found),
+        trust_domain=options.trust_domain,
+    )
 
 
 def _has_http(policy: NetworkPolicy) -> bool:

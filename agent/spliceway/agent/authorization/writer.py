@@ -160,7 +160,9 @@ class AuthorizationWriter:
                 break
         else:
             raise ApiFailure(0, "", f"{_MOST_FAILURES} objects in a row could not be written; see the log")
-        self._say(self._aimed(world), done=True)
+        found = self._aimed(world)
+        self._remember(found)  # what has moved to another trust domain is kept from now on
+        self._say(found, done=True)
 
     def _aimed(self, world: World | None) -> Aim:
         if world is None:
@@ -215,7 +217,9 @@ class AuthorizationWriter:
             one = self._seen.own[name]
             if one.is_whole and not one.is_going:
                 good[name] = one
-        self._good = {name: one for name, one in good.items() if name not in found.wanted}
+        self._good = {
+            name: one for name, one in good.items() if name not in found.wanted and name not in found.unwanted
+        }
 
     async def _restore(self, found: Aim) -> bool:
         """Put back what was edited, denials first; False: something failed, and all is to be looked at anew."""
