@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from ipaddress import ip_address
 from random import Random
 from typing import Any
 
@@ -24,18 +26,21 @@ from spliceway.agent.sources.kubernetes.objects import Reader
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.compile import compile_table
 from spliceway.policy.engine import Engine, Options
+from spliceway.policy.evaluate import Connection, evaluate
 from spliceway.policy.istio.hbone import closed_cluster
-from spliceway.policy.istio.left import cluster_on_the_wire
+from spliceway.policy.istio.left import cluster_on_the_wire, on_the_wire
 from spliceway.policy.istio.translate import translate
 from spliceway.policy.labels import SIDECAR_KEY
 from spliceway.policy.model import NetworkPolicy, Pod
 from spliceway.policy.numbering import Numbering
+from spliceway.policy.verdict import Protocol
 from support.istiopolicies import CLUSTER, STRICT, allow, read
 from support.leftpods import ANNOTATION, PLAIN, asking, injected, plain, policy
 
 Doc = dict[str, Any]
 POLICY = ("CiliumNetworkPolicy", "shop/p")
 HIDDEN = ("REDIRECT", "*", "9000")
+API = {"app": "api"}
 CLIENT = plain("client", 200)
 
 
@@ -60,9 +65,9 @@ def test_a_policy_is_another_as_soon_as_a_pod_is() -> None:
     assert specs(inventory) == 1
     inventory.feed((changed("a", injected("api", 1)),))
     assert specs(inventory) == 2, "the policy has not changed, what it means has"
-    inventory.feed((changed("b", injected("more", 2)),))
+    inventory.feed((changed("b", injected("more", 2, labels=API)),))
     assert specs(inventory) is None
-    inventory.feed((changed("b", injected("more", 2, arguments=HIDDEN)),))
+    inventory.feed((changed("b", injected("more", 2, labels=API, arguments=HIDDEN)),))
     assert specs(inventory) == 2, "both see port 80"
     inventory.feed((changed("p", asking("80", "9000")),))
     assert specs(inventory) == 3
@@ -74,6 +79,34 @@ def test_a_policy_is_another_as_soon_as_a_pod_is() -> None:
     assert POLICY in inventory.changes()
     inventory.feed((changed("a", injected("api", 1)),))
     assert POLICY not in inventory.changes()
+
+
+def test_no_policy_is_another_that_is_not_about_the_pod() -> None:
+    other = {"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": "shop", "labels": {"team": "red"}}}
+    inventory = inventory_of(p=asking("80"), q=asking("80", name="q", app="web"), a=injected("api", 1), n=other)
+    inventory.changes()
+
+    def changes(*events: FileChanged | FileRemoved) -> set[str]:
+        inventory.feed(events)
+        return {name for kind, name in inventory.changes() if kind == POLICY[0]}
+
+    assert changes(changed("b", injected("b", 2, labels={"app": "web"}, arguments=HIDDEN))) == {"shop/q"}
+    assert changes(changed("c", injected("c", 3, labels={"app": "web"}, arguments=HIDDEN))) == set()
+    assert changes(changed("b", injected("b", 2, labels=API, arguments=HIDDEN))) == {"shop/p"}
+    assert changes(FileRemoved("c")) == {"shop/q"}, "nobody there has that mark any more"
+    assert changes(changed("d", injected("d", 4, labels={"app": "third"}, arguments=("REDIRECT", "80", "")))) == set()
+    # What a policy is about may be said by labels of the namespace.
+    chosen = {"app": "api", "k8s:io.cilium.k8s.namespace.labels.team": "blue"}
+    blue = asking("80", name="n")
+    blue["spec"]["endpointSelector"] = {"matchLabels": chosen}
+    assert changes(changed("blue", blue)) == {"shop/n"}
+    assert specs(inventory) is None
+    other["metadata"]["labels"]["team"] = "blue"  # type: ignore[index]
+    assert changes(changed("n", other)) == {"shop/n"}
+    assert changes(FileRemoved("n")) == {"shop/n"}
+    # A label that is of no interest to it, and a pod that goes while one like it stays.
+    assert changes(changed("a", injected("api", 1, labels={**API, "x": "y"}))) == set()
+    assert changes(FileRemoved("b")) == {"shop/p"}
 
 
 def test_pods_of_other_nodes_change_nothing_here() -> None:
@@ -120,6 +153,14 @@ def test_any_order_of_changes_gives_what_a_compile_from_scratch_gives(seed: int)
         whole = cluster_on_the_wire(closed_cluster(inventory.cluster))
         assert meaning(new) == meaning(compile_table(whole, node="node1", numbering=Numbering(), revision=1))
         last = new
+    # Marks of pods that a policy is not about make no difference.
+    known = {mark for pod in whole.pods.values() if (mark := pod.labels.get(SIDECAR_KEY))}
+    policies = {key: on_the_wire(one, known) for key, one in closed_cluster(inventory.cluster).policies.items()}
+    wide = msgspec.structs.replace(whole, policies=policies)
+    for address, port, number in itertools.product(("10.0.0.{}", "fd00::{}"), (80, 81, 9000, 8500), map(ord, "ab")):
+        ends = ip_address(address.format(200)), ip_address(address.format(number))
+        one, other = (evaluate(each, Connection(*ends, Protocol.TCP, port)) for each in (whole, wide))
+        assert one.verdict is other.verdict
 
 
 def test_what_is_left_is_counted() -> None:

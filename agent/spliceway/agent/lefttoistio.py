@@ -6,18 +6,19 @@ comes whose sidecar sees other ports than those before.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import msgspec
 
 from spliceway.agent.localpods import LocalPods
 from spliceway.agent.manifests import Key
-from spliceway.policy.istio.left import is_left, on_the_wire
+from spliceway.policy.istio.left import is_left, marks_of, on_the_wire
 from spliceway.policy.istio.sidecar import Sees
 from spliceway.policy.labels import SIDECAR_KEY
 from spliceway.policy.model import NetworkPolicy, Object, PortRule, Spec
 from spliceway.policy.parse_metadata import HTTP_RULES
-from spliceway.policy.selectors import facts_of, matcher
+from spliceway.policy.selectors import Facts, facts_of, matcher
 
 #: Warnings that are told at most, and pods that one names.
 _MOST, _NAMED = 20, 3
@@ -37,26 +38,49 @@ class LeftToIstio:
         """`local`: the pods that count, as they are after each change."""
         self._local = local
         self._policies: dict[Key, NetworkPolicy] = {}
-        self._marks: frozenset[str] = frozenset()
+        self._marks: dict[Key, Counter[str]] = {}  # of the pods that each is about, by how many sets of labels
+        self._pods: dict[tuple[str, ...], tuple[Facts, str]] = {}  # labels of pods with a mark, and the mark
+        self._turn = 0
         self._told: tuple[Left, tuple[str, ...]] | None = None
 
     def __repr__(self) -> str:
-        return f"LeftToIstio(policies={len(self._policies)}, marks={sorted(self._marks)})"
+        return f"LeftToIstio(policies={len(self._policies)}, pods={len(self._pods)})"
 
     def complete(self, changes: dict[Key, Object | None]) -> None:
-        """Take in what changed, and make policies of it what they are; all of them when marks of pods come or go."""
+        """Take in what changed, and make policies of it what they are; others when marks of their pods come or go."""
         if not changes:
             return
         self._told = None
         for key, item in changes.items():
             self._policies.pop(key, None)
+            self._marks.pop(key, None)
             if isinstance(item, NetworkPolicy) and item.left_to_istio:
                 self._policies[key] = item
-        before = self._marks
-        self._marks = frozenset(filter(None, (pod.labels.get(SIDECAR_KEY) for pod in self._local.pods.values())))
+        come, gone = self._look()
         for key, policy in self._policies.items():
-            if key in changes or self._marks != before:
-                changes[key] = on_the_wire(policy, self._marks)
+            if (marks := self._marks.get(key)) is None:
+                marks = self._marks[key] = Counter(marks_of(policy, self._pods.values()))
+            elif come or gone:
+                before = set(marks)
+                marks.update(marks_of(policy, come))
+                marks.subtract(marks_of(policy, gone))
+                marks = self._marks[key] = +marks
+                if marks.keys() == before:
+                    continue
+            else:
+                continue
+            changes[key] = on_the_wire(policy, marks)
+
+    def _look(self) -> tuple[list[tuple[Facts, str]], list[tuple[Facts, str]]]:
+        """Pods with a mark whose labels are new, and those whose labels no pod has any more."""
+        if self._local.turn == self._turn:
+            return [], []
+        self._turn, before, self._pods = self._local.turn, self._pods, {}
+        for labels, names in self._local.alike(lambda pod: bool(pod.labels.get(SIDECAR_KEY))):
+            mark = self._local.pods[names[0]].labels[SIDECAR_KEY]
+            self._pods[labels] = before.get(labels) or (facts_of(labels), mark)
+        come = [one for labels, one in self._pods.items() if labels not in before]
+        return come, [one for labels, one in before.items() if labels not in self._pods]
 
     @property
     def found(self) -> Left:

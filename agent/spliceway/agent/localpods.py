@@ -17,6 +17,7 @@ class LocalPods:
         self._node = node
         self.pods: dict[str, Pod] = {}  # by «namespace/name»
         self.namespaces: dict[str, Mapping[str, str]] = {}  # labels
+        self.turn = 0  # another one when either may be different
 
     def __repr__(self) -> str:
         return f"LocalPods(pods={len(self.pods)}, namespaces={len(self.namespaces)})"
@@ -25,13 +26,15 @@ class LocalPods:
         """Take in what changed."""
         for (kind, name), item in changes.items():
             if kind == "Pod":
-                self.pods.pop(name, None)
+                before = self.pods.pop(name, None)
                 if isinstance(item, Pod) and item.node == self._node and not item.host_network:
                     self.pods[name] = item
+                self.turn += self.pods.get(name) is not before
             elif kind == "Namespace":
                 self.namespaces.pop(name, None)
                 if isinstance(item, Namespace):
                     self.namespaces[name] = item.labels
+                self.turn += 1
 
     def alike(self, wanted: Callable[[Pod], bool]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
         """Labels, and names of the pods that have them, of those that are wanted."""

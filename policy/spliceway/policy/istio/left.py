@@ -8,18 +8,19 @@ pods, by the pods' marks. A rule's name stays.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import msgspec
 
 from spliceway.policy.istio.sidecar import Sees
 from spliceway.policy.labels import SIDECAR_KEY, Operator, Requirement
 from spliceway.policy.model import Action, Cluster, NetworkPolicy, PortRule, Rule, Spec
+from spliceway.policy.selectors import Facts, facts_of, matcher
 from spliceway.policy.verdict import Direction
 
 
 def on_the_wire(policy: NetworkPolicy, marks: Collection[str]) -> NetworkPolicy:
-    """The policy as the wire enforces it. `marks`: all that pods have here; for a pod with another it is as written."""
+    """The policy as the wire enforces it. `marks`: see `marks_of`; for a pod with another it is as written."""
     if not policy.left_to_istio:
         return policy
     specs = tuple(part for spec in policy.specs for part in _parts(spec, marks))
@@ -27,12 +28,21 @@ def on_the_wire(policy: NetworkPolicy, marks: Collection[str]) -> NetworkPolicy:
 
 
 def cluster_on_the_wire(cluster: Cluster) -> Cluster:
-    """The cluster as it is enforced, with the marks of its own pods."""
+    """The cluster as it is enforced, each policy with the marks of the cluster's own pods."""
     if not any(policy.left_to_istio for policy in cluster.policies.values()):
         return cluster
-    marks = {mark for pod in cluster.pods.values() if (mark := pod.labels.get(SIDECAR_KEY))}
-    policies = {key: on_the_wire(policy, marks) for key, policy in cluster.policies.items()}
+    marked = [pod for pod in cluster.pods.values() if pod.labels.get(SIDECAR_KEY) and not pod.host_network]
+    alike = {cluster.labels_of(pod): pod.labels[SIDECAR_KEY] for pod in marked}
+    pods = [(facts_of(labels), mark) for labels, mark in alike.items()]
+    policies = {key: on_the_wire(policy, set(marks_of(policy, pods))) for key, policy in cluster.policies.items()}
     return msgspec.structs.replace(cluster, policies=policies)
+
+
+def marks_of(policy: NetworkPolicy, pods: Iterable[tuple[Facts, str]]) -> Iterator[str]:
+    """Of pods (labels and mark of each) the marks of those that HTTP rules which may be left to Istio are about."""
+    if policy.left_to_istio:
+        tests = [matcher(spec.subject) for spec in policy.specs if any(map(is_left, spec.rules))]
+        yield from (mark for facts, mark in pods if any(test.matches(facts) for test in tests))
 
 
 def is_left(rule: Rule) -> bool:
