@@ -7,14 +7,15 @@ comes whose sidecar sees other ports than those before.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
 from spliceway.agent.localpods import LocalPods
 from spliceway.agent.manifests import Key
+from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.istio.left import is_left, marks_of, on_the_wire
-from spliceway.policy.istio.sidecar import Sees
+from spliceway.policy.istio.sidecar import Sees, rewired
 from spliceway.policy.labels import SIDECAR_KEY
 from spliceway.policy.model import NetworkPolicy, Object, PortRule, Spec
 from spliceway.policy.parse_metadata import HTTP_RULES
@@ -41,7 +42,7 @@ class LeftToIstio:
         self._marks: dict[Key, Counter[str]] = {}  # of the pods that each is about, by how many sets of labels
         self._pods: dict[tuple[str, ...], tuple[Facts, str]] = {}  # labels of pods with a mark, and the mark
         self._turn = 0
-        self._told: tuple[Left, tuple[str, ...]] | None = None
+        self._told: tuple[dict[tuple[Key, str], set[str]], tuple[str, ...]] | None = None
 
     def __repr__(self) -> str:
         return f"LeftToIstio(policies={len(self._policies)}, pods={len(self._pods)})"
@@ -82,30 +83,34 @@ class LeftToIstio:
         come = [one for labels, one in self._pods.items() if labels not in before]
         return come, [one for labels, one in before.items() if labels not in self._pods]
 
-    @property
-    def found(self) -> Left:
-        """What is left to Istio."""
-        return self._tell()[0]
+    def found(self, endpoints: Iterable[LocalEndpoint]) -> Left:
+        """What is left to Istio at pods that are wired so: who is not, or with addresses not told of, has no part."""
+        there = {one.name for one in endpoints if self._has_mark(one)}
+        asked = [names & there for names in self._tell()[0].values()]
+        return Left(sum(map(bool, asked)), len(set().union(*asked)))
+
+    def _has_mark(self, endpoint: LocalEndpoint) -> bool:
+        pod = self._local.pods.get(endpoint.name)
+        return pod is not None and SIDECAR_KEY in rewired(pod, endpoint.addresses).labels
 
     def warnings(self) -> tuple[str, ...]:
         """Policies that leave HTTP rules to Istio at pods where no sidecar could ask them."""
         return self._tell()[1]
 
-    def _tell(self) -> tuple[Left, tuple[str, ...]]:
+    def _tell(self) -> tuple[dict[tuple[Key, str], set[str]], tuple[str, ...]]:
+        """By rule the pods whose sidecars ask it, and warnings."""
         if self._told is None:
-            rules: set[tuple[Key, str]] = set()
-            pods: set[str] = set()
+            rules: dict[tuple[Key, str], set[str]] = {}
             asked: dict[str, set[str]] = {}
             for key, entry, names, sees in self._entries():
                 seen = [sees is not None and sees.has(port) for port in entry.ports]
                 if any(seen):
-                    rules.add((key, entry.path))
-                    pods.update(names)
+                    rules.setdefault((key, entry.path), set()).update(names)
                 if not all(seen):
                     asked.setdefault(" ".join(key), set()).update(names)
             told = [_warning(title, sorted(names)) for title, names in sorted(asked.items())]
             more = (f"{len(told) - _MOST} more policies are like these",) if len(told) > _MOST else ()
-            self._told = Left(len(rules), len(pods)), (*told[:_MOST], *more)
+            self._told = rules, (*told[:_MOST], *more)
         return self._told
 
     def _entries(self) -> Iterator[tuple[Key, PortRule, list[str], Sees | None]]:

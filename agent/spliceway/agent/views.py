@@ -167,6 +167,7 @@ class Views:
         """Everything a person wants to see first."""
         _only(query)
         policies, in_audit = self._inventory.policies
+        endpoints = self._cni.endpoints
         return {
             "node": self._config.node_name,
             "pid": os.getpid(),
@@ -185,7 +186,7 @@ class Views:
             "services": service_counts(self._balance()),
             "cni": self._cni.status(),
             "policyStatus": self._told(),
-            "istio": istio_status(self._cni.endpoints, self._beside_istio(), self._inventory.left.found),
+            "istio": istio_status(endpoints, self._beside_istio(), self._inventory.left.found(endpoints)),
             "enforcement": {"mode": self._config.enforcement, "policies": policies, "policiesInAudit": in_audit},
             "killSwitch": self._kill_switch.status(),
             "datapath": self._datapath.status(),
