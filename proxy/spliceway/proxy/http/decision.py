@@ -1,7 +1,7 @@
 """What a rule set makes of a request: the verdict, and the head that is sent upstream. Pure.
 
 `policy.http` is the reference, and is asked whenever something has to be explained, as often as there is time for. Rule
-sets that only have rules on method, path and host (nearly all) are asked by expressions that are compiled once.
+sets that only ask for method, path and host (nearly all) are asked by expressions that are compiled once.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import NamedTuple
 from spliceway.policy.http import HttpDecision, judge
 from spliceway.policy.httpmatch import HttpRequest, apply
 from spliceway.policy.httppath import TargetError, normalise
-from spliceway.policy.table import HttpRule, RuleSet
+from spliceway.policy.table import HttpRule, HttpTest, RuleSet
 from spliceway.policy.verdict import Reason, Verdict
 from spliceway.proxy.http.head import Head
-from spliceway.proxy.http.matchers import Matcher, matcher, sure
+from spliceway.proxy.http.matchers import Matcher, exact, matcher, sure
 
+_Tests = tuple[tuple[HttpTest, ...], ...]
 _WEBSOCKET = b"websocket"
 #: Upgrades to HTTP/2 on the same connection are never offered to the server: what followed could not be judged.
 _H2C = b"h2c"
@@ -37,11 +38,20 @@ class Judged(NamedTuple):
     status: int
 
 
+class _Test(NamedTuple):
+    """A test: places of method, path and host, each with what it must be or must not be."""
+
+    wanted: tuple[tuple[int, Matcher], ...]
+    unless: tuple[tuple[int, Matcher], ...]
+    negated: bool
+
+
 class _Compiled(NamedTuple):
     rule: int
     method: Matcher | None
     path: Matcher | None
     host: Matcher | None
+    tests: tuple[tuple[_Test, ...], ...]
 
 
 class Judge:
@@ -105,6 +115,7 @@ def _all(rule: _Compiled, request: HttpRequest, path: bytes, host: bytes) -> boo
         (rule.method is None or rule.method(request.method))
         and (rule.path is None or rule.path(path))
         and (rule.host is None or rule.host(host))
+        and (not rule.tests or _passes(rule, (request.method, path, host)))
     )
 
 
@@ -113,7 +124,22 @@ def _surely(rule: _Compiled, request: HttpRequest, path: bytes, host: bytes) -> 
         (rule.method is None or sure(rule.method, request.method))
         and (rule.path is None or sure(rule.path, path))
         and (rule.host is None or sure(rule.host, host))
+        and _passes(rule, (request.method, path, host))
     )
+
+
+def _passes(rule: _Compiled, parts: tuple[bytes, bytes, bytes]) -> bool:
+    """Whether of each group of tests one holds."""
+    for group in rule.tests:
+        for test in group:
+            holds = all(asked(parts[part]) for part, asked in test.wanted) and not any(
+                asked(parts[part]) for part, asked in test.unless
+            )
+            if holds is not test.negated:
+                break
+        else:
+            return False
+    return True
 
 
 def forwarded(head: Head, decision: HttpDecision) -> bytes:
@@ -149,9 +175,10 @@ def _without_h2c(headers: tuple[tuple[bytes, bytes], ...]) -> tuple[tuple[bytes,
 def _simple(rule_set: RuleSet) -> tuple[_Compiled, ...] | None:
     """The rules, compiled, when nothing but method, path and host decides; else None (compiled all the same)."""
     every = _rules(rule_set)
-    compiled = tuple(map(_compile, every))
+    known: dict[_Tests, tuple[tuple[_Test, ...], ...]] = {}  # rules mostly have all the same
+    compiled = tuple(_compile(rule, known) for rule in every)
     plain = rule_set.also is None and rule_set.audit is None and rule_set.rules is not None
-    return compiled if plain and not any(rule.headers or rule.tests for rule in every) else None
+    return compiled if plain and not any(rule.headers for rule in every) else None
 
 
 def _rules(rule_set: RuleSet) -> list[HttpRule]:
@@ -159,6 +186,14 @@ def _rules(rule_set: RuleSet) -> list[HttpRule]:
     return [rule for end in ends for rule in (*(end.rules or ()), *(end.audit or ()))]
 
 
-def _compile(rule: HttpRule) -> _Compiled:
+def _compile(rule: HttpRule, known: dict[_Tests, tuple[tuple[_Test, ...], ...]]) -> _Compiled:
+    if (tests := known.get(rule.tests)) is None:
+        tests = known[rule.tests] = tuple(tuple(map(_compile_test, group)) for group in rule.tests)
     method, path, host = (matcher(text) if text else None for text in (rule.method, rule.path, rule.host))
-    return _Compiled(rule.rule, method, path, host)
+    return _Compiled(rule.rule, method, path, host, tests)
+
+
+def _compile_test(test: HttpTest) -> _Test:
+    parts = (test.method, test.path, test.host), (test.unless_method, test.unless_path, test.unless_host)
+    wanted, unless = (tuple((part, exact(text)) for part, text in enumerate(texts) if text) for texts in parts)
+    return _Test(wanted, unless, test.negated)

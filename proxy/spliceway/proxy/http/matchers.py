@@ -25,6 +25,15 @@ _PREFIX = re.compile(rf"({_LITERAL}*)(?:\.\*|\(\.\*\))")
 
 def matcher(pattern: str) -> Matcher:
     """What a whole match of the pattern is, for bytes without a line feed. Raises RegexError."""
+    exactly = exact(pattern)
+    if not isinstance(exactly, _Whole):
+        return exactly
+    asked = _set_of(pattern)
+    return exactly if asked is None else _Set(asked, exactly)
+
+
+def exact(pattern: str) -> Matcher:
+    """The same, and never a no by mistake (see `_Set`): for what must not match. Raises RegexError."""
     compiled = compile_regex(pattern)
     if _ONE.fullmatch(pattern):
         return pattern.encode().__eq__
@@ -32,8 +41,7 @@ def matcher(pattern: str) -> Matcher:
         return frozenset(pattern.encode().split(b"|")).__contains__
     if found := _PREFIX.fullmatch(pattern):
         return _Prefix(found[1].encode())
-    asked = _set_of(pattern)
-    return _exact(compiled) if asked is None else _Set(asked, _exact(compiled))
+    return _Whole(compiled)
 
 
 def sure(asked: Matcher, value: bytes) -> bool:
@@ -57,8 +65,14 @@ class _Set:
         return self._set(value)
 
 
-def _exact(compiled: Regex) -> Matcher:
-    return lambda value: compiled.fullmatch(value) is not None
+class _Whole:
+    __slots__ = ("_fullmatch",)
+
+    def __init__(self, compiled: Regex) -> None:
+        self._fullmatch = compiled.fullmatch
+
+    def __call__(self, value: bytes) -> bool:
+        return self._fullmatch(value) is not None
 
 
 def _set_of(pattern: str) -> Matcher | None:
