@@ -12,6 +12,7 @@ import pytest
 
 from spliceway.agent.policystatus.asked import is_newest
 from spliceway.agent.policystatus.election import Election
+from spliceway.agent.policystatus.fenced import FencedWrites
 from spliceway.agent.policystatus.ledger import Ledger, Version, Written
 from spliceway.agent.policystatus.pacing import Bucket
 from spliceway.agent.policystatus.writer import Figures, Writer
@@ -82,6 +83,32 @@ def test_one_that_comes_to_write_does_not_believe_a_generation_that_there_is_not
         await until(lambda: status_in(api, WEB)["observedGeneration"] == 1, 10)
 
     with_fleet(tmp_path, body, cnp("web", "web"))
+
+
+def test_a_status_that_is_deleted_while_the_watch_is_away_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watch has never told of it, so that it can't tell that it has gone."""
+    send = FencedWrites.send
+
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        async def sending(self: FencedWrites, method: str, path: str, content: object) -> bytes:
+            if method == "POST" and path.endswith("/policystatuses"):
+                monkeypatch.undo()
+                await ask(lambda: api.faults(stalled=True))
+            return await send(self, method, path, content)
+
+        await until(lambda: any(one.leads and one.side._writer is not None for one in agents), 20)
+        monkeypatch.setattr(FencedWrites, "send", sending)
+        await ask(api.put, cnp("web", "web"))
+        await until(lambda: bool(status_in(api, WEB)), 20)
+        await ask(api.drop, "spliceway.io/v1alpha1", "PolicyStatus", WEB)
+        await ask(api.compact)
+        await ask(api.drop_watches)
+        await ask(lambda: api.faults(stalled=False))
+        await told(api, WEB, GOOD)
+
+    with_fleet(tmp_path, body)
 
 
 class _Answering:

@@ -92,6 +92,7 @@ class Writer:
         self._held: dict[tuple[str, str, str], Held] = {}
         self._ours: dict[tuple[str, str, str], tuple[str, Status]] = {}  # what was written, of the object with that uid
         self._gone: set[tuple[str, str, str]] = set()  # while one was written
+        self._ahead: dict[tuple[str, str, str], str] = {}  # revisions of what was made, and the watch has not told yet
         self._stale: dict[tuple[str, str, str], float] = {}
         self._written: dict[Key, Written] = {}  # as it was when a policy's status was last looked at
         self._dirty: set[str] | None = None  # uids; None: all
@@ -185,6 +186,7 @@ class Writer:
             return
         namespace, _, short = name.rpartition("/")
         at = (kind, namespace, short)
+        self._ahead.pop(at, None)
         if document is None:
             self._held.pop(at, None)
             self._ours.pop(at, None)
@@ -196,6 +198,14 @@ class Writer:
                 return  # our own write, answered already, is newer
             self._held[at] = held
         self._moved.add(at)
+
+    def _settle(self) -> None:
+        """Take out what was deleted before the watch could tell of it: who looks at all anew finds nothing to miss."""
+        for (kind, namespace, short), revision in [*self._ahead.items()]:
+            reflector = next(one for one in self._reflectors if one.resource.kind == kind)
+            name = f"{namespace}/{short}" if namespace else short
+            if reflector.lacks(f"kubernetes:{kind}/{name}", revision):
+                self._took(kind, name, None)
 
     def _count(self, node: str) -> None:
         """Take in what a node says, if it is one."""
@@ -212,6 +222,7 @@ class Writer:
 
     async def _round(self) -> None:
         """Bring everything that may be different to where it should be. Raises ApiFailure; the rest is for later."""
+        self._settle()
         nodes = dict(self._ledger.nodes)
         if nodes != self._nodes:
             for node in self._reports.keys() | {self._node}:
@@ -379,6 +390,8 @@ class Writer:
             there is None or there.uid != held.uid or not _older(held.revision, there.revision)
         ):
             self._held[at] = held
+            if there is None:
+                self._ahead[at] = held.revision
         return held
 
 
