@@ -106,7 +106,7 @@ class Site:
         self._ask(cluster, table)
 
     def _services(self) -> set[IPNetwork]:
-        """Addresses of Services, which are marked as such and judged where they lead: a real server has one of its own."""
+        """Addresses of Services, which are judged where they lead: a real server has one of its own."""
         found = self.api.all("v1", "Service")
         return {ip_network(address) for one in found for address in one["spec"].get("clusterIPs", ())}
 
