@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup chart chart-schema image kernels demo test attack bypass profiles two-nodes services soak rollback revoke rows fuzz edits xds-faults xds-churn proxy-diff torture services-churn kube life bench-services istio-random lint bench lock clean
+.PHONY: help setup chart chart-schema image kernels demo test attack bypass profiles two-nodes services soak rollback revoke rows fuzz edits xds-faults xds-churn proxy-diff torture services-churn kube kube-real life bench-services istio-random lint bench lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
@@ -120,6 +120,15 @@ services-churn: setup
 
 kube: setup
 	SPLICEWAY_KUBE_ROUNDS=100 $(BIN)/python -m pytest -s tests/integration/test_kubernetes_agent.py --timeout 3600 $(ARGS)
+
+# BINARIES: a directory with kube-apiserver and etcd. Slow: each of the unit tests has a server of its own.
+KUBE_REAL := unit/test_policystatus_{writer,election,edits,releases,taint} unit/test_authorization_{writer,troubles} \
+	integration/test_{helm_release,agent_kubernetes,cluster_node,cluster_status,cluster_authorization,kubernetes_agent}
+
+kube-real: setup
+	[[ -x $(BINARIES)/kube-apiserver && -x $(BINARIES)/etcd ]] || { echo "BINARIES=DIR: where kube-apiserver and etcd are" >&2; exit 2; }
+	SPLICEWAY_KUBE_BINARIES=$(abspath $(BINARIES)) SPLICEWAY_KUBE_ROUNDS=$${ROUNDS:-100} \
+		$(BIN)/python -m pytest -s $(foreach one,$(KUBE_REAL),tests/$(one).py) --timeout 3600 $(ARGS)
 
 life: setup
 	SPLICEWAY_LIFE_AWAY=3600 SPLICEWAY_LIFE_CHURN=600 SPLICEWAY_LIFE_NAMESPACES=20 SPLICEWAY_LIFE_ROLLBACKS=3 \

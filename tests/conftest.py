@@ -12,8 +12,13 @@ import pytest
 
 from spliceway.agent.testbed.rights import missing_rights
 from spliceway.agent.testbed.testbed import Testbed
+from support import kubeapi
 from support.node import demo_manifests
+from support.realapi import BINARIES, RealApi
 from support.variants import costly, left_out, long, sample
+
+if BINARIES:  # before any test has taken it from there
+    kubeapi.KubeApi = RealApi  # type: ignore[assignment,misc]
 
 #: CI sets it: there a kernel test that can't run is a failure.
 REQUIRE_KERNEL = os.environ.get("SPLICEWAY_REQUIRE_KERNEL") == "1"
@@ -59,6 +64,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             if REQUIRE_KERNEL:
                 pytest.fail(f"SPLICEWAY_REQUIRE_KERNEL=1, but {missing}", pytrace=False)
             pytest.skip(missing)
+    if BINARIES and item.get_closest_marker("double"):
+        pytest.skip("about what only the double of the API server can do")
 
 
 @pytest.fixture(scope="session")

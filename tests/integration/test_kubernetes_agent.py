@@ -1,5 +1,7 @@
 """A real agent on a virtual node, fed by the API server's double: the kernel has what that says, come what may.
 
+Or by a real kube-apiserver, with `SPLICEWAY_KUBE_BINARIES` (`make kube-real`).
+
 The double changes at random (pods, namespaces, policies of every kind), while watches are dropped and cut, history is
 compacted, and the server is restarted. Whenever it is quiet, the rows in the pinned maps are those of a table that
 `policy` makes of the double's objects alone.
@@ -10,6 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -29,14 +32,14 @@ from spliceway.policy.labelfilter import LabelFilter
 from spliceway.policy.lookup import identify, lookup
 from spliceway.policy.model import Cluster
 from spliceway.policy.numbering import Numbering
-from spliceway.policy.table import PolicyTable
+from spliceway.policy.table import IPNetwork, PolicyTable
 from spliceway.policy.verdict import Direction
 from support.kernel import NamespaceLoop
-from support.kerneltable import differences, first_address, kernel_says, table_says
-from support.kubeapi import KubeApi
+from support.kerneltable import differences, first_address, kernel_says, table_says, without
 from support.kubecrowd import Crowd, cluster_in
 from support.kubesource import CRDS
 from support.node import pod_manifest
+from support.realapi import AnyApi, api_server
 
 pytestmark = pytest.mark.kernel
 
@@ -51,7 +54,7 @@ LIMIT = 40.0
 class Site:
     """A node, its agent, the double, and what it has in it."""
 
-    def __init__(self, testbed: Testbed, api: KubeApi, kubeconfig: Path) -> None:
+    def __init__(self, testbed: Testbed, api: AnyApi, kubeconfig: Path) -> None:
         self.node = testbed.node
         self.api = api
         self.random = Random(SEED)
@@ -93,13 +96,19 @@ class Site:
         cluster, table = self.wanted()
         expected = table_says(table, self.wired)
         deadline = time.monotonic() + LIMIT
-        while (found := kernel_says(self.node.info.bpffs)) != expected:
+        services = self._services()
+        while (found := without(kernel_says(self.node.info.bpffs), services)) != expected:
             if time.monotonic() > deadline:
                 status = self.agent.client.get("status")
                 told = "\n".join(differences(found, expected))
                 raise AssertionError(f"after {what}:\n{told}\n{status['source']}\n{status['policy']}")
             time.sleep(0.1)
         self._ask(cluster, table)
+
+    def _services(self) -> set[IPNetwork]:
+        """Addresses of Services, which are judged where they lead: a real server has one of its own."""
+        found = self.api.all("v1", "Service")
+        return {ip_network(address) for one in found for address in one["spec"].get("clusterIPs", ())}
 
     def _ask(self, cluster: Cluster, table: PolicyTable) -> None:
         """The table is what the interpreter says, too: some connections from and to the node's pods."""
@@ -172,7 +181,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     kubeconfig = tmp_path_factory.mktemp("kube") / "kubeconfig"
     with Testbed.up(pods) as testbed:
         place = testbed.node.info.netns
-        with KubeApi(enter=lambda: netns.enter(place), bookmark_seconds=2.0) as api:
+        with api_server(enter=lambda: netns.enter(place), bookmark_seconds=2.0) as api:
             made = Site(testbed, api, api.kubeconfig(kubeconfig))
             yield made
             made.close()

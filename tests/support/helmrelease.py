@@ -79,7 +79,7 @@ class Jobs:
     def _run(self) -> None:
         while not self._ended.wait(_LOOK_SECONDS):
             for job in self._api.all("batch/v1", "Job"):
-                if "status" not in job:
+                if "conditions" not in job.get("status", {}):
                     self.ran.append(job["metadata"]["name"])
                     self._api.put({**job, "status": _status(job)})
 
@@ -95,7 +95,8 @@ def _status(job: Json) -> Json:
         {"type": kind, "status": "True", "reason": reason, "lastProbeTime": time, "lastTransitionTime": time}
         for kind in kinds
     ]
-    return {"conditions": conditions, "startTime": time, "failed" if failed else "succeeded": 1}
+    ended = {"failed": 1} if failed else {"succeeded": 1, "completionTime": time}
+    return {"conditions": conditions, "startTime": time, "uncountedTerminatedPods": {}, **ended}
 
 
 def _answers() -> None:

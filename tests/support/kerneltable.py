@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from socket import ntohs
@@ -102,6 +102,12 @@ def _said(
                 class_id = classes.get(ClassKey(policy.policy_id, direction, identity), OTHER_PEERS)
                 found[address, direction, prefix] = frozen.get((policy.policy_id, direction, class_id), frozenset())
     return Said(frozenset(ipcache), frozenset(opened), found)
+
+
+def without(said: Said, prefixes: Collection[IPNetwork]) -> Said:
+    """The same, with these prefixes left out."""
+    rows = {key: rows for key, rows in said.rows.items() if key[2] not in prefixes}
+    return Said(said.prefixes - frozenset(prefixes), said.open, rows)
 
 
 def differences(kernel: Said, wanted: Said) -> list[str]:

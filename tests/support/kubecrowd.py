@@ -13,7 +13,7 @@ from spliceway.policy.errors import PolicyError
 from spliceway.policy.model import Cluster, Node, Object
 from spliceway.policy.parse import READERS, parse_document
 from support.generated_policies import policies
-from support.kubeapi import KubeApi
+from support.realapi import AnyApi
 
 Doc = dict[str, Any]
 _FIRST4, _FIRST6 = ip_address("10.241.0.0"), ip_address("fd00:241::")
@@ -22,7 +22,7 @@ _FIRST4, _FIRST6 = ip_address("10.241.0.0"), ip_address("fd00:241::")
 class Crowd:
     """Pods on other nodes, and policies, as they are in the double."""
 
-    def __init__(self, api: KubeApi, random: Random, *, pods: int, policies: int) -> None:
+    def __init__(self, api: AnyApi, random: Random, *, pods: int, policies: int) -> None:
         """`api` has the definitions of all kinds."""
         self._api = api
         self._random = random
@@ -117,7 +117,7 @@ _CHANGES = (
 )
 
 
-def cluster_in(api: KubeApi, node: str, own: Own) -> Cluster:
+def cluster_in(api: AnyApi, node: str, own: Own) -> Cluster:
     """All that the double has, read by `policy` alone; `own`: the addresses of this node."""
     objects: list[Object] = []
     for api_version, kind in READERS:

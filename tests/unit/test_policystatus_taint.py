@@ -15,7 +15,7 @@ TAINT = {"key": "spliceway.io/agent-not-ready", "effect": "NoExecute"}
 NAME = "spliceway.io/agent-not-ready:NoExecute"
 OTHERS = [
     {"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"},
-    {"key": "spliceway.io/agent-not-ready", "effect": "NoSchedule", "value": "another effect"},
+    {"key": "spliceway.io/agent-not-ready", "effect": "NoSchedule", "value": "another-effect"},
 ]
 
 
