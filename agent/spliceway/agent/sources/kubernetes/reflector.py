@@ -17,10 +17,12 @@ import msgspec
 import structlog
 
 from spliceway.agent.sources.events import FileEvent, FileRefused, FileRemoved
-from spliceway.agent.sources.kubernetes.connection import MAX_BYTES, ApiFailure, Connection
+from spliceway.agent.sources.kubernetes.connection import BEGIN_SECONDS, ApiFailure, Connection
 from spliceway.agent.sources.kubernetes.discovery import Discovery
 from spliceway.agent.sources.kubernetes.figures import Figures, State, Timing
+from spliceway.agent.sources.kubernetes.lines import Lines
 from spliceway.agent.sources.kubernetes.objects import Listed, Read, Reader, Status, WatchEvent, bookmarked
+from spliceway.agent.sources.kubernetes.pauses import Pauses
 from spliceway.agent.sources.kubernetes.resources import Resource
 
 #: Takes events; waits while there are too many already.
@@ -34,6 +36,8 @@ _WATCH_LIST_AGAIN = 600.0
 _NOT_HANDED_ON = 0
 #: Refusals of a watch after which all is looked at again.
 _PATIENCE, _EXPIRED_PEACE = 3, 60.0  # and seconds between two expiries that have nothing to do with one another
+#: Watches that end without a word, in a row, after which one that has just begun is no sign that all is well.
+_MOST_EMPTY = 2
 
 _EVENT, _LIST = msgspec.json.Decoder(WatchEvent), msgspec.json.Decoder(Listed)
 _STATUS = msgspec.json.Decoder(Status)
@@ -83,9 +87,10 @@ class Reflector:
         self._no_watch_list_until = 0.0
         self._away_since: float | None = None
         self._had_objects = False  # those of an earlier agent may be in force
-        self._woken = asyncio.Event()
         self._unreachable = False
-        self._tries = self._refusals = 0
+        self._pauses = Pauses(timing)
+        self._task: asyncio.Task[None] | None = None
+        self._refusals = self._empty = 0
         self._lists = self._watches = self._failures = 0
         self._expired, self._expired_at = 0, float("-inf")  # how often in a row, and when the last time
         self._heard = 0.0
@@ -124,21 +129,21 @@ class Reflector:
 
     async def run(self) -> None:
         """Look and follow, until cancelled."""
+        self._task = asyncio.current_task()
         while True:
+            asked = 0.0
             try:
                 pause = await self._once()
             except ApiFailure as failure:
-                pause = self._failed(failure)
-            self._woken.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._woken.wait()
+                # All that were told the same must not come together.
+                pause, asked = self._failed(failure), failure.wait * random.uniform(1.0, 1.25)
+            await self._pauses.wait(max(pause, asked), asked)
 
     def wake(self) -> None:
-        """The server answers again, somebody else says: if it was not there, try now."""
-        if self.failing_since is not None and self._unreachable:
-            self._tries = 0
-            self._woken.set()
+        """The server answers again, somebody else says: if it did not, try soon."""
+        if self.failing_since is not None:
+            self._pauses.wake()
+            self._connection.hurry(self._task)
 
     async def _once(self) -> float:
         """Look if need be, and follow one watch to its end. Returns seconds to wait. Raises ApiFailure."""
@@ -153,9 +158,12 @@ class Reflector:
         if not self._revision and self._now() < self._no_watch_list_until:
             await self._list()
         await self._watch()
+        if self._watches == watches or self._now() - begun >= 1.0:
+            return 0.0
         # A server that ends every watch at once must not be asked without end.
-        short = self._watches > watches and self._now() - begun < 1.0
-        return self._backoff() if short else 0.0
+        if self._empty > _MOST_EMPTY:
+            raise ApiFailure(0, "", f"{self.resource.plural}: watches end as soon as they begin")
+        return self._pauses.next()
 
     def _new_reader(self) -> Reader:
         api_version = self.resource.api_version(self._version)
@@ -165,12 +173,11 @@ class Reflector:
         now = self._now()
         self._away_since = self._away_since or now
         if self.state == "absent":
-            self._answered("absent")
+            self._well("absent")
             return self._timing.again * random.uniform(0.8, 1.2)
         # Objects go only when it is certain: a server that has just begun, or lost its CRDs for a moment, is not.
         if not await self._discovery.settled():
-            self._away_since = None
-            return min(1.0, self._timing.gone)
+            raise ApiFailure(503, "", f"{self.resource.plural} are not served yet: the API server is not ready")
         if (self._known or self._had_objects) and now - self._away_since < self._timing.gone:
             return min(1.0, self._timing.gone)
         # What was asked before the server was ready says nothing.
@@ -197,10 +204,9 @@ class Reflector:
             # Again and again, each time after a good look: as much as all objects, and without end.
             soon = self._now() - self._expired_at < _EXPIRED_PEACE
             self._expired, self._expired_at = self._expired + 1 if soon else 0, self._now()
-            if self._unreachable:  # it answers again: how long it was away says nothing of this
-                self._tries, self._unreachable = 0, False
-            if not self._tries:  # once is no failure; where it does not end, that must be told
-                self._tries = 1
+            if not self._expired or not self._pauses.tries:
+                # Once is no failure, whatever was one before; where it does not end, that must be told.
+                self._pauses.tries, self._unreachable = 1, False
                 return self._timing.pause(self._expired) if self._expired else 0.0
         by_watch = looking and self._now() >= self._no_watch_list_until
         if by_watch and (failure.code in (400, 422) or failure.reason == "Idle"):
@@ -212,6 +218,8 @@ class Reflector:
             if self._refusals >= _PATIENCE:
                 self._revision, self._refusals = "", 0
         self._failures += 1
+        if self._unreachable and failure.code:  # it answers again
+            self._pauses.ease()
         self._unreachable = failure.code == 0
         text = f"{self.resource.plural}: {failure}"
         if failure.code in (401, 403) and text != self.error:
@@ -222,16 +230,12 @@ class Reflector:
         if failure.code == 403 and self.state == "waiting":
             self.state = "refused"
         self._on_state(self)
-        return max(self._backoff(), failure.wait)
-
-    def _backoff(self) -> float:
-        pause = self._timing.pause(self._tries)
-        self._tries += 1
-        return pause
+        return self._pauses.next()
 
     def _well(self, state: State) -> None:
         """The server has said what it should."""
-        self._tries = self._refusals = 0
+        self._pauses.well()
+        self._refusals = self._empty = 0
         self._answered(state)
 
     def _answered(self, state: State) -> None:
@@ -311,25 +315,26 @@ class Reflector:
         self._well("listed")
 
     async def _lines(self, query: dict[str, str]) -> AsyncGenerator[bytes | bytearray, None]:
-        rest = bytearray()
-        pieces = self._connection.stream(self.resource.path(self._version), query, self._patience)
-        async with contextlib.aclosing(pieces):
+        found = Lines(self.resource.plural)
+        pieces = self._connection.stream(self.resource.path(self._version), query, self._patience, BEGIN_SECONDS)
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(contextlib.aclosing(pieces))
             async for piece in pieces:
                 self._heard = time.time()
                 if not piece and self._seen is None:
-                    self._answered("listed")  # there may be nothing to say for a long time
-                if b"\n" not in piece:
-                    rest += piece
-                    if len(rest) > MAX_BYTES:
-                        raise ApiFailure(0, "", f"{self.resource.plural}: a line of more than {MAX_BYTES} bytes")
-                    continue
-                *whole, last = (rest + piece).split(b"\n")
-                rest = last
-                for line in whole:
-                    if line:
-                        yield line
-        if rest:
-            raise ApiFailure(0, "", f"{self.resource.plural}: the watch ended in the middle of a line")
+                    # There may be nothing to say for a long time, but for those that end at once again and again.
+                    self._empty += 1
+                    if self._empty <= _MOST_EMPTY:
+                        self._answered("listed")
+                    lasting = asyncio.get_running_loop().call_later(self._timing.lost, self._lasts)
+                    stack.callback(lasting.cancel)
+                for line in found.of(piece):
+                    yield line
+        found.end()
+
+    def _lasts(self) -> None:
+        self._empty = 0
+        self._answered("listed")
 
     def _patience(self) -> float:
         """Seconds without a byte that a watch may have: in its first look there is always something to say."""
