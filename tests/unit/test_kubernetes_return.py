@@ -60,9 +60,9 @@ def test_when_one_kind_is_answered_none_waits_for_long(tmp_path: Path, code: int
         first = kinds(it)[0]._pauses
         first._until = 0.0
         first._sooner.set()
-        await until(lambda: not any(one.error for one in kinds(it)))
         await until(lambda: it.names() == ["default/a", "default/b"])
-        assert it.names("CiliumNetworkPolicy") == ["default/more", "default/web"]
+        await until(lambda: it.names("CiliumNetworkPolicy") == ["default/more", "default/web"])
+        await until(lambda: not any(one.error for one in kinds(it)))
 
     follow(tmp_path, body, LONG)
 
@@ -274,6 +274,51 @@ def test_a_request_without_an_answer_is_given_up_when_others_are_answered(
             assert not ours._unanswered
             await ours.close()
             await until(lambda: not talks[0])
+
+    run(main)
+
+
+def test_kinds_do_not_all_wait_equally_long_for_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a server takes requests and says nothing, nobody else tells that it does so again."""
+    stream, begins = Connection.stream, list[float]()
+
+    def told(self: Connection, path: str, query: Any, idle: Any, begin: float = 0.0) -> Any:
+        if "watch" in query:
+            begins.append(begin)
+        return stream(self, path, query, idle, begin)
+
+    async def body(api: KubeApi, it: Followed) -> None:
+        await ask(api.drop_watches)
+        await until(lambda: len(begins) >= 2 * len(kinds(it)))
+        assert len(set(begins)) == len(begins)
+        assert max(begins) <= connection.BEGIN_SECONDS
+
+    monkeypatch.setattr(Connection, "stream", told)
+    follow(tmp_path, body)
+
+
+@pytest.mark.parametrize("watch_list", [True, False], ids=["watch-list", "pages"])
+def test_a_server_that_was_set_back_is_looked_at_again(tmp_path: Path, watch_list: bool) -> None:
+    """What has the same resourceVersion as before is another object, and a watch at a later one is silent."""
+
+    async def main() -> None:
+        with KubeApi() as api:
+            place = api.kubeconfig(tmp_path / "kubeconfig")
+            api.put(pod("a", "10.0.0.1"), pod("b", "10.0.0.2"))
+            api.put(*(pod("b", "10.0.0.2", labels={"app": str(n)}) for n in range(20)))
+            timing = msgspec.structs.replace(QUICK, idle=0.5)
+            async with followed(place, timing) as it:
+                await until(lambda: it.inventory.synced)
+                revision = api.revision
+                await ask(api.stop, abrupt=True)
+                with KubeApi(port=api.port) as restored:
+                    restored.watch_list(watch_list)
+                    restored.put(pod("a", "10.0.0.9"), pod("c", "10.0.0.3"))
+                    assert restored.revision < revision
+                    await until(lambda: it.names() == ["default/a", "default/c"])
+                    assert [str(one) for one in it.item("Pod", "default/a").addresses] == ["10.0.0.9"]  # type: ignore[union-attr]
+                    await ask(restored.put, pod("d", "10.0.0.4"))
+                    await until(lambda: it.names() == ["default/a", "default/c", "default/d"])
 
     run(main)
 

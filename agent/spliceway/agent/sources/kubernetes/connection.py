@@ -28,7 +28,8 @@ from spliceway.agent.sources.kubernetes.objects import Status
 
 #: Seconds to connect, and for an answer that is no watch.
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 60.0
-#: Seconds for an answer to begin where nothing is to be gathered for it first: watches, and what is served.
+#: Seconds for an answer to begin where nothing is to be gathered for it first: watches, and what is served. A busy
+#: server lets requests wait for 15 (a quarter of its --request-timeout), and then refuses them.
 BEGIN_SECONDS = 20.0
 #: Seconds after which a request without an answer counts as lost when others are answered again.
 _HANGS = 2.0

@@ -24,6 +24,7 @@ from spliceway.agent.sources.kubernetes.lines import Lines
 from spliceway.agent.sources.kubernetes.objects import Listed, Read, Reader, Status, WatchEvent, bookmarked
 from spliceway.agent.sources.kubernetes.pauses import Pauses
 from spliceway.agent.sources.kubernetes.resources import Resource
+from spliceway.agent.sources.kubernetes.setback import is_older
 
 #: Takes events; waits while there are too many already.
 Sink = Callable[[Sequence[FileEvent]], Awaitable[None]]
@@ -34,8 +35,8 @@ CHUNK = 500
 _WATCH_LIST_AGAIN = 600.0
 #: In place of a hashed resourceVersion.
 _NOT_HANDED_ON = 0
-#: Refusals of a watch after which all is looked at again.
-_PATIENCE, _EXPIRED_PEACE = 3, 60.0  # and seconds between two expiries that have nothing to do with one another
+#: Refusals of a watch after which all is looked at again; seconds between two expiries that are each other's business.
+_PATIENCE, _EXPIRED_PEACE = 3, 60.0
 #: Watches that end without a word, in a row, after which one that has just begun is no sign that all is well.
 _MOST_EMPTY = 2
 
@@ -70,28 +71,22 @@ class Reflector:
         self.state: State = "waiting"
         self.error = ""
         self.failing_since: float | None = None
-        self._connection = connection
-        self._discovery = discovery
-        self._sink = sink
-        self._node = node
-        self._timing = timing
-        self._whole = whole
-        self._on_state = on_state
+        self._connection, self._discovery, self._sink = connection, discovery, sink
+        self._node, self._wired, self._timing = node, wired, timing
+        self._whole, self._on_state = whole, on_state
         self._known: dict[str, int] = {}  # name → its resourceVersion, hashed
         self._seen: set[str] | None = None  # while all is looked at
         self._held: list[FileEvent] = []
-        self._revision = ""
+        self._revision = self._newest = ""
         self._version = resource.versions[0]
-        self._wired = wired
         self._reader = self._new_reader()
         self._no_watch_list_until = 0.0
         self._away_since: float | None = None
         self._had_objects = False  # those of an earlier agent may be in force
-        self._unreachable = False
+        self._unreachable = self._was_silent = False
         self._pauses = Pauses(timing)
         self._task: asyncio.Task[None] | None = None
-        self._refusals = self._empty = 0
-        self._lists = self._watches = self._failures = 0
+        self._refusals = self._empty = self._lists = self._watches = self._failures = 0
         self._expired, self._expired_at = 0, float("-inf")  # how often in a row, and when the last time
         self._heard = 0.0
 
@@ -105,17 +100,8 @@ class Reflector:
     @property
     def figures(self) -> Figures:
         """As it is now."""
-        return Figures(
-            self.resource.kind,
-            self.state,
-            len(self._known),
-            self._lists,
-            self._watches,
-            self._failures,
-            self._heard,
-            self.error,
-            self.resource.essential,
-        )
+        of, counts = self.resource, (len(self._known), self._lists, self._watches, self._failures)
+        return Figures(of.kind, self.state, *counts, self._heard, self.error, of.essential)
 
     @property
     def is_resolved(self) -> bool:
@@ -154,6 +140,11 @@ class Reflector:
         if version != self._version:
             self._version, self._revision = version, ""
             self._reader = self._new_reader()
+        if self._was_silent and self._revision:
+            revision = (await self._page({"limit": "1"})).metadata.resource_version
+            self._was_silent = False
+            if is_older(revision, self._revision):
+                self._newest, self._revision = self._revision, ""
         begun, watches = self._now(), self._watches
         if not self._revision and self._now() < self._no_watch_list_until:
             await self._list()
@@ -194,6 +185,8 @@ class Reflector:
     def _failed(self, failure: ApiFailure) -> float:
         """Take in a failure; seconds to wait."""
         looking, self._seen = self._seen is not None, None
+        self._newest = self._revision or self._newest
+        self._was_silent |= failure.reason == "Idle" and not looking
         self._away_since = None  # nobody has said meanwhile that it is not served
         # What was not handed on is not known yet; it may have been, in an older version.
         self._known.update((event.file, _NOT_HANDED_ON) for event in self._held)
@@ -254,11 +247,7 @@ class Reflector:
         self._begin()
         query = {"limit": str(self._timing.page)}
         while True:
-            answer = await self._connection.get(self.resource.path(self._version), query)
-            try:
-                page = _LIST.decode(answer)
-            except _BAD as error:
-                raise ApiFailure(0, "", f"{self.resource.plural}: not what an API server answers: {error}") from error
+            page = await self._page(query)
             for raw in page.items or ():
                 self._take(raw)
             await self._hand_on()
@@ -266,6 +255,13 @@ class Reflector:
                 break
             query = {"limit": str(self._timing.page), "continue": page.metadata.rest}
         await self._end(page.metadata.resource_version)
+
+    async def _page(self, query: dict[str, str]) -> Listed:
+        answer = await self._connection.get(self.resource.path(self._version), query)
+        try:
+            return _LIST.decode(answer)
+        except _BAD as error:
+            raise ApiFailure(0, "", f"{self.resource.plural}: not what an API server answers: {error}") from error
 
     async def _watch(self) -> None:
         """One watch, to its end. Without a revision it begins with all there is. Raises ApiFailure."""
@@ -315,8 +311,9 @@ class Reflector:
         self._well("listed")
 
     async def _lines(self, query: dict[str, str]) -> AsyncGenerator[bytes | bytearray, None]:
+        begin = BEGIN_SECONDS * random.uniform(0.4, 1.0)  # where all hang, the first to try again tells the others
+        pieces = self._connection.stream(self.resource.path(self._version), query, self._patience, begin)
         found = Lines(self.resource.plural)
-        pieces = self._connection.stream(self.resource.path(self._version), query, self._patience, BEGIN_SECONDS)
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(contextlib.aclosing(pieces))
             async for piece in pieces:
@@ -386,6 +383,9 @@ class Reflector:
         assert self._seen is not None
         if not revision:  # every list and every bookmark has one: this is something else, and tells of nothing
             raise ApiFailure(0, "", f"{self.resource.plural}: not what an API server answers: no resourceVersion")
+        if is_older(revision, self._newest):
+            self._newest, self._known = "", dict.fromkeys(self._known, _NOT_HANDED_ON)
+            raise ApiFailure(410, "Expired", f"{self.resource.plural}: the API server was set back to {revision}")
         seen, self._seen = self._seen, None
         removed = [file for file in self._known if file not in seen]
         for file in removed:
