@@ -141,8 +141,8 @@ class Reflector:
             self._version, self._revision = version, ""
             self._reader = self._new_reader()
         if self._was_silent and self._revision:
+            self._was_silent = False  # who can't be asked may have a watch all the same
             revision = (await self._page({"limit": "1"})).metadata.resource_version
-            self._was_silent = False
             if is_older(revision, self._revision):
                 self._newest, self._revision = self._revision, ""
         begun, watches = self._now(), self._watches
