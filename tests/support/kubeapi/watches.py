@@ -46,8 +46,8 @@ class Watch:
             yield self._lines.popleft()
 
     def bookmark(self) -> None:
-        """Say how far it is, if the client wants that."""
-        if self._options.bookmarks:
+        """Say how far it is, if the client wants that and is not further."""
+        if self._options.bookmarks and self._store.revision >= self._options.revision:
             self._add(b"BOOKMARK", self._bookmark({}))
 
     def error(self, error: ApiError) -> None:
@@ -88,8 +88,8 @@ class Watch:
         return True
 
     def _changed(self, change: Change) -> None:
-        if change.resource != self.served.resource:
-            return
+        if change.resource != self.served.resource or change.revision <= self._options.revision:
+            return  # one that goes on at a later revision (of a server that was set back) hears of nothing
         self.revision = change.revision
         was = self._options.selects(change.name, change.before)
         now = self._options.selects(change.name, change.after)

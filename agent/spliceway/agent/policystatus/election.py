@@ -57,8 +57,13 @@ class Election:
         identity: str,
         pacing: Pacing,
         nodes: Callable[[], int],
+        *,
+        on_back: Callable[[], None] = lambda: None,
     ) -> None:
-        """`lease`: namespace and name; `identity`: no other's, ever; `nodes`: how many there are about."""
+        """`lease`: namespace and name; `identity`: no other's, ever; `nodes`: how many there are about.
+
+        `on_back`: called when the API server answers again.
+        """
         self._connection = connection
         self._namespace, self._name = lease
         self._identity = identity
@@ -67,6 +72,8 @@ class Election:
         self._found: _Lease | None = None
         self._observed = 0.0
         self._until = 0.0
+        self._on_back = on_back
+        self._forbidden = 0  # how often in a row
         self.holder = ""
         self.error = ""
         self.terms = 0
@@ -131,19 +138,33 @@ class Election:
     async def _turn(self) -> float:
         """Get or keep the lease; seconds until the next turn."""
         try:
-            async with asyncio.timeout(self._pacing.deadline if not self.leads else max(self.left, 0.001)):
+            # One connection that is dead must not cost the term: there is time for another.
+            most = min(max(self.left, 0.001), self._pacing.deadline / 2) if self.leads else self._pacing.deadline
+            async with asyncio.timeout(most):
                 pause = await self._try()
         except ApiFailure as failure:
             self._failed(str(failure))
-            forbidden = failure.code in (401, 403)
-            return max(self._retry(), failure.wait, self._pacing.again if forbidden and not self.leads else 0.0)
-        except (TimeoutError, msgspec.MsgspecError) as error:
-            self._failed(str(error) or "the API server was silent for too long")
+            return max(self._retry(), failure.wait, self._without_rights(failure.code))
+        except TimeoutError:
+            self._failed("the API server was silent for too long")
+            return self._retry() * (0.1 if self.leads else 1.0)
+        except msgspec.MsgspecError as error:
+            self._failed(str(error))
             return self._retry()
+        self._forbidden = 0
         if self.error:
             log.info("the lease can be had again", lease=self._name)
+            self._on_back()
         self.error = ""
         return pause
+
+    def _without_rights(self, code: int) -> float:
+        """Seconds to wait by the code: a server that has just begun may refuse everybody, others go on for longer."""
+        if code not in (401, 403) or self.leads:
+            return 0.0
+        pause = self._retry() * 2.0 ** min(self._forbidden, 16)
+        self._forbidden += 1
+        return min(pause, self._pacing.again * random.uniform(0.8, 1.2))
 
     def _failed(self, text: str) -> None:
         self._found = None if not self.leads else self._found

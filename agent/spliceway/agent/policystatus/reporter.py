@@ -52,6 +52,8 @@ class Reporter:
         self._at = self._refresh = 0.0
         self._tries = 0
         self._woken = asyncio.Event()
+        self._back = asyncio.Event()
+        self._is_told_when = False
         self.writes = self.failures = 0
         self.when = 0.0
         self.error = ""
@@ -62,6 +64,12 @@ class Reporter:
     def wake(self) -> None:
         """Look now whether there is something to report."""
         self._woken.set()
+
+    def again(self) -> None:
+        """The API server answers others again: try now what has failed, unless it has said when."""
+        if not self._is_told_when:
+            self._tries = 0
+            self._back.set()
 
     async def run(self) -> None:
         """Report, until cancelled."""
@@ -79,7 +87,10 @@ class Reporter:
             await asyncio.sleep(max(random.uniform(0.05, 1.0) * every, self._at + every - now))
             told, uid = self._current(), self._uid()
             if told is not None and uid:
-                await asyncio.sleep(await self._report(told, uid))
+                self._back.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(await self._report(told, uid)):
+                        await self._back.wait()
 
     def _is_due(self, now: float) -> bool:
         told, uid = self._current(), self._uid()
@@ -111,6 +122,7 @@ class Reporter:
 
     def _failed(self, failure: ApiFailure) -> float:
         self.failures += 1
+        self._is_told_when = bool(failure.wait)
         if failure.code == 404:
             text = "NodePolicyReports are not served: their definition is not installed (crds.install)"
         else:

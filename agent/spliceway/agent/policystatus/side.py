@@ -214,7 +214,8 @@ class PolicyStatusSide:
             status = self._config.status
             lease = (status.namespace, status.lease)
             identity = f"{node}_{secrets.token_hex(8)}"
-            self._election = election = Election(connection, lease, identity, pacing, nodes)
+            again = self._reporter.again
+            self._election = election = Election(connection, lease, identity, pacing, nodes, on_back=again)
             rates = (
                 Bucket(status.writes_per_second, 2 * status.writes_per_second),
                 Bucket(pacing.events, pacing.burst),

@@ -23,7 +23,14 @@ def reflectors(
 ) -> tuple[Reflector, ...]:
     """One for each, which hands on what it finds as it comes; `woken` is set when one of them has another state."""
     discovery = Discovery(connection)
-    return tuple(
+
+    def on_state(one: Reflector) -> None:
+        woken.set()
+        if not one.error:
+            for other in found:
+                other.wake()
+
+    found = tuple(
         Reflector(
             resource,
             connection,
@@ -33,7 +40,8 @@ def reflectors(
             wired=True,
             timing=timing,
             whole=lambda: False,
-            on_state=lambda _one: woken.set(),
+            on_state=on_state,
         )
         for resource in resources
     )
+    return found

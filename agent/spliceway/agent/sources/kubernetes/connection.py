@@ -13,6 +13,7 @@ import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import msgspec
@@ -27,6 +28,13 @@ from spliceway.agent.sources.kubernetes.objects import Status
 
 #: Seconds to connect, and for an answer that is no watch.
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 60.0
+#: Seconds for an answer to begin where nothing is to be gathered for it first: watches, and what is served. A busy
+#: server lets requests wait for 15 (a quarter of its --request-timeout), and then refuses them.
+BEGIN_SECONDS = 20.0
+#: Seconds after which a request without an answer counts as lost when others are answered again.
+_HANGS = 2.0
+#: The longest that the server may ask us to wait, in seconds: client-go's longest pause.
+MOST_WAIT = 30.0
 #: Seconds for the answer to what is written: objects of some KiB.
 SEND_SECONDS = 10.0
 #: A line of a watch, or a page of a list, is not longer. Objects end at 1.5 MiB, as etcd has them.
@@ -34,19 +42,22 @@ MAX_BYTES = 64 << 20
 #: A refusal's text is not longer.
 _MAX_REFUSAL = 64 << 10
 _STATUS = msgspec.json.Decoder(Status)
-#: A connection whose other end has gone is noticed within a minute or so, whoever is silent.
+#: A connection whose other end has gone is noticed within half a minute or so, whoever is silent, and also while
+#: something of ours is on its way (then nobody asks whether it is still there).
 _KEEPALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 20),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 35_000),
 ]
 
 
 class ApiFailure(Exception):  # noqa: N818
     """A request that came to nothing. `code` 0: there was no answer, or not all of it.
 
-    `reason`: what a Status says in one word; `wait`: seconds that the server asks for.
+    `reason`: what a Status says in one word, or «Idle»: an answer has begun, and does not go on. `wait`: seconds that
+    the server asks for, MOST_WAIT at most.
     """
 
     def __init__(self, code: int, reason: str, message: str, wait: float = 0.0) -> None:
@@ -70,6 +81,7 @@ class Connection:
         self._kubeconfig = kubeconfig
         self._context = context
         self._client, self.server = self._make()
+        self._unanswered: dict[asyncio.Task[Any] | None, tuple[float, asyncio.Timeout]] = {}  # since when
 
     def __repr__(self) -> str:
         return f"Connection({self.server})"
@@ -84,10 +96,17 @@ class Connection:
         old, self._client, self.server = self._client, client, server
         await old.aclose()
 
-    async def get(self, path: str, query: Mapping[str, str] | None = None) -> bytes:
-        """The answer to GET. Raises ApiFailure."""
+    def hurry(self, task: asyncio.Task[Any] | None) -> None:
+        """The server answers others: what this task has asked it long before that is given up."""
+        found = self._unanswered.get(task)
+        now = asyncio.get_running_loop().time()
+        if found is not None and now - found[0] > _HANGS:
+            found[1].reschedule(now)
+
+    async def get(self, path: str, query: Mapping[str, str] | None = None, seconds: float = ANSWER_SECONDS) -> bytes:
+        """The answer to GET, of which nothing may be to come for so many seconds. Raises ApiFailure."""
         body = bytearray()
-        async with contextlib.aclosing(self.stream(path, query or {}, lambda: ANSWER_SECONDS)) as pieces:
+        async with contextlib.aclosing(self.stream(path, query or {}, lambda: seconds, seconds)) as pieces:
             async for piece in pieces:
                 body += piece
                 if len(body) > MAX_BYTES:
@@ -118,17 +137,25 @@ class Connection:
         return answer.content
 
     async def stream(
-        self, path: str, query: Mapping[str, str], idle: Callable[[], float]
+        self, path: str, query: Mapping[str, str], idle: Callable[[], float], begin: float = ANSWER_SECONDS
     ) -> AsyncGenerator[bytes, None]:
         """The answer to GET in pieces, as they come, the first an empty one: the server has begun to answer.
 
-        So many seconds of `idle`, which is asked each time, without any end it. Raises ApiFailure.
+        It has `begin` seconds for that. So many of `idle`, which is asked each time, without any end it. Raises
+        ApiFailure.
         """
         timeout = httpx2.Timeout(CONNECT_SECONDS, read=None)
+        begun = False
         try:
             request = self._client.build_request("GET", path, params=dict(query), timeout=timeout)
-            async with asyncio.timeout(ANSWER_SECONDS):
-                answer = await self._client.send(request, stream=True)
+            async with asyncio.timeout(begin) as limit:
+                task = asyncio.current_task()
+                self._unanswered[task] = (asyncio.get_running_loop().time(), limit)
+                try:
+                    answer = await self._client.send(request, stream=True)
+                finally:
+                    del self._unanswered[task]
+            begun = True
             async with contextlib.aclosing(answer):
                 if answer.status_code != 200:
                     async with asyncio.timeout(ANSWER_SECONDS):
@@ -142,7 +169,7 @@ class Connection:
                         return
                     yield piece
         except TimeoutError as error:
-            raise ApiFailure(0, "Idle", f"{self.server} was silent for too long") from error
+            raise ApiFailure(0, "Idle" if begun else "", f"{self.server} was silent for too long") from error
         except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, LightkubeError, OSError) as error:
             raise ApiFailure(0, "", f"{self.server}: {_why(error)}") from error
 
@@ -204,10 +231,9 @@ def _refused(answer: httpx2.Response, body: bytes) -> ApiFailure:
         status = _STATUS.decode(body)
     except msgspec.MsgspecError:
         status = Status(message=body[:200].decode(errors="replace").strip())
-    try:
-        wait = float(answer.headers.get("retry-after", 0))
-    except ValueError:  # a date: nobody's clock is trusted for that
-        wait = 0.0
+    text = answer.headers.get("retry-after", "")
+    # Or a date: nobody's clock is trusted for that.
+    wait = min(float(text), MOST_WAIT) if text.isascii() and text.isdigit() else 0.0
     return ApiFailure(answer.status_code, status.reason, status.message or answer.reason_phrase, wait)
 
 

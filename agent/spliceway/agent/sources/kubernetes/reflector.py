@@ -17,11 +17,14 @@ import msgspec
 import structlog
 
 from spliceway.agent.sources.events import FileEvent, FileRefused, FileRemoved
-from spliceway.agent.sources.kubernetes.connection import MAX_BYTES, ApiFailure, Connection
+from spliceway.agent.sources.kubernetes.connection import BEGIN_SECONDS, ApiFailure, Connection
 from spliceway.agent.sources.kubernetes.discovery import Discovery
 from spliceway.agent.sources.kubernetes.figures import Figures, State, Timing
+from spliceway.agent.sources.kubernetes.lines import Lines
 from spliceway.agent.sources.kubernetes.objects import Listed, Read, Reader, Status, WatchEvent, bookmarked, is_told
+from spliceway.agent.sources.kubernetes.pauses import Pauses
 from spliceway.agent.sources.kubernetes.resources import Resource
+from spliceway.agent.sources.kubernetes.setback import is_older
 
 #: Takes events; waits while there are too many already.
 Sink = Callable[[Sequence[FileEvent]], Awaitable[None]]
@@ -32,8 +35,10 @@ CHUNK = 500
 _WATCH_LIST_AGAIN = 600.0
 #: In place of a hashed resourceVersion.
 _NOT_HANDED_ON = 0
-#: Refusals of a watch after which all is looked at again.
-_PATIENCE, _EXPIRED_PEACE = 3, 60.0  # and seconds between two expiries that have nothing to do with one another
+#: Refusals of a watch after which all is looked at again; seconds between two expiries that are each other's business.
+_PATIENCE, _EXPIRED_PEACE = 3, 60.0
+#: Watches that end without a word, in a row, after which one that has just begun is no sign that all is well.
+_MOST_EMPTY = 2
 
 _EVENT, _LIST = msgspec.json.Decoder(WatchEvent), msgspec.json.Decoder(Listed)
 _STATUS = msgspec.json.Decoder(Status)
@@ -66,27 +71,22 @@ class Reflector:
         self.state: State = "waiting"
         self.error = ""
         self.failing_since: float | None = None
-        self._connection = connection
-        self._discovery = discovery
-        self._sink = sink
-        self._node = node
-        self._timing = timing
-        self._whole = whole
-        self._on_state = on_state
+        self._connection, self._discovery, self._sink = connection, discovery, sink
+        self._node, self._wired, self._timing = node, wired, timing
+        self._whole, self._on_state = whole, on_state
         self._known: dict[str, int] = {}  # name → its resourceVersion, hashed
         self._seen: set[str] | None = None  # while all is looked at
         self._held: list[FileEvent] = []
-        self._revision = ""
+        self._revision = self._newest = ""
         self._version = resource.versions[0]
-        self._wired = wired
         self._reader = self._new_reader()
         self._no_watch_list_until = 0.0
         self._away_since: float | None = None
         self._had_objects = False  # those of an earlier agent may be in force
-        self._woken = asyncio.Event()
-        self._unreachable = False
-        self._tries = self._refusals = 0
-        self._lists = self._watches = self._failures = 0
+        self._unreachable = self._was_silent = False
+        self._pauses = Pauses(timing)
+        self._task: asyncio.Task[None] | None = None
+        self._refusals = self._empty = self._lists = self._watches = self._failures = 0
         self._expired, self._expired_at = 0, float("-inf")  # how often in a row, and when the last time
         self._heard = 0.0
 
@@ -100,17 +100,8 @@ class Reflector:
     @property
     def figures(self) -> Figures:
         """As it is now."""
-        return Figures(
-            self.resource.kind,
-            self.state,
-            len(self._known),
-            self._lists,
-            self._watches,
-            self._failures,
-            self._heard,
-            self.error,
-            self.resource.essential,
-        )
+        of, counts = self.resource, (len(self._known), self._lists, self._watches, self._failures)
+        return Figures(of.kind, self.state, *counts, self._heard, self.error, of.essential)
 
     def lacks(self, file: str, revision: str) -> bool:
         """Whether what had this resourceVersion has gone: what was seen is as new, and has nothing of that name."""
@@ -128,21 +119,21 @@ class Reflector:
 
     async def run(self) -> None:
         """Look and follow, until cancelled."""
+        self._task = asyncio.current_task()
         while True:
+            asked = 0.0
             try:
                 pause = await self._once()
             except ApiFailure as failure:
-                pause = self._failed(failure)
-            self._woken.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._woken.wait()
+                # All that were told the same must not come together.
+                pause, asked = self._failed(failure), failure.wait * random.uniform(1.0, 1.25)
+            await self._pauses.wait(max(pause, asked), asked)
 
     def wake(self) -> None:
-        """The server answers again, somebody else says: if it was not there, try now."""
-        if self.failing_since is not None and self._unreachable:
-            self._tries = 0
-            self._woken.set()
+        """The server answers again, somebody else says: if it did not, try soon."""
+        if self.failing_since is not None:
+            self._pauses.wake()
+            self._connection.hurry(self._task)
 
     async def _once(self) -> float:
         """Look if need be, and follow one watch to its end. Returns seconds to wait. Raises ApiFailure."""
@@ -153,13 +144,21 @@ class Reflector:
         if version != self._version:
             self._version, self._revision = version, ""
             self._reader = self._new_reader()
+        if self._was_silent and self._revision:
+            self._was_silent = False  # who can't be asked may have a watch all the same
+            revision = (await self._page({"limit": "1"})).metadata.resource_version
+            if is_older(revision, self._revision):
+                self._newest, self._revision = self._revision, ""
         begun, watches = self._now(), self._watches
         if not self._revision and self._now() < self._no_watch_list_until:
             await self._list()
         await self._watch()
+        if self._watches == watches or self._now() - begun >= 1.0:
+            return 0.0
         # A server that ends every watch at once must not be asked without end.
-        short = self._watches > watches and self._now() - begun < 1.0
-        return self._backoff() if short else 0.0
+        if self._empty > _MOST_EMPTY:
+            raise ApiFailure(0, "", f"{self.resource.plural}: watches end as soon as they begin")
+        return self._pauses.next()
 
     def _new_reader(self) -> Reader:
         api_version = self.resource.api_version(self._version)
@@ -169,12 +168,11 @@ class Reflector:
         now = self._now()
         self._away_since = self._away_since or now
         if self.state == "absent":
-            self._answered("absent")
+            self._well("absent")
             return self._timing.again * random.uniform(0.8, 1.2)
         # Objects go only when it is certain: a server that has just begun, or lost its CRDs for a moment, is not.
         if not await self._discovery.settled():
-            self._away_since = None
-            return min(1.0, self._timing.gone)
+            raise ApiFailure(503, "", f"{self.resource.plural} are not served yet: the API server is not ready")
         if (self._known or self._had_objects) and now - self._away_since < self._timing.gone:
             return min(1.0, self._timing.gone)
         # What was asked before the server was ready says nothing.
@@ -191,6 +189,8 @@ class Reflector:
     def _failed(self, failure: ApiFailure) -> float:
         """Take in a failure; seconds to wait."""
         looking, self._seen = self._seen is not None, None
+        self._newest = self._revision or self._newest
+        self._was_silent |= failure.reason == "Idle" and not looking
         self._away_since = None  # nobody has said meanwhile that it is not served
         # What was not handed on is not known yet; it may have been, in an older version.
         self._known.update((event.file, _NOT_HANDED_ON) for event in self._held)
@@ -201,10 +201,9 @@ class Reflector:
             # Again and again, each time after a good look: as much as all objects, and without end.
             soon = self._now() - self._expired_at < _EXPIRED_PEACE
             self._expired, self._expired_at = self._expired + 1 if soon else 0, self._now()
-            if self._unreachable:  # it answers again: how long it was away says nothing of this
-                self._tries, self._unreachable = 0, False
-            if not self._tries:  # once is no failure; where it does not end, that must be told
-                self._tries = 1
+            if not self._expired or not self._pauses.tries:
+                # Once is no failure, whatever was one before; where it does not end, that must be told.
+                self._pauses.tries, self._unreachable = 1, False
                 return self._timing.pause(self._expired) if self._expired else 0.0
         by_watch = looking and self._now() >= self._no_watch_list_until
         if by_watch and (failure.code in (400, 422) or failure.reason == "Idle"):
@@ -216,6 +215,8 @@ class Reflector:
             if self._refusals >= _PATIENCE:
                 self._revision, self._refusals = "", 0
         self._failures += 1
+        if self._unreachable and failure.code:  # it answers again
+            self._pauses.ease()
         self._unreachable = failure.code == 0
         text = f"{self.resource.plural}: {failure}"
         if failure.code in (401, 403) and text != self.error:
@@ -226,16 +227,12 @@ class Reflector:
         if failure.code == 403 and self.state == "waiting":
             self.state = "refused"
         self._on_state(self)
-        return max(self._backoff(), failure.wait)
-
-    def _backoff(self) -> float:
-        pause = self._timing.pause(self._tries)
-        self._tries += 1
-        return pause
+        return self._pauses.next()
 
     def _well(self, state: State) -> None:
         """The server has said what it should."""
-        self._tries = self._refusals = 0
+        self._pauses.well()
+        self._refusals = self._empty = 0
         self._answered(state)
 
     def _answered(self, state: State) -> None:
@@ -254,11 +251,7 @@ class Reflector:
         self._begin()
         query = {"limit": str(self._timing.page)}
         while True:
-            answer = await self._connection.get(self.resource.path(self._version), query)
-            try:
-                page = _LIST.decode(answer)
-            except _BAD as error:
-                raise ApiFailure(0, "", f"{self.resource.plural}: not what an API server answers: {error}") from error
+            page = await self._page(query)
             for raw in page.items or ():
                 self._take(raw)
             await self._hand_on()
@@ -266,6 +259,13 @@ class Reflector:
                 break
             query = {"limit": str(self._timing.page), "continue": page.metadata.rest}
         await self._end(page.metadata.resource_version)
+
+    async def _page(self, query: dict[str, str]) -> Listed:
+        answer = await self._connection.get(self.resource.path(self._version), query)
+        try:
+            return _LIST.decode(answer)
+        except _BAD as error:
+            raise ApiFailure(0, "", f"{self.resource.plural}: not what an API server answers: {error}") from error
 
     async def _watch(self) -> None:
         """One watch, to its end. Without a revision it begins with all there is. Raises ApiFailure."""
@@ -315,25 +315,27 @@ class Reflector:
         self._well("listed")
 
     async def _lines(self, query: dict[str, str]) -> AsyncGenerator[bytes | bytearray, None]:
-        rest = bytearray()
-        pieces = self._connection.stream(self.resource.path(self._version), query, self._patience)
-        async with contextlib.aclosing(pieces):
+        begin = BEGIN_SECONDS * random.uniform(0.4, 1.0)  # where all hang, the first to try again tells the others
+        pieces = self._connection.stream(self.resource.path(self._version), query, self._patience, begin)
+        found = Lines(self.resource.plural)
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(contextlib.aclosing(pieces))
             async for piece in pieces:
                 self._heard = time.time()
                 if not piece and self._seen is None:
-                    self._answered("listed")  # there may be nothing to say for a long time
-                if b"\n" not in piece:
-                    rest += piece
-                    if len(rest) > MAX_BYTES:
-                        raise ApiFailure(0, "", f"{self.resource.plural}: a line of more than {MAX_BYTES} bytes")
-                    continue
-                *whole, last = (rest + piece).split(b"\n")
-                rest = last
-                for line in whole:
-                    if line:
-                        yield line
-        if rest:
-            raise ApiFailure(0, "", f"{self.resource.plural}: the watch ended in the middle of a line")
+                    # There may be nothing to say for a long time, but for those that end at once again and again.
+                    self._empty += 1
+                    if self._empty <= _MOST_EMPTY:
+                        self._answered("listed")
+                    lasting = asyncio.get_running_loop().call_later(self._timing.lost, self._lasts)
+                    stack.callback(lasting.cancel)
+                for line in found.of(piece):
+                    yield line
+        found.end()
+
+    def _lasts(self) -> None:
+        self._empty = 0
+        self._answered("listed")
 
     def _patience(self) -> float:
         """Seconds without a byte that a watch may have: in its first look there is always something to say."""
@@ -385,6 +387,9 @@ class Reflector:
         assert self._seen is not None
         if not revision:  # every list and every bookmark has one: this is something else, and tells of nothing
             raise ApiFailure(0, "", f"{self.resource.plural}: not what an API server answers: no resourceVersion")
+        if is_older(revision, self._newest):
+            self._newest, self._known = "", dict.fromkeys(self._known, _NOT_HANDED_ON)
+            raise ApiFailure(410, "Expired", f"{self.resource.plural}: the API server was set back to {revision}")
         seen, self._seen = self._seen, None
         removed = [file for file in self._known if file not in seen]
         for file in removed:
