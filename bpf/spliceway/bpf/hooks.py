@@ -26,8 +26,8 @@ from spliceway.bpf.filters import filters
 from spliceway.bpf.hookorder import CLSACT, TCX, Place, Seen
 from spliceway.bpf.types import DatapathSettings
 
-#: Whose place at a device's egress a pod's program takes: the device was one of the node's that leads nowhere known.
-_FORMER = {"to_pod": "to_network"}
+#: Whose place at a device a pod's program takes: it led nowhere known, or to a stranger on a bridge of pods.
+_FORMER = {"to_pod": "to_network", "from_pod": "from_network"}
 #: Where these are, an endpoint is or was.
 _OF_PODS = frozenset({"from_pod", "to_pod"})
 _PROGRAMS = ("from_pod", "to_pod", *sorted(NETWORK_PROGRAMS), "steered")
