@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 
-import msgspec
 import pytest
+from msgspec.structs import replace
 from pyroute2 import AsyncIPRoute
 
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf.datapath import Datapath
+from spliceway.bpf.errors import DatapathError
 from spliceway.bpf.hookorder import Place
+from spliceway.bpf.types import LocalEndpoint
 from support.deniedserver import DENY, denied_testbed, somebody_else
 from support.foreign import BOTH, KIND, Foreigner, needs_tcx
 from support.kernel import KernelNode
@@ -20,6 +23,9 @@ from support.packetstream import PacketStream
 from support.proxypod import until
 
 pytestmark = pytest.mark.kernel
+
+#: What no endpoint can have: one address of a family is its own.
+TWO = (ip_address("10.244.9.9"), ip_address("10.244.9.10"))
 
 
 class NewerNode(KernelNode):
@@ -55,7 +61,7 @@ class NewerNode(KernelNode):
 
     def open(self, how: str = "auto") -> None:
         """An agent begins, and has looked at what others have left."""
-        self.settings = msgspec.structs.replace(self.settings, tcx=how)
+        self.settings = replace(self.settings, tcx=how)
         self.datapath = self.run(Datapath.open(self.settings))
         self.run(self.datapath._watch.stop())
         self.run(self.datapath._drain.look())
@@ -65,6 +71,18 @@ class NewerNode(KernelNode):
         self.run(self.datapath.set_endpoints(self.endpoints))
         self.apply(DENY)
         self.run(self.datapath._drain.look())
+
+    def attach_and_fail(self, endpoints: Sequence[LocalEndpoint]) -> None:
+        """Not all of these can be attached, now and whenever it is tried again."""
+        for _ in range(2):
+            with pytest.raises(DatapathError, match=r"endpoint default/"):
+                self.run(self.datapath.set_endpoints(endpoints))
+        self.run(self.datapath._drain.look())
+
+    def attach_all_but(self, device: str) -> None:
+        """It knows its endpoints, and what it knows of the one with this device makes no sense."""
+        (one,) = (each for each in self.endpoints if each.interface == device)
+        self.attach_and_fail([*(set(self.endpoints) - {one}), replace(one, addresses=TWO)])
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +146,47 @@ def test_programs_that_it_does_not_know_go_when_their_pod_becomes_known(testbed:
         assert other.at(device, "egress") == ["tcx to_pod"]
         assert not list((node.datapath._maps.root / "tcx").glob("*-newer"))
         assert stream.stops() == arrived
+
+
+@needs_tcx
+@pytest.mark.parametrize(("kind", "suffix"), [("unheard-of", ""), ("tcx", ""), ("tcx", "-newer")])
+def test_an_endpoint_that_can_not_be_attached_keeps_what_it_has(
+    testbed: Testbed, other: Foreigner, kind: str, suffix: str
+) -> None:
+    device = testbed.pod("server").interface
+    with NewerNode(testbed) as node, PacketStream(testbed, "outside", "server") as stream:
+        arrived = stream.stops()
+        theirs = node.give_way(kind, suffix)
+        node.open()
+        node.attach_all_but(device)
+        assert theirs.exists()
+        (told,) = node.datapath.status().draining
+        assert told.startswith("v1003: ")
+        assert device in told
+        assert (other.at(device, "egress"), stream.stops()) == (["tcx to_pod"], arrived)
+        node.attach()
+        assert not theirs.exists()
+        assert node.datapath.status().draining == ()
+        until(lambda: other.at(device, "egress") == ["tcx to_pod"])
+        assert stream.stops() == arrived
+
+
+@pytest.mark.parametrize("how", BOTH)
+def test_an_endpoint_that_has_nothing_of_theirs_does_not_keep_it(testbed: Testbed, how: str) -> None:
+    """One has no device at all, the other's never had a program."""
+    with NewerNode(testbed, how) as node:
+        link = ["ip", "link"]
+        assert node.node.run_on_node([*link, "add", "bare0", "type", "veth", "peer", "name", "bare1"]).returncode == 0
+        theirs = node.give_way("tcx")
+        node.open(how)
+        gone = replace(node.endpoints[0], name="default/gone", interface="nowhere0", addresses=TWO[:1])
+        bare = replace(gone, name="default/bare", interface="bare0", addresses=TWO)
+        try:
+            node.attach_and_fail([*node.endpoints, gone, bare])
+        finally:
+            assert node.node.run_on_node([*link, "delete", "bare0"]).returncode == 0
+        assert not theirs.exists()
+        assert node.datapath.status().draining == ()
 
 
 @pytest.mark.parametrize("how", BOTH)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,7 @@ from support.foreign import ACCEPT, Foreigner, needs_tcx
 from support.kernel import KernelNode
 from support.node import http_status, pod_manifest, server_manifest
 from support.serviceegress import somebodys_filter
+from support.waiting import until
 
 pytestmark = pytest.mark.kernel
 
@@ -35,6 +38,7 @@ spec:
 ROLES = ("first", "second", "alone", "beside")
 BRIDGES = {"first": "mix1", "beside": "mix1", "second": "mix2"}
 STRANGER = ("odd1", "odd1-end")
+STRANGERS_OWN = ("10.66.0.6", "fd66::6")
 #: A device of the first bridge whose index has none of the bits that a note has room for.
 NOTELESS, NOTELESS_INDEX = "noteless", 1 << 14
 PASSES = -1
@@ -53,12 +57,17 @@ def testbed() -> Iterator[Testbed]:
             _move(made, made.pod(role), bridge)
         _on_node(made, "link", "add", STRANGER[0], "type", "veth", "peer", "name", STRANGER[1])
         _on_node(made, "link", "set", STRANGER[0], "master", BRIDGES["first"])
-        for name in STRANGER:
-            _on_node(made, "link", "set", name, "up")
+        _on_node(made, "link", "set", STRANGER[0], "up")
+        elsewhere = _elsewhere(made)
+        netns.create(elsewhere, lambda: netns.sysctl("ipv6/conf/default/disable_ipv6", 1))
+        _on_node(made, "link", "set", STRANGER[1], "netns", str(elsewhere))
+        netns.call(elsewhere, lambda: netns.sysctl(f"ipv6/conf/{STRANGER[1]}/disable_ipv6", 1))
+        netns.call(elsewhere, lambda: command("ip", "link", "set", STRANGER[1], "up"))
         index = ("index", str(NOTELESS_INDEX))
         _on_node(made, "link", "add", NOTELESS, *index, "type", "veth", "peer", "name", f"{NOTELESS}-end")
         _on_node(made, "link", "set", NOTELESS, "master", BRIDGES["first"])
         yield made
+        netns.delete(elsewhere)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +76,11 @@ def node(testbed: Testbed) -> Iterator[KernelNode]:
         made.apply(POLICY)
         made.run(made.datapath._watch.look())  # whose filters there are is looked at now and then
         yield made
+
+
+def _elsewhere(testbed: Testbed) -> Path:
+    """The network namespace of the stranger, a container that is no pod."""
+    return testbed.node.info.netns.with_name(f"{testbed.node.info.netns.name}-odd")
 
 
 def _on_node(testbed: Testbed, *words: str) -> None:
@@ -101,7 +115,7 @@ def _sent(testbed: Testbed, packets: Sequence[bytes]) -> None:
             for packet in packets:
                 sock.send(head + (b"\x08\x00" if packet[0] >> 4 == 4 else b"\x86\xdd") + packet)
 
-    netns.call(testbed.node.info.netns, send)
+    netns.call(_elsewhere(testbed), send)
 
 
 def _claims(testbed: Testbed, source: str, target: str) -> list[bytes]:
@@ -111,6 +125,18 @@ def _claims(testbed: Testbed, source: str, target: str) -> list[bytes]:
         one, other = testbed.pod(source).address(version), testbed.pod(target).address(version)
         made.append(p.ip(one, other, p.TCP, p.tcp(one, other, 40000, 80, p.SYN, MARKER)))
         made.append(p.ip(one, other, p.UDP, p.udp(one, other, 40000, 80, MARKER)))
+    return made
+
+
+def _more_claims(testbed: Testbed, source: str, target: str) -> list[bytes]:
+    """Segments without a beginning, and echo requests."""
+    made = []
+    for version in (4, 6):
+        one, other = testbed.pod(source).address(version), testbed.pod(target).address(version)
+        made.append(p.ip(one, other, p.TCP, p.tcp(one, other, 40001, 80, p.ACK, MARKER)))
+        rest = bytes((0, 7, 0, 1))
+        echo = p.icmp(8, 0, rest, MARKER) if version == 4 else p.icmp6(one, other, 128, 0, rest, MARKER)
+        made.append(p.ip(one, other, p.ICMP if version == 4 else p.ICMPV6, echo))
     return made
 
 
@@ -145,6 +171,23 @@ def test_a_stranger_on_the_bridge_is_nobody(testbed: Testbed, node: KernelNode, 
         _sent(testbed, claims)
         witness.assert_nothing()
     assert _spoofed(node) == before + len(claims)
+
+
+def test_a_stranger_on_the_bridge_is_nobody_outside_either(testbed: Testbed, node: KernelNode) -> None:
+    """With the address of a pod, and in the middle of its connection, too; what it says of itself gets there."""
+    claims = [*_claims(testbed, "first", "outside"), *_more_claims(testbed, "first", "outside")]
+    for version in (4, 6):
+        assert http_status(testbed, "first", "outside", version=version) == 200
+    before = _spoofed(node)
+    outside = testbed.pod("outside")
+    with Witness(outside.netns) as witness:
+        _sent(testbed, claims)
+        witness.assert_nothing()
+    assert _spoofed(node) == before + len(claims)
+    own = [(ip_address(one), outside.address(ip_address(one).version)) for one in STRANGERS_OWN]
+    with Witness(outside.netns) as witness:
+        _sent(testbed, [p.ip(one, to, p.UDP, p.udp(one, to, 40000, 80, MARKER)) for one, to in own])
+        until(lambda: len(witness.seen) == len(own))
 
 
 @pytest.mark.parametrize("version", [4, 6], ids=["v4", "v6"])

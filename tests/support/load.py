@@ -66,7 +66,8 @@ class Result(msgspec.Struct, frozen=True):
     `outcomes` counts ok, reset, eof (before any byte of an answer), truncated, refused and unanswered (connect), hang,
     unavailable (the proxy's 503 to what is allowed) and wrong (a byte that nobody asked for); `samples` describe the
     first that were not ok, with their time.
-    `longest_gap`: the longest time in seconds in which nothing was ok.
+    `longest_gap`: the longest time in seconds in which nothing was ok on any one of the `connections` asked for, up to
+    the end.
     """
 
     outcomes: dict[str, int]
@@ -174,6 +175,7 @@ class _Client:
                     continue
                 self.connections += 1
                 await self._requests(sock, stop)
+        self.gap = max(self.gap, time.monotonic() - self._last)
 
     async def _requests(self, sock: socket.socket, stop: asyncio.Event) -> None:
         for _ in range(1 if self.options.fresh else self._random.randint(1, self.options.requests)):

@@ -245,3 +245,22 @@ def test_rows_of_status() -> None:
     assert _devices([device("lo")]) == "none: what comes from outside is judged at the pods only"
     assert _uncovered(["a/b: net1 (macvlan)"]).endswith("which no policy covers: a/b: net1 (macvlan)")
     assert _uncovered([f"a/{n}: net1" for n in range(5)]).endswith("; and of 2 more pods")
+
+
+def test_who_joins_a_bridge_of_pods_is_looked_at() -> None:
+    """What is not the bridge's uplink, but what has come to it beside the pods; not where both ends are the node's."""
+    devices = [
+        ETH0,
+        Device(3, "cni0", "bridge", subnet=True),
+        Device(4, "docker0", "bridge", subnet=True),
+        Device(5, "pod", "veth", master=3, role="bridge", foreign=True),
+        Device(6, "container", "veth", master=3, role="bridge", foreign=True),
+        Device(7, "machine", "tun", master=3, role="bridge"),
+        Device(8, "patch", "veth", master=3, role="bridge"),
+        Device(9, "other", "veth", master=4, role="bridge", foreign=True),
+    ]
+    found = {one.device.name: one.program for one in choose(devices, "auto", {5}, leads_out)}
+    assert {name for name, program in found.items() if program} == {"eth0", "container", "machine"}
+    assert not any(one.program for one in choose(devices, "auto", (), leads_out) if one.device.master)
+    out = {one.device.name: one.program for one in choose(devices, "auto", {5}, lambda index: index == 3)}
+    assert out["cni0"], "its way out goes on being looked at"

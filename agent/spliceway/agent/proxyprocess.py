@@ -122,7 +122,9 @@ class ProcessHandle:
 
     def has_ended(self) -> bool:
         """Whether it has, whoever its parent is."""
-        return bool(select.select([self._fd], [], [], 0)[0])
+        poll = select.poll()  # select() knows no descriptor above 1023
+        poll.register(self._fd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def reap(self) -> str:
         """How it ended, in words; of another's child nobody tells."""

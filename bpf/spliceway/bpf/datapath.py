@@ -159,10 +159,9 @@ class Datapath(KernelViews):
                 self._table.marks.hold("filters", await self._resetting())
             except DatapathError as error:
                 failures.append(str(error))
-            if not failures:
-                failures += await self._hooks.settle(ipr)
-            if not failures:
-                self._drain.in_place()
+            without = [wanted[name].interface for name in wanted.keys() - self._attached.keys()]
+            waiting = {links[interface]: interface for interface in without if interface in links}
+            failures += await self._drain.settle(self._hooks, ipr, waiting)
         if rows and self._policy is not None:
             await self.apply(self._policy)
         if failures:

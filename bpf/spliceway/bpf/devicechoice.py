@@ -78,6 +78,10 @@ def choose(
         for one in devices:
             if _is_of_a_bridge(one, by_index) and not whys[one.ifindex]:
                 whys[one.ifindex] = _bridge(one, covered, leads_out)
+            elif (
+                _is_a_strangers(one, endpoints, by_index) and not _fixed(one, endpoints) and not unreadable[one.ifindex]
+            ):
+                whys[one.ifindex] = ""
     return [
         Choice(
             one,
@@ -158,6 +162,15 @@ def _auto(device: Device, by_index: dict[int, Device]) -> str:
     if device.kind in _PAIRS and not device.subnet:
         return "a pod's or container's: it has no address of a network"
     return ""
+
+
+def _is_a_strangers(device: Device, endpoints: Collection[int], by_index: dict[int, Device]) -> bool:
+    """Whether it joins somebody to a bridge of pods: nobody else would ask whether he speaks for one of them."""
+    if device.kind not in _GUESTS or (device.kind in _PAIRS and not device.foreign):
+        return False
+    if _role(device, by_index) != "bridge":
+        return False
+    return any(by_index[index].master == device.master for index in endpoints if index in by_index)
 
 
 def _is_of_a_bridge(device: Device, by_index: dict[int, Device]) -> bool:

@@ -26,8 +26,8 @@ from spliceway.bpf.filters import filters
 from spliceway.bpf.hookorder import CLSACT, TCX, Place, Seen
 from spliceway.bpf.types import DatapathSettings
 
-#: Whose place at a device's egress a pod's program takes: the device was one of the node's that leads nowhere known.
-_FORMER = {"to_pod": "to_network"}
+#: Whose place at a device a pod's program takes: it led nowhere known, or to a stranger on a bridge of pods.
+_FORMER = {"to_pod": "to_network", "from_pod": "from_network"}
 #: Where these are, an endpoint is or was.
 _OF_PODS = frozenset({"from_pod", "to_pod"})
 _PROGRAMS = ("from_pod", "to_pod", *sorted(NETWORK_PROGRAMS), "steered")
@@ -101,16 +101,20 @@ class Hooks:
         pinned = {Place(one.ifindex, one.program.removesuffix("-moving")) for one in tcx.pinned(self._root)}
         return found | {place for place in pinned if place.program in programs}
 
-    async def settle(self, ipr: AsyncIPRoute) -> list[str]:
-        """Once all endpoints have theirs: take over what earlier agents attached for pods that are known no more.
+    async def settle(self, ipr: AsyncIPRoute, waiting: Collection[int] = ()) -> list[str]:
+        """Once endpoints have theirs: take over what earlier agents attached for pods that are known no more.
 
         As long as such a pod has its veth, it must not be without. Programs of another version that this one does not
-        know go: nobody would keep the maps that they go by. Returns what failed; then it is tried again.
+        know go: nobody would keep the maps that they go by. `waiting`: indexes of the devices of endpoints that could
+        not be attached; they keep what they have. Returns what failed; then it is tried again.
         """
         if self._settled:
             return []
-        devices, failures, strange = _devices(), [], False
+        devices, failures, again = _devices(), [], False
         for place in sorted(self._left - self._places.keys()):
+            if place.ifindex in waiting:
+                again = True
+                continue
             try:
                 if place.ifindex in devices:
                     await self.put(ipr, place, devices[place.ifindex])
@@ -127,11 +131,24 @@ class Hooks:
                 elif one.ifindex in known:
                     await _blocking(tcx.take_off, one.path)
                 else:
-                    strange = True  # its pod may become known
+                    again = True  # its pod may become known
         except KernelRefusedError as error:
             failures.append(str(error))
-        self._settled = not failures and not strange
+        self._settled = not failures and not again
         return failures
+
+    async def earlier(self, waiting: Collection[int]) -> list[str]:
+        """Devices that have programs of earlier agents where ours are not. Raises KernelRefusedError.
+
+        Of those that nobody knows how to attach only the ones at `waiting` devices count, as in `settle`.
+        """
+        seen = await _blocking(self._read, self._left - self._places.keys())
+        found = {place.ifindex for place, there in seen.items() if not any(one.ours for one in there)}
+        pinned = tcx.pinned(self._root)
+        strange = {one.ifindex for one in pinned if one.program.removesuffix("-moving") not in self._ids}
+        found |= (strange - self._judged()).intersection(waiting)
+        devices = _devices()
+        return sorted(devices[index] for index in found & devices.keys())
 
     def _judged(self) -> set[int]:
         """Indexes of the devices that have all of ours: with one of a pod's two the other way is open."""

@@ -293,7 +293,7 @@ class SocketLbStatus(msgspec.Struct, frozen=True):
 
 
 class DatapathStatus(msgspec.Struct, frozen=True):
-    """What is loaded and attached. `draining`: other versions' programs that sockets still have.
+    """What is loaded and attached. `draining`: other versions' programs, and who still has them.
 
     `devices`: interfaces of the node's; `uncovered`: further ones of pods, whose packets no policy judges, for people.
     `problems` are sentences for people, empty when all is well; so are `warnings`, of what should be known.

@@ -7,7 +7,8 @@ drains, and goes when its sockhash is empty. They are judged by the maps that ar
 nothing could be withdrawn from them any more, so they are ended.
 
 With a root goes what is attached by pins in it, also in ways that came after this version. So none goes before the
-programs of this version are at all endpoints: until then those of the other one may be the only ones there.
+programs of this version are at all endpoints: until then those of the other one may be the only ones there. An endpoint
+that can't be attached keeps it only if its device may have something of that version.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import asyncio
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import structlog
+from pyroute2 import AsyncIPRoute
 
 from spliceway.bpf import abi, diag, libbpf, record
 from spliceway.bpf.background import Background
 from spliceway.bpf.errors import KernelRefusedError
+from spliceway.bpf.hooks import Hooks
 from spliceway.bpf.maps import LAYOUT, SERVICES_LAYOUT
 
 #: What an sk_msg program judges a connection by.
@@ -32,6 +35,8 @@ _JUDGING = ("generation", "endpoints", "ipcache", "classes", "policy", "pairs", 
 _SPLICING = frozenset({"splices", "socks", "sock_tags", "sidecar_socks", "unread"})
 #: Layouts of versions that did not record them.
 _UNRECORDED: dict[str, dict[str, str]] = {}
+#: Of what a root has, this attaches nothing.
+_PASSIVE = frozenset({"maps", "programs", "staging", "layout", "digest"})
 _NAME = re.compile(r"v\d+")
 _INTERVAL = 2.0
 
@@ -79,7 +84,7 @@ def record_layouts(root: Path, layouts: Mapping[str, str]) -> None:
 
 
 class Drain(Background):
-    """Roots of other versions: kept as long as sockets are in their sockhash, and until ours is `in_place`.
+    """Roots of other versions: kept as long as sockets are in their sockhash, or endpoints may go by their programs.
 
     It runs until all are gone.
     """
@@ -88,8 +93,9 @@ class Drain(Background):
         """`root`: the one that is live now."""
         super().__init__("drain")
         self._bpffs, self._root = bpffs, root
-        self._counts: dict[str, int] = {}
-        self._in_place = False
+        self._kept: dict[str, str] = {}
+        self._behind: tuple[str, ...] | None = None
+        self._waiting: tuple[str, ...] = ()
         self._looking = asyncio.Lock()
 
     @property
@@ -99,12 +105,30 @@ class Drain(Background):
 
     @property
     def left(self) -> tuple[str, ...]:
-        """What drains, for people: «v2: 7 connections»."""
-        return tuple(f"{name}: {count} connections" for name, count in sorted(self._counts.items()))
+        """What drains, and why it is kept, for people: «v2: 7 connections»."""
+        return tuple(f"{name}: {why}" for name, why in sorted(self._kept.items()))
 
-    def in_place(self) -> None:
-        """Packets of all endpoints meet the programs of this version: those of others are not needed any more."""
-        self._in_place = True
+    async def settle(self, hooks: Hooks, ipr: AsyncIPRoute, waiting: Mapping[int, str]) -> list[str]:
+        """The endpoints have been attached, but for those at the devices `waiting` (index → name).
+
+        Returns what failed; then it is tried again.
+        """
+        failures = await hooks.settle(ipr, waiting)
+        try:
+            devices = await hooks.earlier(waiting)
+        except KernelRefusedError as error:
+            return [*failures, str(error)]
+        if devices or not failures:
+            self.in_place(devices, sorted(waiting.values()))
+        return failures
+
+    def in_place(self, but: Collection[str] = (), waiting: Collection[str] = ()) -> None:
+        """Packets of all endpoints meet the programs of this version, but at the devices `but`.
+
+        `waiting`: devices of endpoints that could not be attached. Once there is neither, that is not asked again.
+        """
+        if self._behind is None or self._behind or self._waiting:
+            self._behind, self._waiting = tuple(but), tuple(waiting)
 
     async def look(self) -> None:
         """Count what is left, and remove the roots that have nothing. Raises KernelRefusedError or OSError."""
@@ -117,18 +141,32 @@ class Drain(Background):
                 raise
 
     def _look(self) -> None:
-        counts = {}
+        kept = {}
         for other in self.others:
             members = {} if self._shares(other, "socks") else _members(other)
             if members and not self._is_judged(other):
                 cookies = set(members.values())
                 diag.destroy_many([one for one in diag.connections() if one[2] in cookies])
             if members:
-                counts[other.name] = len({key[:-4] for key in members})  # without the end
-            elif self._in_place:
+                kept[other.name] = f"{len({key[:-4] for key in members})} connections"  # without the end
+            elif why := self._needed(other):
+                kept[other.name] = why
+            else:
                 shutil.rmtree(other)
                 _log.info("an earlier version's programs are removed", root=str(other))
-        self._counts = counts
+        self._kept = kept
+
+    def _needed(self, other: Path) -> str:
+        """Why endpoints may still go by that root's programs, empty: none does."""
+        if self._behind is None:
+            return "until the endpoints have the programs of this version"
+        if self._behind:
+            return f"its programs are at {', '.join(self._behind)}, where this version's can't be attached"
+        if self._waiting and (kinds := ", ".join(_attaching(other))):
+            return (
+                f"its programs ({kinds}) may be at {', '.join(self._waiting)}, where this version's can't be attached"
+            )
+        return ""
 
     def _is_judged(self, other: Path) -> bool:
         return all(self._shares(other, name) for name in _JUDGING)
@@ -143,6 +181,12 @@ class Drain(Background):
             except (KernelRefusedError, OSError) as error:
                 _log.warning("an earlier version's programs could not be removed, trying again", error=str(error))
             await asyncio.sleep(_INTERVAL)
+
+
+def _attaching(root: Path) -> list[str]:
+    """Kinds of pins in a root that may be all by which its programs are attached somewhere."""
+    kinds = [path for path in root.iterdir() if path.name not in _PASSIVE]
+    return sorted(path.name for path in kinds if not path.is_dir() or any(path.iterdir()))
 
 
 def _members(root: Path) -> dict[bytes, bytes]:

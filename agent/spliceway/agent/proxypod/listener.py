@@ -19,12 +19,12 @@ def listener_pid(path: Path) -> int:
 
     Source: unix(7), SO_PEERCRED.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             _connect(sock, path)
             return _pid(sock)
-        except OSError:
-            return 0
+    except OSError:
+        return 0
 
 
 def listener(path: Path) -> ProcessHandle | None:
@@ -33,14 +33,14 @@ def listener(path: Path) -> ProcessHandle | None:
     Before Linux 6.5 the kernel gives no handle of it, so it is asked again once there is one: it must be the same pid,
     of a process that began when the first one did. (One whose child has its socket, and that has ended, can't be told.)
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             _connect(sock, path)
             pid = _pid(sock)
             return _alive(ProcessHandle(pid, sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD))) if pid else None
-        except OSError as error:
-            if error.errno != errno.ENOPROTOOPT:
-                return None
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            return None
     began = start_time(pid)
     try:
         handle = ProcessHandle(pid)

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import structlog
 
 from spliceway.agent.proxypod import place
@@ -52,6 +51,17 @@ _GRACE = 5.0
 _CALLED = {"embedded": "the embedded proxy", "envoy": "Envoy"}
 
 
+class _Options(msgspec.Struct, frozen=True):
+    concurrency: int = 0
+
+
+class _About(msgspec.Struct, frozen=True):
+    """What is read of `/server_info`. `version`: Envoy's commit/version/state/build/TLS, or spliceway-proxy/version."""
+
+    version: str = ""
+    command_line_options: _Options = _Options()
+
+
 class PodSupervisor:
     """`sides.ProxyProcess` of a proxy that a pod runs."""
 
@@ -72,8 +82,10 @@ class PodSupervisor:
         self._socks = 0
         self._handle: ProcessHandle | None = None
         self._since = 0.0
-        self._about: dict[str, Any] = {}
-        self._listeners: dict[int, set[bytes]] = {}
+        self._about = _About()
+        #: Port → cookies of its sockets, None: not looked at yet.
+        self._listeners: dict[int, set[bytes]] | None = None
+        self._failure = ""
         self._adopted = False
         self._restarts = 0
         self._last_exit = ""
@@ -109,8 +121,18 @@ class PodSupervisor:
         answering = asyncio.create_task(self._door.run())
         try:
             while True:
-                await self._pause()
-                await self._look()
+                try:
+                    await self._pause()
+                    await self._look()
+                except Exception as error:
+                    # Also a bug: the agent must not end for it, nor stop to look.
+                    text = str(error) or repr(error)
+                    if text != self._failure:
+                        _log.exception("the proxy can't be looked at, trying again")
+                    self._failure = text
+                    await asyncio.sleep(_LOOK)
+                else:
+                    self._failure = ""
         finally:
             answering.cancel()
             await asyncio.wait({answering})
@@ -130,12 +152,12 @@ class PodSupervisor:
             running=runs,
             pid=self._handle.pid if self._handle is not None else 0,
             version=self._version() if runs else "",
-            workers=self._workers() if runs else 0,
+            workers=self._about.command_line_options.concurrency if runs else 0,
             since=self._since if runs else 0.0,
             adopted=self._adopted,
             restarts=self._restarts,
             last_exit=self._last_exit,
-            problems=tuple(self._problems()),
+            problems=(*self._failed(), *self._problems()),
             worker_restarts=self._worker_restarts,
             draining=tuple(Draining(old.pid, since) for old, since in self._draining.items()),
         )
@@ -177,30 +199,46 @@ class PodSupervisor:
     async def _change(self, new: ProcessHandle | None) -> None:
         """From now on that is the proxy."""
         old, before = self._handle, self._listeners
-        self._handle, self._worker_restarts, self._about, self._unknown = new, 0, {}, ()
-        self._listeners = {}
-        if new is not None:
-            self._since, self._adopted = time.time(), False
-            with contextlib.suppress(AdminError, ValueError):
-                self._about = json.loads(await admin_get(self._admin, "/server_info", 2.0))
-            _log.info("the proxy of a pod", kind=self._kind, pid=new.pid, version=self._version())
-            await self._look_at_sockets(new)
-        if old is None:
-            return
+        self._handle, self._worker_restarts, self._about, self._unknown = new, 0, _About(), ()
+        self._listeners = None
+        try:
+            if new is not None:
+                await self._meet(new)
+        finally:
+            if old is not None:
+                self._part(old, before)
+
+    async def _meet(self, new: ProcessHandle) -> None:
+        self._since, self._adopted = time.time(), False
+        with contextlib.suppress(AdminError, msgspec.DecodeError):
+            self._about = msgspec.json.decode(await admin_get(self._admin, "/server_info", 2.0), type=_About)
+        _log.info("the proxy of a pod", kind=self._kind, pid=new.pid, version=self._version())
+        await self._look_at_sockets(new)
+
+    def _part(self, old: ProcessHandle, before: dict[int, set[bytes]] | None) -> None:
+        """`before`: the listening sockets while that was the proxy, as of the last look."""
         how = f"pid {old.pid}: told to end, its connections may go on for a while"
         if _lives(old):
             self._draining[old] = time.time()
         else:
             how = f"pid {old.pid}: ended"
             old.close()
-        both = before.keys() & self._listeners.keys()
-        if not before or (both and all(before[port] & self._listeners[port] for port in both)):
-            return  # they were handed over
+        if not self._were_lost(before, ended=old not in self._draining):
+            return
         self._last_exit = how
         self._restarts += old not in self._draining
         _log.warning("the proxy's listening sockets have gone", pid=old.pid, how=how)
         if self._on_exit is not None:
             self._on_exit(how)
+
+    def _were_lost(self, before: dict[int, set[bytes]] | None, *, ended: bool) -> bool:
+        """Whether those of the proxy of before are not this one's; `ended`: its process has."""
+        now = self._listeners
+        if before:
+            both = [(before[port], now[port]) for port in before if port in now] if now else []
+            return not (both and all(theirs & ours for theirs, ours in both))
+        # It may have had some since the last look. None at all now: then there is nothing to be wrong about.
+        return ended and (self._handle is None or now is None or bool(now))
 
     async def _look_at_sockets(self, handle: ProcessHandle) -> None:
         """Which sockets there are, and whether the kernel's programs know all that are the proxy's."""
@@ -208,14 +246,15 @@ class PodSupervisor:
             return
         try:
             found = await asyncio.to_thread(proxymarks.listeners, self._socks)
-        except DatapathError as error:
+        except (DatapathError, OSError) as error:
             _log.warning("the proxy's sockets could not be listed", error=str(error))
             return
         first, last = self._ports
         ours = [one for one in found if first <= one.port <= last]
-        self._listeners = {}
+        listening: dict[int, set[bytes]] = {}
         for one in ours:
-            self._listeners.setdefault(one.port, set()).add(one.cookie)
+            listening.setdefault(one.port, set()).add(one.cookie)
+        self._listeners = listening
         unknown = {one.inode: one.port for one in ours if not one.known}
         if unknown:
             unknown = await asyncio.to_thread(_of_process, handle.pid, unknown)
@@ -239,13 +278,11 @@ class PodSupervisor:
     # What is said of it.
 
     def _version(self) -> str:
-        # Envoy: commit/version/state/build/TLS; the embedded one: spliceway-proxy/version.
-        parts = str(self._about.get("version", "")).split("/")
+        parts = self._about.version.split("/")
         return parts[1] if len(parts) > 1 else ""
 
-    def _workers(self) -> int:
-        options = self._about.get("command_line_options", {})
-        return int(options.get("concurrency", 0)) if isinstance(options, dict) else 0
+    def _failed(self) -> tuple[str, ...]:
+        return (f"{_CALLED[self._kind]} can't be looked at: {self._failure}",) if self._failure else ()
 
     def _problems(self) -> list[str]:
         called = _CALLED[self._kind]

@@ -10,13 +10,13 @@ static __always_inline int is_tagged(const struct __sk_buff *skb)
 	return skb->vlan_present && (skb->vlan_tci & VLAN_ID);
 }
 
-// A bridge that pods are ports of hands up what they send beyond it. Their own devices have judged it.
+// A bridge that pods are ports of hands up what they send beyond it. Their own devices have judged it. (A port of it becomes a pod's own in between.)
 static __always_inline int is_from_port(const struct __sk_buff *skb, const struct party *src)
 {
 	u32 ifindex = src->ifindex;
 	struct endpoint *ep = endpoints.lookup(&ifindex);
 
-	return ep && ep->bridge && ep->bridge == skb->ifindex;
+	return ep && (ifindex == skb->ifindex || (ep->bridge && ep->bridge == skb->ifindex));
 }
 
 // Is this an answer, of a pod's server outside, that the pod must not get? (A SYN as well: ends that have been refused could meet halfway.) `w->key`
