@@ -35,10 +35,9 @@ CHUNK = 500
 _WATCH_LIST_AGAIN = 600.0
 #: In place of a hashed resourceVersion.
 _NOT_HANDED_ON = 0
-#: Refusals of a watch after which all is looked at again; seconds between two expiries that are each other's business.
-_PATIENCE, _EXPIRED_PEACE = 3, 60.0
-#: Watches that end without a word, in a row, after which one that has just begun is no sign that all is well.
-_MOST_EMPTY = 2
+#: Refusals of a watch after which all is looked at again; seconds between two expiries that are each other's business;
+#: watches that end without a word, in a row, after which one that has just begun is no sign that all is well.
+_PATIENCE, _EXPIRED_PEACE, _MOST_EMPTY = 3, 60.0, 2
 
 _EVENT, _LIST = msgspec.json.Decoder(WatchEvent), msgspec.json.Decoder(Listed)
 _STATUS = msgspec.json.Decoder(Status)
@@ -67,9 +66,8 @@ class Reflector:
 
         `on_state`: called when its state is another one.
         """
-        self.resource = resource
+        self.resource, self.error = resource, ""
         self.state: State = "waiting"
-        self.error = ""
         self.failing_since: float | None = None
         self._connection, self._discovery, self._sink = connection, discovery, sink
         self._node, self._wired, self._timing = node, wired, timing
@@ -80,15 +78,13 @@ class Reflector:
         self._revision = self._newest = ""
         self._version = resource.versions[0]
         self._reader = self._new_reader()
-        self._no_watch_list_until = 0.0
+        self._no_watch_list_until = self._heard = 0.0
         self._away_since: float | None = None
-        self._had_objects = False  # those of an earlier agent may be in force
-        self._unreachable = self._was_silent = False
+        self._had_objects = self._unreachable = self._was_silent = False  # objects of an earlier agent, in force
         self._pauses = Pauses(timing)
         self._task: asyncio.Task[None] | None = None
         self._refusals = self._empty = self._lists = self._watches = self._failures = 0
         self._expired, self._expired_at = 0, float("-inf")  # how often in a row, and when the last time
-        self._heard = 0.0
 
     def __repr__(self) -> str:
         return f"Reflector({self.resource.kind}, {self.state}, objects={len(self._known)}, error={self.error!r})"
