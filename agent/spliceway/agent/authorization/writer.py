@@ -236,8 +236,9 @@ class AuthorizationWriter:
         waiting = {*self._edited.waiting(self._now()), *self._failed.waiting(self._now())}
         for shape, held, document in sorted(todo, key=lambda entry: (entry[0].action != "DENY", entry[0].key)):
             name = shape.key
-            if name in waiting or (held is not None and held.is_going):
+            if name in waiting:
                 continue
+            # One that is being deleted, too: as long as somebody holds that up, it is in force.
             content = document if held is None else restored(document, held)
             if not await self._write("POST" if held is None else "PUT", shape, content):
                 return False
