@@ -24,7 +24,7 @@ from spliceway.agent.authorization.told import Figures
 from spliceway.agent.authorization.translating import Translating
 from spliceway.agent.manifests import Key
 from spliceway.agent.policystatus.conditions import Condition
-from spliceway.agent.policystatus.fenced import FencedWrites
+from spliceway.agent.policystatus.fenced import FencedWrites, is_general
 from spliceway.agent.policystatus.ledger import Version
 from spliceway.agent.policystatus.naming import path_of
 from spliceway.agent.policystatus.pacing import Pacing
@@ -204,7 +204,7 @@ class AuthorizationWriter:
         except ApiFailure as failure:
             if failure.code == 404:
                 return None  # not even its kind
-            if _is_general(failure):
+            if is_general(failure):
                 raise
             return sys.maxsize
         found = (one.get("metadata") or {} for one in _decoded(answer).get("items") or ())
@@ -297,7 +297,7 @@ class AuthorizationWriter:
         try:
             answer = await self._writes.send(method, path, content)
         except ApiFailure as failure:
-            if _is_general(failure):
+            if is_general(failure):
                 raise
             if failure.code == 409 and method == "PUT":
                 self._edited.put(shape.key, self._now())
@@ -323,7 +323,7 @@ class AuthorizationWriter:
         try:
             answer = _decoded(await self._writes.delete(path, str(held.metadata.get("uid", "")), held.revision))
         except ApiFailure as failure:
-            if _is_general(failure):
+            if is_general(failure):
                 raise
             self._figures.failures += 1
             self._failed.put(name, self._now(), str(failure))
@@ -360,11 +360,6 @@ class AuthorizationWriter:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
-
-
-def _is_general(failure: ApiFailure) -> bool:
-    """Whether it says nothing of the object."""
-    return failure.code in (0, 401, 429) or failure.code >= 500
 
 
 def _decoded(answer: bytes) -> Json:

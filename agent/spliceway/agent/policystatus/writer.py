@@ -21,7 +21,7 @@ from spliceway.agent.policystatus.asked import is_newest
 from spliceway.agent.policystatus.conditions import Condition, Status, status_of
 from spliceway.agent.policystatus.election import Election
 from spliceway.agent.policystatus.events import Told, event, news, translation_news
-from spliceway.agent.policystatus.fenced import FencedWrites
+from spliceway.agent.policystatus.fenced import FencedWrites, is_general
 from spliceway.agent.policystatus.ledger import Ledger, Written
 from spliceway.agent.policystatus.naming import path_of, status_name
 from spliceway.agent.policystatus.pacing import Bucket, Pacing
@@ -282,7 +282,7 @@ class Writer:
             self._figures.conflicts += 1
             self._paused[key] = (now + self._pacing.gather, tries)
             return
-        if failure.code in (0, 401, 429) or failure.code >= 500:
+        if is_general(failure):
             for one in left:
                 self._paused[one] = (0.0, self._paused.get(one, (0.0, 0))[1])
             raise failure
@@ -345,7 +345,7 @@ class Writer:
         try:
             await self._writes.send("POST", f"/api/v1/namespaces/{namespace}/events", content)
         except ApiFailure as failure:
-            if failure.code in (0, 401, 429) or failure.code >= 500:
+            if is_general(failure):
                 raise
             if failure.code != 409:
                 self._figures.failures += 1

@@ -1,0 +1,64 @@
+"""Somebody's webhook fails for one namespace: what is written elsewhere does not wait for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from spliceway.agent.policystatus import fenced
+from spliceway.agent.sources.kubernetes.connection import ApiFailure, Connection
+from support.agent import until
+from support.fleet import FleetAgent, brief, cnp, told, with_fleet
+from support.kubeapi import KubeApi
+from support.kubesource import ask, pod
+from support.meshfleet import INJECTED, applied, heard, http, with_mesh
+
+#: More than may fail in a row before it counts as the server's trouble.
+MANY = [f"p{number}" for number in range(7)]
+REFUSED = ("False", "False", "True", "Refused", "0/0")
+
+
+@pytest.fixture
+def mend(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Objects in `hooked` can't be written; to be called when they can."""
+    send, broken = Connection.send, [True]
+
+    async def sending(self: Connection, method: str, path: str, content: object, **options: object) -> bytes:
+        if broken[0] and "/namespaces/hooked/" in path:
+            raise ApiFailure(500, "InternalError", 'failed calling webhook "check.example": connection refused')
+        return await send(self, method, path, content, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Connection, "send", sending)
+    monkeypatch.setattr(fenced, "_SLOWLY", 0.02)  # as short for the pauses of a fleet as it is for those of a cluster
+    return lambda: broken.__setitem__(0, False)
+
+
+def test_statuses_elsewhere_are_written(tmp_path: Path, mend: Callable[[], None]) -> None:
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        await told(api, "default/ciliumnetworkpolicy.web", ("True", "True", "False", "InForce", "2/2"))
+        assert {await ask(brief, api, f"hooked/ciliumnetworkpolicy.{name}") for name in MANY} == {()}
+        mend()
+        for name in MANY:
+            await told(api, f"hooked/ciliumnetworkpolicy.{name}", REFUSED)
+
+    first = [cnp(name, "web", namespace="hooked", port="no port") for name in MANY]  # what is refused comes first
+    with_fleet(tmp_path, body, *first, cnp("web", "web"))
+
+
+def test_translations_elsewhere_are_applied(tmp_path: Path, mend: Callable[[], None]) -> None:
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        await heard(api, "default/web", "True", "Emitted")
+        assert {one["metadata"]["namespace"] for one in await ask(applied, api)} == {"default"}
+        mend()
+        for name in MANY:
+            await heard(api, f"hooked/{name}", "True", "Emitted", 30)
+        await until(lambda: len(applied(api)) == 1 + len(MANY))
+
+    pods = [
+        pod(name, f"10.0.1.{number + 1}", node="n1", namespace="hooked", labels={"app": name, **INJECTED})
+        for number, name in enumerate(MANY)
+    ]
+    first = [http(name, name, namespace="hooked") for name in MANY]
+    with_mesh(tmp_path, body, *pods, *first, http("web", "web"))
