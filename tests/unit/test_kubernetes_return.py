@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +22,7 @@ from spliceway.agent.sources.kubernetes.pauses import Pauses
 from spliceway.agent.sources.kubernetes.reflector import Reflector
 from spliceway.agent.sources.kubernetes.resources import RESOURCES
 from support.agent import run, until
+from support.certificates import Authority
 from support.kubeapi import KubeApi
 from support.kubesource import CILIUM, CRDS, QUICK, Followed, ask, followed, pod, policy
 
@@ -343,3 +346,45 @@ def test_kinds_that_writers_follow_wake_each_other(tmp_path: Path) -> None:
         await ours.close()
 
     asyncio.run(main())
+
+
+def test_what_is_given_up_in_its_handshake_is_closed(tmp_path: Path) -> None:
+    """At once, not when the garbage collector comes: who takes connections and says nothing is asked often."""
+    ended: list[bytes] = []
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(1)  # of its hello
+        begun.set()
+        while await reader.read(4096):
+            pass
+        ended.append(b"")
+        writer.close()
+
+    async def main() -> None:
+        authority = Authority(tmp_path / "pki")
+        server = await asyncio.start_server(silent, "127.0.0.1")
+        port = server.sockets[0].getsockname()[1]
+        config = tmp_path / "kubeconfig"
+        cluster = {"server": f"https://127.0.0.1:{port}", "certificate-authority": str(authority.path)}
+        entry = {"cluster": "c", "user": "u"}
+        document = {
+            **{"apiVersion": "v1", "kind": "Config", "current-context": "x"},
+            "clusters": [{"name": "c", "cluster": cluster}],
+            **{"users": [{"name": "u", "user": {}}], "contexts": [{"name": "x", "context": entry}]},
+        }
+        config.write_text(json.dumps(document))
+        client = Connection(config, "")
+        task = asyncio.create_task(client.get("/version"))
+        await begun.wait()
+        gc.disable()
+        try:
+            task.cancel()
+            await asyncio.wait([task])
+            await until(lambda: ended)
+        finally:
+            gc.enable()
+        await client.close()
+        server.close()
+
+    begun = asyncio.Event()
+    run(main)

@@ -24,6 +24,7 @@ from lightkube.config.models import User
 from lightkube.core.exceptions import ConfigError as LightkubeError
 
 from spliceway.agent.errors import SourceError
+from spliceway.agent.sources.kubernetes.network import SocketOption, Transport
 from spliceway.agent.sources.kubernetes.objects import Status
 
 #: Seconds to connect, and for an answer that is no watch.
@@ -44,7 +45,7 @@ _MAX_REFUSAL = 64 << 10
 _STATUS = msgspec.json.Decoder(Status)
 #: A connection whose other end has gone is noticed within half a minute or so, whoever is silent, and also while
 #: something of ours is on its way (then nobody asks whether it is still there).
-_KEEPALIVE = [
+_KEEPALIVE: list[SocketOption] = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 20),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
@@ -181,18 +182,12 @@ class Connection:
             auth = user_auth(user)
         except (LightkubeError, OSError, ssl.SSLError, ValueError) as error:
             raise SourceError(f"source.kubernetes: the API server's or our own certificate: {_why(error)}") from error
-        transport = httpx2.AsyncHTTPTransport(
-            verify=context,
-            # One connection for each watch, and a few for lists.
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=4),
-            socket_options=_KEEPALIVE,
-        )
         server = config.cluster.server
         try:
             client = httpx2.AsyncClient(
                 base_url=server,
                 auth=auth,
-                transport=transport,
+                transport=Transport(context, _KEEPALIVE),
                 headers={"accept": "application/json", "accept-encoding": "identity", "user-agent": "spliceway"},
             )
         except httpx2.InvalidURL as error:
