@@ -13,7 +13,7 @@ import httpx2
 import msgspec
 import pytest
 
-from spliceway.agent.sources.kubernetes import connection
+from spliceway.agent.sources.kubernetes import connection, reflector
 from spliceway.agent.sources.kubernetes.beside import reflectors
 from spliceway.agent.sources.kubernetes.connection import MOST_WAIT, ApiFailure, Connection
 from spliceway.agent.sources.kubernetes.discovery import Discovery
@@ -235,11 +235,8 @@ def test_who_waits_for_an_answer_with_somebody_that_leaves_is_told() -> None:
     run(main)
 
 
-def test_a_request_without_an_answer_is_given_up_when_others_are_answered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_request_without_an_answer_is_given_up_when_others_are_answered(tmp_path: Path) -> None:
     """Of the task that is named alone. And silence before an answer is not the silence of a watch that has begun."""
-    monkeypatch.setattr(connection, "_HANGS", 0.0)
     begins, talks = asyncio.Event(), [0]
 
     async def on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -262,9 +259,9 @@ def test_a_request_without_an_answer_is_given_up_when_others_are_answered(
             hurried, other = (asyncio.create_task(ours.get(path)) for path in ("/a", "/b"))
             await begins.wait()
             await until(lambda: len(ours._unanswered) == 2)
-            ours.hurry(None)
+            assert not ours.hurry(None, 0.0)
             while not hurried.done():  # others may be answered, too, before it has ended
-                ours.hurry(hurried)
+                ours.hurry(hurried, 0.0)
                 await asyncio.sleep(0)
             failure = hurried.exception()
             assert isinstance(failure, ApiFailure)
@@ -301,51 +298,59 @@ def test_kinds_do_not_all_wait_equally_long_for_an_answer(tmp_path: Path, monkey
     follow(tmp_path, body)
 
 
-@pytest.mark.parametrize("watch_list", [True, False], ids=["watch-list", "pages"])
-def test_a_server_that_was_set_back_is_looked_at_again(tmp_path: Path, watch_list: bool) -> None:
-    """What has the same resourceVersion as before is another object, and a watch at a later one is silent."""
+def test_what_takes_long_to_begin_is_not_given_up_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While another kind is answered and cut off all the time."""
+    monkeypatch.setattr(reflector, "HANGS", 0.1)
+    bookmark = {"resourceVersion": "5", "annotations": {"k8s.io/initial-events-end": "true"}}
+    line = msgspec.json.encode({"type": "BOOKMARK", "object": {"metadata": bookmark}}) + b"\n"
+    body = msgspec.json.encode({"metadata": {"resourceVersion": "5"}, "items": []})
+    given_up, talks = [0], [0]
+
+    async def on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talks[0] += 1
+        head = await reader.readuntil(b"\r\n\r\n")
+        if b"/nodes" in head:
+            writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(line), line))
+            await asyncio.sleep(0.1)
+        elif b"sendInitialEvents" in head:
+            writer.write(b"HTTP/1.1 422 x\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
+        elif b"watch" not in head:
+            try:
+                async with asyncio.timeout(0.6):  # a page of a busy server
+                    await reader.read()
+                given_up[0] += 1
+            except TimeoutError:
+                head = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+                writer.write(head + body)
+        writer.close()
+        await asyncio.wait([asyncio.create_task(writer.wait_closed())])
+        talks[0] -= 1
 
     async def main() -> None:
         with KubeApi() as api:
             place = api.kubeconfig(tmp_path / "kubeconfig")
-            api.put(pod("a", "10.0.0.1"), pod("b", "10.0.0.2"))
-            api.put(*(pod("b", "10.0.0.2", labels={"app": str(n)}) for n in range(20)))
-            timing = msgspec.structs.replace(QUICK, idle=0.5)
-            async with followed(place, timing) as it:
-                await until(lambda: it.inventory.synced)
-                revision = api.revision
-                await ask(api.stop, abrupt=True)
-                with KubeApi(port=api.port) as restored:
-                    restored.watch_list(watch_list)
-                    restored.put(pod("a", "10.0.0.9"), pod("c", "10.0.0.3"))
-                    assert restored.revision < revision
-                    await until(lambda: it.names() == ["default/a", "default/c"])
-                    assert [str(one) for one in it.item("Pod", "default/a").addresses] == ["10.0.0.9"]  # type: ignore[union-attr]
-                    await ask(restored.put, pod("d", "10.0.0.4"))
-                    await until(lambda: it.names() == ["default/a", "default/c", "default/d"])
+        async with await asyncio.start_server(on, "127.0.0.1", api.port):
+            ours, by_kind = Connection(place, ""), {one.kind: one for one in RESOURCES}
+
+            async def sink(_events: Any) -> None:
+                pass
+
+            kinds = [by_kind["Pod"], by_kind["Node"]]
+            timing = msgspec.structs.replace(QUICK, retry=(0.02, 0.05))
+            pods, nodes = reflectors(kinds, ours, sink, node="n", timing=timing, woken=asyncio.Event())
+            pods._failed(ApiFailure(503, "", "not now"))
+            tasks = [asyncio.create_task(one.run()) for one in (pods, nodes)]
+            await until(lambda: pods.state == "listed", seconds=8)
+            assert given_up[0] <= 3  # after 0.1, 0.2, and 0.4 seconds
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await ours.close()
+            await until(lambda: not talks[0])
 
     run(main)
-
-
-def test_who_can_not_be_asked_for_a_revision_is_watched_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where that answer begins and does not go on: it is silent, but no watch."""
-    get, asked = Connection.get, [0]
-
-    async def stalls(self: Connection, path: str, query: Any = None, seconds: float = 1.0) -> bytes:
-        if query != {"limit": "1"}:
-            return await get(self, path, query, seconds)
-        asked[0] += path.endswith("/pods")
-        raise ApiFailure(0, "Idle", "silent for too long")
-
-    async def body(api: KubeApi, it: Followed) -> None:
-        monkeypatch.setattr(Connection, "get", stalls)
-        await until(lambda: asked[0])
-        await ask(api.put, pod("b", "10.0.0.2"))
-        await until(lambda: it.names() == ["default/a", "default/b"])
-
-    follow(tmp_path, body, msgspec.structs.replace(QUICK, idle=0.5))
 
 
 def test_kinds_that_writers_follow_wake_each_other(tmp_path: Path) -> None:

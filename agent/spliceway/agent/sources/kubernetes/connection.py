@@ -33,7 +33,7 @@ CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 60.0
 #: server lets requests wait for 15 (a quarter of its --request-timeout), and then refuses them.
 BEGIN_SECONDS = 20.0
 #: Seconds after which a request without an answer counts as lost when others are answered again.
-_HANGS = 2.0
+HANGS = 2.0
 #: The longest that the server may ask us to wait, in seconds: client-go's longest pause.
 MOST_WAIT = 30.0
 #: Seconds for the answer to what is written: objects of some KiB.
@@ -97,13 +97,15 @@ class Connection:
         old, self._client, self.server = self._client, client, server
         await old.aclose()
 
-    def hurry(self, task: asyncio.Task[Any] | None) -> None:
-        """The server answers others: what this task has asked it long before that is given up."""
+    def hurry(self, task: asyncio.Task[Any] | None, after: float) -> bool:
+        """The server answers others: what this task has asked so many seconds ago is given up. Whether that is so."""
         found = self._unanswered.get(task)
         now = asyncio.get_running_loop().time()
         # One that is being given up already takes a few turns of the loop to end, and can't be told once more.
-        if found is not None and now - found[0] > _HANGS and not found[1].expired():
-            found[1].reschedule(now)
+        if found is None or now - found[0] <= after or found[1].expired():
+            return False
+        found[1].reschedule(now)
+        return True
 
     async def get(self, path: str, query: Mapping[str, str] | None = None, seconds: float = ANSWER_SECONDS) -> bytes:
         """The answer to GET, of which nothing may be to come for so many seconds. Raises ApiFailure."""

@@ -214,6 +214,11 @@ class Reader:
         metadata = _HEAD.decode(raw).metadata
         return self._file(metadata), metadata.resource_version
 
+    def place(self, file: str) -> tuple[str, str]:
+        """Namespace and name, by what an object is called here."""
+        namespace, _, name = file.removeprefix(f"kubernetes:{self._kind}/").rpartition("/")
+        return namespace, name
+
     def _file(self, metadata: Metadata) -> str:
         name = f"{metadata.namespace}/{metadata.name}" if metadata.namespace else metadata.name
         return sys.intern(name) if self._kind == "Pod" else f"kubernetes:{self._kind}/{name}"

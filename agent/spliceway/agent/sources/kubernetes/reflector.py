@@ -16,15 +16,16 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 import msgspec
 import structlog
 
-from spliceway.agent.sources.events import FileEvent, FileRefused, FileRemoved
-from spliceway.agent.sources.kubernetes.connection import BEGIN_SECONDS, ApiFailure, Connection
+from spliceway.agent.sources.events import FileEvent
+from spliceway.agent.sources.kubernetes.connection import ANSWER_SECONDS, BEGIN_SECONDS, HANGS, ApiFailure, Connection
 from spliceway.agent.sources.kubernetes.discovery import Discovery
 from spliceway.agent.sources.kubernetes.figures import Figures, State, Timing
+from spliceway.agent.sources.kubernetes.known import Known
 from spliceway.agent.sources.kubernetes.lines import Lines
-from spliceway.agent.sources.kubernetes.objects import Listed, Read, Reader, Status, WatchEvent, bookmarked, is_told
+from spliceway.agent.sources.kubernetes.objects import Listed, Reader, Status, WatchEvent, bookmarked, is_told
 from spliceway.agent.sources.kubernetes.pauses import Pauses
 from spliceway.agent.sources.kubernetes.resources import Resource
-from spliceway.agent.sources.kubernetes.setback import is_older
+from spliceway.agent.sources.kubernetes.setback import SET_BACK, Past, is_older, set_back
 
 #: Takes events; waits while there are too many already.
 Sink = Callable[[Sequence[FileEvent]], Awaitable[None]]
@@ -33,8 +34,6 @@ Sink = Callable[[Sequence[FileEvent]], Awaitable[None]]
 CHUNK = 500
 #: Seconds after which a server that does not know WatchList is asked for it again: it may be a newer one by then.
 _WATCH_LIST_AGAIN = 600.0
-#: In place of a hashed resourceVersion.
-_NOT_HANDED_ON = 0
 #: Refusals of a watch after which all is looked at again; seconds between two expiries that are each other's business;
 #: watches that end without a word, in a row, after which one that has just begun is no sign that all is well.
 _PATIENCE, _EXPIRED_PEACE, _MOST_EMPTY = 3, 60.0, 2
@@ -72,19 +71,17 @@ class Reflector:
         self._connection, self._discovery, self._sink = connection, discovery, sink
         self._node, self._wired, self._timing = node, wired, timing
         self._whole, self._on_state = whole, on_state
-        self._known: dict[str, int] = {}  # name → its resourceVersion, hashed
-        self._seen: set[str] | None = None  # while all is looked at
-        self._held: list[FileEvent] = []
+        self._known, self._past = Known(resource.kind), Past()
         self._revision = self._newest = ""
         self._version = resource.versions[0]
         self._reader = self._new_reader()
         self._no_watch_list_until = self._heard = 0.0
         self._away_since: float | None = None
         self._had_objects = self._unreachable = False  # objects of an earlier agent, in force
-        self._was_silent = self._asks_revision = False
         self._pauses = Pauses(timing)
         self._task: asyncio.Task[None] | None = None
         self._refusals = self._empty = self._lists = self._watches = self._failures = 0
+        self._hurried = 0  # requests that were given up for others, since one was answered
         self._expired, self._expired_at = 0, float("-inf")  # how often in a row, and when the last time
 
     def __repr__(self) -> str:
@@ -130,7 +127,8 @@ class Reflector:
         """The server answers again, somebody else says: if it did not, try soon."""
         if self.failing_since is not None:
             self._pauses.wake()
-            self._connection.hurry(self._task)
+            # What takes long to begin must come to it once, however often others are answered.
+            self._hurried += self._connection.hurry(self._task, HANGS * 2.0**self._hurried)
 
     async def _once(self) -> float:
         """Look if need be, and follow one watch to its end. Returns seconds to wait. Raises ApiFailure."""
@@ -141,11 +139,6 @@ class Reflector:
         if version != self._version:
             self._version, self._revision = version, ""
             self._reader = self._new_reader()
-        if self._was_silent and self._revision:
-            self._was_silent, self._asks_revision = False, True  # who can't be asked may have a watch all the same
-            revision = (await self._page({"limit": "1"})).metadata.resource_version
-            if is_older(revision, self._revision):
-                self._newest, self._revision = self._revision, ""
         begun, watches = self._now(), self._watches
         if not self._revision and self._now() < self._no_watch_list_until:
             await self._list()
@@ -177,22 +170,23 @@ class Reflector:
             return 0.0
         if self._known or self._had_objects:
             log.warning("a kind is not served any more: its objects are gone", kind=self.resource.kind)
-        removed = [FileRemoved(file) for file in self._known]
-        self._known, self._revision = {}, ""
-        await self._sink(removed)
+        self._revision = ""
+        await self._sink(self._known.clear())
         self._well("absent")
         return self._timing.again * random.uniform(0.8, 1.2)
 
     def _failed(self, failure: ApiFailure) -> float:
         """Take in a failure; seconds to wait."""
-        looking, self._seen = self._seen is not None, None
+        looking = self._known.looking
         self._newest = self._revision or self._newest
-        self._was_silent |= failure.reason == "Idle" and not (looking or self._asks_revision)
         self._away_since = None  # nobody has said meanwhile that it is not served
-        # What was not handed on is not known yet; it may have been, in an older version.
-        self._known.update((event.file, _NOT_HANDED_ON) for event in self._held)
-        self._held = []
+        self._known.give_up()
+        if failure.code == 0 or failure.code >= 500:
+            self._past.doubt(silent=failure.reason == "Idle")
         if failure.is_expired:
+            if failure.reason == SET_BACK:
+                self._newest = ""
+            self._known.doubt(None if failure.reason == SET_BACK else self._past.doubted)
             self._revision = ""
             self._refusals = 0
             # Again and again, each time after a good look: as much as all objects, and without end.
@@ -237,7 +231,7 @@ class Reflector:
         if self.failing_since is not None and self._now() - self.failing_since > self._timing.lost:
             log.info("the API server can be read again", resource=self.resource.plural)
         changed = self.state != state or bool(self.error)
-        self._had_objects = False
+        self._had_objects, self._hurried = False, 0
         self.state, self.error, self.failing_since = state, "", None
         self._heard = time.time()
         if changed:
@@ -250,16 +244,17 @@ class Reflector:
         while True:
             page = await self._page(query)
             for raw in page.items or ():
-                self._take(raw)
+                self._known.take(self._reader, raw)
             await self._hand_on()
             if not page.metadata.rest:
                 break
             query = {"limit": str(self._timing.page), "continue": page.metadata.rest}
         await self._end(page.metadata.resource_version)
 
-    async def _page(self, query: dict[str, str]) -> Listed:
+    async def _page(self, query: dict[str, str], namespace: str = "", seconds: float = ANSWER_SECONDS) -> Listed:
+        path = self.resource.path(self._version, namespace)
         try:
-            return _LIST.decode(await self._connection.get(self.resource.path(self._version), query))
+            return _LIST.decode(await self._connection.get(path, query, seconds))
         except _BAD as error:
             raise ApiFailure(0, "", f"{self.resource.plural}: not what an API server answers: {error}") from error
 
@@ -269,12 +264,12 @@ class Reflector:
             "watch": "1",
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(int(random.uniform(*self._timing.watch))),
-            "resourceVersion": self._revision,
+            "resourceVersion": self._past.rewind(self._revision),
         }
         if not self._revision:
             query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
             self._begin()
-        self._watches, self._asks_revision = self._watches + 1, False
+        self._watches += 1
         lines = self._lines(query)
         async with contextlib.aclosing(lines):
             async for line in lines:
@@ -284,7 +279,7 @@ class Reflector:
                 except _BAD as error:
                     why = f"{self.resource.plural}: a line of the watch is no event: {error}"
                     raise ApiFailure(0, "", why) from error
-        if self._seen is not None:
+        if self._known.looking:
             raise ApiFailure(0, "", f"{self.resource.plural}: the first look ended before its end")
 
     async def _on_event(self, event: WatchEvent) -> None:
@@ -293,22 +288,57 @@ class Reflector:
             raise ApiFailure(status.code, status.reason, status.message)
         if event.type == "BOOKMARK":
             revision, ends = bookmarked(event.object)
-            if ends and self._seen is not None:
-                await self._end(revision)
-            elif self._seen is None:
+            if self._known.looking:
+                if ends:
+                    await self._end(revision)
+            elif not self._past.repeats(revision):
+                self._past.tell(revision)
                 self._revision = revision
                 self._well("listed")
             return
-        revision = self._take(event.object, gone=event.type == "DELETED")
-        if self._seen is not None:
-            if len(self._held) >= CHUNK:
+        if self._past.is_asked and self._past.repeats(*self._named(event.object)):
+            return
+        file, revision = self._known.take(self._reader, event.object, gone=event.type == "DELETED")
+        if self._known.looking:
+            if len(self._known.held) >= CHUNK:
                 await self._hand_on()
             return
-        held, self._held = self._held, []
-        await self._sink(held)
+        await self._sink(self._known.hand_on())
         # Only now: what was not handed on is asked for again.
         self._revision = revision or self._revision
+        self._past.tell(revision, file)
         self._well("listed")
+
+    def _named(self, raw: msgspec.Raw) -> tuple[str, str]:
+        """Revision and name of an object, as `Past` has them."""
+        try:
+            file, revision = self._reader.name(raw)
+        except _BAD:
+            return "", "?"
+        return revision, file
+
+    async def _ask(self) -> None:
+        """Whether a server that is there again is as far as we are, and has the newest object that we know of.
+
+        Who can't be asked is followed all the same. Raises ApiFailure: it was set back.
+        """
+        newest, namespace, query = self._known.newest, "", {"limit": "1"}
+        if newest is not None:  # of many objects one by its name is found sooner
+            namespace, name = self._reader.place(newest.file)
+            query = {"fieldSelector": f"metadata.name={name}"}
+        try:
+            page = await self._page(query, namespace, BEGIN_SECONDS)
+        except ApiFailure:
+            return
+        there = [self._named(raw) for raw in page.items or ()]
+        self._past.asked()
+        if is_older(page.metadata.resource_version, self._revision):
+            raise set_back(page.metadata.resource_version)
+        # Another version may be a newer one, of which the watch will tell.
+        if newest is not None and not any(
+            one == (newest.version, newest.file) or is_older(self._revision, one[0]) for one in there
+        ):
+            raise set_back(newest.version)
 
     async def _lines(self, query: dict[str, str]) -> AsyncGenerator[bytes | bytearray, None]:
         begin = BEGIN_SECONDS * random.uniform(0.4, 1.0)  # where all hang, the first to try again tells the others
@@ -318,13 +348,15 @@ class Reflector:
             await stack.enter_async_context(contextlib.aclosing(pieces))
             async for piece in pieces:
                 self._heard = time.time()
-                if not piece and self._seen is None:
+                if not piece and not self._known.looking:
                     # There may be nothing to say for a long time, but for those that end at once again and again.
                     self._empty += 1
                     if self._empty <= _MOST_EMPTY:
                         self._answered("listed")
                     lasting = asyncio.get_running_loop().call_later(self._timing.lost, self._lasts)
                     stack.callback(lasting.cancel)
+                    if self._past.must_be_asked:
+                        await self._ask()
                 for line in found.of(piece):
                     yield line
         found.end()
@@ -335,64 +367,27 @@ class Reflector:
 
     def _patience(self) -> float:
         """Seconds without a byte that a watch may have: in its first look there is always something to say."""
-        return self._timing.idle if self._seen is None else self._timing.first_idle
-
-    def _take(self, raw: msgspec.Raw, *, gone: bool = False) -> str:
-        """Take in one object; the revision. What is as it was known is passed over."""
-        try:
-            if gone:
-                file, version = self._reader.name(raw)
-                read: Read | None = None
-            else:
-                read = self._reader.read(raw)
-                file, version = read.file, read.version
-            event: FileEvent | None = read.event if read else None
-        except _BAD as error:
-            # The last good version stays. Without a name nobody can say whose.
-            try:
-                file, version = self._reader.name(raw)
-            except _BAD:
-                log.warning("an object can't be read", kind=self.resource.kind, error=str(error))
-                return ""
-            event, gone = FileRefused(file, f"{self.resource.kind} can't be read: {error}"), False
-        if gone:
-            if self._known.pop(file, None) is not None:
-                self._held.append(FileRemoved(file))
-            return version
-        if self._seen is not None:
-            self._seen.add(file)
-        mark = hash(version) or 1
-        if self._known.get(file) != mark and event is not None:
-            self._known[file] = mark
-            self._held.append(event)
-        return version
+        return self._timing.first_idle if self._known.looking else self._timing.idle
 
     def _begin(self) -> None:
-        self._seen, self._held = set(), []
+        self._known.begin()
         self._lists += 1
 
     async def _hand_on(self) -> None:
         """Hand on what a look has found so far, where it need not be one change."""
         self._heard = time.time()
-        if not self._whole() and self._held:
-            held, self._held = self._held, []
-            await self._sink(held)
+        if not self._whole() and self._known.held:
+            await self._sink(self._known.hand_on())
 
     async def _end(self, revision: str) -> None:
         """All was seen: what was not is gone. Raises ApiFailure."""
-        assert self._seen is not None
         if not revision:  # every list and every bookmark has one: this is something else, and tells of nothing
             raise ApiFailure(0, "", f"{self.resource.plural}: not what an API server answers: no resourceVersion")
         if is_older(revision, self._newest):
-            self._newest, self._known = "", dict.fromkeys(self._known, _NOT_HANDED_ON)
-            raise ApiFailure(410, "Expired", f"{self.resource.plural}: the API server was set back to {revision}")
-        seen, self._seen = self._seen, None
-        removed = [file for file in self._known if file not in seen]
-        for file in removed:
-            del self._known[file]
-        held, self._held = self._held, []
-        await self._sink([*map(FileRemoved, removed), *held])
+            raise set_back(revision)
+        await self._sink(self._known.end())
         self._revision = revision
+        self._past.begin(revision)
         self._well("listed")
 
     @staticmethod

@@ -21,9 +21,10 @@ class Resource(msgspec.Struct, frozen=True):
     built_in: bool
     essential: bool
 
-    def path(self, version: str) -> str:
-        """Of all objects, below the server's root."""
-        return f"/apis/{self.group}/{version}/{self.plural}" if self.group else f"/api/{version}/{self.plural}"
+    def path(self, version: str, namespace: str = "") -> str:
+        """Of all objects, or those of a namespace, below the server's root."""
+        root = f"/apis/{self.group}/{version}" if self.group else f"/api/{version}"
+        return f"{root}/namespaces/{namespace}/{self.plural}" if namespace else f"{root}/{self.plural}"
 
     def api_version(self, version: str) -> str:
         """As documents have it."""
