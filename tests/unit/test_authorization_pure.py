@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any, cast
 
@@ -141,6 +142,37 @@ def test_who_has_the_name_of_what_was_deleted_stays() -> None:
         seen.took(stored(document, uid=uid))
         seen.deleted(before)
         assert (name in seen.own) is there
+
+
+def test_what_the_watch_tells_counts_unless_an_answer_was_ahead_of_it() -> None:
+    seen = Seen(cast(Connection, None), "n1", Timing())
+    document = made(ALLOW, VERSION).document
+    name = ("shop", document["metadata"]["name"])
+    edited = {**document, "spec": {**document["spec"], "rules": [{}]}}
+
+    def tell(content: Json, revision: str) -> None:
+        file = f"kubernetes:AuthorizationPolicy/{'/'.join(name)}"
+        asyncio.run(seen._take([ObjectChanged(file, stored(content, resourceVersion=revision))]))
+
+    seen.asked(name)
+    seen.answered(stored(document, resourceVersion="1000"))
+    tell(edited, "999")
+    assert seen.own[name].spec == document["spec"], "the write that was answered is newer"
+    tell(document, "1000")
+    seen.asked(name)
+    tell(document, "1001")
+    seen.answered(stored(document, resourceVersion="1001"))
+    # The server is set back to an older revision, and somebody edits what it has.
+    tell(edited, "501")
+    assert seen.own[name].spec == edited["spec"]
+    assert seen.own[name].revision == "501", "or no write of ours would be taken"
+    # Somebody is quicker than the answer, and may have taken the object.
+    for bare in (edited, {**edited, "metadata": {**edited["metadata"], "labels": {}}}):
+        seen.asked(name)
+        tell(bare, "503")
+        seen.answered(stored(document, resourceVersion="502"))
+        assert name not in seen.own or seen.own[name].spec == edited["spec"]
+        assert (name in seen.others) is (bare is not edited)
 
 
 def test_restoring_leaves_what_others_have_added() -> None:
