@@ -265,6 +265,14 @@ def test_what_stays_goes_with_the_mesh_into_another_trust_domain() -> None:
         stuck = aim(now, old, taken, failed, closed)
         assert allowing not in stuck.wanted
         assert {old[name].shape.action for name in stuck.kept} >= {"ALLOW"}
+    # And nothing is allowed in the new one before it is denied.
+    (denying,) = found.wanted.keys() - {allowing}
+    for taken, failed, closed in (((denying,), {}, {}), ((), {denying: "no"}, {})):
+        stuck = aim(now, old, taken, failed, closed)
+        assert not stuck.wanted
+        assert stuck.kept == old.keys()
+    half = aim(now, old | {denying: new[denying]}, (), {denying: "no"})
+    assert half.wanted.keys() == {allowing}
 
 
 def test_what_is_edited_or_going_is_not_moved() -> None:

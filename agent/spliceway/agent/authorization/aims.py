@@ -7,7 +7,7 @@ the old policies or by the new ones.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 import msgspec
@@ -133,14 +133,8 @@ def aim(
         named[each.source] = (*named.get(each.source, ()), each.shape.key)
     kept = frozenset(_kept(world, held, wanted, troubles))
     unasked = dict(_unasked(world, [held[name] for name in kept], troubles))
-    # In another trust domain what they allow they would deny to all, and what they deny nobody.
-    moves = {name: new for name in kept if (new := moved(held[name], world.trust_domain)) is not None}
-    moves = {
-        name: new
-        for name, new in moves.items()
-        if new.shape.key in held
-        or not (new.shape.key in taken or new.shape.key in failed or new.shape.namespace in closed)
-    }
+    stuck = {*taken, *failed}
+    moves = _moves(world, held, kept, lambda name: name in held or not (name in stuck or name[0] in closed))
     wanted |= {new.shape.key: new for new in moves.values() if new.shape.key not in wanted.keys() | held.keys()}
     kept -= moves.keys()
     unwanted = frozenset(held) - wanted.keys() - kept
@@ -220,6 +214,23 @@ def _kept(
             or _is_idle(world, one, about)
         ):
             yield name
+
+
+def _moves(
+    world: World, held: Mapping[Name, Held], kept: Iterable[Name], can_be: Callable[[Name], bool]
+) -> dict[Name, Made]:
+    """What is kept of another trust domain, as it is in this one.
+
+    Left there, what allows would deny to all, and what denies would mean nobody: nothing is allowed here before it.
+    """
+    found = {name: new for name in kept if (new := moved(held[name], world.trust_domain)) is not None}
+    stuck = [new.shape for new in found.values() if new.shape.action == "DENY" and not can_be(new.shape.key)]
+    return {
+        name: new
+        for name, new in found.items()
+        if can_be(new.shape.key)
+        and (new.shape.action == "DENY" or not any(one.overlaps(new.shape, world.root_namespace) for one in stuck))
+    }
 
 
 def _unasked(
