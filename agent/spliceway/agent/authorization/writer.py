@@ -255,11 +255,13 @@ class AuthorizationWriter:
         there = {name: one.shape for name, one in (self._seen.own | self._seen.others).items()}
         wanted = {name: one.shape for name, one in found.wanted.items()}
         sources = {one.shape.key: one.source for one in found.wanted.values()}
+        stays = (one for name, one in there.items() if name not in found.unwanted and not one.bridge)
+        staying = [*wanted.values(), *stays]
         left: dict[str, list[Shape]] = {}  # by namespace: what others hold up is still in force; they tell when it goes
         for step in rollout(there, wanted, found.unwanted, self._root):
             for shape in step.shapes:
                 if step.verb == "delete":
-                    if not self._waits(shape, left, wanted.values()):
+                    if not self._waits(shape, left, staying):
                         await self._delete(shape.key)
                     continue
                 content = self._bridge(shape, sources, world) if shape.bridge else found.wanted[shape.key].document
@@ -277,10 +279,10 @@ class AuthorizationWriter:
                         left.setdefault(shape.namespace, []).append(shape)
         return True
 
-    def _waits(self, shape: Shape, left: Mapping[str, list[Shape]], wanted: Iterable[Shape]) -> bool:
+    def _waits(self, shape: Shape, left: Mapping[str, list[Shape]], staying: Iterable[Shape]) -> bool:
         """Whether something may go only after what is left of the same workloads."""
-        if shape.bridge and any(one.action == "ALLOW" and one.overlaps(shape, self._root) for one in wanted):
-            return False  # without it what is new holds at last
+        if shape.bridge and any(one.action == "ALLOW" and one.overlaps(shape, self._root) for one in staying):
+            return False  # without it what is new holds at last, be it somebody else's
         spaces = left if shape.namespace == self._root else {shape.namespace, self._root} & left.keys()
         return any(one.overlaps(shape, self._root) for space in spaces for one in left[space])
 
