@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from test_authorization_pure import KEY, held, world
+from test_authorization_pure import KEY, REFUSED, VERSION, held, world
 from test_policy_engine import check_delta, meaning
 
 from spliceway.agent.authorization.aims import aim, leaving
+from spliceway.agent.authorization.objects import made
 from spliceway.agent.authorization.saying import conditions, unasked
 from spliceway.agent.authorization.told import Figures
 from spliceway.agent.cli.istiotext import istio_line
@@ -29,6 +30,8 @@ from spliceway.policy.engine import Engine, Options
 from spliceway.policy.evaluate import Connection, evaluate
 from spliceway.policy.istio.hbone import closed_cluster
 from spliceway.policy.istio.left import cluster_on_the_wire, on_the_wire
+from spliceway.policy.istio.rollout import bridge as bridge_of
+from spliceway.policy.istio.rollout import bridge_policy
 from spliceway.policy.istio.translate import translate
 from spliceway.policy.labels import SIDECAR_KEY
 from spliceway.policy.model import NetworkPolicy, Pod
@@ -334,6 +337,13 @@ def test_nobody_asks_at_pods_that_only_the_refused_version_is_about() -> None:
             others = {name: msgspec.structs.replace(one, shape=shape[name]) for name, one in old.items()}
             shown = tuple(sorted(pod.key for pod in now.left[KEY]))
             assert aim(now, others, (), {}).unasked == {KEY: shown}
+    # Beside all that is to be there one that was left allows everything.
+    (there,) = old.values()
+    over = made(bridge_policy(bridge_of(there.shape), " ".join(KEY)), VERSION, bridge=True)
+    now = world(REFUSED)
+    now = msgspec.structs.replace(now, left={KEY: now.parts[0].part.pods})
+    assert aim(now, old, (), {}).unasked == {}
+    assert aim(now, old | {over.shape.key: held(over.document)}, (), {}).unasked == {KEY: ("shop/api",)}
 
 
 def test_the_problem_names_policies() -> None:

@@ -236,15 +236,25 @@ def _moves(
 def _unasked(
     world: World, kept: Iterable[Held], troubles: Mapping[Key, Trouble]
 ) -> Iterator[tuple[Key, tuple[str, ...]]]:
-    """Of what is kept each object is about the pods that it selects: those that its policy selects now may be more."""
+    """Of what is kept each object is about the pods that it selects: those that its policy selects now may be more.
+
+    Where a bridge was left nobody asks, whatever else is there.
+    """
     by_source: dict[Key, list[Shape]] = {}
+    bridges: list[Shape] = []
     for one in kept:
         by_source.setdefault(one.source, []).append(one.shape)
+        if one.shape.bridge and not one.shape.services:  # no waypoint's: these are pods with sidecars
+            bridges.append(one.shape)
     for key in sorted(world.left.keys() & troubles.keys()):
         shapes = [one for one in by_source.get(key, ()) if one.action == "ALLOW" and not one.bridge]
-        bare = [pod.key for pod in world.left[key] if not any(one.covers(pod, world.root_namespace) for one in shapes)]
+        bare = [pod.key for pod in world.left[key] if not _is_asked(pod, shapes, bridges, world.root_namespace)]
         if bare or key not in by_source:
             yield key, tuple(sorted(bare)) if key in by_source else ()
+
+
+def _is_asked(pod: Pod, shapes: Iterable[Shape], bridges: Iterable[Shape], root: str) -> bool:
+    return any(one.covers(pod, root) for one in shapes) and not any(one.covers(pod, root) for one in bridges)
 
 
 def _is_asked_by_sidecar(cluster: Cluster, mesh: Mesh, pod: Pod) -> bool:
