@@ -62,7 +62,7 @@ class Aim(msgspec.Struct, frozen=True):
     """`kept` and `unwanted` are of what is held. `troubles`: by policy; `parts`: policies → names of what is wanted.
 
     `wanted` are also those of what is kept that are of another trust domain, in this one.
-    `unasked`: policies in trouble whose HTTP rules nobody asks, the wire neither, and at which pods (empty: at any).
+    `unasked`: policies in trouble whose HTTP rules nobody asks at some pods, the wire neither, and at which.
     """
 
     wanted: Mapping[Name, Made]
@@ -249,8 +249,8 @@ def _unasked(
     for key in sorted(world.left.keys() & troubles.keys()):
         shapes = [one for one in by_source.get(key, ()) if one.action == "ALLOW" and not one.bridge]
         bare = [pod.key for pod in world.left[key] if not _is_asked(pod, shapes, bridges, world.root_namespace)]
-        if bare or key not in by_source:
-            yield key, tuple(sorted(bare)) if key in by_source else ()
+        if bare:
+            yield key, tuple(sorted(bare))
 
 
 def _is_asked(pod: Pod, shapes: Iterable[Shape], bridges: Iterable[Shape], root: str) -> bool:

@@ -40,15 +40,11 @@ def conditions(found: Aim, held: Mapping[Name, Held], said: Mapping[Key, Conditi
 
 
 def unasked(found: Aim) -> list[str]:
-    """Policies whose HTTP rules nobody asks, in order, with how many of their pods that is so for, if not for all."""
-    return [
-        " ".join(key) + (f" at {len(pods)} of its pods" if pods else "") for key, pods in sorted(found.unasked.items())
-    ]
+    """Policies whose HTTP rules nobody asks, in order, with how many of their pods that is so for."""
+    return [f"{' '.join(key)} at {len(pods)} of its pods" for key, pods in sorted(found.unasked.items())]
 
 
 def _where(pods: tuple[str, ...]) -> str:
-    if not pods:
-        return ""
     more = f" and {len(pods) - _NAMED} more" if len(pods) > _NAMED else ""
     return f"at {', '.join(pods[:_NAMED])}{more} "
 
