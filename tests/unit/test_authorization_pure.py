@@ -38,7 +38,7 @@ from spliceway.agent.sources.kubernetes.connection import Connection
 from spliceway.agent.sources.kubernetes.figures import Timing
 from spliceway.agent.sources.kubernetes.objects import Reader
 from spliceway.policy.istio.objects import AuthorizationPolicy, AuthorizationRule, Operation, Source
-from spliceway.policy.istio.rollout import bridge_policy, rollout, shape_of
+from spliceway.policy.istio.rollout import bridge, bridge_policy, rollout, shape_of
 from spliceway.policy.istio.translate import Options, translate
 from support.istiopolicies import CLUSTER, STRICT, allow, policy, read
 
@@ -225,6 +225,37 @@ def test_what_is_refused_stays_as_it_was() -> None:
     assert not found.wanted
     assert found.troubles[KEY].reason == "Refused"
     assert found.troubles[KEY].field == "spec.ingress[0].toPorts[0].rules.http[0]"
+
+
+def test_a_bridge_stays_only_as_long_as_its_policy_is_half_way() -> None:
+    text = allow("{path: /a}")
+    ((name, one),) = everything(text).items()
+    over = held(made(bridge_policy(bridge(one.shape), ORIGIN), VERSION, bridge=True).document)
+    there = {name: one, over.shape.key: over}
+    asked = msgspec.structs.replace(world(text), newest=frozenset({KEY}))
+    late = {name: msgspec.structs.replace(one, version="8f2c/4/bb"), over.shape.key: over}
+    for now, all_of_ours, taken, failed, reason in (
+        (world(REFUSED), there, (), {}, "Refused"),
+        (world(text), there, (name,), {}, "Conflict"),
+        (world(text), there, (), {name: "no"}, "NotWritten"),
+        (world(text), late, (), {}, "Pending"),
+        (asked, late, (), {}, ""),
+    ):
+        found = aim(now, all_of_ours, taken, failed)
+        assert [each.reason for each in found.troubles.values()] == ([reason] if reason else [])
+        assert (over.shape.key in found.kept) is (reason in ("NotWritten", "Pending"))
+        assert (over.shape.key in found.unwanted) is (over.shape.key not in found.kept)
+        assert (name in found.kept) is bool(reason)
+    # One of a policy that is refused beside another that is half way goes, too; by its workloads, whosever it says.
+    other = held(made(bridge_policy(bridge(one.shape), f"{ORIGIN}2"), VERSION, bridge=True).document)
+    for now, failed, stays in ((world(text), {name: "no"}, True), (world(REFUSED), {name: "no"}, False)):
+        assert (other.shape.key in aim(now, {other.shape.key: other}, (), failed).kept) is stays
+    # What can't be read keeps what it has made, and no bridge.
+    unread = msgspec.structs.replace(world(), unread=frozenset({KEY}))
+    assert aim(unread, there, (), {}).kept == {name}
+    # It is none of the last good translation.
+    told = conditions(aim(world(REFUSED), there, (), {}), there, {})[KEY]
+    assert "(1 AuthorizationPolicy of its last good translation in force)" in told.message
 
 
 def test_what_stays_goes_with_the_mesh_into_another_trust_domain() -> None:

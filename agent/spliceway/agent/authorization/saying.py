@@ -19,7 +19,7 @@ _NAMED = 3
 
 def conditions(found: Aim, held: Mapping[Name, Held], said: Mapping[Key, Condition]) -> dict[Key, Condition]:
     """By policy. `said`: before; what was not well then stays so until it is."""
-    kept = Counter(held[name].source for name in found.kept if name in held)
+    kept = Counter(held[name].source for name in found.kept if name in held and not held[name].shape.bridge)
     old = Counter(held[name].source for name in found.unwanted if name in held)
     made: dict[Key, Condition] = {}
     for key, trouble in found.troubles.items():

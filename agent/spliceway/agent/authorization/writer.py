@@ -215,7 +215,7 @@ class AuthorizationWriter:
         good = {name: one for name, one in self._good.items() if one.source in found.troubles}
         for name in found.kept:
             one = self._seen.own[name]
-            if one.is_whole and not one.is_going:
+            if one.is_whole and not one.is_going and not one.shape.bridge:
                 good[name] = one
         self._good = {
             name: one for name, one in good.items() if name not in found.wanted and name not in found.unwanted
