@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_authorization_troubles import Refuse, named, refuse
+from test_authorization_troubles import DB, WEB, Refuse, named, refuse, writer_of
 
 from support.agent import until
 from support.fleet import FleetAgent
@@ -46,3 +46,30 @@ def test_a_bridge_that_was_left_goes_when_its_policy_is_refused(tmp_path: Path, 
         assert await ask(paths, api) == ["/a", "/b"]
 
     with_mesh(tmp_path, body)
+
+
+def test_what_has_failed_before_comes_last(tmp_path: Path, refuse: Refuse) -> None:
+    turns: list[bool] = []
+
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        await heard(api, WEB, "True", "Emitted")
+        await heard(api, DB, "True", "Emitted")
+        writer = writer_of(next(one for one in agents if one.leads))
+
+        def which(method: str, path: str) -> bool:
+            if "-db-" in path and method == "DELETE":
+                turns.append(writer._is_late)
+                return True
+            return False
+
+        refuse(which)
+        await ask(api.put, http("db", "db", "/e"))
+        await until(lambda: len(turns) > 2, 20)
+        await ask(api.put, http("web", "web", "/b"))
+        await heard(api, WEB, "True", "Emitted")
+        assert turns[0] is False
+        assert set(turns[1:]) == {True}
+        refuse(None)
+        await until(lambda: paths(api) == ["/b", "/e"], 20)
+
+    with_mesh(tmp_path, body, http("web", "web"), http("db", "db", "/d"))

@@ -450,7 +450,7 @@ def test_a_server_that_refuses_for_a_while_is_asked_again(tmp_path: Path) -> Non
         await heard(api, WEB, "True", "Emitted")
         await ask(api.faults, refuse={"authorizationpolicies": (503, 1)})
         await ask(api.put, http("web", "web", "/b"))
-        await until(lambda: any("503" in str(one.side.warnings()) for one in agents), 20)
+        assert "503" in await heard(api, WEB, "False", "NotWritten")
         assert await ask(paths, api) == ["/a"]
         await ask(api.faults, refuse={})
         await until(lambda: paths(api) == ["/b"], 20)
