@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from test_authorization_pure import KEY, held, world
+from test_authorization_pure import KEY, REFUSED, VERSION, held, world
 from test_policy_engine import check_delta, meaning
 
 from spliceway.agent.authorization.aims import aim, leaving
+from spliceway.agent.authorization.objects import made
 from spliceway.agent.authorization.saying import conditions, unasked
 from spliceway.agent.authorization.told import Figures
 from spliceway.agent.cli.istiotext import istio_line
@@ -29,6 +30,8 @@ from spliceway.policy.engine import Engine, Options
 from spliceway.policy.evaluate import Connection, evaluate
 from spliceway.policy.istio.hbone import closed_cluster
 from spliceway.policy.istio.left import cluster_on_the_wire, on_the_wire
+from spliceway.policy.istio.rollout import bridge as bridge_of
+from spliceway.policy.istio.rollout import bridge_policy
 from spliceway.policy.istio.translate import translate
 from spliceway.policy.labels import SIDECAR_KEY
 from spliceway.policy.model import NetworkPolicy, Pod
@@ -270,14 +273,17 @@ def test_another_annotation_is_another_version_in_force() -> None:
 
 def test_nobody_asks_what_is_left_and_not_translated() -> None:
     refused = allow("{path: '/[0-9]+'}")
-    for left, loud in (({KEY: ()}, True), ({}, False)):
+    pods = world(refused).parts[0].part.pods
+    names = tuple(sorted(pod.key for pod in pods))
+    # Where no sidecar shows the wire asks.
+    for left, loud in (({KEY: pods}, True), ({KEY: ()}, False), ({}, False)):
         found = aim(msgspec.structs.replace(world(refused), left=left), {}, (), {})
-        assert found.unasked == left
+        assert found.unasked == ({KEY: names} if loud else {})
         message = conditions(found, {}, {})[KEY].message
         assert ("nobody asks its HTTP rules" in message) is loud
     # As long as its last good translation is there, that is asked.
     old = {name: held(one.document) for name, one in aim(world(allow("{path: /a}")), {}, (), {}).wanted.items()}
-    found = aim(msgspec.structs.replace(world(refused), left={KEY: ()}), old, (), {})
+    found = aim(msgspec.structs.replace(world(refused), left={KEY: pods}), old, (), {})
     assert found.kept
     assert not found.unasked
     assert "nobody" not in conditions(found, old, {})[KEY].message
@@ -334,6 +340,13 @@ def test_nobody_asks_at_pods_that_only_the_refused_version_is_about() -> None:
             others = {name: msgspec.structs.replace(one, shape=shape[name]) for name, one in old.items()}
             shown = tuple(sorted(pod.key for pod in now.left[KEY]))
             assert aim(now, others, (), {}).unasked == {KEY: shown}
+    # Beside all that is to be there one that was left allows everything.
+    (there,) = old.values()
+    over = made(bridge_policy(bridge_of(there.shape), " ".join(KEY)), VERSION, bridge=True)
+    now = world(REFUSED)
+    now = msgspec.structs.replace(now, left={KEY: now.parts[0].part.pods})
+    assert aim(now, old, (), {}).unasked == {}
+    assert aim(now, old | {over.shape.key: held(over.document)}, (), {}).unasked == {KEY: ("shop/api",)}
 
 
 def test_the_problem_names_policies() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any, cast
 
@@ -37,7 +38,7 @@ from spliceway.agent.sources.kubernetes.connection import Connection
 from spliceway.agent.sources.kubernetes.figures import Timing
 from spliceway.agent.sources.kubernetes.objects import Reader
 from spliceway.policy.istio.objects import AuthorizationPolicy, AuthorizationRule, Operation, Source
-from spliceway.policy.istio.rollout import bridge_policy, rollout, shape_of
+from spliceway.policy.istio.rollout import bridge, bridge_policy, rollout, shape_of
 from spliceway.policy.istio.translate import Options, translate
 from support.istiopolicies import CLUSTER, STRICT, allow, policy, read
 
@@ -143,6 +144,37 @@ def test_who_has_the_name_of_what_was_deleted_stays() -> None:
         assert (name in seen.own) is there
 
 
+def test_what_the_watch_tells_counts_unless_an_answer_was_ahead_of_it() -> None:
+    seen = Seen(cast(Connection, None), "n1", Timing())
+    document = made(ALLOW, VERSION).document
+    name = ("shop", document["metadata"]["name"])
+    edited = {**document, "spec": {**document["spec"], "rules": [{}]}}
+
+    def tell(content: Json, revision: str) -> None:
+        file = f"kubernetes:AuthorizationPolicy/{'/'.join(name)}"
+        asyncio.run(seen._take([ObjectChanged(file, stored(content, resourceVersion=revision))]))
+
+    seen.asked(name)
+    seen.answered(stored(document, resourceVersion="1000"))
+    tell(edited, "999")
+    assert seen.own[name].spec == document["spec"], "the write that was answered is newer"
+    tell(document, "1000")
+    seen.asked(name)
+    tell(document, "1001")
+    seen.answered(stored(document, resourceVersion="1001"))
+    # The server is set back to an older revision, and somebody edits what it has.
+    tell(edited, "501")
+    assert seen.own[name].spec == edited["spec"]
+    assert seen.own[name].revision == "501", "or no write of ours would be taken"
+    # Somebody is quicker than the answer, and may have taken the object.
+    for bare in (edited, {**edited, "metadata": {**edited["metadata"], "labels": {}}}):
+        seen.asked(name)
+        tell(bare, "503")
+        seen.answered(stored(document, resourceVersion="502"))
+        assert name not in seen.own or seen.own[name].spec == edited["spec"]
+        assert (name in seen.others) is (bare is not edited)
+
+
 def test_restoring_leaves_what_others_have_added() -> None:
     wanted = made(ALLOW, VERSION)
     document = json.loads(json.dumps(wanted.document))
@@ -195,6 +227,37 @@ def test_what_is_refused_stays_as_it_was() -> None:
     assert found.troubles[KEY].field == "spec.ingress[0].toPorts[0].rules.http[0]"
 
 
+def test_a_bridge_stays_only_as_long_as_its_policy_is_half_way() -> None:
+    text = allow("{path: /a}")
+    ((name, one),) = everything(text).items()
+    over = held(made(bridge_policy(bridge(one.shape), ORIGIN), VERSION, bridge=True).document)
+    there = {name: one, over.shape.key: over}
+    asked = msgspec.structs.replace(world(text), newest=frozenset({KEY}))
+    late = {name: msgspec.structs.replace(one, version="8f2c/4/bb"), over.shape.key: over}
+    for now, all_of_ours, taken, failed, reason in (
+        (world(REFUSED), there, (), {}, "Refused"),
+        (world(text), there, (name,), {}, "Conflict"),
+        (world(text), there, (), {name: "no"}, "NotWritten"),
+        (world(text), late, (), {}, "Pending"),
+        (asked, late, (), {}, ""),
+    ):
+        found = aim(now, all_of_ours, taken, failed)
+        assert [each.reason for each in found.troubles.values()] == ([reason] if reason else [])
+        assert (over.shape.key in found.kept) is (reason in ("NotWritten", "Pending"))
+        assert (over.shape.key in found.unwanted) is (over.shape.key not in found.kept)
+        assert (name in found.kept) is bool(reason)
+    # One of a policy that is refused beside another that is half way goes, too; by its workloads, whosever it says.
+    other = held(made(bridge_policy(bridge(one.shape), f"{ORIGIN}2"), VERSION, bridge=True).document)
+    for now, failed, stays in ((world(text), {name: "no"}, True), (world(REFUSED), {name: "no"}, False)):
+        assert (other.shape.key in aim(now, {other.shape.key: other}, (), failed).kept) is stays
+    # What can't be read keeps what it has made, and no bridge.
+    unread = msgspec.structs.replace(world(), unread=frozenset({KEY}))
+    assert aim(unread, there, (), {}).kept == {name}
+    # It is none of the last good translation.
+    told = conditions(aim(world(REFUSED), there, (), {}), there, {})[KEY]
+    assert "(1 AuthorizationPolicy of its last good translation in force)" in told.message
+
+
 def test_what_stays_goes_with_the_mesh_into_another_trust_domain() -> None:
     deny = "spec:\n  ingressDeny: [{fromEndpoints: [{}], toPorts: [{ports: [{port: '81', protocol: TCP}]}]}]"
     old = everything(allow("{path: /a}").replace("spec:", deny))
@@ -233,6 +296,14 @@ def test_what_stays_goes_with_the_mesh_into_another_trust_domain() -> None:
         stuck = aim(now, old, taken, failed, closed)
         assert allowing not in stuck.wanted
         assert {old[name].shape.action for name in stuck.kept} >= {"ALLOW"}
+    # And nothing is allowed in the new one before it is denied.
+    (denying,) = found.wanted.keys() - {allowing}
+    for taken, failed, closed in (((denying,), {}, {}), ((), {denying: "no"}, {})):
+        stuck = aim(now, old, taken, failed, closed)
+        assert not stuck.wanted
+        assert stuck.kept == old.keys()
+    half = aim(now, old | {denying: new[denying]}, (), {denying: "no"})
+    assert half.wanted.keys() == {allowing}
 
 
 def test_what_is_edited_or_going_is_not_moved() -> None:

@@ -115,6 +115,40 @@ def test_what_somebody_holds_up_keeps_what_must_go_later_and_nothing_else(tmp_pa
     with_mesh(tmp_path, body, denying(http("web", "web")), denying(http("db", "db", "/d")))
 
 
+def test_what_somebody_holds_up_leaves_no_bridge_over_anybodys_policy(tmp_path: Path) -> None:
+    """Anybody can make what looks like one of ours, about other workloads even, and hold that up for ever."""
+
+    def wide(name: str, path: str) -> Json:
+        made = http(name, "x", path)
+        spec = {**made["spec"], "endpointSelector": {"matchLabels": {"team": "t"}}}
+        return {**made, "kind": "CiliumClusterwideNetworkPolicy", "metadata": {"name": name}, "spec": spec}
+
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        await until(lambda: paths(api) == ["/a", "/b"], 20)
+        told = {
+            "spliceway.io/translated-from": "CiliumNetworkPolicy tenant/none",
+            "spliceway.io/emitted": "/1/aa 0123456789abcdef",
+        }
+        labels = (await ask(applied, api))[0]["metadata"]["labels"]
+        marks = {"labels": labels, "annotations": told, "finalizers": ["a/b"]}
+        forged = {"apiVersion": API, "kind": KIND, "metadata": {"name": "forged", "namespace": "tenant", **marks}}
+        await ask(api.put, {**forged, "spec": {"action": "ALLOW", "selector": {"matchLabels": {"app": "no"}}}})
+        await until(lambda: any("deletionTimestamp" in one["metadata"] for one in applied(api)), 20)
+        for name in ("one", "two"):
+            await ask(api.drop, "cilium.io/v2", "CiliumClusterwideNetworkPolicy", name)
+        await until(lambda: paths(api) == [], 20)
+        rule = {"to": [{"operation": {"paths": ["/ok"]}}]}
+        own = {"apiVersion": API, "kind": KIND, "metadata": {"name": "own", "namespace": "istio-system"}}
+        await ask(api.put, {**own, "spec": {"selector": {"matchLabels": {"team": "t"}}, "rules": [rule]}})
+        await until(lambda: {one["metadata"]["namespace"] for one in applied(api)} == {"tenant"}, 20)
+
+    pods = [
+        pod(name, f"10.0.1.{number}", node="n1", namespace=name, labels={"team": "t", **INJECTED})
+        for number, name in enumerate(("one", "two"), 1)
+    ]
+    with_mesh(tmp_path, body, *pods, wide("one", "/a"), wide("two", "/b"))
+
+
 def test_a_namespace_that_takes_nothing_more_holds_no_other_up(tmp_path: Path, refuse: Refuse) -> None:
     names = [f"p{number}" for number in range(60)]
     full = [http(name, name, namespace="full") for name in names]

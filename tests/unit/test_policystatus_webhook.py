@@ -21,18 +21,20 @@ MANY = [f"p{number}" for number in range(7)]
 REFUSED = ("False", "False", "True", "Refused", "0/0")
 
 
-@pytest.fixture
-def mend(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Objects in `hooked` can't be written; to be called when they can."""
+@pytest.fixture(params=["500 InternalError", "0 Idle", "401 Unauthorized", "429 TooManyRequests", "503 Unavailable"])
+def mend(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[[], None]:
+    """Objects in `hooked` can't be written, or hang; to be called when they can."""
     send, broken = Connection.send, [True]
+    code, reason = request.param.split()
 
     async def sending(self: Connection, method: str, path: str, content: object, **options: object) -> bytes:
         if broken[0] and "/namespaces/hooked/" in path:
-            raise ApiFailure(500, "InternalError", 'failed calling webhook "check.example": connection refused')
+            raise ApiFailure(int(code), reason, 'webhook "check.example"')
         return await send(self, method, path, content, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Connection, "send", sending)
     monkeypatch.setattr(fenced, "_SLOWLY", 0.02)  # as short for the pauses of a fleet as it is for those of a cluster
+    monkeypatch.setattr(fenced, "_HUNG", (0.05, 0.5))
     return lambda: broken.__setitem__(0, False)
 
 
@@ -40,6 +42,10 @@ def test_statuses_elsewhere_are_written(tmp_path: Path, mend: Callable[[], None]
     async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
         await told(api, "default/ciliumnetworkpolicy.web", ("True", "True", "False", "InForce", "2/2"))
         assert {await ask(brief, api, f"hooked/ciliumnetworkpolicy.{name}") for name in MANY} == {()}
+        writer = next(one for one in agents if one.leads).side._writer
+        assert writer is not None
+        failed, well = (("CiliumNetworkPolicy", name) for name in ("hooked/p0", "default/web"))
+        assert writer._turn_of(failed) > writer._turn_of(well), "what has failed comes last, refused or not"
         mend()
         for name in MANY:
             await told(api, f"hooked/ciliumnetworkpolicy.{name}", REFUSED)
@@ -85,3 +91,21 @@ def test_translations_elsewhere_are_applied(tmp_path: Path, mend: Callable[[], N
     ]
     first = [http(name, name, namespace="hooked") for name in MANY]
     with_mesh(tmp_path, body, *pods, *first, http("web", "web"))
+
+
+def test_a_status_that_cant_be_deleted_ends_no_round(tmp_path: Path, mend: Callable[[], None]) -> None:
+    """A status without a policy goes after a while, and not if somebody's webhook says so."""
+    left = {"apiVersion": "spliceway.io/v1alpha1", "kind": "PolicyStatus"}
+    metadata = {"name": "ciliumnetworkpolicy.gone", "namespace": "hooked"}
+
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        await told(api, "default/ciliumnetworkpolicy.web", ("True", "True", "False", "InForce", "2/2"))
+        writer = next(one for one in agents if one.leads).side._writer
+        assert writer is not None
+        await until(lambda: bool(writer._writes._failed or writer._writes._broken), 20)
+        await ask(api.put, cnp("web", "web", port="no port"))
+        await told(api, "default/ciliumnetworkpolicy.web", (*REFUSED[:4], "0/2"), seconds=20)
+        assert not any(one.side.warnings() for one in agents)
+        assert writer._figures.error == ""
+
+    with_fleet(tmp_path, body, {**left, "metadata": metadata}, cnp("web", "web"))

@@ -2,12 +2,12 @@
 
 A translation that is refused leaves what its last good one has made: it would open what that one closes. With it stays
 all else of ours that is about the same workloads, even of a policy that is gone: without it more could pass than by
-the old policies or by the new ones.
+the old policies or by the new ones. Not so what stands for everything while something changes (a bridge).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 import msgspec
@@ -23,6 +23,8 @@ from spliceway.policy.parse_authorization_source import TRUST_DOMAIN
 
 #: Of a policy that nobody has the document of.
 NO_VERSION = "/0/"
+#: Reasons of policies that go on as soon as they can.
+_HALF_WAY = {"NotWritten", "Pending"}
 
 
 class Trouble(msgspec.Struct, frozen=True):
@@ -62,7 +64,7 @@ class Aim(msgspec.Struct, frozen=True):
     """`kept` and `unwanted` are of what is held. `troubles`: by policy; `parts`: policies → names of what is wanted.
 
     `wanted` are also those of what is kept that are of another trust domain, in this one.
-    `unasked`: policies in trouble whose HTTP rules nobody asks, the wire neither, and at which pods (empty: at any).
+    `unasked`: policies in trouble whose HTTP rules nobody asks at some pods, the wire neither, and at which.
     """
 
     wanted: Mapping[Name, Made]
@@ -132,15 +134,9 @@ def aim(
     for each in wanted.values():
         named[each.source] = (*named.get(each.source, ()), each.shape.key)
     kept = frozenset(_kept(world, held, wanted, troubles))
-    unasked = dict(_unasked(world, [held[name] for name in kept], troubles))
-    # In another trust domain what they allow they would deny to all, and what they deny nobody.
-    moves = {name: new for name in kept if (new := moved(held[name], world.trust_domain)) is not None}
-    moves = {
-        name: new
-        for name, new in moves.items()
-        if new.shape.key in held
-        or not (new.shape.key in taken or new.shape.key in failed or new.shape.namespace in closed)
-    }
+    unasked = dict(_unasked(world, held, kept, troubles))
+    stuck = {*taken, *failed}
+    moves = _moves(world, held, kept, lambda name: name in held or not (name in stuck or name[0] in closed))
     wanted |= {new.shape.key: new for new in moves.values() if new.shape.key not in wanted.keys() | held.keys()}
     kept -= moves.keys()
     unwanted = frozenset(held) - wanted.keys() - kept
@@ -203,7 +199,13 @@ def _kept(
     world: World, held: Mapping[Name, Held], wanted: Mapping[Name, Made], troubles: Mapping[Key, Trouble]
 ) -> Iterator[Name]:
     refused = [one.part for one in world.parts if any(key in troubles for key in one.part.keys)]
-    pods = {pod.key: pod for part in refused for pod in part.pods}
+    pods: dict[str, Pod] = {}
+    reasons: dict[str, set[str]] = {}
+    for part in refused:
+        why = {troubles[key].reason for key in part.keys}
+        for pod in part.pods:
+            pods[pod.key] = pod
+            reasons.setdefault(pod.key, set()).update(why)
     spaces: dict[str, list[Pod]] = {}
     for pod in pods.values():
         spaces.setdefault(pod.namespace, []).append(pod)
@@ -213,6 +215,13 @@ def _kept(
         if name in wanted:
             continue
         near = pods.values() if one.shape.namespace == root else spaces.get(one.shape.namespace, ())
+        if one.shape.bridge:
+            # It allows everything, for the time of a change: without it nothing opens, and some may have to wait.
+            found = {why for pod in near if one.shape.covers(pod, root) for why in reasons[pod.key]}
+            found |= {troubles[one.source].reason} if one.source in troubles else set()
+            if found and found <= _HALF_WAY:
+                yield name
+            continue
         if (
             one.source in troubles
             or one.source in world.unread
@@ -222,18 +231,44 @@ def _kept(
             yield name
 
 
+def _moves(
+    world: World, held: Mapping[Name, Held], kept: Iterable[Name], can_be: Callable[[Name], bool]
+) -> dict[Name, Made]:
+    """What is kept of another trust domain, as it is in this one.
+
+    Left there, what allows would deny to all, and what denies would mean nobody: nothing is allowed here before it.
+    """
+    found = {name: new for name in kept if (new := moved(held[name], world.trust_domain)) is not None}
+    stuck = [new.shape for new in found.values() if new.shape.action == "DENY" and not can_be(new.shape.key)]
+    return {
+        name: new
+        for name, new in found.items()
+        if can_be(new.shape.key)
+        and (new.shape.action == "DENY" or not any(one.overlaps(new.shape, world.root_namespace) for one in stuck))
+    }
+
+
 def _unasked(
-    world: World, kept: Iterable[Held], troubles: Mapping[Key, Trouble]
+    world: World, held: Mapping[Name, Held], kept: Iterable[Name], troubles: Mapping[Key, Trouble]
 ) -> Iterator[tuple[Key, tuple[str, ...]]]:
-    """Of what is kept each object is about the pods that it selects: those that its policy selects now may be more."""
+    """Of what is kept each object is about the pods that it selects: those that its policy selects now may be more.
+
+    As long as a bridge is there nobody asks, whatever else is.
+    """
     by_source: dict[Key, list[Shape]] = {}
-    for one in kept:
-        by_source.setdefault(one.source, []).append(one.shape)
+    for name in kept:
+        by_source.setdefault(held[name].source, []).append(held[name].shape)
+    # No waypoint's: these are pods with sidecars.
+    bridges = [one.shape for one in held.values() if one.shape.bridge and not one.shape.services]
     for key in sorted(world.left.keys() & troubles.keys()):
         shapes = [one for one in by_source.get(key, ()) if one.action == "ALLOW" and not one.bridge]
-        bare = [pod.key for pod in world.left[key] if not any(one.covers(pod, world.root_namespace) for one in shapes)]
-        if bare or key not in by_source:
-            yield key, tuple(sorted(bare)) if key in by_source else ()
+        bare = [pod.key for pod in world.left[key] if not _is_asked(pod, shapes, bridges, world.root_namespace)]
+        if bare:
+            yield key, tuple(sorted(bare))
+
+
+def _is_asked(pod: Pod, shapes: Iterable[Shape], bridges: Iterable[Shape], root: str) -> bool:
+    return any(one.covers(pod, root) for one in shapes) and not any(one.covers(pod, root) for one in bridges)
 
 
 def _is_asked_by_sidecar(cluster: Cluster, mesh: Mesh, pod: Pod) -> bool:
@@ -243,6 +278,6 @@ def _is_asked_by_sidecar(cluster: Cluster, mesh: Mesh, pod: Pod) -> bool:
 
 def _is_idle(world: World, one: Held, about: Collection[Key]) -> bool:
     """Whether its policy only has no pods for now: the first that comes must find what holds for it."""
-    if one.shape.bridge or one.source in about or one.source not in world.idle:
+    if one.source in about or one.source not in world.idle:
         return False
     return world.versions.get(one.source) == one.version

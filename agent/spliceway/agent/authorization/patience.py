@@ -29,13 +29,13 @@ class Patience:
     def __repr__(self) -> str:
         return f"Patience({len(self._found)})"
 
-    def put(self, name: Name, now: float, why: str = "") -> None:
-        """It happened; it is not to be tried before a while has passed."""
+    def put(self, name: Name, now: float, why: str = "", least: float = 0.0) -> None:
+        """It happened; it is not to be tried before a while has passed, `least` seconds at any rate."""
         before = self._found.get(name)
         tries = before.tries + 1 if before is not None and now - before.until < self._peace else 0
         first, most = self._pause
         pause = min(most, first * 2.0 ** min(tries, 16)) * random.uniform(0.75, 1.0)
-        self._found[name] = _Try(now + pause, tries, why)
+        self._found[name] = _Try(now + max(pause, least), tries, why)
 
     def forget(self, name: Name) -> None:
         """It is well."""
@@ -44,6 +44,10 @@ class Patience:
     def waiting(self, now: float) -> Mapping[Name, str]:
         """What is not to be tried now, and why."""
         return {name: one.why for name, one in self._found.items() if one.until > now}
+
+    def all(self) -> Mapping[Name, str]:
+        """What has happened to any, be it to be tried now or not, and why."""
+        return {name: one.why for name, one in self._found.items()}
 
     def next(self, now: float) -> float:
         """When the first of these may be tried; 0: nothing waits."""

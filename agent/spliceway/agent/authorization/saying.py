@@ -19,7 +19,7 @@ _NAMED = 3
 
 def conditions(found: Aim, held: Mapping[Name, Held], said: Mapping[Key, Condition]) -> dict[Key, Condition]:
     """By policy. `said`: before; what was not well then stays so until it is."""
-    kept = Counter(held[name].source for name in found.kept if name in held)
+    kept = Counter(held[name].source for name in found.kept if name in held and not held[name].shape.bridge)
     old = Counter(held[name].source for name in found.unwanted if name in held)
     made: dict[Key, Condition] = {}
     for key, trouble in found.troubles.items():
@@ -40,15 +40,11 @@ def conditions(found: Aim, held: Mapping[Name, Held], said: Mapping[Key, Conditi
 
 
 def unasked(found: Aim) -> list[str]:
-    """Policies whose HTTP rules nobody asks, in order, with how many of their pods that is so for, if not for all."""
-    return [
-        " ".join(key) + (f" at {len(pods)} of its pods" if pods else "") for key, pods in sorted(found.unasked.items())
-    ]
+    """Policies whose HTTP rules nobody asks, in order, with how many of their pods that is so for."""
+    return [f"{' '.join(key)} at {len(pods)} of its pods" for key, pods in sorted(found.unasked.items())]
 
 
 def _where(pods: tuple[str, ...]) -> str:
-    if not pods:
-        return ""
     more = f" and {len(pods) - _NAMED} more" if len(pods) > _NAMED else ""
     return f"at {', '.join(pods[:_NAMED])}{more} "
 

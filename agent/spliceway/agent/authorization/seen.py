@@ -18,6 +18,7 @@ from spliceway.agent.sources.events import FileEvent, FileRefused, ObjectChanged
 from spliceway.agent.sources.kubernetes.beside import reflectors
 from spliceway.agent.sources.kubernetes.connection import Connection
 from spliceway.agent.sources.kubernetes.figures import Timing
+from spliceway.agent.sources.kubernetes.setback import is_older
 from spliceway.policy.istio.mesh import Foreign, PeerAuthentication
 from spliceway.policy.istio.objects import is_translated
 from spliceway.policy.istio.rollout import Name, Shape
@@ -47,6 +48,7 @@ class Seen:
         self.is_stale = True  # what a translation depends on is another one
         self._authentications: dict[Name, PeerAuthentication] = {}
         self._asked: Name | None = None
+        self._told = ""  # what revision of it the watch has told of since
         self._ahead: dict[Name, str] = {}  # revisions that answers told, and the watch has not yet
         self.reflectors = reflectors(
             (AUTHORIZATIONS, AUTHENTICATIONS), connection, self._take, node=node, timing=timing, woken=self.woken
@@ -75,14 +77,16 @@ class Seen:
 
     def asked(self, name: Name) -> None:
         """This one is being written: `answered` comes next, one at a time."""
-        self._asked = name
+        self._asked, self._told = name, ""
 
     def answered(self, content: Mapping[str, Any]) -> None:
-        """The answer, unless the watch has said meanwhile that it is gone: one that is made anew it tells, too."""
-        if self._asked == (name := name_of(content)):
+        """The answer, unless the watch has told meanwhile of something newer, or that it is gone: it tells once."""
+        name, revision = name_of(content), str(content["metadata"].get("resourceVersion", ""))
+        if self._asked == name and not is_older(revision, self._told):
             self.took(content)
-            self._ahead[name] = str(content["metadata"].get("resourceVersion", ""))
-            self.settle()
+            if revision != self._told:
+                self._ahead[name] = revision
+                self.settle()
 
     def settle(self) -> None:
         """Take out what was deleted before the watch could tell of it: who looks at all anew finds nothing to miss."""
@@ -101,10 +105,6 @@ class Seen:
             said = digest_of(shape.namespace, content.get("spec") or {}) if is_translated(content) else ""
             self._put(name, Other(shape, foreign, said))
             return
-        before = self.own.get(name)
-        same = before is not None and before.metadata.get("uid") == held.metadata.get("uid")
-        if before is not None and same and _older(held.revision, before.revision):
-            return  # our own write, answered already, is newer
         self.own[name] = held
         self._put(name, None)
 
@@ -148,10 +148,14 @@ class Seen:
             elif content is None:
                 self.went((namespace, short))
             else:
-                self._ahead.pop((namespace, short), None)
-                self.took(content)
+                self._hear((namespace, short), content)
         self.woken.set()
 
-
-def _older(one: str, other: str) -> bool:
-    return one.isdecimal() and other.isdecimal() and int(one) < int(other)
+    def _hear(self, name: Name, content: Mapping[str, Any]) -> None:
+        """Take in what the watch tells, unless an answer was ahead of it: a server that was set back has older ones."""
+        revision = str((content.get("metadata") or {}).get("resourceVersion", ""))
+        if self._asked == name:
+            self._told = revision
+        if not is_older(revision, self._ahead.get(name, "")):
+            self._ahead.pop(name, None)
+            self.took(content)

@@ -74,6 +74,7 @@ class AuthorizationWriter:
         self._on_news = on_news
         self._failed = Patience(pacing.pause, _PEACE)
         self._edited = Patience(pacing.pause, _PEACE)
+        self._is_late = True  # what has failed before has its turn
         self._good: dict[Name, Held] = {}  # how what is kept should be
         self._said: dict[Key, Condition] = {}
         self._is_begun = False
@@ -149,25 +150,33 @@ class AuthorizationWriter:
     async def _round(self) -> None:
         """Bring everything to where it should be, as far as it can be. Raises ApiFailure."""
         self._seen.settle()
+        self._writes.begin()
         for one in (self._failed, self._edited):
             one.sweep(self._now())
         world = await self._translating.world(self._seen) if self._translating is not None else None
         world = await self._sure(world) if world is not None else None
-        for _try in range(_MOST_FAILURES):
-            found = self._aimed(world)
-            self._remember(found)
-            if await self._restore(found) and await self._roll_out(found, world):
-                break
-        else:
-            raise ApiFailure(0, "", f"{_MOST_FAILURES} objects in a row could not be written; see the log")
+        for self._is_late in (False, True):
+            await self._bring_all(world)
         found = self._aimed(world)
         self._remember(found)  # what has moved to another trust domain is kept from now on
         self._say(found, done=True)
 
+    async def _bring_all(self, world: World | None) -> None:
+        for _try in range(_MOST_FAILURES):
+            found = self._aimed(world)
+            self._remember(found)
+            if await self._restore(found) and await self._roll_out(found, world):
+                return
+        raise ApiFailure(0, "", f"{_MOST_FAILURES} objects in a row could not be written; see the log")
+
+    def _waiting(self) -> Mapping[Name, str]:
+        """What can't be written or deleted, and why; what has failed before comes last."""
+        return self._failed.waiting(self._now()) if self._is_late else self._failed.all()
+
     def _aimed(self, world: World | None) -> Aim:
         if world is None:
             return nothing(self._seen.own)
-        failed = self._failed.waiting(self._now())
+        failed = self._waiting()
         return aim(world, self._seen.own, self._seen.others, failed, crowded(failed, _MOST_IN_NAMESPACE))
 
     async def _sure(self, world: World) -> World:
@@ -215,7 +224,7 @@ class AuthorizationWriter:
         good = {name: one for name, one in self._good.items() if one.source in found.troubles}
         for name in found.kept:
             one = self._seen.own[name]
-            if one.is_whole and not one.is_going:
+            if one.is_whole and not one.is_going and not one.shape.bridge:
                 good[name] = one
         self._good = {
             name: one for name, one in good.items() if name not in found.wanted and name not in found.unwanted
@@ -233,7 +242,7 @@ class AuthorizationWriter:
         for name, good in self._good.items():
             if name not in self._seen.own and name not in self._seen.others:
                 todo.append((good.shape, None, recreated(good)))
-        waiting = {*self._edited.waiting(self._now()), *self._failed.waiting(self._now())}
+        waiting = {*self._edited.waiting(self._now()), *self._waiting()}
         for shape, held, document in sorted(todo, key=lambda entry: (entry[0].action != "DENY", entry[0].key)):
             name = shape.key
             if name in waiting:
@@ -255,11 +264,13 @@ class AuthorizationWriter:
         there = {name: one.shape for name, one in (self._seen.own | self._seen.others).items()}
         wanted = {name: one.shape for name, one in found.wanted.items()}
         sources = {one.shape.key: one.source for one in found.wanted.values()}
+        stays = (one for name, one in there.items() if name not in found.unwanted and not one.bridge)
+        staying = [*wanted.values(), *stays]
         left: dict[str, list[Shape]] = {}  # by namespace: what others hold up is still in force; they tell when it goes
         for step in rollout(there, wanted, found.unwanted, self._root):
             for shape in step.shapes:
                 if step.verb == "delete":
-                    if not self._waits(shape, left, wanted.values()):
+                    if not self._waits(shape, left, staying):
                         await self._delete(shape.key)
                     continue
                 content = self._bridge(shape, sources, world) if shape.bridge else found.wanted[shape.key].document
@@ -277,10 +288,10 @@ class AuthorizationWriter:
                         left.setdefault(shape.namespace, []).append(shape)
         return True
 
-    def _waits(self, shape: Shape, left: Mapping[str, list[Shape]], wanted: Iterable[Shape]) -> bool:
+    def _waits(self, shape: Shape, left: Mapping[str, list[Shape]], staying: Iterable[Shape]) -> bool:
         """Whether something may go only after what is left of the same workloads."""
-        if shape.bridge and any(one.action == "ALLOW" and one.overlaps(shape, self._root) for one in wanted):
-            return False  # without it what is new holds at last
+        if shape.bridge and any(one.action == "ALLOW" and one.overlaps(shape, self._root) for one in staying):
+            return False  # without it what is new holds at last, be it somebody else's
         spaces = left if shape.namespace == self._root else {shape.namespace, self._root} & left.keys()
         return any(one.overlaps(shape, self._root) for space in spaces for one in left[space])
 
@@ -303,7 +314,7 @@ class AuthorizationWriter:
                 self._edited.put(shape.key, self._now())
                 return False  # somebody was quicker: what there is now comes by the watch
             self._figures.failures += 1
-            self._failed.put(shape.key, self._now(), str(failure))
+            self._failed.put(shape.key, self._now(), str(failure), failure.wait)
             log.warning("an AuthorizationPolicy can't be written", name="/".join(shape.key), error=str(failure))
             return False
         self._failed.forget(shape.key)
@@ -316,7 +327,7 @@ class AuthorizationWriter:
         Raises ApiFailure when that is no matter of the object.
         """
         held = self._seen.own.get(name)
-        if held is None or held.is_going or name in self._failed.waiting(self._now()):
+        if held is None or held.is_going or name in self._waiting():
             return
         path = path_of(AUTHORIZATIONS, *name)
         self._seen.asked(name)
@@ -326,7 +337,7 @@ class AuthorizationWriter:
             if is_general(failure):
                 raise
             self._figures.failures += 1
-            self._failed.put(name, self._now(), str(failure))
+            self._failed.put(name, self._now(), str(failure), failure.wait)
             log.warning("an AuthorizationPolicy can't be deleted", name="/".join(name), error=str(failure))
             return
         self._failed.forget(name)

@@ -33,6 +33,7 @@ from spliceway.agent.sources.events import FileEvent, ObjectChanged
 from spliceway.agent.sources.kubernetes.beside import reflectors
 from spliceway.agent.sources.kubernetes.connection import ApiFailure, Connection
 from spliceway.agent.sources.kubernetes.figures import Timing
+from spliceway.agent.sources.kubernetes.setback import is_older
 
 #: What is said of a policy's translation: by what was said before.
 Translated = Callable[[Key, Condition | None], Condition | None]
@@ -194,7 +195,7 @@ class Writer:
         else:
             *_place, held = statuses.read(document)
             before = self._held.get(at)
-            if before is not None and before.uid == held.uid and _older(held.revision, before.revision):
+            if before is not None and before.uid == held.uid and is_older(held.revision, before.revision):
                 return  # our own write, answered already, is newer
             self._held[at] = held
         self._moved.add(at)
@@ -223,6 +224,7 @@ class Writer:
     async def _round(self) -> None:
         """Bring everything that may be different to where it should be. Raises ApiFailure; the rest is for later."""
         self._settle()
+        self._writes.begin()
         nodes = dict(self._ledger.nodes)
         if nodes != self._nodes:
             for node in self._reports.keys() | {self._node}:
@@ -253,13 +255,13 @@ class Writer:
         for key in self._written.keys() - policies.keys():
             del self._written[key]
             self._paused.pop(key, None)
-        await self._bring_all(sorted(todo, key=self._is_quiet))
+        await self._bring_all(sorted(todo, key=self._turn_of))
         await self._sweep(policies, now)
 
-    def _is_quiet(self, key: Key) -> bool:
-        """Whether it can wait: what is refused comes first."""
+    def _turn_of(self, key: Key) -> tuple[bool, bool]:
+        """What has failed before comes last, and what is refused first."""
         policy = self._ledger.written.get(key)
-        return policy is None or not self._tally.has_trouble(policy)
+        return self._paused.get(key, (0.0, 0))[1] > 0, policy is None or not self._tally.has_trouble(policy)
 
     async def _bring_all(self, todo: Sequence[Key]) -> None:
         for number, key in enumerate(todo):
@@ -291,7 +293,7 @@ class Writer:
         self._figures.failures += not going
         if not tries and not going:
             log.warning("the status of a policy can't be written", policy=" ".join(key), error=str(failure))
-        self._paused[key] = (now + min(most, first * 2.0 ** min(tries, 16)), tries + 1)
+        self._paused[key] = (now + max(failure.wait, min(most, first * 2.0 ** min(tries, 16))), tries + 1)
 
     async def _bring(self, key: Key) -> None:
         """The status object of one policy. Raises ApiFailure."""
@@ -388,13 +390,9 @@ class Writer:
         except msgspec.MsgspecError as error:
             raise ApiFailure(0, "", f"{at[0]}: not what an API server answers: {error}") from error
         there = self._held.get(at)
-        is_news = there is None or there.uid != held.uid or not _older(held.revision, there.revision)
+        is_news = there is None or there.uid != held.uid or not is_older(held.revision, there.revision)
         if at not in self._gone and is_news:
             self._held[at] = held
             if there is None:
                 self._ahead[at] = held.revision
         return held
-
-
-def _older(one: str, other: str) -> bool:
-    return one.isdecimal() and other.isdecimal() and int(one) < int(other)
