@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from pyroute2 import AsyncIPRoute
 
 from spliceway.agent.testbed import netns
 from spliceway.agent.testbed.linkparts import UPLINK, command, mac_address
 from spliceway.agent.testbed.node import Pod
 from spliceway.agent.testbed.testbed import Testbed
 from spliceway.bpf.datapath import Datapath
+from spliceway.bpf.errors import DatapathError, KernelRefusedError
+from spliceway.bpf.hookorder import Place
+from spliceway.bpf.hooks import Hooks
 from spliceway.bpf.types import LocalEndpoint
 from spliceway.policy.verdict import Reason, Verdict
 from support import packets as p
@@ -281,5 +286,37 @@ def test_a_device_whose_index_leaves_no_note(testbed: Testbed, node: KernelNode)
             frame = p.frame(packet)
             assert node.judge("to_pod", frame, endpoint=target.key, ingress_ifindex=bridge) == PASSES
     finally:
+        node.run(node.datapath.set_endpoints(node.endpoints))
+        node.apply(POLICY)
+
+
+def test_a_port_that_can_not_become_a_pods_keeps_what_it_has(
+    testbed: Testbed, node: KernelNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as its own program can't be attached, nobody there speaks for a pod of the bridge."""
+    pod, put = testbed.pod(NOTELESS), Hooks.put
+
+    async def failing(self: Hooks, ipr: AsyncIPRoute, place: Place, device: str) -> None:
+        if device == STRANGER[0] and place.program == "from_pod":
+            raise KernelRefusedError("attach from_pod", errno.EINVAL)
+        await put(self, ipr, place, device)
+
+    node.run(node.datapath._devices.look())
+    claims = _claims(testbed, "first", "outside")
+    one = LocalEndpoint(pod.key, STRANGER[0], pod.netns, pod.addresses)
+    others = [each for each in node.endpoints if each.name != pod.key]
+    monkeypatch.setattr(Hooks, "put", failing)
+    try:
+        for _ in range(2):  # it is tried again
+            with pytest.raises(DatapathError, match="attach from_pod"):
+                node.run(node.datapath.set_endpoints([*others, one]))
+            node.run(node.datapath._devices.look())
+            before = _spoofed(node)
+            with Witness(testbed.pod("outside").netns) as witness:
+                _sent(testbed, claims)
+                witness.assert_nothing()
+            assert _spoofed(node) == before + len(claims)
+    finally:
+        monkeypatch.undo()
         node.run(node.datapath.set_endpoints(node.endpoints))
         node.apply(POLICY)

@@ -159,8 +159,8 @@ class Datapath(KernelViews):
                 self._table.marks.hold("filters", await self._resetting())
             except DatapathError as error:
                 failures.append(str(error))
-            without = [wanted[name].interface for name in wanted.keys() - self._attached.keys()]
-            waiting = {links[interface]: interface for interface in without if interface in links}
+            without = {wanted[name].interface for name in wanted.keys() - self._attached.keys()}
+            waiting = {links[interface]: interface for interface in without & links.keys()}
             failures += await self._drain.settle(self._hooks, ipr, waiting)
         if rows and self._policy is not None:
             await self.apply(self._policy)
@@ -169,26 +169,29 @@ class Datapath(KernelViews):
 
     def has_endpoint(self, endpoint: LocalEndpoint) -> bool:
         """Whether this endpoint is attached, with this device and these addresses."""
-        found = self._attached.get(endpoint.name)
-        return found is not None and found.is_of(endpoint)
+        return (found := self._attached.get(endpoint.name)) is not None and found.is_of(endpoint)
 
     async def _attach(self, ipr: AsyncIPRoute, endpoint: LocalEndpoint) -> Attached:
         for version in (4, 6):
             if sum(address.version == version for address in endpoint.addresses) > 1:
                 raise DatapathError(f"more than one IPv{version} address")
         index = await interface_index(ipr, endpoint.interface)
-        device = await asyncio.to_thread(usable, index)
-        attached = Attached(endpoint, index, cookie_of(endpoint.netns), device.master)
+        bridge = (await asyncio.to_thread(usable, index)).master
+        attached = Attached(endpoint, index, cookie_of(endpoint.netns), bridge)
         key = index.to_bytes(4, "little")
         old = self._maps.endpoints.lookup(key)
         live = unpack_endpoint(old, self._table.generation & 1) if old else b""
         if not old or abi.Endpoint.from_buffer_copy(old).netns_cookie != attached.netns_cookie:
             live = b""  # new, or an interface index that another pod had
             self._table.rows.endpoints.pop(key, None)
-        slots = (live, live)
-        self._maps.endpoints.update(key, pack_endpoint(attached, slots))
-        for hook in ("from_pod", "to_pod"):
-            await self._hooks.put(ipr, Place(index, hook), endpoint.interface)
+        self._maps.endpoints.update(key, pack_endpoint(attached, (live, live)))
+        try:
+            for hook in ("from_pod", "to_pod"):
+                await self._hooks.put(ipr, Place(index, hook), endpoint.interface)
+        except DatapathError:
+            if index not in self._hooks.of_pods:  # else who looks at devices would leave it without any program
+                self._maps.endpoints.delete(key)
+            raise
         await self._devices.leave(ipr, index)  # from now on nobody puts it there again
         return attached
 
@@ -217,11 +220,11 @@ class Datapath(KernelViews):
 
     async def _forget_strangers(self, wanted: Mapping[str, LocalEndpoint], links: Mapping[str, int]) -> None:
         """Endpoints in the kernel that went while no agent ran. Those that stay are attached again, in place."""
-        known = {a.ifindex for a in self._attached.values()}
         staying = {links[one.interface] for one in wanted.values() if one.interface in links}
+        staying |= {one.ifindex for one in self._attached.values()}
         for key in list(self._maps.endpoints.keys()):
             index = int.from_bytes(key, "little")
-            if index not in known | staying:
+            if index not in staying:
                 gone = LocalEndpoint("", "", Path("/"), views.endpoint_addresses(self._maps, key))
                 await self._detach(Attached(gone, index, 0))
 
@@ -308,8 +311,7 @@ class Datapath(KernelViews):
 
     def _may_have_moved(self, rule_set: int, port: int) -> bool:
         """Whether connections of this rule set may be at another listener. Call it before `_listeners` changes."""
-        before = self._listeners.get(rule_set)
-        if before is None:  # it may have had one before, if rows name it
+        if (before := self._listeners.get(rule_set)) is None:  # it may have had one before, if rows name it
             return rule_set in self._policy.rule_sets if self._policy is not None else self._taken_over
         return before != port
 
