@@ -13,9 +13,10 @@ import pytest
 from spliceway.agent.policystatus.asked import is_newest
 from spliceway.agent.policystatus.election import Election
 from spliceway.agent.policystatus.fenced import FencedWrites
+from spliceway.agent.policystatus.figures import Figures
 from spliceway.agent.policystatus.ledger import Ledger, Version, Written
 from spliceway.agent.policystatus.pacing import Bucket
-from spliceway.agent.policystatus.writer import Figures, Writer
+from spliceway.agent.policystatus.writer import Writer
 from spliceway.agent.sources.kubernetes.connection import Connection
 from support.agent import until
 from support.fleet import FAST, FleetAgent, cnp, events, status_in, told, with_fleet, written

@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
+from spliceway.agent.policystatus import election
 from spliceway.agent.policystatus.election import Election
 from spliceway.agent.policystatus.pacing import Pacing
 from spliceway.agent.sources.kubernetes.connection import Connection
@@ -271,5 +274,35 @@ def test_many_candidates_ask_rarely_and_follow_in_time(tmp_path: Path) -> None:
                 await until(lambda: [one for one in leaders(of) if one is not leader], 12)
                 print(f"followed after {asyncio.get_running_loop().time() - died:.1f} s")
             never_two(of)
+
+    run(main)
+
+
+def test_a_leader_whose_clock_is_behind_is_looked_at_no_more_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But once, to see that it is there."""
+    slow = msgspec.structs.replace(FAST, lease=1.0, deadline=0.8, looks=1.0)  # another one looks every three seconds
+    micro, looks, get = election._micro, [0], Connection.get
+
+    async def counted(self: Connection, path: str, *rest: Any, **more: Any) -> bytes:
+        looks[0] += 1
+        return await get(self, path, *rest, **more)
+
+    async def main() -> None:
+        with KubeApi() as api:
+            async with candidates(api, tmp_path, 1, pacing=slow) as (leader,):
+                monkeypatch.setattr(election, "_micro", lambda now: micro(now - timedelta(minutes=1)))
+                await until(lambda: leader.election.leads)
+                await asyncio.sleep(0.3)  # it has renewed it
+                connection = Connection(api.kubeconfig(tmp_path / "other"), "")
+                other = Candidate("other_x", connection, slow)
+                monkeypatch.setattr(Connection, "get", counted)
+                other.start()
+                await asyncio.sleep(6.5)
+                assert 2 <= looks[0] <= 4, "one more than every three seconds"
+                assert leader.election.leads
+                await other.stop()
+                await connection.close()
 
     run(main)

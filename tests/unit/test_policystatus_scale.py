@@ -11,9 +11,10 @@ from pathlib import Path
 import msgspec
 
 from spliceway.agent.configsections import DEFAULT_KINDS
+from spliceway.agent.policystatus.figures import Figures
 from spliceway.agent.policystatus.ledger import Ledger
 from spliceway.agent.policystatus.pacing import Bucket, Pacing
-from spliceway.agent.policystatus.writer import Figures, Writer
+from spliceway.agent.policystatus.writer import Writer
 from spliceway.agent.sources.kubernetes.connection import Connection
 from spliceway.agent.sources.kubernetes.source import KubernetesSource
 from support.agent import run, until

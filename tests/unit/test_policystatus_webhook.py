@@ -45,10 +45,14 @@ def test_statuses_elsewhere_are_written(tmp_path: Path, mend: Callable[[], None]
         writer = next(one for one in agents if one.leads).side._writer
         assert writer is not None
         failed, well = (("CiliumNetworkPolicy", name) for name in ("hooked/p0", "default/web"))
-        assert writer._turn_of(failed) > writer._turn_of(well), "what has failed comes last, refused or not"
+        retries = writer._retries
+        assert retries.ordered([failed, well], lambda key: key == well) == [well, failed], "refused or not"
+        await until(lambda: f"(and {len(MANY) - 1} more)" in writer._figures.error)
+        await until(lambda: any("p0 can't be written: " in one for agent in agents for one in agent.side.warnings()))
         mend()
         for name in MANY:
             await told(api, f"hooked/ciliumnetworkpolicy.{name}", REFUSED)
+        await until(lambda: not writer._figures.error)
 
     first = [cnp(name, "web", namespace="hooked", port="no port") for name in MANY]  # what is refused comes first
     with_fleet(tmp_path, body, *first, cnp("web", "web"))

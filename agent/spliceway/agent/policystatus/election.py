@@ -2,7 +2,8 @@
 
 Nobody's clock counts but one's own: a lease has ended when it was seen to stay the same for as long as it says. Who has
 it renews it every few seconds, and stops before it ends for others. Who does not have it looks at it the more rarely
-the more agents there are; one that looks ended by the clock is looked at again when it would have ended by one's own.
+the more agents there are; one that looks ended by the clock is looked at again when it would have ended by one's own,
+unless its holder's clock was seen to be wrong: it was renewed in between, and looks ended all the same.
 """
 
 from __future__ import annotations
@@ -74,6 +75,10 @@ class Election:
         self._until = 0.0
         self._on_back = on_back
         self._forbidden = 0  # how often in a row
+        self._suspected, self._wrong = (
+            ("", ""),
+            "",
+        )  # holder and revision that looked ended; holder whose clock is wrong
         self.holder = ""
         self.error = ""
         self.terms = 0
@@ -189,7 +194,11 @@ class Election:
         if spec.holder_identity == self._identity or not spec.holder_identity or now - self._observed > lasts:
             await self._write("PUT", found)
             return self._retry()
-        if _age(spec.renew_time) > lasts:
+        if _age(spec.renew_time) > lasts and spec.holder_identity != self._wrong:
+            before, self._suspected = self._suspected, (spec.holder_identity, found.metadata.resource_version)
+            if before[0] == spec.holder_identity and before != self._suspected:
+                self._wrong = before[0]
+                return self._retry()
             return min(self._retry(), max(0.0, lasts - (now - self._observed)) + random.uniform(0.01, 0.1) * lasts)
         return self._retry()
 

@@ -18,6 +18,7 @@ from spliceway.agent.config import Config
 from spliceway.agent.errors import SourceError
 from spliceway.agent.inventory import Inventory
 from spliceway.agent.policystatus.election import Election
+from spliceway.agent.policystatus.figures import Figures
 from spliceway.agent.policystatus.ledger import Ledger
 from spliceway.agent.policystatus.local import Force, LocalReport, Policies
 from spliceway.agent.policystatus.pacing import Bucket, Pacing
@@ -25,7 +26,7 @@ from spliceway.agent.policystatus.report import Enforcement, Report
 from spliceway.agent.policystatus.reporter import Reporter
 from spliceway.agent.policystatus.taint import NotReadyTaint
 from spliceway.agent.policystatus.told import WritingStatus
-from spliceway.agent.policystatus.writer import Figures, Writer
+from spliceway.agent.policystatus.writer import Writer
 from spliceway.agent.provenance import PolicyState
 from spliceway.agent.sources.events import Batch
 from spliceway.agent.sources.kubernetes.connection import Connection

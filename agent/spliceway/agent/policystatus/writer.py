@@ -22,11 +22,13 @@ from spliceway.agent.policystatus.conditions import Condition, Status, status_of
 from spliceway.agent.policystatus.election import Election
 from spliceway.agent.policystatus.events import Told, event, news, translation_news
 from spliceway.agent.policystatus.fenced import FencedWrites, is_general
+from spliceway.agent.policystatus.figures import Figures, why_not
 from spliceway.agent.policystatus.ledger import Ledger, Written
 from spliceway.agent.policystatus.naming import path_of, status_name
 from spliceway.agent.policystatus.pacing import Bucket, Pacing
 from spliceway.agent.policystatus.report import Report, of_object
 from spliceway.agent.policystatus.resources import CLUSTERWIDE, NAMESPACED, REPORTS
+from spliceway.agent.policystatus.retries import Retries
 from spliceway.agent.policystatus.statuses import Held
 from spliceway.agent.policystatus.tally import Tally
 from spliceway.agent.sources.events import FileEvent, ObjectChanged
@@ -41,15 +43,6 @@ Translated = Callable[[Key, Condition | None], Condition | None]
 _TURN = 50
 
 log = structlog.get_logger(__name__)
-
-
-class Figures:
-    """What was written, by kind, since the agent started."""
-
-    def __init__(self) -> None:
-        self.statuses = self.events = self.dropped = self.conflicts = self.failures = 0
-        self.policies = self.nodes = 0
-        self.error = ""
 
 
 class Writer:
@@ -99,7 +92,8 @@ class Writer:
         self._dirty: set[str] | None = None  # uids; None: all
         self._moved: set[tuple[str, str, str]] = set()
         self._nodes: dict[str, str] = {}
-        self._paused: dict[Key, tuple[float, int]] = {}
+        self._retries = Retries(pacing.pause)
+        self._trouble = ""
         self._is_counted = False
         self._woken = asyncio.Event()
         self._reflectors = reflectors(
@@ -135,20 +129,21 @@ class Writer:
         tries = 0
         while True:
             await self._wait()
-            self._figures.error = self._why_not()
+            self._figures.error = why_not(self._reflectors) or self._trouble  # until a round went well
             if not all(one.state == "listed" for one in self._reflectors) or not self._whole():
                 continue
             try:
                 await self._round()
             except ApiFailure as failure:
                 self._figures.failures += 1
-                self._figures.error = str(failure)
+                self._figures.error = self._trouble = str(failure)
                 first, most = self._pacing.pause
                 pause = min(most, first * 2.0 ** min(tries, 16)) * random.uniform(0.5, 1.0)
                 tries += 1
                 await asyncio.sleep(max(pause, failure.wait))
             else:
                 tries = 0
+                self._figures.error = self._trouble = self._retries.error
 
     async def _wait(self) -> None:
         """Until something is different, or is to be tried again; others may change meanwhile, and are one round."""
@@ -157,14 +152,6 @@ class Writer:
                 await self._woken.wait()
         await asyncio.sleep(self._pacing.gather)
         self._woken.clear()
-
-    def _why_not(self) -> str:
-        for one in self._reflectors:
-            if one.state == "absent":
-                return f"{one.resource.plural} are not served: their definition is not installed (crds.install)"
-            if one.state != "listed" and one.error:
-                return one.error
-        return ""
 
     async def _take(self, events: Sequence[FileEvent]) -> None:
         for one in events:
@@ -240,60 +227,73 @@ class Writer:
         now = asyncio.get_running_loop().time()
         todo: list[Key] = []
         for key, policy in policies.items():
-            paused = self._paused.get(key)
-            if paused is not None and now < paused[0]:
+            if self._retries.waits(key, now):
                 continue
             resource, namespace, name = status_name(key)
             if (
                 dirty is None
                 or policy.version.uid in dirty
-                or paused is not None
+                or key in self._retries
                 or self._written.get(key) is not policy
                 or (resource.kind, namespace, name) in moved
             ):
                 todo.append(key)
         for key in self._written.keys() - policies.keys():
             del self._written[key]
-            self._paused.pop(key, None)
-        await self._bring_all(sorted(todo, key=self._turn_of))
+        self._retries.keep(policies)
+        await self._bring_all(todo)
         await self._sweep(policies, now)
 
-    def _turn_of(self, key: Key) -> tuple[bool, bool]:
-        """What has failed before comes last, and what is refused first."""
+    def _is_quiet(self, key: Key) -> bool:
+        """Whether it can wait: what is refused comes first."""
         policy = self._ledger.written.get(key)
-        return self._paused.get(key, (0.0, 0))[1] > 0, policy is None or not self._tally.has_trouble(policy)
+        return policy is None or not self._tally.has_trouble(policy)
 
-    async def _bring_all(self, todo: Sequence[Key]) -> None:
-        for number, key in enumerate(todo):
-            try:
-                await self._bring(key)
-            except ApiFailure as failure:
-                self._failed(key, failure, todo[number:])
-            else:
-                self._paused.pop(key, None)
-            if number % _TURN == _TURN - 1:
-                await asyncio.sleep(0)
+    async def _bring_all(self, todo: Iterable[Key]) -> None:
+        now, behind = asyncio.get_running_loop().time, list[Key]()
+        left = dict.fromkeys(self._retries.ordered(todo, self._is_quiet))
+        try:
+            for number, key in enumerate([*left]):
+                if self._retries.is_behind(key):
+                    behind.append(key)
+                else:
+                    await self._try(key)
+                    del left[key]
+                if number % _TURN == _TURN - 1:
+                    await asyncio.sleep(0)
+            self._retries.begin()
+            for key in self._retries.ordered(behind, self._is_quiet):
+                if self._retries.is_over(now()):
+                    break
+                await self._try(key)
+                del left[key]
+            self._retries.end(now())
+        finally:
+            self._retries.later(left)
 
-    def _failed(self, key: Key, failure: ApiFailure, left: Iterable[Key]) -> None:
-        """One object's failure is its own. Raises it when it is the server's."""
-        now = asyncio.get_running_loop().time()
-        tries = self._paused.get(key, (0.0, 0))[1]
-        first, most = self._pacing.pause
-        if failure.code == 409:
-            # Somebody else has written it: what there is now comes by the watch.
-            self._figures.conflicts += 1
-            self._paused[key] = (now + self._pacing.gather, tries)
-            return
-        if is_general(failure):
-            for one in left:
-                self._paused[one] = (0.0, self._paused.get(one, (0.0, 0))[1])
-            raise failure
-        # A namespace that is being deleted takes no new objects, and its policies go in a moment.
-        going = failure.code == 404 or "being terminated" in failure.message
-        self._figures.failures += not going
-        if not tries and not going:
-            log.warning("the status of a policy can't be written", policy=" ".join(key), error=str(failure))
-        self._paused[key] = (now + max(failure.wait, min(most, first * 2.0 ** min(tries, 16))), tries + 1)
+    async def _try(self, key: Key) -> None:
+        """Bring one. Its failure is its own. Raises ApiFailure when it is the server's."""
+        begun = asyncio.get_running_loop().time()
+        try:
+            await self._bring(key)
+        except ApiFailure as failure:
+            now = asyncio.get_running_loop().time()
+            if failure.code == 409:
+                # Somebody else has written it: what there is now comes by the watch.
+                self._figures.conflicts += 1
+                self._retries.later([key], now + self._pacing.gather)
+                return
+            if is_general(failure):
+                raise
+            # A namespace that is being deleted takes no new objects, and its policies go in a moment.
+            going = failure.code == 404 or "being terminated" in failure.message
+            self._figures.failures += not going
+            if not self._retries.tries(key) and not going:
+                log.warning("the status of a policy can't be written", policy=" ".join(key), error=str(failure))
+            why = "" if going else str(failure)
+            self._retries.put(key, now, why, took=now - begun, least=failure.wait)
+        else:
+            self._retries.forget(key)
 
     async def _bring(self, key: Key) -> None:
         """The status object of one policy. Raises ApiFailure."""
