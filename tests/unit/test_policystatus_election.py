@@ -189,6 +189,27 @@ def test_a_lease_that_somebody_else_takes_is_lost(tmp_path: Path) -> None:
     run(main)
 
 
+def test_a_lease_that_is_gone_is_whose_it_is_made_by(tmp_path: Path) -> None:
+    """Between two turns of who has led, that is."""
+
+    async def main() -> None:
+        with KubeApi() as api:
+            api.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": LEASE[0]}})
+            connection = Connection(api.kubeconfig(tmp_path / "kubeconfig"), "")
+            first, second = (Election(connection, LEASE, name, FAST, lambda: 2) for name in ("first", "second"))
+            await first._turn()
+            assert first.leads
+            await ask(api.drop, "coordination.k8s.io/v1", "Lease", NAME)
+            await first._turn()
+            await second._turn()
+            assert second.leads
+            await first._turn()
+            assert not first.leads
+            await connection.close()
+
+    run(main)
+
+
 def test_with_the_server_gone_nobody_leads(tmp_path: Path) -> None:
     async def main() -> None:
         with KubeApi() as api:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from spliceway.agent.policystatus import fenced
 from spliceway.agent.sources.kubernetes.connection import ApiFailure, Connection
 from support.agent import until
-from support.fleet import FleetAgent, brief, cnp, told, with_fleet
+from support.fleet import FAST, FleetAgent, brief, cnp, told, with_fleet
 from support.kubeapi import KubeApi
 from support.kubesource import ask, pod
 from support.meshfleet import INJECTED, applied, heard, http, with_mesh
@@ -51,6 +52,28 @@ def test_statuses_elsewhere_are_written(tmp_path: Path, mend: Callable[[], None]
 
     first = [cnp(name, "web", namespace="hooked", port="no port") for name in MANY]  # what is refused comes first
     with_fleet(tmp_path, body, *first, cnp("web", "web"))
+
+
+def test_what_can_not_be_deleted_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    send, refused = Connection.send, [0]
+
+    async def sending(self: Connection, method: str, path: str, content: object, **options: object) -> bytes:
+        if method == "DELETE" and "/namespaces/hooked/" in path:
+            refused[0] += 1
+            raise ApiFailure(500, "InternalError", 'failed calling webhook "check.example": connection refused')
+        return await send(self, method, path, content, **options)  # type: ignore[arg-type]
+
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        await told(api, "hooked/ciliumnetworkpolicy.web", REFUSED)
+        await ask(api.drop, "cilium.io/v2", "CiliumNetworkPolicy", "hooked/web")
+        await until(lambda: refused[0])
+        await ask(api.put, cnp("web", "web"))
+        await told(api, "default/ciliumnetworkpolicy.web", ("True", "True", "False", "InForce", "2/2"))
+        await until(lambda: refused[0] > 1)
+
+    monkeypatch.setattr(Connection, "send", sending)
+    patient = msgspec.structs.replace(FAST, pause=(600.0, 600.0))  # as after many failures
+    with_fleet(tmp_path, body, cnp("web", "web", namespace="hooked", port="no port"), pacing=patient)
 
 
 def test_translations_elsewhere_are_applied(tmp_path: Path, mend: Callable[[], None]) -> None:

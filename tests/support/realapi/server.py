@@ -269,11 +269,10 @@ class RealApi:
             await asyncio.sleep(0.2)
 
     def _spawn(self, name: str, *arguments: str) -> None:
-        """In the namespaces of this thread."""
+        """In the namespaces of this thread, and until it ends, however that may be."""
         with (self.directory / f"{name}.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen(
-                [str(self._binaries / name), *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+            command = ["setpriv", "--pdeathsig", "KILL", str(self._binaries / name), *arguments]
+            self._processes[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     async def _of_etcd(self, path: str, body: Json) -> httpx2.Response:
         async with httpx2.AsyncClient(base_url=self._etcd, timeout=60.0) as client:

@@ -206,6 +206,8 @@ class Election:
         if self._found is None or found.metadata.resource_version != self._found.metadata.resource_version:
             self._observed = now
         self._found, self.holder = found, found.spec.holder_identity or ""
+        if self.holder != self._identity:
+            self._until = 0.0  # also where it was gone in between, and has been made by another one
 
     async def _write(self, method: str, found: _Lease | None) -> None:
         """Take it, or keep it. Raises ApiFailure; that somebody else was quicker is none."""
@@ -231,7 +233,7 @@ class Election:
                 raise
             # Somebody was quicker; maybe we, in a request of which nothing was heard any more.
             await self._look()
-            if self._found is None or self._found.spec.holder_identity != self._identity:
+            if self._found is None:
                 self._until = 0.0
             return
         self._found, self._observed = _LEASE.decode(answer), asked

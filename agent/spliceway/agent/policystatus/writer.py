@@ -360,8 +360,7 @@ class Writer:
 
         Nobody knows of policies of kinds that are not read here: their statuses stay as long as any node reads such.
         """
-        wanted = {(one[0].kind, *one[1:]) for one in map(status_name, policies)}
-        left = self._held.keys() - wanted
+        left = self._held.keys() - {(one[0].kind, *one[1:]) for one in map(status_name, policies)}
         kinds = {at[2].partition(".")[0] for at in left} - self._kinds
         others = {kind for kind in kinds if self._tally.is_read(kind)}
         self._stale = {at: self._stale.get(at, now) for at in left if at[2].partition(".")[0] not in others}
@@ -372,7 +371,9 @@ class Writer:
                 except ApiFailure as failure:
                     if is_general(failure):
                         raise
-                    self._stale[at] = now  # tried again after as long a time
+                    self._stale[at] = now  # the object's own: tried again when as much time has gone by
+                    self._figures.failures += failure.code != 409
+                    log.warning("a status without a policy can't be deleted", status=" ".join(at), error=str(failure))
 
     async def _delete(self, at: tuple[str, str, str], held: Held) -> None:
         kind, namespace, name = at
@@ -389,9 +390,8 @@ class Writer:
         except msgspec.MsgspecError as error:
             raise ApiFailure(0, "", f"{at[0]}: not what an API server answers: {error}") from error
         there = self._held.get(at)
-        if at not in self._gone and (
-            there is None or there.uid != held.uid or not is_older(held.revision, there.revision)
-        ):
+        is_news = there is None or there.uid != held.uid or not is_older(held.revision, there.revision)
+        if at not in self._gone and is_news:
             self._held[at] = held
             if there is None:
                 self._ahead[at] = held.revision

@@ -101,7 +101,8 @@ class Connection:
         """The server answers others: what this task has asked it long before that is given up."""
         found = self._unanswered.get(task)
         now = asyncio.get_running_loop().time()
-        if found is not None and now - found[0] > _HANGS:
+        # One that is being given up already takes a few turns of the loop to end, and can't be told once more.
+        if found is not None and now - found[0] > _HANGS and not found[1].expired():
             found[1].reschedule(now)
 
     async def get(self, path: str, query: Mapping[str, str] | None = None, seconds: float = ANSWER_SECONDS) -> bytes:

@@ -80,7 +80,8 @@ class Reflector:
         self._reader = self._new_reader()
         self._no_watch_list_until = self._heard = 0.0
         self._away_since: float | None = None
-        self._had_objects = self._unreachable = self._was_silent = False  # objects of an earlier agent, in force
+        self._had_objects = self._unreachable = False  # objects of an earlier agent, in force
+        self._was_silent = self._asks_revision = False
         self._pauses = Pauses(timing)
         self._task: asyncio.Task[None] | None = None
         self._refusals = self._empty = self._lists = self._watches = self._failures = 0
@@ -141,7 +142,7 @@ class Reflector:
             self._version, self._revision = version, ""
             self._reader = self._new_reader()
         if self._was_silent and self._revision:
-            self._was_silent = False  # who can't be asked may have a watch all the same
+            self._was_silent, self._asks_revision = False, True  # who can't be asked may have a watch all the same
             revision = (await self._page({"limit": "1"})).metadata.resource_version
             if is_older(revision, self._revision):
                 self._newest, self._revision = self._revision, ""
@@ -186,7 +187,7 @@ class Reflector:
         """Take in a failure; seconds to wait."""
         looking, self._seen = self._seen is not None, None
         self._newest = self._revision or self._newest
-        self._was_silent |= failure.reason == "Idle" and not looking
+        self._was_silent |= failure.reason == "Idle" and not (looking or self._asks_revision)
         self._away_since = None  # nobody has said meanwhile that it is not served
         # What was not handed on is not known yet; it may have been, in an older version.
         self._known.update((event.file, _NOT_HANDED_ON) for event in self._held)
@@ -257,9 +258,8 @@ class Reflector:
         await self._end(page.metadata.resource_version)
 
     async def _page(self, query: dict[str, str]) -> Listed:
-        answer = await self._connection.get(self.resource.path(self._version), query)
         try:
-            return _LIST.decode(answer)
+            return _LIST.decode(await self._connection.get(self.resource.path(self._version), query))
         except _BAD as error:
             raise ApiFailure(0, "", f"{self.resource.plural}: not what an API server answers: {error}") from error
 
@@ -274,7 +274,7 @@ class Reflector:
         if not self._revision:
             query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
             self._begin()
-        self._watches += 1
+        self._watches, self._asks_revision = self._watches + 1, False
         lines = self._lines(query)
         async with contextlib.aclosing(lines):
             async for line in lines:
