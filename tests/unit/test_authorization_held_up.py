@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 from test_authorization_troubles import DB, WEB, Refuse, named, refuse, writer_of
 
+from spliceway.agent.policystatus.fenced import FencedWrites
 from support.agent import until
 from support.fleet import FleetAgent
 from support.kubeapi import KubeApi
-from support.kubesource import ask
-from support.meshfleet import API, KIND, applied, heard, http, paths, with_mesh
+from support.kubesource import ask, pod
+from support.meshfleet import API, INJECTED, KIND, applied, denying, heard, http, paths, with_mesh, writes
 
 Json = dict[str, Any]
 __all__ = ["refuse"]
@@ -73,3 +75,88 @@ def test_what_has_failed_before_comes_last(tmp_path: Path, refuse: Refuse) -> No
         await until(lambda: paths(api) == ["/b", "/e"], 20)
 
     with_mesh(tmp_path, body, http("web", "web"), http("db", "db", "/d"))
+
+
+def forged(one: Json, name: str, origin: str, **metadata: Any) -> Json:
+    """What looks like ours in `tenant`, about workloads that nobody has, and somebody holds it up."""
+    told = {"spliceway.io/translated-from": origin, "spliceway.io/emitted": "/1/aa 0123456789abcdef"}
+    marks = {"labels": one["metadata"]["labels"], "annotations": told, "finalizers": ["a/b"], **metadata}
+    spec = {"action": "ALLOW", "rules": [{}], "selector": {"matchLabels": {"of": "nobody"}}}
+    return {
+        "apiVersion": API,
+        "kind": KIND,
+        "metadata": {"name": name, "namespace": "tenant", **marks},
+        "spec": spec,
+    }
+
+
+def going(api: KubeApi) -> int:
+    """How many are being deleted, and held up."""
+    return sum("deletionTimestamp" in one["metadata"] for one in applied(api))
+
+
+def test_what_is_held_up_in_one_namespace_keeps_no_denial_of_the_whole_mesh(tmp_path: Path) -> None:
+    def wide(port: str) -> Json:
+        made = denying(http("wide", "x"), port)
+        spec = {**made["spec"], "endpointSelector": {"matchLabels": {"team": "t"}}}
+        return {**made, "kind": "CiliumClusterwideNetworkPolicy", "metadata": {"name": "wide"}, "spec": spec}
+
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        await until(lambda: len(applied(api)) == 2, 20)
+        for number, origin in enumerate(("CiliumNetworkPolicy tenant/none", "CiliumClusterwideNetworkPolicy wide")):
+            await ask(api.put, forged((await ask(applied, api))[0], f"forged-{number}", origin))
+        await until(lambda: going(api) == 2, 20)
+        before = {named(one) for one in await ask(applied, api) if one["spec"]["action"] == "DENY"}
+        await ask(api.put, wide("82"))
+        # The new denial, what it allows, and what is held up.
+        await until(lambda: len(applied(api)) == 4 and not before & set(map(named, applied(api))), 20)
+
+    pods = [
+        pod(name, f"10.0.1.{number}", node="n1", namespace=name, labels={"team": "t", **INJECTED})
+        for number, name in enumerate(("one", "two"), 1)
+    ]
+    with_mesh(tmp_path, body, *pods, wide("81"))
+
+
+def test_several_that_are_held_up_have_no_bridge_again_and_again(tmp_path: Path) -> None:
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        await until(lambda: paths(api) == ["/a", "/b"] and len(applied(api)) == 2, 20)
+        for one in await ask(applied, api):
+            await ask(api.put, {**one, "metadata": {**one["metadata"], "finalizers": ["a/b"]}})
+        for name in ("one", "two"):
+            await ask(api.drop, "cilium.io/v2", "CiliumNetworkPolicy", f"default/{name}")
+        await until(lambda: going(api) == 2 and bridges(api) == [], 20)
+        await asyncio.sleep(0.5)
+        done = len(await ask(writes, api))
+        await asyncio.sleep(0.5)
+        assert (await ask(writes, api))[done:] == []
+
+    with_mesh(tmp_path, body, http("one", "web", "/a"), http("two", "web", "/b"))
+
+
+def test_what_looks_like_ours_is_asked_for_by_the_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody can make thousands, of policies that were never there: others' policies wait for few of them."""
+    get, gets = FencedWrites.get, []
+
+    async def getting(self: FencedWrites, path: str, query: Any) -> bytes:
+        gets.append(path)
+        return await get(self, path, query)
+
+    monkeypatch.setattr(FencedWrites, "get", getting)
+
+    async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
+        await heard(api, WEB, "True", "Emitted")
+        (one,) = await ask(applied, api)
+        many = [forged(one, f"forged-{number}", f"CiliumNetworkPolicy tenant/none{number}") for number in range(70)]
+        await ask(api.put, *many, http("web", "web", "/b"))
+        await heard(api, WEB, "True", "Emitted")
+        await until(lambda: "/b" in json.dumps(applied(api)), 20)
+        assert len(gets) <= 60
+        # All are asked for once, and those that are held up never again.
+        await until(lambda: going(api) == len(many), 40)
+        assert len(gets) == len(many)
+        await ask(api.put, http("web", "web", "/c"))
+        await until(lambda: "/c" in json.dumps(applied(api)), 20)
+        assert len(gets) == len(many)
+
+    with_mesh(tmp_path, body, http("web", "web"))

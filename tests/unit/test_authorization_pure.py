@@ -306,7 +306,45 @@ def test_what_stays_goes_with_the_mesh_into_another_trust_domain() -> None:
     assert half.wanted.keys() == {allowing}
 
 
-def test_what_is_edited_or_going_is_not_moved() -> None:
+def test_nothing_is_allowed_in_another_trust_domain_before_what_is_held_up_denies_there() -> None:
+    deny = "spec:\n  ingressDeny: [{fromEndpoints: [{}], toPorts: [{ports: [{port: '81', protocol: TCP}]}]}]"
+    old = everything(allow("{path: /a}").replace("spec:", deny))
+    now = msgspec.structs.replace(world(REFUSED), trust_domain="mesh.example")
+    new = {name: held(one.document) for name, one in aim(now, old, (), {}).wanted.items()}
+    (denial,) = (name for name, one in old.items() if one.shape.action == "DENY")
+    one = old[denial]
+    gone = msgspec.structs.replace(one, metadata={**one.metadata, "deletionTimestamp": "now"})
+    edited = msgspec.structs.replace(one, digest="0" * 16)
+    for stuck, why in ((gone, "is being deleted, and something holds it up"), (edited, "was edited")):
+        there = old | {denial: stuck}
+        found = aim(now, there, (), {})
+        assert not found.wanted
+        assert found.kept == there.keys()
+        told = conditions(found, there, {})[KEY]
+        assert told.reason == "Refused"
+        assert f"/{denial[1]} is not moved to trust domain mesh.example: it {why}" in told.message
+    # That the new denial is there is enough.
+    (denying,) = (name for name, each in new.items() if each.shape.action == "DENY")
+    found = aim(now, old | {denial: gone, denying: new[denying]}, (), {})
+    assert {each.shape.action for each in found.wanted.values()} == {"ALLOW"}
+    assert not found.unmoved
+    # Names that are taken and writes that fail are told, too, also of policies of which nothing else is.
+    for taken, failed, why in (((denying,), {}, "that is not ours"), ((), {denying: "403: no"}, "403: no")):
+        assert why in conditions(aim(now, old, taken, failed), old, {})[KEY].message
+        unread = msgspec.structs.replace(world(), unread=frozenset({KEY}), trust_domain="mesh.example")
+        said = conditions(aim(unread, old, taken, failed), old, {})[KEY]
+        assert (said.status, said.reason) == ("False", "NotWritten")
+        assert why in said.message
+    # What is held up in a namespace stops what is allowed for the mesh nowhere.
+    source = Source(("cluster.local/ns/shop/sa/a",), ())
+    everywhere = "CiliumClusterwideNetworkPolicy wide"
+    policy = AuthorizationPolicy("istio-system", "w", "ALLOW", (AuthorizationRule((source,)),), (), (), everywhere)
+    wide = held(made(policy, VERSION).document)
+    found = aim(now, {denial: gone, wide.shape.key: wide}, (), {})
+    assert [each.shape.namespace for each in found.wanted.values()] == ["istio-system"]
+
+
+def test_what_is_moved_means_the_same_in_another_trust_domain() -> None:
     source = Source(("cluster.local/ns/shop/sa/a",), ("*", "old/ns/shop/*"))
     policy = AuthorizationPolicy("shop", "x", "ALLOW", (AuthorizationRule((source,)),), (), (), ORIGIN)
     document = made(policy, VERSION).document
@@ -318,10 +356,6 @@ def test_what_is_edited_or_going_is_not_moved() -> None:
     ]
     assert "uid" not in told.document["metadata"]
     assert moved(held(told.document), "new.example") is None
-    assert moved(held(document, deletionTimestamp="now"), "new.example") is None
-    edited = json.loads(json.dumps(document))
-    edited["spec"]["action"] = "DENY"
-    assert moved(held(edited), "new.example") is None
     assert moved(held(made(bridge_policy(shape_of(ALLOW), ORIGIN), VERSION, bridge=True).document), "x") is None
 
 

@@ -65,6 +65,7 @@ class Aim(msgspec.Struct, frozen=True):
 
     `wanted` are also those of what is kept that are of another trust domain, in this one.
     `unasked`: policies in trouble whose HTTP rules nobody asks at some pods, the wire neither, and at which.
+    `unmoved`: policies of which something that is kept is of another trust domain, and can't be moved, and why.
     """
 
     wanted: Mapping[Name, Made]
@@ -73,6 +74,7 @@ class Aim(msgspec.Struct, frozen=True):
     troubles: Mapping[Key, Trouble]
     parts: Mapping[Key, tuple[Name, ...]]
     unasked: Mapping[Key, tuple[str, ...]] = {}
+    unmoved: Mapping[Key, str] = {}
 
 
 def nothing(held: Mapping[Name, Held]) -> Aim:
@@ -135,12 +137,16 @@ def aim(
         named[each.source] = (*named.get(each.source, ()), each.shape.key)
     kept = frozenset(_kept(world, held, wanted, troubles))
     unasked = dict(_unasked(world, held, kept, troubles))
-    stuck = {*taken, *failed}
-    moves = _moves(world, held, kept, lambda name: name in held or not (name in stuck or name[0] in closed))
+    theirs = dict.fromkeys(taken, "there is an AuthorizationPolicy {} that is not ours")
+
+    def stuck(name: Name) -> str:
+        return theirs.get(name, "").format("/".join(name)) or failed.get(name, "") or closed.get(name[0], "")
+
+    moves, unmoved = _moves(world, held, kept, stuck)
     wanted |= {new.shape.key: new for new in moves.values() if new.shape.key not in wanted.keys() | held.keys()}
     kept -= moves.keys()
     unwanted = frozenset(held) - wanted.keys() - kept
-    return Aim(wanted, kept, unwanted, troubles, named, unasked)
+    return Aim(wanted, kept, unwanted, troubles, named, unasked, unmoved)
 
 
 def behind(world: World, held: Mapping[Name, Held]) -> dict[Key, int]:
@@ -232,20 +238,37 @@ def _kept(
 
 
 def _moves(
-    world: World, held: Mapping[Name, Held], kept: Iterable[Name], can_be: Callable[[Name], bool]
-) -> dict[Name, Made]:
-    """What is kept of another trust domain, as it is in this one.
+    world: World, held: Mapping[Name, Held], kept: Iterable[Name], stuck: Callable[[Name], str]
+) -> tuple[dict[Name, Made], dict[Key, str]]:
+    """What is kept of another trust domain, as it is in this one; and by policy why something is not moved.
 
     Left there, what allows would deny to all, and what denies would mean nobody: nothing is allowed here before it.
+    `stuck`: why there can be nothing new of this name; empty: there can.
     """
-    found = {name: new for name in kept if (new := moved(held[name], world.trust_domain)) is not None}
-    stuck = [new.shape for new in found.values() if new.shape.action == "DENY" and not can_be(new.shape.key)]
-    return {
-        name: new
-        for name, new in found.items()
-        if can_be(new.shape.key)
-        and (new.shape.action == "DENY" or not any(one.overlaps(new.shape, world.root_namespace) for one in stuck))
-    }
+    found = {name: new for name in sorted(kept) if (new := moved(held[name], world.trust_domain)) is not None}
+    why: dict[Name, str] = {}
+    for name, new in found.items():
+        if new.shape.key in held:
+            continue
+        if held[name].is_going:
+            why[name] = "it is being deleted, and something holds it up"
+        elif not held[name].is_whole or not name[1].endswith(f"-{held[name].digest[:10]}"):
+            why[name] = "it was edited"
+        elif reason := stuck(new.shape.key):
+            why[name] = reason
+    # Who can hold up a denial in a namespace can delete it there: it stops what is allowed in no other one.
+    root = world.root_namespace
+    denials = [held[name].shape for name in why if held[name].shape.action == "DENY"]
+    for name in found.keys() - why.keys():
+        one = found[name].shape
+        near = (each for each in denials if each.namespace in (one.namespace, root) and each.overlaps(one, root))
+        if one.action != "DENY" and (first := next(near, None)) is not None:
+            why[name] = f"it waits for the denial {'/'.join(first.key)}"
+    told: dict[Key, str] = {}
+    for name in sorted(why, key=lambda name: (held[name].shape.action != "DENY", name)):
+        text = f"{'/'.join(name)} is not moved to trust domain {world.trust_domain}: {why[name]}"
+        told.setdefault(held[name].source, text)
+    return {name: new for name, new in found.items() if name not in why}, told
 
 
 def _unasked(

@@ -106,15 +106,13 @@ def recreated(held: Held) -> Json:
 def moved(held: Held, trust_domain: str) -> Made | None:
     """What it is in a mesh that calls itself so: another object, as any that says something else; None: what it is.
 
-    A translation means pods of its own mesh alone, by trust domain, namespace and service account. What was edited is
-    put back first.
+    A translation means pods of its own mesh alone, by trust domain, namespace and service account.
     """
+    rules = held.spec.get("rules") or []
+    spec = {**held.spec, **_renamed({"rules": rules}, trust_domain)}
+    if held.shape.bridge or spec["rules"] == rules:
+        return None
     end = f"-{held.digest[:10]}"
-    if held.shape.bridge or held.is_going or not held.is_whole or not held.shape.name.endswith(end):
-        return None
-    spec = {**held.spec, **_renamed({"rules": held.spec.get("rules") or []}, trust_domain)}
-    if spec["rules"] == (held.spec.get("rules") or []):
-        return None
     digest = digest_of(held.shape.namespace, spec)
     document = {**recreated(held), "spec": spec}
     name = f"{held.shape.name.removesuffix(end)}-{digest[:10]}"

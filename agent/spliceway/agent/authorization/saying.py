@@ -26,6 +26,8 @@ def conditions(found: Aim, held: Mapping[Name, Held], said: Mapping[Key, Conditi
         left = f" ({_many(kept[key])} of its last good translation in force)" if kept[key] else ""
         if key in found.unasked:
             left += f"; {_where(found.unasked[key])}nobody asks its HTTP rules, which it leaves to Istio ({HTTP_RULES})"
+        if key in found.unmoved:
+            left += f"; {found.unmoved[key]}"
         made[key] = Condition(TYPE, "False", trouble.reason, message=f"{trouble.message}{left}", field=trouble.field)
     for key, names in found.parts.items():
         there = sum(name in held and held[name].spec == found.wanted[name].document["spec"] for name in names)
@@ -36,6 +38,8 @@ def conditions(found: Aim, held: Mapping[Name, Held], said: Mapping[Key, Conditi
             more = f", {old[key]} of earlier ones still in force" if old[key] else ""
             waiting = Condition(TYPE, "False", "Pending", message=f"{there} of {_many(len(names))}{more}")
             made[key] = before if before is not None and before.status == "False" else waiting
+    for key in found.unmoved.keys() - found.troubles.keys():
+        made[key] = Condition(TYPE, "False", "NotWritten", message=found.unmoved[key])
     return made
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
-import msgspec
 import structlog
 
-from spliceway.agent.authorization.aims import Aim, World, aim, behind, nothing
+from spliceway.agent.authorization.aims import Aim, World, aim, nothing
+from spliceway.agent.authorization.asking import Asking, decoded
 from spliceway.agent.authorization.objects import Held, Json, is_as_wanted, made, recreated, restored
 from spliceway.agent.authorization.patience import Patience, crowded
 from spliceway.agent.authorization.saying import conditions, unasked
@@ -25,12 +25,10 @@ from spliceway.agent.authorization.translating import Translating
 from spliceway.agent.manifests import Key
 from spliceway.agent.policystatus.conditions import Condition
 from spliceway.agent.policystatus.fenced import FencedWrites, is_general
-from spliceway.agent.policystatus.ledger import Version
 from spliceway.agent.policystatus.naming import path_of
 from spliceway.agent.policystatus.pacing import Pacing
 from spliceway.agent.policystatus.resources import AUTHORIZATIONS
 from spliceway.agent.sources.kubernetes.connection import ApiFailure
-from spliceway.agent.sources.kubernetes.resources import RESOURCES
 from spliceway.policy.istio.rollout import Name, Shape, bridge_policy, rollout
 
 #: Seconds of peace after which a failure or an edit counts as the first one again.
@@ -39,6 +37,8 @@ _PEACE = 600.0
 _MOST_FAILURES = 20
 #: So many of one namespace may wait after a failure before the rest of it does: it has a quota, or is going.
 _MOST_IN_NAMESPACE = 5
+#: So many of one namespace are deleted before others have their turn: anybody can make what looks like ours.
+_MOST_DELETED = 20
 #: After so many writes it is said how far it is.
 _SAY = 50
 
@@ -74,6 +74,9 @@ class AuthorizationWriter:
         self._on_news = on_news
         self._failed = Patience(pacing.pause, _PEACE)
         self._edited = Patience(pacing.pause, _PEACE)
+        self._asking = Asking(writes, pacing.pause, _PEACE)
+        self._deleted: Counter[str] = Counter()  # in this round, by namespace
+        self._is_more = False  # to be deleted, in the next round
         self._is_late = True  # what has failed before has its turn
         self._good: dict[Name, Held] = {}  # how what is kept should be
         self._said: dict[Key, Condition] = {}
@@ -154,9 +157,16 @@ class AuthorizationWriter:
         for one in (self._failed, self._edited):
             one.sweep(self._now())
         world = await self._translating.world(self._seen) if self._translating is not None else None
-        world = await self._sure(world) if world is not None else None
-        for self._is_late in (False, True):
+        self._deleted.clear()
+        self._is_late, self._is_more = True, False
+        if world is not None:
+            unwanted = self._aimed(world).unwanted
+            world = await self._asking.sure(world, self._seen.own, unwanted, self._waiting(), self._now())
+        for late in (False, True):
+            self._is_late = late
             await self._bring_all(world)
+        if self._asking.is_left or self._is_more:
+            self._seen.woken.set()
         found = self._aimed(world)
         self._remember(found)  # what has moved to another trust domain is kept from now on
         self._say(found, done=True)
@@ -167,7 +177,8 @@ class AuthorizationWriter:
             self._remember(found)
             if await self._restore(found) and await self._roll_out(found, world):
                 return
-        raise ApiFailure(0, "", f"{_MOST_FAILURES} objects in a row could not be written; see the log")
+        if not self._is_late:
+            raise ApiFailure(0, "", f"{_MOST_FAILURES} objects in a row could not be written; see the log")
 
     def _waiting(self) -> Mapping[Name, str]:
         """What can't be written or deleted, and why; what has failed before comes last."""
@@ -178,46 +189,6 @@ class AuthorizationWriter:
             return nothing(self._seen.own)
         failed = self._waiting()
         return aim(world, self._seen.own, self._seen.others, failed, crowded(failed, _MOST_IN_NAMESPACE))
-
-    async def _sure(self, world: World) -> World:
-        """The same, and what the server itself says where what was seen opens, or anybody's mark would hold us up.
-
-        A policy that has gone for us only, as our watch hangs, is one that can't be read; and of which there is nothing
-        newer, an object can't say so.
-        """
-        unwanted = (self._seen.own[name] for name in self._aimed(world).unwanted)
-        gone = {one.source for one in unwanted if one.source not in world.versions}
-        still = {key for key in sorted(gone) if await self._generation(key, "") is not None}
-        newest = set()
-        for key in sorted(behind(world, self._seen.own)):
-            version = Version.parse(world.versions[key])
-            there = await self._generation(key, version.uid)
-            if there is not None and there <= version.generation:
-                newest.add(key)
-        if not still and not newest:
-            return world
-        return msgspec.structs.replace(world, unread=world.unread | still, newest=frozenset(newest))
-
-    async def _generation(self, key: Key, uid: str) -> int | None:
-        """Of the policy of that name that the server has (`uid` empty: made anew or not); None: it has none.
-
-        What may not be asked may be there, newer than any. Raises ApiFailure.
-        """
-        kind, path = key
-        namespace, _, name = path.rpartition("/")
-        resource = next((one for one in RESOURCES if one.kind == kind), None)
-        if resource is None:
-            return None
-        try:
-            answer = await self._writes.get(path_of(resource, namespace), {"fieldSelector": f"metadata.name={name}"})
-        except ApiFailure as failure:
-            if failure.code == 404:
-                return None  # not even its kind
-            if is_general(failure):
-                raise
-            return sys.maxsize
-        found = (one.get("metadata") or {} for one in _decoded(answer).get("items") or ())
-        return next((int(one.get("generation") or 0) for one in found if uid in ("", one.get("uid"))), None)
 
     def _remember(self, found: Aim) -> None:
         """What is kept of translations that are refused now: so it stays, whoever edits or deletes it."""
@@ -264,13 +235,15 @@ class AuthorizationWriter:
         there = {name: one.shape for name, one in (self._seen.own | self._seen.others).items()}
         wanted = {name: one.shape for name, one in found.wanted.items()}
         sources = {one.shape.key: one.source for one in found.wanted.values()}
-        stays = (one for name, one in there.items() if name not in found.unwanted and not one.bridge)
-        staying = [*wanted.values(), *stays]
         left: dict[str, list[Shape]] = {}  # by namespace: what others hold up is still in force; they tell when it goes
-        for step in rollout(there, wanted, found.unwanted, self._root):
+        stuck = self._stuck(found, world)
+        for name in stuck:
+            if there[name].action == "ALLOW":
+                left.setdefault(name[0], []).append(there[name])
+        for step in rollout(there, wanted, found.unwanted - stuck, self._root):
             for shape in step.shapes:
                 if step.verb == "delete":
-                    if not self._waits(shape, left, staying):
+                    if not self._waits(shape, left):
                         await self._delete(shape.key)
                     continue
                 content = self._bridge(shape, sources, world) if shape.bridge else found.wanted[shape.key].document
@@ -288,12 +261,26 @@ class AuthorizationWriter:
                         left.setdefault(shape.namespace, []).append(shape)
         return True
 
-    def _waits(self, shape: Shape, left: Mapping[str, list[Shape]], staying: Iterable[Shape]) -> bool:
+    def _stuck(self, found: Aim, world: World | None) -> set[Name]:
+        """What is to go and can't yet: something holds it up, others come first, or nobody was asked whether it may."""
+        waiting, count, stuck = self._waiting(), self._deleted.copy(), set()
+        for name in sorted(found.unwanted, key=lambda name: (self._seen.own[name].shape.action == "DENY", name)):
+            one = self._seen.own[name]
+            if one.is_going or name in waiting or not (world is None or self._asking.may_go(one, world)):
+                stuck.add(name)
+                continue
+            count[name[0]] += 1
+            if count[name[0]] > _MOST_DELETED:
+                self._is_more = True
+                stuck.add(name)
+        return stuck
+
+    def _waits(self, shape: Shape, left: Mapping[str, list[Shape]]) -> bool:
         """Whether something may go only after what is left of the same workloads."""
-        if shape.bridge and any(one.action == "ALLOW" and one.overlaps(shape, self._root) for one in staying):
-            return False  # without it what is new holds at last, be it somebody else's
-        spaces = left if shape.namespace == self._root else {shape.namespace, self._root} & left.keys()
-        return any(one.overlaps(shape, self._root) for space in spaces for one in left[space])
+        # An old denial stays until nothing is allowed any more that only it refuses: that would pass. But who holds up
+        # something in one namespace may allow the same there himself: in others it counts only if it is the root's.
+        near = (one for space in {shape.namespace, self._root} for one in left.get(space, ()))
+        return shape.action == "DENY" and any(one.overlaps(shape, self._root) for one in near)
 
     def _bridge(self, shape: Shape, sources: dict[Name, Key], world: World | None) -> Json:
         near = (one.source for one in self._seen.own.values() if one.shape.namespace == shape.namespace)
@@ -318,7 +305,7 @@ class AuthorizationWriter:
             log.warning("an AuthorizationPolicy can't be written", name="/".join(shape.key), error=str(failure))
             return False
         self._failed.forget(shape.key)
-        self._seen.answered(_decoded(answer))
+        self._seen.answered(decoded(answer))
         return True
 
     async def _delete(self, name: Name) -> None:
@@ -329,10 +316,11 @@ class AuthorizationWriter:
         held = self._seen.own.get(name)
         if held is None or held.is_going or name in self._waiting():
             return
+        self._deleted[name[0]] += 1
         path = path_of(AUTHORIZATIONS, *name)
         self._seen.asked(name)
         try:
-            answer = _decoded(await self._writes.delete(path, str(held.metadata.get("uid", "")), held.revision))
+            answer = decoded(await self._writes.delete(path, str(held.metadata.get("uid", "")), held.revision))
         except ApiFailure as failure:
             if is_general(failure):
                 raise
@@ -371,10 +359,3 @@ class AuthorizationWriter:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
-
-
-def _decoded(answer: bytes) -> Json:
-    try:
-        return msgspec.json.decode(answer, type=Json)
-    except msgspec.MsgspecError as error:
-        raise ApiFailure(0, "", f"{AUTHORIZATIONS.plural}: not what an API server answers: {error}") from error
