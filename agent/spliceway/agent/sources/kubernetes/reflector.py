@@ -186,6 +186,7 @@ class Reflector:
         if failure.is_expired:
             if failure.reason == SET_BACK:
                 self._newest = ""
+                log.warning("all is looked at again", resource=self.resource.plural, reason=failure.message)
             self._known.doubt(None if failure.reason == SET_BACK else self._past.doubted)
             self._revision = ""
             self._refusals = 0
