@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -310,7 +311,9 @@ def test_what_takes_long_to_begin_is_not_given_up_again_and_again(
 
     async def on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         talks[0] += 1
-        head = await reader.readuntil(b"\r\n\r\n")
+        head = b"watch"
+        with contextlib.suppress(asyncio.IncompleteReadError):  # who is cancelled may leave before it has asked
+            head = await reader.readuntil(b"\r\n\r\n")
         if b"/nodes" in head:
             writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(line), line))
             await asyncio.sleep(0.1)
