@@ -41,9 +41,8 @@ class FencedWrites:
         self._failed: dict[str, float] = {}  # by namespace, when last
         self._known: set[str] = set()  # of them, those that had failed before this round
         self._round: dict[int, set[str]] = {}  # by code, the others that did in this round
-        self._hung: dict[
-            tuple[str, str], tuple[float, int]
-        ] = {}  # namespace, kind: until when, for the how manieth time
+        # By namespace and kind: until when nothing is written there, and how often in a row.
+        self._hung: dict[tuple[str, str], tuple[float, int]] = {}
 
     def __repr__(self) -> str:
         return f"FencedWrites({self._connection!r}, {self._election!r})"
