@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from spliceway.agent.policystatus.told import collectors
 from support.agent import until
 from support.fleet import FAST, FleetAgent, cnp, events, status_in, told

@@ -132,7 +132,9 @@ class Objects:
         self._records.append(asyncio.create_task(self._follow(path, query, found["items"], states)))
         return states
 
-    async def _follow(self, path: str, query: Mapping[str, str], items: Iterable[Json], states: list[list[Json]]) -> None:
+    async def _follow(
+        self, path: str, query: Mapping[str, str], items: Iterable[Json], states: list[list[Json]]
+    ) -> None:
         there = {one["metadata"]["uid"]: one for one in items}
         async with self._client.stream("GET", path, params=dict(query), timeout=None) as answer:
             async for line in answer.aiter_lines():
