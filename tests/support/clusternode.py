@@ -94,7 +94,7 @@ class ClusterNode(CniNode):
         annotations: Mapping[str, str] | None = None,
         **status: Any,
     ) -> str:
-        """A new Pod object that is scheduled to this node; its uid."""
+        """A new Pod object that is scheduled to this node; its uid, which a real server chooses itself."""
         uid = uid or str(uuid.uuid4())
         born = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(next(self._born)))
         metadata = {"name": name, "namespace": namespace, "labels": dict(labels), "uid": uid, "creationTimestamp": born}
@@ -103,7 +103,9 @@ class ClusterNode(CniNode):
         spec = {"nodeName": self.node.name, "serviceAccountName": "default", "containers": [{"name": "main"}]}
         document = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
         self.api.put({**document, "status": {"phase": "Pending", **status}})
-        return uid
+        found = self.api.get("v1", "Pod", f"{namespace}/{name}")
+        assert found is not None
+        return str(found["metadata"]["uid"])
 
     def pod(self, name: str, labels: Mapping[str, str], **options: Any) -> CniPod:
         """Object, sandbox, ADD; no address in its status so far."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spliceway.agent.policystatus.resources import EMISSION_RIGHTS
+from support.agent import until
 from support.fleet import FleetAgent, cnp, status_in, with_fleet
 from support.kubeapi import KubeApi, crd
 from support.kubesource import ask, pod
@@ -62,20 +63,18 @@ def paths(api: KubeApi) -> list[str]:
     )
 
 
-def recorded(api: KubeApi) -> list[list[Json]]:
-    """What AuthorizationPolicies there are, from now on after each write of any of them."""
-    found: list[list[Json]] = []
-    store = api._api.store
-    write = store.write
+async def recorded(api: KubeApi) -> list[list[Json]]:
+    """What AuthorizationPolicies there are after each write of any of them, from now on; see `complete`."""
+    return await ask(api.record, API, KIND)
 
-    def recording(resource: tuple[str, str], name: tuple[str, str], content: Json | None) -> object:
-        item = write(resource, name, content)
-        if resource[1] == "authorizationpolicies":
-            found.append([one.content for one in store.objects(resource).values()])
-        return item
 
-    store.write = recording  # type: ignore[assignment,method-assign]
-    return found
+async def complete(states: list[list[Json]], api: KubeApi) -> None:
+    """Wait for the last state to be what there is: a real server tells of it a moment later."""
+
+    def revisions(state: list[Json]) -> set[str]:
+        return {one["metadata"]["resourceVersion"] for one in state}
+
+    await until(lambda: states and revisions(states[-1]) == revisions(api.all(API, KIND)))
 
 
 def said(api: KubeApi, name: str) -> tuple[str, str, str]:

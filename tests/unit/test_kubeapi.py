@@ -14,6 +14,7 @@ from support.kubeapi import KubeApi, Rule
 from support.kubesource import CILIUM, pod, policy
 
 PODS = "/api/v1/namespaces/default/pods"
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/default/leases"
 CNPS = "/apis/cilium.io/v2/namespaces/default/ciliumnetworkpolicies"
 MERGE, APPLY = "application/merge-patch+json", "application/apply-patch+yaml"
 
@@ -138,6 +139,18 @@ def test_writes_and_their_conflicts(api: KubeApi) -> None:
     assert ask(api, f"{CNPS}/web").code == 404
     api.drop("apiextensions.k8s.io/v1", "CustomResourceDefinition", "ciliumnetworkpolicies.cilium.io")
     assert ask(api, CNPS).code == 404
+
+
+def test_a_lease_that_is_gone_is_made_by_a_put(api: KubeApi) -> None:
+    """Whatever revision it names; in a namespace that there is."""
+    lease = {"metadata": {"name": "one"}, "spec": {"holderIdentity": "a"}}
+    made = ask(api, LEASES, "POST", lease).body
+    assert ask(api, f"{LEASES}/one", "DELETE").code == 200
+    again = ask(api, f"{LEASES}/one", "PUT", {**made, "spec": {"holderIdentity": "b"}}).body
+    assert again["spec"] == {"holderIdentity": "b"}
+    assert again["metadata"]["uid"] != made["metadata"]["uid"]
+    assert ask(api, f"{LEASES}/one", "PUT", made).body["reason"] == "Conflict"
+    assert ask(api, f"{LEASES.replace('default', 'none')}/one", "PUT", lease).code == 404
 
 
 def test_server_side_apply(api: KubeApi) -> None:

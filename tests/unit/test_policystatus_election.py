@@ -139,7 +139,7 @@ def test_who_dies_is_followed_when_the_lease_has_ended(tmp_path: Path) -> None:
                 (leader,) = leaders(of)
                 # It hears nothing any more, and nobody hears of it.
                 real = leader.election._connection
-                leader.election._connection = Connection(dead(tmp_path), "")
+                leader.election._connection = Connection(dead(api, tmp_path), "")
                 died = asyncio.get_running_loop().time()
                 await until(lambda: leaders(of) and leaders(of) != [leader])
                 assert 1.0 < asyncio.get_running_loop().time() - died < 3 * FAST.lease
@@ -150,10 +150,11 @@ def test_who_dies_is_followed_when_the_lease_has_ended(tmp_path: Path) -> None:
     run(main)
 
 
-def dead(tmp_path: Path) -> Path:
+def dead(api: KubeApi, tmp_path: Path) -> Path:
     """A kubeconfig of a server where nobody listens."""
-    with KubeApi() as api:
-        return api.kubeconfig(tmp_path / "dead")
+    file = api.kubeconfig(tmp_path / "dead")
+    file.write_text(file.read_text().replace(api.url, "https://127.0.0.1:1"))
+    return file
 
 
 def test_who_was_asleep_for_long_leads_no_more(tmp_path: Path) -> None:
@@ -192,23 +193,30 @@ def test_a_lease_that_somebody_else_takes_is_lost(tmp_path: Path) -> None:
     run(main)
 
 
-def test_a_lease_that_is_gone_is_whose_it_is_made_by(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gone", ["the lease", "its namespace"])
+def test_a_lease_that_is_gone_is_whose_it_is_made_by(tmp_path: Path, gone: str) -> None:
     """Between two turns of who has led, that is."""
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "elsewhere"}}
+    lease = ("elsewhere", LEASE[1])
 
     async def main() -> None:
         with KubeApi() as api:
-            api.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": LEASE[0]}})
+            api.put(namespace)
             connection = Connection(api.kubeconfig(tmp_path / "kubeconfig"), "")
-            first, second = (Election(connection, LEASE, name, FAST, lambda: 2) for name in ("first", "second"))
-            await first._turn()
-            assert first.leads
-            await ask(api.drop, "coordination.k8s.io/v1", "Lease", NAME)
-            await first._turn()
-            await second._turn()
-            assert second.leads
-            await first._turn()
-            assert not first.leads
-            await connection.close()
+            async with contextlib.AsyncExitStack() as closing:
+                closing.push_async_callback(connection.close)
+                first, second = (Election(connection, lease, name, FAST, lambda: 2) for name in ("first", "second"))
+                await first._turn()
+                assert first.leads
+                await ask(api.drop, "coordination.k8s.io/v1", "Lease", "/".join(lease))
+                if gone == "its namespace":
+                    await ask(api.drop, "v1", "Namespace", "elsewhere")
+                    await first._turn()  # where it can't be made anew
+                    await ask(api.put, namespace)
+                await second._turn()
+                assert second.leads
+                await first._turn()
+                assert not first.leads
 
     run(main)
 
@@ -269,7 +277,7 @@ def test_many_candidates_ask_rarely_and_follow_in_time(tmp_path: Path) -> None:
                 assert len(asked) < 40
                 (leader,) = leaders(of)
                 assert leader.task is not None
-                leader.election._connection = Connection(dead(tmp_path), "")
+                leader.election._connection = Connection(dead(api, tmp_path), "")
                 died = asyncio.get_running_loop().time()
                 await until(lambda: [one for one in leaders(of) if one is not leader], 12)
                 print(f"followed after {asyncio.get_running_loop().time() - died:.1f} s")

@@ -342,12 +342,18 @@ def test_reports_are_refreshed(tmp_path: Path) -> None:
 
 
 def test_a_node_made_anew_gets_a_report_of_its_own(tmp_path: Path) -> None:
+    def is_its_own(api: KubeApi) -> bool:
+        found, report = api.get("v1", "Node", "n2"), api.get("spliceway.io/v1alpha1", "NodePolicyReport", "n2")
+        assert found is not None
+        return report is not None and report["metadata"]["ownerReferences"][0]["uid"] == found["metadata"]["uid"]
+
     async def body(api: KubeApi, agents: Sequence[FleetAgent]) -> None:
         await told(api, f"default/{WEB}", ("True", "True", "False", "InForce", "2/2"))
         await ask(api.drop, "v1", "Node", "n2")
         await told(api, f"default/{WEB}", ("True", "True", "False", "InForce", "1/1"))
         await ask(api.put, node("n2"))
         await told(api, f"default/{WEB}", ("True", "True", "False", "InForce", "2/2"))
+        await until(lambda: is_its_own(api))  # what writes does not wait for the report of its own node
         assert await ask(api.collect) == []
 
     with_fleet(tmp_path, body, cnp("web", "web"))

@@ -14,6 +14,7 @@ import yaml
 
 from support.kubeapi.api import Api
 from support.kubeapi.server import Faults, Server
+from support.kubeapi.store import Change
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -138,7 +139,7 @@ class KubeApi:
         return self._do(every)
 
     def collect(self) -> list[str]:
-        """Delete what has lost its owner, as kube-controller-manager does; what that was.
+        """Delete what has lost its owner, as kube-controller-manager does; what that was, by name.
 
         An owner is looked for in the object's own namespace, or in none: one elsewhere counts as gone.
         """
@@ -151,9 +152,25 @@ class KubeApi:
                     if owners and not any(self._owned(name[0], one) for one in owners):
                         self._api.drop(served, name)
                         gone.append("/".join(filter(None, (served.kind, *name))))
-            return gone
+            return sorted(gone)
 
         return self._do(collect)
+
+    def record(self, api_version: str, kind: str) -> list[list[Json]]:
+        """What there is of a kind after each write of any of it, from now on."""
+
+        def begin() -> list[list[Json]]:
+            store, resource = self._api.store, self._api.registry.of_kind(api_version, kind).resource
+            states: list[list[Json]] = []
+
+            def wrote(change: Change) -> None:
+                if change.resource == resource:
+                    states.append([one.content for one in store.objects(resource).values()])
+
+            store.listeners.append(wrote)
+            return states
+
+        return self._do(begin)
 
     def _owned(self, namespace: str, owner: Json) -> bool:
         try:

@@ -16,7 +16,8 @@ CRDS: Resource = ("apiextensions.k8s.io", "customresourcedefinitions")
 class Served(msgspec.Struct, frozen=True):
     """A resource in one version. `fields`: what field selectors may name, beside name and namespace.
 
-    `schema`: of its definition, where that says more than that everything goes.
+    `schema`: of its definition, where that says more than that everything goes. `put_makes`: PUT of what is not there
+    makes it, whatever its resourceVersion says.
     """
 
     group: str
@@ -28,6 +29,7 @@ class Served(msgspec.Struct, frozen=True):
     custom: bool = False
     fields: tuple[str, ...] = ()
     schema: Json | None = None
+    put_makes: bool = False
 
     @property
     def resource(self) -> Resource:
@@ -60,7 +62,7 @@ BUILT_IN = (
     Served("batch", "v1", "jobs", "Job", status=True, fields=("status.successful",)),
     Served("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice"),
     Served("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy"),
-    Served("coordination.k8s.io", "v1", "leases", "Lease"),
+    Served("coordination.k8s.io", "v1", "leases", "Lease", put_makes=True),
     *(
         Served("rbac.authorization.k8s.io", "v1", f"{kind.lower()}s", kind, namespaced=not kind.startswith("Cluster"))
         for kind in ("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")

@@ -76,8 +76,11 @@ class Writes:
 
     def update(self, served: Served, name: Name, content: Json, *, status: bool = False) -> Item:
         """PUT, of the whole object or of its status. Raises ApiError."""
-        old = self.need(served, name)
         given = content.get("metadata", {})
+        if served.put_makes and not status and self._store.get(served.resource, name) is None:
+            fresh = {**content, "metadata": {**given, "name": name[1], "resourceVersion": ""}}
+            return self.create(served, name[0], fresh)
+        old = self.need(served, name)
         if given.get("name", name[1]) != name[1] or given.get("namespace", name[0]) != name[0]:
             raise bad_request("the name of the object does not match the name on the URL")
         revision = given.get("resourceVersion", "")

@@ -1,29 +1,48 @@
-"""A forwarder on the loopback, which can be stopped, cut and stalled."""
+"""A forwarder on the loopback, which can be stopped, cut and stalled.
+
+It ends TLS on both sides, to know which connections carry watches: those alone are cut and stalled, as with the double.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 
 _RESET = struct.pack("ii", 1, 0)
 
 
-class Front:
-    """Forwards TCP from one port to another one of the loopback, as long as it is let."""
+class _Carried:
+    """What a connection carries at the moment."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self) -> None:
+        self.is_watch = False
+
+    def sends(self, data: bytes) -> None:
+        """See what goes up: a client asks for one thing after the other."""
+        if data.startswith((b"GET ", b"POST ", b"PUT ", b"PATCH ", b"DELETE ")):
+            line = data.partition(b"\r\n")[0]
+            self.is_watch = b"?watch=" in line or b"&watch=" in line
+
+
+class Front:
+    """Forwards HTTPS from one port to another one of the loopback, as long as it is let."""
+
+    def __init__(self, target: int, serves: ssl.SSLContext, asks: ssl.SSLContext) -> None:
+        """`serves`: to those who come; `asks`: of where it goes."""
         self._target = target
+        self._serves, self._asks = serves, asks
         self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
-        #: So many pieces that come down are cut in two, and their connections end; what is cleared, stalls.
+        self._writers: dict[asyncio.StreamWriter, _Carried] = {}
+        #: So many pieces of watches are cut in two, and their connections end; watches stall while this is cleared.
         self.cut, self.moves = 0, asyncio.Event()
         self.moves.set()
 
     async def start(self, port: int) -> int:
         """Listen; the port."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port, ssl=self._serves, backlog=1024)
         found: int = self._server.sockets[0].getsockname()[1]
         return found
 
@@ -32,36 +51,42 @@ class Front:
         if self._server is not None:
             self._server.close()
             self._server = None
-        self.drop(1.0, abrupt=abrupt)
+        for one in list(self._writers):
+            _end(one, abrupt=abrupt)
 
-    def drop(self, share: float, *, abrupt: bool) -> int:
-        """End connections, all or the first of them."""
-        chosen = sorted(self._writers, key=id)[: max(1, int(len(self._writers) * share))]
+    def drop_watches(self, share: float, *, abrupt: bool) -> int:
+        """End connections that carry watches, all or the first of them."""
+        watches = sorted((one for one, carried in self._writers.items() if carried.is_watch), key=id)
+        chosen = watches[: max(1, int(len(watches) * share))]
         for one in chosen:
             _end(one, abrupt=abrupt)
         return len(chosen)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            above, below = await asyncio.open_connection("127.0.0.1", self._target)
+            above, below = await asyncio.open_connection("127.0.0.1", self._target, ssl=self._asks)
         except OSError:
             _end(writer, abrupt=True)
             return
-        self._writers.add(writer)
+        carried = self._writers[writer] = _Carried()
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._copy(reader, below, down=False))
-                group.create_task(self._copy(above, writer, down=True))
+                group.create_task(self._copy(reader, below, carried, down=False))
+                group.create_task(self._copy(above, writer, carried, down=True))
         except* (OSError, asyncio.CancelledError):
             pass
         finally:
-            self._writers.discard(writer)
+            self._writers.pop(writer, None)
             for one in (below, writer):
                 one.close()
 
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, down: bool) -> None:
+    async def _copy(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, carried: _Carried, *, down: bool
+    ) -> None:
         while data := await reader.read(1 << 16):
-            if down:
+            if not down:
+                carried.sends(data)
+            elif carried.is_watch:
                 await self.moves.wait()
                 if self.cut:
                     self.cut -= 1

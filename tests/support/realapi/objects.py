@@ -27,6 +27,7 @@ class Objects:
     def __init__(self, client: httpx2.AsyncClient) -> None:
         self._client = client
         self._kinds: dict[str, dict[str, Json]] = {}  # path of a version → kind, or kind and «/status» → resource
+        self._records: list[asyncio.Task[None]] = []
 
     async def ask(
         self, method: str, path: str, body: Json | list[Json] | None = None, **headers: str
@@ -83,7 +84,10 @@ class Objects:
         return sorted(items, key=lambda one: (one["metadata"].get("namespace", ""), one["metadata"]["name"]))
 
     async def drop(self, api_version: str, kind: str, name: str) -> None:
-        """Delete one at once, a namespace with what tests have put into it. Raises LookupError when it is not there."""
+        """Delete one at once, whatever holds it, a namespace with what tests have put into it.
+
+        Raises LookupError when it is not there.
+        """
         path = await self._path(api_version, kind, name)
         if kind == "Namespace":
             await self._empty(name)
@@ -91,12 +95,17 @@ class Objects:
         if status == 404:
             raise LookupError(f"{kind} {name}: {answer}")
         assert status in (200, 202), answer
+        # What holds definitions is the server itself, which deletes what is of them first.
+        if kind != "CustomResourceDefinition" and answer.get("metadata", {}).get("finalizers"):
+            patch = {"content-type": "application/merge-patch+json"}
+            status, answer = await self.ask("PATCH", path, {"metadata": {"finalizers": None}}, **patch)
+            assert status in (200, 404), answer
         if kind == "Namespace":
             found = await self._good("GET", path)
             await self._good("PUT", f"{path}/finalize", {**found, "spec": {"finalizers": []}})
 
     async def collect(self) -> list[str]:
-        """Delete what has lost its owner, as kube-controller-manager does; what that was."""
+        """Delete what has lost its owner, as kube-controller-manager does; what that was, by name."""
         gone = []
         for base, kinds in list(self._kinds.items()):
             for kind in [
@@ -111,7 +120,30 @@ class Objects:
                         name = "/".join(filter(None, (namespace, metadata["name"])))
                         await self.drop(api_version, kind, name)
                         gone.append(f"{kind}/{name}")
-        return gone
+        return sorted(gone)
+
+    async def record(self, api_version: str, kind: str) -> list[list[Json]]:
+        """What there is of a kind after each write of any of it: a watch tells of every one."""
+        base, resource = await self._resource(api_version, kind)
+        path = f"{base}/{resource['name']}"
+        found = await self._good("GET", path)
+        states: list[list[Json]] = []
+        query = {"watch": "1", "resourceVersion": found["metadata"]["resourceVersion"]}
+        self._records.append(asyncio.create_task(self._follow(path, query, found["items"], states)))
+        return states
+
+    async def _follow(
+        self, path: str, query: Mapping[str, str], items: Iterable[Json], states: list[list[Json]]
+    ) -> None:
+        there = {one["metadata"]["uid"]: one for one in items}
+        async with self._client.stream("GET", path, params=dict(query), timeout=None) as answer:
+            async for line in answer.aiter_lines():
+                event = msgspec.json.decode(line)
+                assert event["type"] in ("ADDED", "MODIFIED", "DELETED"), event
+                there[event["object"]["metadata"]["uid"]] = event["object"]
+                if event["type"] == "DELETED":
+                    del there[event["object"]["metadata"]["uid"]]
+                states.append(list(there.values()))
 
     async def _is_there(self, namespace: str, owner: Json) -> bool:
         _base, resource = await self._resource(owner["apiVersion"], owner["kind"])

@@ -37,6 +37,7 @@ _TOKENS = {_ADMIN: ("admin", "system:masters"), "anybody": ("agent", "system:mas
 #: Each request, without what it says and is answered.
 _AUDIT = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [{"level": "Metadata"}]}
 _RBAC = "rbac.authorization.k8s.io/v1"
+_DECISION = "authorization.k8s.io/decision"
 
 
 class RealApi:
@@ -139,6 +140,10 @@ class RealApi:
         """Delete what has lost its owner."""
         return self._await(self.objects.collect())
 
+    def record(self, api_version: str, kind: str) -> list[list[Json]]:
+        """What there is of a kind after each write of any of it, from now on, and a moment later."""
+        return self._await(self.objects.record(api_version, kind))
+
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
         """Anything, as somebody who may do everything: status and answer."""
         return self._await(self.objects.ask(method, path, body, **headers))
@@ -173,7 +178,7 @@ class RealApi:
         """It has the feature, always."""
 
     def faults(self, **values: Any) -> None:
-        """`cut_lines`: of so many pieces that come only a half does; `stalled`: nothing comes."""
+        """`cut_lines`: of so many pieces of watches only a half comes; `stalled`: watches bring nothing."""
         if values.keys() - {"cut_lines", "stalled"}:
             pytest.skip("a real server has no such faults")
 
@@ -187,10 +192,10 @@ class RealApi:
         self._await(change())
 
     def drop_watches(self, share: float = 1.0, *, abrupt: bool = True) -> int:
-        """End connections, whatever they carry."""
+        """End connections that carry watches."""
 
         async def drop() -> int:
-            return self._front.drop(share, abrupt=abrupt)
+            return self._front.drop_watches(share, abrupt=abrupt)
 
         return self._await(drop())
 
@@ -244,7 +249,9 @@ class RealApi:
         )
         self.objects = Objects(self._client)
         await self._serve()
-        self._front = Front(secure)
+        serves = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        serves.load_cert_chain(certificate, key)
+        self._front = Front(secure, serves, ssl.create_default_context(cafile=str(self.authority.path)))
         self._closing.push_async_callback(self._front.stop, abrupt=True)
         self.port = await self._front.start(self.port)
 
@@ -315,9 +322,9 @@ class Rights:
 
     @property
     def refused(self) -> list[tuple[str, str, str]]:
-        """What the agent has asked for and may not."""
+        """What the agent has asked for and may not; what admission refuses has the same code."""
         entries = self._api.audited("ResponseComplete")
-        return [_request(one) for one in entries if one["responseStatus"]["code"] == 403]
+        return [_request(one) for one in entries if one.get("annotations", {}).get(_DECISION) == "forbid"]
 
     def token(self, token: str, user: str) -> None:
         """There are those that there are."""
