@@ -124,7 +124,7 @@ kube: setup
 # BINARIES: a directory with kube-apiserver and etcd. Slow: each of the unit tests has a server of its own. Tests whose
 # virtual nodes choose the uids of their pods make sense with the double alone.
 KUBE_REAL := unit/test_policystatus_{writer,election,edits,releases,taint} unit/test_authorization_{writer,troubles} \
-	integration/test_{helm_release,cluster_status,kubernetes_agent}
+	integration/test_{helm_release,cluster_status,cluster_authorization,kubernetes_agent}
 
 kube-real: setup
 	[[ -x $(BINARIES)/kube-apiserver && -x $(BINARIES)/etcd ]] || { echo "BINARIES=DIR: where kube-apiserver and etcd are" >&2; exit 2; }

@@ -33,6 +33,8 @@ class Candidate:
         self.election = Election(connection, LEASE, name, pacing, lambda: nodes)
         self.times: list[list[float]] = []
         self.fails = 0
+        self.ends = asyncio.Event()
+        self.lasts = 0.0  # seconds that its end takes
         self.task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -53,6 +55,8 @@ class Candidate:
                 raise LookupError("a bug")
             await asyncio.sleep(3600)
         finally:
+            self.ends.set()
+            await asyncio.sleep(self.lasts)
             self.times[-1][1] = loop.time()
 
 
@@ -235,6 +239,24 @@ def test_with_the_server_gone_nobody_leads(tmp_path: Path) -> None:
             never_two(of)
 
     run(main)
+
+
+def test_a_stop_while_a_term_ends_is_heard(tmp_path: Path) -> None:
+    with KubeApi() as api:
+
+        async def main() -> None:
+            async with candidates(api, tmp_path, 1) as (one,):
+                one.lasts = 0.3
+                await until(lambda: one.election.leads)
+                await asyncio.to_thread(api.stop)
+                await one.ends.wait()
+                assert one.times[0][1] == float("inf")
+                async with asyncio.timeout(5):
+                    await one.stop()
+                # What it led had time to end.
+                assert one.times[0][1] < float("inf")
+
+        run(main)
 
 
 def test_a_bug_in_what_it_leads_ends_nothing_else(tmp_path: Path) -> None:

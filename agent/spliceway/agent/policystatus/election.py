@@ -108,9 +108,9 @@ class Election:
                     task = asyncio.create_task(lead(), name="status writer")
                 await self._rest(pause, task)
                 if task is not None and (task.done() or not self.leads):
-                    ended, task = task, None
-                    failed = ended.done()
-                    await self._end(ended)
+                    failed = task.done()
+                    await self._end(task)
+                    task = None
                     # Each term begins with all reports of the cluster. Nor is the lease given back: the next one may
                     # fail by the same object, and must not be the next at once.
                     await asyncio.sleep(self._pacing.again if failed else self._pacing.retry)
@@ -130,14 +130,12 @@ class Election:
 
     async def _end(self, task: asyncio.Task[None]) -> None:
         was_ended = task.done()
-        task.cancel()
-        try:
-            await task
-        except asyncio.CancelledError:
-            pass
-        except Exception:
+        if not task.cancelling():
+            task.cancel()
+        await asyncio.wait({task})  # the task's own cancellation is not ours, which must be heard here, too
+        if not task.cancelled() and (error := task.exception()) is not None:
             # A bug. Policy does not depend on it; another agent, or a later try, may get further.
-            log.exception("the status of policies could not be written")
+            log.error("the status of policies could not be written", exc_info=error)
         log.info("this agent does not write the status of policies any more", lease=self._name, failed=was_ended)
 
     async def _turn(self) -> float:
