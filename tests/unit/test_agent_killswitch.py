@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spliceway.agent import killswitch
-from spliceway.agent.cli.summary import _disabled, problems
+from spliceway.agent.cli.summary import _disabled, problems, unenforced
 from spliceway.agent.configsections import KillSwitchConfig
 from spliceway.agent.jsonable import plain
 from spliceway.agent.killswitch import KillSwitch
@@ -216,6 +216,10 @@ def test_people_are_told_first_of_all() -> None:
         "proxy": {"process": {}, "refused": [], "unfit": {}, "clients": 1},
     }  # fmt: skip
     assert problems(status) == ["kill switch: ON, no policy is enforced on this node: the file /f is there"]
+    mode = {"enforcement": {"mode": "audit"}}
+    assert unenforced({"killSwitch": found, **mode}) == "the kill switch is on: nothing is enforced"
+    assert unenforced(mode) == "enforcement is audit: nothing is denied"
+    assert unenforced({"killSwitch": {**found, "on": False}, "enforcement": {"mode": "enforce"}}) == ""
     late = {**found, "on": False, "error": "no such map"}
     assert problems({**status, "killSwitch": late}) == [
         "kill switch: is to be on, and is not yet: the file /f is there",

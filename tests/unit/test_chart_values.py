@@ -106,6 +106,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"proxy": {"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "one"}}}},
         "maxSurge",
     ),
+    # For Helm null takes a default away: without the plugin no policy would cover any pod.
+    "a name with nothing behind it": ({"cni": {"enabled": None}}, "at '/cni': missing property 'enabled'"),
+    "a section with nothing in it": ({"image": None}, "missing property 'image'"),
+    "preflight, neither on nor off": ({"preflight": {"enabled": None}}, "missing property 'enabled'"),
+    "neither audit nor enforce": ({"enforcement": None}, "missing property 'enforcement'"),
+    "a guard that is neither there nor not": ({"uninstallGuard": None}, "missing property 'uninstallGuard'"),
+    "a section of later charts with nothing in it": ({"istio": None}, "istio is missing: "),
     "a short digest": ({"image": {"digest": "sha256:abc"}}, "digest"),
     "a tag with a colon": ({"image": {"tag": "a:b"}}, "tag"),
     "unknown pull policy": ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),

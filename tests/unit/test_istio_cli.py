@@ -13,6 +13,7 @@ from spliceway.agent.cli.root import app
 from support.istiopolicies import CLUSTER, STRICT, allow, policy
 
 RUNNER = CliRunner()
+EXAMPLE = Path(__file__).parents[2] / "examples/istio"
 OTHER = policy(
     "endpointSelector: {matchLabels: {app: front}}\n"
     "ingress: [{toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{path: '/a/[0-9]+'}]}}]}]",
@@ -92,7 +93,28 @@ def test_items_of_a_list_have_their_place(directory: Path, items: str, why: str)
 def test_nothing_to_translate_is_said(directory: Path) -> None:
     done = RUNNER.invoke(app, ["policy", "istio", "translate", str(directory / "cluster.yaml")])
     assert (done.exit_code, done.stdout) == (0, "")
-    assert "there is nothing to translate" in done.stderr
+    assert "no policy is here: there is nothing to translate" in done.stderr
+    plain = policy("endpointSelector: {}\ningress: [{toPorts: [{ports: [{port: '80', protocol: TCP}]}]}]")
+    (directory / "web.yaml").write_text(plain)
+    done = RUNNER.invoke(app, ["policy", "istio", "translate", str(directory)])
+    assert "no policy here has HTTP rules of ingress that are enforced" in done.stderr
+
+
+def test_the_example() -> None:
+    done = RUNNER.invoke(app, ["policy", "istio", "translate", str(EXAMPLE)])
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert [one["kind"] for one in yaml.safe_load_all(done.stdout)] == ["EnvoyFilter", "AuthorizationPolicy"]
+
+
+@pytest.mark.parametrize(("asked", "verdict"), [("/items", "allow"), ("/private", "allow"), (None, "deny")])
+def test_the_example_on_the_wire(tmp_path: Path, asked: str | None, verdict: str) -> None:
+    """Its HTTP rules are the sidecar's: on the wire peers and port are judged."""
+    query = {"from": "shop/front-1", "to": "shop/basket-1", "port": 8080 if asked else 8081}
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text(json.dumps(query | ({"http": {"path": asked}} if asked else {})))
+    given = ["--policies", str(EXAMPLE / "policies.yaml"), "--inventory", str(EXAMPLE / "cluster.yaml")]
+    done = RUNNER.invoke(app, ["policy", "evaluate", *given, "--queries", str(queries), "-o", "json"])
+    assert (done.exit_code, json.loads(done.stdout)["verdict"]) == (0, verdict)
 
 
 def test_what_an_earlier_translation_has_left_is_named(directory: Path) -> None:

@@ -207,6 +207,8 @@ def test_another_value_is_refused(value: object) -> None:
         parsed(document)
     assert error.value.file == "f.yaml"
     assert error.value.field == f"metadata.annotations.{ANNOTATION}"
+    if isinstance(value, str):
+        assert error.value.reason.endswith("(istio, or leave it out)")
 
 
 @pytest.mark.parametrize("kind", ["CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy"])

@@ -217,6 +217,10 @@ REFUSED = [
         "kind: Deployment\napiVersion: apps/v1\n",
         "p.yaml: document 1 (line 1): kind: unsupported kind Deployment (supported: Namespace, Pod, Node, Service, Secret, EndpointSlice, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy, NetworkPolicy, ClusterNetworkPolicy, AdminNetworkPolicy, BaselineAdminNetworkPolicy, AuthorizationPolicy, CiliumCIDRGroup, List)",
     ),
+    (
+        "kind: PeerAuthentication\napiVersion: security.istio.io/v1\n",
+        "p.yaml: document 1 (line 1): kind: PeerAuthentication is read by `policy istio translate` alone: it says nothing of the wire",
+    ),
     ("kind: Pod\n", "p.yaml: document 1 (line 1): apiVersion: is missing"),
     ("- a\n", "p.yaml: document 1 (line 1): must be a mapping"),
     (

@@ -77,7 +77,8 @@ spliceway-policy-status
 {{/* What a schema can't say in words that help. */}}
 {{- define "spliceway.check" -}}
 {{- if not (and (hasKey .Values "policyStatus") (hasKey .Values "istio")) -}}
-{{- fail "these are the values of an older chart, without the defaults of this one: helm upgrade with --reset-then-reuse-values in place of --reuse-values" -}}
+{{- $missing := ternary "istio" "policyStatus" (hasKey .Values "policyStatus") -}}
+{{- fail (printf "%s is missing: these are the values of an older chart, without the defaults of this one (helm upgrade with --reset-then-reuse-values in place of --reuse-values), or a file of values has `%s:` with nothing behind it" $missing $missing) -}}
 {{- end -}}
 {{- if and (include "spliceway.applies" .) (not .Values.policyStatus.enabled) -}}
 {{- fail (printf "istio.authorizationPolicies: %v needs policyStatus.enabled: the agent that writes the status of policies applies them" .Values.istio.authorizationPolicies) -}}

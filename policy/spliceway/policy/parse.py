@@ -117,6 +117,8 @@ def _parse(content: object, where: Where, istio: IstioNames | None, *, in_list: 
                     place.item(index).refuse(f"{key[0]} {key[1]} appears twice in this list")
                 found[key] = entry
         return tuple(found.values())
+    if kind == "PeerAuthentication":
+        where.at("kind").refuse(f"{kind} is read by `policy istio translate` alone: it says nothing of the wire")
     if kind not in _KINDS:
         where.at("kind").refuse(f"unsupported kind {shown(kind)} (supported: {', '.join((*_KINDS, 'List'))})")
     if (version, kind) not in READERS:

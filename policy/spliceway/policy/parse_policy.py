@@ -56,7 +56,7 @@ def _left_to_istio(annotations: Any, where: Where) -> bool:
     found = Fields(annotations or {}, where.at("metadata.annotations"))
     who = found.take(HTTP_RULES, str)
     if who not in (None, "istio"):
-        found.where.at(HTTP_RULES).refuse(f"{shown(who)} can't be left HTTP rules (istio, or leave it out)")
+        found.where.at(HTTP_RULES).refuse(f"HTTP rules can't be left to {shown(who)} (istio, or leave it out)")
     return who is not None
 
 

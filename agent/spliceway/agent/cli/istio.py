@@ -85,7 +85,8 @@ def translate(
     documents = found.documents()
     notes = (*found.notes, *([] if found.refusals else _left_over(documents, earlier)))
     if not documents and not notes and not found.refusals:
-        notes = ("no policy here has HTTP rules of ingress that are enforced: there is nothing to translate",)
+        why = "no policy here has HTTP rules of ingress that are enforced" if cluster.policies else "no policy is here"
+        notes = (f"{why}: there is nothing to translate",)
     if json:
         told = [
             {"file": error.file, "policy": error.document, "field": error.field, "reason": error.reason}

@@ -85,8 +85,12 @@ def endpoints(output: OutputOption = Output.TABLE, socket: SocketOption = None) 
     from spliceway.agent.cli.istiotext import istio_text
     from spliceway.agent.cli.render import emit, labels_text
     from spliceway.agent.cli.splices import splice_wish
+    from spliceway.agent.cli.summary import unenforced
 
-    found = agent_client(socket).get("endpoints")
+    client = agent_client(socket)
+    found = client.get("endpoints")
+    if output is Output.TABLE and (why := unenforced(_of_agent(client.get("status")))):
+        typer.echo(f"{why}; INGRESS and EGRESS are what would be", err=True)
     emit(
         found,
         output,

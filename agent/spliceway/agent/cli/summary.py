@@ -317,6 +317,15 @@ def _disabled(status: Json) -> str:
     return f"OFF for {_duration(time.time() - found['since'])}: the kill switch is on, nothing is enforced or steered"
 
 
+def unenforced(status: Json) -> str:
+    """Why a direction that a policy covers is not enforced all the same, or empty."""
+    if (status.get("killSwitch") or {}).get("on"):
+        return "the kill switch is on: nothing is enforced"
+    if status["enforcement"]["mode"] == "audit":
+        return "enforcement is audit: nothing is denied"
+    return ""
+
+
 def _kill_switch(status: Json) -> list[str]:
     found = status.get("killSwitch") or {}
     told = []
