@@ -194,6 +194,7 @@ def test_a_device_that_has_gone_is_no_pods_any_more(testbed: Testbed, how: str) 
     """Its index may be another's."""
     with NewerNode(testbed, how) as node:
         link = ["ip", "link"]
+        node.run(node.datapath._devices.stop())  # it would make this device the network's
         assert node.node.run_on_node([*link, "add", "gone0", "type", "veth", "peer", "name", "gone1"]).returncode == 0
         index = node.loop.call(socket.if_nametoindex, "gone0")
 
