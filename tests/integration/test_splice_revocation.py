@@ -52,9 +52,9 @@ held = [http.client.HTTPConnection(address, 80, timeout=10) for _ in range(count
 for one in held:
     assert ask(one) == 200
     one.auto_open = 0
-print(json.dumps({"up": count}), flush=True)
 how, newest, asked = Counter(), 0, 0
 sockets = {one.sock: one for one in held}
+told = False
 def over(one, name):
     how[name] += 1
     del sockets[one]
@@ -66,6 +66,9 @@ while sockets:
                 newest, asked = max(newest, began), asked + 1
         except (OSError, http.client.HTTPException) as error:
             over(one, "reset")
+    if not told:
+        told = True
+        print(json.dumps({"up": count}), flush=True)
     ready = select.select([each for each in sockets if sockets[each] not in held[:talkers]], [], [], 0.01)[0]
     for one in ready:
         try:

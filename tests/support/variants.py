@@ -24,6 +24,7 @@ COSTLY = (
     "tests/integration/test_selftest_broken.py",
     "tests/integration/test_cases_profiles.py",
     "tests/integration/test_proxied_path.py",
+    "tests/integration/test_proxy_smuggling.py",
     "tests/integration/test_selftest.py",
     "tests/integration/test_attack_*.py",
     "tests/integration/test_crash_*.py",
@@ -54,6 +55,7 @@ LEFT_OUT = (
     "tests/integration/test_daemonset_proxy.py::test_from_the_agent_to_pods_and_back",
     "tests/integration/test_daemonset_proxy.py::test_sockets_that_the_kernel_has_not_seen_are_given_up",
     "tests/integration/test_daemonset_proxy.py::test_without_this_capability_nothing_is_served",
+    "tests/integration/test_demo.py::test_interrupted",
     "tests/integration/test_hooks.py::test_a_veth_made_anew_gets_its_programs",
     "tests/integration/test_hooks.py::test_what_can_not_be_mended_is_a_problem",
     "tests/integration/test_ports.py::test_a_storm_with_more_connections_than_ports",
@@ -81,6 +83,7 @@ LEFT_OUT = (
     "tests/kernel/test_progcache.py::test_programs_that_the_kernel_refuses_are_compiled_anew",
     "tests/kernel/test_socket_lb_control.py::test_a_map_of_another_size_is_told",
     "tests/kernel/test_socket_lb_control.py::test_another_version_takes_over_and_back",
+    "tests/unit/test_policystatus_scale.py::test_two_hundred_policies_on_fifty_nodes",
 )
 
 #: Files that take minutes: they begin first, so that nobody waits for one of them at the end.

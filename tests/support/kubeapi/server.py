@@ -21,6 +21,9 @@ from support.kubeapi.watches import Watch
 _READ = 1 << 16
 #: Seconds after which a watch ends that did not say how long it wants to be.
 _TIMEOUT = (1800.0, 3600.0)
+#: Turns of the loop that a connection takes from being accepted until it is one of ours: its transport is made, its
+#: protocol is told.
+_ACCEPTING = 4
 
 
 class Faults:
@@ -71,10 +74,14 @@ class Server:
         if self._server is None:
             return
         server, self._server = self._server, None
+        # Of a server that is closed, a connection that was accepted a moment before would never be ended by anybody.
+        for one in server.sockets:
+            asyncio.get_running_loop().remove_reader(one.fileno())
+        for _ in range(_ACCEPTING):
+            await asyncio.sleep(0)
         server.close()
         for transport in list(self._connections.values()):
             transport.abort() if abrupt else transport.close()
-        await asyncio.sleep(0)  # what was accepted a moment ago begins, and is one of them
         tasks = list(self._connections)
         for task in tasks:
             task.cancel()
@@ -108,16 +115,24 @@ class Server:
                 if crd_ended(self.api.registry, one.served):
                     one.watch.end()
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._connections[task] = writer.transport  # type: ignore[assignment]
+
+        def over(_task: asyncio.Task[None]) -> None:
+            self._connections.pop(task, None)
+            writer.close()  # also where the task was ended before it began
+
+        task.add_done_callback(over)
+        if self._server is None:  # a handshake of TLS that took longer
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await self._converse(reader, writer)
         except (OSError, asyncio.IncompleteReadError, h11.RemoteProtocolError, asyncio.CancelledError):
             pass
         finally:
-            self._connections.pop(task, None)
             writer.close()
             with contextlib.suppress(OSError, asyncio.CancelledError):
                 await writer.wait_closed()
