@@ -15,7 +15,7 @@ from spliceway.bpf.errors import KernelRefusedError
 from spliceway.bpf.rows import logical_rows
 from spliceway.policy.table import ClassKey, EndpointPolicy, IPNetwork, PolicyTable, Row, RowKey, TableDelta
 from spliceway.policy.verdict import Direction, Protocol, Reason, Verdict
-from support.kernel import KernelNode
+from support.kernel import SMALL, KernelNode
 from support.maps import expected, live
 from support.steps import steps
 
@@ -28,7 +28,7 @@ MAPPINGS = ("ipcache", "endpoints", "classes", "rows", "pairs")
 
 @pytest.fixture(scope="module")
 def node(demo_testbed: Testbed) -> Iterator[KernelNode]:
-    with KernelNode(demo_testbed.node, max_rows=256, max_ipcache=150_000) as kernel:
+    with KernelNode(demo_testbed.node, **SMALL) as kernel:
         yield kernel
 
 

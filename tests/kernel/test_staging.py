@@ -15,7 +15,7 @@ from spliceway.bpf.rows import LogicalRows, logical_rows
 from spliceway.policy.table import ClassKey, EndpointPolicy, PolicyTable, Row, RowKey, RuleRef
 from spliceway.policy.verdict import Direction, Protocol, Reason, Verdict
 from support import packets as p
-from support.kernel import KernelNode
+from support.kernel import SMALL, KernelNode
 from support.maps import expected, live
 
 pytestmark = pytest.mark.kernel
@@ -25,7 +25,7 @@ ME = "default/frontend"
 
 @pytest.fixture(scope="module")
 def node(demo_testbed: Testbed) -> Iterator[KernelNode]:
-    with KernelNode(demo_testbed.node, max_rows=64, max_ipcache=256) as kernel:
+    with KernelNode(demo_testbed.node, **SMALL) as kernel:
         yield kernel
 
 
@@ -78,8 +78,8 @@ def test_what_does_not_fit_changes_nothing(node: KernelNode) -> None:
     good = table(rng, 1)
     generation = node.run(node.datapath.apply(good))
     before = live(node)
-    with pytest.raises(KernelRefusedError, match=r"map policy: 200 elements needed, .* room for 64"):
-        node.run(node.datapath.apply(table(rng, 2, rows=200)))
+    with pytest.raises(KernelRefusedError, match=r"map policy: 400 elements needed, .* room for 256"):
+        node.run(node.datapath.apply(table(rng, 2, rows=400)))
     assert node.datapath._table.generation == generation
     assert live(node) == before
     assert node.run(node.datapath.apply(table(rng, 3))) == generation + 1

@@ -105,6 +105,10 @@ def node_cluster(node: Node, own: Own | None = None) -> tuple[Cluster, list[Loca
     return Cluster().with_objects(objects), endpoints
 
 
+#: A datapath in which rows run out soon; the same for all tests, since each has its programs compiled.
+SMALL = {"max_rows": 256, "max_ipcache": 150_000}
+
+
 class KernelNode:
     """A virtual node with a datapath and no agent: tests set endpoints and policies themselves."""
 
