@@ -94,6 +94,33 @@ def test_views(tmp_path: Path) -> None:
     with_agent(tmp_path, body)
 
 
+def test_endpoints_are_shown_as_they_are_attached(tmp_path: Path) -> None:
+    """Not as they shall be: what could not be attached is not ready."""
+
+    async def body(site: Site) -> None:
+        async def shown() -> dict[str, tuple[bool, list[int]]]:
+            return {one["name"]: (one["ready"], one["unsplicedPorts"]) for one in await site.get("endpoints")}
+
+        site.datapath.fail["set_endpoints"] = "no such device"
+        text = pod("late", "10.240.1.12") + "---" + pod("client", "10.240.1.10") + "---" + pod("server", "10.240.1.11")
+        site.write("pods.yaml", text)
+        await until(lambda: site.datapath.table and "default/late" in site.datapath.table.endpoints)
+        assert await shown() == {
+            "default/client": (True, []),
+            "default/late": (False, []),
+            "default/server": (True, []),
+        }
+        del site.datapath.fail["set_endpoints"]
+        site.write("pods.yaml", text.replace("app: late", "app: later"))
+
+        async def ready() -> bool:
+            return (await shown())["default/late"] == (True, [])
+
+        await until(ready)
+
+    with_agent(tmp_path, body)
+
+
 def test_addresses_do_not_bring_a_source_into_force_that_has_no_pods(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

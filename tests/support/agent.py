@@ -170,8 +170,8 @@ class MemoryDatapath:
     async def set_service_addresses(self, changes: Mapping[IPAddress, bool]) -> None:
         self.service_addresses.update(changes)
 
-    def has_endpoint(self, endpoint: LocalEndpoint) -> bool:
-        return endpoint in self.endpoints
+    def attached(self, endpoint: LocalEndpoint) -> LocalEndpoint | None:
+        return endpoint if endpoint in self.endpoints else None
 
     async def set_endpoints(self, endpoints: Sequence[LocalEndpoint], *, rows: bool = True) -> None:
         self.journal.append(f"endpoints {[one.name for one in endpoints]}")

@@ -90,8 +90,8 @@ class _Node:
     def status(self) -> CniStatus:
         return CniStatus()
 
-    def has_endpoint(self, endpoint: LocalEndpoint) -> bool:
-        return endpoint.name not in self.unattached
+    def attached(self, endpoint: LocalEndpoint) -> LocalEndpoint | None:
+        return endpoint if endpoint.name not in self.unattached else None
 
 
 class FleetAgent:

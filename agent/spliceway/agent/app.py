@@ -176,7 +176,7 @@ class Agent:
             addresses=addresses,
             on_pass=partial(self._told.passed, self._cni.passed),
         )
-        self._cni.use(self._reconciler, self._datapath.has_endpoint, self._resubmit)
+        self._cni.use(self._reconciler, self._datapath.attached, self._resubmit)
         self._proxy.on_answer(self._reconciler.wake)
         self._kill_switch.use(self._datapath, self._proxy, lambda: self._supervisor.status().running)
         self._server.add_services(csds.handlers(self._xds_view, self._server.tcp))

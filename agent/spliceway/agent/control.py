@@ -42,8 +42,8 @@ class DatapathControl(Protocol):
     def knows_endpoints(self) -> bool:
         """Whether the kernel has endpoints, also those of an earlier agent."""
 
-    def has_endpoint(self, endpoint: LocalEndpoint) -> bool:
-        """Whether this endpoint is attached, as it is."""
+    def attached(self, endpoint: LocalEndpoint) -> LocalEndpoint | None:
+        """This endpoint as it is attached: about splicing and meshes it may say what it said before."""
 
     async def set_endpoints(self, endpoints: Sequence[LocalEndpoint], *, rows: bool = True) -> None:
         """Attach to these endpoints and to no others. What is in no table yet drops NOT_READY.

@@ -35,7 +35,7 @@ from spliceway.agent.verdicts import with_audit
 from spliceway.agent.xdsviews import XdsViews
 from spliceway.bpf.portuse import PortUse
 from spliceway.bpf.services import FrontendRow
-from spliceway.bpf.types import CtEntry, SockEntry
+from spliceway.bpf.types import CtEntry, LocalEndpoint, SockEntry
 from spliceway.policy.loadbalancing import Balance
 
 Query = dict[str, str]
@@ -43,6 +43,9 @@ Query = dict[str, str]
 
 class DatapathViews(DatapathCounters, Protocol):
     """What views read from the datapath."""
+
+    def attached(self, endpoint: LocalEndpoint) -> LocalEndpoint | None:
+        """This endpoint as it is attached."""
 
     def conntrack(self) -> list[CtEntry]:
         """Connections."""
@@ -223,19 +226,22 @@ class Views:
         found = []
         for name in sorted(names):
             endpoint, policy = wired.get(name), table.endpoints.get(name) if table else None
+            # In the kernel: an interface may be one that can't be attached, annotations are a moment ahead.
+            there = self._datapath.attached(endpoint) if endpoint else None
+            shown = there or endpoint
             found.append(
                 {
                     "name": name,
                     "interface": endpoint.interface if endpoint else "",
                     "addresses": endpoint.addresses if endpoint else (),
-                    "ready": policy is not None and endpoint is not None,
+                    "ready": policy is not None and there is not None,
                     "identity": policy.identity if policy else 0,
                     "labels": table.identities.get(policy.identity, ()) if table and policy else (),
                     "policyId": policy.policy_id if policy else 0,
                     "ingress": policy.ingress if policy else False,
                     "egress": policy.egress if policy else False,
-                    "splice": endpoint.splice if endpoint else False,
-                    "unsplicedPorts": sorted(endpoint.unspliced_ports) if endpoint else (),
+                    "splice": shown.splice if shown else False,
+                    "unsplicedPorts": sorted(shown.unspliced_ports) if shown else (),
                     "sidecar": endpoint.sidecar if endpoint else None,
                     "mesh": endpoint.mesh if endpoint else "",
                     "accelerated": is_accelerated(endpoint, self._beside_istio()) if endpoint else False,

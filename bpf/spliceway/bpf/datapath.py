@@ -130,9 +130,8 @@ class Datapath(KernelViews):
     async def set_endpoints(self, endpoints: Sequence[LocalEndpoint], *, rows: bool = True) -> None:
         """Attach to these veths and detach from all others.
 
-        Endpoints that no table knows yet drop everything as «not ready»; without `rows` those that are new do so until
-        the next `apply`. Raises DatapathError naming every endpoint that failed; the others are done by then, and the
-        next call tries again.
+        Endpoints that no table knows yet drop everything as «not ready», without `rows` new ones until `apply`. Raises
+        DatapathError naming every endpoint that failed; the others are done by then, and the next call tries again.
         """
         wanted = {one.name: one for one in endpoints}
         async with self._lock, AsyncIPRoute() as ipr:
@@ -167,9 +166,9 @@ class Datapath(KernelViews):
         if failures:
             raise DatapathError("; ".join(failures))
 
-    def has_endpoint(self, endpoint: LocalEndpoint) -> bool:
-        """Whether this endpoint is attached, with this device and these addresses."""
-        return (found := self._attached.get(endpoint.name)) is not None and found.is_of(endpoint)
+    def attached(self, endpoint: LocalEndpoint) -> LocalEndpoint | None:
+        """With this device and these addresses; what it says may be older about splicing and meshes."""
+        return one.endpoint if (one := self._attached.get(endpoint.name)) and one.is_of(endpoint) else None
 
     async def _attach(self, ipr: AsyncIPRoute, endpoint: LocalEndpoint) -> Attached:
         for version in (4, 6):
@@ -202,6 +201,7 @@ class Datapath(KernelViews):
         value = abi.Endpoint.from_buffer_copy(self._maps.endpoints.lookup(key) or pack_endpoint(attached, (b"", b"")))
         value.unspliced = not attached.endpoint.splice
         self._maps.endpoints.update(key, bytes(value))
+        self._splices.exclude(self._attached)
 
     async def _detach(self, attached: Attached) -> None:
         """The endpoint is known no more: its packets are dropped, its connections end.

@@ -90,7 +90,7 @@ class PodNetwork:
     def __repr__(self) -> str:
         return f"PodNetwork({self._wirings!r})"
 
-    def use(self, force: Force, attached: Callable[[LocalEndpoint], bool], submit: Callable[[], int]) -> None:
+    def use(self, force: Force, attached: Callable[[LocalEndpoint], object], submit: Callable[[], int]) -> None:
         """`attached`: whether the kernel has this endpoint; `submit` has what is wanted now brought into force.
 
         It is called only after `open`, and gives the number of the intent.
@@ -265,7 +265,7 @@ class PodNetwork:
             live >= number
             and wiring.pod in table.endpoints
             and all(ip_network(address) in table.ipcache for address in endpoint.addresses)
-            and self._attached(endpoint)
+            and bool(self._attached(endpoint))
         )
 
     def _why_not(self, wiring: Wiring) -> str:

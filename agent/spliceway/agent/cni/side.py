@@ -37,7 +37,7 @@ class CniStatus(msgspec.Struct, frozen=True, rename="camel"):
 class CniSide(Protocol):
     """See `PodNetwork`."""
 
-    def use(self, force: Force, attached: Callable[[LocalEndpoint], bool], submit: Callable[[], int]) -> None:
+    def use(self, force: Force, attached: Callable[[LocalEndpoint], object], submit: Callable[[], int]) -> None:
         """Who brings pods into force."""
 
     async def start(self, stack: contextlib.ExitStack | contextlib.AsyncExitStack) -> None:
@@ -85,7 +85,7 @@ class NoCni:
         self._inventory = inventory
         self._state_dir = state_dir
 
-    def use(self, force: Force, attached: Callable[[LocalEndpoint], bool], submit: Callable[[], int]) -> None:
+    def use(self, force: Force, attached: Callable[[LocalEndpoint], object], submit: Callable[[], int]) -> None:
         """Nobody is wired."""
 
     async def start(self, stack: contextlib.ExitStack | contextlib.AsyncExitStack) -> None:

@@ -72,7 +72,7 @@ class LocalReport:
         policies: Policies,
         cni: CniSide,
         *,
-        attached: Callable[[LocalEndpoint], bool],
+        attached: Callable[[LocalEndpoint], object],
         enforcement: Callable[[], Enforcement],
         not_applied: Callable[[], Sequence[PolicyState]],
     ) -> None:

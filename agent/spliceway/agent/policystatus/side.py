@@ -46,8 +46,8 @@ log = structlog.get_logger(__name__)
 class Attached(Protocol):
     """What is asked of the datapath."""
 
-    def has_endpoint(self, endpoint: LocalEndpoint) -> bool:
-        """Whether the kernel has this endpoint."""
+    def attached(self, endpoint: LocalEndpoint) -> LocalEndpoint | None:
+        """This endpoint as the kernel has it."""
 
 
 class Switch(Protocol):
@@ -112,7 +112,7 @@ class PolicyStatusSide:
             force,
             policies,
             cni,
-            attached=datapath.has_endpoint,
+            attached=datapath.attached,
             enforcement=enforcement,
             not_applied=not_applied,
         )
