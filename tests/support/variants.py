@@ -40,8 +40,8 @@ COSTLY = (
     "tests/kernel/test_socket_lb.py",
 )
 
-#: Tests that CI leaves out: they compile programs or whole agents anew, or take half a minute for what `test_node_life`
-#: and their neighbours meet in passing.
+#: Tests that CI leaves out, for its length: most compile programs or whole agents anew, some take a quarter of a minute
+#: or more. Much of it `test_node_life` and their neighbours meet in passing; `make test` runs all of them.
 LEFT_OUT = (
     "tests/integration/test_agent_kill_switch.py::test_an_agent_that_dies_while_it_is_on",
     "tests/integration/test_agent_kill_switch.py::test_connections_that_began_meanwhile_are_judged_again",
@@ -56,7 +56,6 @@ LEFT_OUT = (
     "tests/integration/test_daemonset_proxy.py::test_from_the_agent_to_pods_and_back",
     "tests/integration/test_daemonset_proxy.py::test_sockets_that_the_kernel_has_not_seen_are_given_up",
     "tests/integration/test_daemonset_proxy.py::test_without_this_capability_nothing_is_served",
-    "tests/integration/test_demo.py::test_interrupted",
     "tests/integration/test_demo.py::test_kept_node_can_be_entered_and_taken_down",
     "tests/integration/test_hooks.py::test_a_veth_made_anew_gets_its_programs",
     "tests/integration/test_hooks.py::test_what_can_not_be_mended_is_a_problem",

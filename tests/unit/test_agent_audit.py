@@ -14,7 +14,8 @@ from spliceway.agent.addresses import AddressBook
 from spliceway.agent.audit import AuditEntry, AuditLog, AuditSummary
 from spliceway.agent.blame import Blamer
 from spliceway.agent.cli.audits import By, audit_groups, audit_notes, audit_rows, group_columns
-from spliceway.agent.cli.summary import _http_rule, _socket_lb, summary
+from spliceway.agent.cli.ruletext import _http_rule
+from spliceway.agent.cli.summary import _socket_lb, summary
 from spliceway.agent.flowlog import Flow, FlowPeer, HttpPart
 from spliceway.agent.flows import Names
 from spliceway.agent.jsonable import encode, plain

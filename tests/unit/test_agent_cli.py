@@ -28,7 +28,8 @@ from spliceway.agent.cli.client import AgentClient
 from spliceway.agent.cli.options import flow_pod, flow_service, known_namespace
 from spliceway.agent.cli.render import labels_text
 from spliceway.agent.cli.root import app
-from spliceway.agent.cli.summary import _place, flow_line, policy_rows
+from spliceway.agent.cli.ruletext import flow_line, policy_rows
+from spliceway.agent.cli.summary import _place
 from spliceway.agent.errors import ClientError, WrongUsageError
 from spliceway.agent.flowlog import FlowLog
 from spliceway.bpf.abi import ABI_VERSION

@@ -14,7 +14,8 @@ from spliceway.agent import log
 from spliceway.agent.cli import xdsrender
 from spliceway.agent.cli.common import Group
 from spliceway.agent.cli.render import cell, styled, table
-from spliceway.agent.cli.summary import flow_line, refusals
+from spliceway.agent.cli.ruletext import flow_line
+from spliceway.agent.cli.summary import refusals
 from spliceway.agent.errors import ClientError
 from spliceway.agent.printable import one_line, printable
 

@@ -138,7 +138,8 @@ def policy(
     The state says whether the proxy has taken over the HTTP rules as they are shown.
     """
     from spliceway.agent.cli.render import emit
-    from spliceway.agent.cli.summary import not_applied, policy_rows, refusals
+    from spliceway.agent.cli.ruletext import policy_rows
+    from spliceway.agent.cli.summary import not_applied, refusals
 
     client = agent_client(socket)
     if endpoint and "/" not in endpoint:
@@ -237,7 +238,7 @@ def flows(
     socket: SocketOption = None,
 ) -> None:
     """Show verdicts of kernel and proxy in one stream; with -o json one object a line."""
-    from spliceway.agent.cli.summary import flow_line
+    from spliceway.agent.cli.ruletext import flow_line
 
     client = agent_client(socket)
     lines = client.lines(

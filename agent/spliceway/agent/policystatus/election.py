@@ -75,10 +75,8 @@ class Election:
         self._until = 0.0
         self._on_back = on_back
         self._forbidden = 0  # how often in a row
-        self._suspected, self._wrong = (
-            ("", ""),
-            "",
-        )  # holder and revision that looked ended; holder whose clock is wrong
+        self._suspected = ("", "")  # holder and revision that looked ended
+        self._wrong = ""  # holder whose clock is wrong
         self.holder = ""
         self.error = ""
         self.terms = 0
